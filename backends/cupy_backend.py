@@ -1,0 +1,531 @@
+"""The GPU backend, in CuPy: the names of `numpy_backend.py`, in its order, for CUDA.
+
+Every formula is the one that stands there. What differs, differs because a device does: nothing comes to the host
+unasked, host and device arrays never mix, an index out of range raises nothing (so ids and index arrays are checked
+on the host, before they are moved), and repeated indices in `a[i] += v` are lost (so they go through scatter_add).
+"""
+
+from collections.abc import Sequence
+from math import inf, pi, sqrt as _sqrt
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from . import host
+
+try:
+    import cupy
+    import cupyx
+    import cupyx.scipy.special
+except ImportError as error:
+    raise ImportError(
+        f"backend 'cupy': CuPy cannot be imported ({error}); install it for your CUDA version: "
+        "pip install 'russellgrad[cuda13]' or 'russellgrad[cuda12]'"
+    ) from error
+
+Array: TypeAlias = Any  # cupy.ndarray; CuPy ships no type hints
+DType: TypeAlias = Any
+Shape: TypeAlias = tuple[int, ...]
+Axis: TypeAlias = int | tuple[int, ...] | None
+
+name = "cupy"
+
+# --- In and out of the backend
+
+
+def require_usable() -> None:
+    """Raises RuntimeError where there is no CUDA device."""
+    if not cupy.cuda.is_available():
+        raise RuntimeError(
+            "backend 'cupy': CuPy is installed but finds no CUDA device; check the driver with nvidia-smi, "
+            "or set RG_BACKEND=numpy"
+        )
+
+
+def is_array(x: Any) -> bool:
+    return isinstance(x, cupy.ndarray)
+
+
+def asarray(data: Any, dtype: DType = None) -> Array:
+    return cupy.asarray(data if is_array(data) else host.real_array(data, dtype), dtype)
+
+
+def copy(a: Array) -> Array:
+    return cupy.array(a, order="C")
+
+
+def to_host(a: Array) -> Any:
+    return cupy.asnumpy(a, order="C")
+
+
+def from_dlpack(x: Any) -> Array:
+    return cupy.from_dlpack(x)
+
+
+def astype(a: Array, dtype: DType) -> Array:
+    return a.astype(dtype)
+
+
+def zeros(shape: Shape, dtype: DType) -> Array:
+    return cupy.zeros(shape, dtype)
+
+
+def full(shape: Shape, value: float, dtype: DType) -> Array:
+    return cupy.full(shape, value, dtype)
+
+
+def arange(n: int) -> Array:
+    return cupy.arange(n, dtype=np.int64)
+
+
+def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
+    return cupy.asarray(host.normal(shape, seed, counter).astype(dtype))
+
+
+def uniform(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
+    return cupy.asarray(host.uniform(shape, seed, counter).astype(dtype))
+
+
+def ids(ids: Any, upper: int, op: str) -> Array:
+    if is_array(ids):  # reading them back waits for the device: give host ids where speed matters
+        host.checked_ids(cupy.asnumpy(ids), upper, op)
+        return ids.astype(np.int64)
+    return cupy.asarray(host.checked_ids(ids, upper, op))
+
+
+def targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]:
+    checked, counted = host.checked_targets(cupy.asnumpy(ids) if is_array(ids) else ids, upper, ignore, op)
+    return cupy.asarray(checked), None if counted is None else cupy.asarray(counted)
+
+
+# --- Elementwise, broadcasting
+
+
+def add(a: Array, b: Array) -> Array:
+    return cupy.add(a, b)
+
+
+def subtract(a: Array, b: Array) -> Array:
+    return cupy.subtract(a, b)
+
+
+def multiply(a: Array, b: Array) -> Array:
+    return cupy.multiply(a, b)
+
+
+def divide(a: Array, b: Array) -> Array:
+    return cupy.divide(a, b)
+
+
+def power(a: Array, b: Array) -> Array:
+    return cupy.power(a, b)
+
+
+def negative(a: Array) -> Array:
+    return cupy.negative(a)
+
+
+def exp(a: Array) -> Array:
+    return cupy.exp(a)
+
+
+def log(a: Array) -> Array:
+    return cupy.log(a)
+
+
+def sqrt(a: Array) -> Array:
+    return cupy.sqrt(a)
+
+
+def tanh(a: Array) -> Array:
+    return cupy.tanh(a)
+
+
+def sin(a: Array) -> Array:
+    return cupy.sin(a)
+
+
+def cos(a: Array) -> Array:
+    return cupy.cos(a)
+
+
+def erf(a: Array) -> Array:
+    return cupyx.scipy.special.erf(a)
+
+
+def abs(a: Array) -> Array:
+    return cupy.abs(a)
+
+
+def sign(a: Array) -> Array:
+    return cupy.sign(a)
+
+
+def maximum(a: Array, b: Array) -> Array:
+    return cupy.maximum(a, b)
+
+
+def minimum(a: Array, b: Array) -> Array:
+    return cupy.minimum(a, b)
+
+
+def where(condition: Array, a: Array, b: Array) -> Array:
+    return cupy.where(condition, a, b)
+
+
+def equal(a: Array, b: Array) -> Array:
+    return cupy.equal(a, b)
+
+
+def not_equal(a: Array, b: Array) -> Array:
+    return cupy.not_equal(a, b)
+
+
+def less(a: Array, b: Array) -> Array:
+    return cupy.less(a, b)
+
+
+def less_equal(a: Array, b: Array) -> Array:
+    return cupy.less_equal(a, b)
+
+
+def greater(a: Array, b: Array) -> Array:
+    return cupy.greater(a, b)
+
+
+def greater_equal(a: Array, b: Array) -> Array:
+    return cupy.greater_equal(a, b)
+
+
+def logical_and(a: Array, b: Array) -> Array:
+    return cupy.logical_and(a, b)
+
+
+def logical_or(a: Array, b: Array) -> Array:
+    return cupy.logical_or(a, b)
+
+
+def logical_not(a: Array) -> Array:
+    return cupy.logical_not(a)
+
+
+# --- Reductions
+
+
+def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    return cupy.sum(a, axis=axis, keepdims=keepdims)
+
+
+def max(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    return cupy.max(a, axis=axis, keepdims=keepdims)
+
+
+def min(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    return cupy.min(a, axis=axis, keepdims=keepdims)
+
+
+def argmax(a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    return cupy.argmax(a, axis=axis, keepdims=keepdims)
+
+
+# --- Shapes
+
+
+def reshape(a: Array, shape: Shape) -> Array:
+    return cupy.reshape(a, shape)
+
+
+def transpose(a: Array, axes: Sequence[int] | None = None) -> Array:
+    return cupy.transpose(a, axes)
+
+
+def broadcast_to(a: Array, shape: Shape) -> Array:
+    return cupy.broadcast_to(a, shape)
+
+
+def expand_dims(a: Array, axis: int | tuple[int, ...]) -> Array:
+    return cupy.expand_dims(a, axis)
+
+
+def concatenate(arrays: Sequence[Array], axis: int) -> Array:
+    return cupy.concatenate(arrays, axis)
+
+
+def prepare_index(index: Any, shape: Shape) -> Any:
+    parts = host.as_tuple(index)
+    prepared: list[Any] = []
+    for part, axis in zip(parts, host.axes_of(parts, len(shape)), strict=True):
+        if part is None or part is Ellipsis or isinstance(part, (slice, int)):
+            prepared.append(part)
+            continue
+        # An index array on the device is read back to check it, which waits; a host one is checked, then moved.
+        on_host = host.index_array(cupy.asnumpy(part) if is_array(part) else part)
+        host.check_index_array(on_host, axis, shape)
+        if on_host.dtype.kind == "b":  # its places, as integers: their number is the result's shape
+            prepared.extend(cupy.asarray(places) for places in np.nonzero(on_host))
+        else:
+            prepared.append(part if is_array(part) else cupy.asarray(on_host))
+    return tuple(prepared)
+
+
+def getitem(a: Array, index: Any) -> Array:
+    return a[index]
+
+
+def getitem_backward(g: Array, index: Any, shape: Shape) -> Array:
+    out = cupy.zeros(shape, g.dtype)
+    if host.is_basic(index):
+        out[index] = g  # nothing is picked twice
+    else:
+        cupyx.scatter_add(out, index, g)  # atomics: the order of the additions, so the last bits, may vary
+    return out
+
+
+# --- Products
+
+
+def matmul(a: Array, b: Array) -> Array:
+    return cupy.matmul(a, b)
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    rows = _rows(x) @ weight  # (N, i) @ (i, o): one product, whatever the batch axes
+    if bias is not None:
+        rows += bias
+    return rows.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+    need_x, need_weight, need_bias = needs
+    g2 = _rows(g)  # (N, o)
+    return (
+        (g2 @ weight.T).reshape(x.shape) if need_x else None,
+        _rows(x).T @ g2 if need_weight else None,
+        g2.sum(0) if need_bias else None,
+    )
+
+
+def _rows(a: Array) -> Array:
+    """(..., C) -> (N, C); the count is spelled out because -1 cannot be inferred when C is 0."""
+    n = 1
+    for length in a.shape[:-1]:
+        n *= length
+    return a.reshape(n, a.shape[-1])
+
+
+# --- Fused: activations. Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2.
+
+_GELU_C = _sqrt(2.0 / pi)
+
+
+def gelu(a: Array, approximate: str) -> Array:
+    if approximate == "none":  # a Phi(a), Phi the normal distribution function
+        return 0.5 * a * (1.0 + erf(a * _sqrt(0.5)))
+    return 0.5 * a * (1.0 + cupy.tanh(_GELU_C * (a + 0.044715 * a * a * a)))
+
+
+def gelu_backward(g: Array, a: Array, approximate: str) -> Array:
+    if approximate == "none":  # Phi(a) + a phi(a), phi the normal density
+        phi = cupy.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
+        return g * (0.5 * (1.0 + erf(a * _sqrt(0.5))) + a * phi)
+    t = cupy.tanh(_GELU_C * (a + 0.044715 * a * a * a))
+    inner = _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
+    return g * (0.5 * (1.0 + t) + 0.5 * a * (1.0 - t * t) * inner)
+
+
+# --- Fused: rows
+
+
+def softmax(a: Array, axis: int) -> Array:
+    if a.size == 0:
+        return cupy.array(a)
+    e = cupy.exp(a - cupy.max(a, axis=axis, keepdims=True))  # the largest exponent is 0: no overflow
+    return e / cupy.sum(e, axis=axis, keepdims=True)
+
+
+def softmax_backward(g: Array, y: Array, axis: int) -> Array:
+    return y * (g - cupy.sum(g * y, axis=axis, keepdims=True))
+
+
+def log_softmax(a: Array, axis: int) -> Array:
+    if a.size == 0:
+        return cupy.array(a)
+    z = a - cupy.max(a, axis=axis, keepdims=True)
+    return z - cupy.log(cupy.sum(cupy.exp(z), axis=axis, keepdims=True))
+
+
+def log_softmax_backward(g: Array, y: Array, axis: int) -> Array:
+    return g - cupy.exp(y) * cupy.sum(g, axis=axis, keepdims=True)
+
+
+# Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450, equation 4.
+
+
+def layer_norm(
+    x: Array, gamma: Array | None, beta: Array | None, eps: float
+) -> tuple[Array, Array, Array]:
+    mean = cupy.mean(x, axis=-1, keepdims=True)  # (..., 1)
+    centred = x - mean  # the variance from centred values: E[x^2] - E[x]^2 cancels when the mean is large
+    rstd = 1.0 / cupy.sqrt(cupy.mean(centred * centred, axis=-1, keepdims=True) + eps)  # (..., 1)
+    y = centred * rstd
+    if gamma is not None:
+        y = y * gamma
+    if beta is not None:
+        y = y + beta
+    return y, mean, rstd
+
+
+def layer_norm_backward(
+    g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
+) -> tuple[Array | None, ...]:
+    need_x, need_gamma, need_beta = needs
+    normed = (x - mean) * rstd  # (..., C)
+    gx = ggamma = gbeta = None
+    if need_x:
+        h = g if gamma is None else g * gamma
+        # The gradient of centring takes out h's mean; that of scaling, its part along `normed`.
+        gx = rstd * (
+            h - cupy.mean(h, axis=-1, keepdims=True) - normed * cupy.mean(h * normed, axis=-1, keepdims=True)
+        )
+    if need_gamma:
+        ggamma = _rows(g * normed).sum(0)
+    if need_beta:
+        gbeta = _rows(g).sum(0)
+    return gx, ggamma, gbeta
+
+
+def embedding(weight: Array, ids: Array) -> Array:
+    return cupy.take(weight, ids, axis=0)
+
+
+_ONE_HOT_ELEMENTS = 1 << 24  # of one block of one-hot rows: 64 MiB in float32
+
+
+def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
+    """A one-hot product, (V, N) @ (N, C): unlike atomics it gives the same bits every time.
+
+    In blocks of tokens, so that the one-hot matrix stays small. A nan or inf in g reaches every row.
+    """
+    flat, rows = ids.ravel(), _rows(g)
+    out = cupy.zeros((n_rows, g.shape[-1]), g.dtype)
+    classes = cupy.arange(n_rows, dtype=np.int64)[:, None]
+    block = _ONE_HOT_ELEMENTS // n_rows + 1 if n_rows else 1
+    for start in range(0, flat.size, block):
+        part = slice(start, start + block)
+        out += (classes == flat[None, part]).astype(g.dtype) @ rows[part]
+    return out
+
+
+def cross_entropy(
+    logits: Array, ids: Array, counted: Array | None, excluded: int | None
+) -> tuple[Array, Array]:
+    """The mean of -log softmax(logits)[id] over the rows that count; a class `excluded` has probability 0."""
+    z = cupy.array(logits)  # (N, C)
+    if excluded is not None:
+        z[:, excluded] = -inf
+    z -= cupy.max(z, axis=1, keepdims=True)
+    target = z[cupy.arange(len(ids)), ids]  # (N,)
+    probs = cupy.exp(z, out=z)
+    total = cupy.sum(probs, axis=1, keepdims=True)  # (N, 1)
+    losses = cupy.log(total[:, 0]) - target
+    probs /= total
+    if counted is None:
+        return cupy.mean(losses), probs
+    return (cupy.sum(cupy.where(counted, losses, 0)) / cupy.count_nonzero(counted)).astype(z.dtype), probs
+
+
+def cross_entropy_backward(g: Array, probs: Array, ids: Array, counted: Array | None) -> Array:
+    out = cupy.array(probs)  # (N, C): softmax minus one-hot, over the number of rows that count
+    out[cupy.arange(len(ids)), ids] -= 1
+    if counted is None:
+        out *= g / len(ids)
+    else:
+        out *= (counted * (g / cupy.count_nonzero(counted))).astype(g.dtype)[:, None]
+    return out
+
+
+# Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1.
+
+
+def attention(
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int
+) -> tuple[Array, Array]:
+    scores = (q * (1.0 / _sqrt(q.shape[-1]))) @ cupy.swapaxes(k, -1, -2)  # (..., L, S)
+    if mask is not None:
+        scores = cupy.where(mask, -inf, scores)
+    if causal:  # query i sees keys up to i + offset
+        queries, keys = scores.shape[-2:]
+        hidden = cupy.arange(keys) > cupy.arange(queries)[:, None] + offset
+        scores = cupy.where(hidden, -inf, scores)
+    if scores.size:
+        top = cupy.max(scores, axis=-1, keepdims=True)
+        weights = cupy.exp(scores - cupy.where(cupy.isneginf(top), 0, top))  # a row with everything hidden: all zeros
+        total = cupy.sum(weights, axis=-1, keepdims=True)
+        weights /= cupy.where(total == 0, 1, total)
+    else:
+        weights = scores
+    return weights @ v, weights
+
+
+def attention_backward(
+    g: Array, q: Array, k: Array, v: Array, weights: Array, needs: Sequence[bool]
+) -> tuple[Array | None, ...]:
+    need_q, need_k, need_v = needs
+    gq = gk = None
+    if need_q or need_k:
+        gw = softmax_backward(g @ cupy.swapaxes(v, -1, -2), weights, -1) * (1.0 / _sqrt(q.shape[-1]))  # (..., L, S)
+        gq = gw @ k if need_q else None
+        gk = cupy.swapaxes(gw, -1, -2) @ q if need_k else None
+    gv = cupy.swapaxes(weights, -1, -2) @ g if need_v else None
+    return gq, gk, gv
+
+
+# --- Fused: one optimizer step, in place
+
+
+def sgd_step(
+    p: Array,
+    g: Array,
+    velocity: Array | None,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> None:
+    """Sutskever et al., "On the importance of initialization and momentum", ICML 2013, in the form PyTorch uses.
+
+    `velocity` is None without momentum, and zeros before the first step.
+    """
+    if weight_decay:
+        g = g + weight_decay * p
+    if velocity is not None:
+        velocity *= momentum
+        velocity += g
+        g = g + momentum * velocity if nesterov else velocity
+    p -= lr * g
+
+
+def adam_step(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101."""
+    if weight_decay and decoupled:
+        p *= 1.0 - lr * weight_decay
+    elif weight_decay:
+        g = g + weight_decay * p
+    m *= beta1
+    m += (1.0 - beta1) * g
+    v *= beta2
+    v += (1.0 - beta2) * (g * g)
+    scale = _sqrt(1.0 - beta2**step)
+    p -= (lr / (1.0 - beta1**step)) * m / (cupy.sqrt(v) / scale + eps)

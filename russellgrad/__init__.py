@@ -1,0 +1,10 @@
+"""RussellGrad: one autograd Tensor and one transformer, on a CPU (NumPy) or a CUDA GPU (CuPy)."""
+
+from .autograd import no_grad
+from .backend import available_backends, get_backend, set_backend, use_backend
+from .dtype import get_default_dtype, set_default_dtype
+from .functional import attention, cross_entropy, embedding, layer_norm, linear, log_softmax, maximum, minimum, where
+from .softmax import softmax  # the function: it takes the place of the module of that name here
+from .tensor import Tensor, custom_op
+
+__version__ = "0.1.0"

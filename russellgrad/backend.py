@@ -1,0 +1,273 @@
+"""The contract that every backend module offers, and the choice of the one in use.
+
+The contract owes this: the names of `Backend`, as functions of a module, one line a primitive. Arrays go in and come
+out as the backend's own; Python numbers may stand for any operand; results of dimension 0 stay arrays or behave as
+such; nothing is converted to the host unless its line says so. Shapes are in the comments: `...` is any number of
+axes. A fused primitive has its backward on the next line.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+Array: TypeAlias = Any  # the backend's own array type: numpy.ndarray, cupy.ndarray, ...
+DType: TypeAlias = Any  # a dtype object or its name, "float32"
+Shape: TypeAlias = tuple[int, ...]
+Axis: TypeAlias = int | tuple[int, ...] | None
+Index: TypeAlias = Any  # what stands between the brackets of x[...]
+
+
+# fmt: off
+class Backend(Protocol):
+    """The primitives. A module with these functions, in these signatures, is a backend."""
+
+    @property
+    def name(self) -> str: ...                                                   # "numpy", "cupy", ...
+
+    # In and out of the backend
+    def require_usable(self) -> None: ...                                        # raises RuntimeError saying what to install or set
+    def is_array(self, x: Any) -> bool: ...                                      # is x one of this backend's own arrays?
+    def asarray(self, data: Any, dtype: DType = None) -> Array: ...              # numbers, lists, host arrays, own arrays; copies only if it must
+    def copy(self, a: Array) -> Array: ...                                       # (...) -> (...), C order, owned
+    def to_host(self, a: Array) -> Any: ...                                      # (...) -> numpy.ndarray, a copy; waits for the device
+    def from_dlpack(self, x: Any) -> Array: ...                                  # shares memory with the exporter
+    def astype(self, a: Array, dtype: DType) -> Array: ...                       # (...) -> (...)
+    def zeros(self, shape: Shape, dtype: DType) -> Array: ...                    # -> shape
+    def full(self, shape: Shape, value: float, dtype: DType) -> Array: ...       # -> shape
+    def arange(self, n: int) -> Array: ...                                       # -> (n,) int64
+    def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...   # -> shape; a function of (seed, counter) alone
+    def uniform(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...  # -> shape, in [0, 1); likewise
+    def ids(self, ids: Any, upper: int, op: str) -> Array: ...                   # (...) -> (...) int64, each in [0, upper), checked on the host
+    def targets(self, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]: ...  # ids, and a bool array of those not `ignore`, or None if all count
+
+    # Elementwise, broadcasting
+    def add(self, a: Array, b: Array) -> Array: ...                              # a + b
+    def subtract(self, a: Array, b: Array) -> Array: ...                         # a - b
+    def multiply(self, a: Array, b: Array) -> Array: ...                         # a * b
+    def divide(self, a: Array, b: Array) -> Array: ...                           # a / b
+    def power(self, a: Array, b: Array) -> Array: ...                            # a ** b
+    def negative(self, a: Array) -> Array: ...                                   # -a
+    def exp(self, a: Array) -> Array: ...                                        # e ** a
+    def log(self, a: Array) -> Array: ...                                        # natural logarithm
+    def sqrt(self, a: Array) -> Array: ...                                       # square root
+    def tanh(self, a: Array) -> Array: ...                                       # hyperbolic tangent
+    def sin(self, a: Array) -> Array: ...                                        # sine
+    def cos(self, a: Array) -> Array: ...                                        # cosine
+    def erf(self, a: Array) -> Array: ...                                        # error function, to 1e-15 in float64
+    def abs(self, a: Array) -> Array: ...                                        # |a|
+    def sign(self, a: Array) -> Array: ...                                       # -1, 0 or 1
+    def maximum(self, a: Array, b: Array) -> Array: ...                          # the larger; nan wins
+    def minimum(self, a: Array, b: Array) -> Array: ...                          # the smaller; nan wins
+    def where(self, condition: Array, a: Array, b: Array) -> Array: ...          # a where condition, else b
+    def equal(self, a: Array, b: Array) -> Array: ...                            # bool
+    def not_equal(self, a: Array, b: Array) -> Array: ...                        # bool
+    def less(self, a: Array, b: Array) -> Array: ...                             # bool
+    def less_equal(self, a: Array, b: Array) -> Array: ...                       # bool
+    def greater(self, a: Array, b: Array) -> Array: ...                          # bool
+    def greater_equal(self, a: Array, b: Array) -> Array: ...                    # bool
+    def logical_and(self, a: Array, b: Array) -> Array: ...                      # bool
+    def logical_or(self, a: Array, b: Array) -> Array: ...                       # bool
+    def logical_not(self, a: Array) -> Array: ...                                # bool
+
+    # Reductions: axis None is all axes
+    def sum(self, a: Array, axis: Axis = None, keepdims: bool = False) -> Array: ...      # (...) -> (...) without axis
+    def max(self, a: Array, axis: Axis = None, keepdims: bool = False) -> Array: ...      # likewise; nan wins
+    def min(self, a: Array, axis: Axis = None, keepdims: bool = False) -> Array: ...      # likewise; nan wins
+    def argmax(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array: ...  # likewise, int64; the first of several
+
+    # Shapes
+    def reshape(self, a: Array, shape: Shape) -> Array: ...                      # (...) -> shape, C order; -1 is inferred
+    def transpose(self, a: Array, axes: Sequence[int] | None = None) -> Array: ...  # axes permuted; None reverses them
+    def broadcast_to(self, a: Array, shape: Shape) -> Array: ...                 # (...) -> shape
+    def expand_dims(self, a: Array, axis: int | tuple[int, ...]) -> Array: ...   # a new axis of length 1 at axis
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array: ...      # n x (..., k_i, ...) -> (..., sum k_i, ...)
+    def prepare_index(self, index: Index, shape: Shape) -> Index: ...            # index arrays moved here, bounds checked
+    def getitem(self, a: Array, index: Index) -> Array: ...                      # a[index]
+    def getitem_backward(self, g: Array, index: Index, shape: Shape) -> Array: ...  # zeros(shape), [index] += g; repeats accumulate
+
+    # Products
+    def matmul(self, a: Array, b: Array) -> Array: ...                           # (..., n, k) @ (..., k, m) -> (..., n, m); 1-D as in NumPy
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array: ...  # (..., i) (i, o) (o,) -> (..., o)
+    def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,)
+
+    # Fused: activations
+    def gelu(self, a: Array, approximate: str) -> Array: ...                     # "none": a Phi(a); "tanh": its approximation
+    def gelu_backward(self, g: Array, a: Array, approximate: str) -> Array: ...  # (...) (...) -> (...)
+
+    # Fused: rows
+    def softmax(self, a: Array, axis: int) -> Array: ...                         # e^a / sum e^a along axis
+    def softmax_backward(self, g: Array, y: Array, axis: int) -> Array: ...      # y is softmax's output
+    def log_softmax(self, a: Array, axis: int) -> Array: ...                     # a - log sum e^a along axis
+    def log_softmax_backward(self, g: Array, y: Array, axis: int) -> Array: ...  # y is log_softmax's output
+    def layer_norm(self, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]: ...  # (..., C) (C,) (C,) -> (..., C), mean (..., 1), 1/std (..., 1)
+    def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,) (C,)
+    def embedding(self, weight: Array, ids: Array) -> Array: ...                 # (V, C) (...) -> (..., C)
+    def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (V, C), the same bits every time
+    def cross_entropy(self, logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]: ...  # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities
+    def cross_entropy_backward(self, g: Array, probs: Array, ids: Array, counted: Array | None) -> Array: ...  # () -> (N, C)
+    def attention(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]: ...  # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), weights (..., L, S)
+    def attention_backward(self, g: Array, q: Array, k: Array, v: Array, weights: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., L, e) -> gradients of q, k, v
+
+    # Fused: one optimizer step, in place on p and its state
+    def sgd_step(self, p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> None: ...
+    def adam_step(self, p: Array, g: Array, m: Array, v: Array, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool) -> None: ...
+# fmt: on
+
+
+PRIMITIVES: tuple[str, ...] = tuple(name for name in vars(Backend) if not name.startswith("_"))
+BUILTIN = ("numpy", "cupy")
+ENTRY_POINT_GROUP = "russellgrad.backends"
+
+_loaded: dict[str, Backend] = {}
+_default: Backend | None = None  # set by set_backend, or from RG_BACKEND at first use; None before that
+_override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", default=None)
+
+
+def _adopt_neighbour() -> None:
+    """In a checkout, make the folder `backends/` beside this package the package `russellgrad.backends`.
+
+    An installed `russellgrad` has it inside. A checkout must never take it from another installation, so the
+    neighbour is bound here, before anything can import it by another way.
+    """
+    root = Path(__file__).resolve().parent.parent
+    init = root / "backends" / "__init__.py"
+    name = f"{__package__}.backends"
+    if name in sys.modules or not (init.exists() and (root / "pyproject.toml").exists()):
+        return
+    spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(init.parent)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    setattr(sys.modules[cast(str, __package__)], "backends", module)
+
+
+_adopt_neighbour()
+
+
+def _as_backend(module: ModuleType, name: str) -> Backend:
+    """Check that `module` has every name of the contract.
+
+    Raises:
+        TypeError: names the missing primitives.
+    """
+    missing = [primitive for primitive in PRIMITIVES if not hasattr(module, primitive)]
+    if missing:
+        raise TypeError(
+            f"backend {name!r}: module {module.__name__} lacks {', '.join(missing)}; "
+            "the contract is russellgrad.backend.Backend"
+        )
+    return cast(Backend, module)
+
+
+def load_backend(name: str) -> Backend:
+    """The backend called `name`: a built-in one, an entry point in the group `russellgrad.backends`, or a dotted path.
+
+    Raises:
+        ValueError: no backend of that name; lists those there are.
+        ImportError: the array library it needs is not installed; says what to install.
+        RuntimeError: the library is there but cannot be used, as CuPy without a CUDA device; says what is missing.
+        TypeError: the module lacks names of the contract.
+    """
+    if name not in _loaded:
+        if name in BUILTIN:
+            module = importlib.import_module(f"{__package__}.backends.{name}_backend")
+        elif points := entry_points(group=ENTRY_POINT_GROUP, name=name):
+            module = next(iter(points)).load()
+        elif "." in name:
+            module = _import_dotted(name)
+        else:
+            raise ValueError(
+                f"unknown backend {name!r}: known are {', '.join(_known_names())}; "
+                "or give the dotted path of a module, RG_BACKEND=package.module"
+            )
+        backend = _as_backend(module, name)
+        backend.require_usable()
+        # A module reached by two names is still one backend.
+        _loaded[name] = backend
+    return _loaded[name]
+
+
+def _import_dotted(path: str) -> ModuleType:
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (path + ".").startswith(error.name + "."):
+            raise  # the module is there; something it imports is not
+        raise ValueError(
+            f"unknown backend {path!r}: no module of that path; known names are {', '.join(_known_names())}"
+        ) from error
+
+
+def _known_names() -> list[str]:
+    return [*BUILTIN, *sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(BUILTIN))]
+
+
+def available_backends() -> tuple[str, ...]:
+    """The names of the backends that can be selected on this machine, built-in ones first."""
+    usable = []
+    for name in _known_names():
+        try:
+            load_backend(name)
+        except (ImportError, RuntimeError):
+            continue
+        usable.append(name)
+    return tuple(usable)
+
+
+def resolve_backend(backend: "str | ModuleType | Backend | None") -> Backend:
+    """A backend from its name, its module, or None for the one in use. Raises as `load_backend` does."""
+    if backend is None:
+        return get_backend()
+    if isinstance(backend, str):
+        return load_backend(backend)
+    if isinstance(backend, ModuleType):
+        return _as_backend(backend, backend.__name__)
+    raise TypeError(f"backend must be a name or a module, got {type(backend).__name__}")
+
+
+def get_backend() -> Backend:
+    """The backend that new tensors live on.
+
+    That of the innermost `use_backend`, else of the last `set_backend`, else the environment's `RG_BACKEND`, else
+    NumPy. Raises as `load_backend` does.
+    """
+    global _default
+    override = _override.get()
+    if override is not None:
+        return override
+    if _default is None:
+        _default = load_backend(os.environ.get("RG_BACKEND") or "numpy")
+    return _default
+
+
+def set_backend(backend: str | ModuleType) -> None:
+    """Make `backend` the one that new tensors live on, in the whole process. Raises as `load_backend` does."""
+    global _default
+    _default = resolve_backend(backend)
+
+
+@contextmanager
+def use_backend(backend: str | ModuleType) -> Iterator[Backend]:
+    """`with use_backend("cupy"):` new tensors in the block live on that backend. Raises as `load_backend` does."""
+    token = _override.set(resolve_backend(backend))
+    try:
+        yield cast(Backend, _override.get())
+    finally:
+        _override.reset(token)
+
+
+if TYPE_CHECKING:
+    # mypy does not follow the mapping of backends/ to russellgrad.backends, but here it holds both against the contract.
+    from backends import cupy_backend, numpy_backend
+
+    _numpy: Backend = numpy_backend
+    _cupy: Backend = cupy_backend

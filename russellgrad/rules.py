@@ -1,0 +1,480 @@
+"""The op table: each op's forward and pullbacks side by side.
+
+A rule is a pure function of (xp, arrays, parameters). It returns the output and one pullback for each operand, or one
+`Joint` pullback for all. xp is the backend module; every primitive goes through it, and no operator is applied to an
+array, so anything that offers the contract can run a rule. An operand may be a Python number. A pullback takes the
+gradient of the output, `g`, and returns that of its operand; the engine then sums it over broadcast axes, so no rule
+speaks of broadcasting. A pullback captures what it needs and nothing else: a shape rather than an array.
+
+None in place of a pullback says that the output does not vary smoothly with the operand.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, TypeAlias
+
+from .autograd import Joint
+from .backend import Array, Axis, Backend, DType, Index, Shape
+from .dtype import is_float
+
+Rule: TypeAlias = Callable[..., tuple[Any, ...]]
+Result: TypeAlias = tuple[Any, ...]  # (output, pullback, ...)
+
+# fmt: off
+# --- Arithmetic
+
+def add(xp: Backend, a: Array, b: Array) -> Result:      return xp.add(a, b),      lambda g: g, lambda g: g
+def subtract(xp: Backend, a: Array, b: Array) -> Result: return xp.subtract(a, b), lambda g: g, lambda g: xp.negative(g)
+def multiply(xp: Backend, a: Array, b: Array) -> Result: return xp.multiply(a, b), lambda g: xp.multiply(g, b), lambda g: xp.multiply(g, a)
+def negative(xp: Backend, a: Array) -> Result:           return xp.negative(a),    lambda g: xp.negative(g)
+
+# --- Comparisons
+
+def equal(xp: Backend, a: Array, b: Array) -> Result:         return xp.equal(a, b),         None, None
+def not_equal(xp: Backend, a: Array, b: Array) -> Result:     return xp.not_equal(a, b),     None, None
+def less(xp: Backend, a: Array, b: Array) -> Result:          return xp.less(a, b),          None, None
+def less_equal(xp: Backend, a: Array, b: Array) -> Result:    return xp.less_equal(a, b),    None, None
+def greater(xp: Backend, a: Array, b: Array) -> Result:       return xp.greater(a, b),       None, None
+def greater_equal(xp: Backend, a: Array, b: Array) -> Result: return xp.greater_equal(a, b), None, None
+
+# --- Elementwise
+
+def log(xp: Backend, a: Array) -> Result: return xp.log(a), lambda g: xp.divide(g, a)
+def sin(xp: Backend, a: Array) -> Result: return xp.sin(a), lambda g: xp.multiply(g, xp.cos(a))
+def cos(xp: Backend, a: Array) -> Result: return xp.cos(a), lambda g: xp.multiply(g, xp.negative(xp.sin(a)))
+def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multiply(g, xp.sign(a))
+# fmt: on
+
+
+def divide(xp: Backend, a: Array, b: Array) -> Result:
+    out = xp.divide(a, b)
+    return out, lambda g: xp.divide(g, b), lambda g: xp.negative(xp.multiply(g, xp.divide(out, b)))
+
+
+def power(xp: Backend, a: Array, b: Array) -> Result:
+    """a ** b. Where b is 0 the gradient of a is 0, even at inf; where a is 0 and b >= 0 that of b is 0."""
+    out = _power(xp, a, b)
+
+    def pull_a(g: Array) -> Array:
+        if isinstance(b, (int, float)):
+            if b == 0:
+                return xp.zeros(g.shape, g.dtype)
+            return xp.multiply(g, xp.multiply(_power(xp, a, b - 1), b))
+        flat = xp.equal(b, 0)
+        slope = xp.multiply(xp.power(a, xp.where(flat, 0, xp.subtract(b, 1))), b)
+        return xp.where(flat, 0, xp.multiply(g, slope))
+
+    def pull_b(g: Array) -> Array:
+        if isinstance(a, (int, float)) and a != 0:
+            return xp.multiply(g, xp.multiply(out, math.log(a) if a > 0 else math.nan))
+        at_zero = xp.where(xp.greater_equal(b, 0), 0, -math.inf)
+        if isinstance(a, (int, float)):
+            return xp.multiply(g, at_zero)
+        is_zero = xp.equal(a, 0)
+        return xp.multiply(g, xp.where(is_zero, at_zero, xp.multiply(out, xp.log(xp.where(is_zero, 1, a)))))
+
+    return out, pull_a, pull_b
+
+
+def _power(xp: Backend, a: Array, b: Array) -> Array:
+    if isinstance(b, (int, float)):  # the general power is some twenty times slower than a product
+        if b == 2:
+            return xp.multiply(a, a)
+        if b == 1:
+            return a
+        if b == 0.5:
+            return xp.sqrt(a)
+    return xp.power(a, b)
+
+
+def exp(xp: Backend, a: Array) -> Result:
+    out = xp.exp(a)
+    return out, lambda g: xp.multiply(g, out)
+
+
+def sqrt(xp: Backend, a: Array) -> Result:
+    out = xp.sqrt(a)
+    return out, lambda g: xp.divide(g, xp.multiply(out, 2))
+
+
+def tanh(xp: Backend, a: Array) -> Result:
+    out = xp.tanh(a)
+    return out, lambda g: xp.multiply(g, xp.subtract(1, xp.multiply(out, out)))
+
+
+def sigmoid(xp: Backend, a: Array) -> Result:
+    """1 / (1 + e^-a), from e^-|a|, which cannot overflow."""
+    e = xp.exp(xp.negative(xp.abs(a)))
+    out = xp.divide(xp.where(xp.greater_equal(a, 0), 1, e), xp.add(e, 1))
+    return out, lambda g: xp.multiply(g, xp.multiply(out, xp.subtract(1, out)))
+
+
+def relu(xp: Backend, a: Array) -> Result:
+    return xp.maximum(a, 0), lambda g: xp.where(xp.less_equal(a, 0), 0, g)
+
+
+def leaky_relu(xp: Backend, a: Array, *, alpha: float) -> Result:
+    def scaled(b: Array) -> Array:
+        return xp.where(xp.greater(a, 0), b, xp.multiply(b, alpha))
+
+    return scaled(a), scaled
+
+
+def gelu(xp: Backend, a: Array, *, approximate: str) -> Result:
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    return xp.gelu(a, approximate), lambda g: xp.gelu_backward(g, a, approximate)
+
+
+def maximum(xp: Backend, a: Array, b: Array) -> Result:
+    return xp.maximum(a, b), lambda g: _winner(xp, g, a, b), lambda g: _winner(xp, g, b, a)
+
+
+def minimum(xp: Backend, a: Array, b: Array) -> Result:
+    return xp.minimum(a, b), lambda g: _winner(xp, g, b, a, own=1), lambda g: _winner(xp, g, a, b, own=1)
+
+
+def _winner(xp: Backend, g: Array, high: Array, low: Array, own: int = 0) -> Array:
+    """The part of g that goes to `high` (own=0) or `low` (own=1): all where high > low, half at ties."""
+    loses = xp.less(high, low)
+    return xp.where(loses, 0, xp.where(xp.equal(high, low), xp.multiply(g, 0.5), g))
+
+
+def where(xp: Backend, a: Array, b: Array, *, condition: Any) -> Result:
+    chosen = as_mask(xp, condition, "where")
+    return (
+        xp.where(chosen, a, b),
+        lambda g: xp.where(chosen, g, 0),
+        lambda g: xp.where(chosen, 0, g),
+    )
+
+
+def clip(xp: Backend, a: Array, low: Array, high: Array) -> Result:
+    """min(max(a, low), high), so `high` wins where low > high. The gradient of a is 1 at the bounds, too."""
+    out = a if low is None else xp.maximum(a, low)
+    out = out if high is None else xp.minimum(out, high)
+
+    def pull_a(g: Array) -> Array:
+        if low is not None:
+            g = xp.where(xp.greater_equal(a, low), g, 0)
+        return g if high is None else xp.where(xp.less_equal(a, high), g, 0)
+
+    def pull_low(g: Array) -> Array:
+        g = xp.where(xp.less(a, low), g, 0)
+        return g if high is None else xp.where(xp.less(low, high), g, 0)
+
+    def pull_high(g: Array) -> Array:
+        above = xp.greater(a, high)
+        return xp.where(above if low is None else xp.logical_or(above, xp.less(high, low)), g, 0)
+
+    return out, pull_a, pull_low, pull_high
+
+
+def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
+    out = xp.astype(a, dtype)
+    # The engine brings every gradient to its operand's dtype.
+    return out, (lambda g: g) if is_float(out.dtype) else None
+
+
+# --- Masks
+
+
+def as_mask(xp: Backend, mask: Any, op: str) -> Array:
+    """A bool array of the backend from an array or nested list. Raises TypeError for any other dtype."""
+    array = xp.asarray(mask)
+    if array.dtype.kind != "b":
+        raise TypeError(f"{op}: a mask must be boolean, got dtype {array.dtype}; compare first, as in x > 0")
+    return array
+
+
+def masked_fill(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
+    hidden = _fitting_mask(xp, a, mask, "masked_fill")
+    if getattr(value, "shape", ()) != ():
+        raise ValueError(f"masked_fill: the value must be a number or a 0-d tensor, got shape {value.shape}")
+    return (
+        xp.where(hidden, value, a),
+        lambda g: xp.where(hidden, 0, g),
+        lambda g: xp.where(hidden, g, 0),
+    )
+
+
+def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
+    chosen = _fitting_mask(xp, a, mask, "masked_multiply")
+    return (
+        xp.where(chosen, xp.multiply(a, value), a),
+        lambda g: xp.where(chosen, xp.multiply(g, value), g),
+        lambda g: xp.where(chosen, xp.multiply(g, a), 0),
+    )
+
+
+def _fitting_mask(xp: Backend, a: Array, mask: Any, op: str) -> Array:
+    array = as_mask(xp, mask, op)
+    fits = array.ndim <= a.ndim and all(
+        n in (1, m) for n, m in zip(reversed(array.shape), reversed(a.shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{op}: a mask of shape {array.shape} does not broadcast to shape {a.shape}")
+    return array
+
+
+# --- Reductions
+
+
+def axes_of(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The axes as numbers from 0. Raises IndexError for one out of range, ValueError for one named twice."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    for i in axes:
+        if not -ndim <= i < ndim:
+            raise IndexError(f"{op}: axis {i} is out of range for a tensor of {ndim} axes")
+    positive = tuple(i % ndim for i in axes)
+    if len(set(positive)) < len(positive):
+        raise ValueError(f"{op}: axis {axis} names an axis twice")
+    return positive
+
+
+def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
+    axes, shape = axes_of("sum", axis, a.ndim), a.shape
+    out = xp.sum(a, axis=axes, keepdims=keepdims) if axes else xp.copy(a)
+    return out, lambda g: xp.broadcast_to(xp.reshape(g, _kept(shape, axes)), shape)
+
+
+def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
+    if not is_float(a.dtype):
+        raise TypeError(f"mean: needs a float tensor, got dtype {a.dtype}; call .astype('float64') first")
+    total, pull = sum(xp, a, axis=axis, keepdims=keepdims)
+    n = prod(a.shape[i] for i in axes_of("mean", axis, a.ndim))
+    return xp.divide(total, n), lambda g: pull(xp.divide(g, n))
+
+
+def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool) -> Result:
+    """The mean of squared deviations: two passes, since E[x^2] - E[x]^2 cancels. Over n - correction, at least 0."""
+    axes = axes_of("var", axis, a.ndim)
+    shape = a.shape
+    centred = xp.subtract(a, mean(xp, a, axis=axis, keepdims=True)[0])
+    n = prod(shape[i] for i in axes)
+    n_free = float(n - correction if n > correction else 0)
+    total = sum(xp, xp.multiply(centred, centred), axis=axis, keepdims=keepdims)[0]
+
+    def pull(g: Array) -> Array:
+        return xp.multiply(xp.multiply(centred, 2), xp.divide(xp.reshape(g, _kept(shape, axes)), n_free))
+
+    return xp.divide(total, n_free), pull
+
+
+def max(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
+    return _extreme("max", xp, a, axis, keepdims)
+
+
+def min(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
+    return _extreme("min", xp, a, axis, keepdims)
+
+
+def _extreme(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> Result:
+    """The largest or smallest element; ties share the gradient equally."""
+    axes = axes_of(op, axis, a.ndim)
+    if any(a.shape[i] == 0 for i in axes):
+        raise ValueError(f"{op}: axis {axis} of shape {a.shape} is empty, so it has no {op}")
+    reduce = xp.max if op == "max" else xp.min
+    out = reduce(a, axis=axes, keepdims=keepdims) if axes else xp.copy(a)
+    kept = _kept(a.shape, axes)
+
+    def pull(g: Array) -> Array:
+        ties = xp.astype(xp.equal(a, xp.reshape(out, kept)), g.dtype)
+        count = xp.sum(ties, axis=axes, keepdims=True) if axes else ties
+        return xp.multiply(ties, xp.divide(xp.reshape(g, kept), count))
+
+    return out, pull
+
+
+def argmax(xp: Backend, a: Array, *, axis: int | None, keepdims: bool) -> Result:
+    if axis is not None:
+        axes_of("argmax", axis, a.ndim)
+    return xp.argmax(a, axis=axis, keepdims=keepdims), None
+
+
+# --- Shapes
+
+
+def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> Result:
+    if axes is None:
+        return xp.transpose(a), lambda g: xp.transpose(g)
+    order = axes_of("transpose", tuple(axes), a.ndim)
+    if len(order) != a.ndim:
+        raise ValueError(f"transpose: axes {tuple(axes)} must name each of the {a.ndim} axes of shape {a.shape} once")
+    inverse = sorted(range(a.ndim), key=order.__getitem__)
+    return xp.transpose(a, order), lambda g: xp.transpose(g, inverse)
+
+
+def reshape(xp: Backend, a: Array, *, shape: Shape) -> Result:
+    old = a.shape
+    return xp.reshape(a, shape), lambda g: xp.reshape(g, old)
+
+
+def broadcast_to(xp: Backend, a: Array, *, shape: Shape) -> Result:
+    return xp.broadcast_to(a, shape), lambda g: g
+
+
+def squeeze(xp: Backend, a: Array, *, axis: Axis) -> Result:
+    """Drop axes of length 1; a named axis that is longer stays (PyTorch)."""
+    axes = axes_of("squeeze", axis, a.ndim)
+    return reshape(xp, a, shape=tuple(n for i, n in enumerate(a.shape) if i not in axes or n != 1))
+
+
+def expand_dims(xp: Backend, a: Array, *, axis: int | tuple[int, ...]) -> Result:
+    old = a.shape
+    return xp.expand_dims(a, axis), lambda g: xp.reshape(g, old)
+
+
+def concatenate(xp: Backend, *arrays: Array, axis: int) -> Result:
+    (along,) = axes_of("concatenate", axis, arrays[0].ndim)
+    pulls, start = [], 0
+    for array in arrays:
+        stop = start + array.shape[along]
+        pulls.append(_slicer(xp, along, start, stop))
+        start = stop
+    return xp.concatenate(arrays, along), *pulls
+
+
+def _slicer(xp: Backend, axis: int, start: int, stop: int) -> Callable[[Array], Array]:
+    return lambda g: xp.getitem(g, (*(slice(None),) * axis, slice(start, stop)))
+
+
+def stack(xp: Backend, *arrays: Array, axis: int) -> Result:
+    if any(array.shape != arrays[0].shape for array in arrays):
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"stack: all tensors must have one shape, got {shapes}; concatenate joins unequal ones")
+    (along,) = axes_of("stack", axis, arrays[0].ndim + 1)
+    out = xp.concatenate([xp.expand_dims(array, along) for array in arrays], along)
+    return out, *(_picker(xp, along, i) for i in range(len(arrays)))
+
+
+def _picker(xp: Backend, axis: int, i: int) -> Callable[[Array], Array]:
+    return lambda g: xp.getitem(g, (*(slice(None),) * axis, i))
+
+
+def getitem(xp: Backend, a: Array, *, index: Index) -> Result:
+    shape, prepared = a.shape, xp.prepare_index(index, a.shape)
+    return xp.getitem(a, prepared), lambda g: xp.getitem_backward(g, prepared, shape)
+
+
+# --- Products
+
+
+def matmul(xp: Backend, a: Array, b: Array) -> Result:
+    """NumPy's rules: a 1-D operand is a row on the left, a column on the right, and that axis is dropped again."""
+    if a.ndim == 0 or b.ndim == 0:
+        raise ValueError(f"matmul: operands of shape {a.shape} and {b.shape}: a 0-d one has no product; use *")
+    row, column = a.ndim == 1, b.ndim == 1
+
+    def full(g: Array) -> Array:  # the gradient with the dropped axes put back: (..., n, m)
+        return xp.expand_dims(g, tuple(axis for axis, dropped in ((-2, row), (-1, column)) if dropped))
+
+    def pull_a(g: Array) -> Array:
+        if column and row:
+            return xp.multiply(g, b)
+        b_matrix = xp.expand_dims(b, 1) if column else b
+        ga = xp.matmul(full(g), _swap(xp, b_matrix))  # (..., n, m) @ (..., m, k)
+        return xp.reshape(ga, (*ga.shape[:-2], ga.shape[-1])) if row else ga
+
+    def pull_b(g: Array) -> Array:
+        if column and row:
+            return xp.multiply(g, a)
+        a_matrix, gm = xp.expand_dims(a, 0) if row else a, full(g)
+        if b.ndim <= 2 and gm.ndim > 2:  # one product over all batches, instead of one a batch and their sum
+            n = prod(gm.shape[:-1])
+            a_matrix = xp.reshape(a_matrix, (n, a_matrix.shape[-1]))
+            gm = xp.reshape(gm, (n, gm.shape[-1]))
+        gb = xp.matmul(_swap(xp, a_matrix), gm)  # (..., k, n) @ (..., n, m)
+        return xp.reshape(gb, gb.shape[:-1]) if column else gb
+
+    return xp.matmul(a, b), pull_a, pull_b
+
+
+def _swap(xp: Backend, a: Array) -> Array:
+    return xp.transpose(a, (*range(a.ndim - 2), a.ndim - 1, a.ndim - 2))
+
+
+def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(f"linear: x {x.shape} does not fit weight {weight.shape}; they must be (..., in) and (in, out)")
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ValueError(f"linear: bias {bias.shape} does not fit weight {weight.shape}; it must be (out,)")
+    return xp.linear(x, weight, bias), Joint(lambda g, needs: xp.linear_backward(g, x, weight, needs))
+
+
+# --- Fused
+
+
+def softmax(xp: Backend, a: Array, *, axis: int) -> Result:
+    axes_of("softmax", axis, a.ndim)
+    out = xp.softmax(a, axis)
+    return out, lambda g: xp.softmax_backward(g, out, axis)
+
+
+def log_softmax(xp: Backend, a: Array, *, axis: int) -> Result:
+    axes_of("log_softmax", axis, a.ndim)
+    out = xp.log_softmax(a, axis)
+    return out, lambda g: xp.log_softmax_backward(g, out, axis)
+
+
+def layer_norm(xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *, eps: float) -> Result:
+    if x.ndim == 0:
+        raise ValueError("layer_norm: x is 0-d; it normalises over the last axis, so give it one")
+    for name, parameter in (("gamma", gamma), ("beta", beta)):
+        if parameter is not None and parameter.shape != x.shape[-1:]:
+            raise ValueError(f"layer_norm: {name} {parameter.shape} does not fit x {x.shape}; it must be {x.shape[-1:]}")
+    out, mean, rstd = xp.layer_norm(x, gamma, beta, eps)
+    return out, Joint(lambda g, needs: xp.layer_norm_backward(g, x, gamma, mean, rstd, needs))
+
+
+def embedding(xp: Backend, weight: Array, *, ids: Any) -> Result:
+    if weight.ndim != 2:
+        raise ValueError(f"embedding: weight must be (rows, columns), got shape {weight.shape}")
+    n_rows = weight.shape[0]
+    rows = xp.ids(ids, n_rows, "embedding")
+    return xp.embedding(weight, rows), lambda g: xp.embedding_backward(g, rows, n_rows)
+
+
+def cross_entropy(
+    xp: Backend, logits: Array, *, ids: Any, ignore_index: int | None, excluded: int | None
+) -> Result:
+    """The mean over targets that count; class `excluded` is left out of the softmax."""
+    if logits.ndim == 0:
+        raise ValueError("cross_entropy: logits are 0-d; they must be (..., classes)")
+    classes, shape = logits.shape[-1], logits.shape
+    targets, counted = xp.targets(ids, classes, ignore_index, "cross_entropy")
+    if targets.shape != shape[:-1]:
+        raise ValueError(
+            f"cross_entropy: logits {shape} need ids of shape {shape[:-1]}, got {targets.shape}; "
+            "ids are class numbers, one for each row of logits"
+        )
+    n = prod(shape[:-1])
+    targets = xp.reshape(targets, (n,))
+    counted = None if counted is None else xp.reshape(counted, (n,))
+    loss, probs = xp.cross_entropy(xp.reshape(logits, (n, classes)), targets, counted, excluded)
+    return loss, lambda g: xp.reshape(xp.cross_entropy_backward(g, probs, targets, counted), shape)
+
+
+def attention(
+    xp: Backend, q: Array, k: Array, v: Array, *, mask: Any, causal: bool, offset: int
+) -> Result:
+    fits = min_ndim(q, k, v) >= 2 and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+    if not fits:
+        raise ValueError(
+            f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit; "
+            "they must be (..., L, d), (..., S, d) and (..., S, dv)"
+        )
+    hidden = None if mask is None else as_mask(xp, mask, "attention")
+    out, weights = xp.attention(q, k, v, hidden, causal, offset)
+    return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, weights, needs))
+
+
+def min_ndim(*arrays: Array) -> int:
+    return sorted(int(array.ndim) for array in arrays)[0]

@@ -1,0 +1,8 @@
+"""The softmax function."""
+
+from .tensor import Tensor
+
+
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) along `axis`, without overflow: (...) -> (...). Raises IndexError for an axis x lacks."""
+    return x.softmax(axis)

@@ -1,0 +1,570 @@
+"""Tensor: an array, its gradient, and one node of the graph that made it.
+
+Everything that computes goes through `apply`: it takes the arrays out of the operands, runs a rule from
+`russellgrad/rules.py` on their backend, and records a node. The operators and methods are that one call each.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import update_wrapper
+from itertools import accumulate
+from numbers import Integral, Real
+from types import ModuleType
+from typing import Any, TypeAlias, cast
+from weakref import ref
+
+from . import rules
+from .autograd import Hook, Node, backward, is_grad_enabled, record
+from .backend import Array, Axis, Backend, DType, Index, Shape, resolve_backend
+from .dtype import common_float, get_default_dtype, is_float
+
+Number: TypeAlias = int | float
+Operand: TypeAlias = Any  # a Tensor, a number, or an array of the tensor's backend
+Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
+
+# Of these the result is a float whatever the operand, so integers are brought to the default dtype first.
+_FLOAT_RESULT = {rules.divide, rules.exp, rules.log, rules.sqrt, rules.tanh, rules.sin, rules.cos, rules.sigmoid,
+                 rules.gelu, rules.softmax, rules.log_softmax}  # fmt: skip
+
+_REMEDY = {
+    "matmul": "the last axis of the first must be as long as the last but one of the second",
+    "reshape": "the number of elements must stay",
+    "concatenate": "all axes but the joined one must agree",
+    "getitem": "check the index against the shape",
+}
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    Args:
+        data: a number, nested lists, or an array. Numbers and lists become the default dtype (lists of bools stay
+            bool), arrays keep theirs. The data is copied.
+        dtype: a name such as "float32", or a dtype object.
+        requires_grad: whether `backward` fills `.grad`. By default, whether the dtype is a float one and gradients
+            are enabled; integer and bool tensors never track gradients.
+        backend: a name or module; by default the one in use (`get_backend`).
+        label: a name of your own, shown by `repr`.
+
+    Raises:
+        TypeError: data that is a Tensor, holds Tensors, or is not real numbers; an array of another device;
+            requires_grad=True with an integer or bool dtype.
+    """
+
+    __slots__ = ("_data", "_node", "backend", "grad", "label", "__weakref__")
+    __array_ufunc__ = None  # array + tensor is the tensor's business, not that of NumPy or CuPy
+
+    backend: Backend
+    grad: Array | None
+    label: str
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        dtype: DType = None,
+        requires_grad: bool | None = None,
+        backend: str | ModuleType | Backend | None = None,
+        label: str = "",
+    ) -> None:
+        if isinstance(data, Tensor):
+            raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
+        xp = resolve_backend(backend)
+        if not hasattr(data, "dtype") and dtype is None:
+            array = xp.asarray(data)
+            if array.dtype.kind != "b":
+                array = xp.asarray(data, get_default_dtype())
+        else:
+            array = xp.asarray(data, dtype)
+        self.backend = xp
+        self.label = label
+        self.grad = None
+        self._data = xp.copy(array)
+        self._node: Node | None = None
+        if requires_grad or requires_grad is None and is_grad_enabled() and is_float(self._data.dtype):
+            self.requires_grad = True
+
+    @classmethod
+    def _wrap(cls, data: Array, xp: Backend, node: Node | None = None) -> "Tensor":
+        """A Tensor around an array as it is."""
+        tensor = cls.__new__(cls)
+        tensor._data, tensor._node, tensor.backend, tensor.grad, tensor.label = data, node, xp, None, ""
+        return tensor
+
+    # --- What it is
+
+    @property
+    def data(self) -> Array:
+        """The array, of the tensor's backend. Assign to it to replace it; `t.data -= step` changes it in place."""
+        return self._data
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        if not self.backend.is_array(array):
+            raise TypeError(f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}")
+        if self._node is not None and (array.shape != self.shape or array.dtype != self.dtype):
+            raise ValueError(
+                f"data: this tensor tracks gradients as {self.shape} {self.dtype}; "
+                f"{array.shape} {array.dtype} needs a new Tensor"
+            )
+        if array is self._data:
+            self.changed_in_place()
+        self._data = array
+
+    def changed_in_place(self) -> None:
+        """Say that `.data` was written into, so that a backward through its old values is an error."""
+        if self._node is not None:
+            self._node.version += 1
+
+    @property
+    def shape(self) -> Shape:
+        return cast(Shape, self._data.shape)
+
+    @property
+    def ndim(self) -> int:
+        return int(self._data.ndim)
+
+    @property
+    def dtype(self) -> Any:
+        return self._data.dtype
+
+    @property
+    def size(self) -> int:
+        return int(self._data.size)
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no operation made it, or none that was recorded."""
+        return self._node is None or self._node.name == "leaf"
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if not self.is_leaf:
+            raise RuntimeError("requires_grad: only a leaf's can be set; use .detach() for a tensor without history")
+        if not wanted:
+            self._node = None
+        elif not is_float(self.dtype):
+            raise TypeError(f"requires_grad: only float tensors track gradients, this one is {self.dtype}")
+        elif self._node is None:
+            self._node = Node("leaf", self.backend, self._data)
+            self._node.holder = ref(self)
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len: a 0-d tensor has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        numbers = str(self.numpy()).replace("\n", "\n       ")
+        facts = [f"dtype={self.dtype}", f"backend={self.backend.name}"]
+        if self._node is not None:
+            facts.append(f"op={self._node.name}" if not self.is_leaf else "requires_grad=True")
+        if self.label:
+            facts.append(f"label={self.label!r}")
+        return f"Tensor({numbers}, {', '.join(facts)})"
+
+    # --- Gradients
+
+    def backward(self, gradient: "Array | Tensor | None" = None, retain_graph: bool = False) -> None:
+        """Add to `.grad` of every leaf below the derivative of this tensor, weighted by `gradient`.
+
+        Args:
+            gradient: an array or Tensor of exactly this shape, on this backend. A tensor of one element needs none.
+            retain_graph: keep what backward needs, for a second call; otherwise it is freed as backward goes.
+
+        Raises:
+            RuntimeError: the tensor tracks no gradients; it has several elements and no gradient was given; its graph
+                was freed by an earlier backward; an array it needs was changed in place since.
+            ValueError: gradient of another shape. TypeError: on another backend, or no array.
+        """
+        if self._node is None:
+            raise RuntimeError("backward: this tensor tracks no gradients; build it from float tensors, not in no_grad()")
+        xp = self.backend
+        if gradient is None:
+            if self.size != 1:
+                raise RuntimeError(f"backward: a tensor of shape {self.shape} needs gradient=, an array of that shape")
+            gradient = xp.full(self.shape, 1, self.dtype)
+        if isinstance(gradient, Tensor):
+            _same_backend("backward", self.backend, gradient.backend)
+            gradient = gradient._data
+        if not xp.is_array(gradient):
+            raise TypeError(
+                f"backward: gradient must be a Tensor or an array of backend {xp.name!r}, got {type(gradient).__name__}"
+            )
+        if gradient.shape != self.shape:
+            raise ValueError(f"backward: gradient has shape {gradient.shape}, this tensor {self.shape}; they must agree")
+        backward(self._node, gradient if gradient.dtype == self.dtype else xp.astype(gradient, self.dtype), retain_graph)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient: `.grad` is None again."""
+        self.grad = None
+
+    def retain_grad(self) -> None:
+        """Have `backward` fill `.grad` of this tensor although it is not a leaf. Raises RuntimeError without history."""
+        if self._node is None:
+            raise RuntimeError("retain_grad: this tensor tracks no gradients")
+        self._node.holder = ref(self)
+
+    def register_hook(self, hook: Hook) -> Callable[[], None]:
+        """Call `hook(gradient)` when this tensor's whole gradient, an array, is known in a backward.
+
+        A hook may return another array to take its place. Returns a function that removes the hook.
+        Raises RuntimeError if the tensor tracks no gradients.
+        """
+        node = self._node
+        if node is None:
+            raise RuntimeError("register_hook: this tensor tracks no gradients")
+        if node.hooks is None:
+            node.hooks = {}
+        key = max(node.hooks, default=0) + 1
+        node.hooks[key] = hook
+        hooks = node.hooks
+        return lambda: cast(None, hooks.pop(key, None))
+
+    def detach(self) -> "Tensor":
+        """The same array (shared, not copied) without history."""
+        return Tensor._wrap(self._data, self.backend)
+
+    # --- Out of it
+
+    def numpy(self) -> Any:
+        """A copy of the data as a NumPy array on the host."""
+        return self.backend.to_host(self._data)
+
+    def item(self) -> Any:
+        """The one element as a Python number. Raises ValueError if there are more."""
+        if self.size != 1:
+            raise ValueError(f"item: a tensor of shape {self.shape} has {self.size} elements, not one")
+        return self.numpy().item()
+
+    def to(self, backend: str | ModuleType | Backend) -> "Tensor":
+        """This tensor on another backend; gradients come back through it. On its own backend: itself."""
+        source, target = self.backend, resolve_backend(backend)
+        if target is source:
+            return self
+        array = target.asarray(source.to_host(self._data))
+        pull = [lambda g: source.asarray(target.to_host(g))]
+        return Tensor._wrap(array, target, record("to", target, array, [self._node], pull))
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a Tensor does not turn into an array unasked; call .numpy(), or Tensor.stack for a list of them")
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        if self._node is not None:
+            raise BufferError("__dlpack__: this tensor tracks gradients, which would be lost; export .detach()")
+        return self._data.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return cast(tuple[int, int], self._data.__dlpack_device__())
+
+    @staticmethod
+    def from_dlpack(
+        source: Any, *, requires_grad: bool | None = None, backend: str | ModuleType | Backend | None = None
+    ) -> "Tensor":
+        """A Tensor on the memory of `source` (anything with `__dlpack__`), which both then share."""
+        xp = resolve_backend(backend)
+        tensor = Tensor._wrap(xp.from_dlpack(source), xp)
+        if requires_grad or requires_grad is None and is_grad_enabled() and is_float(tensor.dtype):
+            tensor.requires_grad = True
+        return tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
+        if not self.is_leaf:
+            raise RuntimeError("deepcopy: only leaf tensors can be copied; call .detach() first")
+        copied = Tensor._wrap(self.backend.copy(self._data), self.backend)
+        copied.label = self.label
+        copied.requires_grad = self.requires_grad
+        return copied
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    # fmt: off
+    # --- Arithmetic
+
+    def __add__(self, other: Operand) -> "Tensor":          return _binary(rules.add, self, other)
+    def __radd__(self, other: Operand) -> "Tensor":         return _binary(rules.add, other, self)
+    def __sub__(self, other: Operand) -> "Tensor":          return _binary(rules.subtract, self, other)
+    def __rsub__(self, other: Operand) -> "Tensor":         return _binary(rules.subtract, other, self)
+    def __mul__(self, other: Operand) -> "Tensor":          return _binary(rules.multiply, self, other)
+    def __rmul__(self, other: Operand) -> "Tensor":         return _binary(rules.multiply, other, self)
+    def __truediv__(self, other: Operand) -> "Tensor":      return _binary(rules.divide, self, other)
+    def __rtruediv__(self, other: Operand) -> "Tensor":     return _binary(rules.divide, other, self)
+    def __pow__(self, other: Operand) -> "Tensor":          return _binary(rules.power, self, other)
+    def __rpow__(self, other: Operand) -> "Tensor":         return _binary(rules.power, other, self)
+    def __matmul__(self, other: Operand) -> "Tensor":       return _binary(rules.matmul, self, other)
+    def __rmatmul__(self, other: Operand) -> "Tensor":      return _binary(rules.matmul, other, self)
+    def __neg__(self) -> "Tensor":                          return apply(rules.negative, self)
+    def __abs__(self) -> "Tensor":                          return apply(rules.abs, self)
+
+    # --- Comparisons: bool tensors
+
+    def __eq__(self, other: object) -> "Tensor":            return _binary(rules.equal, self, other)  # type: ignore[override]
+    def __ne__(self, other: object) -> "Tensor":            return _binary(rules.not_equal, self, other)  # type: ignore[override]
+    def __lt__(self, other: Operand) -> "Tensor":           return _binary(rules.less, self, other)
+    def __le__(self, other: Operand) -> "Tensor":           return _binary(rules.less_equal, self, other)
+    def __gt__(self, other: Operand) -> "Tensor":           return _binary(rules.greater, self, other)
+    def __ge__(self, other: Operand) -> "Tensor":           return _binary(rules.greater_equal, self, other)
+    __hash__ = object.__hash__  # by identity: == compares elements
+
+    # --- Elementwise: (...) -> (...)
+
+    def exp(self) -> "Tensor":                              return apply(rules.exp, self)
+    def log(self) -> "Tensor":                              return apply(rules.log, self)
+    def sqrt(self) -> "Tensor":                             return apply(rules.sqrt, self)
+    def tanh(self) -> "Tensor":                             return apply(rules.tanh, self)
+    def abs(self) -> "Tensor":                              return apply(rules.abs, self)
+    def sin(self) -> "Tensor":                              return apply(rules.sin, self)
+    def cos(self) -> "Tensor":                              return apply(rules.cos, self)
+    def sigmoid(self) -> "Tensor":                          return apply(rules.sigmoid, self)
+    def relu(self) -> "Tensor":                             return apply(rules.relu, self)
+    def leaky_relu(self, alpha: float = 0.01) -> "Tensor":  return apply(rules.leaky_relu, self, alpha=alpha)
+    def gelu(self, approximate: str = "none") -> "Tensor":  return apply(rules.gelu, self, approximate=approximate)
+    def maximum(self, other: Operand) -> "Tensor":          return apply(rules.maximum, self, other)
+    def minimum(self, other: Operand) -> "Tensor":          return apply(rules.minimum, self, other)
+    def astype(self, dtype: DType) -> "Tensor":             return apply(rules.astype, self, dtype=dtype)
+    def softmax(self, axis: int = -1) -> "Tensor":          return apply(rules.softmax, self, axis=axis)
+    def log_softmax(self, axis: int = -1) -> "Tensor":      return apply(rules.log_softmax, self, axis=axis)
+    # fmt: on
+
+    def clip(self, min: Operand | None = None, max: Operand | None = None) -> "Tensor":
+        """The elements, no less than `min` and no more than `max`: numbers or tensors; `max` wins where they cross."""
+        if min is None and max is None:
+            raise ValueError("clip: give min, max or both")
+        return apply(rules.clip, self, min, max)
+
+    def masked_fill(self, mask: Mask, value: Operand) -> "Tensor":
+        """`value`, a number or 0-d tensor, where `mask` is True. Raises TypeError for a mask that is not bool."""
+        return apply(rules.masked_fill, self, value, mask=mask)
+
+    def masked_multiply(self, mask: Mask, value: Operand) -> "Tensor":
+        """The elements times `value` where `mask` is True, as they are elsewhere. Raises as `masked_fill` does."""
+        return apply(rules.masked_multiply, self, value, mask=mask)
+
+    # --- Reductions over axis: None for all, an int, or a tuple; () reduces nothing
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        return apply(rules.sum, self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The arithmetic mean. Raises TypeError for integers, whose mean is none."""
+        return apply(rules.mean, self, axis=axis, keepdims=keepdims)
+
+    def var(self, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> "Tensor":
+        """The variance: squared deviations from the mean, summed and divided by n - correction."""
+        if not is_float(self.dtype):
+            raise TypeError(f"var: needs a float tensor, got dtype {self.dtype}; call .astype('float64') first")
+        return apply(rules.var, self, axis=axis, correction=correction, keepdims=keepdims)
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The largest element; ties share the gradient equally. Raises ValueError over an empty axis."""
+        return apply(rules.max, self, axis=axis, keepdims=keepdims)
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The smallest element; ties share the gradient equally. Raises ValueError over an empty axis."""
+        return apply(rules.min, self, axis=axis, keepdims=keepdims)
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
+        """The index of the largest element, the first of several; of the flattened tensor when axis is None."""
+        return apply(rules.argmax, self, axis=axis, keepdims=keepdims)
+
+    # --- Shapes
+
+    def transpose(self, axes: Sequence[int] | None = None) -> "Tensor":
+        """The axes in another order; reversed by default."""
+        return apply(rules.transpose, self, axes=axes)
+
+    @property
+    def T(self) -> "Tensor":  # noqa: N802 - NumPy's name
+        return self.transpose()
+
+    def swapaxes(self, axis1: int, axis2: int) -> "Tensor":
+        first, second = (rules.axes_of("swapaxes", axis, self.ndim)[0] for axis in (axis1, axis2))
+        axes = list(range(self.ndim))
+        axes[first], axes[second] = second, first
+        return self.transpose(axes)
+
+    def reshape(self, *shape: int | Sequence[int]) -> "Tensor":
+        """The same elements in C order; one length may be -1. `reshape(2, 3)` or `reshape((2, 3))`."""
+        return apply(rules.reshape, self, shape=_shape(shape))
+
+    def broadcast_to(self, *shape: int | Sequence[int]) -> "Tensor":
+        return apply(rules.broadcast_to, self, shape=_shape(shape))
+
+    def squeeze(self, axis: Axis = None) -> "Tensor":
+        """Without axes of length 1; a named axis that is longer stays."""
+        return apply(rules.squeeze, self, axis=axis)
+
+    def expand_dims(self, axis: int | tuple[int, ...]) -> "Tensor":
+        """With a new axis of length 1 at `axis`."""
+        return apply(rules.expand_dims, self, axis=axis)
+
+    @staticmethod
+    def concatenate(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
+        """Tensors joined along an axis they have. Raises ValueError for none."""
+        return apply(rules.concatenate, *_several("concatenate", tensors), axis=axis)
+
+    @staticmethod
+    def stack(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
+        """Tensors of one shape, joined along a new axis. Raises ValueError for none, or shapes that differ."""
+        return apply(rules.stack, *_several("stack", tensors), axis=axis)
+
+    def split(self, size_or_sizes: int | Sequence[int], axis: int = 0) -> "list[Tensor]":
+        """Pieces along `axis`: an int is the length of each (the last may be shorter), a list gives all lengths.
+
+        Raises ValueError for lengths that do not add up to the axis.
+        """
+        (along,) = rules.axes_of("split", axis, self.ndim)
+        n = self.shape[along]
+        if isinstance(size_or_sizes, int):
+            if size_or_sizes < 1:
+                raise ValueError(f"split: the size of a piece must be positive, got {size_or_sizes}")
+            sizes = [min(size_or_sizes, n - start) for start in range(0, n, size_or_sizes)] or [0]
+        else:
+            sizes = list(size_or_sizes)
+            if sum(sizes) != n or min(sizes, default=0) < 0:
+                raise ValueError(f"split: sizes {sizes} do not add up to axis {axis} of shape {self.shape}")
+        stops = list(accumulate(sizes))
+        before = (slice(None),) * along
+        return [self[(*before, slice(stop - size, stop))] for size, stop in zip(sizes, stops, strict=True)]
+
+    def __getitem__(self, index: Index) -> "Tensor":
+        """x[...] with ints, slices, None, ellipsis, integer arrays (whose repeats add up in the gradient), bool masks."""
+        parts = index if isinstance(index, tuple) else (index,)
+        plain = tuple(_plain("getitem", part, self.backend) for part in parts)
+        return apply(rules.getitem, self, index=plain)
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        if not self.ndim:
+            raise TypeError("iter: a 0-d tensor has no elements to go through")
+        return (self[i] for i in range(len(self)))
+
+
+def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
+    """Run a rule on the arrays of `operands` and record a node for its output.
+
+    Raises:
+        TypeError: operands on two backends, or one that is neither Tensor, number nor array of the backend.
+        ValueError, IndexError, TypeError: what the rule or the backend says, with the op's name and the shapes.
+    """
+    name = rule.__name__
+    tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+    xp = tensors[0].backend if tensors else resolve_backend(None)
+    for tensor in tensors:
+        if tensor.backend is not xp:
+            _same_backend(name, xp, tensor.backend)
+    arrays = [o._data if isinstance(o, Tensor) else _raw(name, o, xp) for o in operands]
+    if len(arrays) > 1:
+        arrays = _promote(xp, arrays)
+    if rule in _FLOAT_RESULT and not any(is_float(a.dtype) for a in arrays if hasattr(a, "dtype")):
+        arrays = [xp.astype(a, get_default_dtype()) if hasattr(a, "dtype") else a for a in arrays]
+    if params:
+        params = {key: _plain(name, value, xp) for key, value in params.items()}
+    try:
+        out, *pullbacks = rule(xp, *arrays, **params)
+    except (ValueError, IndexError, TypeError) as error:
+        raise _explained(name, arrays, params, error) from error
+    if out.ndim == 0:
+        out = xp.asarray(out)  # NumPy gives scalars, which are not arrays
+    nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
+    return Tensor._wrap(out, xp, record(name, xp, out, nodes, pullbacks))
+
+
+def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
+    """Make an op of your own from a rule: `(xp, *arrays, **parameters) -> (output, pullback for each operand...)`.
+
+    The returned function takes Tensors, numbers and arrays as operands and the parameters by keyword, and is
+    differentiated like any op here. Each pullback takes the gradient of the output and returns that of its operand,
+    broadcast shapes left as they are; None where there is no gradient. Check it with `gradcheck`.
+
+        @custom_op
+        def softplus(xp, a):
+            return xp.log(xp.add(xp.exp(a), 1)), lambda g: xp.divide(g, xp.add(xp.exp(xp.negative(a)), 1))
+    """
+
+    def op(*operands: Operand, **params: Any) -> Tensor:
+        return apply(rule, *operands, **params)
+
+    return update_wrapper(op, rule)
+
+
+def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
+    """An operator: operands of a foreign type get their own say, as Python has it."""
+    for operand in (a, b):
+        if not isinstance(operand, (Tensor, Real)) and not hasattr(operand, "dtype"):
+            return NotImplemented
+    return apply(rule, a, b)
+
+
+def _raw(op: str, operand: Operand, xp: Backend) -> Array | Number | None:
+    """A number as a Python number (a NumPy scalar would widen float32), an array of the backend as it is."""
+    if operand is None or type(operand) in (int, float, bool):
+        return operand
+    if isinstance(operand, Integral):
+        return int(operand)
+    if isinstance(operand, Real):
+        return float(operand)
+    if xp.is_array(operand):
+        return operand
+    raise TypeError(
+        f"{op}: cannot take a {type(operand).__module__}.{type(operand).__name__} with a tensor on {xp.name!r}; "
+        f"pass a number or a Tensor, as in Tensor(x, backend={xp.name!r})"
+    )
+
+
+def _plain(op: str, value: Any, xp: Backend) -> Any:
+    """A parameter, with the array taken out of a Tensor."""
+    if not isinstance(value, Tensor):
+        return value
+    _same_backend(op, xp, value.backend)
+    return value._data
+
+
+def _same_backend(op: str, first: Backend, second: Backend) -> None:
+    if first is not second:
+        raise TypeError(
+            f"{op}: operands live on {first.name!r} and {second.name!r}; move one with .to({second.name!r})"
+        )
+
+
+def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
+    """Bring arrays of different dtypes to their common float dtype, if one of them is a float."""
+    typed = [a for a in arrays if hasattr(a, "dtype")]
+    if all(a.dtype == typed[0].dtype for a in typed):
+        if typed and not is_float(typed[0].dtype) and any(type(a) is float for a in arrays):
+            return [xp.astype(a, get_default_dtype()) if hasattr(a, "dtype") else a for a in arrays]
+        return arrays
+    common = common_float(typed)
+    if common is None:
+        return arrays
+    return [xp.astype(a, common) if hasattr(a, "dtype") and a.dtype != common else a for a in arrays]
+
+
+def _explained(op: str, arrays: Sequence[Any], params: dict[str, Any], error: Exception) -> Exception:
+    """The error with the op, the shapes and a remedy, unless it names the op already."""
+    if str(error).startswith(f"{op}: "):
+        return error
+    shapes = " and ".join(str(a.shape) if hasattr(a, "shape") else repr(a) for a in arrays)
+    given = "".join(f", {key}={value!r}" for key, value in params.items() if not hasattr(value, "shape"))
+    remedy = _REMEDY.get(op, "shapes must be equal or broadcast: reshape or expand_dims one of them")
+    kind = next(k for k in (IndexError, TypeError, ValueError) if isinstance(error, k))
+    return kind(f"{op}: {shapes}{given}: {error}; {remedy}")
+
+
+def _shape(shape: tuple[Any, ...]) -> Shape:
+    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], Integral) else shape
+
+
+def _several(op: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    if isinstance(tensors, Tensor) or not len(tensors):
+        raise ValueError(f"{op}: give a list of at least one tensor")
+    return tensors

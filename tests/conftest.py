@@ -1,0 +1,38 @@
+"""Every test runs once for each backend that is usable here: the `backend` fixture puts it in use.
+
+RG_BACKEND narrows it to one. RG_CUPY=standin puts the strict stand-in of `tests/standin` in place of CuPy.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers import largest_differences
+
+STANDIN = os.environ.get("RG_CUPY") == "standin"
+if STANDIN:
+    from tests.standin import install
+
+    install()
+
+from russellgrad import available_backends, use_backend  # noqa: E402 - after the stand-in took CuPy's place
+from russellgrad.backend import Backend  # noqa: E402
+
+BACKENDS = [os.environ["RG_BACKEND"]] if os.environ.get("RG_BACKEND") else list(available_backends())
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    with use_backend(request.param) as xp:
+        yield xp
+
+
+def pytest_report_header() -> str:
+    cupy = "its strict stand-in over NumPy, no GPU" if STANDIN else "the real package"
+    return f"russellgrad backends: {', '.join(BACKENDS)}" + (f" (cupy is {cupy})" if "cupy" in BACKENDS else "")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for dtype, (difference, test) in sorted(largest_differences.items()):
+        terminalreporter.write_line(f"largest difference from PyTorch in {dtype}: {difference:.2e} ({test})")
