@@ -14,7 +14,8 @@ Shape: TypeAlias = tuple[int, ...]
 
 def _generator(seed: int, counter: int) -> np.random.Generator:
     # The upper half of the 256-bit counter is ours, the lower half is what one draw walks through.
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, counter, 0]))
+    low, high = counter % 2**64, counter >> 64
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, low, high]))
 
 
 def normal(shape: Shape, seed: int, counter: int) -> HostArray:
@@ -71,7 +72,7 @@ def checked_targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[
     array = np.asarray(ids)
     counted = None if ignore is None else array != ignore
     if array.size == 0 or counted is not None and not counted.any():
-        raise ValueError(f"{op}: no target counts (there are {array.size}, all ignored); give at least one")
+        raise ValueError(f"{op}: all {array.size} ids are padding or ignored; at least one must count")
     if counted is None or counted.all():
         return checked_ids(array, upper, op), None
     return checked_ids(np.where(counted, array, 0), upper, op), counted

@@ -1,0 +1,308 @@
+"""The transformer: a decoder-only language model (Vaswani et al., arXiv:1706.03762; pre-norm: Xiong et al.,
+arXiv:2002.04745; the logits tied to the embedding: Press & Wolf, arXiv:1608.05859).
+
+Shapes: B texts of T tokens, C = embed_dim = hidden_size, H heads of width D = C / H.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+from .autograd import no_grad
+from .functional import attention, layer_norm, linear
+from .module import Module, constant_parameter, normal_parameter
+from .random import DROPOUT, Generator
+from .tensor import Tensor
+from .tokenizer import Tokenizer
+
+_STD = 0.02  # of initial weights, as in GPT-2 (Radford et al. 2019)
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "leaky_relu": lambda x: x.leaky_relu(),
+    "relu": lambda x: x.relu(),
+    "gelu": lambda x: x.gelu(),
+    "gelu_tanh": lambda x: x.gelu("tanh"),
+}
+
+
+class LayerNorm(Module):
+    """Layer normalisation over the last axis, with a learned scale and shift: (..., dim) -> (..., dim)."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
+        self.gamma = constant_parameter((dim,), 1, "gamma")
+        self.beta = constant_parameter((dim,), 0, "beta")
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.gamma, self.beta, self.eps)
+
+
+class Dropout(Module):
+    """In training, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
+
+    Srivastava et al., JMLR 15 (2014). The draws are numbered, so a seed gives the same ones on every backend.
+    Raises ValueError unless 0 <= p < 1.
+    """
+
+    def __init__(self, p: float, generator: Generator | None = None) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
+        self.p = p
+        self.generator = generator or Generator(0, DROPOUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        kept = x.backend.greater_equal(self.generator.uniform(x.shape, x.dtype, x.backend), self.p)
+        return x * x.backend.multiply(x.backend.astype(kept, x.dtype), 1 / (1 - self.p))
+
+
+class AttentionHead(Module):
+    """One head of causal self-attention, spelled out: (B, T, hidden_size) -> (B, T, d_v).
+
+    `AttentionLayer` computes the same for all heads at once.
+    """
+
+    def __init__(self, d_kq: int, d_v: int, hidden_size: int, *, generator: Generator | None = None) -> None:
+        self.w_q = normal_parameter((hidden_size, d_kq), _STD, generator, "w_q")
+        self.w_k = normal_parameter((hidden_size, d_kq), _STD, generator, "w_k")
+        self.w_v = normal_parameter((hidden_size, d_v), _STD, generator, "w_v")
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """`padding` (B, T) is True at tokens that are padding, which no token then sees; the first must not be."""
+        q, k, v = x @ self.w_q, x @ self.w_k, x @ self.w_v  # (B, T, d_kq), (B, T, d_kq), (B, T, d_v)
+        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])  # (B, T, T): query by key
+        scores = scores.masked_fill(_later(scores.shape[-1], x), -math.inf)
+        if padding is not None:
+            scores = scores.masked_fill(padding.expand_dims(-2), -math.inf)
+        return scores.softmax() @ v
+
+
+def _later(length: int, like: Tensor) -> Tensor:
+    """(T, T) bool: True where the key comes after the query."""
+    places = Tensor(like.backend.arange(length), backend=like.backend)
+    return places > places.expand_dims(-1)
+
+
+class AttentionLayer(Module):
+    """Causal self-attention with n_heads heads in one batched product: (B, T, hidden_size) -> the same.
+
+    Head h owns columns h D to (h + 1) D of each weight, so this equals the heads' outputs side by side.
+
+    Args:
+        n_heads: must divide hidden_size.
+        hidden_size: C.
+        output_projection: whether a learned matrix mixes the heads' outputs.
+        output_std: of that matrix's initial values.
+
+    Raises:
+        ValueError: n_heads does not divide hidden_size.
+    """
+
+    def __init__(
+        self,
+        n_heads: int,
+        hidden_size: int,
+        *,
+        output_projection: bool = False,
+        output_std: float = _STD,
+        generator: Generator | None = None,
+    ) -> None:
+        if n_heads < 1 or hidden_size % n_heads:
+            raise ValueError(f"AttentionLayer: n_heads={n_heads} does not divide hidden_size={hidden_size}")
+        self.n_heads = n_heads
+        square = (hidden_size, hidden_size)
+        self.w_q = normal_parameter(square, _STD, generator, "w_q")
+        self.w_k = normal_parameter(square, _STD, generator, "w_k")
+        self.w_v = normal_parameter(square, _STD, generator, "w_v")
+        self.w_out = normal_parameter(square, output_std, generator, "w_out") if output_projection else None
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """`padding` (B, T) is True at tokens that are padding, which no token then sees."""
+        q, k, v = (self._heads(linear(x, w)) for w in (self.w_q, self.w_k, self.w_v))  # (B, H, T, D)
+        hidden = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, T)
+        heads = attention(q, k, v, mask=hidden, causal=True)  # (B, H, T, D)
+        joined = heads.swapaxes(-3, -2).reshape(x.shape)  # (B, T, C)
+        return joined if self.w_out is None else linear(joined, self.w_out)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, H, T, D)."""
+        return x.reshape(*x.shape[:-1], self.n_heads, x.shape[-1] // self.n_heads).swapaxes(-3, -2)
+
+
+class FFLayer(Module):
+    """Two linear maps with an activation between them, for each token by itself: (..., hidden_size) -> the same.
+
+    Args:
+        proj_dim: the width between the two.
+        hidden_size: C.
+        activation: "leaky_relu", "relu", "gelu" or "gelu_tanh".
+        output_std: of the second matrix's initial values.
+
+    Raises:
+        ValueError: an unknown activation.
+    """
+
+    def __init__(
+        self,
+        proj_dim: int,
+        hidden_size: int,
+        *,
+        activation: str = "leaky_relu",
+        output_std: float = _STD,
+        generator: Generator | None = None,
+    ) -> None:
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"FFLayer: unknown activation {activation!r}; known are {', '.join(_ACTIVATIONS)}")
+        self.activation = activation
+        self.w_in = normal_parameter((hidden_size, proj_dim), _STD, generator, "w_in")
+        self.b_in = constant_parameter((proj_dim,), 0, "b_in")
+        self.w_out = normal_parameter((proj_dim, hidden_size), output_std, generator, "w_out")
+        self.b_out = constant_parameter((hidden_size,), 0, "b_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(_ACTIVATIONS[self.activation](linear(x, self.w_in, self.b_in)), self.w_out, self.b_out)
+
+
+class Block(Module):
+    """One layer of the transformer: attention, then feed-forward, each added to what came in."""
+
+    def __init__(self, attention: AttentionLayer, feed_forward: FFLayer, hidden_size: int, dropout: Dropout) -> None:
+        self.attention_norm = LayerNorm(hidden_size)
+        self.attention = attention
+        self.feed_forward_norm = LayerNorm(hidden_size)
+        self.feed_forward = feed_forward
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), padding))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Transformer(Module):
+    """A causal language model over a tokenizer's characters.
+
+    Args:
+        tokenizer: gives the vectors, and their width C; its parameters are the model's too.
+        n_layers: the number of blocks.
+        n_attn_heads: the heads of each; must divide C.
+        ff_scale_factor: the feed-forward layer's width over C.
+        activation: of the feed-forward layer: "leaky_relu", "relu", "gelu" or "gelu_tanh".
+        output_projection: whether a learned matrix mixes the heads' outputs.
+        final_norm: whether a layer norm comes before the logits.
+        dropout: the probability of dropping an element, after the embedding and in each block; in training only.
+        seed: of the initial weights and of dropout; by default the next draws of the default generator.
+
+    Raises:
+        ValueError: heads that do not divide C, an unknown activation, a dropout outside [0, 1), no layers.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        n_layers: int,
+        n_attn_heads: int,
+        ff_scale_factor: int = 4,
+        *,
+        activation: str = "leaky_relu",
+        output_projection: bool = False,
+        final_norm: bool = False,
+        dropout: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        if n_layers < 1:
+            raise ValueError(f"Transformer: n_layers must be positive, got {n_layers}")
+        hidden_size = tokenizer.embed_dim
+        self._config = {
+            "n_layers": n_layers, "n_attn_heads": n_attn_heads, "ff_scale_factor": ff_scale_factor,
+            "activation": activation, "output_projection": output_projection, "final_norm": final_norm,
+            "dropout": dropout,
+        }  # fmt: skip
+        generator = None if seed is None else Generator(seed)
+        # Each block adds to the stream twice; smaller last matrices keep its variance from growing (GPT-2).
+        output_std = _STD / math.sqrt(2 * n_layers)
+        self.tokenizer = tokenizer
+        self.dropout = Dropout(dropout, Generator(seed or 0, DROPOUT))
+        self.blocks = [
+            Block(
+                AttentionLayer(n_attn_heads, hidden_size, output_projection=output_projection,
+                               output_std=output_std, generator=generator),
+                FFLayer(ff_scale_factor * hidden_size, hidden_size, activation=activation,
+                        output_std=output_std, generator=generator),
+                hidden_size,
+                self.dropout,
+            )
+            for _ in range(n_layers)
+        ]  # fmt: skip
+        self.final_norm = LayerNorm(hidden_size) if final_norm else None
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments after the tokenizer, without the seed: what a new model of this shape needs."""
+        return dict(self._config)
+
+    def forward(self, batch: Any) -> Tensor:
+        """A batch -> logits (B, T, vocab_size + 1) of each place's next token; the last class is padding.
+
+        Args:
+            batch: a list of B strings, or integer ids (B, T). Raises as `Tokenizer.ids` does.
+        """
+        ids, hidden = self.tokenizer.ids(batch)
+        padding = None if hidden is None else Tensor(hidden, backend=self.tokenizer.token_embedding.backend)
+        x = self.dropout(self.tokenizer.embed(ids))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, padding)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return linear(x, self.tokenizer.token_embedding.T)
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> str:
+        """The prompt and `max_new_tokens` characters more, drawn one by one from the model's predictions.
+
+        Past max_seq_len the model sees the last max_seq_len characters. Padding is never drawn.
+
+        Args:
+            prompt: at least one character.
+            temperature: divides the logits; 0 takes the most likely character every time.
+            top_k: draw from the k most likely characters only.
+            seed: of the draws.
+
+        Raises:
+            ValueError: an empty prompt, a character outside the vocabulary, a negative temperature or count, top_k < 1.
+        """
+        if max_new_tokens < 0 or temperature < 0 or top_k is not None and top_k < 1:
+            raise ValueError(
+                "generate: needs max_new_tokens >= 0, temperature >= 0 and top_k >= 1, "
+                f"got {max_new_tokens}, {temperature} and {top_k}"
+            )
+        ids = self.tokenizer.encode(prompt)
+        if not ids:
+            raise ValueError("generate: the prompt is empty; give at least one character of the vocabulary")
+        draws = random.Random(seed)
+        was_training = self.training
+        self.eval()
+        try:
+            with no_grad():
+                for _ in range(max_new_tokens):
+                    logits = self.forward([ids[-self.tokenizer.max_seq_len :]])[0, -1]
+                    ids.append(_draw(logits.numpy().tolist()[: self.tokenizer.vocab_size], temperature, top_k, draws))
+        finally:
+            self.train(was_training)
+        return self.tokenizer.decode(ids)
+
+
+def _draw(logits: list[float], temperature: float, top_k: int | None, draws: random.Random) -> int:
+    """A class number, drawn from softmax(logits / temperature) over the top_k largest."""
+    ranked = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_k]
+    if temperature == 0:
+        return ranked[0]
+    weights = [math.exp((logits[i] - logits[ranked[0]]) / temperature) for i in ranked]
+    return draws.choices(ranked, weights)[0]

@@ -1,0 +1,169 @@
+"""Tokenizer: characters to ids, and ids to vectors.
+
+Ids 0 to vocab_size - 1 are the characters; vocab_size is padding, which `vocab_size` does not count. Padding goes on
+the right.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+from . import tokenizer_constants
+from .backend import Array
+from .functional import embedding
+from .module import Module, normal_parameter
+from .random import EMBEDDINGS, Generator
+from .tensor import Tensor
+
+
+class Tokenizer(Module):
+    """Characters as vectors: a learned embedding of each, plus a learned one of its position.
+
+    Args:
+        vocab_size: the number of characters.
+        max_seq_len: the longest text, in characters.
+        embed_dim: the length of a vector, C.
+        pad_token_id: the id of padding; must be vocab_size.
+        vocabulary: the characters, each once; by default those of `tokenizer_constants`.
+        strict: whether a character outside the vocabulary is an error; otherwise it is left out.
+        seed: of the initial embeddings; by default the next draws of the default generator.
+
+    Raises:
+        ValueError: vocab_size is not the number of characters, a character comes twice, pad_token_id is another, or a
+            size is not positive.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_seq_len: int,
+        embed_dim: int,
+        pad_token_id: int,
+        *,
+        vocabulary: str | None = None,
+        strict: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        self.vocabulary = tokenizer_constants.vocabulary if vocabulary is None else vocabulary
+        self._id_of = {character: i for i, character in enumerate(self.vocabulary)}
+        if len(self._id_of) != len(self.vocabulary):
+            raise ValueError("Tokenizer: the vocabulary names a character twice")
+        if vocab_size != len(self.vocabulary):
+            raise ValueError(
+                f"Tokenizer: vocab_size is {vocab_size}, but the vocabulary has {len(self.vocabulary)} characters; "
+                "pass vocabulary=, or build the tokenizer with Tokenizer.from_text"
+            )
+        if pad_token_id != vocab_size:
+            raise ValueError(f"Tokenizer: pad_token_id must be vocab_size, {vocab_size}, got {pad_token_id}")
+        if min(vocab_size, max_seq_len, embed_dim) < 1:
+            raise ValueError(
+                f"Tokenizer: sizes must be positive, got vocab_size={vocab_size}, max_seq_len={max_seq_len}, "
+                f"embed_dim={embed_dim}"
+            )
+        self.vocab_size = vocab_size
+        self.max_seq_len = max_seq_len
+        self.embed_dim = embed_dim
+        self.pad_token_id = pad_token_id
+        self.strict = strict
+        generator = None if seed is None else Generator(seed, EMBEDDINGS)
+        # A row for each character and one for padding; the logits are tied to it.
+        self.token_embedding = normal_parameter((vocab_size + 1, embed_dim), 0.02, generator, "token_embedding")
+        self.positional_encoding = normal_parameter((max_seq_len, embed_dim), 0.02, generator, "positional_encoding")
+
+    @classmethod
+    def from_text(cls, text: str, max_seq_len: int, embed_dim: int, **options: Any) -> Self:
+        """A tokenizer whose vocabulary is the characters of `text`, sorted. Raises ValueError for an empty text."""
+        vocabulary = "".join(sorted(set(text)))
+        return cls(len(vocabulary), max_seq_len, embed_dim, len(vocabulary), vocabulary=vocabulary, **options)
+
+    # --- Characters and ids
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text's characters.
+
+        Raises:
+            ValueError: a character outside the vocabulary, if strict; otherwise such characters are left out.
+        """
+        if self.strict:
+            for i, character in enumerate(text):
+                if character not in self._id_of:
+                    raise ValueError(
+                        f"Tokenizer: character {character!r} at position {i} is not in the vocabulary of "
+                        f"{self.vocab_size}; pass vocabulary= with it, or strict=False to leave such characters out"
+                    )
+        return [self._id_of[character] for character in text if character in self._id_of]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of a sequence of ids, without its padding. Raises IndexError for an id that is none."""
+        characters = []
+        for i in ids:
+            if not 0 <= i <= self.vocab_size:
+                raise IndexError(f"Tokenizer: id {i} is out of range; ids must be in [0, {self.vocab_size}]")
+            if i != self.pad_token_id:
+                characters.append(self.vocabulary[i])
+        return "".join(characters)
+
+    def ids(self, batch: Any) -> tuple[Array, Array | None]:
+        """The ids (B, T) of a batch, and True where they are padding (B, T), or None if nowhere.
+
+        Both are arrays of the parameters' backend.
+
+        Args:
+            batch: a list of B strings, T being the length of the longest; or integers (B, T) as an array, nested
+                lists or a Tensor, which may hold the padding's id.
+
+        Raises:
+            TypeError: a single string. ValueError: an empty batch or text, one longer than max_seq_len, a character
+                outside the vocabulary. IndexError: an id out of range.
+        """
+        xp, pad = self.token_embedding.backend, self.pad_token_id
+        if isinstance(batch, str):
+            raise TypeError("Tokenizer: the batch is a single string; wrap it in a list, [text]")
+        if _is_texts(batch):
+            rows = [self._encode_some(text) for text in batch]
+            longest = max(map(len, rows))
+            batch = [row + [pad] * (longest - len(row)) for row in rows]
+        elif isinstance(batch, Tensor):
+            batch = batch.data
+        ids, counted = xp.targets(batch, self.vocab_size + 1, pad, "Tokenizer")
+        if ids.ndim != 2:
+            raise ValueError(f"Tokenizer: ids must be (batch, length), got shape {ids.shape}")
+        if ids.shape[1] > self.max_seq_len:
+            raise ValueError(
+                f"Tokenizer: a text of {ids.shape[1]} tokens is longer than max_seq_len={self.max_seq_len}; "
+                "cut it, or build the tokenizer with a larger max_seq_len"
+            )
+        return (ids, None) if counted is None else (xp.where(counted, ids, pad), xp.logical_not(counted))
+
+    def _encode_some(self, text: str) -> list[int]:
+        row = self.encode(text)
+        if not row:
+            why = "is empty" if not text else "has no character of the vocabulary"
+            raise ValueError(f"Tokenizer: the text {text!r} {why}; give at least one character")
+        return row
+
+    def targets(self, batch: Any) -> list[list[int]]:
+        """The next token at each place of a batch, (B, T): what a language model is to predict. The last is padding."""
+        ids, _ = self.ids(batch)
+        rows: list[list[int]] = self.token_embedding.backend.to_host(ids).tolist()
+        return [[*row[1:], self.pad_token_id] for row in rows]
+
+    # --- Ids and vectors
+
+    def embed(self, ids: Array) -> Tensor:
+        """(B, T) ids -> (B, T, C): each token's embedding plus its position's."""
+        return embedding(self.token_embedding, ids) + self.positional_encoding[: ids.shape[1]]
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch as `ids` takes it -> embeddings (B, T, C), ids (B, T), and True where there is padding (B, T)."""
+        ids, padding = self.ids(batch)
+        xp = self.token_embedding.backend
+        mask = xp.full(ids.shape, False, "bool") if padding is None else padding
+        return self.embed(ids), Tensor(ids, backend=xp), Tensor(mask, backend=xp)
+
+
+def _is_texts(batch: Any) -> bool:
+    if not isinstance(batch, Sequence):
+        return False
+    if not len(batch):
+        raise ValueError("Tokenizer: the batch is empty; give at least one text")
+    return all(isinstance(text, str) for text in batch)

