@@ -318,19 +318,20 @@ def _rows(a: Array) -> Array:
 _GELU_C = _sqrt(2.0 / pi)
 
 
-def gelu(a: Array, approximate: str) -> Array:
-    if approximate == "none":  # a Phi(a), Phi the normal distribution function
-        return 0.5 * a * (1.0 + erf(a * _sqrt(0.5)))
-    return 0.5 * a * (1.0 + cupy.tanh(_GELU_C * (a + 0.044715 * a * a * a)))
+def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
+    if approximate == "none":  # Phi, the normal distribution function
+        phi = 0.5 * (1.0 + erf(a * _sqrt(0.5)))
+    else:
+        phi = 0.5 * (1.0 + cupy.tanh(_GELU_C * (a + 0.044715 * a * a * a)))
+    return a * phi, phi
 
 
-def gelu_backward(g: Array, a: Array, approximate: str) -> Array:
-    if approximate == "none":  # Phi(a) + a phi(a), phi the normal density
-        phi = cupy.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
-        return g * (0.5 * (1.0 + erf(a * _sqrt(0.5))) + a * phi)
-    t = cupy.tanh(_GELU_C * (a + 0.044715 * a * a * a))
-    inner = _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
-    return g * (0.5 * (1.0 + t) + 0.5 * a * (1.0 - t * t) * inner)
+def gelu_backward(g: Array, a: Array, phi: Array, approximate: str) -> Array:
+    if approximate == "none":  # phi' is the normal density
+        slope = cupy.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
+    else:  # (1 - tanh^2) / 2 = 2 phi (1 - phi)
+        slope = 2.0 * phi * (1.0 - phi) * _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
+    return g * (phi + a * slope)
 
 
 # --- Fused: rows

@@ -156,25 +156,29 @@ def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Array) 
     for polynomial in coefficients:
         value = np.full_like(x, polynomial[0])
         for c in polynomial[1:]:
-            value = value * x + c
+            value *= x
+            value += c
         values.append(value)
     return np.asarray(values[0] / values[1])
 
 
 def erf(a: Array) -> Array:
     """Cody (1969): three ranges of |a|, each its own rational function; largest error 5e-16, relative."""
-    wide = np.asarray(a, dtype=np.float64)
+    wide = np.atleast_1d(a).astype(np.float32 if a.dtype == np.float32 else np.float64, copy=False)
     y = np.abs(wide)
-    result = np.where(np.isnan(wide), np.nan, np.sign(wide))  # 1 to double precision beyond 6
-    small, middle, large = y <= 0.46875, (y > 0.46875) & (y <= 4.0), (y > 4.0) & (y <= 6.0)
+    result = np.sign(wide)  # 1 to double precision beyond 6
+    small = y <= 0.46875
+    large = y > 4.0
     x = wide[small]
     result[small] = x * _ratio(_ERF_SMALL, x * x)
+    middle = ~(small | large | np.isnan(y))
     x = y[middle]
     result[middle] *= 1.0 - np.exp(-x * x) * _ratio(_ERFC_MIDDLE, x)
+    large &= y <= 6.0
     x = y[large]
     z = 1.0 / (x * x)
     result[large] *= 1.0 - np.exp(-x * x) / x * (1.0 / _sqrt(pi) - z * _ratio(_ERFC_LARGE, z))
-    return result.astype(a.dtype)
+    return result.reshape(a.shape).astype(a.dtype, copy=False)
 
 
 def abs(a: Array) -> Array:
@@ -334,19 +338,20 @@ def _rows(a: Array) -> Array:
 _GELU_C = _sqrt(2.0 / pi)
 
 
-def gelu(a: Array, approximate: str) -> Array:
-    if approximate == "none":  # a Phi(a), Phi the normal distribution function
-        return np.asarray(0.5 * a * (1.0 + erf(a * _sqrt(0.5))))
-    return np.asarray(0.5 * a * (1.0 + np.tanh(_GELU_C * (a + 0.044715 * a * a * a))))
+def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
+    if approximate == "none":  # Phi, the normal distribution function
+        phi = 0.5 * (1.0 + erf(a * _sqrt(0.5)))
+    else:
+        phi = 0.5 * (1.0 + np.tanh(_GELU_C * (a + 0.044715 * a * a * a)))
+    return a * phi, phi
 
 
-def gelu_backward(g: Array, a: Array, approximate: str) -> Array:
-    if approximate == "none":  # Phi(a) + a phi(a), phi the normal density
-        phi = np.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
-        return np.asarray(g * (0.5 * (1.0 + erf(a * _sqrt(0.5))) + a * phi))
-    t = np.tanh(_GELU_C * (a + 0.044715 * a * a * a))
-    inner = _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
-    return np.asarray(g * (0.5 * (1.0 + t) + 0.5 * a * (1.0 - t * t) * inner))
+def gelu_backward(g: Array, a: Array, phi: Array, approximate: str) -> Array:
+    if approximate == "none":  # phi' is the normal density
+        slope = np.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
+    else:  # (1 - tanh^2) / 2 = 2 phi (1 - phi)
+        slope = 2.0 * phi * (1.0 - phi) * _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
+    return np.asarray(g * (phi + a * slope))
 
 
 # --- Fused: rows

@@ -99,8 +99,8 @@ class Backend(Protocol):
     def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,)
 
     # Fused: activations
-    def gelu(self, a: Array, approximate: str) -> Array: ...                     # "none": a Phi(a); "tanh": its approximation
-    def gelu_backward(self, g: Array, a: Array, approximate: str) -> Array: ...  # (...) (...) -> (...)
+    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # (...) -> a phi(a), phi(a); "none": phi is the normal distribution, "tanh": near it
+    def gelu_backward(self, g: Array, a: Array, phi: Array, approximate: str) -> Array: ...  # (...) (...) (...) -> (...)
 
     # Fused: rows
     def softmax(self, a: Array, axis: int) -> Array: ...                         # e^a / sum e^a along axis
@@ -147,7 +147,7 @@ def _adopt_neighbour() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    setattr(sys.modules[cast(str, __package__)], "backends", module)
+    setattr(sys.modules[__package__ or ""], "backends", module)
 
 
 _adopt_neighbour()

@@ -124,7 +124,8 @@ def leaky_relu(xp: Backend, a: Array, *, alpha: float) -> Result:
 def gelu(xp: Backend, a: Array, *, approximate: str) -> Result:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    return xp.gelu(a, approximate), lambda g: xp.gelu_backward(g, a, approximate)
+    out, phi = xp.gelu(a, approximate)
+    return out, lambda g: xp.gelu_backward(g, a, phi, approximate)
 
 
 def maximum(xp: Backend, a: Array, b: Array) -> Result:
