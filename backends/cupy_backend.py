@@ -6,7 +6,8 @@ on the host, before they are moved), and repeated indices in `a[i] += v` are los
 """
 
 from collections.abc import Sequence
-from math import inf, pi, sqrt as _sqrt
+from math import inf, pi
+from math import sqrt as _sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -362,9 +363,7 @@ def log_softmax_backward(g: Array, y: Array, axis: int) -> Array:
 # Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450, equation 4.
 
 
-def layer_norm(
-    x: Array, gamma: Array | None, beta: Array | None, eps: float
-) -> tuple[Array, Array, Array]:
+def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
     mean = cupy.mean(x, axis=-1, keepdims=True)  # (..., 1)
     centred = x - mean  # the variance from centred values: E[x^2] - E[x]^2 cancels when the mean is large
     rstd = 1.0 / cupy.sqrt(cupy.mean(centred * centred, axis=-1, keepdims=True) + eps)  # (..., 1)
@@ -385,9 +384,7 @@ def layer_norm_backward(
     if need_x:
         h = g if gamma is None else g * gamma
         # The gradient of centring takes out h's mean; that of scaling, its part along `normed`.
-        gx = rstd * (
-            h - cupy.mean(h, axis=-1, keepdims=True) - normed * cupy.mean(h * normed, axis=-1, keepdims=True)
-        )
+        gx = rstd * (h - cupy.mean(h, axis=-1, keepdims=True) - normed * cupy.mean(h * normed, axis=-1, keepdims=True))
     if need_gamma:
         ggamma = _rows(g * normed).sum(0)
     if need_beta:
@@ -417,9 +414,7 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
     return out
 
 
-def cross_entropy(
-    logits: Array, ids: Array, counted: Array | None, excluded: int | None
-) -> tuple[Array, Array]:
+def cross_entropy(logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]:
     """The mean of -log softmax(logits)[id] over the rows that count; a class `excluded` has probability 0."""
     z = cupy.array(logits)  # (N, C)
     if excluded is not None:
@@ -448,9 +443,7 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, counted: Array | 
 # Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1.
 
 
-def attention(
-    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int
-) -> tuple[Array, Array]:
+def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
     scores = (q * (1.0 / _sqrt(q.shape[-1]))) @ cupy.swapaxes(k, -1, -2)  # (..., L, S)
     if mask is not None:
         scores = cupy.where(mask, -inf, scores)

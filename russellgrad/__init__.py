@@ -1,10 +1,37 @@
 """RussellGrad: one autograd Tensor and one transformer, on a CPU (NumPy) or a CUDA GPU (CuPy)."""
 
-from .autograd import no_grad
+from .autograd import Joint, no_grad
 from .backend import available_backends, get_backend, set_backend, use_backend
 from .dtype import get_default_dtype, set_default_dtype
 from .functional import attention, cross_entropy, embedding, layer_norm, linear, log_softmax, maximum, minimum, where
+from .module import Module
+from .random import manual_seed
 from .softmax import softmax  # the function: it takes the place of the module of that name here
 from .tensor import Tensor, custom_op
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Joint",
+    "Module",
+    "Tensor",
+    "attention",
+    "available_backends",
+    "cross_entropy",
+    "custom_op",
+    "embedding",
+    "get_backend",
+    "get_default_dtype",
+    "layer_norm",
+    "linear",
+    "log_softmax",
+    "manual_seed",
+    "maximum",
+    "minimum",
+    "no_grad",
+    "set_backend",
+    "set_default_dtype",
+    "softmax",
+    "use_backend",
+    "where",
+]

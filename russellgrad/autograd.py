@@ -7,10 +7,11 @@ falling number, so each is reached after all that depends on it, however deep th
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ContextDecorator
-from contextvars import ContextVar, Token
+from contextlib import contextmanager
+from contextvars import ContextVar
 from heapq import heappop, heappush
 from itertools import count
+from numbers import Real
 from typing import Any, NamedTuple, Protocol, TypeAlias
 from weakref import ReferenceType
 
@@ -84,24 +85,26 @@ class Node:
                 if parent is not None and result is not None:
                     yield parent, result
             return
-        waiting = list(zip(parents, pullbacks, strict=True))
+        waiting = list(zip(parents, pullbacks, strict=True))[::-1]
         del pullbacks
         while waiting:
-            parent, pull = waiting.pop(0)
+            parent, pull = waiting.pop()
             if parent is not None and pull is not None:
                 yield parent, pull(g)
 
     def deliver(self, g: Array) -> Array:
         """Run the hooks on the whole gradient, and hand it to the tensor that wants it."""
         for hook in list(self.hooks.values()) if self.hooks else ():
-            changed = hook(g)
+            changed = hook(self.xp.asarray(g))
             if changed is not None:
-                if getattr(changed, "shape", None) != self.shape or not self.xp.is_array(changed):
+                if isinstance(changed, Real):  # what NumPy makes of a 0-d array times two
+                    changed = self.xp.asarray(changed)
+                if not self.xp.is_array(changed) or changed.shape != self.shape:
                     raise ValueError(
                         f"register_hook: the hook of {self.name!r} must return None or an array of "
                         f"backend {self.xp.name!r} and shape {self.shape}"
                     )
-                g = fit(self.xp, changed, self.shape, self.dtype)
+                g = fit(self, changed, "register_hook")
         tensor = self.holder() if self.holder else None
         if tensor is not None:
             # A gradient may be shared with another tensor's or be a view, so .grad is always an array of its own.
@@ -123,13 +126,20 @@ def record(name: str, xp: Backend, out: Array, nodes: Sequence[Node | None], pul
     return Node(name, xp, out, nodes, needed)
 
 
-def fit(xp: Backend, g: Array, shape: Shape, dtype: DType) -> Array:
-    """Sum a gradient over the axes along which its operand was broadcast, and bring it to the operand's dtype."""
+def fit(operand: Node, g: Array, op: str) -> Array:
+    """Sum a gradient over the axes along which its operand was broadcast, and bring it to the operand's dtype.
+
+    Raises:
+        ValueError: the operand does not broadcast to the gradient's shape; the rule of `op` is wrong.
+    """
+    xp, shape = operand.xp, operand.shape
     if g.shape != shape:
         extra = g.ndim - len(shape)
+        if extra < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[extra:], strict=True)):
+            raise ValueError(f"backward: {op!r} gave a gradient of shape {g.shape} for an operand of shape {shape}")
         stretched = [i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1]
         g = xp.reshape(xp.sum(g, axis=(*range(extra), *stretched)), shape)
-    return g if g.dtype == dtype else xp.astype(g, dtype)
+    return g if g.dtype == operand.dtype else xp.astype(g, operand.dtype)
 
 
 def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
@@ -146,7 +156,7 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
         node, g = nodes.pop(order), grads.pop(order)
         g = node.deliver(g)
         for parent, result in node.gradients(g, retain_graph):
-            part = fit(parent.xp, result, parent.shape, parent.dtype)
+            part = fit(parent, result, node.name)
             if parent.order in grads:
                 # Never +=: add hands the same array to both its parents.
                 grads[parent.order] = parent.xp.add(grads[parent.order], part)
@@ -157,18 +167,14 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
         del node, g
 
 
-class no_grad(ContextDecorator):  # noqa: N801 - the field's name for it, in lower case
+@contextmanager
+def no_grad() -> Iterator[None]:
     """`with no_grad():` or `@no_grad()`: operations inside record nothing, and new tensors track no gradients."""
-
-    def __init__(self) -> None:
-        self._tokens: list[Token[bool]] = []
-
-    def __enter__(self) -> "no_grad":
-        self._tokens.append(_grad_enabled.set(False))
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        _grad_enabled.reset(self._tokens.pop())
+    token = _grad_enabled.set(False)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
 
 
 def is_grad_enabled() -> bool:

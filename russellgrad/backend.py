@@ -147,7 +147,7 @@ def _adopt_neighbour() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    setattr(sys.modules[__package__ or ""], "backends", module)
+    vars(sys.modules[__package__ or ""])["backends"] = module
 
 
 _adopt_neighbour()

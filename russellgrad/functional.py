@@ -62,9 +62,7 @@ def cross_entropy(logits: Tensor, ids: Any, ignore_index: int | None = None) -> 
     return apply(rules.cross_entropy, logits, ids=ids, ignore_index=ignore_index, excluded=None)
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, causal: bool = False, offset: int = 0
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, causal: bool = False, offset: int = 0) -> Tensor:
     """softmax(q k^T / sqrt(d)) v (Vaswani et al., arXiv:1706.03762, eq. 1).
 
     Shapes: q (..., L, d), k (..., S, d), v (..., S, e) -> (..., L, e).

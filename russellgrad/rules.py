@@ -54,7 +54,7 @@ def divide(xp: Backend, a: Array, b: Array) -> Result:
 
 def power(xp: Backend, a: Array, b: Array) -> Result:
     """a ** b. Where b is 0 the gradient of a is 0, even at inf; where a is 0 and b >= 0 that of b is 0."""
-    out = _power(xp, a, b)
+    out = xp.copy(a) if isinstance(b, (int, float)) and b == 1 else _power(xp, a, b)
 
     def pull_a(g: Array) -> Array:
         if isinstance(b, (int, float)):
@@ -133,13 +133,12 @@ def maximum(xp: Backend, a: Array, b: Array) -> Result:
 
 
 def minimum(xp: Backend, a: Array, b: Array) -> Result:
-    return xp.minimum(a, b), lambda g: _winner(xp, g, b, a, own=1), lambda g: _winner(xp, g, a, b, own=1)
+    return xp.minimum(a, b), lambda g: _winner(xp, g, b, a), lambda g: _winner(xp, g, a, b)
 
 
-def _winner(xp: Backend, g: Array, high: Array, low: Array, own: int = 0) -> Array:
-    """The part of g that goes to `high` (own=0) or `low` (own=1): all where high > low, half at ties."""
-    loses = xp.less(high, low)
-    return xp.where(loses, 0, xp.where(xp.equal(high, low), xp.multiply(g, 0.5), g))
+def _winner(xp: Backend, g: Array, high: Array, low: Array) -> Array:
+    """g where high > low (or one is nan), half of it at ties, 0 where high < low."""
+    return xp.where(xp.less(high, low), 0, xp.where(xp.equal(high, low), xp.multiply(g, 0.5), g))
 
 
 def where(xp: Backend, a: Array, b: Array, *, condition: Any) -> Result:
@@ -190,7 +189,7 @@ def as_mask(xp: Backend, mask: Any, op: str) -> Array:
 
 
 def masked_fill(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
-    hidden = _fitting_mask(xp, a, mask, "masked_fill")
+    hidden = _fitting_mask(xp, a.shape, mask, "masked_fill")
     if getattr(value, "shape", ()) != ():
         raise ValueError(f"masked_fill: the value must be a number or a 0-d tensor, got shape {value.shape}")
     return (
@@ -201,7 +200,7 @@ def masked_fill(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
 
 
 def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
-    chosen = _fitting_mask(xp, a, mask, "masked_multiply")
+    chosen = _fitting_mask(xp, a.shape, mask, "masked_multiply")
     return (
         xp.where(chosen, xp.multiply(a, value), a),
         lambda g: xp.where(chosen, xp.multiply(g, value), g),
@@ -209,13 +208,13 @@ def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result
     )
 
 
-def _fitting_mask(xp: Backend, a: Array, mask: Any, op: str) -> Array:
+def _fitting_mask(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
     array = as_mask(xp, mask, op)
-    fits = array.ndim <= a.ndim and all(
-        n in (1, m) for n, m in zip(reversed(array.shape), reversed(a.shape), strict=False)
+    fits = array.ndim <= len(shape) and all(
+        n in (1, m) for n, m in zip(reversed(array.shape), reversed(shape), strict=False)
     )
     if not fits:
-        raise ValueError(f"{op}: a mask of shape {array.shape} does not broadcast to shape {a.shape}")
+        raise ValueError(f"{op}: a mask of shape {array.shape} does not broadcast to shape {shape}")
     return array
 
 
@@ -249,19 +248,21 @@ def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
 def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     if not is_float(a.dtype):
         raise TypeError(f"mean: needs a float tensor, got dtype {a.dtype}; call .astype('float64') first")
-    total, pull = sum(xp, a, axis=axis, keepdims=keepdims)
-    n = prod(a.shape[i] for i in axes_of("mean", axis, a.ndim))
+    axes = axes_of("mean", axis, a.ndim)
+    total, pull = sum(xp, a, axis=axes, keepdims=keepdims)
+    n = prod(a.shape[i] for i in axes)
     return xp.divide(total, n), lambda g: pull(xp.divide(g, n))
 
 
 def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool) -> Result:
     """The mean of squared deviations: two passes, since E[x^2] - E[x]^2 cancels. Over n - correction, at least 0."""
-    axes = axes_of("var", axis, a.ndim)
-    shape = a.shape
-    centred = xp.subtract(a, mean(xp, a, axis=axis, keepdims=True)[0])
+    if not is_float(a.dtype):
+        raise TypeError(f"var: needs a float tensor, got dtype {a.dtype}; call .astype('float64') first")
+    axes, shape = axes_of("var", axis, a.ndim), a.shape
+    centred = xp.subtract(a, mean(xp, a, axis=axes, keepdims=True)[0])
     n = prod(shape[i] for i in axes)
     n_free = float(n - correction if n > correction else 0)
-    total = sum(xp, xp.multiply(centred, centred), axis=axis, keepdims=keepdims)[0]
+    total = sum(xp, xp.multiply(centred, centred), axis=axes, keepdims=keepdims)[0]
 
     def pull(g: Array) -> Array:
         return xp.multiply(xp.multiply(centred, 2), xp.divide(xp.reshape(g, _kept(shape, axes)), n_free))
@@ -370,8 +371,8 @@ def getitem(xp: Backend, a: Array, *, index: Index) -> Result:
 
 def matmul(xp: Backend, a: Array, b: Array) -> Result:
     """NumPy's rules: a 1-D operand is a row on the left, a column on the right, and that axis is dropped again."""
-    if a.ndim == 0 or b.ndim == 0:
-        raise ValueError(f"matmul: operands of shape {a.shape} and {b.shape}: a 0-d one has no product; use *")
+    if min_ndim(a, b) == 0:
+        raise ValueError(f"matmul: operands of shape {shape_of(a)} and {shape_of(b)}: a 0-d one has no product; use *")
     row, column = a.ndim == 1, b.ndim == 1
 
     def full(g: Array) -> Array:  # the gradient with the dropped axes put back: (..., n, m)
@@ -403,10 +404,11 @@ def _swap(xp: Backend, a: Array) -> Array:
 
 
 def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
-    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[0]:
-        raise ValueError(f"linear: x {x.shape} does not fit weight {weight.shape}; they must be (..., in) and (in, out)")
-    if bias is not None and bias.shape != weight.shape[1:]:
-        raise ValueError(f"linear: bias {bias.shape} does not fit weight {weight.shape}; it must be (out,)")
+    shape = shape_of(weight)
+    if len(shape) != 2 or shape_of(x)[-1:] != shape[:1]:
+        raise ValueError(f"linear: x {shape_of(x)} does not fit weight {shape}; they must be (..., in) and (in, out)")
+    if bias is not None and shape_of(bias) != shape[1:]:
+        raise ValueError(f"linear: bias {shape_of(bias)} does not fit weight {shape}; it must be (out,)")
     return xp.linear(x, weight, bias), Joint(lambda g, needs: xp.linear_backward(g, x, weight, needs))
 
 
@@ -429,8 +431,10 @@ def layer_norm(xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *
     if x.ndim == 0:
         raise ValueError("layer_norm: x is 0-d; it normalises over the last axis, so give it one")
     for name, parameter in (("gamma", gamma), ("beta", beta)):
-        if parameter is not None and parameter.shape != x.shape[-1:]:
-            raise ValueError(f"layer_norm: {name} {parameter.shape} does not fit x {x.shape}; it must be {x.shape[-1:]}")
+        if parameter is not None and shape_of(parameter) != x.shape[-1:]:
+            raise ValueError(
+                f"layer_norm: {name} {shape_of(parameter)} does not fit x {x.shape}; it must be {x.shape[-1:]}"
+            )
     out, mean, rstd = xp.layer_norm(x, gamma, beta, eps)
     return out, Joint(lambda g, needs: xp.layer_norm_backward(g, x, gamma, mean, rstd, needs))
 
@@ -443,9 +447,7 @@ def embedding(xp: Backend, weight: Array, *, ids: Any) -> Result:
     return xp.embedding(weight, rows), lambda g: xp.embedding_backward(g, rows, n_rows)
 
 
-def cross_entropy(
-    xp: Backend, logits: Array, *, ids: Any, ignore_index: int | None, excluded: int | None
-) -> Result:
+def cross_entropy(xp: Backend, logits: Array, *, ids: Any, ignore_index: int | None, excluded: int | None) -> Result:
     """The mean over targets that count; class `excluded` is left out of the softmax."""
     if logits.ndim == 0:
         raise ValueError("cross_entropy: logits are 0-d; they must be (..., classes)")
@@ -463,19 +465,30 @@ def cross_entropy(
     return loss, lambda g: xp.reshape(xp.cross_entropy_backward(g, probs, targets, counted), shape)
 
 
-def attention(
-    xp: Backend, q: Array, k: Array, v: Array, *, mask: Any, causal: bool, offset: int
-) -> Result:
-    fits = min_ndim(q, k, v) >= 2 and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+def attention(xp: Backend, q: Array, k: Array, v: Array, *, mask: Any, causal: bool, offset: int) -> Result:
+    fits = min_ndim(q, k, v) >= 2 and q.shape[-1] == k.shape[-1] > 0 and k.shape[-2] == v.shape[-2]
     if not fits:
         raise ValueError(
-            f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit; "
+            f"attention: q {shape_of(q)}, k {shape_of(k)} and v {shape_of(v)} do not fit; "
             "they must be (..., L, d), (..., S, d) and (..., S, dv)"
         )
-    hidden = None if mask is None else as_mask(xp, mask, "attention")
+    scores = (*broadcast_shape(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
+    hidden = None if mask is None else _fitting_mask(xp, scores, mask, "attention")
     out, weights = xp.attention(q, k, v, hidden, causal, offset)
     return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, weights, needs))
 
 
-def min_ndim(*arrays: Array) -> int:
-    return sorted(int(array.ndim) for array in arrays)[0]
+def shape_of(operand: Array | float) -> Shape:
+    """The shape of an array; of a number, that of a 0-d one."""
+    return getattr(operand, "shape", ())
+
+
+def min_ndim(*operands: Array | float) -> int:
+    return sorted(len(shape_of(operand)) for operand in operands)[0]
+
+
+def broadcast_shape(a: Shape, b: Shape) -> Shape:
+    """The shape of a batch of one product for each pair; where two lengths differ, one must be 1."""
+    longest = len(a) if len(a) > len(b) else len(b)
+    padded = zip((1,) * (longest - len(a)) + a, (1,) * (longest - len(b)) + b, strict=True)
+    return tuple(n if m == 1 else m for m, n in padded)

@@ -55,7 +55,8 @@ class Dropout(Module):
         if not self.training or not self.p:
             return x
         kept = x.backend.greater_equal(self.generator.uniform(x.shape, x.dtype, x.backend), self.p)
-        return x * x.backend.multiply(x.backend.astype(kept, x.dtype), 1 / (1 - self.p))
+        out: Tensor = x * x.backend.multiply(x.backend.astype(kept, x.dtype), 1 / (1 - self.p))
+        return out
 
 
 class AttentionHead(Module):
@@ -177,7 +178,8 @@ class Block(Module):
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), padding))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x
 
 
 class Transformer(Module):

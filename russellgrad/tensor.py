@@ -23,7 +23,7 @@ Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 
 # Of these the result is a float whatever the operand, so integers are brought to the default dtype first.
 _FLOAT_RESULT = {rules.divide, rules.exp, rules.log, rules.sqrt, rules.tanh, rules.sin, rules.cos, rules.sigmoid,
-                 rules.gelu, rules.softmax, rules.log_softmax}  # fmt: skip
+                 rules.leaky_relu, rules.gelu, rules.softmax, rules.log_softmax}  # fmt: skip
 
 _REMEDY = {
     "matmul": "the last axis of the first must be as long as the last but one of the second",
@@ -69,16 +69,13 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
-        if not hasattr(data, "dtype") and dtype is None:
-            array = xp.asarray(data)
-            if array.dtype.kind != "b":
-                array = xp.asarray(data, get_default_dtype())
-        else:
-            array = xp.asarray(data, dtype)
+        array = xp.asarray(data)  # first as it is: asked for floats, NumPy would parse strings and take None for nan
+        if dtype is None and not hasattr(data, "dtype") and array.dtype.kind != "b":
+            dtype = get_default_dtype()
         self.backend = xp
         self.label = label
         self.grad = None
-        self._data = xp.copy(array)
+        self._data = xp.copy(array if dtype is None else xp.asarray(array, dtype))
         self._node: Node | None = None
         if requires_grad or requires_grad is None and is_grad_enabled() and is_float(self._data.dtype):
             self.requires_grad = True
@@ -181,7 +178,9 @@ class Tensor:
             ValueError: gradient of another shape. TypeError: on another backend, or no array.
         """
         if self._node is None:
-            raise RuntimeError("backward: this tensor tracks no gradients; build it from float tensors, not in no_grad()")
+            raise RuntimeError(
+                "backward: this tensor tracks no gradients; build it from float tensors, not in no_grad()"
+            )
         xp = self.backend
         if gradient is None:
             if self.size != 1:
@@ -195,8 +194,12 @@ class Tensor:
                 f"backward: gradient must be a Tensor or an array of backend {xp.name!r}, got {type(gradient).__name__}"
             )
         if gradient.shape != self.shape:
-            raise ValueError(f"backward: gradient has shape {gradient.shape}, this tensor {self.shape}; they must agree")
-        backward(self._node, gradient if gradient.dtype == self.dtype else xp.astype(gradient, self.dtype), retain_graph)
+            raise ValueError(
+                f"backward: gradient has shape {gradient.shape}, this tensor {self.shape}; they must agree"
+            )
+        backward(
+            self._node, gradient if gradient.dtype == self.dtype else xp.astype(gradient, self.dtype), retain_graph
+        )
 
     def zero_grad(self) -> None:
         """Forget the gradient: `.grad` is None again."""
@@ -250,7 +253,9 @@ class Tensor:
         return Tensor._wrap(array, target, record("to", target, array, [self._node], pull))
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("a Tensor does not turn into an array unasked; call .numpy(), or Tensor.stack for a list of them")
+        raise TypeError(
+            "a Tensor does not turn into an array unasked; call .numpy(), or Tensor.stack for a list of them"
+        )
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         if self._node is not None:
@@ -361,8 +366,6 @@ class Tensor:
 
     def var(self, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> "Tensor":
         """The variance: squared deviations from the mean, summed and divided by n - correction."""
-        if not is_float(self.dtype):
-            raise TypeError(f"var: needs a float tensor, got dtype {self.dtype}; call .astype('float64') first")
         return apply(rules.var, self, axis=axis, correction=correction, keepdims=keepdims)
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
@@ -384,7 +387,7 @@ class Tensor:
         return apply(rules.transpose, self, axes=axes)
 
     @property
-    def T(self) -> "Tensor":  # noqa: N802 - NumPy's name
+    def T(self) -> "Tensor":
         return self.transpose()
 
     def swapaxes(self, axis1: int, axis2: int) -> "Tensor":
@@ -425,12 +428,13 @@ class Tensor:
         """
         (along,) = rules.axes_of("split", axis, self.ndim)
         n = self.shape[along]
-        if isinstance(size_or_sizes, int):
+        if isinstance(size_or_sizes, Integral):
+            size_or_sizes = int(size_or_sizes)
             if size_or_sizes < 1:
                 raise ValueError(f"split: the size of a piece must be positive, got {size_or_sizes}")
             sizes = [min(size_or_sizes, n - start) for start in range(0, n, size_or_sizes)] or [0]
         else:
-            sizes = list(size_or_sizes)
+            sizes = list(cast(Sequence[int], size_or_sizes))
             if sum(sizes) != n or min(sizes, default=0) < 0:
                 raise ValueError(f"split: sizes {sizes} do not add up to axis {axis} of shape {self.shape}")
         stops = list(accumulate(sizes))
@@ -440,8 +444,7 @@ class Tensor:
     def __getitem__(self, index: Index) -> "Tensor":
         """x[...] with ints, slices, None, ellipsis, integer arrays (whose repeats add up in the gradient), bool masks."""
         parts = index if isinstance(index, tuple) else (index,)
-        plain = tuple(_plain("getitem", part, self.backend) for part in parts)
-        return apply(rules.getitem, self, index=plain)
+        return apply(rules.getitem, self, index=tuple(_index(part, self.backend) for part in parts))
 
     def __iter__(self) -> "Iterator[Tensor]":
         if not self.ndim:
@@ -457,7 +460,7 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
         ValueError, IndexError, TypeError: what the rule or the backend says, with the op's name and the shapes.
     """
     name = rule.__name__
-    tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+    tensors = [value for value in (*operands, *params.values()) if isinstance(value, Tensor)]
     xp = tensors[0].backend if tensors else resolve_backend(None)
     for tensor in tensors:
         if tensor.backend is not xp:
@@ -465,13 +468,15 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     arrays = [o._data if isinstance(o, Tensor) else _raw(name, o, xp) for o in operands]
     if len(arrays) > 1:
         arrays = _promote(xp, arrays)
-    if rule in _FLOAT_RESULT and not any(is_float(a.dtype) for a in arrays if hasattr(a, "dtype")):
-        arrays = [xp.astype(a, get_default_dtype()) if hasattr(a, "dtype") else a for a in arrays]
+    if rule in _FLOAT_RESULT and not any(is_float(a.dtype) for a in arrays if xp.is_array(a)):
+        arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
     if params:
-        params = {key: _plain(name, value, xp) for key, value in params.items()}
+        params = {key: value._data if isinstance(value, Tensor) else value for key, value in params.items()}
     try:
         out, *pullbacks = rule(xp, *arrays, **params)
     except (ValueError, IndexError, TypeError) as error:
+        if str(error).startswith(f"{name}: "):
+            raise  # it speaks for itself
         raise _explained(name, arrays, params, error) from error
     if out.ndim == 0:
         out = xp.asarray(out)  # NumPy gives scalars, which are not arrays
@@ -521,12 +526,14 @@ def _raw(op: str, operand: Operand, xp: Backend) -> Array | Number | None:
     )
 
 
-def _plain(op: str, value: Any, xp: Backend) -> Any:
-    """A parameter, with the array taken out of a Tensor."""
-    if not isinstance(value, Tensor):
-        return value
-    _same_backend(op, xp, value.backend)
-    return value._data
+def _index(part: Any, xp: Backend) -> Any:
+    """One part of an index: an int as a Python int, and the array out of a Tensor."""
+    if isinstance(part, Tensor):
+        _same_backend("getitem", xp, part.backend)
+        part = part._data
+    if isinstance(part, bool) or getattr(part, "shape", None) == () and part.dtype.kind == "b":
+        raise TypeError("getitem: an index may not be one bool, which NumPy takes for a new axis; use a mask with axes")
+    return int(part) if isinstance(part, Integral) else part
 
 
 def _same_backend(op: str, first: Backend, second: Backend) -> None:
@@ -539,25 +546,27 @@ def _same_backend(op: str, first: Backend, second: Backend) -> None:
 def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
     """Bring arrays of different dtypes to their common float dtype, if one of them is a float."""
     typed = [a for a in arrays if hasattr(a, "dtype")]
-    if all(a.dtype == typed[0].dtype for a in typed):
-        if typed and not is_float(typed[0].dtype) and any(type(a) is float for a in arrays):
-            return [xp.astype(a, get_default_dtype()) if hasattr(a, "dtype") else a for a in arrays]
+    if typed and is_float(typed[0].dtype) and all(a.dtype == typed[0].dtype for a in typed):
         return arrays
     common = common_float(typed)
     if common is None:
-        return arrays
+        if not any(type(a) is float for a in arrays):
+            return arrays
+        common = get_default_dtype()
+    if not typed:  # numbers alone: where(mask, 1.0, 0.0)
+        return [xp.asarray(a, common) for a in arrays]
     return [xp.astype(a, common) if hasattr(a, "dtype") and a.dtype != common else a for a in arrays]
 
 
 def _explained(op: str, arrays: Sequence[Any], params: dict[str, Any], error: Exception) -> Exception:
-    """The error with the op, the shapes and a remedy, unless it names the op already."""
-    if str(error).startswith(f"{op}: "):
-        return error
+    """The error with the op, the shapes and, where there is one, a remedy."""
     shapes = " and ".join(str(a.shape) if hasattr(a, "shape") else repr(a) for a in arrays)
     given = "".join(f", {key}={value!r}" for key, value in params.items() if not hasattr(value, "shape"))
-    remedy = _REMEDY.get(op, "shapes must be equal or broadcast: reshape or expand_dims one of them")
+    remedy = _REMEDY.get(op, "")
+    if not remedy and "broadcast" in str(error):
+        remedy = "shapes must be equal or broadcast: reshape or expand_dims one of them"
     kind = next(k for k in (IndexError, TypeError, ValueError) if isinstance(error, k))
-    return kind(f"{op}: {shapes}{given}: {error}; {remedy}")
+    return kind(f"{op}: {shapes}{given}: {error}" + (f"; {remedy}" if remedy else ""))
 
 
 def _shape(shape: tuple[Any, ...]) -> Shape:
@@ -567,4 +576,7 @@ def _shape(shape: tuple[Any, ...]) -> Shape:
 def _several(op: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     if isinstance(tensors, Tensor) or not len(tensors):
         raise ValueError(f"{op}: give a list of at least one tensor")
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: give a list of tensors; it holds a {type(tensor).__name__}")
     return tensors

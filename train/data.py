@@ -23,6 +23,8 @@ TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # all 65 of Tiny Shakespeare
 INSTALL = 'pip install "russellgrad[train]"'
 
+_STREAM = 1 << 32  # of the random generator: that of the batches
+
 
 def load_text(dataset: str) -> str:
     """The text of a dataset: "shakespeare", "tinyshakespeare", or the path of a UTF-8 file.
@@ -74,64 +76,65 @@ def shakespeare() -> str:
     return text
 
 
-# Slips of the source: lines of verse and a scene's heading set as speakers, a speaker's name torn in two, an unclosed
-# bracket.
+# Slips of the source. In order: lines of verse, and a scene's heading, set as speakers; a speaker's name torn in two,
+# or its end left over; headings and directions without their mark-up; a bracket left open.
 _SLIPS = (
-    (re.compile(r"\n\n\*\*(Here stand I|This way will I|As long as you or I)\*\* *\n"), r"\n\1 "),
-    (re.compile(r"\*\*Scene [IVX]+\*\* *\n.*\n"), ""),
-    (re.compile(r"^Ghosts?\n\n\*\*of ", re.M), "**Ghost of "),
-    (re.compile(r"_Burthen _\\\[dispersedly"), "_Burthen dispersedly"),
+    (r"\n\n\*\*(Here stand I|This way will I|As long as you or I)\*\* *\n", r"\n\1 "),
+    (r"^\*\*(Scene [IVX]+)\*\* *\n", r"### \1 "),
+    (r"^(BISHOP|CARDINAL|COUNTESS|Ghosts?|LADY|RICHARD) *\n\n\*\*", r"\n**\1 "),
+    (r"^OF EPHESUS *\n", ""),
+    (r"^(CYMBELINE|DUMB SHOW\.|EPILOGUE|LOVE'S LABOURS LOST|SCENE I:|(THE )?SONG\.|SPOKEN BY PROSPERO) *\n", ""),
+    (r"^(Enter [A-Z]+\.) *$", r"_\1_"),
+    (r"^_Burthen _\\\[dispersedly", "_Burthen dispersedly"),
 )
 
-_NOT_SPOKEN = re.compile(
+_DIRECTION = re.compile(
     r"""
-    [_*]* \\? \[ [^\]]* \] [_*]*            # [Aside], in italics or with half of them
+    [_*]* \\? \[ [^\]]* \] [_*]*            # [Aside], in italics, or with half of them
     | _ [^_]+ _                             # _Enter a Ghost_, over several lines too
     | (?<!\*) \* (?!\*) [^*]+ \* (?!\*)     # *Exeunt.*, but not a **SPEAKER**
-    | ^ \#.*                                # headings
     | ^ \d+ \\\. [^\n]* (\n [^\n]+)*        # the numbered order of a procession
     """,
     re.VERBOSE | re.MULTILINE,
 )
 
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PLAIN = str.maketrans(
     {
-        **{mark: "'" for mark in "\"`\u2018\u2019\u201c\u201d"},
-        **{dash: "--" for dash in "\u2013\u2014"},
-        **dict(zip("0123456789", "zero one two three four five six seven eight nine ".replace(" ", "  ").split("  "))),
-        "\u2026": "...",
+        **dict.fromkeys('"`\u2018\u2019\u201c\u201d', "'"),
+        **dict.fromkeys("\u2013\u2014", "--"),
+        **{str(digit): f"{number} " for digit, number in enumerate(_NUMBERS)},
         "\u00e6": "ae",
         "\u0153": "oe",
         "\t": " ",
-        "\\": "",
+        "\\": None,
     }
 )
 
 
 def plain_play(markdown: str) -> str:
-    """A play in Markdown as speeches of the form `NAME:` and its lines, with a blank line after each.
+    """A play in Markdown as speeches of the form `NAME:` and its lines, with a blank line between speeches.
 
-    Headings and stage directions go, in any of their mark-ups; quotes and dashes become those of a typewriter; letters
-    lose their accents; digits are spelled out. What follows a direction within a speech is joined to it again.
+    Headings and stage directions go, in all their mark-ups. Quotes and dashes become those of a typewriter, letters
+    lose their accents, digits are spelled out. What follows a direction within a speech is joined to it again.
     """
     for slip, remedy in _SLIPS:
-        markdown = slip.sub(remedy, markdown)
-    speeches: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", _NOT_SPOKEN.sub("", markdown)):
-        lines = [_plain_line(line) for line in paragraph.split("\n")]
+        markdown = re.sub(slip, remedy, markdown, flags=re.MULTILINE)
+    text = re.sub(r" *([\u2013\u2014]) *", r"\1", _DIRECTION.sub("", markdown)).translate(_PLAIN)
+    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    speeches: list[tuple[str, list[str]]] = [("", [])]
+    for paragraph in re.split(r"\n\s*\n", text):
+        lines = [stripped for line in paragraph.split("\n") if (stripped := re.sub(" +", " ", line).strip())]
+        if not lines:
+            continue
         speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])
-        spoken = [line for line in (lines[1:] if speaker else lines) if line]
         if speaker:
-            speeches.append(speaker[1].replace(":", "") + ":")
-        if speeches and spoken:
-            speeches[-1] += "\n" + "\n".join(spoken)
-    return "".join(f"{speech}\n\n" for speech in speeches if "\n" in speech).removesuffix("\n")
-
-
-def _plain_line(line: str) -> str:
-    line = re.sub(r"\s*([\u2013\u2014])\s*", r"\1", line).translate(_PLAIN)
-    line = "".join(c for c in unicodedata.normalize("NFKD", line) if not unicodedata.combining(c))
-    return re.sub(" +", " ", line).strip()
+            speeches.append((speaker[1].replace(":", ""), lines[1:]))
+        elif lines[0].startswith("#"):
+            speeches.append(("", []))  # what nobody speaks after a heading is more of it: the setting
+        else:
+            speeches[-1][1].extend(lines)
+    return "\n".join("\n".join([f"{speaker}:", *lines, ""]) for speaker, lines in speeches if speaker and lines)
 
 
 # --- Tiny Shakespeare
@@ -192,11 +195,11 @@ def batches(ids: Ids, batch_size: int, block: int, seed: int, start: int = 0) ->
 
     Blocks begin at random places. Batch i is a pure function of (seed, i), so any step can be had again:
     `next(batches(ids, 12, 64, seed, start=i))`. Philox's counter holds i in its third word; the fourth keeps this
-    stream apart from the library's own draws, which have 0 there.
+    stream apart from the library's own draws (`russellgrad.random` counts its streams from 0 there).
     """
     step = start
     while True:
-        generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, step, 1]))
+        generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, step, _STREAM]))
         starts = generator.integers(0, len(ids) - block, size=batch_size)  # (B,); the last target is ids[-1]
         windows = ids[starts[:, None] + np.arange(block + 1)]  # (B, T + 1)
         yield windows[:, :-1], windows[:, 1:]

@@ -1,0 +1,116 @@
+"""The project's checks: `nox` runs them all, `nox -s tests-numpy` one of them.
+
+`nox -s tests-cupy` runs on a CUDA device where there is one, else through the strict stand-in of tests/standin, and
+says which. It picks the CuPy wheel for the driver it finds; `nox -s tests-cupy -- 12` (or 13) overrides that.
+Other positional arguments go to pytest: `nox -s tests-numpy -- -k attention`.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+# pip and not uv: pip finds a CPU-only PyTorch where one is at hand, uv would fetch CUDA with it.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["tests-numpy", "tests-cupy", "lint", "types", "build"]
+nox.options.error_on_external_run = True
+
+TORCH = "torch==2.13.0"
+TEST = (TORCH, "pytest>=8", "hypothesis>=6.100")
+LINT = ("ruff==0.17.6",)
+TYPES = ("mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")
+# The test machine may have fewer cores than the BLAS and PyTorch assume together.
+THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+
+
+@nox.session(name="tests-numpy")
+def tests_numpy(session: nox.Session) -> None:
+    """The test suite on NumPy."""
+    session.install(*TEST, "-e", ".[train]")
+    session.run("pytest", *session.posargs, env={**THREADS, "RG_BACKEND": "numpy"})
+
+
+@nox.session(name="tests-cupy")
+def tests_cupy(session: nox.Session) -> None:
+    """The test suite on CuPy: on a CUDA device, or else through the stand-in."""
+    posargs = list(session.posargs)
+    driver = cuda_of_driver()
+    cuda = posargs.pop(0) if posargs and posargs[0] in ("12", "13") else driver or "13"
+    # [ctk] brings CUDA's libraries, which only a device needs.
+    session.install(*TEST, "-e", ".[train]", f"cupy-cuda{cuda}x{'[ctk]' if driver else ''}>=14")
+    probe = "import cupy; print(cupy.__version__, cupy.cuda.is_available() and cupy.cuda.Device().pci_bus_id or '')"
+    version, _, device = str(session.run("python", "-c", probe, silent=True)).strip().partition(" ")
+    env = {**THREADS, "RG_BACKEND": "cupy"}
+    if device:
+        session.log(f"tests-cupy: CuPy {version} on the CUDA {cuda} device {device}")
+    else:
+        session.log(
+            f"tests-cupy: no CUDA device here, so no GPU is tested: backends/cupy_backend.py runs through the strict "
+            f"stand-in over NumPy, checked against the names and signatures of CuPy {version}"
+        )
+        env["RG_CUPY"] = "standin"
+    session.run("pytest", *posargs, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's checks, and its format."""
+    session.install(*LINT)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict, which also holds both backends against the contract."""
+    session.install(*TYPES, "-e", ".[train]")
+    session.run("mypy")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The sdist, the wheel built from it, and a smoke test of the wheel in a clean environment."""
+    session.install("build")
+    dist = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    shutil.rmtree("build", ignore_errors=True)  # a stale one would ship modules that are gone
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    (wheel,) = dist.glob("*.whl")
+    clean = dist.parent / "clean"
+    session.run("python", "-m", "venv", "--clear", str(clean))
+    python = str(next(p for p in (clean / "bin/python", clean / "Scripts/python.exe") if p.exists()))
+    session.run(python, "-m", "pip", "install", "--quiet", str(wheel), external=True)
+    session.chdir(dist)  # not the checkout, whose folders would be imported in the wheel's place
+    session.run(python, "-I", "-c", SMOKE, external=True)
+
+
+SMOKE = """
+import russellgrad, russellgrad.backends, sys
+from russellgrad import Tensor
+from russellgrad.loss import cross_entropy_loss
+from russellgrad.optimizer import SGDOptimizer
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
+from russellgrad.tokenizer_constants import n_words, pad_token_id
+
+x = Tensor([2.0]); y = x ** 2 + 3 * x + 1; y.backward(); assert x.grad.tolist() == [7.0]
+model = Transformer(Tokenizer(n_words, 16, 8, pad_token_id), n_layers=1, n_attn_heads=2)
+optimizer = SGDOptimizer(model.parameters(), lr=1e-2)
+batch = ["To be", "or not"]
+loss = cross_entropy_loss(model.forward(batch), model.tokenizer.targets(batch), pad_token_id)
+loss.backward(); optimizer.step()
+assert "site-packages" in russellgrad.backends.__file__, russellgrad.backends.__file__
+assert not {"torch", "cupy"} & set(sys.modules)
+print("the wheel works:", russellgrad.__version__, russellgrad.__file__)
+"""
+
+
+def cuda_of_driver() -> str | None:
+    """The major CUDA version that the installed driver supports, "12" or "13"; None without a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    found = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False)
+    version = re.search(r"CUDA Version:\s*(\d+)", found.stdout)
+    return None if version is None else str(min(max(int(version[1]), 12), 13))

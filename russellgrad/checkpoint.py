@@ -1,0 +1,131 @@
+"""A trained model in one file: its parameters, its configuration and its vocabulary, in the safetensors format.
+
+Such a file holds arrays and text, never code, so one from a stranger can be opened.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .backend import Backend, resolve_backend
+from .russelltransformer import Transformer
+from .tokenizer import Tokenizer
+
+FORMAT = "russellgrad-transformer"
+VERSION = "1"
+
+
+def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mapping[str, Any] | None = None) -> Path:
+    """Write a model to a safetensors file and return its path.
+
+    The file at `path` is at any time the old one or the whole new one, even if the process or the machine dies.
+
+    Args:
+        path: of the file; its folder must exist.
+        model: on any backend; its parameters are copied to the host.
+        notes: what else to keep in the file, such as the settings of the training; anything that JSON can hold.
+
+    Raises:
+        ImportError: `safetensors` is not installed.
+        OSError: the file cannot be written.
+    """
+    safetensors = _safetensors("save_model")
+    tokenizer = model.tokenizer
+    config = {
+        "model": model.config(),
+        "tokenizer": {
+            "vocabulary": tokenizer.vocabulary,
+            "max_seq_len": tokenizer.max_seq_len,
+            "embed_dim": tokenizer.embed_dim,
+            "strict": tokenizer.strict,
+        },
+        "notes": dict(notes or {}),
+    }
+    # Rows in order: safetensors writes the memory of an array as it lies.
+    state = {name: np.ascontiguousarray(array) for name, array in model.state_dict().items()}
+    header = {"format": FORMAT, "version": VERSION, "config": json.dumps(config)}
+    _replace_file(Path(path), safetensors.numpy.save(state, header))
+    return Path(path)
+
+
+def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend | None = None) -> Transformer:
+    """The model in a file that `save_model` wrote, in evaluation mode, on `backend` (by default the one in use).
+
+    Raises:
+        ImportError: `safetensors` is not installed.
+        OSError: there is no such file, or it cannot be read.
+        ValueError: the file is cut off or foreign, has another format version, or lacks something a model needs.
+    """
+    header, state = _read(Path(path))
+    if header.get("format") != FORMAT:
+        raise ValueError(f"load_model: {path} was not written by save_model: its metadata does not say {FORMAT!r}")
+    if header.get("version") != VERSION:
+        raise ValueError(
+            f"load_model: {path} has format version {header.get('version')!r}, this release reads {VERSION!r}; "
+            "load it with the release that wrote it"
+        )
+    try:
+        model = _build(json.loads(header["config"]))
+        dtypes = {str(array.dtype) for array in state.values()} or {"float64"}
+        if not dtypes <= {"float32", "float64"} or len(dtypes) > 1:
+            raise ValueError(f"its parameters have dtype {', '.join(sorted(dtypes))}; a model has float32 or float64")
+        model.astype(dtypes.pop()).load_state_dict(state)
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"its metadata lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"load_model: {path} does not hold a whole model: {what}") from error
+    return model.to(resolve_backend(backend)).eval()
+
+
+def _build(config: Mapping[str, Any]) -> Transformer:
+    """A model of the shape that `config` describes; its values are to be loaded yet."""
+    options = dict(config["tokenizer"])
+    size = len(options["vocabulary"])
+    tokenizer = Tokenizer(size, options.pop("max_seq_len"), options.pop("embed_dim"), size, **options, seed=0)
+    return Transformer(tokenizer, **config["model"], seed=0)  # seeds: so that no draw of the default generator is used
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The metadata and the arrays of a safetensors file."""
+    safetensors = _safetensors("load_model")
+    if not path.is_file():
+        raise FileNotFoundError(f"load_model: there is no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"load_model: {path} is not a whole safetensors file: {error}") from error
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    """Write beside `path`, bring it to the disk, and only then take the place of what is there."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+    if os.name == "posix":  # the new name is on the disk once the folder is; Windows cannot open one
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _safetensors(who: str) -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(f'{who}: needs the package safetensors; pip install "russellgrad[train]"') from error
+    return safetensors

@@ -1,0 +1,30 @@
+"""An example of a third party's backend: NumPy's, with every call counted.
+
+Selected by its dotted path, RG_BACKEND=tests.counting_backend, or by an entry point in the group
+`russellgrad.backends`. A backend is a module with the names of `russellgrad.backend.Backend`; nothing more.
+"""
+
+import functools
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from russellgrad.backend import PRIMITIVES, load_backend
+
+name = "counting"
+calls: Counter[str] = Counter()
+
+
+def _counted(primitive: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls[primitive] += 1
+        return function(*args, **kwargs)
+
+    return counting
+
+
+for _primitive in PRIMITIVES:
+    if _primitive != "name":
+        setattr(sys.modules[__name__], _primitive, _counted(_primitive, getattr(load_backend("numpy"), _primitive)))

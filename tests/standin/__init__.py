@@ -1,0 +1,56 @@
+"""A strict stand-in for CuPy: `backends/cupy_backend.py`, unchanged, runs through it on a machine without a GPU.
+
+Its arrays are opaque wrappers over NumPy arrays. It has only names that the real CuPy has, with parameters that the
+real ones take (`compare.py` holds it to that), refuses what the real one refuses, and differs from NumPy where the
+real one does. What it cannot show: speed, races, the last bits of a device's arithmetic.
+
+Three kinds of refusal:
+
+- TypeError, ValueError, IndexError where the real one raises them, too.
+- AttributeError, or TypeError for a keyword, where it has no such name.
+- `Misuse` where the real one goes on in silence, to a wrong answer or a hidden copy: an index out of range (it wraps),
+  a NumPy array or list as an index, iteration (a launch an element), `a @= b`. It is an AssertionError, so that
+  code that handles other errors does not handle it.
+
+What waits for the device is no error, but is counted: `with record() as log: ...; log.syncs`.
+"""
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from . import functions
+from .array import Log, Misuse, ndarray, record
+
+__all__ = ["MODULES", "Log", "Misuse", "install", "ndarray", "record"]
+
+
+def _module(name: str, **contents: Any) -> ModuleType:
+    module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, loader=None)
+    vars(module).update(contents)
+    return module
+
+
+def _modules() -> dict[str, ModuleType]:
+    special = _module("cupyx.scipy.special", erf=functions.erf)
+    scipy = _module("cupyx.scipy", special=special)
+    cupyx = _module("cupyx", scipy=scipy, scatter_add=functions.scatter_add)
+    cuda = _module("cupy.cuda", is_available=lambda: True)
+    cupy = _module("cupy", cuda=cuda, **{name: getattr(functions, name) for name in functions.__all__})
+    return {module.__name__: module for module in (cupy, cuda, cupyx, scipy, special)}
+
+
+MODULES = _modules()
+
+
+def install() -> None:
+    """Put the stand-in where `import cupy` finds it.
+
+    Raises:
+        RuntimeError: the real CuPy was imported before.
+    """
+    if sys.modules.get("cupy", MODULES["cupy"]) is not MODULES["cupy"]:
+        raise RuntimeError("standin: cupy was imported already; install the stand-in before anything imports it")
+    sys.modules.update(MODULES)

@@ -1,0 +1,160 @@
+"""Holds the stand-in, and the backend that runs on it, against the real CuPy. No GPU is needed: nothing is computed.
+
+`python -m tests.standin.compare` prints what does not agree, a line each. It runs in a process of its own, since there
+both the real modules and the stand-in's are at hand.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from . import MODULES
+from .array import UFUNCS, ndarray
+
+BACKEND = Path(__file__).resolve().parent.parent.parent / "backends" / "cupy_backend.py"
+
+# What the stand-in defines only to refuse it. CuPy has __iter__, and neither of the others.
+_REFUSALS = {"__contains__", "__imatmul__", "__weakref__", "__slots__"}
+
+Parameters: TypeAlias = set[str] | None  # names; None where any will do
+
+
+def parameters(function: Callable[..., Any]) -> Parameters:
+    """The names that a function can be called with.
+
+    CuPy's compiled functions have no signature that `inspect` can read, but their docstring starts with it.
+    """
+    if type(function).__name__ == "ufunc":
+        return {"out", "dtype", "casting"}
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return _documented_parameters(function.__doc__ or "")
+    if any(p.kind is p.VAR_KEYWORD for p in found):
+        return None
+    return {p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY)}
+
+
+def _documented_parameters(doc: str) -> Parameters:
+    """Of "ndarray.get(self, stream=None, tuple shape, *, order='C') -> ..."."""
+    match = re.match(r"[\w.]+\((.*)\)", doc.strip().split("\n")[0])
+    if not match:
+        return None
+    names = (part.split("=")[0].split() for part in match[1].split(","))
+    return {words[-1] for words in names if words and not words[-1].startswith(("*", "/"))}
+
+
+def missing_names(name: str, ours: Any, real: Any) -> Iterator[str]:
+    """Public names, and operators, that ours has and the real one has not."""
+    for attribute in vars(ours):
+        public = not attribute.startswith("_") or (attribute.startswith("__") and isinstance(ours, type))
+        if public and attribute not in _REFUSALS and not hasattr(real, attribute):
+            yield f"{name}.{attribute}: CuPy has no such name"
+
+
+def unknown_parameters(name: str, ours: Any, real: Any) -> Iterator[str]:
+    """Parameters that ours takes and the real one does not."""
+    for attribute in vars(ours):
+        function = getattr(ours, attribute)
+        theirs = getattr(real, attribute, None)
+        if attribute.startswith("_") or isinstance(function, (type, ModuleType)) or not callable(function):
+            continue
+        mine, known = parameters(function), parameters(theirs) if callable(theirs) else None
+        if mine is not None and known is not None:
+            yield from (f"{name}.{attribute}: CuPy's takes no {p}" for p in sorted(mine - known - {"self"}))
+
+
+def different_dtypes(real: ModuleType, special: ModuleType) -> Iterator[str]:
+    """Ufuncs whose result has another dtype than CuPy's, for operands of each common dtype."""
+    for name, function in UFUNCS.items():
+        theirs = getattr(special if name == "erf" else real, name)
+        for signature in getattr(theirs, "types", ()):
+            operands, result = signature.split("->")
+            if set(operands) <= set("fdqB"):
+                got = function(*(MODULES["cupy"].ones((1,), char) for char in operands)).dtype.char
+                # On this platform l and q are both int64.
+                if got.replace("l", "q") != result.replace("l", "q"):
+                    yield f"{name}: {signature} in CuPy, but {operands}->{got} in the stand-in"
+
+
+# --- What the backend uses
+
+
+def uses(source: str) -> Iterator[tuple[str, ast.Call | None]]:
+    """Each dotted name under cupy or cupyx in `source`, with the call if it is called."""
+    tree = ast.parse(source)
+    calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        dotted = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if re.fullmatch(r"cupyx?(\.\w+)+", dotted):
+            yield dotted, calls.get(id(node))
+
+
+def unusable(source: str, modules: dict[str, Any]) -> Iterator[str]:
+    """What `source` uses of cupy and cupyx and cannot: a name that is not there, a call that does not fit."""
+    for dotted, call in uses(source):
+        try:
+            value = _resolve(dotted, modules)
+        except AttributeError:
+            yield f"{dotted}: no such name"
+            continue
+        known = parameters(value) if call else None
+        if call and known is not None:
+            yield from (f"{dotted}: takes no {k.arg}" for k in call.keywords if k.arg not in known)
+            yield from _misfit(dotted, value, call)
+
+
+def _misfit(dotted: str, function: Callable[..., Any], call: ast.Call) -> Iterator[str]:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*call.args, **{k.arg: k.value for k in call.keywords if k.arg})
+    except TypeError as error:
+        yield f"{dotted}: {error}"
+
+
+def _resolve(dotted: str, modules: dict[str, Any]) -> Any:
+    root, *path = dotted.split(".")
+    value = modules[root]
+    for name in path:
+        value = getattr(value, name)
+    return value
+
+
+def array_attributes(source: str) -> set[str]:
+    """Every attribute that `source` takes of something that is no imported module."""
+    roots = re.compile(r"(cupyx?|np|host)(\.|$)")
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and not roots.match(ast.unparse(node.value))
+    }
+
+
+def complaints() -> list[str]:
+    real = {name: importlib.import_module(name) for name in MODULES}
+    found: list[str] = []
+    for name, ours in MODULES.items():
+        found += missing_names(name, ours, real[name])
+        found += unknown_parameters(name, ours, real[name])
+    found += missing_names("ndarray", ndarray, real["cupy"].ndarray)
+    found += unknown_parameters("ndarray", ndarray, real["cupy"].ndarray)
+    found += different_dtypes(real["cupy"], real["cupyx.scipy.special"])
+    source = BACKEND.read_text()
+    found += [f"backend, CuPy: {line}" for line in unusable(source, real)]
+    other = {"append", "extend", "kind"}  # of lists and dtypes
+    for attribute in sorted(array_attributes(source) - other):
+        if not hasattr(real["cupy"].ndarray, attribute):
+            found.append(f"backend, CuPy: arrays have no {attribute}")
+    return found
+
+
+if __name__ == "__main__":
+    print("\n".join(complaints()))

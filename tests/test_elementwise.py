@@ -1,0 +1,485 @@
+"""Arithmetic, comparisons, elementwise functions and masks, against PyTorch: values, gradients, dtypes and edges."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import russellgrad as rg
+from russellgrad import Tensor
+from russellgrad.backend import Backend
+from tests.helpers import assert_close, check_against_torch, rng, to_numpy
+
+DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
+Fn = Callable[..., Any]
+
+normal = rng(0).normal(size=(3, 4))
+positive = np.abs(normal) + 0.5
+other = rng(1).normal(size=(3, 4))
+factor = np.where(other < 0, other - 0.5, other + 0.5)  # away from 0, to divide by
+
+# name: ours, theirs, operands
+UNARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
+    "neg": (lambda x: -x, lambda x: -x, normal),
+    "exp": (Tensor.exp, torch.exp, normal),
+    "log": (Tensor.log, torch.log, positive),
+    "sqrt": (Tensor.sqrt, torch.sqrt, positive),
+    "tanh": (Tensor.tanh, torch.tanh, normal),
+    "abs": (Tensor.abs, torch.abs, normal),
+    "builtin_abs": (abs, abs, normal),
+    "sin": (Tensor.sin, torch.sin, normal),
+    "cos": (Tensor.cos, torch.cos, normal),
+    "sigmoid": (Tensor.sigmoid, torch.sigmoid, normal),
+    "relu": (Tensor.relu, torch.relu, normal),
+    "leaky_relu": (Tensor.leaky_relu, torch.nn.functional.leaky_relu, normal),
+    "leaky_relu_0.2": (lambda x: x.leaky_relu(0.2), lambda x: torch.nn.functional.leaky_relu(x, 0.2), normal),
+    "gelu": (Tensor.gelu, torch.nn.functional.gelu, 3 * normal),
+    "gelu_tanh": (
+        lambda x: x.gelu("tanh"),
+        lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        3 * normal,
+    ),
+    "clip": (lambda x: x.clip(-0.5, 0.5), lambda x: x.clip(-0.5, 0.5), normal),
+    "clip_min": (lambda x: x.clip(min=-0.5), lambda x: x.clip(min=-0.5), normal),
+    "clip_max": (lambda x: x.clip(max=0.5), lambda x: x.clip(max=0.5), normal),
+    "pow_0": (lambda x: x**0, lambda x: x**0, normal),
+    "pow_1": (lambda x: x**1, lambda x: x**1, normal),
+    "pow_2": (lambda x: x**2, lambda x: x**2, normal),
+    "pow_3": (lambda x: x**3, lambda x: x**3, normal),
+    "pow_half": (lambda x: x**0.5, lambda x: x**0.5, positive),
+    "pow_1.5": (lambda x: x**1.5, lambda x: x**1.5, positive),
+    "pow_-1": (lambda x: x**-1, lambda x: x**-1, positive),
+    "pow_-2.5": (lambda x: x**-2.5, lambda x: x**-2.5, positive),
+    "rpow": (lambda x: 2.5**x, lambda x: 2.5**x, normal),
+    "rpow_0": (lambda x: 0**x, lambda x: 0**x, positive),
+    "rpow_1": (lambda x: 1**x, lambda x: 1**x, normal),
+    "add_number": (lambda x: x + 2.5, lambda x: x + 2.5, normal),
+    "radd": (lambda x: 2 + x, lambda x: 2 + x, normal),
+    "sub_number": (lambda x: x - 2.5, lambda x: x - 2.5, normal),
+    "rsub": (lambda x: 2 - x, lambda x: 2 - x, normal),
+    "mul_number": (lambda x: x * 2.5, lambda x: x * 2.5, normal),
+    "rmul": (lambda x: 2 * x, lambda x: 2 * x, normal),
+    "div_number": (lambda x: x / 2.5, lambda x: x / 2.5, normal),
+    "rdiv": (lambda x: 2 / x, lambda x: 2 / x, factor),
+    "same_twice": (lambda x: x * x + x / x - x, lambda x: x * x + x / x - x, factor),
+    "identity_cast": (lambda x: x.astype(x.dtype), lambda x: x.to(x.dtype), normal),
+}
+
+BINARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {
+    "add": (lambda a, b: a + b, lambda a, b: a + b, normal, other),
+    "sub": (lambda a, b: a - b, lambda a, b: a - b, normal, other),
+    "mul": (lambda a, b: a * b, lambda a, b: a * b, normal, other),
+    "div": (lambda a, b: a / b, lambda a, b: a / b, normal, factor),
+    "pow": (lambda a, b: a**b, lambda a, b: a**b, positive, other),
+    "maximum": (rg.maximum, torch.maximum, normal, other),
+    "minimum": (rg.minimum, torch.minimum, normal, other),
+    "maximum_method": (Tensor.maximum, torch.maximum, normal, other),
+    "minimum_method": (Tensor.minimum, torch.minimum, normal, other),
+    "where": (
+        lambda a, b: rg.where(other > 0, a, b),
+        lambda a, b: torch.where(torch.tensor(other > 0), a, b),
+        normal,
+        other,
+    ),
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("name", UNARY)
+def test_unary(backend: Backend, name: str, dtype: str) -> None:
+    ours, theirs, x = UNARY[name]
+    check_against_torch(ours, theirs, x, dtype=dtype)
+
+
+LAYOUTS: dict[str, tuple[Fn, Fn]] = {
+    "transposed": (lambda x: x.T, lambda x: x.T),
+    "strided": (lambda x: x[::2, 1::2], lambda x: x[::2, 1::2]),
+    "reversed": (lambda x: x[::-1, ::-1], lambda x: x.flip(0, 1)),
+    "broadcast": (lambda x: x[:1].broadcast_to(5, 4), lambda x: x[:1].expand(5, 4)),
+    "0-d": (lambda x: x[1, 2], lambda x: x[1, 2]),
+    "empty": (lambda x: x[:0], lambda x: x[:0]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", UNARY)
+def test_unary_on_views(backend: Backend, name: str, layout: str) -> None:
+    ours, theirs, x = UNARY[name]
+    mine, reference = LAYOUTS[layout]
+    check_against_torch(lambda x: ours(mine(x)), lambda x: theirs(reference(x)), x)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", BINARY)
+def test_binary(backend: Backend, name: str, dtype: str) -> None:
+    ours, theirs, a, b = BINARY[name]
+    check_against_torch(ours, theirs, a, b, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", [n for n in BINARY if "method" not in n])
+@pytest.mark.parametrize(
+    ("rows_a", "rows_b"),
+    [
+        (np.s_[:, :], np.s_[0]),  # (3, 4) with (4,)
+        (np.s_[0], np.s_[:, :]),  # and the other way round
+        (np.s_[:, :1], np.s_[:1, :]),  # (3, 1) with (1, 4): both are stretched
+        (np.s_[0, 0], np.s_[:, :]),  # 0-d
+        (np.s_[:, :], np.s_[0, 0]),
+        (np.s_[:, None, :1], np.s_[None, :, :]),  # (3, 1, 1) with (1, 3, 4)
+        (np.s_[:0], np.s_[:1]),  # an empty one with one row
+        (np.s_[0, 0], np.s_[0, 0]),
+    ],
+)
+def test_binary_broadcasts(backend: Backend, name: str, rows_a: Any, rows_b: Any) -> None:
+    ours, theirs, a, b = BINARY[name]
+    if name == "where":  # its condition must fit as well
+        ours = lambda a, b: rg.where(True, a, b)  # noqa: E731
+        theirs = lambda a, b: torch.where(torch.tensor(True), a, b)  # noqa: E731
+    check_against_torch(ours, theirs, a[rows_a], b[rows_b])
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True)])
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_with_one_constant_operand(backend: Backend, name: str, needs: tuple[bool, bool]) -> None:
+    ours, theirs, a, b = BINARY[name]
+    check_against_torch(ours, theirs, a, b, needs=needs)
+
+
+@pytest.mark.parametrize("name", [n for n in BINARY if "method" not in n and n != "where"])
+def test_binary_on_views(backend: Backend, name: str) -> None:
+    ours, theirs, a, b = BINARY[name]
+    check_against_torch(lambda a, b: ours(a.T, b[::-1].T), lambda a, b: theirs(a.T, b.flip(0).T), a, b)
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "pow", "maximum", "minimum"])
+def test_arrays_and_numpy_scalars_as_operands(backend: Backend, name: str) -> None:
+    """An array of the tensor's backend counts as a constant, on either side; a NumPy scalar as a number."""
+    ours, theirs, a, b = BINARY[name]
+    array = Tensor(b).data
+    check_against_torch(lambda a: ours(a, array), lambda a: theirs(a, torch.tensor(b)), a)
+    check_against_torch(lambda a: ours(Tensor(a.data).data, a), lambda a: theirs(a.detach(), a), np.abs(a))
+    scalar = np.float64(1.7)
+    for dtype in ("float64", "float32"):
+        check_against_torch(
+            lambda a: ours(a, scalar), lambda a: theirs(a, torch.tensor(1.7, dtype=a.dtype)), a, dtype=dtype
+        )
+        check_against_torch(
+            lambda b: ours(scalar, b), lambda b: theirs(torch.tensor(1.7, dtype=b.dtype), b), b, dtype=dtype
+        )
+
+
+def test_arrays_of_other_libraries_are_refused(backend: Backend) -> None:
+    with pytest.raises(TypeError, match="add: cannot take a torch.Tensor"):
+        Tensor([1.0]) + torch.ones(1)
+
+
+# --- Comparisons
+
+
+@pytest.mark.parametrize("symbol", ["==", "!=", "<", "<=", ">", ">="])
+def test_comparisons_give_bool_tensors_without_gradient(backend: Backend, symbol: str) -> None:
+    compare: Fn = eval(f"lambda a, b: a {symbol} b")
+    a, b = np.array([1.0, 2.0, 3.0, np.nan]), np.array([2.0, 2.0, 2.0, 2.0])
+    for left, right in [(Tensor(a), Tensor(b)), (Tensor(a), 2), (Tensor(a), Tensor(b).data), (Tensor(a).data, Tensor(b))]:
+        out = compare(left, right)
+        assert isinstance(out, Tensor)
+        assert not out.requires_grad
+        assert_close(out, compare(a, b))
+    assert_close(compare(2.0, Tensor(a)), compare(b, a))
+    assert_close(compare(Tensor(a[:, None]), Tensor(b)), compare(a[:, None], b))
+
+
+def test_comparison_with_what_is_no_number(backend: Backend) -> None:
+    x = Tensor([1.0])
+    assert (x == None) is False  # noqa: E711
+    assert (x != "one") is True
+    with pytest.raises(TypeError):
+        x < "one"  # noqa: B015
+
+
+# --- Dtypes
+
+
+def test_ints_and_bools_never_widen_float32(backend: Backend) -> None:
+    x = Tensor([1.5, 2.5], dtype="float32")
+    for mate in (
+        Tensor(np.array([1, 2])),
+        Tensor(np.array([1, 2], np.int32)),
+        Tensor([True, False]),
+        Tensor(np.array(3)),
+        2,
+        2.5,
+        True,
+        np.float64(2.5),
+        np.float32(2.5),
+        np.int64(2),
+    ):
+        for out in (x + mate, mate + x, x * mate, mate - x, x / (mate + 1), x ** (mate), rg.maximum(x, mate)):
+            assert out.dtype == np.float32, f"with {mate!r}"
+            out.backward(Tensor([1.0, 1.0], dtype="float32"))
+    assert x.grad.dtype == np.float32
+
+
+def test_0d_float64_does_not_widen_float32(backend: Backend) -> None:
+    x, s = Tensor([1.0, 2.0], dtype="float32"), Tensor(3.0, dtype="float64")
+    out = x * s
+    assert out.dtype == np.float32
+    out.backward(Tensor([1.0, 10.0], dtype="float32"))
+    assert_close(s.grad, np.array(21.0))  # in its own dtype, float64
+    assert (x * Tensor([3.0], dtype="float64")).dtype == np.float64  # with axes it does, as in PyTorch
+
+
+@pytest.mark.parametrize("default", ["float64", "float32"])
+def test_functions_of_ints_give_the_default_dtype(backend: Backend, default: str) -> None:
+    rg.set_default_dtype(default)
+    try:
+        x = Tensor(np.array([1, 2, 3]))
+        outs = [
+            x / 2, 1 / x, x / x, x * 0.5, 0.5 + x, x**0.5, x.exp(), x.log(), x.sqrt(), x.tanh(), x.sin(), x.cos(),
+            x.sigmoid(), x.gelu(), x.leaky_relu(), x.softmax(), x.log_softmax(), rg.where(x > 1, x, 0.5), x.clip(0.5, 2),
+            rg.where(x > 1, 1.0, 0.5),
+        ]  # fmt: skip
+        assert [str(out.dtype) for out in outs] == [default] * len(outs)
+        assert not any(out.requires_grad for out in outs)
+        whole = [x + 1, 2 * x, -x, x**2, x.abs(), x.relu(), x.clip(1, 2), x.maximum(2), rg.where(x > 1, x, 0), x + x]
+        assert [str(out.dtype) for out in whole] == ["int64"] * len(whole)
+    finally:
+        rg.set_default_dtype("float64")
+
+
+def test_astype(backend: Backend) -> None:
+    x = Tensor([1.25, 2.5], dtype="float64")
+    y = x.astype("float32")
+    assert y.dtype == np.float32
+    y.backward(Tensor([1.0, 3.0], dtype="float32"))
+    assert_close(x.grad, np.array([1.0, 3.0]))
+    whole = x.astype("int64")
+    assert (whole.dtype, whole.requires_grad) == (np.int64, False)
+    assert_close(whole, np.array([1, 2]))
+
+
+# --- Edges: PyTorch's values and gradients, with its warnings left out
+
+QUIET = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy tells of the infinities that are wanted here
+inf, nan = math.inf, math.nan
+
+EDGES: dict[str, tuple[Fn, Fn, list[list[float]]]] = {
+    "abs at 0": (Tensor.abs, torch.abs, [[0.0, -0.0, inf, -inf]]),  # at nan we give nan, PyTorch 0
+    "relu at 0": (Tensor.relu, torch.relu, [[0.0, -0.0, inf, -inf, nan]]),
+    "leaky_relu at 0": (Tensor.leaky_relu, torch.nn.functional.leaky_relu, [[0.0, -0.0, inf, -inf, nan]]),
+    "sqrt at 0": (Tensor.sqrt, torch.sqrt, [[0.0, inf, -1.0]]),
+    "log at 0": (Tensor.log, torch.log, [[0.0, inf, -1.0]]),
+    "sigmoid far out": (Tensor.sigmoid, torch.sigmoid, [[1000.0, -1000.0, inf, -inf, nan, 0.0, 40.0, -40.0]]),
+    "tanh far out": (Tensor.tanh, torch.tanh, [[400.0, -400.0, inf, -inf, nan, 0.0]]),
+    "gelu far out": (Tensor.gelu, torch.nn.functional.gelu, [[0.0, 40.0, -40.0, 1e8, -1e8, nan]]),
+    "gelu tanh far out": (
+        lambda x: x.gelu("tanh"),
+        lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        [[0.0, 40.0, -40.0, 1e8, -1e8, nan]],
+    ),
+    "x ** 0": (lambda x: x**0, lambda x: x**0, [[0.0, 1.0, inf, -inf, nan]]),
+    "x ** 1": (lambda x: x**1, lambda x: x**1, [[0.0, 1.0, inf, -inf, nan]]),
+    "x ** 2": (lambda x: x**2, lambda x: x**2, [[0.0, -1.0, inf, -inf, nan]]),
+    "x ** 0.5": (lambda x: x**0.5, lambda x: x**0.5, [[0.0, 4.0, inf]]),
+    "x ** -1": (lambda x: x**-1, lambda x: x**-1, [[0.0, inf, -inf]]),
+    "0 ** x": (lambda x: 0**x, lambda x: 0**x, [[0.0, 1.0, 2.5, -1.0, inf]]),
+    "(-2) ** x": (lambda x: (-2) ** x, lambda x: (-2) ** x, [[0.0, 1.0, 2.0]]),
+    "tensor exponents": (
+        lambda a, b: a**b,
+        lambda a, b: a**b,
+        [[0.0, 0.0, 0.0, 0.0, 2.0, inf, nan, -2.0, inf, 0.0], [0.0, 1.0, 2.0, -1.0, 0.0, 0.0, 0.0, 3.0, 2.0, 0.5]],
+    ),
+    "divide by 0": (lambda a, b: a / b, lambda a, b: a / b, [[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]]),
+    "maximum ties": (rg.maximum, torch.maximum, [[1.0, 2.0, 2.0, nan, 1.0], [1.0, 2.0, 3.0, 1.0, nan]]),
+    "minimum ties": (rg.minimum, torch.minimum, [[1.0, 2.0, 2.0, nan, 1.0], [1.0, 2.0, 3.0, 1.0, nan]]),
+    "clip at the bounds": (lambda x: x.clip(-1, 1), lambda x: x.clip(-1, 1), [[-1.0, 1.0, 0.0, -2.0, 2.0, inf]]),
+    "clip crossed": (lambda x: x.clip(1, -1), lambda x: x.clip(1, -1), [[-1.0, 1.0, 0.0, -2.0, 2.0]]),
+    "clip by tensors": (
+        lambda x, a, b: x.clip(a, b),
+        torch.clip,
+        # inside, at either bound, below, above; then min > max: between, below, above, at either bound; all equal
+        [
+            [0.0, -1.0, 1.0, -2.0, 2.0, 0.0, -2.0, 2.0, 1.0, -1.0, 1.0],
+            [-1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+            [1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 1.0],
+        ],
+    ),
+    "clip by a min tensor": (
+        lambda x, a: x.clip(min=a),
+        lambda x, a: torch.clip(x, min=a),
+        [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]],
+    ),
+    "clip by a max tensor": (
+        lambda x, b: x.clip(max=b),
+        lambda x, b: torch.clip(x, max=b),
+        [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]],
+    ),
+    "where keeps out nan": (
+        lambda a, b: rg.where(np.array([True, False]), a, b),
+        lambda a, b: torch.where(torch.tensor([True, False]), a, b),
+        [[1.0, nan], [inf, 2.0]],
+    ),
+}
+
+
+@QUIET
+@pytest.mark.parametrize("name", EDGES)
+def test_edges(backend: Backend, name: str) -> None:
+    ours, theirs, operands = EDGES[name]
+    check_against_torch(ours, theirs, *map(np.array, operands))
+
+
+def test_clip_needs_a_bound(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="clip: give min, max or both"):
+        Tensor([1.0]).clip()
+
+
+def test_clip_bounds_broadcast(backend: Backend) -> None:
+    check_against_torch(lambda x, a, b: x.clip(a, b), torch.clip, normal, other[0] - 0.5, other[:, :1] + 0.5)
+
+
+def test_pow_1_is_a_tensor_of_its_own(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0])
+    y = x**1
+    x.data -= 1
+    assert_close(y, np.array([1.0, 2.0]))
+
+
+# --- erf, which NumPy lacks
+
+
+def test_erf_is_good_to_the_last_digits(backend: Backend) -> None:
+    points = np.concatenate([np.linspace(-7, 7, 2001), [0.46875, 4.0, 6.0, 1e-300, 5e-324, -1e-8, 1e-4, 30.0, inf, -inf]])
+    exact = np.array([math.erf(x) for x in points])
+    found = to_numpy(backend.erf(Tensor(points).data))
+    np.testing.assert_allclose(found, exact, rtol=1e-15, atol=0)
+    assert np.isnan(to_numpy(backend.erf(Tensor([nan]).data))).all()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 3), (2, 0, 3)])
+def test_erf_shapes_and_float32(backend: Backend, shape: tuple[int, ...]) -> None:
+    x = rng(3).normal(size=shape).astype("float32")
+    assert_close(backend.erf(Tensor(x).data), torch.erf(torch.tensor(x)))
+
+
+def test_gelu_names_its_choices(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="gelu: approximate must be 'none' or 'tanh', got 'fast'"):
+        Tensor([1.0]).gelu("fast")
+
+
+# --- Masks
+
+mask = other > 0
+
+
+@DTYPES
+def test_masked_fill(backend: Backend, dtype: str) -> None:
+    torch_mask = torch.tensor(mask)
+    for hidden in (mask, mask.tolist(), Tensor(mask), Tensor(mask).data):
+        check_against_torch(
+            lambda x, hidden=hidden: x.masked_fill(hidden, -1e9), lambda x: x.masked_fill(torch_mask, -1e9), normal,
+            dtype=dtype,
+        )  # fmt: skip
+    check_against_torch(
+        lambda x: x.masked_fill(mask[0], -inf), lambda x: x.masked_fill(torch_mask[0], -inf), normal, dtype=dtype
+    )
+
+
+@DTYPES
+def test_masked_fill_with_a_tensor(backend: Backend, dtype: str) -> None:
+    """The 0-d value gets the gradient of every place that it fills."""
+    check_against_torch(
+        lambda x, v: x.masked_fill(mask[:, :1], v),
+        lambda x, v: x.masked_fill(torch.tensor(mask[:, :1]), v),
+        normal,
+        np.array(3.5),
+        dtype=dtype,
+    )
+
+
+@DTYPES
+def test_masked_multiply(backend: Backend, dtype: str) -> None:
+    chosen = torch.tensor(mask)
+    check_against_torch(
+        lambda x: x.masked_multiply(mask, 2.5), lambda x: torch.where(chosen, x * 2.5, x), normal, dtype=dtype
+    )
+    check_against_torch(
+        lambda x, v: x.masked_multiply(Tensor(mask[0]), v),
+        lambda x, v: torch.where(chosen[0], x * v, x),
+        normal,
+        np.array(-1.5),
+        dtype=dtype,
+    )
+    check_against_torch(
+        lambda x, v: x.masked_multiply(mask, v), lambda x, v: torch.where(chosen, x * v, x), normal, other[0], dtype=dtype
+    )
+
+
+@pytest.mark.parametrize("wrong", [mask.astype("int64"), mask.astype("float64")])
+def test_masks_must_be_boolean(backend: Backend, wrong: Any) -> None:
+    x = Tensor(normal)
+    for name, call in {
+        "masked_fill": lambda: x.masked_fill(wrong, 0.0),
+        "masked_multiply": lambda: x.masked_multiply(Tensor(wrong), 2.0),
+        "where": lambda: rg.where(Tensor(wrong), x, x),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name}: a mask must be boolean, got dtype {wrong.dtype}"):
+            call()
+
+
+def test_masks_must_fit(backend: Backend) -> None:
+    x = Tensor(normal)
+    with pytest.raises(ValueError, match=r"masked_fill: a mask of shape \(2, 3, 4\) does not broadcast to shape \(3, 4\)"):
+        x.masked_fill(np.stack([mask, mask]), 0.0)
+    with pytest.raises(ValueError, match=r"masked_multiply: a mask of shape \(2, 4\)"):
+        x.masked_multiply(mask[:2], 0.0)
+    with pytest.raises(ValueError, match=r"masked_fill: the value must be a number or a 0-d tensor, got shape \(4,\)"):
+        x.masked_fill(mask, Tensor(other[0]))
+
+
+# --- where
+
+
+@DTYPES
+def test_where_broadcasts_all_three(backend: Backend, dtype: str) -> None:
+    condition = mask[:, None, :]  # (3, 1, 4)
+    check_against_torch(
+        lambda a, b: rg.where(Tensor(condition), a, b),
+        lambda a, b: torch.where(torch.tensor(condition), a, b),
+        normal[:1],
+        other[:, :1],
+        dtype=dtype,
+    )
+    check_against_torch(
+        lambda a: rg.where(condition, a, 0.5), lambda a: torch.where(torch.tensor(condition), a, 0.5), normal, dtype=dtype
+    )
+    check_against_torch(
+        lambda a: rg.where(condition, 1, a), lambda a: torch.where(torch.tensor(condition), 1, a), normal, dtype=dtype
+    )
+
+
+# --- Errors
+
+
+def test_shapes_that_do_not_broadcast(backend: Backend) -> None:
+    with pytest.raises(ValueError, match=r"add: \(3, 4\) and \(3,\): .*shapes must be equal or broadcast"):
+        Tensor(normal) + Tensor([1.0, 2.0, 3.0])
+
+
+def test_remedy_is_for_the_error_at_hand(backend: Backend) -> None:
+    """An error that is not about shapes does not speak of broadcasting."""
+    with pytest.raises(TypeError) as caught:
+        Tensor([True]) - Tensor([True])
+    assert "subtract: " in str(caught.value)
+    assert "broadcast" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [None, "1", [1.0], (1.0,), {}, 1j])
+def test_operands_of_foreign_types(backend: Backend, wrong: Any) -> None:
+    with pytest.raises(TypeError):
+        Tensor([1.0]) + wrong
+    with pytest.raises(TypeError):
+        wrong - Tensor([1.0])

@@ -1,0 +1,141 @@
+"""Modules: parameters, state, modes and places."""
+
+import numpy as np
+import pytest
+
+from russellgrad import Tensor, use_backend
+from russellgrad.backend import Backend
+from russellgrad.module import Module
+from russellgrad.optimizer import SGDOptimizer
+from russellgrad.random import Generator, default_generator, manual_seed
+from russellgrad.russelltransformer import FFLayer, LayerNorm
+from tests.helpers import assert_close, rng
+
+
+class Pair(Module):
+    def __init__(self) -> None:
+        self.scale = Tensor([2.0, 3.0])
+        self.layers = [LayerNorm(2), LayerNorm(2)]
+        self.tied = self.scale
+        self.name = "pair"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[1](self.layers[0](x)) * self.scale
+
+
+NAMES = ["scale", "layers.0.gamma", "layers.0.beta", "layers.1.gamma", "layers.1.beta"]
+
+
+def test_parameters_are_found_once_in_order(backend: Backend) -> None:
+    pair = Pair()
+    assert [name for name, _ in pair.named_parameters()] == NAMES
+    assert pair.parameters()[0] is pair.scale
+    assert [type(m).__name__ for m in pair.modules()] == ["Pair", "LayerNorm", "LayerNorm"]
+
+
+def test_a_call_is_forward_and_base_has_none(backend: Backend) -> None:
+    pair, x = Pair(), Tensor(rng().normal(size=(3, 2)))
+    assert_close(pair(x), pair.forward(x))
+    with pytest.raises(NotImplementedError, match=r"Module: write forward\(\)"):
+        Module()()
+
+
+def test_state_goes_out_and_in(backend: Backend) -> None:
+    pair, other = Pair(), Pair()
+    pair.scale.data = pair.scale.backend.asarray([5.0, 7.0])
+    state = pair.state_dict()
+    assert all(isinstance(array, np.ndarray) for array in state.values())
+    other.load_state_dict(state)
+    assert_close(other.scale, pair.scale)
+    state["scale"][0] = 99.0  # a copy on both sides
+    assert other.scale.numpy()[0] == pair.scale.numpy()[0] == 5.0
+
+
+def test_frozen_parameters_are_part_of_the_state(backend: Backend) -> None:
+    pair = Pair()
+    pair.scale.requires_grad = False
+    assert "scale" in pair.state_dict()
+
+
+def test_a_state_that_does_not_fit_names_everything_and_changes_nothing(backend: Backend) -> None:
+    pair = Pair()
+    state = pair.state_dict()
+    del state["layers.0.beta"]
+    state["layers.0.bias"] = state["layers.1.beta"]
+    state["layers.1.gamma"] = np.ones(3)
+    state["scale"] = np.array([8.0, 8.0])
+    with pytest.raises(ValueError, match="load_state_dict: Pair does not fit") as caught:
+        pair.load_state_dict(state)
+    for problem in (
+        "missing layers.0.beta",
+        "unexpected layers.0.bias",
+        "layers.1.gamma has shape (3,), expected (2,)",
+    ):
+        assert problem in str(caught.value)
+    assert pair.scale.numpy().tolist() == [2.0, 3.0]
+
+
+def test_modes_reach_all_modules(backend: Backend) -> None:
+    pair = Pair()
+    assert pair.eval() is pair
+    assert not any(m.training for m in pair.modules())
+    pair.train()
+    assert all(m.training for m in pair.modules())
+
+
+def test_zero_grad(backend: Backend) -> None:
+    pair = Pair()
+    pair(Tensor(rng().normal(size=(3, 2)))).sum().backward()
+    assert all(p.grad is not None for p in pair.parameters())
+    pair.zero_grad()
+    assert all(p.grad is None for p in pair.parameters())
+
+
+def test_astype_is_in_place(backend: Backend) -> None:
+    pair = Pair()
+    optimizer = SGDOptimizer(pair.parameters(), lr=0.1)
+    assert pair.astype("float32") is pair
+    assert {str(p.dtype) for p in pair.parameters()} == {"float32"}
+    assert all(p.requires_grad for p in pair.parameters())
+    out = pair(Tensor(rng().normal(size=(3, 2)).astype("float32")))
+    out.backward(Tensor(rng(1).normal(size=(3, 2)).astype("float32")))
+    before = pair.scale.numpy()
+    optimizer.step()  # it holds the same parameters
+    assert not np.array_equal(before, pair.scale.numpy())
+    assert str(pair.scale.grad.dtype) == "float32"  # type: ignore[union-attr]
+
+
+def test_to_moves_a_module_to_another_backend(backend: Backend) -> None:
+    with use_backend("numpy"):
+        layer = FFLayer(6, 4)
+    x = rng().normal(size=(2, 4))
+    expected = layer(Tensor(x, backend="numpy")).numpy()
+    layer.to(backend.name)
+    assert all(p.backend is backend and p.requires_grad for p in layer.parameters())
+    assert_close(layer(Tensor(x)), expected)
+
+
+def test_draws_depend_on_seed_and_number_alone(backend: Backend) -> None:
+    first, again = Generator(7), Generator(7)
+    a, b = (Tensor(first.normal((3, 4), "float64", backend)).numpy() for _ in range(2))
+    assert not np.array_equal(a, b)
+    again.counter = 1
+    assert np.array_equal(Tensor(again.normal((3, 4), "float64", backend)).numpy(), b)
+    with use_backend("numpy") as host:
+        assert np.array_equal(Generator(7).normal((3, 4), "float64", host), a)
+    uniform = Tensor(Generator(7, stream=1).uniform((1000,), "float64", backend)).numpy()
+    assert 0 <= uniform.min() < 0.01 < 0.99 < uniform.max() < 1
+    with pytest.raises(ValueError, match=r"the seed must be in \[0, 2\*\*64\), got -1"):
+        Generator(-1)
+
+
+def test_manual_seed_starts_anew(backend: Backend) -> None:
+    manual_seed(5)
+    first = FFLayer(3, 2).state_dict()
+    second = FFLayer(3, 2).state_dict()
+    manual_seed(5)
+    again = FFLayer(3, 2).state_dict()
+    assert default_generator().seed == 5
+    manual_seed(0)
+    assert np.array_equal(first["w_in"], again["w_in"])
+    assert not np.array_equal(first["w_in"], second["w_in"])

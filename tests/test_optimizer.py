@@ -1,0 +1,192 @@
+"""Optimizers, clipping and schedules against PyTorch, over 100 steps on given gradients."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from russellgrad import Tensor
+from russellgrad.backend import Backend
+from russellgrad.optimizer import (
+    AdamOptimizer,
+    AdamWOptimizer,
+    Optimizer,
+    SGDOptimizer,
+    clip_grad_norm,
+    constant,
+    cosine,
+    cosine_with_warmup,
+    exponential,
+)
+from russellgrad.schedules import Schedule
+from tests.helpers import assert_close, rng
+
+SHAPES = [(3, 4), (5,), (), (2, 1, 3)]
+
+CASES: list[tuple[type[Optimizer], type[torch.optim.Optimizer], dict[str, Any]]] = [
+    (SGDOptimizer, torch.optim.SGD, {"lr": 0.1}),
+    (SGDOptimizer, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    (SGDOptimizer, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    (SGDOptimizer, torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.1}),
+    (AdamOptimizer, torch.optim.Adam, {"lr": 1e-2}),
+    (AdamOptimizer, torch.optim.Adam, {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1}),
+    (AdamWOptimizer, torch.optim.AdamW, {"lr": 1e-2}),
+    (AdamWOptimizer, torch.optim.AdamW, {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.3}),
+]
+
+
+def parameters() -> tuple[list[Tensor], list[torch.Tensor]]:
+    arrays = [rng(i).normal(size=shape) for i, shape in enumerate(SHAPES)]
+    return [Tensor(a) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+
+
+def give_gradients(ours: list[Tensor], theirs: list[torch.Tensor], step: int, scale: float = 1.0) -> None:
+    """The same random gradients to both; the last parameter has none at every third step."""
+    draws = rng(1000 + step)
+    for i, (p, t) in enumerate(zip(ours, theirs, strict=True)):
+        g = scale * draws.normal(size=p.shape)
+        if i == len(ours) - 1 and step % 3 == 0:
+            p.grad, t.grad = None, None
+        else:
+            p.grad, t.grad = p.backend.asarray(g), torch.tensor(g)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), CASES)
+def test_100_steps(
+    backend: Backend, ours: type[Optimizer], theirs: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
+    mine, reference = parameters()
+    optimizer, other = ours(mine, **options), theirs(reference, **options)
+    for step in range(100):
+        give_gradients(mine, reference, step)
+        optimizer.step()
+        other.step()
+    for p, t in zip(mine, reference, strict=True):
+        assert_close(p, t)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), [CASES[1], CASES[7]])
+def test_float32_stays_float32(
+    backend: Backend, ours: type[Optimizer], theirs: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
+    a, g = rng().normal(size=(4, 5)).astype("float32"), rng(1).normal(size=(4, 5)).astype("float32")
+    p, t = Tensor(a), torch.tensor(a, requires_grad=True)
+    optimizer, other = ours([p], **options), theirs([t], **options)
+    for _ in range(10):
+        p.grad, t.grad = p.backend.asarray(g), torch.tensor(g)
+        optimizer.step()
+        other.step()
+    assert_close(p, t)
+
+
+def test_groups_have_options_of_their_own(backend: Backend) -> None:
+    mine, reference = parameters()
+    groups: list[dict[str, Any]] = [{"params": mine[:2], "weight_decay": 0.5}, {"params": mine[2:]}]
+    optimizer = AdamWOptimizer(groups, lr=1e-2, weight_decay=0.0)
+    groups = [{"params": reference[:2], "weight_decay": 0.5}, {"params": reference[2:]}]
+    other = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.0)
+    for step in range(20):
+        give_gradients(mine, reference, step)
+        optimizer.step()
+        other.step()
+    for p, t in zip(mine, reference, strict=True):
+        assert_close(p, t)
+
+
+FORMULAS: list[tuple[Schedule, Callable[[int], float]]] = [
+    (constant(0.1), lambda t: 0.1),
+    (exponential(0.1, 0.95), lambda t: 0.1 * 0.95**t),
+    (cosine(0.1, 80, 0.01), lambda t: 0.01 + 0.09 * (1 + math.cos(math.pi * min(t / 80, 1))) / 2),
+    (
+        cosine_with_warmup(0.1, 10, 80, 0.01),
+        lambda t: 0.1 * (t + 1) / 11 if t < 10 else 0.01 + 0.09 * (1 + math.cos(math.pi * min((t - 10) / 70, 1))) / 2,
+    ),
+]
+
+
+@pytest.mark.parametrize(("schedule", "formula"), FORMULAS)
+def test_schedules_are_pytorchs_lambda_lr(
+    backend: Backend, schedule: Schedule, formula: Callable[[int], float]
+) -> None:
+    mine, reference = parameters()
+    optimizer, other = SGDOptimizer(mine, lr=schedule), torch.optim.SGD(reference, lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(other, formula)
+    for step in range(100):
+        assert optimizer.lr == pytest.approx(other.param_groups[0]["lr"], rel=0, abs=1e-15)
+        give_gradients(mine, reference, step)
+        optimizer.step()
+        other.step()
+        scheduler.step()
+    for p, t in zip(mine, reference, strict=True):
+        assert_close(p, t)
+
+
+def test_the_cosine_is_pytorchs(backend: Backend) -> None:
+    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(other, 50, eta_min=0.02)
+    schedule = cosine(0.3, 50, 0.02)
+    for step in range(51):
+        assert schedule(step) == pytest.approx(other.param_groups[0]["lr"], rel=0, abs=1e-14)
+        other.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_clipping(backend: Backend, scale: float) -> None:
+    """Over 100 steps, of gradients mostly below and mostly above the bound."""
+    mine, reference = parameters()
+    for step in range(100):
+        give_gradients(mine, reference, step, scale)
+        norm = clip_grad_norm(mine, 1.0)
+        expected = torch.nn.utils.clip_grad_norm_(reference, 1.0)
+        assert norm.item() == pytest.approx(expected.item(), rel=1e-14)
+        for p, t in zip(mine, reference, strict=True):
+            if t.grad is not None:
+                assert_close(p.grad, t.grad)
+
+
+def test_the_learning_rate_can_be_set(backend: Backend) -> None:
+    p = Tensor([1.0])
+    optimizer = SGDOptimizer([p], lr=0.5)
+    optimizer.lr = 0.25
+    p.grad = p.backend.asarray([1.0])
+    optimizer.step()
+    assert p.numpy()[0] == 0.75
+    optimizer.zero_grad()
+    assert p.grad is None
+
+
+def test_a_step_between_forward_and_backward_is_an_error(backend: Backend) -> None:
+    p = Tensor([3.0])
+    optimizer = SGDOptimizer([p], lr=0.1)
+    loss = (p * p).sum()
+    p.grad = p.backend.asarray([1.0])
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=r"'multiply' was changed in place after it was used"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda p: SGDOptimizer([], lr=0.1), ValueError, "SGDOptimizer: no parameters"),
+        (lambda p: SGDOptimizer([p, p], lr=0.1), ValueError, "a parameter comes twice"),
+        (lambda p: SGDOptimizer([p * 2], lr=0.1), TypeError, "can only change leaf Tensors"),
+        (lambda p: SGDOptimizer(p.numpy(), lr=0.1), TypeError, "can only change leaf Tensors, got float64"),
+        (lambda p: SGDOptimizer([p], lr=-0.1), ValueError, "lr must not be negative, got -0.1"),
+        (lambda p: AdamOptimizer([p], eps=-1.0), ValueError, "eps must not be negative"),
+        (lambda p: AdamOptimizer([p], betas=(0.9, 1.0)), ValueError, r"betas must be in \[0, 1\)"),
+        (lambda p: SGDOptimizer([p], lr=0.1, nesterov=True), ValueError, "nesterov needs a momentum"),
+        (lambda p: AdamWOptimizer([{"params": [p], "decay": 1}]), ValueError, "unknown option decay; known: betas"),
+        (lambda p: clip_grad_norm([p], 1.0), ValueError, r"no parameter has a gradient; call backward\(\) first"),
+        (lambda p: cosine_with_warmup(0.1, 10, 10), ValueError, "0 <= warmup_steps < total_steps, got 10 and 10"),
+    ],
+)
+def test_bad_arguments_are_named(
+    backend: Backend, build: Callable[[Tensor], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        build(Tensor(np.ones(2)))

