@@ -48,7 +48,10 @@ def is_array(x: Any) -> bool:
 
 
 def asarray(data: Any, dtype: DType = None) -> Array:
-    return cupy.asarray(data if is_array(data) else host.real_array(data, dtype), dtype)
+    if not is_array(data):
+        return cupy.asarray(host.real_array(data, dtype))
+    host.check_real(data.dtype if dtype is None else np.dtype(dtype))
+    return cupy.asarray(data, dtype)
 
 
 def copy(a: Array) -> Array:

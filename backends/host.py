@@ -36,9 +36,14 @@ def real_array(data: Any, dtype: Any = None) -> HostArray:
         ValueError: ragged nested lists.
     """
     array = np.asarray(data, dtype=dtype)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"asarray: cannot make an array of dtype {array.dtype}; pass real numbers or bools")
+    check_real(array.dtype)
     return array
+
+
+def check_real(dtype: Any) -> None:
+    """Raises TypeError for a dtype of complex numbers, strings or objects."""
+    if dtype.kind not in "biuf":
+        raise TypeError(f"asarray: cannot make an array of dtype {dtype}; pass real numbers or bools")
 
 
 def checked_ids(ids: Any, upper: int, op: str) -> HostArray:

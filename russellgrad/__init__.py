@@ -4,6 +4,7 @@ from .autograd import Joint, no_grad
 from .backend import available_backends, get_backend, set_backend, use_backend
 from .dtype import get_default_dtype, set_default_dtype
 from .functional import attention, cross_entropy, embedding, layer_norm, linear, log_softmax, maximum, minimum, where
+from .gradcheck import GradientError, gradcheck
 from .module import Module
 from .random import manual_seed
 from .softmax import softmax  # the function: it takes the place of the module of that name here
@@ -12,6 +13,7 @@ from .tensor import Tensor, custom_op
 __version__ = "0.1.0"
 
 __all__ = [
+    "GradientError",
     "Joint",
     "Module",
     "Tensor",
@@ -22,6 +24,7 @@ __all__ = [
     "embedding",
     "get_backend",
     "get_default_dtype",
+    "gradcheck",
     "layer_norm",
     "linear",
     "log_softmax",

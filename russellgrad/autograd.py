@@ -19,6 +19,7 @@ from .backend import Array, Backend, DType, Shape
 
 Pullback: TypeAlias = Callable[[Array], Array]  # gradient of the output -> gradient of one operand
 Hook: TypeAlias = Callable[[Array], Array | None]
+Version: TypeAlias = list[int]  # [how often an array was changed in place], one list for all tensors that share it
 
 _order = count()
 _grad_enabled: ContextVar[bool] = ContextVar("russellgrad_grad_enabled", default=True)
@@ -37,8 +38,8 @@ class HoldsGrad(Protocol):
 class Node:
     """What backward needs to know of one array: where its gradient goes, and how."""
 
-    __slots__ = ("name", "xp", "shape", "dtype", "order", "parents", "pullbacks", "versions", "version", "holder",
-                 "hooks", "__weakref__")  # fmt: skip
+    __slots__ = ("name", "xp", "shape", "dtype", "order", "parents", "pullbacks", "versions", "holder", "hooks",
+                 "__weakref__")  # fmt: skip
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Node:
         array: Array,
         parents: "Sequence[Node | None]" = (),
         pullbacks: Sequence[Any] = (),
+        versions: Sequence[Version] = (),
     ) -> None:
         self.name = name
         self.xp = xp
@@ -56,9 +58,8 @@ class Node:
         # One entry an operand; None where it needs no gradient. Both are None once backward has freed the node.
         self.parents: Sequence[Node | None] | None = parents
         self.pullbacks: Sequence[Any] | None = pullbacks
-        # An array changed in place after it was captured would give wrong gradients in silence.
-        self.version = 0
-        self.versions = [parent.version if parent else 0 for parent in parents]
+        # An array changed in place after a pullback captured it would give wrong gradients in silence.
+        self.versions = [(version, version[0]) for version in versions]
         self.holder: ReferenceType[HoldsGrad] | None = None  # the tensor whose .grad is to be filled
         self.hooks: dict[int, Hook] | None = None
 
@@ -70,12 +71,11 @@ class Node:
                 f"backward: the graph at {self.name!r} was freed by an earlier backward(); "
                 "pass retain_graph=True to the earlier one"
             )
-        for parent, version in zip(parents, self.versions, strict=True):
-            if parent is not None and parent.version != version:
-                raise RuntimeError(
-                    f"backward: an operand of {self.name!r} was changed in place after it was used "
-                    "(by an optimizer step?); run the forward pass again"
-                )
+        if any(version[0] != then for version, then in self.versions):
+            raise RuntimeError(
+                f"backward: an operand of {self.name!r} was changed in place after it was used "
+                "(by an optimizer step?); run the forward pass again"
+            )
         if not retain_graph and parents:
             self.parents = self.pullbacks = None
         if len(pullbacks) == 1 and isinstance(pullbacks[0], Joint):
@@ -112,18 +112,25 @@ class Node:
         return g
 
 
-def record(name: str, xp: Backend, out: Array, nodes: Sequence[Node | None], pullbacks: Sequence[Any]) -> Node | None:
+def record(
+    name: str,
+    xp: Backend,
+    out: Array,
+    nodes: Sequence[Node | None],
+    pullbacks: Sequence[Any],
+    versions: Sequence[Version] = (),
+) -> Node | None:
     """A node for `out`, or None if no operand needs a gradient. Pullbacks that nobody needs are let go here."""
     if not _grad_enabled.get() or not any(nodes):
         return None
     if len(pullbacks) == 1 and isinstance(pullbacks[0], Joint):
-        return Node(name, xp, out, nodes, pullbacks)
+        return Node(name, xp, out, nodes, pullbacks, versions)
     if len(pullbacks) != len(nodes):
         raise TypeError(f"{name}: the rule has {len(nodes)} operands but returned {len(pullbacks)} pullbacks")
     needed = [pull if node is not None else None for node, pull in zip(nodes, pullbacks, strict=True)]
     if not any(needed):
         return None  # a step of the function with no gradient: a comparison, a cast to integers
-    return Node(name, xp, out, nodes, needed)
+    return Node(name, xp, out, nodes, needed, versions)
 
 
 def fit(operand: Node, g: Array, op: str) -> Array:

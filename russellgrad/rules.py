@@ -374,6 +374,11 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
     if min_ndim(a, b) == 0:
         raise ValueError(f"matmul: operands of shape {shape_of(a)} and {shape_of(b)}: a 0-d one has no product; use *")
     row, column = a.ndim == 1, b.ndim == 1
+    if a.shape[-1] != b.shape[0 if column else -2]:
+        raise ValueError(
+            f"matmul: {a.shape} and {b.shape}: the last axis of the first must be as long as "
+            "the last but one of the second, or its only one"
+        )
 
     def full(g: Array) -> Array:  # the gradient with the dropped axes put back: (..., n, m)
         return xp.expand_dims(g, tuple(axis for axis, dropped in ((-2, row), (-1, column)) if dropped))

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 from weakref import ref
 
 from . import rules
-from .autograd import Hook, Node, backward, is_grad_enabled, record
+from .autograd import Hook, Node, Version, backward, is_grad_enabled, record
 from .backend import Array, Axis, Backend, DType, Index, Shape, resolve_backend
 from .dtype import common_float, get_default_dtype, is_float
 
@@ -25,8 +25,11 @@ Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 _FLOAT_RESULT = {rules.divide, rules.exp, rules.log, rules.sqrt, rules.tanh, rules.sin, rules.cos, rules.sigmoid,
                  rules.leaky_relu, rules.gelu, rules.softmax, rules.log_softmax}  # fmt: skip
 
+# Of these the result may share its memory with the operand, so a change in place of one is one of the other.
+_VIEWS: set[rules.Rule] = {rules.transpose, rules.reshape, rules.broadcast_to, rules.squeeze, rules.expand_dims,
+                           rules.getitem}  # fmt: skip
+
 _REMEDY = {
-    "matmul": "the last axis of the first must be as long as the last but one of the second",
     "reshape": "the number of elements must stay",
     "concatenate": "all axes but the joined one must agree",
     "getitem": "check the index against the shape",
@@ -50,7 +53,7 @@ class Tensor:
             requires_grad=True with an integer or bool dtype.
     """
 
-    __slots__ = ("_data", "_node", "backend", "grad", "label", "__weakref__")
+    __slots__ = ("_data", "_node", "_version", "backend", "grad", "label", "__weakref__")
     __array_ufunc__ = None  # array + tensor is the tensor's business, not that of NumPy or CuPy
 
     backend: Backend
@@ -77,14 +80,16 @@ class Tensor:
         self.grad = None
         self._data = xp.copy(array if dtype is None else xp.asarray(array, dtype))
         self._node: Node | None = None
+        self._version: Version = [0]
         if requires_grad or requires_grad is None and is_grad_enabled() and is_float(self._data.dtype):
             self.requires_grad = True
 
     @classmethod
-    def _wrap(cls, data: Array, xp: Backend, node: Node | None = None) -> "Tensor":
-        """A Tensor around an array as it is."""
+    def _wrap(cls, data: Array, xp: Backend, node: Node | None = None, version: Version | None = None) -> "Tensor":
+        """A Tensor around an array as it is; with the version of another Tensor if it is a view of that one's."""
         tensor = cls.__new__(cls)
         tensor._data, tensor._node, tensor.backend, tensor.grad, tensor.label = data, node, xp, None, ""
+        tensor._version = [0] if version is None else version
         return tensor
 
     # --- What it is
@@ -105,12 +110,12 @@ class Tensor:
             )
         if array is self._data:
             self.changed_in_place()
-        self._data = array
+        else:
+            self._data, self._version = array, [0]
 
     def changed_in_place(self) -> None:
         """Say that `.data` was written into, so that a backward through its old values is an error."""
-        if self._node is not None:
-            self._node.version += 1
+        self._version[0] += 1
 
     @property
     def shape(self) -> Shape:
@@ -206,7 +211,7 @@ class Tensor:
         self.grad = None
 
     def retain_grad(self) -> None:
-        """Have `backward` fill `.grad` of this tensor although it is not a leaf. Raises RuntimeError without history."""
+        """Have `backward` fill `.grad` of this tensor, too, which is no leaf. Raises RuntimeError without history."""
         if self._node is None:
             raise RuntimeError("retain_grad: this tensor tracks no gradients")
         self._node.holder = ref(self)
@@ -229,7 +234,7 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """The same array (shared, not copied) without history."""
-        return Tensor._wrap(self._data, self.backend)
+        return Tensor._wrap(self._data, self.backend, version=self._version)
 
     # --- Out of it
 
@@ -442,7 +447,7 @@ class Tensor:
         return [self[(*before, slice(stop - size, stop))] for size, stop in zip(sizes, stops, strict=True)]
 
     def __getitem__(self, index: Index) -> "Tensor":
-        """x[...] with ints, slices, None, ellipsis, integer arrays (whose repeats add up in the gradient), bool masks."""
+        """x[...] with ints, slices, None, ellipsis, bool masks, integer arrays (repeats add up in the gradient)."""
         parts = index if isinstance(index, tuple) else (index,)
         return apply(rules.getitem, self, index=tuple(_index(part, self.backend) for part in parts))
 
@@ -465,7 +470,7 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     for tensor in tensors:
         if tensor.backend is not xp:
             _same_backend(name, xp, tensor.backend)
-    arrays = [o._data if isinstance(o, Tensor) else _raw(name, o, xp) for o in operands]
+    arrays: list[Any] = [o._data if isinstance(o, Tensor) else _raw(name, o, xp) for o in operands]
     if len(arrays) > 1:
         arrays = _promote(xp, arrays)
     if rule in _FLOAT_RESULT and not any(is_float(a.dtype) for a in arrays if xp.is_array(a)):
@@ -481,7 +486,8 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     if out.ndim == 0:
         out = xp.asarray(out)  # NumPy gives scalars, which are not arrays
     nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
-    return Tensor._wrap(out, xp, record(name, xp, out, nodes, pullbacks))
+    node = record(name, xp, out, nodes, pullbacks, [tensor._version for tensor in tensors])
+    return Tensor._wrap(out, xp, node, tensors[0]._version if rule in _VIEWS else None)
 
 
 def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
@@ -506,7 +512,7 @@ def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
     """An operator: operands of a foreign type get their own say, as Python has it."""
     for operand in (a, b):
         if not isinstance(operand, (Tensor, Real)) and not hasattr(operand, "dtype"):
-            return NotImplemented
+            return cast(Tensor, NotImplemented)
     return apply(rule, a, b)
 
 

@@ -172,7 +172,7 @@ def test_arrays_and_numpy_scalars_as_operands(backend: Backend, name: str) -> No
 
 
 def test_arrays_of_other_libraries_are_refused(backend: Backend) -> None:
-    with pytest.raises(TypeError, match="add: cannot take a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"^add: cannot take a torch\.Tensor"):
         Tensor([1.0]) + torch.ones(1)
 
 
@@ -183,7 +183,12 @@ def test_arrays_of_other_libraries_are_refused(backend: Backend) -> None:
 def test_comparisons_give_bool_tensors_without_gradient(backend: Backend, symbol: str) -> None:
     compare: Fn = eval(f"lambda a, b: a {symbol} b")
     a, b = np.array([1.0, 2.0, 3.0, np.nan]), np.array([2.0, 2.0, 2.0, 2.0])
-    for left, right in [(Tensor(a), Tensor(b)), (Tensor(a), 2), (Tensor(a), Tensor(b).data), (Tensor(a).data, Tensor(b))]:
+    for left, right in [
+        (Tensor(a), Tensor(b)),
+        (Tensor(a), 2),
+        (Tensor(a), Tensor(b).data),
+        (Tensor(a).data, Tensor(b)),
+    ]:
         out = compare(left, right)
         assert isinstance(out, Tensor)
         assert not out.requires_grad
@@ -194,8 +199,9 @@ def test_comparisons_give_bool_tensors_without_gradient(backend: Backend, symbol
 
 def test_comparison_with_what_is_no_number(backend: Backend) -> None:
     x = Tensor([1.0])
-    assert (x == None) is False  # noqa: E711
-    assert (x != "one") is True
+    equal: object = x == None  # noqa: E711 - Python then compares the objects, not the elements
+    unequal: object = x != "one"
+    assert (equal, unequal) == (False, True)
     with pytest.raises(TypeError):
         x < "one"  # noqa: B015
 
@@ -220,6 +226,7 @@ def test_ints_and_bools_never_widen_float32(backend: Backend) -> None:
         for out in (x + mate, mate + x, x * mate, mate - x, x / (mate + 1), x ** (mate), rg.maximum(x, mate)):
             assert out.dtype == np.float32, f"with {mate!r}"
             out.backward(Tensor([1.0, 1.0], dtype="float32"))
+    assert x.grad is not None
     assert x.grad.dtype == np.float32
 
 
@@ -239,8 +246,8 @@ def test_functions_of_ints_give_the_default_dtype(backend: Backend, default: str
         x = Tensor(np.array([1, 2, 3]))
         outs = [
             x / 2, 1 / x, x / x, x * 0.5, 0.5 + x, x**0.5, x.exp(), x.log(), x.sqrt(), x.tanh(), x.sin(), x.cos(),
-            x.sigmoid(), x.gelu(), x.leaky_relu(), x.softmax(), x.log_softmax(), rg.where(x > 1, x, 0.5), x.clip(0.5, 2),
-            rg.where(x > 1, 1.0, 0.5),
+            x.sigmoid(), x.gelu(), x.leaky_relu(), x.softmax(), x.log_softmax(), x.clip(0.5, 2),
+            rg.where(x > 1, x, 0.5), rg.where(x > 1, 1.0, 0.5),
         ]  # fmt: skip
         assert [str(out.dtype) for out in outs] == [default] * len(outs)
         assert not any(out.requires_grad for out in outs)
@@ -352,7 +359,9 @@ def test_pow_1_is_a_tensor_of_its_own(backend: Backend) -> None:
 
 
 def test_erf_is_good_to_the_last_digits(backend: Backend) -> None:
-    points = np.concatenate([np.linspace(-7, 7, 2001), [0.46875, 4.0, 6.0, 1e-300, 5e-324, -1e-8, 1e-4, 30.0, inf, -inf]])
+    points = np.concatenate(
+        [np.linspace(-7, 7, 2001), [0.46875, 4.0, 6.0, 1e-300, 5e-324, -1e-8, 1e-4, 30.0, inf, -inf]]
+    )
     exact = np.array([math.erf(x) for x in points])
     found = to_numpy(backend.erf(Tensor(points).data))
     np.testing.assert_allclose(found, exact, rtol=1e-15, atol=0)
@@ -414,7 +423,11 @@ def test_masked_multiply(backend: Backend, dtype: str) -> None:
         dtype=dtype,
     )
     check_against_torch(
-        lambda x, v: x.masked_multiply(mask, v), lambda x, v: torch.where(chosen, x * v, x), normal, other[0], dtype=dtype
+        lambda x, v: x.masked_multiply(mask, v),
+        lambda x, v: torch.where(chosen, x * v, x),
+        normal,
+        other[0],
+        dtype=dtype,
     )
 
 
@@ -432,7 +445,9 @@ def test_masks_must_be_boolean(backend: Backend, wrong: Any) -> None:
 
 def test_masks_must_fit(backend: Backend) -> None:
     x = Tensor(normal)
-    with pytest.raises(ValueError, match=r"masked_fill: a mask of shape \(2, 3, 4\) does not broadcast to shape \(3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"masked_fill: a mask of shape \(2, 3, 4\) does not broadcast to shape \(3, 4\)"
+    ):
         x.masked_fill(np.stack([mask, mask]), 0.0)
     with pytest.raises(ValueError, match=r"masked_multiply: a mask of shape \(2, 4\)"):
         x.masked_multiply(mask[:2], 0.0)
@@ -454,7 +469,10 @@ def test_where_broadcasts_all_three(backend: Backend, dtype: str) -> None:
         dtype=dtype,
     )
     check_against_torch(
-        lambda a: rg.where(condition, a, 0.5), lambda a: torch.where(torch.tensor(condition), a, 0.5), normal, dtype=dtype
+        lambda a: rg.where(condition, a, 0.5),
+        lambda a: torch.where(torch.tensor(condition), a, 0.5),
+        normal,
+        dtype=dtype,
     )
     check_against_torch(
         lambda a: rg.where(condition, 1, a), lambda a: torch.where(torch.tensor(condition), 1, a), normal, dtype=dtype

@@ -131,12 +131,12 @@ def test_ints_have_no_gradient(backend: Backend) -> None:
 
 @pytest.mark.parametrize("index", [4, -5, (0, 5), [0, 4], [0, -5], I([[0], [7]]), np.s_[:, [5]], np.s_[0, 0, 0, 0]])
 def test_out_of_range(backend: Backend, index: Any) -> None:
-    with pytest.raises(IndexError, match="^getitem: "):
+    with pytest.raises(IndexError, match=r"^getitem: "):
         Tensor(x)[index]
 
 
 def test_out_of_range_by_tensor(backend: Backend) -> None:
-    with pytest.raises(IndexError, match="^getitem: .*4"):
+    with pytest.raises(IndexError, match=r"^getitem: .*4"):
         Tensor(x)[Tensor(I([0, 4]))]
 
 
@@ -144,18 +144,18 @@ def test_out_of_range_by_tensor(backend: Backend) -> None:
     "index", [[0.0, 1.0], I([1.5]), 1.0, np.ones((4, 4), bool), np.ones(5, bool), ([0, 1], [0, 1, 2])]
 )
 def test_what_is_no_index(backend: Backend, index: Any) -> None:
-    with pytest.raises(IndexError, match="^getitem: "):
+    with pytest.raises(IndexError, match=r"^getitem: "):
         Tensor(x)[index]
 
 
 def test_a_float_tensor_is_no_index(backend: Backend) -> None:
-    with pytest.raises(IndexError, match="^getitem: .*integer"):
+    with pytest.raises(IndexError, match=r"^getitem: .*integer"):
         Tensor(x)[Tensor([0, 1])]  # numbers make floats
 
 
 @pytest.mark.parametrize("index", [True, False, np.True_, I(True), np.s_[0, True]])
 def test_one_bool_is_no_index(backend: Backend, index: Any) -> None:
-    with pytest.raises(TypeError, match="^getitem: an index may not be one bool"):
+    with pytest.raises(TypeError, match=r"^getitem: an index may not be one bool"):
         Tensor(x)[index]
-    with pytest.raises(TypeError, match="^getitem: an index may not be one bool"):
+    with pytest.raises(TypeError, match=r"^getitem: an index may not be one bool"):
         Tensor(x)[Tensor(True)]

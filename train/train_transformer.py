@@ -6,8 +6,8 @@ In Python, from the repository's root:
     train()                                # the defaults: Shakespeare's plays, some minutes on two cores
     train(dataset="notes.txt", steps=500)  # any field of train.config.Config
 
-On the command line: `python train/train_transformer.py --help`. In the environment, RG_BACKEND chooses the backend,
-RG_DATA_DIR is a folder with tinyshakespeare.txt, and RG_TRAIN_STEPS ends every run after so many steps at most.
+On the command line: `python train/train_transformer.py --help`, which names the environment variables as well: a test
+of an example sets RG_TRAIN_STEPS to cut it short.
 
 The same seed gives the same losses: to the last bit on one machine with one backend, build of the libraries and number
 of threads; on another backend within rounding.
@@ -17,10 +17,11 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -28,9 +29,7 @@ from typing import Any, Self
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
 
-import numpy as np
-
-from russellgrad import Tensor, get_default_dtype, no_grad, set_default_dtype
+from russellgrad import Tensor, get_backend, get_default_dtype, no_grad, set_default_dtype
 from russellgrad.checkpoint import save_model
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer, clip_grad_norm
@@ -39,9 +38,13 @@ from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup
 from russellgrad.tokenizer import Tokenizer
 from train.config import Config, parse
 from train.data import Ids, batches, load_text, split, validation_blocks
-from train.progress import Progress, Stopwatch, clock, peak_memory
+from train.progress import Progress, Stopwatch, clock, peak_memory, plain_errors
 
-READ_EVERY = 10  # steps: reading a loss waits for the device, so it is not done at every one
+ENVIRONMENT = (
+    "Environment: RG_BACKEND chooses the backend (numpy, cupy, or a module's dotted path). RG_DATA_DIR is a folder "
+    "with tinyshakespeare.txt, to train offline. RG_TRAIN_STEPS ends every run after so many steps at most."
+)
+READ_EVERY = 10  # steps: reading a loss waits for the device, so not every one is read at once
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Result:
     config: Config
     model: Transformer  # in evaluation mode
     path: Path  # of model.safetensors
-    losses: list[float]  # of each step, before it
+    losses: list[float]  # of each step's batch, before the step
     validation_losses: list[tuple[int, float]]  # (steps taken, loss)
     seconds: float  # wall time of the whole run
     tokens_per_second: float  # of the steps alone
@@ -61,67 +64,69 @@ class Result:
 def train(config: Config | None = None, **overrides: Any) -> Result:
     """Train a model on the backend in use, and write it to `model.safetensors` in the configuration's folder.
 
-    The validation loss is the mean over non-overlapping blocks of the text's last tenth: at intervals over
-    `eval_blocks` of them, evenly spaced, always the same; when all steps are done, over all of them. The model is
-    written each time. Ctrl-C ends the run after the step at hand and keeps what is trained so far.
+    The validation loss is a mean over non-overlapping blocks of the text's last tenth: at intervals over `eval_blocks`
+    of them, evenly spaced and always the same; once all the configured steps are done, over every one. The model is
+    written each time. Ctrl-C ends the run after the step at hand, and what is trained so far is kept.
 
     Args:
         config: by default `Config()`.
         overrides: fields of it to change.
 
     Raises:
-        ValueError: a field out of range, an unknown or unsuitable dataset, a prompt's character that is not in it,
+        ValueError: a field out of range, an unknown or unsuitable dataset, a prompt with characters that are not in it,
             a bad RG_TRAIN_STEPS.
         ImportError: the dataset or the model's file needs a package that is not installed.
-        OSError: the folder cannot be written to, or the dataset not be read.
+        OSError: the folder cannot be written to, or the dataset cannot be read.
         FloatingPointError: a loss is not finite; names the step. The file written last stays.
     """
     config = replace(config or Config(), **overrides)
     steps, started, watch = _steps_allowed(config.steps), time.perf_counter(), Stopwatch()
-    path = _writable(config.folder) / "model.safetensors"
     text = load_text(config.dataset)
+    path = _writable(config.folder) / "model.safetensors"
     model = build_model(config, text)
-    prompt = _prompt(config, model, text)
-    training, validation = split(np.array(model.tokenizer.encode(text), np.int64), config.block)
+    training, validation = split(model.tokenizer.encode(text), config.block)
+    prompt = _checked_prompt(config, model, text)
     optimizer = build_optimizer(config, model)
-    losses, validation_losses, unread = list[float](), list[tuple[int, float]](), list[Tensor]()
+    stream = batches(training, config.batch, config.block, config.seed)
+    losses: list[float] = []
+    validation_losses: list[tuple[int, float]] = []
+    unread: list[Tensor] = []
 
     with Progress(steps) as progress, Interruption() as interruption:
-        for step, batch in zip(range(1, steps + 1), batches(training, config.batch, config.block, config.seed)):
+        for step, batch in enumerate(islice(stream, steps), start=1):
             with watch:
                 unread.append(take_step(model, optimizer, *batch, clip=config.clip))
                 last = step == steps or interruption.requested
                 due = last or step % config.eval_interval == 0
                 if due or step % READ_EVERY == 0:
-                    losses += read_losses(unread, since=len(losses))
+                    losses += read_losses(unread, already=len(losses))
                     unread.clear()
             if not unread:
                 progress.update(step, losses[-1], step * config.batch * config.block / watch.seconds)
             if due:
-                inputs, targets = validation_blocks(
-                    validation, config.block, at_most=None if step == config.steps else config.eval_blocks
+                blocks = validation_blocks(
+                    validation, config.block, None if step == config.steps else config.eval_blocks
                 )
-                validation_losses.append((step, evaluate(model, inputs, targets, config.batch, step)))
+                loss = evaluate(model, *blocks, config.batch, step)
+                validation_losses.append((step, loss))
                 save_model(path, model, notes={"training": asdict(config), "steps": step})
-                progress.say(f"step {step:,}: validation loss {validation_losses[-1][1]:.4f} ({len(inputs):,} blocks)")
+                progress.say(f"step {step:,}: validation loss {loss:.4f} over {len(blocks[0]):,} blocks")
                 if config.sample_tokens:
-                    progress.say(_framed(sample(config, model, prompt)))
+                    progress.say(_framed(_sample(config, model, prompt)))
             if last:
                 break
 
-    result = Result(
-        config, model.eval(), path, losses, validation_losses, time.perf_counter() - started,
-        step * config.batch * config.block / watch.seconds, interruption.requested,
-    )  # fmt: skip
-    print(result.summary(), flush=True)
+    seconds, speed = time.perf_counter() - started, step * config.batch * config.block / watch.seconds
+    result = Result(config, model.eval(), path, losses, validation_losses, seconds, speed, interruption.requested)
+    print(summary(result), flush=True)
     return result
 
 
-# --- The parts
+# --- What a run is made of
 
 
 def build_model(config: Config, text: str) -> Transformer:
-    """A new model in the configuration's dtype, with the characters of `text` for its vocabulary."""
+    """A new model in the configuration's dtype, whose vocabulary is the characters of `text`."""
     default = get_default_dtype()
     set_default_dtype(config.dtype)
     try:
@@ -152,15 +157,19 @@ def build_optimizer(config: Config, model: Transformer) -> AdamWOptimizer:
 
 def build_schedule(config: Config) -> Schedule:
     lr, last, steps = config.learning_rate, config.last_learning_rate, config.steps
-    if config.schedule == "cosine_with_warmup":
-        return cosine_with_warmup(lr, config.warmup_steps, steps, last)
-    if config.schedule == "cosine":
-        return cosine(lr, steps, last)
-    return exponential(lr, (last / lr) ** (1 / steps)) if config.schedule == "exponential" else constant(lr)
+    match config.schedule:
+        case "constant":
+            return constant(lr)
+        case "exponential":
+            return exponential(lr, (last / lr) ** (1 / steps))
+        case "cosine":
+            return cosine(lr, steps, last)
+        case _:
+            return cosine_with_warmup(lr, config.warmup_steps, steps, last)
 
 
 def take_step(model: Transformer, optimizer: AdamWOptimizer, inputs: Ids, targets: Ids, *, clip: float) -> Tensor:
-    """One step on a batch (B, T). Returns the loss before it, which nothing has waited for yet."""
+    """One optimizer step on a batch, inputs and targets (B, T). Returns the loss before it; nothing waits for it."""
     optimizer.zero_grad()
     loss = cross_entropy_loss(model.forward(inputs), targets, model.tokenizer.pad_token_id)
     loss.backward()
@@ -170,30 +179,114 @@ def take_step(model: Transformer, optimizer: AdamWOptimizer, inputs: Ids, target
     return loss.detach()
 
 
-def read_losses(unread: list[Tensor], since: int) -> list[float]:
-    """The losses of the steps after number `since`, read together. Raises FloatingPointError if one is not finite."""
+def read_losses(unread: list[Tensor], already: int) -> list[float]:
+    """The losses of the steps after the first `already`, fetched together. Raises FloatingPointError as `train`."""
     losses: list[float] = Tensor.stack(unread).numpy().tolist()
-    for step, loss in enumerate(losses, start=since + 1):
+    for step, loss in enumerate(losses, start=already + 1):
         _check_finite(loss, f"the loss at step {step}")
     return losses
 
 
 def evaluate(model: Transformer, inputs: Ids, targets: Ids, batch: int, step: int) -> float:
-    """The mean loss over blocks (N, T), `batch` of them at a time, without dropout and gradients."""
+    """The mean loss over blocks (N, T), `batch` of them at a time, without dropout. Raises as `read_losses`."""
+    pad, parts = model.tokenizer.pad_token_id, []
     model.eval()
     with no_grad():
-        parts = [
-            cross_entropy_loss(model.forward(inputs[i : i + batch]), targets[i : i + batch], model.tokenizer.pad_token_id)
-            * len(inputs[i : i + batch])
-            for i in range(0, len(inputs), batch)
-        ]
-        mean = float(Tensor.stack(parts).numpy().sum(dtype=np.float64)) / len(inputs)
+        for i in range(0, len(inputs), batch):
+            some = slice(i, i + batch)
+            parts.append(cross_entropy_loss(model.forward(inputs[some]), targets[some], pad) * len(inputs[some]))
     model.train()
+    mean = math.fsum(Tensor.stack(parts).numpy()) / len(inputs)
     _check_finite(mean, f"the validation loss after step {step}")
     return mean
 
 
-def sample(config: Config, model: Transformer, prompt: str) -> str:
+def summary(result: Result) -> str:
+    """The line a run ends with."""
+    step, loss = result.validation_losses[-1]
+    peak = peak_memory()
+    return (
+        (f"Stopped by Ctrl-C after step {step:,} of {result.config.steps:,}. " if result.interrupted else "")
+        + f"{step:,} steps, validation loss {loss:.4f}, {clock(result.seconds)} wall time, "
+        + f"{result.tokens_per_second:,.0f} tokens/s, "
+        + (f"peak memory {peak / 2**20:,.0f} MiB, " if peak else "")
+        + f"model in {result.path}"
+    )
+
+
+class Interruption:
+    """In the block Ctrl-C only sets `requested`, so that no step is left half done; a second one ends the program."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # only there may a handler be set
+            self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._restore()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+
+# --- Checks before the work, and small things
+
+
+def _steps_allowed(configured: int) -> int:
+    limit = os.environ.get("RG_TRAIN_STEPS")
+    if not limit:
+        return configured
+    if not limit.isdecimal() or int(limit) < 1:
+        raise ValueError(f"RG_TRAIN_STEPS must be a positive whole number, got {limit!r}")
+    return min(configured, int(limit))
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if need be. Raises OSError if no file can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the output folder {folder}: {error.strerror}; choose another with out"
+        ) from error
+    return folder
+
+
+def _checked_prompt(config: Config, model: Transformer, text: str) -> str:
+    """The samples' prompt: the configured one, or a new line, or the text's first character if it has no lines."""
+    prompt = config.prompt or ("\n" if "\n" in text else text[0])
+    model.tokenizer.encode(prompt)  # a ValueError now, not after the first interval
+    return prompt
+
+
+def _check_finite(loss: float, what: str) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"{what} is {loss}; lower the learning rate, or clip the gradient")
+
+
+def _sample(config: Config, model: Transformer, prompt: str) -> str:
     return model.generate(
         prompt, config.sample_tokens, temperature=config.temperature, top_k=config.top_k, seed=config.seed
     )
+
+
+def _framed(text: str) -> str:
+    return "\n".join(f"    | {line}" for line in text.strip("\n").split("\n"))
+
+
+if __name__ == "__main__":
+    with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
+        get_backend()
+    with plain_errors(ValueError, ImportError, OSError, FloatingPointError):
+        train(parse(description="Train a character-level transformer on a text.", epilog=ENVIRONMENT))

@@ -13,7 +13,7 @@ Host = Any  # a NumPy array, on the side that real device memory hides
 _order = np.random.default_rng(0)  # the order in which threads of a scatter get their turn
 
 
-class Misuse(AssertionError):  # noqa: N818 - it is no error that code should handle
+class Misuse(AssertionError):
     """What CuPy does without a word, but wrongly or slowly."""
 
 
@@ -60,7 +60,7 @@ def uploaded(name: str) -> None:
 # --- The array
 
 
-class ndarray:  # noqa: N801 - CuPy's name
+class ndarray:
     """Stands for cupy.ndarray. It holds a NumPy array and gives it to nobody who does not ask for a copy."""
 
     __slots__ = ("__weakref__", "_host")

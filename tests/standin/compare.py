@@ -7,6 +7,7 @@ both the real modules and the stand-in's are at hand.
 import ast
 import importlib
 import inspect
+import operator
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,6 +83,39 @@ def different_dtypes(real: ModuleType, special: ModuleType) -> Iterator[str]:
                     yield f"{name}: {signature} in CuPy, but {operands}->{got} in the stand-in"
 
 
+class Tensorlike:
+    """An operand that wants its own say in every operator."""
+
+    __array_ufunc__ = None
+
+    def _asked(self, other: Any) -> Any:
+        return self
+
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = _asked
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _asked
+
+
+OPERATORS = ("add", "sub", "mul", "truediv", "pow", "matmul", "eq", "ne", "lt", "le", "gt", "ge")
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ipow")
+
+
+def different_deference(real: Any) -> Iterator[str]:
+    """Operators that leave a Tensor-like operand its say in the stand-in and not in CuPy, or the other way round."""
+    # Without a device there are no arrays, but one that was never initialised can still be asked this.
+    array = real.ones((1,)) if real.cuda.is_available() else real.ndarray.__new__(real.ndarray, _no_init=True)
+    for name in OPERATORS + IN_PLACE:
+        theirs, ours = _defers(array, name), _defers(MODULES["cupy"].ones((1,)), name)
+        if theirs != ours:
+            yield f"{name}: CuPy {'asks' if theirs else 'does not ask'} a Tensor-like operand, the stand-in differs"
+
+
+def _defers(array: Any, name: str) -> bool:
+    try:
+        return isinstance(getattr(operator, name)(array, Tensorlike()), Tensorlike)
+    except Exception:  # whatever it says: it did not ask
+        return False
+
+
 # --- What the backend uses
 
 
@@ -147,6 +181,7 @@ def complaints() -> list[str]:
     found += missing_names("ndarray", ndarray, real["cupy"].ndarray)
     found += unknown_parameters("ndarray", ndarray, real["cupy"].ndarray)
     found += different_dtypes(real["cupy"], real["cupyx.scipy.special"])
+    found += different_deference(real["cupy"])
     source = BACKEND.read_text()
     found += [f"backend, CuPy: {line}" for line in unusable(source, real)]
     other = {"append", "extend", "kind"}  # of lists and dtypes

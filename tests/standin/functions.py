@@ -39,7 +39,7 @@ __all__ = [
 # --- Elementwise
 
 
-class ufunc:  # noqa: N801 - CuPy's name
+class ufunc:
     """An elementwise function of device arrays and scalars. Python's numbers are weak (NEP 50), NumPy's are not."""
 
     def __init__(self, name: str, nin: int, compute: Callable[..., Any]) -> None:
@@ -314,5 +314,6 @@ def einsum(*operands: Any, dtype: Any = None, optimize: bool = False) -> ndarray
 
 
 def _array(name: str, a: Any) -> ndarray:
-    array_operand(name, a)
-    return a  # type: ignore[no-any-return]
+    if not isinstance(a, ndarray):
+        raise TypeError(f"{name}: only cupy arrays, got {type(a)}")
+    return a

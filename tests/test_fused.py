@@ -1,0 +1,467 @@
+"""softmax, log_softmax, layer_norm, embedding, cross_entropy and attention, against PyTorch and at their edges."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's name for it
+
+import russellgrad as rg
+from russellgrad import Tensor
+from russellgrad.backend import Backend
+from tests.helpers import assert_close, check_against_torch, rng
+
+DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
+inf = math.inf
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return rng(seed).normal(size=shape)
+
+
+# --- softmax, log_softmax
+
+SOFTMAXES = pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(rg.softmax, torch.softmax), (rg.log_softmax, torch.log_softmax)],
+    ids=["softmax", "log_softmax"],
+)
+
+
+@DTYPES
+@SOFTMAXES
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -3])
+def test_softmax(backend: Backend, ours: Any, theirs: Any, axis: int, dtype: str) -> None:
+    check_against_torch(lambda x: ours(x, axis), lambda x: theirs(x, axis), normal(2, 3, 4), dtype=dtype)
+
+
+@SOFTMAXES
+def test_softmax_is_a_method_too(backend: Backend, ours: Any, theirs: Any) -> None:
+    check_against_torch(lambda x: getattr(x, ours.__name__)(), lambda x: theirs(x, -1), normal(2, 3))
+    check_against_torch(lambda x: getattr(x, ours.__name__)(0), lambda x: theirs(x, 0), normal(2, 3))
+
+
+@SOFTMAXES
+def test_softmax_of_views(backend: Backend, ours: Any, theirs: Any) -> None:
+    check_against_torch(lambda x: ours(x.T[::-1, ::2], 0), lambda x: theirs(x.T.flip(0)[:, ::2], 0), normal(4, 3))
+    check_against_torch(lambda x: ours(x.broadcast_to(3, 4), 0), lambda x: theirs(x.broadcast_to(3, 4), 0), normal(4))
+
+
+@SOFTMAXES
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3), (0,), (2, 0, 3), (1, 1)])
+def test_softmax_of_nothing(backend: Backend, ours: Any, theirs: Any, shape: tuple[int, ...]) -> None:
+    for axis in range(len(shape)):
+        check_against_torch(lambda x, axis=axis: ours(x, axis), lambda x, axis=axis: theirs(x, axis), normal(*shape))
+
+
+@SOFTMAXES
+def test_softmax_does_not_overflow(backend: Backend, ours: Any, theirs: Any) -> None:
+    rows = np.array([[1000.0, 1001.0, 999.0], [-1000.0, -1001.0, -5000.0], [1e300, 0.0, -1e300], [0.0, -inf, 1.0]])
+    check_against_torch(lambda x: ours(x), lambda x: theirs(x, -1), rows)
+
+
+@SOFTMAXES
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # inf - inf
+def test_softmax_of_infinities(backend: Backend, ours: Any, theirs: Any) -> None:
+    rows = np.array([[-inf, -inf], [inf, 0.0], [math.nan, 0.0]])
+    check_against_torch(lambda x: ours(x), lambda x: theirs(x, -1), rows)
+
+
+@SOFTMAXES
+def test_softmax_needs_the_axis(backend: Backend, ours: Any, theirs: Any) -> None:
+    for x, axis in ((Tensor(normal(2, 3)), 2), (Tensor(1.0), -1)):
+        with pytest.raises(IndexError, match=rf"^{ours.__name__}: axis {axis} is out of range for a tensor of"):
+            ours(x, axis)
+
+
+# --- layer_norm
+
+
+def reference_layer_norm(x: Any, gamma: Any = None, beta: Any = None) -> Any:
+    return F.layer_norm(x, x.shape[-1:], gamma, beta, 1e-5)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (0, 4), (3, 1)])
+def test_layer_norm(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+    x, gamma, beta = normal(*shape), normal(shape[-1], seed=1), normal(shape[-1], seed=2)
+    check_against_torch(rg.layer_norm, reference_layer_norm, x, gamma, beta, dtype=dtype)
+    check_against_torch(rg.layer_norm, reference_layer_norm, x, dtype=dtype)
+    check_against_torch(rg.layer_norm, reference_layer_norm, x, gamma, dtype=dtype)
+    check_against_torch(
+        lambda x, beta: rg.layer_norm(x, None, beta),
+        lambda x, beta: reference_layer_norm(x, None, beta),
+        x,
+        beta,
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [(True, False, False), (False, True, False), (False, False, True), (False, True, True), (True, False, True)],
+)
+def test_layer_norm_with_constants(backend: Backend, needs: Sequence[bool]) -> None:
+    check_against_torch(
+        rg.layer_norm, reference_layer_norm, normal(2, 3, 4), normal(4, seed=1), normal(4, seed=2), needs=needs
+    )
+
+
+def test_layer_norm_eps(backend: Backend) -> None:
+    check_against_torch(
+        lambda x: rg.layer_norm(x, eps=0.5), lambda x: F.layer_norm(x, x.shape[-1:], eps=0.5), normal(3, 4)
+    )
+    check_against_torch(rg.layer_norm, reference_layer_norm, np.full((2, 4), 3.0))  # variance 0: eps alone
+
+
+def test_layer_norm_of_views(backend: Backend) -> None:
+    check_against_torch(
+        lambda x, w: rg.layer_norm(x.T[:, ::-1], w[::2]),
+        lambda x, w: reference_layer_norm(x.T.flip(1), w[::2]),
+        normal(4, 3),
+        normal(8, seed=1),
+    )
+
+
+@pytest.mark.parametrize(("dtype", "mean"), [("float64", 1e8), ("float32", 1024.0 * 1024.0)])
+def test_layer_norm_where_the_mean_is_large(backend: Backend, dtype: str, mean: float) -> None:
+    """The variance as E[x^2] - E[x]^2 would have no digit left; whole numbers keep mean and differences exact here."""
+    noise = rng(3).integers(-4, 5, size=(3, 8)).astype(dtype)
+    gamma = normal(8).astype(dtype)
+    upstream = Tensor(normal(3, 8, seed=4).astype(dtype), requires_grad=False)
+    grads = []
+    for shift in (mean, 0.0):
+        x = Tensor(noise + np.array(shift, dtype))
+        out = rg.layer_norm(x, Tensor(gamma))
+        out.backward(upstream)
+        grads += [out, x.grad]
+    assert_close(grads[0], grads[2])
+    assert_close(grads[1], grads[3])
+
+
+def test_layer_norm_errors(backend: Backend) -> None:
+    x = Tensor(normal(3, 4))
+    with pytest.raises(ValueError, match=r"^layer_norm: gamma \(3,\) does not fit x \(3, 4\); it must be \(4,\)"):
+        rg.layer_norm(x, Tensor(normal(3)))
+    with pytest.raises(ValueError, match=r"^layer_norm: beta \(1, 4\) does not fit"):
+        rg.layer_norm(x, None, Tensor(normal(1, 4)))
+    with pytest.raises(ValueError, match=r"^layer_norm: gamma \(\) does not fit"):
+        rg.layer_norm(x, 1.0)
+    with pytest.raises(ValueError, match=r"^layer_norm: x is 0-d"):
+        rg.layer_norm(Tensor(1.0))
+
+
+# --- embedding
+
+ids = np.array([[0, 2, 2], [4, 2, 0]])
+
+
+@DTYPES
+def test_embedding(backend: Backend, dtype: str) -> None:
+    weight = normal(5, 3)
+    for given in (ids, ids.tolist(), Tensor(ids), Tensor(ids).data, ids.astype("int32"), ids.astype("uint8")):
+        check_against_torch(
+            lambda w, given=given: rg.embedding(w, given),
+            lambda w: F.embedding(torch.tensor(ids), w),
+            weight,
+            dtype=dtype,
+        )
+
+
+@pytest.mark.parametrize("given", [np.array(3), np.array([1]), np.zeros((0,), int), np.zeros((2, 0), int)])
+def test_embedding_shapes(backend: Backend, given: np.ndarray[Any, Any]) -> None:
+    check_against_torch(lambda w: rg.embedding(w, given), lambda w: F.embedding(torch.tensor(given), w), normal(5, 3))
+
+
+def test_embedding_of_nothing(backend: Backend) -> None:
+    assert rg.embedding(Tensor(normal(5, 3)), []).shape == (0, 3)
+    check_against_torch(lambda w: rg.embedding(w, [1, 1]), lambda w: w[[1, 1]], np.zeros((2, 0)))
+
+
+def test_embedding_of_a_view(backend: Backend) -> None:
+    check_against_torch(
+        lambda w: rg.embedding(w.T[::-1], ids), lambda w: F.embedding(torch.tensor(ids), w.T.flip(0)), normal(3, 5)
+    )
+
+
+def test_embedding_of_many_repeats(backend: Backend) -> None:
+    many = rng(5).integers(0, 11, size=(40, 50))
+    check_against_torch(lambda w: rg.embedding(w, many), lambda w: F.embedding(torch.tensor(many), w), normal(11, 4))
+
+
+@pytest.mark.parametrize(("wrong", "bad"), [([0, -1], -1), ([5], 5), ([[1, 2], [3, 100]], 100)])
+def test_embedding_ids_out_of_range(backend: Backend, wrong: Any, bad: int) -> None:
+    weight = Tensor(normal(5, 3))
+    message = rf"^embedding: id {bad} is out of range; ids must be in \[0, 5\)"
+    for given in (wrong, Tensor(np.array(wrong))):
+        with pytest.raises(IndexError, match=message):
+            rg.embedding(weight, given)
+
+
+def test_embedding_errors(backend: Backend) -> None:
+    with pytest.raises(TypeError, match=r"^embedding: ids must be integers, got dtype float64"):
+        rg.embedding(Tensor(normal(5, 3)), [1.0])
+    with pytest.raises(TypeError, match=r"^embedding: ids must be integers, got dtype bool"):
+        rg.embedding(Tensor(normal(5, 3)), [True])
+    with pytest.raises(ValueError, match=r"^embedding: weight must be \(rows, columns\), got shape \(3,\)"):
+        rg.embedding(Tensor(normal(3)), [0])
+
+
+# --- cross_entropy
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (1, 1)])
+def test_cross_entropy(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+    targets = rng(1).integers(0, shape[-1], size=shape[:-1])
+    flat = torch.tensor(targets).reshape(-1)
+    for given in (targets, Tensor(targets), targets.tolist()):
+        check_against_torch(
+            lambda x, given=given: rg.cross_entropy(x, given),
+            lambda x: F.cross_entropy(x.reshape(-1, shape[-1]), flat),
+            normal(*shape),
+            dtype=dtype,
+        )
+
+
+@DTYPES
+@pytest.mark.parametrize("ignore", [-100, 2, 99])
+def test_cross_entropy_ignores(backend: Backend, ignore: int, dtype: str) -> None:
+    targets = np.array([[1, ignore, 0], [ignore, 4, ignore]])
+    check_against_torch(
+        lambda x: rg.cross_entropy(x, targets, ignore_index=ignore),
+        lambda x: F.cross_entropy(x.reshape(-1, 5), torch.tensor(targets).reshape(-1), ignore_index=ignore),
+        normal(2, 3, 5),
+        dtype=dtype,
+    )
+
+
+def test_cross_entropy_where_none_is_ignored(backend: Backend) -> None:
+    targets = np.array([1, 0])
+    check_against_torch(
+        lambda x: rg.cross_entropy(x, targets, ignore_index=3),
+        lambda x: F.cross_entropy(x, torch.tensor(targets)),
+        normal(2, 5),
+    )
+
+
+def test_cross_entropy_of_views(backend: Backend) -> None:
+    targets = np.array([1, 0, 2])
+    check_against_torch(
+        lambda x: rg.cross_entropy(x.T[:, ::-1], targets),
+        lambda x: F.cross_entropy(x.T.flip(1), torch.tensor(targets)),
+        normal(4, 3),
+    )
+
+
+@DTYPES
+def test_cross_entropy_does_not_overflow(backend: Backend, dtype: str) -> None:
+    """e^1000 is inf and log 0 is -inf: neither may appear on the way."""
+    logits = np.array([[1000.0, 0.0], [0.0, -1000.0], [-1000.0, 1000.0]])
+    targets = np.array([1, 0, 1])
+    check_against_torch(
+        lambda x: rg.cross_entropy(x, targets), lambda x: F.cross_entropy(x, torch.tensor(targets)), logits, dtype=dtype
+    )
+    assert rg.cross_entropy(Tensor(logits[:1], dtype=dtype), [1]).item() == 1000.0
+
+
+def test_cross_entropy_of_hidden_classes(backend: Backend) -> None:
+    logits = np.array([[0.5, -inf, 1.0], [-inf, -inf, 2.0]])
+    targets = np.array([0, 2])
+    check_against_torch(
+        lambda x: rg.cross_entropy(x, targets), lambda x: F.cross_entropy(x, torch.tensor(targets)), logits
+    )
+
+
+def test_cross_entropy_errors(backend: Backend) -> None:
+    logits = Tensor(normal(2, 5))
+    for wrong, bad in (([0, -1], -1), ([5, 0], 5), ([-100, 0], -100)):
+        with pytest.raises(IndexError, match=rf"^cross_entropy: id {bad} is out of range; ids must be in \[0, 5\)"):
+            rg.cross_entropy(logits, wrong)
+    with pytest.raises(IndexError, match=r"^cross_entropy: id -1 is out of range"):
+        rg.cross_entropy(logits, [-100, -1], ignore_index=-100)
+    with pytest.raises(ValueError, match=r"^cross_entropy: .*at least one must count"):
+        rg.cross_entropy(logits, [3, 3], ignore_index=3)
+    with pytest.raises(ValueError, match=r"^cross_entropy: .*at least one must count"):
+        rg.cross_entropy(logits[:0], [])
+    with pytest.raises(ValueError, match=r"^cross_entropy: logits \(2, 5\) need ids of shape \(2,\), got \(3,\)"):
+        rg.cross_entropy(logits, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"^cross_entropy: logits are 0-d"):
+        rg.cross_entropy(Tensor(1.0), 0)
+    with pytest.raises(TypeError, match=r"^cross_entropy: ids must be integers"):
+        rg.cross_entropy(logits, [0.0, 1.0])
+
+
+# --- attention
+
+
+def reference_attention(q: Any, k: Any, v: Any, hidden: Any = None) -> Any:
+    """Written out, with PyTorch's ops; a row with everything hidden gives zeros."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if hidden is None:
+        return torch.softmax(scores, -1) @ v
+    hidden = hidden.broadcast_to(scores.shape)
+    weights = torch.softmax(scores.masked_fill(hidden, -1e300 if scores.dtype == torch.float64 else -1e30), -1)
+    return weights.masked_fill(hidden, 0) @ v
+
+
+def causal_mask(queries: int, keys: int, offset: int = 0) -> np.ndarray[Any, Any]:
+    return np.arange(keys) > np.arange(queries)[:, None] + offset
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("q", "k", "v"),
+    [
+        ((4, 3), (5, 3), (5, 2)),
+        ((2, 4, 3), (2, 5, 3), (2, 5, 2)),
+        ((2, 6, 4, 3), (2, 6, 5, 3), (2, 6, 5, 3)),
+        ((2, 6, 4, 3), (1, 6, 5, 3), (5, 3)),  # keys and values shared by the batch
+        ((4, 3), (2, 5, 3), (2, 5, 2)),  # queries shared
+        ((4, 3), (5, 3), (2, 5, 2)),  # weights shared
+        ((1, 1), (1, 1), (1, 1)),
+    ],
+)
+def test_attention(backend: Backend, q: Any, k: Any, v: Any, dtype: str) -> None:
+    operands = normal(*q), normal(*k, seed=1), normal(*v, seed=2)
+    check_against_torch(rg.attention, reference_attention, *operands, dtype=dtype)
+    causal = torch.tensor(causal_mask(q[-2], k[-2]))
+    check_against_torch(
+        lambda q, k, v: rg.attention(q, k, v, causal=True),
+        lambda q, k, v: reference_attention(q, k, v, causal),
+        *operands,
+        dtype=dtype,
+    )
+
+
+def test_attention_is_pytorchs_own(backend: Backend) -> None:
+    operands = normal(2, 3, 4, 8), normal(2, 3, 4, 8, seed=1), normal(2, 3, 4, 8, seed=2)
+    check_against_torch(rg.attention, F.scaled_dot_product_attention, *operands)
+    check_against_torch(
+        lambda q, k, v: rg.attention(q, k, v, causal=True),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        *operands,
+    )
+
+
+@pytest.mark.parametrize(
+    "needs", [(True, False, False), (False, True, False), (False, False, True), (True, False, True)]
+)
+def test_attention_with_constants(backend: Backend, needs: Sequence[bool]) -> None:
+    check_against_torch(
+        rg.attention,
+        reference_attention,
+        normal(2, 4, 3),
+        normal(2, 5, 3, seed=1),
+        normal(2, 5, 2, seed=2),
+        needs=needs,
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("offset", [-10, -2, 0, 1, 3, 10])
+def test_attention_offset(backend: Backend, offset: int, dtype: str) -> None:
+    """-10 hides every key from every query, 10 none."""
+    hidden = torch.tensor(causal_mask(3, 5, offset))
+    check_against_torch(
+        lambda q, k, v: rg.attention(q, k, v, causal=True, offset=offset),
+        lambda q, k, v: reference_attention(q, k, v, hidden),
+        normal(2, 3, 4),
+        normal(2, 5, 4, seed=1),
+        normal(2, 5, 2, seed=2),
+        dtype=dtype,
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(4, 5), (5,), (1, 5), (4, 1), (2, 1, 1, 5), (2, 3, 4, 5), (3, 4, 5), ()])
+def test_attention_mask(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+    """True hides; a mask may hide all keys of a query, and does here."""
+    hidden = np.asarray(rng(7).random(shape) > 0.5)
+    if shape:
+        hidden[(0,) * (len(shape) - 1)] = True
+    operands = normal(2, 3, 4, 6), normal(2, 3, 5, 6, seed=1), normal(2, 3, 5, 2, seed=2)
+    for given in (hidden, Tensor(hidden), hidden.tolist()):
+        check_against_torch(
+            lambda q, k, v, given=given: rg.attention(q, k, v, given),
+            lambda q, k, v: reference_attention(q, k, v, torch.tensor(hidden)),
+            *operands,
+            dtype=dtype,
+        )
+    check_against_torch(
+        lambda q, k, v: rg.attention(q, k, v, mask=hidden, causal=True, offset=1),
+        lambda q, k, v: reference_attention(q, k, v, torch.tensor(hidden | causal_mask(4, 5, 1))),
+        *operands,
+        dtype=dtype,
+    )
+
+
+def test_attention_of_hidden_rows(backend: Backend) -> None:
+    """Zeros and zero gradients, exactly, and never nan."""
+    q, k, v = Tensor(normal(2, 3)), Tensor(normal(4, 3, seed=1)), Tensor(normal(4, 2, seed=2))
+    out = rg.attention(q, k, v, mask=np.array([[True], [False]]))
+    out.backward(Tensor(normal(2, 2, seed=3)))
+    assert out.numpy()[0].tolist() == [0.0, 0.0]
+    assert Tensor(q.grad).numpy()[0].tolist() == [0.0, 0.0, 0.0]
+    assert Tensor(q.grad).numpy()[1].all()
+    out = rg.attention(q, k, v, mask=np.array(True))
+    for leaf in (q, k, v):
+        leaf.zero_grad()
+    out.backward(Tensor(normal(2, 2, seed=3)))
+    for array in (out, q.grad, k.grad, v.grad):
+        assert not Tensor(array.data if isinstance(array, Tensor) else array).numpy().any()
+
+
+def test_attention_of_large_scores(backend: Backend) -> None:
+    check_against_torch(
+        rg.attention,
+        reference_attention,
+        1e4 * normal(3, 4),
+        10 * normal(5, 4, seed=1),
+        normal(5, 2, seed=2),
+        atol=1e-8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v"),
+    [((2, 3, 4), (2, 0, 4), (2, 0, 5)), ((2, 0, 4), (2, 3, 4), (2, 3, 5)), ((0, 3, 4), (0, 3, 4), (0, 3, 5))],
+    ids=["no keys", "no queries", "no batch"],
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_nothing(backend: Backend, q: Any, k: Any, v: Any, causal: bool) -> None:
+    """No key: zeros, which a sum over no value is."""
+    check_against_torch(
+        lambda q, k, v: rg.attention(q, k, v, causal=causal), reference_attention, normal(*q), normal(*k), normal(*v)
+    )
+
+
+def test_attention_of_views(backend: Backend) -> None:
+    """As a model has it: (B, T, H * d) seen as (B, H, T, d), three of them side by side."""
+
+    def heads(x: Any, i: int) -> Any:
+        return x[:, :, 6 * i : 6 * (i + 1)].reshape(2, 4, 3, 2).swapaxes(1, 2)
+
+    check_against_torch(
+        lambda x: rg.attention(heads(x, 0), heads(x, 1), heads(x, 2), causal=True),
+        lambda x: F.scaled_dot_product_attention(heads(x, 0), heads(x, 1), heads(x, 2), is_causal=True),
+        normal(2, 4, 18),
+    )
+
+
+def test_attention_errors(backend: Backend) -> None:
+    q, k, v = Tensor(normal(4, 3)), Tensor(normal(5, 3)), Tensor(normal(5, 2))
+    message = r"^attention: q \(.*\), k \(.*\) and v \(.*\) do not fit; they must be \(..., L, d\)"
+    for operands in ((q, v, v), (q, k, v[:4]), (q[0], k, v), (q[:, :0], k[:, :0], v)):
+        with pytest.raises(ValueError, match=message):
+            rg.attention(*operands)
+    with pytest.raises(TypeError, match=r"^attention: a mask must be boolean, got dtype float64"):
+        rg.attention(q, k, v, mask=np.zeros((4, 5)))
+    for shape in ((5, 4), (2, 4, 5)):
+        with pytest.raises(ValueError, match=r"^attention: a mask of shape .* does not broadcast to shape \(4, 5\)"):
+            rg.attention(q, k, v, mask=np.zeros(shape, bool))
+    with pytest.raises(ValueError, match=r"^attention: "):
+        rg.attention(Tensor(normal(2, 4, 3)), Tensor(normal(3, 5, 3)), Tensor(normal(3, 5, 3)))

@@ -1,0 +1,275 @@
+"""What goes into a Tensor and what comes out of it: dtypes, copies, numbers, text, other libraries."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.utils.dlpack
+
+import russellgrad as rg
+from russellgrad import Tensor
+from russellgrad.backend import Backend
+from tests.helpers import assert_close
+
+
+@pytest.fixture
+def default_float32() -> Iterator[None]:
+    rg.set_default_dtype("float32")
+    yield
+    rg.set_default_dtype("float64")
+
+
+# --- Into it
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        (1, "float64"),
+        (2.5, "float64"),
+        ([1, 2], "float64"),
+        ([[1, 2.5], [3, 4]], "float64"),
+        ((1, 2), "float64"),
+        ([], "float64"),
+        (range(3), "float64"),
+        (True, "bool"),
+        ([True, False], "bool"),
+        ([[True], [False]], "bool"),
+        ([True, 2], "float64"),
+        ([np.float32(1.0), 2.0], "float64"),
+        (np.float32(1.0), "float32"),
+        (np.int64(3), "int64"),
+        (np.array([1, 2]), "int64"),
+        (np.array([1, 2], np.int8), "int8"),
+        (np.array([1.0], np.float32), "float32"),
+        (np.array([1.0], np.float16), "float16"),
+        (np.array([True]), "bool"),
+        (np.array(2.5), "float64"),
+    ],
+)
+def test_numbers_get_the_default_dtype_and_arrays_keep_theirs(backend: Backend, data: Any, dtype: str) -> None:
+    x = Tensor(data)
+    assert x.dtype == dtype
+    assert x.requires_grad is (np.dtype(dtype).kind == "f")
+    assert backend.is_array(x.data)
+    assert_close(x, np.asarray(data, dtype))
+
+
+def test_another_default_dtype(backend: Backend, default_float32: None) -> None:
+    assert rg.get_default_dtype() == "float32"
+    assert Tensor([1, 2]).dtype == np.float32
+    assert Tensor(2.5).dtype == np.float32
+    assert Tensor([True]).dtype == np.bool_
+    assert Tensor(np.array([1.0])).dtype == np.float64
+    assert (Tensor([1.0]) * 2.5 + 1).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("float32")])
+def test_the_default_dtype_by_name_or_object(dtype: Any) -> None:
+    try:
+        rg.set_default_dtype(dtype)
+        assert rg.get_default_dtype() == "float32"
+    finally:
+        rg.set_default_dtype("float64")
+
+
+@pytest.mark.parametrize("wrong", ["float16", "int64", int, float, np.int32, None])
+def test_other_default_dtypes_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^set_default_dtype: the default dtype must be one of float32, float64"):
+        rg.set_default_dtype(wrong)
+    assert rg.get_default_dtype() == "float64"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"), [("float32", "float32"), ("", "float64"), ("float99", "RG_DTYPE: the default")]
+)
+def test_the_default_dtype_from_the_environment(setting: str, said: str) -> None:
+    code = "from russellgrad import Tensor; print(Tensor([1]).dtype)"
+    environment = {**os.environ, "RG_DTYPE": setting, "RG_BACKEND": "numpy"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert said in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool", np.float32, np.dtype("int8")])
+def test_an_explicit_dtype(backend: Backend, dtype: Any) -> None:
+    for data in ([1, 0, 1], np.array([1, 0, 1]), [1.0, 0.0, 1.0]):
+        assert_close(Tensor(data, dtype=dtype), np.array([1, 0, 1], dtype))
+
+
+def test_the_data_is_copied(backend: Backend) -> None:
+    host = np.array([1.0, 2.0])
+    x = Tensor(host)
+    host[0] = 100.0
+    own = x.data
+    y = Tensor(own)
+    y.data *= 10.0
+    assert_close(x, np.array([1.0, 2.0]))
+    z = Tensor(own, dtype=own.dtype)
+    assert z.data is not own
+
+
+def test_the_copy_is_in_c_order(backend: Backend) -> None:
+    x = Tensor(np.arange(6.0).reshape(2, 3).T)
+    assert x.data.flags.c_contiguous
+    assert_close(x, np.ascontiguousarray(np.arange(6.0).reshape(2, 3).T))
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "1", ["1", "2"], [1, None], 1j, np.array([1j]), object(), {}, {1.0}, np.array(["a"]), [[1], ["b"]]]
+)
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_what_is_no_number_is_refused(backend: Backend, wrong: Any, dtype: str | None) -> None:
+    """Asked for float64, NumPy alone would read "1" as 1.0, take None for nan and drop imaginary parts."""
+    with pytest.raises(TypeError):
+        Tensor(wrong, dtype=dtype)
+
+
+def test_ragged_lists_are_refused(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        Tensor([[1.0, 2.0], [3.0]])
+
+
+def test_tensors_and_lists_of_tensors_are_refused(backend: Backend) -> None:
+    x = Tensor([1.0])
+    with pytest.raises(TypeError, match=r"^Tensor: data is a Tensor already; use .detach\(\), .astype\(\) or .to\(\)"):
+        Tensor(x)
+    for tensors in ([x, x], [Tensor(1.0), Tensor(2.0)], [[x], [x]]):
+        with pytest.raises(TypeError, match=r"call \.numpy\(\), or Tensor\.stack for a list"):
+            Tensor(tensors)
+
+
+def test_the_backend_by_name_and_by_module(backend: Backend) -> None:
+    for choice in (backend.name, backend, None):
+        assert Tensor([1.0], backend=choice).backend is backend
+    with pytest.raises(ValueError, match=r"^unknown backend 'nonsense'"):
+        Tensor([1.0], backend="nonsense")
+    with pytest.raises(TypeError, match=r"^backend must be a name or a module, got int"):
+        Tensor([1.0], backend=3)  # type: ignore[arg-type]
+
+
+# --- Out of it
+
+
+def test_facts(backend: Backend) -> None:
+    x = Tensor([[1.0, 2.0, 3.0]], label="weights")
+    assert (x.shape, x.ndim, x.size, x.label, len(x), x.is_leaf) == ((1, 3), 2, 3, "weights", 1, True)
+    assert not (x * 2.0).is_leaf
+    x.label = "other"
+    assert x.label == "other"
+    with pytest.raises(AttributeError):
+        x.lable = "misspelt"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("data", "item"), [(2.5, 2.5), ([[2.5]], 2.5), (np.array([3]), 3), (True, True), (np.float32(0.5), 0.5)]
+)
+def test_item(backend: Backend, data: Any, item: Any) -> None:
+    found = Tensor(data).item()
+    assert found == item
+    assert type(found) is type(item)
+    assert float(Tensor(data)) == float(item)
+    assert int(Tensor(data)) == int(item)
+    assert bool(Tensor(data)) is bool(item)
+
+
+def test_truth(backend: Backend) -> None:
+    assert not Tensor(0.0)
+    assert not Tensor([False])
+
+
+@pytest.mark.parametrize("convert", [Tensor.item, float, int, bool])
+@pytest.mark.parametrize("data", [[1.0, 2.0], np.zeros((0, 2))])
+def test_only_one_element_is_a_number(backend: Backend, convert: Any, data: Any) -> None:
+    x = Tensor(data)
+    with pytest.raises(
+        ValueError, match=rf"^item: a tensor of shape \({x.shape[0]}.*\) has {x.size} elements, not one"
+    ):
+        convert(x)
+
+
+def test_0d_tensors_have_no_length(backend: Backend) -> None:
+    with pytest.raises(TypeError, match=r"^len: a 0-d tensor has no length"):
+        len(Tensor(1.0))
+    with pytest.raises(TypeError, match=r"^iter: a 0-d tensor has no elements"):
+        iter(Tensor(1.0))
+
+
+def test_numpy_is_a_copy_on_the_host(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0])
+    out = x.numpy()
+    assert type(out) is np.ndarray
+    out[0] = 100.0
+    assert_close(x, np.array([1.0, 2.0]))
+    assert Tensor(2.0).numpy().shape == ()
+
+
+def test_equality_is_elementwise_and_the_hash_is_of_the_object(backend: Backend) -> None:
+    x, y = Tensor([1.0, 2.0]), Tensor([1.0, 2.0])
+    assert_close(x == y, np.array([True, True]))
+    assert hash(x) != hash(y)
+    assert {x: "a", y: "b"}[x] == "a"
+    assert len({x, y, x}) == 2
+
+
+def test_repr(backend: Backend) -> None:
+    name = backend.name
+    assert repr(Tensor([1.0, 2.0])) == f"Tensor([1. 2.], dtype=float64, backend={name}, requires_grad=True)"
+    assert repr(Tensor([1.0], label="w") * 2) == f"Tensor([2.], dtype=float64, backend={name}, op=multiply)"
+    assert repr(Tensor([True], label="mask")) == f"Tensor([ True], dtype=bool, backend={name}, label='mask')"
+    assert repr(Tensor([[1.0], [2.0]], requires_grad=False)) == (
+        f"Tensor([[1.]\n        [2.]], dtype=float64, backend={name})"
+    )
+    y = Tensor(np.float32(0)).exp()
+    y.label = "out"
+    assert repr(y) == f"Tensor(1.0, dtype=float32, backend={name}, op=exp, label='out')"
+
+
+def test_it_never_turns_into_an_array_unasked(backend: Backend) -> None:
+    for convert in (np.asarray, np.array, lambda x: np.asarray([x, x]), lambda x: np.concatenate([x, x])):
+        with pytest.raises(
+            TypeError, match=r"does not turn into an array unasked; call .numpy\(\)|__array_ufunc__=None"
+        ):
+            convert(Tensor([1.0, 2.0]))
+    with pytest.raises(TypeError, match="__array_ufunc__"):
+        np.exp(Tensor([1.0]))
+
+
+# --- DLPack
+
+
+def test_dlpack_within_the_backend_shares_memory(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0], requires_grad=False)
+    y = Tensor.from_dlpack(x)
+    assert (y.backend, y.requires_grad) == (backend, True)
+    assert_close(y, np.array([1.0, 2.0]))
+    x.data[0] = 5.0
+    assert_close(y, np.array([5.0, 2.0]))
+    assert not Tensor.from_dlpack(x, requires_grad=False).requires_grad
+    assert not Tensor.from_dlpack(Tensor(np.array([1, 2]))).requires_grad
+
+
+def test_dlpack_does_not_lose_gradients_in_silence(backend: Backend) -> None:
+    with pytest.raises(
+        BufferError, match=r"^__dlpack__: this tensor tracks gradients, which would be lost; export .detach"
+    ):
+        Tensor.from_dlpack(Tensor([1.0]))
+    assert_close(Tensor.from_dlpack(Tensor([1.0]).detach()), np.array([1.0]))
+
+
+def test_dlpack_to_and_from_pytorch(backend: Backend) -> None:
+    if backend.name != "numpy":
+        pytest.skip("PyTorch here has the host alone, and these arrays are on a device")
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=False)
+    theirs = torch.utils.dlpack.from_dlpack(x)
+    x.data[0, 0] = 10.0
+    assert theirs.tolist() == [[10.0, 2.0], [3.0, 4.0]]
+    back = Tensor.from_dlpack(theirs.T)  # strides and all
+    theirs[0, 1] = 20.0
+    assert_close(back, np.array([[10.0, 3.0], [20.0, 4.0]]))
+    (back * back).sum().backward()
+    assert_close(back.grad, np.array([[20.0, 6.0], [40.0, 8.0]]))

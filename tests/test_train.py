@@ -1,0 +1,346 @@
+"""The training application: the same losses for the same seed, its configuration, its errors, its command line."""
+
+import re
+import signal
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from russellgrad import use_backend
+from russellgrad.backend import Backend
+from russellgrad.checkpoint import load_model
+from tests.process import run_python
+from train import train_transformer
+from train.config import Config, parse
+from train.progress import Progress, clock
+from train.train_transformer import Result, build_model, build_optimizer, build_schedule, train
+
+pytest.importorskip("safetensors")
+
+TEXT = "".join(f"SPEAKER {i % 7}:\nThe {i}th line of {i * i}, all told.\n\n" for i in range(60))
+SMALL: dict[str, Any] = {
+    "layers": 1, "heads": 2, "width": 16, "block": 8, "batch": 4, "steps": 6, "eval_interval": 4, "eval_blocks": 5,
+    "sample_tokens": 5, "warmup": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _uncut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RG_TRAIN_STEPS", raising=False)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+def small(text: str, out: Path, **options: Any) -> Result:
+    return train(dataset=text, out=str(out), **{**SMALL, **options})
+
+
+# --- The same seed, the same losses
+
+
+def test_same_seed_same_bits(backend: Backend, text: str, tmp_path: Path) -> None:
+    first, again = (small(text, tmp_path, dropout=0.1, layers=2) for _ in range(2))
+    assert first.losses == again.losses
+    assert first.validation_losses == again.validation_losses
+    assert small(text, tmp_path, dropout=0.1, layers=2, seed=1).losses != first.losses
+
+
+def test_how_often_it_reports_does_not_change_the_losses(backend: Backend, text: str, tmp_path: Path) -> None:
+    often = small(text, tmp_path, eval_interval=1, sample_tokens=3, dropout=0.1)
+    assert often.losses == small(text, tmp_path, eval_interval=100, sample_tokens=0, dropout=0.1).losses
+
+
+def test_the_default_dtype_does_not_change_the_losses(
+    backend: Backend, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = small(text, tmp_path).losses
+    monkeypatch.setattr("russellgrad.dtype._default", "float32")
+    assert small(text, tmp_path).losses == losses
+
+
+def test_every_backend_has_numpys_losses(backend: Backend, text: str, tmp_path: Path) -> None:
+    options = {"dtype": "float64", "steps": 50, "layers": 2, "dropout": 0.1}
+    here = small(text, tmp_path, **options)
+    with use_backend("numpy"):
+        reference = small(text, tmp_path, **options)
+    assert len(here.losses) == 50
+    np.testing.assert_allclose(here.losses, reference.losses, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        [loss for _, loss in here.validation_losses],
+        [loss for _, loss in reference.validation_losses],
+        rtol=0,
+        atol=1e-10,
+    )
+
+
+# --- What a run gives
+
+
+def test_a_run_learns_and_keeps_its_model(backend: Backend, text: str, tmp_path: Path) -> None:
+    result = small(text, tmp_path / "new" / "folder", steps=150, eval_interval=75, learning_rate=1e-2)
+    assert len(result.losses) == 150
+    assert result.losses[0] == pytest.approx(np.log(len(set(TEXT))), abs=0.1)  # knows nothing
+    assert result.losses[-1] < 0.7 * result.losses[0]
+    assert [step for step, _ in result.validation_losses] == [75, 150]
+    assert result.path == tmp_path / "new" / "folder" / "model.safetensors"
+    assert not result.interrupted
+    assert result.tokens_per_second > 0
+    kept = load_model(result.path).state_dict()
+    for name, array in result.model.state_dict().items():
+        np.testing.assert_array_equal(array, kept[name], strict=True)
+        assert array.dtype == np.float32
+
+
+def test_the_validation_loss_is_the_mean_over_all_blocks(backend: Backend, text: str, tmp_path: Path) -> None:
+    result = small(text, tmp_path, dtype="float64")
+    tokenizer = result.model.tokenizer
+    held_back = tokenizer.encode(TEXT)[len(TEXT) * 9 // 10 :]
+    losses = []
+    for i in range(0, len(held_back) - 8, 8):
+        logits = result.model([held_back[i : i + 8]]).numpy()[0, :, :-1]  # the last class is padding
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses.append(-log_probs[np.arange(8), held_back[i + 1 : i + 9]].mean())
+    assert result.validation_losses[-1][1] == pytest.approx(np.mean(losses), rel=0, abs=1e-12)
+
+
+def test_weight_decay_is_for_matrices_alone(backend: Backend) -> None:
+    config = Config(**SMALL, weight_decay=0.3)
+    model = build_model(config, TEXT)
+    decay = {id(p): group["weight_decay"] for group in build_optimizer(config, model).groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.3 if parameter.ndim == 2 else 0), name
+
+
+def test_schedules() -> None:
+    def rates(schedule: str) -> list[float]:
+        config = Config(steps=10, learning_rate=1.0, warmup=2, schedule=schedule)
+        return [build_schedule(config)(step) for step in (0, 2, 5, 10)]
+
+    assert rates("constant") == [1, 1, 1, 1]
+    assert rates("exponential") == pytest.approx([1, 0.1**0.2, 0.1**0.5, 0.1])
+    assert rates("cosine") == pytest.approx([1, 0.1 + 0.45 * (1 + np.cos(0.2 * np.pi)), 0.55, 0.1])
+    assert rates("cosine_with_warmup") == pytest.approx([1 / 3, 1, 0.1 + 0.45 * (1 + np.cos(0.375 * np.pi)), 0.1])
+
+
+def test_the_environment_cuts_a_run_short(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = small(text, tmp_path)
+    monkeypatch.setenv("RG_TRAIN_STEPS", "3")
+    cut = small(text, tmp_path)
+    assert cut.losses == whole.losses[:3]
+    assert [step for step, _ in cut.validation_losses] == [3]
+    monkeypatch.setenv("RG_TRAIN_STEPS", "1000")
+    assert small(text, tmp_path).losses == whole.losses
+
+
+@pytest.mark.parametrize("limit", ["0", "-3", "ten"])
+def test_a_bad_cut(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RG_TRAIN_STEPS", limit)
+    with pytest.raises(ValueError, match=f"RG_TRAIN_STEPS must be a positive whole number, got '{limit}'"):
+        train()
+
+
+def test_ctrl_c_keeps_what_is_trained(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take_step, taken = train_transformer.take_step, []
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupted_step(*args: Any, **kwargs: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return take_step(*args, **kwargs)
+
+    monkeypatch.setattr(train_transformer, "take_step", interrupted_step)
+    result = small(text, tmp_path)
+    assert result.interrupted
+    assert len(result.losses) == 3
+    assert [step for step, _ in result.validation_losses] == [3]
+    assert "Stopped by Ctrl-C after step 3 of 6. " in capsys.readouterr().out
+    assert load_model(result.path).state_dict().keys() == result.model.state_dict().keys()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+# --- Bad input
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
+def test_a_loss_that_is_not_finite_names_the_step(backend: Backend, text: str, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"the (validation )?loss (at|after) step \d+ is (nan|inf)"):
+        small(text, tmp_path, learning_rate=1e30, schedule="constant", weight_decay=0.0, final_norm=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be positive"),
+        ({"steps": -5}, "steps must not be negative, got -5"),
+        ({"batch": 0}, "batch must be positive"),
+        ({"heads": 3, "width": 128}, "heads must divide the width: 3 does not divide 128"),
+        ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
+        ({"activation": "swish"}, "activation must be one of"),
+        ({"schedule": "linear"}, "schedule must be one of constant, exponential, cosine, cosine_with_warmup"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": 1e-3, "min_learning_rate": 1e-2}, "min_learning_rate 0.01 is above learning_rate 0.001"),
+        ({"warmup": 10, "steps": 10}, "warmup must be less than steps"),
+        ({"schedule": "exponential", "min_learning_rate": 0.0}, "min_learning_rate must be positive"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"temperature": -1.0}, "temperature must not be negative"),
+        ({"top_k": 0}, "top_k must be positive"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"seed": 2**64}, "seed must be in"),
+    ],
+)
+def test_a_setting_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**options)
+
+
+def test_an_unknown_setting() -> None:
+    with pytest.raises(TypeError, match="n_steps"):
+        train(n_steps=3)
+
+
+def test_a_text_shorter_than_a_block(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too short: its validation part"):
+        small(text, tmp_path, block=len(TEXT) // 5)
+
+
+def test_a_prompt_outside_the_vocabulary(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="character '\u00a7' at position 2 is not in the vocabulary"):
+        small(text, tmp_path, prompt="Th\u00a7")
+
+
+def test_a_text_without_lines(tmp_path: Path) -> None:
+    path = tmp_path / "one-line.txt"
+    path.write_text("abcdef " * 50, encoding="utf-8")
+    assert len(small(str(path), tmp_path).losses) == 6  # samples begin with the first character
+
+
+def test_a_folder_that_cannot_be_written_to(text: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OSError, match=r"cannot write to the output folder .*file"):
+        small(text, tmp_path / "file")
+
+
+# --- What it says
+
+
+def test_plain_lines(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = small(text, tmp_path)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert re.search(r"^step 6/6  loss \d\.\d{4}  [\d,]+ tokens/s  0:00 left$", out, re.M)
+    assert re.search(r"^step 4: validation loss \d\.\d{4} over 5 blocks$", out, re.M)
+    last = out.splitlines()[-1]
+    assert last.startswith(f"6 steps, validation loss {result.validation_losses[-1][1]:.4f}, 0:")
+    assert last.endswith(f"model in {result.path}")
+    if sys.platform != "win32":
+        assert re.search(r"peak memory [\d,]+ MiB", last)
+
+
+def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    with Progress(10, terminal=True) as progress:
+        progress.update(5, 1.25, 1000)
+        progress.say("[bold]as it is[/bold]")
+        progress.update(10, 1.25, 1000)
+    out = capsys.readouterr().out
+    assert "10/10" in out
+    assert "loss 1.2500  1,000 tokens/s" in out
+    assert "[bold]as it is[/bold]" in out
+
+
+def test_a_terminal_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with Progress(10, terminal=True) as progress:
+        progress.update(10, 1.25, 1000)
+        progress.say("as it is")
+    hint, step, text = capsys.readouterr().out.splitlines()
+    assert 'pip install "russellgrad[train]"' in hint
+    assert step == "step 10/10  loss 1.2500  1,000 tokens/s  0:00 left"
+    assert text == "as it is"
+
+
+def test_a_long_run_says_about_twenty_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(2000, terminal=False) as progress:
+        for step in range(10, 2001, 10):
+            progress.update(step, 1.0, 1.0)
+    assert len(capsys.readouterr().out.splitlines()) == 20
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (247, "4:07"), (3723, "1:02:03")])
+def test_clock(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+# --- The command line
+
+
+def flags(**options: Any) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def test_help_is_complete() -> None:
+    run = run_python("train/train_transformer.py", "--help")
+    assert run.returncode == 0, run.stderr
+    shown = " ".join(run.stdout.split())
+    for option in fields(Config):
+        assert f"--{option.name.replace('_', '-')}" in shown
+        assert option.metadata["help"].split()[0] in shown
+    for variable in ("RG_BACKEND", "RG_DATA_DIR", "RG_TRAIN_STEPS"):
+        assert variable in shown
+
+
+def test_every_setting_can_be_given() -> None:
+    given = parse([*flags(**SMALL, dtype="float64", temperature=0.5, top_k=3), "--no-final-norm"])
+    assert given == Config(**SMALL, dtype="float64", temperature=0.5, top_k=3, final_norm=False)
+    assert parse([]) == Config()
+
+
+def test_from_training_to_text(text: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = run_python("train/train_transformer.py", *flags(dataset=text, out=out, prompt="The", **SMALL))
+    assert run.returncode == 0, run.stderr
+    assert "6 steps, validation loss" in run.stdout
+    written = run_python("train/generate.py", str(out / "model.safetensors"), "--prompt", "The ", "--tokens", "20")
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.startswith("The ")
+    assert len(written.stdout) == len("The ") + 20 + len("\n")
+
+
+def test_train_from_the_root_does_not_read_the_command_line(text: str, tmp_path: Path) -> None:
+    settings = {**SMALL, "dataset": text, "out": str(tmp_path)}
+    run = run_python(
+        "-c", f"from train.train_transformer import train; train(**{settings!r})", "--bogus", RG_TRAIN_STEPS="2"
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2 steps, validation loss" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--dataset", "sonnets"], {}, "error: dataset 'sonnets' is neither a file nor one of shakespeare"),
+        (["--steps", "0"], {}, "error: steps must be positive"),
+        (["--dtype", "float16"], {}, "invalid choice: 'float16'"),
+        ([], {"RG_BACKEND": "nympy"}, "error: unknown backend 'nympy'"),
+    ],
+)
+def test_errors_are_one_line(tmp_path: Path, arguments: list[str], environment: dict[str, Any], message: str) -> None:
+    out = tmp_path / "out"
+    run = run_python("train/train_transformer.py", "--out", str(out), *arguments, **environment)
+    assert run.returncode != 0
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not out.exists()
