@@ -170,8 +170,7 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
             else:
                 grads[parent.order], nodes[parent.order] = part, parent
                 heappush(heap, -parent.order)
-            del result, part
-        del node, g
+            del result, part  # before the next pullback makes another of their size
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def power(xp: Backend, a: Array, b: Array) -> Result:
             return xp.multiply(g, xp.multiply(_power(xp, a, b - 1), b))
         flat = xp.equal(b, 0)
         slope = xp.multiply(xp.power(a, xp.where(flat, 0, xp.subtract(b, 1))), b)
-        return xp.where(flat, 0, xp.multiply(g, slope))
+        return xp.multiply(xp.where(flat, 0, g), slope)
 
     def pull_b(g: Array) -> Array:
         if isinstance(a, (int, float)) and a != 0:
@@ -241,7 +241,8 @@ def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
 
 def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     axes, shape = axes_of("sum", axis, a.ndim), a.shape
-    out = xp.sum(a, axis=axes, keepdims=keepdims) if axes else xp.copy(a)
+    # Over no axes it is a copy, but of a sum's dtype: the sum of one bool is an int.
+    out = xp.sum(a, axis=axes, keepdims=keepdims) if axes else xp.sum(xp.expand_dims(a, 0), axis=0)
     return out, lambda g: xp.broadcast_to(xp.reshape(g, _kept(shape, axes)), shape)
 
 

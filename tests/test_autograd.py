@@ -231,6 +231,46 @@ def test_gradients_die_as_backward_goes(backend: Backend, no_collector: None) ->
     assert alive == [False]
 
 
+def test_each_pullback_dies_before_the_next_runs(backend: Backend, no_collector: None) -> None:
+    dead: list[bool] = []
+
+    @rg.custom_op
+    def product(xp: Backend, a: Any, b: Any) -> Any:
+        captured = weakref.ref(b)
+
+        def pull_b(g: Any) -> Any:
+            dead.append(captured() is None)
+            return xp.multiply(g, a)
+
+        return xp.multiply(a, b), lambda g: xp.multiply(g, b), pull_b
+
+    x = Tensor(np.ones(4))
+    product(x + 1.0, x + 2.0).backward(Tensor(np.ones(4)))
+    assert dead == [True]
+
+
+def test_a_summed_gradient_dies_at_once(backend: Backend, no_collector: None) -> None:
+    """As at each residual connection: the part is added to what is there, and then nobody needs it."""
+    parts: list[weakref.ref[Any]] = []
+    dead: list[bool] = []
+
+    @rg.custom_op
+    def twice(xp: Backend, a: Any) -> Any:
+        def pull(g: Any) -> Any:
+            part = xp.multiply(g, 2)
+            parts.append(weakref.ref(part))
+            return part
+
+        return xp.multiply(a, 2), pull
+
+    x = Tensor(np.ones(4))
+    a = x * 1.0
+    a.register_hook(lambda g: dead.append(parts[0]() is None))
+    (a + twice(a)).backward(Tensor(np.ones(4)))
+    assert dead == [True]
+    assert_close(x.grad, np.full(4, 3.0))
+
+
 def test_a_chain_of_adds_holds_two_arrays(backend: Backend, no_collector: None) -> None:
     """100 adds of 1 MiB. With edges from tensor to tensor they would all stay: 100 MiB."""
     if backend.name != "numpy":

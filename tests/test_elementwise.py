@@ -239,6 +239,21 @@ def test_0d_float64_does_not_widen_float32(backend: Backend) -> None:
     assert (x * Tensor([3.0], dtype="float64")).dtype == np.float64  # with axes it does, as in PyTorch
 
 
+def test_0d_tensors_stay_arrays_of_their_dtype(backend: Backend) -> None:
+    """NumPy's operations on 0-d arrays give scalars, and two of those would make float64 of float32."""
+    x = Tensor(np.float32(2.0))
+    for out in (x * np.float64(3.0), np.float64(3.0) / x, x**2, x.exp() + 1, -x, x.sum(), x > 1, x.relu(), x.sigmoid()):
+        assert out.backend.is_array(out.data)
+        assert out.dtype in (np.float32, np.bool_)
+
+
+def test_a_zero_exponent_stops_any_gradient(backend: Backend) -> None:
+    for exponent in (0, Tensor([0.0, 0.0])):
+        x = Tensor([2.0, math.inf])
+        (x**exponent).backward(Tensor([math.inf, 1.0]))
+        assert_close(x.grad, np.zeros(2))
+
+
 @pytest.mark.parametrize("default", ["float64", "float32"])
 def test_functions_of_ints_give_the_default_dtype(backend: Backend, default: str) -> None:
     rg.set_default_dtype(default)
@@ -401,8 +416,8 @@ def test_masked_fill(backend: Backend, dtype: str) -> None:
 def test_masked_fill_with_a_tensor(backend: Backend, dtype: str) -> None:
     """The 0-d value gets the gradient of every place that it fills."""
     check_against_torch(
-        lambda x, v: x.masked_fill(mask[:, :1], v),
-        lambda x, v: x.masked_fill(torch.tensor(mask[:, :1]), v),
+        lambda x, v: x.masked_fill(mask[:, 2:3], v),
+        lambda x, v: x.masked_fill(torch.tensor(mask[:, 2:3]), v),
         normal,
         np.array(3.5),
         dtype=dtype,

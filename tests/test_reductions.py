@@ -159,6 +159,8 @@ def test_ints_and_bools(backend: Backend) -> None:
     assert_close(Tensor(whole).sum(0), whole.sum(0))
     assert_close(Tensor(whole).max(1), whole.max(1))
     assert_close(Tensor(whole > 2).sum(), np.array(2))
+    assert_close(Tensor(True).sum(), np.array(1))
+    assert_close(Tensor(whole > 2).sum(()), (whole > 2).astype(int))
     assert not Tensor(whole).sum().requires_grad
 
 

@@ -40,7 +40,7 @@ class Config:
 
     steps: int = _option(2000, "optimizer steps")
     batch: int = _option(12, "blocks of text in a step")
-    learning_rate: float = _option(1e-3, "the largest learning rate")
+    learning_rate: float = _option(2e-3, "the largest learning rate")
     min_learning_rate: float | None = _option(None, "that at the end of the schedule (default: a tenth of it)")
     schedule: str = _option("cosine_with_warmup", "of the learning rate over the steps", _SCHEDULES)
     warmup: int | None = _option(None, "steps of warm-up (default: a twentieth of all)")

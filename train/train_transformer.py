@@ -286,7 +286,8 @@ def _framed(text: str) -> str:
 
 
 if __name__ == "__main__":
+    options = parse(description="Train a character-level transformer on a text.", epilog=ENVIRONMENT)
     with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
     with plain_errors(ValueError, ImportError, OSError, FloatingPointError):
-        train(parse(description="Train a character-level transformer on a text.", epilog=ENVIRONMENT))
+        train(options)
