@@ -5,6 +5,7 @@ says which. It picks the CuPy wheel for the driver it finds; `nox -s tests-cupy 
 Other positional arguments go to pytest: `nox -s tests-numpy -- -k attention`.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -38,20 +39,45 @@ def tests_cupy(session: nox.Session) -> None:
     posargs = list(session.posargs)
     driver = cuda_of_driver()
     cuda = posargs.pop(0) if posargs and posargs[0] in ("12", "13") else driver or "13"
-    # [ctk] brings CUDA's libraries, which only a device needs.
-    session.install(*TEST, "-e", ".[train]", f"cupy-cuda{cuda}x{'[ctk]' if driver else ''}>=14")
-    probe = "import cupy; print(cupy.__version__, cupy.cuda.is_available() and cupy.cuda.Device().pci_bus_id or '')"
-    version, _, device = str(session.run("python", "-c", probe, silent=True)).strip().partition(" ")
+    session.install(*TEST, "-e", ".[train]")
+    if driver:
+        session.install(f"cupy-cuda{cuda}x[ctk]>=14")  # [ctk]: CUDA's libraries, which only a device needs
+    else:  # for its names and signatures; not every system has a wheel
+        session.run("python", "-m", "pip", "install", f"cupy-cuda{cuda}x>=14", success_codes=[0, 1], silent=True)
     env = {**THREADS, "RG_BACKEND": "cupy"}
-    if device:
-        session.log(f"tests-cupy: CuPy {version} on the CUDA {cuda} device {device}")
+    cupy = found_cupy(session)
+    if "device" in cupy:
+        session.log(f"tests-cupy: CuPy {cupy['version']} on the CUDA {cuda} device {cupy['device']}")
     else:
+        names = f"with the names and signatures of CuPy {cupy['version']}" if cupy else "with no CuPy to check it by"
         session.log(
-            f"tests-cupy: no CUDA device here, so no GPU is tested: backends/cupy_backend.py runs through the strict "
-            f"stand-in over NumPy, checked against the names and signatures of CuPy {version}"
+            "tests-cupy: no CUDA device here, so no GPU is tested: backends/cupy_backend.py runs through the strict "
+            f"stand-in over NumPy, {names}"
         )
         env["RG_CUPY"] = "standin"
     session.run("pytest", *posargs, env=env)
+
+
+PROBE = """
+import json, sys
+try:
+    import cupy
+except ImportError:
+    print("probe", "{}")
+    sys.exit()
+found = {"version": cupy.__version__}
+if cupy.cuda.is_available():
+    found["device"] = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+print("probe", json.dumps(found))
+"""
+
+
+def found_cupy(session: nox.Session) -> dict[str, str]:
+    """The version of the CuPy that is installed, if one is, and the name of its device, if it has one."""
+    output = str(session.run("python", "-c", PROBE, silent=True))
+    (line,) = [line for line in output.splitlines() if line.startswith("probe ")]  # warnings may stand around it
+    found: dict[str, str] = json.loads(line.removeprefix("probe "))
+    return found
 
 
 @nox.session

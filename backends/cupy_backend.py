@@ -63,7 +63,9 @@ def to_host(a: Array) -> Any:
 
 
 def from_dlpack(x: Any) -> Array:
-    return cupy.from_dlpack(x)
+    array = cupy.from_dlpack(x)
+    host.check_real(array.dtype)
+    return array
 
 
 def astype(a: Array, dtype: DType) -> Array:
@@ -268,7 +270,7 @@ def prepare_index(index: Any, shape: Shape) -> Any:
         if on_host.dtype.kind == "b":  # its places, as integers: their number is the result's shape
             prepared.extend(cupy.asarray(places) for places in np.nonzero(on_host))
         else:
-            prepared.append(part if is_array(part) else cupy.asarray(on_host))
+            prepared.append(cupy.asarray(on_host))  # a copy: backward uses it again
     return tuple(prepared)
 
 

@@ -56,11 +56,11 @@ def checked_ids(ids: Any, upper: int, op: str) -> HostArray:
         TypeError: ids that are not integers.
         IndexError: an id out of range; names the id and the range.
     """
-    array = np.asarray(ids)
+    array = _rectangular(ids, op)
     if array.size == 0:
         return array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{op}: ids must be integers, got dtype {array.dtype}")
+        raise TypeError(f"{op}: ids must be integers, got dtype {array.dtype}; make them with dtype='int64'")
     low, high = array.min(), array.max()
     if low < 0 or high >= upper:
         bad = int(low if low < 0 else high)
@@ -74,13 +74,20 @@ def checked_targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[
     The second is None where all of them count. Raises as `checked_ids` does, and:
         ValueError: no id counts, so there is no mean.
     """
-    array = np.asarray(ids)
+    array = _rectangular(ids, op)
     counted = None if ignore is None else array != ignore
     if array.size == 0 or counted is not None and not counted.any():
         raise ValueError(f"{op}: all {array.size} ids are padding or ignored; at least one must count")
     if counted is None or counted.all():
         return checked_ids(array, upper, op), None
     return checked_ids(np.where(counted, array, 0), upper, op), counted
+
+
+def _rectangular(ids: Any, op: str) -> HostArray:
+    try:
+        return np.asarray(ids)
+    except ValueError as error:
+        raise ValueError(f"{op}: the rows of ids differ in length; fill the shorter ones with padding") from error
 
 
 def as_tuple(index: Any) -> tuple[Any, ...]:
@@ -96,12 +103,14 @@ def as_tuple(index: Any) -> tuple[Any, ...]:
 
 
 def index_array(part: Any) -> HostArray:
-    """A list or host array between the brackets of `x[...]`; an empty list picks nothing."""
-    array = np.asarray(part)
+    """A copy of a list or host array between the brackets of `x[...]`; an empty list picks nothing."""
+    array = np.array(part)  # a copy: backward uses it again, whatever the caller has done to it by then
     if array.size == 0 and isinstance(part, list):
         array = array.astype(np.int64)
     if array.dtype.kind not in "biu":
-        raise IndexError(f"getitem: an index array must hold integers or bools, got dtype {array.dtype}")
+        raise IndexError(
+            f"getitem: an index array must hold integers or bools, got dtype {array.dtype}; make it with dtype='int64'"
+        )
     return array
 
 

@@ -44,7 +44,9 @@ def to_host(a: Array) -> Array:
 
 
 def from_dlpack(x: Any) -> Array:
-    return np.from_dlpack(x)
+    array = np.from_dlpack(x)
+    host.check_real(array.dtype)
+    return array
 
 
 def astype(a: Array, dtype: DType) -> Array:
@@ -305,7 +307,8 @@ def concatenate(arrays: Sequence[Array], axis: int) -> Array:
 
 def prepare_index(index: Any, shape: Shape) -> Any:
     # NumPy checks bounds itself, when it indexes.
-    return tuple(host.index_array(part) if isinstance(part, list) else part for part in host.as_tuple(index))
+    parts = host.as_tuple(index)
+    return tuple(host.index_array(part) if isinstance(part, (list, np.ndarray)) else part for part in parts)
 
 
 def getitem(a: Array, index: Any) -> Array:

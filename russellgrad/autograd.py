@@ -95,7 +95,7 @@ class Node:
     def deliver(self, g: Array) -> Array:
         """Run the hooks on the whole gradient, and hand it to the tensor that wants it."""
         for hook in list(self.hooks.values()) if self.hooks else ():
-            changed = hook(self.xp.asarray(g))
+            changed = hook(self.xp.copy(g))  # others may share g, and a hook may write
             if changed is not None:
                 if isinstance(changed, Real):  # what NumPy makes of a 0-d array times two
                     changed = self.xp.asarray(changed)

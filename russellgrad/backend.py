@@ -154,10 +154,10 @@ _adopt_neighbour()
 
 
 def _as_backend(module: ModuleType, name: str) -> Backend:
-    """Check that `module` has every name of the contract.
+    """`module` as a backend, once it is known to have every name of the contract and to be usable.
 
     Raises:
-        TypeError: names the missing primitives.
+        TypeError: names the missing primitives. RuntimeError: says what is missing on this machine.
     """
     missing = [primitive for primitive in PRIMITIVES if not hasattr(module, primitive)]
     if missing:
@@ -165,7 +165,9 @@ def _as_backend(module: ModuleType, name: str) -> Backend:
             f"backend {name!r}: module {module.__name__} lacks {', '.join(missing)}; "
             "the contract is russellgrad.backend.Backend"
         )
-    return cast(Backend, module)
+    backend = cast(Backend, module)
+    backend.require_usable()
+    return backend
 
 
 def load_backend(name: str) -> Backend:
@@ -189,10 +191,7 @@ def load_backend(name: str) -> Backend:
                 f"unknown backend {name!r}: known are {', '.join(_known_names())}; "
                 "or give the dotted path of a module, RG_BACKEND=package.module"
             )
-        backend = _as_backend(module, name)
-        backend.require_usable()
-        # A module reached by two names is still one backend.
-        _loaded[name] = backend
+        _loaded[name] = _as_backend(module, name)
     return _loaded[name]
 
 
@@ -217,7 +216,7 @@ def available_backends() -> tuple[str, ...]:
     for name in _known_names():
         try:
             load_backend(name)
-        except (ImportError, RuntimeError):
+        except (ImportError, RuntimeError, TypeError, AttributeError):  # the last two: a third party's faulty one
             continue
         usable.append(name)
     return tuple(usable)
@@ -230,7 +229,9 @@ def resolve_backend(backend: "str | ModuleType | Backend | None") -> Backend:
     if isinstance(backend, str):
         return load_backend(backend)
     if isinstance(backend, ModuleType):
-        return _as_backend(backend, backend.__name__)
+        if not any(backend is known for known in _loaded.values()):
+            _loaded[backend.__name__] = _as_backend(backend, backend.__name__)
+        return cast(Backend, backend)
     raise TypeError(f"backend must be a name or a module, got {type(backend).__name__}")
 
 

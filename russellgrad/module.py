@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import Any, Self
 
 from .backend import Backend, DType, Shape, get_backend, resolve_backend
-from .dtype import get_default_dtype
+from .dtype import get_default_dtype, is_float
 from .random import Generator, default_generator
 from .tensor import Tensor
 
@@ -102,8 +102,13 @@ class Module:
         return self
 
     def astype(self, dtype: DType) -> Self:
-        """Change every parameter's dtype, in place; gradients are dropped. Build the optimizer after this."""
-        for parameter in self.parameters():
+        """Change the dtype of every float parameter, in place; gradients are dropped. Build the optimizer after this.
+
+        Raises ValueError for a dtype that is no float one.
+        """
+        if str(dtype) not in ("float16", "float32", "float64"):
+            raise ValueError(f"astype: a module's dtype must be a float one, as 'float32', got {dtype!r}")
+        for parameter in [p for p in self.parameters() if is_float(p.dtype)]:
             _replace(parameter, parameter.backend, parameter.backend.astype(parameter.data, dtype))
         return self
 

@@ -187,5 +187,5 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
     norm = xp.sqrt(squares)
     scale = xp.minimum(xp.divide(max_norm, xp.add(norm, 1e-6)), 1)
     for p in with_grad:
-        p.grad = xp.multiply(p.grad, scale)
+        p.grad = xp.multiply(p.grad, xp.astype(scale, p.dtype))
     return Tensor(xp.asarray(norm), requires_grad=False, backend=xp)

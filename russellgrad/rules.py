@@ -12,6 +12,7 @@ None in place of a pullback says that the output does not vary smoothly with the
 import math
 from collections.abc import Callable, Sequence
 from math import prod
+from numbers import Integral
 from typing import Any, TypeAlias
 
 from .autograd import Joint
@@ -68,7 +69,7 @@ def power(xp: Backend, a: Array, b: Array) -> Result:
     def pull_b(g: Array) -> Array:
         if isinstance(a, (int, float)) and a != 0:
             return xp.multiply(g, xp.multiply(out, math.log(a) if a > 0 else math.nan))
-        at_zero = xp.where(xp.greater_equal(b, 0), 0, -math.inf)
+        at_zero = xp.where(xp.greater_equal(b, 0), 0, xp.where(xp.less(b, 0), -math.inf, b))  # nan stays nan
         if isinstance(a, (int, float)):
             return xp.multiply(g, at_zero)
         is_zero = xp.equal(a, 0)
@@ -111,7 +112,8 @@ def sigmoid(xp: Backend, a: Array) -> Result:
 
 
 def relu(xp: Backend, a: Array) -> Result:
-    return xp.maximum(a, 0), lambda g: xp.where(xp.less_equal(a, 0), 0, g)
+    out = xp.maximum(a, 0)
+    return out, lambda g: xp.where(xp.less_equal(out, 0), 0, g)
 
 
 def leaky_relu(xp: Backend, a: Array, *, alpha: float) -> Result:
@@ -173,6 +175,8 @@ def clip(xp: Backend, a: Array, low: Array, high: Array) -> Result:
 
 def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
     out = xp.astype(a, dtype)
+    if out.dtype.kind not in "biuf":
+        raise TypeError(f"astype: a tensor holds real numbers or bools, not {out.dtype}")
     # The engine brings every gradient to its operand's dtype.
     return out, (lambda g: g) if is_float(out.dtype) else None
 
@@ -226,6 +230,8 @@ def axes_of(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple) else (axis,)
+    if not all(isinstance(i, Integral) for i in axes):
+        raise TypeError(f"{op}: axis must be an int, a tuple of ints or None, got {axis!r}")
     for i in axes:
         if not -ndim <= i < ndim:
             raise IndexError(f"{op}: axis {i} is out of range for a tensor of {ndim} axes")
@@ -374,6 +380,7 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
     """NumPy's rules: a 1-D operand is a row on the left, a column on the right, and that axis is dropped again."""
     if min_ndim(a, b) == 0:
         raise ValueError(f"matmul: operands of shape {shape_of(a)} and {shape_of(b)}: a 0-d one has no product; use *")
+    b_ndim = b.ndim  # pull_b does not need b itself
     row, column = a.ndim == 1, b.ndim == 1
     if a.shape[-1] != b.shape[0 if column else -2]:
         raise ValueError(
@@ -395,7 +402,7 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
         if column and row:
             return xp.multiply(g, a)
         a_matrix, gm = xp.expand_dims(a, 0) if row else a, full(g)
-        if b.ndim <= 2 and gm.ndim > 2:  # one product over all batches, instead of one a batch and their sum
+        if b_ndim <= 2 and gm.ndim > 2:  # one product over all batches, instead of one a batch and their sum
             n = prod(gm.shape[:-1])
             a_matrix = xp.reshape(a_matrix, (n, a_matrix.shape[-1]))
             gm = xp.reshape(gm, (n, gm.shape[-1]))
@@ -445,11 +452,12 @@ def layer_norm(xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *
     return out, Joint(lambda g, needs: xp.layer_norm_backward(g, x, gamma, mean, rstd, needs))
 
 
-def embedding(xp: Backend, weight: Array, *, ids: Any) -> Result:
+def embedding(xp: Backend, weight: Array, *, ids: Any, checked: bool = False) -> Result:
+    """`checked` says that `ids` are an array of the backend and in range: to check them again, a device would wait."""
     if weight.ndim != 2:
         raise ValueError(f"embedding: weight must be (rows, columns), got shape {weight.shape}")
     n_rows = weight.shape[0]
-    rows = xp.ids(ids, n_rows, "embedding")
+    rows = ids if checked else xp.ids(ids, n_rows, "embedding")
     return xp.embedding(weight, rows), lambda g: xp.embedding_backward(g, rows, n_rows)
 
 

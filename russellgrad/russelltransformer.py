@@ -12,7 +12,7 @@ from typing import Any
 from .autograd import no_grad
 from .functional import attention, layer_norm, linear
 from .module import Module, constant_parameter, normal_parameter
-from .random import DROPOUT, Generator
+from .random import DROPOUT, Generator, default_generator
 from .tensor import Tensor
 from .tokenizer import Tokenizer
 
@@ -41,7 +41,8 @@ class LayerNorm(Module):
 class Dropout(Module):
     """In training, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
 
-    Srivastava et al., JMLR 15 (2014). The draws are numbered, so a seed gives the same ones on every backend.
+    Srivastava et al., JMLR 15 (2014). The draws are those of `generator`, by default the default one; they are
+    numbered, so a seed gives the same ones on every backend.
     Raises ValueError unless 0 <= p < 1.
     """
 
@@ -49,12 +50,13 @@ class Dropout(Module):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
         self.p = p
-        self.generator = generator or Generator(0, DROPOUT)
+        self.generator = generator
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
             return x
-        kept = x.backend.greater_equal(self.generator.uniform(x.shape, x.dtype, x.backend), self.p)
+        generator = self.generator or default_generator()
+        kept = x.backend.greater_equal(generator.uniform(x.shape, x.dtype, x.backend), self.p)
         out: Tensor = x * x.backend.multiply(x.backend.astype(kept, x.dtype), 1 / (1 - self.p))
         return out
 
@@ -225,7 +227,7 @@ class Transformer(Module):
         # Each block adds to the stream twice; smaller last matrices keep its variance from growing (GPT-2).
         output_std = _STD / math.sqrt(2 * n_layers)
         self.tokenizer = tokenizer
-        self.dropout = Dropout(dropout, Generator(seed or 0, DROPOUT))
+        self.dropout = Dropout(dropout, None if seed is None else Generator(seed, DROPOUT))
         self.blocks = [
             Block(
                 AttentionLayer(n_attn_heads, hidden_size, output_projection=output_projection,

@@ -9,7 +9,7 @@ from functools import update_wrapper
 from itertools import accumulate
 from numbers import Integral, Real
 from types import ModuleType
-from typing import Any, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, cast
 from weakref import ref
 
 from . import rules
@@ -23,7 +23,8 @@ Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 
 # Of these the result is a float whatever the operand, so integers are brought to the default dtype first.
 _FLOAT_RESULT = {rules.divide, rules.exp, rules.log, rules.sqrt, rules.tanh, rules.sin, rules.cos, rules.sigmoid,
-                 rules.leaky_relu, rules.gelu, rules.softmax, rules.log_softmax}  # fmt: skip
+                 rules.leaky_relu, rules.gelu, rules.softmax, rules.log_softmax, rules.layer_norm, rules.attention,
+                 rules.cross_entropy}  # fmt: skip
 
 # Of these the result may share its memory with the operand, so a change in place of one is one of the other.
 _VIEWS: set[rules.Rule] = {rules.transpose, rules.reshape, rules.broadcast_to, rules.squeeze, rules.expand_dims,
@@ -96,7 +97,10 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The array, of the tensor's backend. Assign to it to replace it; `t.data -= step` changes it in place."""
+        """The array, of the tensor's backend. Assign to it to replace it; `t.data -= step` changes it in place.
+
+        After a write that goes past this attribute, as `t.data[0] = 5.0`, call `changed_in_place()`.
+        """
         return self._data
 
     @data.setter
@@ -289,6 +293,12 @@ class Tensor:
         copied.requires_grad = self.requires_grad
         return copied
 
+    def __copy__(self) -> "Tensor":
+        return self.__deepcopy__({})  # two tensors with one node would send each other's gradients astray
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("pickle: a Tensor is not pickled; keep .numpy(), or a module's state_dict()")
+
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -369,7 +379,7 @@ class Tensor:
         """The arithmetic mean. Raises TypeError for integers, whose mean is none."""
         return apply(rules.mean, self, axis=axis, keepdims=keepdims)
 
-    def var(self, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> "Tensor":
+    def var(self, axis: Axis = None, keepdims: bool = False, *, correction: float = 0) -> "Tensor":
         """The variance: squared deviations from the mean, summed and divided by n - correction."""
         return apply(rules.var, self, axis=axis, correction=correction, keepdims=keepdims)
 
@@ -470,24 +480,30 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     for tensor in tensors:
         if tensor.backend is not xp:
             _same_backend(name, xp, tensor.backend)
-    arrays: list[Any] = [o._data if isinstance(o, Tensor) else _raw(name, o, xp) for o in operands]
+    # A pullback may hold the caller's own array, which the caller may write into before backward; Tensors are watched.
+    keep = xp.copy if is_grad_enabled() and any(tensor._node for tensor in tensors) else xp.asarray
+    arrays: list[Any] = [o._data if isinstance(o, Tensor) else _raw(name, o, xp, keep) for o in operands]
     if len(arrays) > 1:
         arrays = _promote(xp, arrays)
     if rule in _FLOAT_RESULT and not any(is_float(a.dtype) for a in arrays if xp.is_array(a)):
         arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
-    if params:
-        params = {key: value._data if isinstance(value, Tensor) else value for key, value in params.items()}
+    params = {key: _parameter(value, xp, keep) for key, value in params.items()}
     try:
-        out, *pullbacks = rule(xp, *arrays, **params)
-    except (ValueError, IndexError, TypeError) as error:
+        result = rule(xp, *arrays, **params)
+    except (ValueError, IndexError, TypeError, OverflowError) as error:
         if str(error).startswith(f"{name}: "):
             raise  # it speaks for itself
         raise _explained(name, arrays, params, error) from error
+    if not isinstance(result, tuple):
+        raise TypeError(f"{name}: a rule must return a tuple (output, pullback, ...), not a {type(result).__name__}")
+    out, *pullbacks = result
     if out.ndim == 0:
         out = xp.asarray(out)  # NumPy gives scalars, which are not arrays
     nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
-    node = record(name, xp, out, nodes, pullbacks, [tensor._version for tensor in tensors])
-    return Tensor._wrap(out, xp, node, tensors[0]._version if rule in _VIEWS else None)
+    version = tensors[0]._version if rule in _VIEWS else [0]
+    # The output's own version too: the pullbacks of exp or softmax hold the output.
+    node = record(name, xp, out, nodes, pullbacks, [version, *(tensor._version for tensor in tensors)])
+    return Tensor._wrap(out, xp, node, version)
 
 
 def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
@@ -516,8 +532,8 @@ def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
     return apply(rule, a, b)
 
 
-def _raw(op: str, operand: Operand, xp: Backend) -> Array | Number | None:
-    """A number as a Python number (a NumPy scalar would widen float32), an array of the backend as it is."""
+def _raw(op: str, operand: Operand, xp: Backend, keep: Callable[[Array], Array]) -> Array | Number | None:
+    """A number as a Python number (a NumPy scalar would widen float32), an array of the backend through `keep`."""
     if operand is None or type(operand) in (int, float, bool):
         return operand
     if isinstance(operand, Integral):
@@ -525,11 +541,22 @@ def _raw(op: str, operand: Operand, xp: Backend) -> Array | Number | None:
     if isinstance(operand, Real):
         return float(operand)
     if xp.is_array(operand):
-        return operand
+        return keep(operand)
     raise TypeError(
         f"{op}: cannot take a {type(operand).__module__}.{type(operand).__name__} with a tensor on {xp.name!r}; "
         f"pass a number or a Tensor, as in Tensor(x, backend={xp.name!r})"
     )
+
+
+def _parameter(value: Any, xp: Backend, keep: Callable[[Array], Array]) -> Any:
+    """A rule's parameter, as `_raw` does it for operands; what is neither number nor array stays as it is."""
+    if isinstance(value, Tensor):
+        return value._data
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return keep(value) if xp.is_array(value) else value
 
 
 def _index(part: Any, xp: Backend) -> Any:
@@ -571,7 +598,7 @@ def _explained(op: str, arrays: Sequence[Any], params: dict[str, Any], error: Ex
     remedy = _REMEDY.get(op, "")
     if not remedy and "broadcast" in str(error):
         remedy = "shapes must be equal or broadcast: reshape or expand_dims one of them"
-    kind = next(k for k in (IndexError, TypeError, ValueError) if isinstance(error, k))
+    kind = next(k for k in (IndexError, TypeError, OverflowError, ValueError) if isinstance(error, k))
     return kind(f"{op}: {shapes}{given}: {error}" + (f"; {remedy}" if remedy else ""))
 
 

@@ -7,12 +7,11 @@ the right.
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
-from . import tokenizer_constants
+from . import rules, tokenizer_constants
 from .backend import Array
-from .functional import embedding
 from .module import Module, normal_parameter
 from .random import EMBEDDINGS, Generator
-from .tensor import Tensor
+from .tensor import Tensor, apply
 
 
 class Tokenizer(Module):
@@ -116,14 +115,7 @@ class Tokenizer(Module):
                 outside the vocabulary. IndexError: an id out of range.
         """
         xp, pad = self.token_embedding.backend, self.pad_token_id
-        if isinstance(batch, str):
-            raise TypeError("Tokenizer: the batch is a single string; wrap it in a list, [text]")
-        if _is_texts(batch):
-            rows = [self._encode_some(text) for text in batch]
-            longest = max(map(len, rows))
-            batch = [row + [pad] * (longest - len(row)) for row in rows]
-        elif isinstance(batch, Tensor):
-            batch = batch.data
+        batch = self._rows(batch)
         ids, counted = xp.targets(batch, self.vocab_size + 1, pad, "Tokenizer")
         if ids.ndim != 2:
             raise ValueError(f"Tokenizer: ids must be (batch, length), got shape {ids.shape}")
@@ -134,6 +126,16 @@ class Tokenizer(Module):
             )
         return (ids, None) if counted is None else (xp.where(counted, ids, pad), xp.logical_not(counted))
 
+    def _rows(self, batch: Any) -> Any:
+        """The ids of a batch as `ids` takes it: texts as lists of one length, a Tensor's array, others as they are."""
+        if isinstance(batch, str):
+            raise TypeError("Tokenizer: the batch is a single string; wrap it in a list, [text]")
+        if _is_texts(batch):
+            rows = [self._encode_some(text) for text in batch]
+            longest = max(map(len, rows))
+            return [row + [self.pad_token_id] * (longest - len(row)) for row in rows]
+        return batch.data if isinstance(batch, Tensor) else batch
+
     def _encode_some(self, text: str) -> list[int]:
         row = self.encode(text)
         if not row:
@@ -143,15 +145,16 @@ class Tokenizer(Module):
 
     def targets(self, batch: Any) -> list[list[int]]:
         """The next token at each place of a batch, (B, T): what a language model is to predict. The last is padding."""
-        ids, _ = self.ids(batch)
-        rows: list[list[int]] = self.token_embedding.backend.to_host(ids).tolist()
+        rows = self._rows(batch)
+        rows = rows.tolist() if hasattr(rows, "tolist") else rows
         return [[*row[1:], self.pad_token_id] for row in rows]
 
     # --- Ids and vectors
 
     def embed(self, ids: Array) -> Tensor:
-        """(B, T) ids -> (B, T, C): each token's embedding plus its position's."""
-        return embedding(self.token_embedding, ids) + self.positional_encoding[: ids.shape[1]]
+        """(B, T) -> (B, T, C): each token's embedding plus its position's. The ids are those that `ids` gave."""
+        tokens = apply(rules.embedding, self.token_embedding, ids=ids, checked=True)
+        return tokens + self.positional_encoding[: ids.shape[1]]
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         """A batch as `ids` takes it -> embeddings (B, T, C), ids (B, T), and True where there is padding (B, T)."""

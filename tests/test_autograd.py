@@ -2,13 +2,14 @@
 
 import copy
 import gc
+import pickle
 import subprocess
 import sys
 import threading
 import tracemalloc
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import russellgrad as rg
-from russellgrad import Tensor, no_grad
+from russellgrad import Tensor, custom_op, no_grad
 from russellgrad.backend import PRIMITIVES, Backend, load_backend
 from tests.helpers import assert_close, check_against_torch, rng, to_numpy
 
@@ -795,3 +796,59 @@ def test_a_deep_graph_survives_the_end_of_the_process(backend: Backend) -> None:
     code = "from russellgrad import Tensor\ny = x = Tensor([1.0])\nfor _ in range(50_000): y = y * x\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- What the caller does to arrays between forward and backward
+
+
+@pytest.mark.parametrize(
+    "function",
+    [Tensor.exp, Tensor.sqrt, Tensor.tanh, Tensor.sigmoid, Tensor.softmax, lambda t: 1 / t, lambda t: t.max()],
+)
+def test_a_change_in_place_of_the_output(backend: Backend, function: Callable[[Tensor], Tensor]) -> None:
+    """These pullbacks hold the output, not the operand."""
+    x = Tensor([1.0, 2.0])
+    y = function(x)
+    y.data *= 2
+    with pytest.raises(RuntimeError, match="was changed in place after it was used"):
+        y.backward(Tensor(np.ones(y.shape)))
+
+
+def test_the_callers_arrays_may_be_reused(backend: Backend) -> None:
+    """Masks, indices and array operands are taken as they are when the op is called."""
+    index, mask, factor = np.array([0, 0]), np.array([True, False, False]), Tensor([2.0, 3.0, 4.0]).data
+    x = Tensor([1.0, 2.0, 3.0])
+    y = x[index].sum() + x.masked_fill(mask, 0.0).sum() + (x * factor).sum()
+    index[:] = 2
+    mask[:] = True
+    factor *= 100
+    y.backward()
+    assert_close(x.grad, np.array([2.0 + 0 + 2, 1 + 3, 1 + 4]))
+
+
+def test_a_hook_that_writes_into_its_gradient_harms_nobody(backend: Backend) -> None:
+    def spoil(g: Any) -> None:
+        g *= 10
+
+    a, b = Tensor([1.0]), Tensor([2.0])
+    a.register_hook(spoil)
+    upstream = Tensor([1.0]).data
+    (a + b).backward(upstream)
+    for gradient in (a.grad, b.grad, upstream):
+        assert_close(gradient, np.ones(1))
+
+
+def test_a_rule_must_return_a_tuple(backend: Backend) -> None:
+    bare = custom_op(lambda xp, a: xp.exp(a))
+    with pytest.raises(TypeError, match=r"a rule must return a tuple \(output, pullback, ...\), not a"):
+        bare(Tensor([1.0, 2.0]))
+
+
+def test_copies_have_gradients_of_their_own(backend: Backend) -> None:
+    a = Tensor([1.0])
+    b = copy.copy(a)
+    (b * 2).sum().backward()
+    assert a.grad is None
+    assert_close(b.grad, np.array([2.0]))
+    with pytest.raises(TypeError, match="a Tensor is not pickled; keep"):
+        pickle.dumps(a)

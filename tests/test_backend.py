@@ -354,3 +354,16 @@ def test_a_checkout_and_an_installation_each_take_their_own_backends(tmp_path: P
         str(installed / "russellgrad" / "__init__.py"),
         str(installed / "russellgrad" / "backends" / "numpy_backend.py"),
     ]
+
+
+def test_a_backend_given_as_a_module_is_asked_whether_it_can_be_used() -> None:
+    numpy_backend = load_backend("numpy")
+    module = ModuleType("unusable_backend")
+    vars(module).update({name: getattr(numpy_backend, name) for name in PRIMITIVES})
+
+    def refuse() -> None:
+        raise RuntimeError("backend 'unusable': no such device")
+
+    vars(module)["require_usable"] = refuse
+    with pytest.raises(RuntimeError, match="no such device"):
+        Tensor([1.0], backend=module)

@@ -34,7 +34,7 @@ RIGHT: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]] = {
     "0-d": (lambda a, b: a * b.sin(), lambda: [Tensor(2.0), normal(3)]),
     "empty": (lambda a, b: a.sum(0) + b, lambda: [normal(0, 3), normal(3)]),
     "powers": (lambda a, b: a**b + a**3 + 2**b, lambda: [positive(4), normal(4, seed=1)]),
-    "reductions": (lambda a: a.var(0, 1) + a.max(0) - a.mean(0), lambda: [normal(4, 3)]),
+    "reductions": (lambda a: a.var(0, correction=1) + a.max(0) - a.mean(0), lambda: [normal(4, 3)]),
     "indices": (lambda a: a[[0, 0, 1], ::-1], lambda: [normal(2, 3)]),
     "matmul": (lambda a, b: a @ b, lambda: [normal(2, 3, 4), normal(4, 2, seed=1)]),
     "layer_norm": (rg.layer_norm, lambda: [normal(2, 4), normal(4, seed=1), normal(4, seed=2)]),

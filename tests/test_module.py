@@ -139,3 +139,13 @@ def test_manual_seed_starts_anew(backend: Backend) -> None:
     manual_seed(0)
     assert np.array_equal(first["w_in"], again["w_in"])
     assert not np.array_equal(first["w_in"], second["w_in"])
+
+
+def test_astype_leaves_integers_alone_and_refuses_them(backend: Backend) -> None:
+    pair = Pair()
+    pair.count = Tensor(np.array([3]))  # type: ignore[attr-defined]
+    pair.astype("float32")
+    assert pair.count.dtype == "int64"  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="a module's dtype must be a float one, as 'float32', got 'int64'"):
+        pair.astype("int64")
+    assert str(pair.scale.dtype) == "float32"

@@ -190,3 +190,11 @@ def test_bad_arguments_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         build(Tensor(np.ones(2)))
+
+
+def test_clipping_keeps_each_gradients_dtype(backend: Backend) -> None:
+    single, double = Tensor(np.ones(3, "float32")), Tensor(np.ones(3))
+    (single.sum() * double.sum() * 9).backward()
+    clip_grad_norm([single, double], 1.0)
+    assert str(single.grad.dtype) == "float32"  # type: ignore[union-attr]
+    assert str(double.grad.dtype) == "float64"  # type: ignore[union-attr]

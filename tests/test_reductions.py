@@ -32,7 +32,7 @@ REDUCTIONS: dict[str, tuple[Fn, Fn]] = {
         lambda t, axis, keep: t.var(axis, correction=0, keepdim=keep),
     ),
     "var_1": (
-        lambda t, axis, keep: t.var(axis, 1, keep),
+        lambda t, axis, keep: t.var(axis, keep, correction=1),
         lambda t, axis, keep: t.var(axis, correction=1, keepdim=keep),
     ),
     "var_half": (
@@ -134,8 +134,8 @@ def test_mean_and_var_of_nothing_are_nan(backend: Backend) -> None:
     empty = np.zeros((2, 0))
     check_against_torch(lambda t: t.mean(1), lambda t: t.mean(1), empty)
     check_against_torch(lambda t: t.var(1), lambda t: t.var(1, correction=0), empty)
-    check_against_torch(lambda t: t.var(1, 1), lambda t: t.var(1, correction=1), np.ones((2, 1)))
-    assert_close(Tensor(x).var(1, 4), torch.tensor(x).var(1, correction=4))  # fewer than no degrees of freedom: inf
+    check_against_torch(lambda t: t.var(1, correction=1), lambda t: t.var(1, correction=1), np.ones((2, 1)))
+    assert_close(Tensor(x).var(1, correction=4), torch.tensor(x).var(1, correction=4))  # inf
 
 
 @pytest.mark.parametrize("name", ["max", "min"])

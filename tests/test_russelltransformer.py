@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from russellgrad import Tensor
+from russellgrad import Tensor, manual_seed
 from russellgrad.backend import Backend
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer
+from russellgrad.random import Generator
 from russellgrad.russelltransformer import AttentionHead, AttentionLayer, Dropout, FFLayer, Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests import torch_twin
@@ -259,7 +260,7 @@ def test_generation_refuses(backend: Backend, prompt: str, options: dict[str, An
 
 def test_dropout(backend: Backend) -> None:
     x = Tensor(np.ones((200, 50)))
-    dropout = Dropout(0.2)
+    dropout = Dropout(0.2, Generator(3))
     y = dropout(x)
     values = y.numpy()
     assert set(np.unique(values)) == {0.0, 1.25}
@@ -267,10 +268,20 @@ def test_dropout(backend: Backend) -> None:
     y.backward(Tensor(np.full(y.shape, 3.0)))
     assert_close(x.grad, 3 * values)
     assert not np.array_equal(values, dropout(x).numpy())
-    assert np.array_equal(values, Dropout(0.2)(x).numpy())  # the same seed: the same draws
+    assert np.array_equal(values, Dropout(0.2, Generator(3))(x).numpy())  # the same seed: the same draws
     assert dropout.eval()(x) is x
     with pytest.raises(ValueError, match=r"Dropout: p must be in \[0, 1\), got 1"):
         Dropout(1.0)
+
+
+def test_dropout_without_a_generator_draws_from_the_default_one(backend: Backend) -> None:
+    x = Tensor(np.ones((20, 50)))
+    manual_seed(7)
+    first, second = Dropout(0.5)(x).numpy(), Dropout(0.5)(x).numpy()
+    assert not np.array_equal(first, second)
+    manual_seed(7)
+    assert np.array_equal(Dropout(0.5)(x).numpy(), first)
+    manual_seed(0)
 
 
 def test_a_model_drops_in_training_only(backend: Backend) -> None:

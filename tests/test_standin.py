@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear, use_backend
-from russellgrad.optimizer import AdamOptimizer
+from russellgrad.loss import cross_entropy_loss
+from russellgrad.optimizer import AdamOptimizer, AdamWOptimizer
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, check_against_torch, rng
 from tests.process import output_of, run_python
 from tests.standin import MODULES, Misuse, compare, record
+from train.train_transformer import take_step
 
 cupy: Any = MODULES["cupy"]
 cupyx: Any = MODULES["cupyx"]
@@ -392,6 +396,21 @@ def test_a_training_step_on_the_stand_in_is_that_of_numpy_and_never_waits(xp: An
     for name in steps[0]:
         assert_close(steps[0][name], steps[1][name], what=name)
     assert not np.array_equal(steps[0]["out"].numpy(), weights["out"])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_step_of_training_never_waits_for_the_device(xp: Any, padded: bool) -> None:
+    with use_backend(xp):
+        model = Transformer(Tokenizer.from_text("abcdef", 8, 8), 2, 2, activation="gelu", final_norm=True, dropout=0.1)
+        optimizer = AdamWOptimizer(model.parameters())
+        pad = model.tokenizer.pad_token_id
+        ids = rng().integers(0, pad, (3, 8))
+        if padded:
+            ids[1, 5:] = pad
+        with record() as log:
+            take_step(model, optimizer, ids, ids, clip=1.0)
+            cross_entropy_loss(model(["abc", "ab"]), model.tokenizer.targets(["abc", "ab"]), pad).backward()
+        assert not log.syncs
 
 
 def planted(xp: Any, **functions: Any) -> Any:

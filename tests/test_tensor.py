@@ -12,7 +12,7 @@ import torch
 import torch.utils.dlpack
 
 import russellgrad as rg
-from russellgrad import Tensor
+from russellgrad import Tensor, attention, cross_entropy, layer_norm, set_default_dtype
 from russellgrad.backend import Backend
 from tests.helpers import assert_close
 
@@ -273,3 +273,34 @@ def test_dlpack_to_and_from_pytorch(backend: Backend) -> None:
     assert_close(back, np.array([[10.0, 3.0], [20.0, 4.0]]))
     (back * back).sum().backward()
     assert_close(back.grad, np.array([[20.0, 6.0], [40.0, 8.0]]))
+
+
+def test_numpy_scalars_as_parameters_do_not_widen_float32(backend: Backend) -> None:
+    x = Tensor(np.ones((2, 3), "float32"))
+    assert str(x.leaky_relu(np.float64(0.1)).dtype) == "float32"
+    assert str(layer_norm(x, eps=np.float64(1e-5)).dtype) == "float32"
+    assert str(Tensor(np.arange(3)).softmax().dtype) == "float64"
+
+
+def test_fused_ops_of_integers_follow_the_default_dtype(backend: Backend) -> None:
+    set_default_dtype("float32")
+    try:
+        x = Tensor(np.arange(6).reshape(2, 3))
+        assert {str(t.dtype) for t in (layer_norm(x), attention(x, x, x), cross_entropy(x, [0, 1]))} == {"float32"}
+    finally:
+        set_default_dtype("float64")
+
+
+def test_numbers_that_an_integer_tensor_cannot_hold(backend: Backend) -> None:
+    with pytest.raises(OverflowError, match=r"^add: \(1,\) and 300"):
+        Tensor(np.array([1], "uint8")) + 300
+
+
+def test_an_axis_must_be_a_number_or_a_tuple(backend: Backend) -> None:
+    with pytest.raises(TypeError, match=r"sum: axis must be an int, a tuple of ints or None, got \[0, 1\]"):
+        Tensor(np.ones((2, 2))).sum(axis=[0, 1])  # type: ignore[arg-type]
+
+
+def test_no_cast_to_complex_numbers(backend: Backend) -> None:
+    with pytest.raises(TypeError, match="astype: a tensor holds real numbers or bools, not complex64"):
+        Tensor([1.0]).astype("complex64")

@@ -87,6 +87,7 @@ def test_characters_outside_the_vocabulary(backend: Backend) -> None:
         ([[0, 4]], IndexError, r"id 4 is out of range; ids must be in \[0, 4\)"),
         ([[0, -1]], IndexError, "id -1 is out of range"),
         ([[0.5, 1.0]], TypeError, "ids must be integers, got dtype float64"),
+        ([[0, 1], [2]], ValueError, "the rows of ids differ in length; fill the shorter ones with padding"),
         ([0, 1], ValueError, r"ids must be \(batch, length\), got shape \(2,\)"),
         ([[3, 3]], ValueError, "all 2 ids are padding"),
         (np.zeros((2, 0), int), ValueError, "all 0 ids are padding"),

@@ -243,7 +243,9 @@ def test_plain_lines(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert re.search(r"^step 6/6  loss \d\.\d{4}  [\d,]+ tokens/s  0:00 left$", out, re.M)
     assert re.search(r"^step 4: validation loss \d\.\d{4} over 5 blocks$", out, re.M)
     last = out.splitlines()[-1]
-    assert last.startswith(f"6 steps, validation loss {result.validation_losses[-1][1]:.4f}, 0:")
+    assert last.startswith(
+        f"6 steps, seed {result.config.seed}, validation loss {result.validation_losses[-1][1]:.4f}, 0:"
+    )
     assert last.endswith(f"model in {result.path}")
     if sys.platform != "win32":
         assert re.search(r"peak memory [\d,]+ MiB", last)
@@ -312,7 +314,7 @@ def test_from_training_to_text(text: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = run_python("train/train_transformer.py", *flags(dataset=text, out=out, prompt="The", **SMALL))
     assert run.returncode == 0, run.stderr
-    assert "6 steps, validation loss" in run.stdout
+    assert "6 steps, seed 0, validation loss" in run.stdout
     written = run_python("train/generate.py", str(out / "model.safetensors"), "--prompt", "The ", "--tokens", "20")
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith("The ")
@@ -325,7 +327,7 @@ def test_train_from_the_root_does_not_read_the_command_line(text: str, tmp_path:
         "-c", f"from train.train_transformer import train; train(**{settings!r})", "--bogus", RG_TRAIN_STEPS="2"
     )
     assert run.returncode == 0, run.stderr
-    assert "2 steps, validation loss" in run.stdout
+    assert "2 steps, seed 0, validation loss" in run.stdout
 
 
 @pytest.mark.parametrize(

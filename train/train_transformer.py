@@ -207,7 +207,7 @@ def summary(result: Result) -> str:
     peak = peak_memory()
     return (
         (f"Stopped by Ctrl-C after step {step:,} of {result.config.steps:,}. " if result.interrupted else "")
-        + f"{step:,} steps, validation loss {loss:.4f}, {clock(result.seconds)} wall time, "
+        + f"{step:,} steps, seed {result.config.seed}, validation loss {loss:.4f}, {clock(result.seconds)} wall time, "
         + f"{result.tokens_per_second:,.0f} tokens/s, "
         + (f"peak memory {peak / 2**20:,.0f} MiB, " if peak else "")
         + f"model in {result.path}"
