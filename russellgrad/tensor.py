@@ -21,6 +21,8 @@ Number: TypeAlias = int | float
 Operand: TypeAlias = Any  # a Tensor, a number, or an array of the tensor's backend
 Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 
+_PYTHON_NUMBERS: set[type] = {int, float, bool}
+
 # Of these the result is a float whatever the operand, so integers are brought to the default dtype first.
 _FLOAT_RESULT = {rules.divide, rules.exp, rules.log, rules.sqrt, rules.tanh, rules.sin, rules.cos, rules.sigmoid,
                  rules.leaky_relu, rules.gelu, rules.softmax, rules.log_softmax, rules.layer_norm, rules.attention,
@@ -482,12 +484,12 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
             _same_backend(name, xp, tensor.backend)
     # A pullback may hold the caller's own array, which the caller may write into before backward; Tensors are watched.
     keep = xp.copy if is_grad_enabled() and any(tensor._node for tensor in tensors) else xp.asarray
-    arrays: list[Any] = [o._data if isinstance(o, Tensor) else _raw(name, o, xp, keep) for o in operands]
+    arrays: list[Any] = [_operand(name, operand, xp, keep) for operand in operands]
     if len(arrays) > 1:
         arrays = _promote(xp, arrays)
     if rule in _FLOAT_RESULT and not any(is_float(a.dtype) for a in arrays if xp.is_array(a)):
         arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
-    params = {key: _parameter(value, xp, keep) for key, value in params.items()}
+    params = {key: _plain(value, xp, keep) for key, value in params.items()}
     try:
         result = rule(xp, *arrays, **params)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
@@ -532,31 +534,29 @@ def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
     return apply(rule, a, b)
 
 
-def _raw(op: str, operand: Operand, xp: Backend, keep: Callable[[Array], Array]) -> Array | Number | None:
-    """A number as a Python number (a NumPy scalar would widen float32), an array of the backend through `keep`."""
-    if operand is None or type(operand) in (int, float, bool):
-        return operand
-    if isinstance(operand, Integral):
-        return int(operand)
-    if isinstance(operand, Real):
-        return float(operand)
-    if xp.is_array(operand):
-        return keep(operand)
-    raise TypeError(
-        f"{op}: cannot take a {type(operand).__module__}.{type(operand).__name__} with a tensor on {xp.name!r}; "
-        f"pass a number or a Tensor, as in Tensor(x, backend={xp.name!r})"
-    )
+def _plain(value: Any, xp: Backend, keep: Callable[[Array], Array]) -> Any:
+    """The array of a Tensor, a number as a Python number, an array of the backend through `keep`; others as they are.
 
-
-def _parameter(value: Any, xp: Backend, keep: Callable[[Array], Array]) -> Any:
-    """A rule's parameter, as `_raw` does it for operands; what is neither number nor array stays as it is."""
+    A NumPy scalar would widen float32, which a Python number does not.
+    """
     if isinstance(value, Tensor):
         return value._data
-    if isinstance(value, bool):
+    if value is None or type(value) in _PYTHON_NUMBERS:
         return value
     if isinstance(value, Real):
         return int(value) if isinstance(value, Integral) else float(value)
     return keep(value) if xp.is_array(value) else value
+
+
+def _operand(op: str, value: Operand, xp: Backend, keep: Callable[[Array], Array]) -> Array | Number | None:
+    """As `_plain`, and an error for what is no operand."""
+    plain = _plain(value, xp, keep)
+    if plain is None or type(plain) in _PYTHON_NUMBERS or xp.is_array(plain):
+        return plain
+    raise TypeError(
+        f"{op}: cannot take a {type(value).__module__}.{type(value).__name__} with a tensor on {xp.name!r}; "
+        f"pass a number or a Tensor, as in Tensor(x, backend={xp.name!r})"
+    )
 
 
 def _index(part: Any, xp: Backend) -> Any:
