@@ -599,7 +599,7 @@ def _explained(op: str, arrays: Sequence[Any], params: dict[str, Any], error: Ex
     if not remedy and "broadcast" in str(error):
         remedy = "shapes must be equal or broadcast: reshape or expand_dims one of them"
     kind = next(k for k in (IndexError, TypeError, OverflowError, ValueError) if isinstance(error, k))
-    return kind(f"{op}: {shapes}{given}: {error}" + (f"; {remedy}" if remedy else ""))
+    return kind(f"{op}: {shapes}{given}: {str(error).strip()}" + (f"; {remedy}" if remedy else ""))
 
 
 def _shape(shape: tuple[Any, ...]) -> Shape:
