@@ -6,7 +6,7 @@ on the host, before they are moved), and repeated indices in `a[i] += v` are los
 """
 
 from collections.abc import Sequence
-from math import inf, pi
+from math import inf, pi, prod
 from math import sqrt as _sqrt
 from typing import Any, TypeAlias
 
@@ -313,10 +313,7 @@ def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) ->
 
 def _rows(a: Array) -> Array:
     """(..., C) -> (N, C); the count is spelled out because -1 cannot be inferred when C is 0."""
-    n = 1
-    for length in a.shape[:-1]:
-        n *= length
-    return a.reshape(n, a.shape[-1])
+    return a.reshape(prod(a.shape[:-1]), a.shape[-1])
 
 
 # --- Fused: activations. Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2.

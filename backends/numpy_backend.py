@@ -5,7 +5,7 @@ beside the fused primitives here. What another backend computes with a kernel is
 """
 
 from collections.abc import Sequence
-from math import pi
+from math import pi, prod
 from math import sqrt as _sqrt
 from typing import Any, TypeAlias
 
@@ -354,10 +354,7 @@ def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) ->
 
 def _rows(a: Array) -> Array:
     """(..., C) -> (N, C); the count is spelled out because -1 cannot be inferred when C is 0."""
-    n = 1
-    for length in a.shape[:-1]:
-        n *= length
-    return a.reshape(n, a.shape[-1])
+    return a.reshape(prod(a.shape[:-1]), a.shape[-1])
 
 
 # --- Fused: activations. Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2.

@@ -252,9 +252,13 @@ def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     return out, lambda g: xp.broadcast_to(xp.reshape(g, _kept(shape, axes)), shape)
 
 
-def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
+def _check_float(op: str, a: Array) -> None:
     if not is_float(a.dtype):
-        raise TypeError(f"mean: needs a float tensor, got dtype {a.dtype}; call .astype('float64') first")
+        raise TypeError(f"{op}: needs a float tensor, got dtype {a.dtype}; call .astype('float64') first")
+
+
+def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
+    _check_float("mean", a)
     axes = axes_of("mean", axis, a.ndim)
     total, pull = sum(xp, a, axis=axes, keepdims=keepdims)
     n = prod(a.shape[i] for i in axes)
@@ -263,8 +267,7 @@ def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
 
 def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool) -> Result:
     """The mean of squared deviations: two passes, since E[x^2] - E[x]^2 cancels. Over n - correction, at least 0."""
-    if not is_float(a.dtype):
-        raise TypeError(f"var: needs a float tensor, got dtype {a.dtype}; call .astype('float64') first")
+    _check_float("var", a)
     axes, shape = axes_of("var", axis, a.ndim), a.shape
     centred = xp.subtract(a, mean(xp, a, axis=axes, keepdims=True)[0])
     n = prod(shape[i] for i in axes)

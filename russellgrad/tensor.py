@@ -84,8 +84,7 @@ class Tensor:
         self._data = xp.copy(array if dtype is None else xp.asarray(array, dtype))
         self._node: Node | None = None
         self._version: Version = [0]
-        if requires_grad or requires_grad is None and is_grad_enabled() and is_float(self._data.dtype):
-            self.requires_grad = True
+        self._start_tracking(requires_grad)
 
     @classmethod
     def _wrap(cls, data: Array, xp: Backend, node: Node | None = None, version: Version | None = None) -> "Tensor":
@@ -94,6 +93,11 @@ class Tensor:
         tensor._data, tensor._node, tensor.backend, tensor.grad, tensor.label = data, node, xp, None, ""
         tensor._version = [0] if version is None else version
         return tensor
+
+    def _start_tracking(self, requires_grad: bool | None) -> None:
+        """Of a new tensor: track gradients if told to, or by default if it is of floats and gradients are enabled."""
+        if requires_grad or requires_grad is None and is_grad_enabled() and is_float(self.dtype):
+            self.requires_grad = True
 
     # --- What it is
 
@@ -283,8 +287,7 @@ class Tensor:
         """A Tensor on the memory of `source` (anything with `__dlpack__`), which both then share."""
         xp = resolve_backend(backend)
         tensor = Tensor._wrap(xp.from_dlpack(source), xp)
-        if requires_grad or requires_grad is None and is_grad_enabled() and is_float(tensor.dtype):
-            tensor.requires_grad = True
+        tensor._start_tracking(requires_grad)
         return tensor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":

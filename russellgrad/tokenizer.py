@@ -82,14 +82,16 @@ class Tokenizer(Module):
         Raises:
             ValueError: a character outside the vocabulary, if strict; otherwise such characters are left out.
         """
-        if self.strict:
-            for i, character in enumerate(text):
-                if character not in self._id_of:
-                    raise ValueError(
-                        f"Tokenizer: character {character!r} at position {i} is not in the vocabulary of "
-                        f"{self.vocab_size}; pass vocabulary= with it, or strict=False to leave such characters out"
-                    )
-        return [self._id_of[character] for character in text if character in self._id_of]
+        if not self.strict:
+            return [self._id_of[character] for character in text if character in self._id_of]
+        try:
+            return [self._id_of[character] for character in text]
+        except KeyError as error:
+            (character,) = error.args
+            raise ValueError(
+                f"Tokenizer: character {character!r} at position {text.index(character)} is not in the vocabulary of "
+                f"{self.vocab_size}; pass vocabulary= with it, or strict=False to leave such characters out"
+            ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a sequence of ids, without its padding. Raises IndexError for an id that is none."""

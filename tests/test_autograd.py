@@ -3,7 +3,6 @@
 import copy
 import gc
 import pickle
-import subprocess
 import sys
 import threading
 import tracemalloc
@@ -20,6 +19,7 @@ import russellgrad as rg
 from russellgrad import Tensor, custom_op, no_grad
 from russellgrad.backend import PRIMITIVES, Backend, load_backend
 from tests.helpers import assert_close, check_against_torch, rng, to_numpy
+from tests.process import run_python
 
 MIB = 1 << 20
 
@@ -794,7 +794,7 @@ def test_a_deep_graph_survives_the_end_of_the_process(backend: Backend) -> None:
     if backend.name != "numpy":
         pytest.skip("the stand-in for a device lives in the process that installed it")
     code = "from russellgrad import Tensor\ny = x = Tensor([1.0])\nfor _ in range(50_000): y = y * x\n"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = run_python("-c", code)
     assert (done.returncode, done.stderr) == (0, "")
 
 

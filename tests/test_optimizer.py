@@ -54,18 +54,25 @@ def give_gradients(ours: list[Tensor], theirs: list[torch.Tensor], step: int, sc
             p.grad, t.grad = p.backend.asarray(g), torch.tensor(g)
 
 
+def check_steps(
+    ours: list[Tensor], theirs: list[torch.Tensor], optimizer: Optimizer, other: torch.optim.Optimizer, steps: int
+) -> None:
+    """Steps of both on the same gradients lead to the same parameters."""
+    for step in range(steps):
+        give_gradients(ours, theirs, step)
+        optimizer.step()
+        other.step()
+    for p, t in zip(ours, theirs, strict=True):
+        assert_close(p, t)
+
+
 @pytest.mark.parametrize(("ours", "theirs", "options"), CASES)
 def test_100_steps(
     backend: Backend, ours: type[Optimizer], theirs: type[torch.optim.Optimizer], options: dict[str, Any]
 ) -> None:
     mine, reference = parameters()
     optimizer, other = ours(mine, **options), theirs(reference, **options)
-    for step in range(100):
-        give_gradients(mine, reference, step)
-        optimizer.step()
-        other.step()
-    for p, t in zip(mine, reference, strict=True):
-        assert_close(p, t)
+    check_steps(mine, reference, optimizer, other, 100)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), [CASES[1], CASES[7]])
@@ -88,12 +95,7 @@ def test_groups_have_options_of_their_own(backend: Backend) -> None:
     optimizer = AdamWOptimizer(groups, lr=1e-2, weight_decay=0.0)
     groups = [{"params": reference[:2], "weight_decay": 0.5}, {"params": reference[2:]}]
     other = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.0)
-    for step in range(20):
-        give_gradients(mine, reference, step)
-        optimizer.step()
-        other.step()
-    for p, t in zip(mine, reference, strict=True):
-        assert_close(p, t)
+    check_steps(mine, reference, optimizer, other, 20)
 
 
 FORMULAS: list[tuple[Schedule, Callable[[int], float]]] = [

@@ -46,35 +46,30 @@ def check_parameters(module: Any, params: dict[str, torch.Tensor]) -> None:
         assert_close(parameter.grad, params[name].grad, what=name)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_attention_head(backend: Backend, padded: bool) -> None:
-    head = AttentionHead(3, 5, 8)
-    randomise(head)
+def check_attention(module: AttentionHead | AttentionLayer, twin: Callable[..., torch.Tensor], padded: bool) -> None:
+    """`module(x, padding)` against `twin(parameters, x, padding)`: values and all gradients."""
+    randomise(module)
     x = rng(1).normal(size=(4, 6, 8))
     mask = padding_of(x) if padded else None
-    params = torch_params(head)
+    params = torch_params(module)
     check_against_torch(
-        lambda x: head(x, None if mask is None else Tensor(mask)),
-        lambda x: torch_twin.attention_head(params, x, None if mask is None else torch.tensor(mask)),
+        lambda x: module(x, None if mask is None else Tensor(mask)),
+        lambda x: twin(params, x, None if mask is None else torch.tensor(mask)),
         x,
     )
-    check_parameters(head, params)
+    check_parameters(module, params)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_head(backend: Backend, padded: bool) -> None:
+    check_attention(AttentionHead(3, 5, 8), torch_twin.attention_head, padded)
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("projected", [False, True])
 def test_attention_layer(backend: Backend, padded: bool, projected: bool) -> None:
     layer = AttentionLayer(2, 8, output_projection=projected)
-    randomise(layer)
-    x = rng(1).normal(size=(4, 6, 8))
-    mask = padding_of(x) if padded else None
-    params = torch_params(layer)
-    check_against_torch(
-        lambda x: layer(x, None if mask is None else Tensor(mask)),
-        lambda x: torch_twin.attention_layer(params, x, 2, None if mask is None else torch.tensor(mask)),
-        x,
-    )
-    check_parameters(layer, params)
+    check_attention(layer, lambda p, x, padding: torch_twin.attention_layer(p, x, 2, padding), padded)
 
 
 def test_attention_layer_equals_its_heads_side_by_side(backend: Backend) -> None:

@@ -1,8 +1,5 @@
 """What goes into a Tensor and what comes out of it: dtypes, copies, numbers, text, other libraries."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +12,7 @@ import russellgrad as rg
 from russellgrad import Tensor, attention, cross_entropy, layer_norm, set_default_dtype
 from russellgrad.backend import Backend
 from tests.helpers import assert_close
+from tests.process import run_python
 
 
 @pytest.fixture
@@ -90,8 +88,7 @@ def test_other_default_dtypes_are_refused(wrong: Any) -> None:
 )
 def test_the_default_dtype_from_the_environment(setting: str, said: str) -> None:
     code = "from russellgrad import Tensor; print(Tensor([1]).dtype)"
-    environment = {**os.environ, "RG_DTYPE": setting, "RG_BACKEND": "numpy"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = run_python("-c", code, RG_DTYPE=setting)
     assert said in done.stdout + done.stderr
 
 
