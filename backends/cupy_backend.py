@@ -322,19 +322,13 @@ _GELU_C = _sqrt(2.0 / pi)
 
 
 def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
-    if approximate == "none":  # Phi, the normal distribution function
+    if approximate == "none":  # phi is the normal distribution function, its slope the normal density
         phi = 0.5 * (1.0 + erf(a * _sqrt(0.5)))
-    else:
-        phi = 0.5 * (1.0 + cupy.tanh(_GELU_C * (a + 0.044715 * a * a * a)))
-    return a * phi, phi
-
-
-def gelu_backward(g: Array, a: Array, phi: Array, approximate: str) -> Array:
-    if approximate == "none":  # phi' is the normal density
-        slope = cupy.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
+        density = cupy.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
     else:  # (1 - tanh^2) / 2 = 2 phi (1 - phi)
-        slope = 2.0 * phi * (1.0 - phi) * _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
-    return g * (phi + a * slope)
+        phi = 0.5 * (1.0 + cupy.tanh(_GELU_C * (a + 0.044715 * a * a * a)))
+        density = 2.0 * phi * (1.0 - phi) * _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
+    return a * phi, phi + a * density
 
 
 # --- Fused: rows
@@ -446,34 +440,49 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, counted: Array | 
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
-    scores = (q * (1.0 / _sqrt(q.shape[-1]))) @ cupy.swapaxes(k, -1, -2)  # (..., L, S)
+    scores = _scores(q, k, mask, causal, offset)
+    if not scores.size:
+        return scores @ v, cupy.full((*scores.shape[:-1], 1), inf, scores.dtype)
+    top = cupy.maximum(cupy.max(scores, axis=-1, keepdims=True), np.finfo(scores.dtype).min)
+    weights = cupy.exp(scores - top)  # a row with everything hidden: all zeros
+    total = cupy.sum(weights, axis=-1, keepdims=True)
+    log_sum = cupy.where(total == 0, inf, cupy.log(total) + top)
+    return (weights / cupy.where(total == 0, 1, total)) @ v, log_sum
+
+
+def attention_backward(
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    log_sum: Array,
+    mask: Array | None,
+    causal: bool,
+    offset: int,
+    needs: Sequence[bool],
+) -> tuple[Array | None, ...]:
+    need_q, need_k, need_v = needs
+    weights = cupy.exp(_scores(q, k, mask, causal, offset) - log_sum)
+    gq = gk = None
+    if need_q or need_k:
+        g_scores = g @ cupy.swapaxes(v, -1, -2) - cupy.sum(g * out, axis=-1, keepdims=True)
+        g_scores *= weights * (1.0 / _sqrt(q.shape[-1]))  # (..., L, S)
+        gq = g_scores @ k if need_q else None
+        gk = cupy.swapaxes(g_scores, -1, -2) @ q if need_k else None
+    gv = cupy.swapaxes(weights, -1, -2) @ g if need_v else None
+    return gq, gk, gv
+
+
+def _scores(q: Array, k: Array, mask: Array | None, causal: bool, offset: int) -> Array:
+    """q k^T / sqrt(d): (..., L, S), -inf where hidden."""
+    scores = (q * (1.0 / _sqrt(q.shape[-1]))) @ cupy.swapaxes(k, -1, -2)
     if mask is not None:
         scores = cupy.where(mask, -inf, scores)
     if causal:  # query i sees keys up to i + offset
         queries, keys = scores.shape[-2:]
-        hidden = cupy.arange(keys) > cupy.arange(queries)[:, None] + offset
-        scores = cupy.where(hidden, -inf, scores)
-    if scores.size:
-        top = cupy.max(scores, axis=-1, keepdims=True)
-        weights = cupy.exp(scores - cupy.where(cupy.isneginf(top), 0, top))  # a row with everything hidden: all zeros
-        total = cupy.sum(weights, axis=-1, keepdims=True)
-        weights /= cupy.where(total == 0, 1, total)
-    else:
-        weights = scores
-    return weights @ v, weights
-
-
-def attention_backward(
-    g: Array, q: Array, k: Array, v: Array, weights: Array, needs: Sequence[bool]
-) -> tuple[Array | None, ...]:
-    need_q, need_k, need_v = needs
-    gq = gk = None
-    if need_q or need_k:
-        gw = softmax_backward(g @ cupy.swapaxes(v, -1, -2), weights, -1) * (1.0 / _sqrt(q.shape[-1]))  # (..., L, S)
-        gq = gw @ k if need_q else None
-        gk = cupy.swapaxes(gw, -1, -2) @ q if need_k else None
-    gv = cupy.swapaxes(weights, -1, -2) @ g if need_v else None
-    return gq, gk, gv
+        scores = cupy.where(cupy.arange(keys) > cupy.arange(queries)[:, None] + offset, -inf, scores)
+    return scores
 
 
 # --- Fused: one optimizer step, in place

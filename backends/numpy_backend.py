@@ -2,16 +2,21 @@
 
 Names, order and signatures are those of the contract, `russellgrad/backend.py`; shapes are in the comments there and
 beside the fused primitives here. What another backend computes with a kernel is defined by what stands here.
+
+A large array is slow to go through, not to compute with: memory gives a core a number or two in the time of a hundred
+operations. So the fused primitives take an array in blocks that stay in a core's cache from the first step of their
+formula to the last, write each step where the one before was (`out=`), and share the blocks out among threads.
 """
 
-from collections.abc import Sequence
-from math import pi, prod
+from collections.abc import Callable, Sequence
+from math import inf, pi, prod
 from math import sqrt as _sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from . import host
+from .cpu import in_parts, keep_freed_memory
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 DType: TypeAlias = Any
@@ -19,12 +24,40 @@ Shape: TypeAlias = tuple[int, ...]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
 name = "numpy"
+_builtin_max, _builtin_min = max, min  # before the primitives of these names
+
+# --- Blocks and parts
+
+_BLOCK = 1 << 17  # elements: smaller ones would stay in a nearer cache, but cost more in calls than that saves
+_PASS = 2e-4  # microseconds for one elementary step on one element, about; `in_parts` only needs the order of it
+_FLOP = 1e-5  # microseconds for one operation of a product, likewise
+
+
+def _block_length(n: int, width: int) -> int:
+    """How many of n rows of `width` elements make a block. Where there is more than one, four or eight or ... share."""
+    blocks = -(-n * width // _BLOCK)
+    return n if blocks < 2 else -(-n // (-(-blocks // 4) * 4))
+
+
+def _in_blocks(formula: Callable[[slice], None], passes: int, n: int, width: int = 1) -> None:
+    """formula(block) for blocks that make up n rows of `width` elements, in several threads if that pays."""
+    if n == 0:
+        return
+    length = _block_length(n, width)
+
+    def part(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            formula(slice(i * length, _builtin_min((i + 1) * length, n)))
+
+    in_parts(-(-n // length), n * width * passes * _PASS, part)
+
 
 # --- In and out of the backend
 
 
 def require_usable() -> None:
-    """NumPy can always be used."""
+    """NumPy can always be used. Called once, before anything else here."""
+    keep_freed_memory()
 
 
 def is_array(x: Any) -> bool:
@@ -197,13 +230,15 @@ _ERF_SINGLE = (
 
 
 def _erf_single(a: Array) -> Array:
-    x = np.clip(np.asarray(a, dtype=np.float32), -4.1, 4.1)  # beyond 4 erf is 1 to single precision
+    x = np.asarray(a, dtype=np.float32)
     z = x * x
-    value = np.full_like(z, _ERF_SINGLE[0])
-    for c in _ERF_SINGLE[1:]:
-        value *= z
-        value += c
-    value *= x
+    value = z * _ERF_SINGLE[0]
+    with np.errstate(over="ignore"):  # far out the polynomial overflows, and tanh is 1 all the same
+        for c in _ERF_SINGLE[1:-1]:
+            value += c
+            value *= z
+        value += _ERF_SINGLE[-1]
+        value *= x
     return np.asarray(np.tanh(value), dtype=a.dtype)
 
 
@@ -332,29 +367,63 @@ def _is_one_mask(index: tuple[Any, ...]) -> bool:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    return np.asarray(np.matmul(a, b))
+    if a.ndim < 2 or b.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
+        return np.asarray(np.matmul(a, b))
+    *batch, n, k = a.shape
+    out = np.empty((*batch, n, b.shape[-1]), np.result_type(a, b))
+
+    def part(start: int, stop: int) -> None:  # of the batch, or of the rows
+        np.matmul(a[start:stop], b[start:stop] if batch else b, out=out[start:stop])
+
+    in_parts(len(out), 2 * out.size * k * _FLOP, part)
+    return out
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
-    rows = _rows(x) @ weight  # (N, i) @ (i, o): one product, whatever the batch axes
-    if bias is not None:
-        rows += bias
-    return rows.reshape(*x.shape[:-1], weight.shape[1])
+    rows = _rows(x)  # (N, i) @ (i, o): one product, whatever the batch axes
+    out = np.empty((len(rows), weight.shape[1]), np.result_type(x, weight))
+
+    def part(start: int, stop: int) -> None:
+        np.matmul(rows[start:stop], weight, out=out[start:stop])
+        if bias is not None:
+            out[start:stop] += bias
+
+    in_parts(len(rows), 2 * out.size * weight.shape[0] * _FLOP, part)
+    return out.reshape(*x.shape[:-1], weight.shape[1])
 
 
 def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
     need_x, need_weight, need_bias = needs
-    g2 = _rows(g)  # (N, o)
-    return (
-        (g2 @ weight.T).reshape(x.shape) if need_x else None,
-        _rows(x).T @ g2 if need_weight else None,
-        g2.sum(0) if need_bias else None,
-    )
+    g2, rows = _rows(g), _rows(x)  # (N, o), (N, i)
+    (n, o), i = g2.shape, weight.shape[0]
+    gx = np.empty((n, i), g.dtype) if need_x else None
+    gw = np.empty((i, o), g.dtype) if need_weight else None
+    gb = np.empty(o, g.dtype) if need_bias else None
+    shares = 64  # of each gradient; a thread takes the same share of all three
+
+    def part(start: int, stop: int) -> None:
+        def share(length: int) -> slice:
+            return slice(length * start // shares, length * stop // shares)
+
+        if gx is not None:
+            np.matmul(g2[share(n)], weight.T, out=gx[share(n)])
+        if gw is not None:
+            np.matmul(rows[:, share(i)].T, g2, out=gw[share(i)])
+        if gb is not None:
+            np.sum(g2[:, share(o)], axis=0, out=gb[share(o)])
+
+    in_parts(shares, 2 * n * i * o * (need_x + need_weight) * _FLOP, part)
+    return None if gx is None else gx.reshape(x.shape), gw, gb
 
 
 def _rows(a: Array) -> Array:
     """(..., C) -> (N, C); the count is spelled out because -1 cannot be inferred when C is 0."""
     return a.reshape(prod(a.shape[:-1]), a.shape[-1])
+
+
+def _row_sums(a: Array) -> Array:
+    """(..., C) -> (..., 1). As a product it is several times faster than np.sum along short rows."""
+    return np.asarray(a @ np.ones((a.shape[-1], 1), a.dtype))
 
 
 # --- Fused: activations. Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2.
@@ -363,76 +432,158 @@ _GELU_C = _sqrt(2.0 / pi)
 
 
 def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
-    if approximate == "none":  # Phi, the normal distribution function
-        phi = 0.5 * (1.0 + erf(a * _sqrt(0.5)))
-    else:
-        phi = 0.5 * (1.0 + np.tanh(_GELU_C * (a + 0.044715 * a * a * a)))
-    return a * phi, phi
+    """a phi(a) and its slope, phi(a) + a phi'(a), computed together while `a` is in the cache."""
+    flat = a.reshape(-1)
+    out, slope = np.empty_like(flat), np.empty_like(flat)
+    formula = _gelu_exact if approximate == "none" else _gelu_tanh
+    _in_blocks(lambda block: formula(flat[block], out[block], slope[block]), 25, flat.size)
+    return out.reshape(a.shape), slope.reshape(a.shape)
 
 
-def gelu_backward(g: Array, a: Array, phi: Array, approximate: str) -> Array:
-    if approximate == "none":  # phi' is the normal density
-        slope = np.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
-    else:  # (1 - tanh^2) / 2 = 2 phi (1 - phi)
-        slope = 2.0 * phi * (1.0 - phi) * _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
-    return np.asarray(g * (phi + a * slope))
+def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
+    """phi is the normal distribution function, phi' its density."""
+    phi = erf(a * _sqrt(0.5))
+    phi += 1.0
+    phi *= 0.5
+    np.multiply(a, phi, out=out)
+    density = np.multiply(a, a, out=slope)
+    density *= -0.5
+    np.exp(density, out=density)
+    density *= a
+    density *= 1.0 / _sqrt(2.0 * pi)
+    slope += phi
+
+
+def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
+    """phi = (1 + tanh(c (a + 0.044715 a^3))) / 2, so phi' = 2 phi (1 - phi) c (1 + 3 * 0.044715 a^2)."""
+    square = a * a
+    phi = np.multiply(square, _GELU_C * 0.044715)
+    phi += _GELU_C
+    phi *= a
+    np.tanh(phi, out=phi)
+    phi += 1.0
+    phi *= 0.5
+    np.multiply(a, phi, out=out)
+    square *= 6.0 * _GELU_C * 0.044715
+    square += 2.0 * _GELU_C
+    square *= out  # a phi ...
+    np.subtract(1.0, phi, out=slope)
+    slope *= square
+    slope += phi
 
 
 # --- Fused: rows
 
 
 def softmax(a: Array, axis: int) -> Array:
-    if a.size == 0:
-        return np.array(a)
-    e = np.exp(a - np.max(a, axis=axis, keepdims=True))  # the largest exponent is 0: no overflow
-    return np.asarray(e / np.sum(e, axis=axis, keepdims=True))
+    def formula(axis: int, a: Array, out: Array) -> None:
+        np.subtract(a, np.max(a, axis=axis, keepdims=True), out=out)  # the largest exponent is 0: no overflow
+        np.exp(out, out=out)
+        out /= np.sum(out, axis=axis, keepdims=True)
+
+    return _along(axis, formula, 12, a)
 
 
 def softmax_backward(g: Array, y: Array, axis: int) -> Array:
-    return np.asarray(y * (g - np.sum(g * y, axis=axis, keepdims=True)))
+    def formula(axis: int, g: Array, y: Array, out: Array) -> None:
+        np.subtract(g, np.sum(g * y, axis=axis, keepdims=True), out=out)
+        out *= y
+
+    return _along(axis, formula, 5, g, y)
 
 
 def log_softmax(a: Array, axis: int) -> Array:
-    if a.size == 0:
-        return np.array(a)
-    z = a - np.max(a, axis=axis, keepdims=True)
-    return np.asarray(z - np.log(np.sum(np.exp(z), axis=axis, keepdims=True)))
+    def formula(axis: int, a: Array, out: Array) -> None:
+        np.subtract(a, np.max(a, axis=axis, keepdims=True), out=out)
+        out -= np.log(np.sum(np.exp(out), axis=axis, keepdims=True))
+
+    return _along(axis, formula, 12, a)
 
 
 def log_softmax_backward(g: Array, y: Array, axis: int) -> Array:
-    return np.asarray(g - np.exp(y) * np.sum(g, axis=axis, keepdims=True))
+    def formula(axis: int, g: Array, y: Array, out: Array) -> None:
+        np.exp(y, out=out)
+        out *= np.sum(g, axis=axis, keepdims=True)
+        np.subtract(g, out, out=out)
+
+    return _along(axis, formula, 10, g, y)
+
+
+def _along(axis: int, formula: Callable[..., None], passes: int, *arrays: Array) -> Array:
+    """formula(axis, *arrays, out), in blocks of rows if `axis` is the last; all have one shape."""
+    out = np.empty(arrays[0].shape, arrays[0].dtype)
+    if out.size == 0:
+        return out
+    if axis not in (-1, out.ndim - 1):
+        formula(axis, *arrays, out)
+        return out
+    rows = [_rows(array) for array in (*arrays, out)]
+    _in_blocks(lambda block: formula(-1, *(array[block] for array in rows)), passes, len(rows[0]), out.shape[-1])
+    return out
 
 
 # Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450, equation 4.
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    mean = np.mean(x, axis=-1, keepdims=True)  # (..., 1)
-    centred = x - mean  # the variance from centred values: E[x^2] - E[x]^2 cancels when the mean is large
-    rstd = 1.0 / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + eps)  # (..., 1)
-    y = centred * rstd
-    if gamma is not None:
-        y = y * gamma
-    if beta is not None:
-        y = y + beta
-    return np.asarray(y), mean, rstd
+    rows = _rows(x)  # (N, C)
+    n, width = rows.shape
+    y, mean, rstd = (np.empty((n, columns), x.dtype) for columns in (width, 1, 1))
+
+    def formula(block: slice) -> None:
+        centred, m, r = y[block], mean[block], rstd[block]
+        np.divide(_row_sums(rows[block]), width, out=m)
+        np.subtract(rows[block], m, out=centred)
+        # The variance from centred values: E[x^2] - E[x]^2 cancels when the mean is large.
+        np.divide(_row_sums(centred * centred), width, out=r)
+        r += eps
+        np.sqrt(r, out=r)
+        np.divide(1.0, r, out=r)
+        centred *= r
+        if gamma is not None:
+            centred *= gamma
+        if beta is not None:
+            centred += beta
+
+    _in_blocks(formula, 8, n, width)
+    per_row = (*x.shape[:-1], 1)
+    return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
 
 
 def layer_norm_backward(
     g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
 ) -> tuple[Array | None, ...]:
     need_x, need_gamma, need_beta = needs
-    normed = (x - mean) * rstd  # (..., C)
-    gx = ggamma = gbeta = None
-    if need_x:
-        h = g if gamma is None else g * gamma
-        # The gradient of centring takes out h's mean; that of scaling, its part along `normed`.
-        gx = rstd * (h - np.mean(h, axis=-1, keepdims=True) - normed * np.mean(h * normed, axis=-1, keepdims=True))
-    if need_gamma:
-        ggamma = _rows(g * normed).sum(0)
-    if need_beta:
-        gbeta = _rows(g).sum(0)
-    return gx, ggamma, gbeta
+    gs, xs, means, rstds = _rows(g), _rows(x), _rows(mean), _rows(rstd)
+    n, width = xs.shape
+    gx = np.empty(xs.shape, g.dtype) if need_x else None
+    scale = np.ones(width, g.dtype) if gamma is None else gamma
+    average = scale[:, None] / _builtin_max(width, 1)  # g @ average: the mean of each row of g gamma
+    length = _block_length(n, width) or 1
+    # Of gamma's gradient and of beta's, block by block: so the order of summation is the same with any threads.
+    sums = np.empty((2, -(-n // length), width), g.dtype)
+
+    def formula(block: slice) -> None:
+        normed = xs[block] - means[block]
+        normed *= rstds[block]
+        along = gs[block] * normed
+        np.sum(along, axis=0, out=sums[0, block.start // length])
+        np.sum(gs[block], axis=0, out=sums[1, block.start // length])
+        if gx is not None:
+            # With h = g gamma: the gradient of centring takes out h's mean; that of scaling, its part along `normed`.
+            h = np.multiply(gs[block], scale, out=gx[block])
+            h -= gs[block] @ average
+            normed *= along @ average
+            h -= normed
+            h *= rstds[block]
+
+    _in_blocks(formula, 12, n, width)
+    total = np.sum(sums, axis=1)
+    return (
+        None if gx is None else gx.reshape(x.shape),
+        total[0] if need_gamma else None,
+        total[1] if need_beta else None,
+    )
 
 
 def embedding(weight: Array, ids: Array) -> Array:
@@ -477,37 +628,137 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, counted: Array | 
     return out
 
 
-# Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1.
+# Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1, by blocks of queries. Of the weights nothing
+# is kept but the logarithm of each row's sum, from which backward computes them again (Dao et al., "FlashAttention",
+# arXiv:2205.14135, algorithm 4; here a block has all its keys at once). Keys after a block's last query are left out.
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
-    scores = (q * (1.0 / _sqrt(q.shape[-1]))) @ np.swapaxes(k, -1, -2)  # (..., L, S)
-    if mask is not None:
-        np.copyto(scores, -np.inf, where=np.broadcast_to(mask, scores.shape))
-    if causal:  # query i sees keys up to i + offset
-        queries, keys = scores.shape[-2:]
-        np.copyto(scores, -np.inf, where=np.arange(keys) > np.arange(queries)[:, None] + offset)
-    if scores.size:
-        top = np.max(scores, axis=-1, keepdims=True)
-        weights = np.exp(scores - np.where(np.isneginf(top), 0, top))  # a row with everything hidden: all zeros
-        total = np.sum(weights, axis=-1, keepdims=True)
-        weights /= np.where(total == 0, 1, total)
-    else:
-        weights = scores
-    return np.asarray(weights @ v), weights
+    """The output, and log sum exp of each query's scores; inf where all are hidden."""
+    heads = _Heads(q, k, v, mask, causal, offset)
+    out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))  # in memory like q, heads side by side
+    log_sum = np.full((*heads.q.shape[:-1], 1), inf, q.dtype)
+
+    def one(queries: _Part, keys: _Part) -> None:
+        weights = heads.scores(queries, keys)
+        top = np.max(weights, axis=-1, keepdims=True)
+        np.maximum(top, np.finfo(top.dtype).min, out=top)  # a row with everything hidden: weights of 0, not nan
+        weights -= top
+        np.exp(weights, out=weights)
+        total = _row_sums(weights)
+        hidden = total == 0
+        total += hidden
+        np.matmul(weights, heads.v[keys], out=out[queries])
+        out[queries] /= total
+        log_sum[queries] = np.where(hidden, inf, np.log(total) + top)
+
+    heads.in_blocks(one, products=2)
+    return heads.joined(out), heads.joined(log_sum)
 
 
 def attention_backward(
-    g: Array, q: Array, k: Array, v: Array, weights: Array, needs: Sequence[bool]
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    log_sum: Array,
+    mask: Array | None,
+    causal: bool,
+    offset: int,
+    needs: Sequence[bool],
 ) -> tuple[Array | None, ...]:
-    need_q, need_k, need_v = needs
-    gq = gk = None
-    if need_q or need_k:
-        gw = softmax_backward(g @ np.swapaxes(v, -1, -2), weights, -1) * (1.0 / _sqrt(q.shape[-1]))  # (..., L, S)
-        gq = gw @ k if need_q else None
-        gk = np.swapaxes(gw, -1, -2) @ q if need_k else None
-    gv = np.swapaxes(weights, -1, -2) @ g if need_v else None
-    return gq, gk, gv
+    """Each gradient has all batch axes, those too along which its operand was broadcast."""
+    heads = _Heads(q, k, v, mask, causal, offset)
+    g, out, log_sum = heads.split(g), heads.split(out), heads.split(log_sum)
+    gq, gk, gv = (
+        np.zeros_like(operand) if need else None
+        for operand, need in zip((heads.q, heads.k, heads.v), needs, strict=True)
+    )
+
+    def one(queries: _Part, keys: _Part) -> None:
+        weights = heads.scores(queries, keys)
+        weights -= log_sum[queries]
+        np.exp(weights, out=weights)
+        if gv is not None:
+            gv[keys] += np.swapaxes(weights, -1, -2) @ g[queries]
+        if gq is None and gk is None:
+            return
+        g_scores = g[queries] @ np.swapaxes(heads.v[keys], -1, -2)
+        # What softmax's backward takes off, a row's sum of g_weights * weights, is that of its g * out.
+        g_scores -= _row_sums(g[queries] * out[queries])
+        weights *= heads.scale
+        g_scores *= weights
+        if gq is not None:
+            np.matmul(g_scores, heads.k[keys], out=gq[queries])
+        if gk is not None:
+            gk[keys] += np.swapaxes(g_scores, -1, -2) @ heads.q[queries]
+
+    heads.in_blocks(one, products=5)
+    return tuple(None if gradient is None else heads.joined(gradient) for gradient in (gq, gk, gv))
+
+
+_Part: TypeAlias = tuple[slice, slice, slice]  # of B, of H, and of L or S
+
+
+class _Heads:
+    """The operands of attention as (B, H, L or S, width), whatever their batch axes, and the blocks to take them in."""
+
+    queries_at_once = 64
+
+    def __init__(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> None:
+        self.batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        self.q, self.k, self.v = self.split(q), self.split(k), self.split(v)
+        self.scale = 1.0 / _sqrt(q.shape[-1])
+        self.mask = None if mask is None else self.split(np.broadcast_to(mask, (*q.shape[:-1], k.shape[-2])))
+        self.offset = offset if causal else k.shape[-2]
+        places = np.arange(self.queries_at_once)
+        self.later = places >= places[:, None]  # of the keys from the second on
+
+    def split(self, a: Array) -> Array:
+        """(..., n, width) -> (B, H, n, width), a view wherever there can be one."""
+        full = np.broadcast_to(a, (*self.batch, *a.shape[-2:]))
+        if full.ndim < 4:
+            return full[(None,) * (4 - full.ndim)]
+        return full.reshape(prod(full.shape[:-3]), *full.shape[-3:])
+
+    def joined(self, a: Array) -> Array:
+        """(B, H, n, width) -> (..., n, width)."""
+        return a.reshape(*self.batch, *a.shape[-2:])
+
+    def scores(self, queries: _Part, keys: _Part) -> Array:
+        """q k^T / sqrt(d) of a block, -inf where hidden. Query i sees keys up to i + offset."""
+        scores: Array = (self.q[queries] * self.scale) @ np.swapaxes(self.k[keys], -1, -2)
+        if self.mask is not None:
+            np.copyto(scores, -inf, where=self.mask[(*queries, keys[2])])
+        second = queries[2].start + self.offset + 1  # the first query does not see it; all see those before it
+        unseen = scores[..., _builtin_max(second, 0) :]
+        if unseen.shape[-1]:
+            past = _builtin_max(-second, 0)
+            np.copyto(unseen, -inf, where=self.later[: unseen.shape[-2], past : past + unseen.shape[-1]])
+        return scores
+
+    def in_blocks(self, one: Callable[[_Part, _Part], None], products: int) -> None:
+        """one(queries, keys) for all blocks; those of one head in turn, heads in several threads if that pays."""
+        (n_batch, n_heads, n_queries, width), n_keys = self.q.shape, self.k.shape[2]
+        score_rows = _builtin_min(n_queries, self.queries_at_once) * n_keys  # of one head
+        h_step = _block_length(n_heads, score_rows) or 1
+        b_step = _block_length(n_batch, n_heads * score_rows) or 1
+        units = [
+            (slice(b, b + b_step), slice(h, h + h_step))
+            for b in range(0, n_batch, b_step)
+            for h in range(0, n_heads, h_step)
+        ]
+
+        def part(start: int, stop: int) -> None:
+            for some in units[start:stop]:
+                for i in range(0, n_queries, self.queries_at_once):
+                    end = _builtin_min(i + self.queries_at_once, n_queries)
+                    seen = _builtin_min(end + self.offset, n_keys)
+                    if seen > 0:
+                        one((*some, slice(i, end)), (*some, slice(0, seen)))
+
+        in_parts(len(units), 2 * products * n_batch * n_heads * n_queries * n_keys * width * _FLOP, part)
 
 
 # --- Fused: one optimizer step, in place
@@ -549,13 +800,28 @@ def adam_step(
     decoupled: bool,
 ) -> None:
     """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101."""
-    if weight_decay and decoupled:
-        p *= 1.0 - lr * weight_decay
-    elif weight_decay:
-        g = g + weight_decay * p
-    m *= beta1
-    m += (1.0 - beta1) * g
-    v *= beta2
-    v += (1.0 - beta2) * (g * g)
-    scale = _sqrt(1.0 - beta2**step)
-    p -= (lr / (1.0 - beta1**step)) * m / (np.sqrt(v) / scale + eps)
+    decay, scale, rate = lr * weight_decay, _sqrt(1.0 - beta2**step), lr / (1.0 - beta1**step)
+    arrays = [np.atleast_1d(array) for array in (p, g, m, v)]  # views: what is written into them stays
+
+    def formula(block: slice) -> None:
+        p, g, m, v = (array[block] for array in arrays)
+        if weight_decay and decoupled:
+            p *= 1.0 - decay
+        elif weight_decay:
+            g = g + weight_decay * p
+        work = g * (1.0 - beta1)
+        m *= beta1
+        m += work
+        np.multiply(g, g, out=work)
+        work *= 1.0 - beta2
+        v *= beta2
+        v += work
+        np.sqrt(v, out=work)
+        work /= scale
+        work += eps
+        np.divide(m, work, out=work)
+        work *= rate
+        p -= work
+
+    n = len(arrays[0])
+    _in_blocks(formula, 14, n, p.size // _builtin_max(n, 1))

@@ -99,8 +99,7 @@ class Backend(Protocol):
     def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,)
 
     # Fused: activations
-    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # (...) -> a phi(a), phi(a); "none": phi is the normal distribution, "tanh": near it
-    def gelu_backward(self, g: Array, a: Array, phi: Array, approximate: str) -> Array: ...  # (...) (...) (...) -> (...)
+    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # (...) -> a phi(a), its derivative; "none": phi is the normal distribution, "tanh": near it
 
     # Fused: rows
     def softmax(self, a: Array, axis: int) -> Array: ...                         # e^a / sum e^a along axis
@@ -113,8 +112,8 @@ class Backend(Protocol):
     def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (V, C), the same bits every time
     def cross_entropy(self, logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]: ...  # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities
     def cross_entropy_backward(self, g: Array, probs: Array, ids: Array, counted: Array | None) -> Array: ...  # () -> (N, C)
-    def attention(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]: ...  # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), weights (..., L, S)
-    def attention_backward(self, g: Array, q: Array, k: Array, v: Array, weights: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., L, e) -> gradients of q, k, v
+    def attention(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]: ...  # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), log sum exp of the scores (..., L, 1)
+    def attention_backward(self, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool, offset: int, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., L, e) -> gradients of q, k, v
 
     # Fused: one optimizer step, in place on p and its state
     def sgd_step(self, p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> None: ...

@@ -126,8 +126,8 @@ def leaky_relu(xp: Backend, a: Array, *, alpha: float) -> Result:
 def gelu(xp: Backend, a: Array, *, approximate: str) -> Result:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    out, phi = xp.gelu(a, approximate)
-    return out, lambda g: xp.gelu_backward(g, a, phi, approximate)
+    out, slope = xp.gelu(a, approximate)
+    return out, lambda g: xp.multiply(g, slope)
 
 
 def maximum(xp: Backend, a: Array, b: Array) -> Result:
@@ -491,8 +491,8 @@ def attention(xp: Backend, q: Array, k: Array, v: Array, *, mask: Any, causal: b
         )
     scores = (*broadcast_shape(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
     hidden = None if mask is None else _fitting_mask(xp, scores, mask, "attention")
-    out, weights = xp.attention(q, k, v, hidden, causal, offset)
-    return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, weights, needs))
+    out, log_sum = xp.attention(q, k, v, hidden, causal, offset)
+    return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, hidden, causal, offset, needs))
 
 
 def shape_of(operand: Array | float) -> Shape:

@@ -1,0 +1,237 @@
+"""The NumPy backend's threads, blocks and kept memory: arrays larger than a block, in any number of threads."""
+
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
+
+import russellgrad as rg
+from russellgrad import Tensor, use_backend
+from tests.helpers import check_against_torch, rng
+from tests.process import output_of, run_python
+
+cpu: Any = importlib.import_module("russellgrad.backends.cpu")
+numpy_backend: Any = importlib.import_module("russellgrad.backends.numpy_backend")
+
+
+def normal(*shape: int, seed: int = 0) -> Any:
+    return rng(seed).normal(size=shape)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Every primitive in blocks of 100 elements, and in as many threads as there are, however small it is."""
+    monkeypatch.setattr(cpu, "_n_threads", request.param)
+    monkeypatch.setattr(cpu, "_queue", None)
+    monkeypatch.setattr(cpu, "WORTH", 1e-9)
+    monkeypatch.setattr(numpy_backend, "_BLOCK", 100)
+    monkeypatch.setattr(numpy_backend._Heads, "queries_at_once", 4)
+    with use_backend("numpy"):
+        yield request.param
+
+
+# --- The primitives, against PyTorch
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_blocks_make_up_the_whole(threads: int, rows: int, dtype: str) -> None:
+    x, weight, bias = normal(rows, 2, 9), normal(9, 5, seed=1), normal(5, seed=2)
+    scale = normal(9, seed=3)
+    check_against_torch(rg.linear, lambda x, w, b: F.linear(x, w.T, b), x, weight, bias, dtype=dtype)
+    check_against_torch(Tensor.gelu, F.gelu, x, dtype=dtype)
+    check_against_torch(lambda x: x.gelu("tanh"), lambda x: F.gelu(x, approximate="tanh"), x, dtype=dtype)
+    check_against_torch(rg.layer_norm, lambda x, g, b: F.layer_norm(x, (9,), g, b), x, scale, scale, dtype=dtype)
+    check_against_torch(rg.layer_norm, lambda x: F.layer_norm(x, (9,)), x, dtype=dtype)
+    for axis in (0, -1):
+        check_against_torch(rg.softmax, lambda x, axis=axis: F.softmax(x, axis), x, dtype=dtype) if axis else None
+        check_against_torch(
+            lambda x, axis=axis: x.softmax(axis), lambda x, axis=axis: F.softmax(x, axis), x, dtype=dtype
+        )
+        check_against_torch(
+            lambda x, axis=axis: x.log_softmax(axis), lambda x, axis=axis: F.log_softmax(x, axis), x, dtype=dtype
+        )
+    check_against_torch(lambda a, b: a @ b, torch.matmul, normal(rows, 9), weight, dtype=dtype)
+    check_against_torch(lambda a, b: a @ b, torch.matmul, x, normal(rows, 9, 3), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("queries", "keys", "offset"), [(11, 11, 0), (11, 13, 2), (9, 14, 5), (11, 11, -3), (2, 20, 1)]
+)
+def test_attention_by_blocks_of_queries(threads: int, queries: int, keys: int, offset: int, dtype: str) -> None:
+    q, k, v = normal(3, 5, queries, 4), normal(3, 5, keys, 4, seed=1), normal(3, 5, keys, 6, seed=2)
+    later = torch.arange(keys) > torch.arange(queries)[:, None] + offset
+    padding = torch.tensor(rng(3).random((3, 1, 1, keys)) < 0.3)
+
+    def reference(q: Any, k: Any, v: Any, hidden: Any) -> Any:
+        scores = (q @ k.transpose(-1, -2) / 2).masked_fill(hidden, -1e30)
+        return torch.softmax(scores, -1).masked_fill(hidden, 0) @ v
+
+    check_against_torch(
+        lambda q, k, v: rg.attention(q, k, v, causal=True, offset=offset),
+        lambda q, k, v: reference(q, k, v, later), q, k, v, dtype=dtype,
+    )  # fmt: skip
+    check_against_torch(
+        lambda q, k, v: rg.attention(q, k, v, padding.numpy(), causal=True, offset=offset),
+        lambda q, k, v: reference(q, k, v, later | padding), q, k, v, dtype=dtype,
+    )  # fmt: skip
+
+
+def test_attention_never_looks_at_hidden_keys_after_the_block(threads: int) -> None:
+    """An infinite score that a query must not see leaves it as it is."""
+    q, k, v = (Tensor(normal(1, 8, 2, seed=i)) for i in range(3))
+    expected = rg.attention(q, k, v, causal=True).numpy()
+    k.data[0, 3] = np.inf
+    with np.errstate(invalid="ignore"):
+        found = rg.attention(q, k, v, causal=True).numpy()
+    assert np.array_equal(found[0, :3], expected[0, :3])
+
+
+def test_the_number_of_threads_does_not_change_a_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numpy_backend, "_BLOCK", 100)
+    monkeypatch.setattr(cpu, "WORTH", 1e-9)
+    found = []
+    for n in (1, 2, 3):
+        monkeypatch.setattr(cpu, "_n_threads", n)
+        x, gamma = Tensor(normal(50, 20)), Tensor(normal(20))
+        rg.layer_norm(x, gamma).backward(Tensor(normal(50, 20, seed=1)))
+        found.append((x.grad, gamma.grad))
+    for x_grad, gamma_grad in found[1:]:
+        assert np.array_equal(x_grad, found[0][0])
+        assert np.array_equal(gamma_grad, found[0][1])
+
+
+# --- Threads
+
+
+def test_parts_cover_the_range_once(threads: int) -> None:
+    for n in (0, 1, 2, 5, 100):
+        counts = np.zeros(n, int)
+
+        def work(start: int, stop: int, counts: Any = counts) -> None:
+            counts[start:stop] += 1
+
+        cpu.in_parts(n, 1.0, work)
+        assert (counts == 1).all()
+
+
+def test_work_that_does_not_pay_stays_in_the_callers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_n_threads", 4)
+    calls: list[tuple[int, int, str]] = []
+
+    def work(start: int, stop: int) -> None:
+        calls.append((start, stop, threading.current_thread().name))
+
+    cpu.in_parts(10, 1.9 * cpu.WORTH, work)
+    assert calls == [(0, 10, threading.current_thread().name)]
+    calls.clear()
+    cpu.in_parts(10, 2 * cpu.WORTH, work)
+    assert sorted(calls) == [(0, 5, threading.current_thread().name), (5, 10, "russellgrad")]
+
+
+@pytest.mark.parametrize("threads", [2, 3], indirect=True)
+def test_an_error_in_a_part_reaches_the_caller(threads: int) -> None:
+    def fail(start: int, stop: int) -> None:
+        if start:
+            raise KeyError(start)
+
+    with pytest.raises(KeyError):
+        cpu.in_parts(10, 1.0, fail)
+    cpu.in_parts(10, 1.0, lambda start, stop: None)  # and the threads live on
+
+
+def test_errstate_is_the_callers(threads: int) -> None:
+    x = np.zeros(1000)
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
+        cpu.in_parts(len(x), 1.0, lambda start, stop: 1 / x[start:stop])
+    with np.errstate(divide="ignore"):
+        cpu.in_parts(len(x), 1.0, lambda start, stop: 1 / x[start:stop])
+
+
+def test_the_blas_has_one_thread_within_and_its_own_after(threads: int) -> None:
+    count = cpu._openblas("get_num_threads")
+    if count is None:
+        pytest.skip("NumPy's BLAS is not OpenBLAS")
+    before, within = count(), []
+    cpu.in_parts(10, 1.0, lambda start, stop: within.append(count()))
+    assert set(within) == ({1} if threads > 1 else {before})
+    assert count() == before
+    with pytest.raises(ZeroDivisionError):
+        cpu.in_parts(10, 1.0, lambda start, stop: within.append(1 // 0))
+    assert count() == before
+
+
+def test_several_callers_at_once(threads: int) -> None:
+    a = normal(40, 30)
+    expected, wrong = a @ a.T, []
+
+    def caller() -> None:
+        for _ in range(50):
+            wrong.extend([] if np.allclose(numpy_backend.matmul(a, a.T), expected, atol=1e-12) else ["wrong"])
+
+    callers = [threading.Thread(target=caller) for _ in range(4)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_starts_threads_of_its_own() -> None:
+    program = """
+import os, sys
+from russellgrad import Tensor
+from russellgrad.backends import cpu
+cpu._n_threads, cpu.WORTH = 2, 1e-9
+x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+print((x @ x).numpy().tolist(), flush=True)
+child = os.fork()
+if not child:
+    print((x @ x).numpy().tolist(), flush=True)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    lines = output_of(program).splitlines()
+    assert lines == ["[[7.0, 10.0], [15.0, 22.0]]"] * 2 + ["0"]
+
+
+# --- The environment
+
+
+def test_rg_num_threads() -> None:
+    program = "from russellgrad.backends import cpu; print(cpu.n_threads())"
+    assert output_of(program, RG_NUM_THREADS="3") == "3"
+    assert int(output_of(program, RG_NUM_THREADS="")) >= 1
+    failed = run_python("-c", program, RG_NUM_THREADS="many")
+    assert "RG_NUM_THREADS must be a positive whole number, got 'many'" in failed.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' memory is left as it is")
+@pytest.mark.parametrize("wanted", ["", "0"])
+def test_rg_malloc(wanted: str) -> None:
+    """A large array's memory is kept for the next one of its size, unless RG_MALLOC=0."""
+    program = """
+import ctypes, resource
+import numpy as np
+from russellgrad import Tensor
+Tensor([1.0])  # the backend is in use from here on
+glibc = hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
+np.ones(3_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    np.ones(3_000_000)
+print(glibc, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    glibc, faults = output_of(program, RG_MALLOC=wanted).split()
+    if glibc == "False":
+        pytest.skip("another C library than glibc")
+    assert (int(faults) < 100) is (wanted != "0")
