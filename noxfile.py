@@ -96,6 +96,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks against PyTorch on the CPU; not among the default ones. Arguments go to `python -m benchmarks`."""
+    session.install(TORCH, "-e", ".[train,bench]")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """The sdist, the wheel built from it, and a smoke test of the wheel in a clean environment."""
     session.install("build")

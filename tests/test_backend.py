@@ -301,7 +301,10 @@ def test_only_backends_import_an_array_library(module: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(BACKENDS))
 def test_backends_import_nothing_of_the_library(module: str) -> None:
-    assert {name for name in BACKENDS[module] if name.startswith("russellgrad")} <= {"russellgrad.backends.cpu", "russellgrad.backends.host"}
+    assert {name for name in BACKENDS[module] if name.startswith("russellgrad")} <= {
+        "russellgrad.backends.cpu",
+        "russellgrad.backends.host",
+    }
 
 
 def test_no_import_runs_upwards() -> None:

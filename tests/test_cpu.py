@@ -51,7 +51,6 @@ def test_blocks_make_up_the_whole(threads: int, rows: int, dtype: str) -> None:
     check_against_torch(rg.layer_norm, lambda x, g, b: F.layer_norm(x, (9,), g, b), x, scale, scale, dtype=dtype)
     check_against_torch(rg.layer_norm, lambda x: F.layer_norm(x, (9,)), x, dtype=dtype)
     for axis in (0, -1):
-        check_against_torch(rg.softmax, lambda x, axis=axis: F.softmax(x, axis), x, dtype=dtype) if axis else None
         check_against_torch(
             lambda x, axis=axis: x.softmax(axis), lambda x, axis=axis: F.softmax(x, axis), x, dtype=dtype
         )
@@ -98,11 +97,11 @@ def test_attention_never_looks_at_hidden_keys_after_the_block(threads: int) -> N
 def test_the_number_of_threads_does_not_change_a_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numpy_backend, "_BLOCK", 100)
     monkeypatch.setattr(cpu, "WORTH", 1e-9)
-    found = []
+    found: list[tuple[Any, Any]] = []
     for n in (1, 2, 3):
         monkeypatch.setattr(cpu, "_n_threads", n)
-        x, gamma = Tensor(normal(50, 20)), Tensor(normal(20))
-        rg.layer_norm(x, gamma).backward(Tensor(normal(50, 20, seed=1)))
+        x, gamma = (Tensor(normal(*shape), backend="numpy") for shape in ((50, 20), (20,)))
+        rg.layer_norm(x, gamma).backward(Tensor(normal(50, 20, seed=1), backend="numpy"))
         found.append((x.grad, gamma.grad))
     for x_grad, gamma_grad in found[1:]:
         assert np.array_equal(x_grad, found[0][0])

@@ -1,0 +1,113 @@
+"""This library's side of each benchmark. A builder takes strings and returns what is to be called and timed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.candidates.model import (
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Array,
+    Size,
+    batches,
+    build_model,
+    op_operands,
+    random,
+)
+from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear, no_grad
+from russellgrad.loss import cross_entropy_loss
+from russellgrad.optimizer import AdamWOptimizer
+
+
+def train_step(size: str) -> Callable[[], float]:
+    model = build_model(Size.parse(size))
+    optimizer = AdamWOptimizer(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    data, pad = batches(Size.parse(size)), model.tokenizer.pad_token_id
+
+    def step() -> float:
+        inputs, targets = next(data)
+        optimizer.zero_grad()
+        loss = cross_entropy_loss(model(inputs), targets, pad)
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    return step
+
+
+def generate(size: str, tokens: str) -> Callable[[], Callable[[], list[int]]]:
+    """Greedy, after a prompt that fills the context."""
+    model = build_model(Size.parse(size))
+    tokenizer = model.tokenizer
+    prompt = tokenizer.decode(next(batches(Size.parse(size)))[0][0].tolist())
+
+    def call() -> Callable[[], list[int]]:
+        text = model.generate(prompt, int(tokens), temperature=0)
+        return lambda: tokenizer.encode(text)[len(prompt) :]
+
+    return call
+
+
+def op(name: str, size: str) -> Callable[[], Callable[[], list[float]]]:
+    """Forward and backward, with a random upstream gradient."""
+    arrays, ids = op_operands(name, Size.parse(size))
+    operands = [Tensor(array, requires_grad=True) for array in arrays]
+    forwards: dict[str, Callable[..., Tensor]] = {
+        "linear": linear,
+        "gelu": lambda x: x.gelu(),
+        "gelu_tanh": lambda x: x.gelu("tanh"),
+        "layer_norm": layer_norm,
+        "softmax": lambda x: x.softmax(),
+        "cross_entropy": lambda logits: cross_entropy(logits, ids),
+        "attention": lambda q, k, v: attention(q, k, v, causal=True),
+        "embedding": lambda weight: embedding(weight, ids),
+        "add": lambda a, b: a + b,
+        "sum": lambda x: x.sum(axis=-1),
+    }
+    forward = forwards[name]
+    upstream = Tensor(random(*forward(*operands).shape), requires_grad=False)
+
+    def call() -> Callable[[], list[float]]:
+        for operand in operands:
+            operand.zero_grad()
+        out = forward(*operands)
+        out.backward(upstream)
+        return lambda: [_norm(out), *(_norm(Tensor(operand.grad)) for operand in operands)]
+
+    return call
+
+
+def _norm(x: Tensor) -> float:
+    return float(np.linalg.norm(x.numpy()))
+
+
+def adamw(size: str) -> Callable[[], Callable[[], list[float]]]:
+    """A step of all the model's parameters, with random gradients."""
+    parameters = build_model(Size.parse(size)).parameters()
+    optimizer = AdamWOptimizer(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    for parameter in parameters:
+        gradient: Array = random(*parameter.shape)
+        parameter.grad = parameter.backend.asarray(gradient)
+
+    def call() -> Callable[[], list[float]]:
+        optimizer.step()
+        return lambda: [_norm(parameter) for parameter in parameters]
+
+    return call
+
+
+def small_op(name: str, mode: str) -> Callable[[], Any]:
+    """One op on 4 elements: only forward ("plain"), forward with its graph ("recorded"), or backward too ("both")."""
+    a, b = (Tensor(random(4, seed=seed), requires_grad=True) for seed in (1, 2))
+    upstream = Tensor(random(4), requires_grad=False)
+    forward = {"add": lambda: a + b, "multiply": lambda: a * b}[name]
+
+    def both() -> None:
+        a.zero_grad()
+        b.zero_grad()
+        forward().backward(upstream)
+
+    if mode == "plain":
+        no_grad().__enter__()  # for the rest of the process
+    return both if mode == "both" else forward

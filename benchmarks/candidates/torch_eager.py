@@ -1,0 +1,156 @@
+"""PyTorch's side of each benchmark, eager. A builder takes strings and returns what is to be called and timed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
+
+from benchmarks.candidates.model import (
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Size,
+    batches,
+    build_model,
+    op_operands,
+    random,
+)
+
+
+def model(size: Size) -> tuple[list[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
+    """The parameters, and the forward pass: tokens (B, T) -> logits (B, T, characters).
+
+    With the kernels PyTorch would use: scaled_dot_product_attention, linear, layer_norm.
+    """
+    p = {name: torch.tensor(array, requires_grad=True) for name, array in build_model(size).state_dict().items()}
+    for name, weight in p.items():
+        if ".w_" in name:
+            p[name] = _as_linear_wants_it(weight)
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(x, (size.width,), p[name + ".gamma"], p[name + ".beta"])
+
+    def heads(x: torch.Tensor) -> torch.Tensor:
+        return x.view(*x.shape[:2], size.heads, size.width // size.heads).transpose(1, 2)
+
+    def forward(tokens: torch.Tensor) -> torch.Tensor:
+        table = p["tokenizer.token_embedding"]
+        x = F.embedding(tokens, table) + p["tokenizer.positional_encoding"][: tokens.shape[1]]
+        for i in range(size.layers):
+            attention, ff = f"blocks.{i}.attention", f"blocks.{i}.feed_forward"
+            h = norm(x, attention + "_norm")
+            q, k, v = (heads(F.linear(h, p[f"{attention}.{w}"])) for w in ("w_q", "w_k", "w_v"))
+            h = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
+            x = x + F.linear(h, p[attention + ".w_out"])
+            h = F.gelu(F.linear(norm(x, ff + "_norm"), p[ff + ".w_in"], p[ff + ".b_in"]))
+            x = x + F.linear(h, p[ff + ".w_out"], p[ff + ".b_out"])
+        return F.linear(norm(x, "final_norm"), table[:-1])  # padding is left out of the softmax
+
+    return list(p.values()), forward
+
+
+def _as_linear_wants_it(weight: torch.Tensor) -> torch.Tensor:
+    """(in, out) here, (out, in) in PyTorch: the layout its kernels are tuned for."""
+    return weight.detach().T.contiguous().requires_grad_()
+
+
+def _adamw(parameters: list[torch.Tensor], kind: str) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=kind == "fused")
+
+
+def train_step(size: str, kind: str) -> Callable[[], float]:
+    """`kind` of AdamW: "default" or "fused"."""
+    parameters, forward = model(Size.parse(size))
+    optimizer = _adamw(parameters, kind)
+    data = batches(Size.parse(size))
+
+    def step() -> float:
+        inputs, targets = map(torch.from_numpy, next(data))
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(forward(inputs).flatten(0, 1), targets.flatten())
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def generate(size: str, tokens: str) -> Callable[[], Callable[[], list[int]]]:
+    """Greedy, after a prompt that fills the context; like ours, it computes the whole context for every token."""
+    _, forward = model(Size.parse(size))
+    prompt = next(batches(Size.parse(size)))[0][0].tolist()
+
+    @torch.no_grad()
+    def call() -> Callable[[], list[int]]:
+        ids = list(prompt)
+        for _ in range(int(tokens)):
+            ids.append(int(forward(torch.tensor([ids[-len(prompt) :]]))[0, -1].argmax()))
+        return lambda: ids[len(prompt) :]
+
+    return call
+
+
+def op(name: str, size: str) -> Callable[[], Callable[[], list[float]]]:
+    """Forward and backward, with a random upstream gradient."""
+    arrays, ids_array = op_operands(name, Size.parse(size))
+    operands = [torch.tensor(array, requires_grad=True) for array in arrays]
+    if name == "linear":
+        operands[1] = _as_linear_wants_it(operands[1])
+    ids = torch.from_numpy(ids_array)
+    forwards: dict[str, Callable[..., torch.Tensor]] = {
+        "linear": F.linear,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "layer_norm": lambda x, gamma, beta: F.layer_norm(x, x.shape[-1:], gamma, beta),
+        "softmax": lambda x: F.softmax(x, dim=-1),
+        "cross_entropy": lambda logits: F.cross_entropy(logits, ids),
+        "attention": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        "embedding": lambda weight: F.embedding(ids, weight),
+        "add": lambda a, b: a + b,
+        "sum": lambda x: x.sum(dim=-1),
+    }
+    forward = forwards[name]
+    upstream = torch.tensor(random(*forward(*operands).shape))
+
+    def call() -> Callable[[], list[float]]:
+        for operand in operands:
+            operand.grad = None
+        out = forward(*operands)
+        out.backward(upstream)
+        return lambda: [_norm(out), *(_norm(operand.grad) for operand in operands if operand.grad is not None)]
+
+    return call
+
+
+def _norm(x: torch.Tensor) -> float:
+    return float(x.detach().norm())
+
+
+def adamw(size: str, kind: str) -> Callable[[], Callable[[], list[float]]]:
+    """A step of all the model's parameters, with random gradients."""
+    arrays = build_model(Size.parse(size)).state_dict().values()
+    parameters = [torch.tensor(array, requires_grad=True) for array in arrays]
+    optimizer = _adamw(parameters, kind)
+    for parameter in parameters:
+        parameter.grad = torch.tensor(random(*parameter.shape))
+
+    def call() -> Callable[[], list[float]]:
+        optimizer.step()
+        return lambda: [_norm(parameter) for parameter in parameters]
+
+    return call
+
+
+def small_op(name: str, mode: str) -> Callable[[], Any]:
+    """One op on 4 elements: only forward ("plain"), forward with its graph ("recorded"), or backward too ("both")."""
+    a, b = (torch.tensor(random(4, seed=seed), requires_grad=True) for seed in (1, 2))
+    upstream = torch.tensor(random(4))
+    forward = {"add": lambda: a + b, "multiply": lambda: a * b}[name]
+
+    def both() -> None:
+        a.grad = b.grad = None
+        forward().backward(upstream)
+
+    if mode == "plain":
+        torch.set_grad_enabled(False)
+    return both if mode == "both" else forward

@@ -1,0 +1,317 @@
+"""What the benchmarks share: candidates that take turns, tables of what came out, and the circumstances."""
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import torch
+
+import russellgrad
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+OURS = "russellgrad"
+LEAST_TURNS = 5
+REST = 0.15  # seconds: OpenBLAS's threads go on spinning for 0.1 after a product, at the cost of whoever comes next
+
+Candidate: TypeAlias = tuple[str, ...]  # a module of benchmarks.candidates, a function in it, and its arguments
+
+
+# --- Time
+
+
+class Worker:
+    """A candidate in a process of its own, so that no library's threads or memory allocator meet another's."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", *candidate],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        self.process.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.__exit__(kind, error, trace)  # closes the pipes, which ends it, and waits for it
+
+    def call(self, before: int = 0, timed: int = 1) -> tuple[float, Any, float]:
+        """The seconds of a timed call, what the last one returned, and the peak memory: see benchmarks/worker.py."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{before} {timed}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"benchmarks: the process of {' '.join(self.candidate)} failed; its error is above")
+        seconds, outcome, memory = json.loads(answer)
+        return seconds, outcome, memory
+
+
+def take_turns(
+    candidates: Mapping[str, Candidate],
+    rounds: int,
+    *,
+    seconds: float = math.inf,
+    burst: float = 0.0,
+    check: Callable[[dict[str, Any]], None] = lambda outcomes: None,
+) -> dict[str, list[float]]:
+    """The seconds of a call, by candidate and turn.
+
+    The candidates take turns (A B A B), so that what else the machine does falls on all alike. A turn is as many calls
+    as last `burst` seconds, at least one; before it, as many go uncounted, unless they take more than half a second.
+
+    Args:
+        rounds: the number of turns.
+        seconds: past these, LEAST_TURNS are enough.
+        check: gets what each candidate returned last in a turn, by name; raises if they did not do the same.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(candidate)) for name, candidate in candidates.items()}
+        for worker in workers.values():
+            worker.call()  # loads what each library loads late
+        slowest = max(worker.call()[0] for worker in workers.values())
+        timed = max(1, round(burst / slowest))
+        before = timed if timed * slowest < 0.5 else 0
+        begun = time.perf_counter()
+        for turn in range(rounds):
+            if turn >= LEAST_TURNS and time.perf_counter() - begun > seconds:
+                break
+            outcomes = {}
+            for name, worker in workers.items():
+                time.sleep(REST)
+                took, outcomes[name], _ = worker.call(before, timed)
+                times[name].append(took)
+            check(outcomes)
+    return times
+
+
+def check_close(what: str, relative: float) -> Callable[[dict[str, Any]], None]:
+    """A check that the candidates' numbers agree; those that gave None had nothing to compare."""
+
+    def check(outcomes: dict[str, Any]) -> None:
+        given = [np.asarray(outcome) for outcome in outcomes.values() if outcome is not None]
+        if not all(np.allclose(given[0], other, rtol=relative, atol=0) for other in given):
+            raise RuntimeError(f"benchmarks: {what}: the candidates did not do the same: {outcomes}")
+
+    return check
+
+
+# --- Tables
+
+# How a measured number is shown: its unit in a column's head, and the number in that unit.
+UNITS: dict[str, tuple[str, Callable[[float], float]]] = {
+    "milliseconds": ("ms", lambda seconds: 1e3 * seconds),
+    "microseconds": ("µs", lambda seconds: 1e6 * seconds),
+    "tokens per second": ("tokens/s", lambda seconds_a_token: 1 / seconds_a_token),
+    "MiB": ("MiB", lambda n_bytes: n_bytes / 2**20),
+}
+
+
+@dataclass
+class Table:
+    """What came out: a row for each case, a column for each candidate.
+
+    Args:
+        name: its key in the JSON file.
+        head: what the cases are.
+        unit: a key of UNITS.
+        notes: what a reader of the figures must know.
+    """
+
+    name: str
+    title: str
+    head: str
+    unit: str
+    notes: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, case: str, measured: Mapping[str, Sequence[float]]) -> None:
+        """A row from each candidate's numbers, turn by turn: seconds, or bytes. A ratio is ours over theirs."""
+        convert, ours = UNITS[self.unit][1], measured[OURS]
+        shown = {name: [convert(x) for x in numbers] for name, numbers in measured.items()}
+        self.rows.append({
+            "case": case,
+            "turns": len(ours),
+            self.unit: {
+                name: {"median": statistics.median(x), "least": min(x), "most": max(x)} for name, x in shown.items()
+            },
+            "ratio": {
+                name: statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+                for name, theirs in measured.items()
+                if name != OURS
+            },
+        })  # fmt: skip
+        ratios = ", ".join(f"{ratio:.2f} of {name}" for name, ratio in self.rows[-1]["ratio"].items())
+        median = self.rows[-1][self.unit][OURS]["median"]
+        print(f"{self.name} {case}: {_short(median)} {UNITS[self.unit][0]}, {ratios}", flush=True)
+
+    def markdown(self) -> str:
+        names = list(dict.fromkeys(name for row in self.rows for name in row[self.unit]))
+        unit = UNITS[self.unit][0]
+        head = [self.head, *(f"{name}, {unit}" for name in names), *(f"ratio to {name}" for name in names[1:]), "turns"]
+        lines = [head, ["---"] * len(head)]
+        for row in self.rows:
+            measured = [_spread(row[self.unit][name]) if name in row[self.unit] else "-" for name in names]
+            ratios = [f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "-" for name in names[1:]]
+            lines.append([row["case"], *measured, *ratios, str(row["turns"])])
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return "\n\n".join([f"## {self.title}", *self.notes, table])
+
+
+def _short(x: float) -> str:
+    """Three digits, or the whole number if it has more."""
+    return f"{x:.{max(0, 2 - math.floor(math.log10(x)))}f}"
+
+
+def _spread(numbers: Mapping[str, float]) -> str:
+    median, least, most = (_short(numbers[key]) for key in ("median", "least", "most"))
+    return median if least == most else f"{median} ({least} to {most})"
+
+
+HOW_TO_READ = (
+    "Each figure is the median of the turns (least to most); everything is in float32. Each candidate has a process of "
+    f"its own, and they take turns (A B A B), after a rest of {REST} s and as many uncounted calls as counted ones "
+    "(none where a call takes over half a second). In one process they would slow each other: OpenBLAS's threads go on "
+    "spinning for a tenth of a second after a matrix product. A ratio is ours over theirs, of times or of memory, the "
+    "median of the ratios within each turn; below 1 is better than theirs."
+)
+
+
+def write(name: str, tables: Sequence[Table], facts: Mapping[str, Any]) -> None:
+    """benchmarks/results/<name>.json, and the same as <name>.md."""
+    RESULTS.mkdir(exist_ok=True)
+    data = {**facts, "tables": {table.name: asdict(table) for table in tables}}
+    text = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    parts = ["# RussellGrad, measured", HOW_TO_READ, *(table.markdown() for table in tables), "## Circumstances", text]
+    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    print(f"written: {RESULTS / name}.json and .md")
+
+
+# --- Command lines
+
+
+def options(description: str, name: str) -> argparse.ArgumentParser:
+    """The options that every part has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--name", default=name, help=f"of the files in benchmarks/results (default: {name})")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and one turn, to see that it runs")
+    return parser
+
+
+def run_alone(part: Callable[[bool], list[Table]], name: str, description: str) -> None:
+    """The command line of one part."""
+    given = options(description, name).parse_args()
+    require_cpu()
+    write(given.name, part(given.quick), circumstances(f"benchmarks.{name}"))
+
+
+def require_cpu() -> None:
+    """Exit with an error where the backend in use computes on a GPU: nothing here waits for a device."""
+    name = russellgrad.get_backend().name
+    if name == "cupy":
+        raise SystemExit(
+            f"benchmarks: they compare with PyTorch on the CPU, the backend in use is {name!r}; set RG_BACKEND=numpy"
+        )
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def left_out(names: Sequence[str]) -> list[str]:
+    """A note on peers that are not installed, if there are any."""
+    return [f'Left out, not installed: {", ".join(names)} (`pip install -e ".[bench]"`).'] if names else []
+
+
+# --- Circumstances
+
+
+def circumstances(module: str) -> dict[str, Any]:
+    """Where, when and with what; `module` is the one that was run."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+        "commit": _commit(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "backend": russellgrad.get_backend().name,
+        "BLAS of NumPy": _numpy_blas(),
+        "BLAS of torch": _torch_blas(),
+        "torch threads": torch.get_num_threads(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_TUNING)},
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("russellgrad", "numpy", "torch", "autograd", "mygrad", "scipy")},
+    }
+
+
+_TUNING = ("OPENBLAS_", "MKL_", "OMP_", "KMP_", "GOMP_", "MALLOC_", "RG_")  # how such variables begin
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    facts = dict([part.strip() for part in line.split(":", 1)] for line in lines if ":" in line)
+    numbers = f"family {facts.get('cpu family')}, model {facts.get('model')}"
+    return f"{facts.get('model name', platform.processor())} ({numbers})"
+
+
+def _numpy_blas() -> str:
+    """The library, the kind of core whose kernels it chose, and its threads."""
+    if not installed("threadpoolctl"):
+        return "unknown: threadpoolctl is not installed"
+    from threadpoolctl import threadpool_info
+
+    return "; ".join(
+        f"{pool['internal_api']} {pool['version']} for {pool.get('architecture')}, {pool['num_threads']} threads"
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas"
+    )
+
+
+def _torch_blas() -> str:
+    settings = dict(item.strip().split("=", 1) for item in torch.__config__.show().split(",") if "=" in item)
+    library = settings.get("LAPACK_INFO", "unknown")
+    return f"{library}; kernels of PyTorch's own for {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,40 @@
+"""The peak memory of training against PyTorch: `python -m benchmarks.memory`. On Linux only."""
+
+from collections.abc import Sequence
+
+from benchmarks.measure import OURS, Table, Worker, run_alone
+from benchmarks.train_step import SIZE_HEAD, SIZES, TINY, TORCH, candidates
+from benchmarks.worker import STATUS
+
+STEPS = 5
+NOTE = (
+    f"The peak resident set of a fresh process after {STEPS} training steps (VmHWM), less the resident set right after "
+    "the imports, before the model is built (VmRSS). Some of it is what a library loads only at its first step: "
+    f"{TINY} ({SIZE_HEAD}) needs hardly anything else."
+)
+
+
+def table(name: str, title: str, head: str, cases: dict[str, str]) -> Table:
+    """A row for each case, label -> size."""
+    result = Table(name, title, head, "MiB", [NOTE])
+    if not STATUS.exists():
+        result.notes.append(f"Left out: needs {STATUS}, as Linux has it.")
+        return result
+    for label, size in cases.items():
+        result.add(label, {who: [peak(candidates(size)[who])] for who in (OURS, TORCH)})
+    return result
+
+
+def peak(candidate: Sequence[str]) -> float:
+    """Bytes beyond those after the imports."""
+    with Worker(tuple(candidate)) as worker:
+        return worker.call(before=STEPS - 1)[2]
+
+
+def tables(quick: bool = False) -> list[Table]:
+    sizes = [TINY] if quick else [TINY, *SIZES]
+    return [table("memory", "Peak memory of training", SIZE_HEAD, {size: size for size in sizes})]
+
+
+if __name__ == "__main__":
+    run_alone(tables, "memory", "Measure the peak memory of training against PyTorch.")

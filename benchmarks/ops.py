@@ -1,0 +1,53 @@
+"""Each op of the model by itself, forward and backward, against PyTorch: `python -m benchmarks.ops`."""
+
+from benchmarks.measure import OURS, Candidate, Table, check_close, run_alone, take_turns
+from benchmarks.train_step import SIZE_HEAD, TINY, TORCH, TORCH_FUSED
+
+SIZES = ("4/4/128/64/12", "6/6/384/256/16")
+OPS = {
+    "linear": "linear with bias, C to 4C",
+    "gelu": "gelu",
+    "gelu_tanh": 'gelu, "tanh"',
+    "layer_norm": "layer_norm",
+    "softmax": "softmax of attention's scores",
+    "cross_entropy": "cross_entropy",
+    "attention": "attention, causal",
+    "embedding": "embedding",
+    "add": "add, (B, T, C) and (T, C)",
+    "sum": "sum over C",
+}
+ROUNDS, SECONDS, BURST = 7, 20.0, 0.03
+
+
+def candidates(op: str, size: str) -> dict[str, Candidate]:
+    return {OURS: ("ours", "op", op, size), TORCH: ("torch_eager", "op", op, size)}
+
+
+def optimizers(size: str) -> dict[str, Candidate]:
+    return {
+        OURS: ("ours", "adamw", size),
+        TORCH: ("torch_eager", "adamw", size, "default"),
+        TORCH_FUSED: ("torch_eager", "adamw", size, "fused"),
+    }
+
+
+def table(size: str, rounds: int, burst: float) -> Table:
+    notes = [
+        f"The shapes are those of {size} ({SIZE_HEAD}). Forward and backward, with a random upstream gradient; all "
+        "operands of floats get gradients. The norms of outputs and gradients were checked to agree within 1e-3.",
+        "AdamW is a step of all the model's parameters, with random gradients.",
+    ]
+    result = Table(f"ops {size}", f"The ops at {size}", "op", "milliseconds", notes)
+    cases = {label: candidates(op, size) for op, label in OPS.items()}
+    for label, everyone in {**cases, "AdamW": optimizers(size)}.items():
+        check = check_close(f"{label} at {size}", 1e-3)
+        result.add(label, take_turns(everyone, rounds, seconds=SECONDS, burst=burst, check=check))
+    return result
+
+
+def tables(quick: bool = False) -> list[Table]:
+    return [table(TINY, 1, 0.0)] if quick else [table(size, ROUNDS, BURST) for size in SIZES]
+
+
+if __name__ == "__main__":
+    run_alone(tables, "ops", "Time each op against PyTorch.")

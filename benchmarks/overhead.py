@@ -1,0 +1,55 @@
+"""What an op costs besides its arithmetic, and the imports: `python -m benchmarks.overhead`."""
+
+import subprocess
+import sys
+
+from benchmarks.measure import OURS, ROOT, Table, left_out, run_alone, take_turns
+from benchmarks.train_step import NUMPY_PEERS, TORCH, numpy_peers
+
+MODULES = {OURS: "ours", TORCH: "torch_eager", **NUMPY_PEERS}
+MODES = {"plain": "forward, no gradients", "recorded": "forward, recorded", "both": "forward and backward"}
+OPS = ("add", "multiply")
+ROUNDS, BURST = 7, 0.05
+
+
+def op_table(rounds: int, burst: float) -> Table:
+    missing = [name for name in NUMPY_PEERS if name not in numpy_peers()]
+    notes = [
+        "One op on two tensors of 4 elements. Backward is from a given upstream gradient, to both operands. "
+        "`autograd` has no tensors: its forward without gradients is a call of its function on arrays, the others go "
+        "through `make_vjp`.",
+        *left_out(missing),
+    ]
+    result = Table("overhead", "One op on 4 elements", "op", "microseconds", notes)
+    for op in OPS:
+        for mode, label in MODES.items():
+            everyone = {name: (MODULES[name], "small_op", op, mode) for name in (OURS, TORCH, *numpy_peers())}
+            result.add(f"{op}, {label}", take_turns(everyone, rounds, burst=burst))
+    return result
+
+
+def import_seconds(module: str) -> float:
+    """In a process of its own, after NumPy."""
+    code = f"import numpy, time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def import_table(rounds: int) -> Table:
+    result = Table(
+        "import", "Importing it", "what", "milliseconds", ["After `import numpy`, in a fresh process each time."]
+    )
+    times: dict[str, list[float]] = {OURS: [], TORCH: []}
+    for _ in range(rounds):
+        for module, seconds in times.items():
+            seconds.append(import_seconds(module))
+    result.add("import", times)
+    return result
+
+
+def tables(quick: bool = False) -> list[Table]:
+    return [op_table(1, 0.0), import_table(1)] if quick else [op_table(ROUNDS, BURST), import_table(ROUNDS)]
+
+
+if __name__ == "__main__":
+    run_alone(tables, "overhead", "Time ops on 4 elements, and the imports, against PyTorch.")

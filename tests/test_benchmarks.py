@@ -1,0 +1,173 @@
+"""The benchmarks run, at tiny sizes and for one turn, and say what they should. Nothing here is about speed."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as everything
+from benchmarks import growth, measure, memory, ops, overhead, train_step
+from benchmarks.measure import OURS, Table, Worker, check_close
+from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
+from benchmarks.worker import STATUS
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the benchmarks compare NumPy with PyTorch on the CPU"
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On NumPy, without the rests, and with results that go elsewhere."""
+    monkeypatch.setenv("RG_BACKEND", "numpy")
+    monkeypatch.setattr(measure, "REST", 0.0)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+
+
+def check_table(table: Table, cases: int, peers: set[str]) -> None:
+    """A row for each case, of finite positive numbers, in JSON and in Markdown."""
+    assert len(table.rows) == cases
+    for row in table.rows:
+        assert set(row) == {"case", "turns", table.unit, "ratio"}
+        assert set(row[table.unit]) == {OURS, *peers}
+        assert set(row["ratio"]) == peers
+        for numbers in row[table.unit].values():
+            assert 0 < numbers["least"] <= numbers["median"] <= numbers["most"] < math.inf
+        assert all(0 < ratio < math.inf for ratio in row["ratio"].values())
+        assert f"\n| {row['case']} | " in table.markdown()
+    json.dumps(table.rows, allow_nan=False)
+
+
+def numpy_peers() -> set[str]:
+    return set(train_step.numpy_peers())
+
+
+def test_training_step() -> None:
+    """The candidates' losses are compared on the way."""
+    (table,) = train_step.tables(quick=True)
+    check_table(table, 1, {TORCH, TORCH_FUSED, "matrix products", *numpy_peers()})
+
+
+@pytest.mark.parametrize("peer", NUMPY_PEERS)
+def test_other_libraries_train_the_same_model(peer: str) -> None:
+    """Step for step in one process: the losses, which hang on the weights and so on the gradients and on AdamW."""
+    pytest.importorskip(peer)
+    pytest.importorskip("scipy")
+    ours, theirs = ("ours", "train_step", TINY), (NUMPY_PEERS[peer], "train_step", TINY)
+    with Worker(ours) as a, Worker(theirs) as b:
+        for _ in range(6):
+            assert a.call()[1] == pytest.approx(b.call()[1], rel=1e-5)
+
+
+def test_peers_that_are_not_installed_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_step, "installed", lambda name: False)
+    assert train_step.numpy_peers() == []
+    assert "autograd, mygrad" in train_step.table([]).notes[-1]
+
+
+def test_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "OPS", {"attention": "attention"})
+    (table,) = ops.tables(quick=True)
+    optimizer = table.rows.pop()
+    assert set(optimizer["ratio"]) == {TORCH, TORCH_FUSED}
+    check_table(table, 1, {TORCH})
+
+
+def test_every_op_does_the_same_as_pytorch() -> None:
+    """In this process: the norms of the output and of each gradient."""
+    from benchmarks.candidates import ours, torch_eager
+
+    for op in ops.OPS:
+        outcomes: dict[str, Any] = {
+            OURS: ours.op(op, TINY)()(),
+            TORCH: torch_eager.op(op, TINY)()(),
+        }
+        check_close(op, 1e-4)(outcomes)
+
+
+def test_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "MODES", {"both": "forward and backward"})
+    monkeypatch.setattr(overhead, "OPS", ("add",))
+    table, imports = overhead.tables(quick=True)
+    check_table(table, 1, {TORCH, *numpy_peers()})
+    check_table(imports, 1, {TORCH})
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="the benchmark reads the peak memory from Linux's /proc")
+def test_memory() -> None:
+    (table,) = memory.tables(quick=True)
+    check_table(table, 1, {TORCH})
+
+
+def test_small_ops_without_gradients() -> None:
+    """The one with no gradients, which it turns off for its whole process, in one of its own."""
+    for module in ("ours", "torch_eager"):
+        with Worker((module, "small_op", "multiply", "plain")) as worker:
+            assert worker.call(timed=2)[0] > 0
+
+
+def test_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it measures with is tested above."""
+    monkeypatch.setattr(growth, "measure", lambda size, candidates, *limits: {name: [1.0] for name in candidates})
+    monkeypatch.setattr(memory, "peak", lambda candidate: 1.0)
+    by_length, by_batch, memory_by_length = growth.tables(quick=True)
+    check_table(by_length, 2, {TORCH, TORCH_FUSED})
+    check_table(by_batch, 2, {TORCH, TORCH_FUSED})
+    check_table(memory_by_length, 2 * STATUS.exists(), {TORCH})
+
+
+def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--quick", "--only", "generate", "--name", "some"])
+    everything.main()
+    data = json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))
+    text = (tmp_path / "some.md").read_text(encoding="utf-8")
+    assert list(data["tables"]) == ["generate"]
+    table = Table(**data["tables"]["generate"])
+    check_table(table, 1, {TORCH})
+    assert table.markdown() in text
+    assert data["command"] == "python -m benchmarks --quick --only generate --name some"
+    for fact in ("date", "commit", "processor", "cores", "BLAS of NumPy", "BLAS of torch", "torch threads", "numpy"):
+        assert f"\n- {fact}: {data[fact]}\n" in text
+    assert set(everything.PARTS) == {"train_step", "ops", "overhead", "memory", "growth", "generate"}
+
+
+def test_candidates_that_differ_are_an_error() -> None:
+    check = check_close("this", 1e-3)
+    check({"a": [1.0, 2.0], "b": [1.0, 2.001], "none": None})
+    with pytest.raises(RuntimeError, match="this: the candidates did not do the same"):
+        check({"a": 1.0, "b": 1.01})
+
+
+def test_a_candidate_that_fails_is_an_error() -> None:
+    with Worker(("ours", "op", "no_such_op", TINY)) as worker, pytest.raises(RuntimeError, match="no_such_op"):
+        worker.call()
+
+
+def test_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("russellgrad.get_backend", lambda: type("xp", (), {"name": "cupy"}))
+    with pytest.raises(SystemExit, match="RG_BACKEND=numpy"):
+        measure.require_cpu()
+
+
+def test_chart(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks import chart
+
+    table = Table("train_step", "", "", "milliseconds")
+    table.add(TINY, {OURS: [1.0], TORCH: [2.0], TORCH_FUSED: [4.0]})
+    now = {**measure.circumstances("benchmarks"), "tables": {"train_step": {"rows": table.rows}}}
+    assert chart.ratios_in(now) == {TINY: {TORCH: 0.5, TORCH_FUSED: 0.25}}
+    chart.draw(now, before=now, path=tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_chart_of_a_file_without_a_training_step_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks import chart
+
+    (tmp_path / "old.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"old\.json has no training step; measure it with"):
+        chart._load("old")
