@@ -71,11 +71,12 @@ class Node:
                 f"backward: the graph at {self.name!r} was freed by an earlier backward(); "
                 "pass retain_graph=True to the earlier one"
             )
-        if any(version[0] != then for version, then in self.versions):
-            raise RuntimeError(
-                f"backward: an operand of {self.name!r} was changed in place after it was used "
-                "(by an optimizer step?); run the forward pass again"
-            )
+        for version, then in self.versions:
+            if version[0] != then:
+                raise RuntimeError(
+                    f"backward: an operand of {self.name!r} was changed in place after it was used "
+                    "(by an optimizer step?); run the forward pass again"
+                )
         if not retain_graph and parents:
             self.parents = self.pullbacks = None
         if len(pullbacks) == 1 and isinstance(pullbacks[0], Joint):

@@ -482,17 +482,21 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     name = rule.__name__
     tensors = [value for value in (*operands, *params.values()) if isinstance(value, Tensor)]
     xp = tensors[0].backend if tensors else resolve_backend(None)
+    recording = False
     for tensor in tensors:
         if tensor.backend is not xp:
             _same_backend(name, xp, tensor.backend)
+        recording = recording or tensor._node is not None
+    recording = recording and is_grad_enabled()
     # A pullback may hold the caller's own array, which the caller may write into before backward; Tensors are watched.
-    keep = xp.copy if is_grad_enabled() and any(tensor._node for tensor in tensors) else xp.asarray
-    arrays: list[Any] = [_operand(name, operand, xp, keep) for operand in operands]
+    keep = xp.copy if recording else xp.asarray
+    arrays: list[Any] = [o._data if isinstance(o, Tensor) else _operand(name, o, xp, keep) for o in operands]
     if len(arrays) > 1:
         arrays = _promote(xp, arrays)
     if rule in _FLOAT_RESULT and not any(is_float(a.dtype) for a in arrays if xp.is_array(a)):
         arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
-    params = {key: _plain(value, xp, keep) for key, value in params.items()}
+    if params:
+        params = {key: _plain(value, xp, keep) for key, value in params.items()}
     try:
         result = rule(xp, *arrays, **params)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
@@ -504,10 +508,12 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     out, *pullbacks = result
     if out.ndim == 0:
         out = xp.asarray(out)  # NumPy gives scalars, which are not arrays
-    nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
     version = tensors[0]._version if rule in _VIEWS else [0]
-    # The output's own version too: the pullbacks of exp or softmax hold the output.
-    node = record(name, xp, out, nodes, pullbacks, [version, *(tensor._version for tensor in tensors)])
+    node = None
+    if recording:
+        nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
+        # The output's own version too: the pullbacks of exp or softmax hold the output.
+        node = record(name, xp, out, nodes, pullbacks, [version, *(tensor._version for tensor in tensors)])
     return Tensor._wrap(out, xp, node, version)
 
 
@@ -582,7 +588,7 @@ def _same_backend(op: str, first: Backend, second: Backend) -> None:
 def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
     """Bring arrays of different dtypes to their common float dtype, if one of them is a float."""
     typed = [a for a in arrays if hasattr(a, "dtype")]
-    if typed and is_float(typed[0].dtype) and all(a.dtype == typed[0].dtype for a in typed):
+    if typed and (dtype := typed[0].dtype).kind == "f" and [a.dtype for a in typed].count(dtype) == len(typed):
         return arrays
     common = common_float(typed)
     if common is None:

@@ -129,11 +129,14 @@ def test_work_that_does_not_pay_stays_in_the_callers_thread(monkeypatch: pytest.
     def work(start: int, stop: int) -> None:
         calls.append((start, stop, threading.current_thread().name))
 
+    caller = threading.current_thread().name
     cpu.in_parts(10, 1.9 * cpu.WORTH, work)
-    assert calls == [(0, 10, threading.current_thread().name)]
+    assert calls == [(0, 10, caller)]
     calls.clear()
     cpu.in_parts(10, 2 * cpu.WORTH, work)
-    assert sorted(calls) == [(0, 5, threading.current_thread().name), (5, 10, "russellgrad")]
+    (start, middle, first), (also_middle, stop, second) = sorted(calls)
+    assert (start, stop, first, second) == (0, 10, caller, "russellgrad")
+    assert middle == also_middle > 5  # the caller, who is at work first, does more
 
 
 @pytest.mark.parametrize("threads", [2, 3], indirect=True)
