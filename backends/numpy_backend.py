@@ -710,9 +710,10 @@ class _Heads:
         self.batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
         self.q, self.k, self.v = self.split(q), self.split(k), self.split(v)
         self.scale = 1.0 / _sqrt(q.shape[-1])
-        self.mask = None if mask is None else self.split(np.broadcast_to(mask, (*q.shape[:-1], k.shape[-2])))
+        scores = (*self.batch, q.shape[-2], k.shape[-2])
+        self.mask = None if mask is None else self.split(np.broadcast_to(mask, scores))
         self.offset = offset if causal else k.shape[-2]
-        places = np.arange(self.queries_at_once)
+        places = np.arange(_builtin_min(self.queries_at_once, q.shape[-2]))
         self.later = places >= places[:, None]  # of the keys from the second on
 
     def split(self, a: Array) -> Array:

@@ -27,7 +27,8 @@ SMALL = SIZES[:2]  # the only ones of the other libraries over NumPy, which are 
 TINY = "1/2/8/4/2"
 SIZE_HEAD = "layers/heads/width/length/batch"
 TORCH, TORCH_FUSED = "torch", "torch, fused AdamW"
-ROUNDS, SECONDS = 20, 40.0
+ROUNDS, SECONDS = 20, 60.0
+BURST = 0.4  # seconds of steps on end: right after a rest the first ones are slower, and training has no rests
 
 NUMPY_PEERS = {"autograd": "hips_autograd", "mygrad": "my_grad"}
 NOTES = [
@@ -56,7 +57,7 @@ def numpy_peers() -> list[str]:
 def measure(size: str, everyone: dict[str, Candidate], rounds: int, seconds: float) -> dict[str, list[float]]:
     """The seconds of a step, by candidate and turn. Raises RuntimeError if the candidates' losses differ."""
     check = check_close(f"train_step {size}", 1e-4)
-    return take_turns(everyone, rounds, seconds=seconds, check=check)
+    return take_turns(everyone, rounds, seconds=seconds, burst=BURST, check=check)
 
 
 def table(sizes: Sequence[str], rounds: int = ROUNDS, seconds: float = SECONDS) -> Table:

@@ -399,6 +399,15 @@ def test_attention_mask(backend: Backend, shape: tuple[int, ...], dtype: str) ->
     )
 
 
+def test_attention_mask_with_batch_axes_that_queries_lack(backend: Backend) -> None:
+    hidden = rng(3).random((2, 3, 4, 5)) < 0.4
+    check_against_torch(
+        lambda q, k, v: rg.attention(q, k, v, hidden),
+        lambda q, k, v: reference_attention(q, k, v, torch.tensor(hidden)),
+        normal(4, 3), normal(2, 3, 5, 3, seed=1), normal(5, 2, seed=2),
+    )  # fmt: skip
+
+
 def test_attention_of_hidden_rows(backend: Backend) -> None:
     """Zeros and zero gradients, exactly, and never nan."""
     q, k, v = Tensor(normal(2, 3)), Tensor(normal(4, 3, seed=1)), Tensor(normal(4, 2, seed=2))
