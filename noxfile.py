@@ -15,7 +15,7 @@ import nox
 
 # pip and not uv: pip finds a CPU-only PyTorch where one is at hand, uv would fetch CUDA with it.
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests-numpy", "tests-cupy", "lint", "types", "build"]
+nox.options.sessions = ["tests-numpy", "tests-numba", "tests-cupy", "lint", "types", "build"]
 nox.options.error_on_external_run = True
 
 TORCH = "torch==2.13.0"
@@ -31,6 +31,13 @@ def tests_numpy(session: nox.Session) -> None:
     """The test suite on NumPy."""
     session.install(*TEST, "-e", ".[train]")
     session.run("pytest", *session.posargs, env={**THREADS, "RG_BACKEND": "numpy"})
+
+
+@nox.session(name="tests-numba")
+def tests_numba(session: nox.Session) -> None:
+    """The test suite on NumPy with the primitives that Numba compiles."""
+    session.install(*TEST, "-e", ".[train,fast]")
+    session.run("pytest", *session.posargs, env={**THREADS, "RG_BACKEND": "numba"})
 
 
 @nox.session(name="tests-cupy")
@@ -90,7 +97,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict, which also holds both backends against the contract."""
+    """mypy --strict, which also holds the backends against the contract."""
     session.install(*TYPES, "-e", ".[train]")
     session.run("mypy")
 
@@ -135,7 +142,7 @@ batch = ["To be", "or not"]
 loss = cross_entropy_loss(model.forward(batch), model.tokenizer.targets(batch), pad_token_id)
 loss.backward(); optimizer.step()
 assert "site-packages" in russellgrad.backends.__file__, russellgrad.backends.__file__
-assert not {"torch", "cupy"} & set(sys.modules)
+assert not {"torch", "cupy", "numba"} & set(sys.modules)
 print("the wheel works:", russellgrad.__version__, russellgrad.__file__)
 """
 

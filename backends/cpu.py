@@ -56,8 +56,7 @@ def _openblas(action: str) -> Any:
 
 # --- Threads
 
-WAKE_UP = 40.0  # microseconds: what another thread takes to wake up, about
-WORTH = 2 * WAKE_UP  # what each part must take for another thread to pay
+WORTH = 80.0  # microseconds: what a part must take for another thread to pay, which takes some 40 to wake up
 
 
 def n_threads() -> int:
@@ -88,10 +87,7 @@ def in_parts(n: int, cost: float, work: Callable[[int, int], None]) -> None:
     if threads == 1:
         return work(0, n)
     parts = max(1, min(threads, n, int(cost / WORTH)))
-    # The caller is at work first, so its part is longer, and it need not go to sleep to wait for the others.
-    first = (cost + (parts - 1) * WAKE_UP) / parts / cost if parts > 1 else 1.0
-    own = min(max(round(n * first), 1), n - parts + 1)
-    bounds = [0, *(own + (n - own) * i // (parts - 1) for i in range(parts - 1)), n]
+    bounds = [n * i // parts for i in range(parts + 1)]
     with _one_blas_thread:
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         for start, stop in [*pairwise(bounds)][1:]:

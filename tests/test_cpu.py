@@ -134,9 +134,7 @@ def test_work_that_does_not_pay_stays_in_the_callers_thread(monkeypatch: pytest.
     assert calls == [(0, 10, caller)]
     calls.clear()
     cpu.in_parts(10, 2 * cpu.WORTH, work)
-    (start, middle, first), (also_middle, stop, second) = sorted(calls)
-    assert (start, stop, first, second) == (0, 10, caller, "russellgrad")
-    assert middle == also_middle > 5  # the caller, who is at work first, does more
+    assert sorted(calls) == [(0, 5, caller), (5, 10, "russellgrad")]
 
 
 @pytest.mark.parametrize("threads", [2, 3], indirect=True)

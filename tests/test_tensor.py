@@ -259,7 +259,7 @@ def test_dlpack_does_not_lose_gradients_in_silence(backend: Backend) -> None:
 
 
 def test_dlpack_to_and_from_pytorch(backend: Backend) -> None:
-    if backend.name != "numpy":
+    if backend.name == "cupy":
         pytest.skip("PyTorch here has the host alone, and these arrays are on a device")
     x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=False)
     theirs = torch.utils.dlpack.from_dlpack(x)
