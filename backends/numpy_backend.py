@@ -34,9 +34,9 @@ _FLOP = 1e-5  # microseconds for one operation of a product, likewise
 
 
 def _block_length(n: int, width: int) -> int:
-    """How many of n rows of `width` elements make a block. Where there is more than one, four or eight or ... share."""
+    """How many of n rows of `width` elements make a block: all of them, or a part of an even number."""
     blocks = -(-n * width // _BLOCK)
-    return n if blocks < 2 else -(-n // (-(-blocks // 4) * 4))
+    return n if blocks < 2 else -(-n // (-(-blocks // 2) * 2))
 
 
 def _in_blocks(formula: Callable[[slice], None], passes: int, n: int, width: int = 1) -> None:

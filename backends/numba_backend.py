@@ -1,0 +1,383 @@
+"""The CPU backend with its slowest fused primitives compiled by Numba; all else is NumPy's own function.
+
+NumPy goes through an array once for each step of a formula, a compiled loop once for all of them, and several numbers
+at a time. The formulas are those of `numpy_backend.py`. They are compiled for float32, which is what models are trained
+in; any other dtype is handed to NumPy. The kernels run in the threads of `cpu.in_parts`, each on a range of rows:
+Numba's own threads may end the process when two of the caller's use them at once.
+"""
+
+from collections.abc import Callable, Sequence
+from math import inf, pi
+from math import sqrt as _sqrt
+from typing import Any, TypeVar
+
+import numpy as np
+
+from . import numpy_backend
+from .cpu import in_parts
+from .numpy_backend import *  # noqa: F403 - what is not defined again below
+from .numpy_backend import Array, _Heads, _Part, _rows
+
+try:
+    import numba
+except ImportError as error:
+    raise ImportError(
+        f"backend 'numba': Numba cannot be imported ({error}); install it: pip install 'russellgrad[fast]'"
+    ) from error
+
+name = "numba"
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+
+
+def _compiled(*fastmath: str) -> Callable[[_Kernel], _Kernel]:
+    """Compile a kernel when it is first called with arrays of some kind, and keep it on disk for the next process.
+
+    `fastmath` is LLVM's. What leaves nan and inf alone: "contract" (a product and a sum in one step) anywhere,
+    "reassoc" (a sum in another order, hence several numbers at a time) where rounding is not made use of.
+    """
+
+    def compiled(kernel: _Kernel) -> _Kernel:
+        options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
+        try:
+            dispatcher: _Kernel = numba.njit(cache=True, **options)(kernel)
+        except RuntimeError:  # there is no folder to keep it in
+            dispatcher = numba.njit(**options)(kernel)
+        return dispatcher
+
+    return compiled
+
+
+def _single(*arrays: Array | None) -> bool:
+    return all(array is None or array.dtype == np.float32 for array in arrays)
+
+
+# --- The exponential, written out: around a call of a library's no loop would be vectorised
+
+_f = np.float32  # of every constant: beside a Python float Numba computes in float64
+_ZERO, _HALF, _ONE, _TWO, _INF = map(_f, (0.0, 0.5, 1.0, 2.0, inf))
+_LOG2_E = _f(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # the first has 9 bits: a whole number times it is exact
+_E0, _E1, _E2, _E3, _E4, _E5 = map(
+    _f, (5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
+)
+_TO_INTEGER = _f(1.5 * 2**23)  # added to a small number, it leaves the nearest integer in the last bits
+
+
+@_compiled("contract")
+def _exp(x: Any) -> Any:
+    """e^x = 2^n e^r, |r| <= ln 2 / 2, with the reduction and the polynomial of Cephes' expf (S. L. Moshier, 1989).
+
+    Largest error 1 ulp; 0 below -87.4 and inf above 88.4, both a little early; nan stays nan.
+    """
+    x = _f(-88.0) if x < _f(-88.0) else x
+    x = _f(89.0) if x > _f(89.0) else x
+    shifted = x * _LOG2_E + _TO_INTEGER
+    n = shifted - _TO_INTEGER
+    r = x - n * _LN2_HIGH - n * _LN2_LOW
+    e_r = (((((_E5 * r + _E4) * r + _E3) * r + _E2) * r + _E1) * r + _E0) * r * r + r + _ONE
+    bits_of_2_n = (_f(shifted).view(np.int32) + np.int32(127)) << np.int32(23)
+    return e_r * np.int32(bits_of_2_n).view(np.float32)
+
+
+# --- Fused: activations
+
+
+def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
+    if not _single(a):
+        return numpy_backend.gelu(a, approximate)
+    flat = a.ravel()
+    out, slope = np.empty_like(flat), np.empty_like(flat)
+    kernel = _gelu_exact if approximate == "none" else _gelu_tanh
+
+    def part(start: int, stop: int) -> None:
+        kernel(flat[start:stop], out[start:stop], slope[start:stop])
+
+    in_parts(flat.size, flat.size * 3.3e-4, part)
+    return out.reshape(a.shape), slope.reshape(a.shape)
+
+
+_SQRT_HALF, _DENSITY_AT_0 = _f(_sqrt(0.5)), _f(1.0 / _sqrt(2.0 * pi))
+_P, _A1, _A2, _A3, _A4, _A5 = map(
+    _f, (0.3275911, 0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+)  # fmt: skip
+
+
+@_compiled("contract", "reassoc")
+def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
+    """phi by Abramowitz & Stegun, "Handbook of mathematical functions", 7.1.26; largest error 1e-7, absolute.
+
+    erfc(x) = polynomial(1 / (1 + p x)) e^(-x^2) for x >= 0: the same exponential as the density's.
+    """
+    for i in range(a.size):
+        x = a[i]
+        bell = _exp(-_HALF * x * x)
+        t = _ONE / (_ONE + _P * _SQRT_HALF * np.abs(x))
+        tail = _HALF * bell * t * (_A1 + t * (_A2 + t * (_A3 + t * (_A4 + t * _A5))))
+        phi = tail if x < _ZERO else _ONE - tail
+        out[i] = x * phi
+        slope[i] = phi + x * bell * _DENSITY_AT_0
+
+
+_GELU_C, _GELU_C3 = _f(_sqrt(2.0 / pi)), _f(_sqrt(2.0 / pi) * 0.044715)
+
+
+@_compiled("contract", "reassoc")
+def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
+    """phi = (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u)), u = c (a + 0.044715 a^3), and so phi' = 2 phi (1 - phi) u'."""
+    for i in range(a.size):
+        x = a[i]
+        phi = _ONE / (_ONE + _exp(-_TWO * x * (_GELU_C + _GELU_C3 * x * x)))
+        out[i] = x * phi
+        slope[i] = phi + x * phi * (_ONE - phi) * _TWO * (_GELU_C + _f(3.0) * _GELU_C3 * x * x)
+
+
+# --- Fused: rows
+
+
+def softmax(a: Array, axis: int) -> Array:
+    if not _single(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
+        return numpy_backend.softmax(a, axis)
+    out = np.array(a, order="C")
+    _softmax_in_place(_rows(out))
+    return out
+
+
+def _softmax_in_place(rows: Array) -> tuple[Array, Array]:
+    """Of each row the largest number too, and the sum of e^(row - largest), both (N,)."""
+    top, total = np.empty(len(rows), _f), np.empty(len(rows), _f)
+
+    def part(start: int, stop: int) -> None:
+        _softmax(rows[start:stop], top[start:stop], total[start:stop])
+
+    in_parts(len(rows), rows.size * 7e-4, part)
+    return top, total
+
+
+@_compiled("contract", "reassoc")
+def _softmax(rows: Array, top: Array, total: Array) -> None:
+    lanes = np.empty(_LANES, _f)
+    for i in range(len(rows)):
+        row = rows[i]
+        top[i], total[i] = _exp_of_row(row, lanes)
+        inverse = _ONE / total[i]
+        for j in range(row.size):
+            row[j] *= inverse
+
+
+_LANES = 16  # numbers that are compared at a time
+_LEAST = np.finfo(_f).min
+
+
+@_compiled("contract", "reassoc")
+def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
+    """row = e^(row - top), where top is the largest or, in a row of -inf, the least finite number; top, and the sum."""
+    whole = row.size - row.size % _LANES
+    for lane in range(_LANES):
+        lanes[lane] = _LEAST
+    for j in range(0, whole, _LANES):
+        for lane in range(_LANES):
+            lanes[lane] = row[j + lane] if row[j + lane] > lanes[lane] else lanes[lane]
+    top = _LEAST
+    for lane in range(_LANES):
+        top = lanes[lane] if lanes[lane] > top else top
+    for j in range(whole, row.size):
+        top = row[j] if row[j] > top else top
+    total = _ZERO
+    for j in range(row.size):
+        weight = _exp(row[j] - top)
+        row[j] = weight
+        total += weight
+    return top, total
+
+
+def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
+    if not _single(x, gamma, beta) or x.size == 0:
+        return numpy_backend.layer_norm(x, gamma, beta, eps)
+    rows = np.ascontiguousarray(_rows(x))  # (N, C)
+    n, width = rows.shape
+    y, mean, rstd = np.empty_like(rows), np.empty(n, _f), np.empty(n, _f)
+    scale, shift = _or_full(gamma, width, 1.0), _or_full(beta, width, 0.0)
+
+    def part(start: int, stop: int) -> None:
+        some = slice(start, stop)
+        _layer_norm(rows[some], scale, shift, _f(eps), y[some], mean[some], rstd[some])
+
+    in_parts(n, x.size * 2e-4, part)
+    per_row = (*x.shape[:-1], 1)
+    return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
+
+
+def _or_full(a: Array | None, n: int, value: float) -> Array:
+    return np.full(n, value, _f) if a is None else np.ascontiguousarray(a)
+
+
+@_compiled("contract", "reassoc")
+def _layer_norm(x: Array, gamma: Array, beta: Array, eps: Any, y: Array, mean: Array, rstd: Array) -> None:
+    n, width = x.shape
+    for i in range(n):
+        total = _ZERO
+        for j in range(width):
+            total += x[i, j]
+        m = total / _f(width)
+        squares = _ZERO
+        for j in range(width):
+            squares += (x[i, j] - m) * (x[i, j] - m)
+        r = _ONE / np.sqrt(squares / _f(width) + eps)
+        for j in range(width):
+            y[i, j] = (x[i, j] - m) * r * gamma[j] + beta[j]
+        mean[i], rstd[i] = m, r
+
+
+_ROWS = 64  # whose gradients of gamma and beta are added up one after the other, whatever the number of threads
+
+
+def layer_norm_backward(
+    g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
+) -> tuple[Array | None, ...]:
+    if not _single(g, x, gamma, mean, rstd) or x.size == 0:
+        return numpy_backend.layer_norm_backward(g, x, gamma, mean, rstd, needs)
+    gs, xs = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(x))
+    means, rstds = mean.ravel(), rstd.ravel()
+    n, width = xs.shape
+    scale = _or_full(gamma, width, 1.0)
+    gx, sums = np.empty_like(gs), np.zeros((-(-n // _ROWS), 2, width), _f)
+
+    def part(start: int, stop: int) -> None:
+        some = slice(start * _ROWS, stop * _ROWS)
+        _layer_norm_backward(gs[some], xs[some], scale, means[some], rstds[some], gx[some], sums[start:stop])
+
+    in_parts(len(sums), x.size * 3.5e-4, part)
+    gradients = (gx.reshape(x.shape), *np.sum(sums, axis=0))
+    return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
+
+
+@_compiled("contract", "reassoc")
+def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Array, gx: Array, sums: Array) -> None:
+    """With h = g gamma: centring takes out h's mean, scaling its part along the normed row."""
+    n, width = x.shape
+    for i in range(n):
+        m, r, g_gamma, g_beta = mean[i], rstd[i], sums[i // _ROWS, 0], sums[i // _ROWS, 1]
+        total, along = _ZERO, _ZERO
+        for j in range(width):
+            normed = (x[i, j] - m) * r
+            h = g[i, j] * gamma[j]
+            total += h
+            along += h * normed
+            g_gamma[j] += g[i, j] * normed
+            g_beta[j] += g[i, j]
+        total /= _f(width)
+        along /= _f(width)
+        for j in range(width):
+            gx[i, j] = (g[i, j] * gamma[j] - total - (x[i, j] - m) * r * along) * r
+
+
+def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
+    if not _single(g):
+        return numpy_backend.embedding_backward(g, ids, n_rows)
+    out = np.zeros((n_rows, g.shape[-1]), g.dtype)
+    _embedding_backward(np.ascontiguousarray(_rows(g)), ids.ravel(), out)
+    return out
+
+
+@_compiled("contract", "reassoc")
+def _embedding_backward(g: Array, ids: Array, out: Array) -> None:
+    """In one thread: rows with the same id are added in the order they come in."""
+    for i in range(ids.size):
+        row = out[ids[i]]
+        for j in range(row.size):
+            row[j] += g[i, j]
+
+
+def cross_entropy(logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]:
+    if not _single(logits) or logits.size == 0:
+        return numpy_backend.cross_entropy(logits, ids, counted, excluded)
+    probs = np.array(logits, order="C")  # (N, C), logits until the softmax
+    if excluded is not None:
+        probs[:, excluded] = -inf
+    target = probs[np.arange(len(ids)), ids]  # (N,)
+    top, total = _softmax_in_place(probs)
+    losses = np.log(total) - (target - top)
+    if counted is None:
+        return np.asarray(np.mean(losses)), probs
+    return np.asarray(np.sum(np.where(counted, losses, 0)) / np.count_nonzero(counted)).astype(_f), probs
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
+    """The blocks and the products are NumPy's; what lies between the products is one pass."""
+    if not _single(q, k, v):
+        return numpy_backend.attention(q, k, v, mask, causal, offset)
+    heads = _Heads(q, k, v, mask, causal, offset)
+    out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))
+    log_sum = np.full(heads.q.shape[:-1], inf, _f)
+
+    def one(queries: _Part, keys: _Part) -> None:
+        weights = (heads.q[queries] * heads.scale) @ np.swapaxes(heads.k[keys], -1, -2)
+        if heads.mask is not None:
+            np.copyto(weights, -inf, where=heads.mask[(*queries, keys[2])])
+        _attention_weights(weights, log_sum[queries], queries[2].start + heads.offset + 1)
+        np.matmul(weights, heads.v[keys], out=out[queries])
+
+    heads.in_blocks(one, products=2)
+    return heads.joined(out), heads.joined(log_sum[..., None])
+
+
+@_compiled("contract", "reassoc")
+def _attention_weights(scores: Array, log_sum: Array, seen_by_first: int) -> None:
+    """softmax(scores) in place, and log sum e^scores; each query sees one key more than the one before."""
+    n_batch, n_heads, n_queries, n_keys = scores.shape
+    lanes = np.empty(_LANES, _f)
+    for b, h, i in np.ndindex(n_batch, n_heads, n_queries):
+        row = scores[b, h, i]
+        seen = seen_by_first + i
+        seen = 0 if seen < 0 else n_keys if seen > n_keys else seen
+        top, total = _exp_of_row(row[:seen], lanes)
+        hidden = total == _ZERO
+        log_sum[b, h, i] = _INF if hidden else top + np.log(total)
+        inverse = _ZERO if hidden else _ONE / total
+        for j in range(seen):
+            row[j] *= inverse
+        for j in range(seen, n_keys):
+            row[j] = _ZERO
+
+
+# --- Fused: one optimizer step, in place
+
+
+def adam_step(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    if not _single(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
+        return numpy_backend.adam_step(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay, decoupled)
+    if weight_decay and not decoupled:
+        g = g + weight_decay * p
+    shrink = 1.0 - lr * weight_decay if decoupled else 1.0
+    scale, rate = _sqrt(1.0 - beta2**step), lr / (1.0 - beta1**step)
+    numbers = [_f(x) for x in (shrink, beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, eps, rate)]
+    arrays = [array.reshape(-1) for array in (p, g, m, v)]
+
+    def part(start: int, stop: int) -> None:
+        _adam_step(*(array[start:stop] for array in arrays), *numbers)
+
+    in_parts(p.size, p.size * 2e-4, part)
+
+
+@_compiled("contract", "reassoc")
+def _adam_step(
+    p: Array, g: Array, m: Array, v: Array,
+    shrink: Any, beta1: Any, new1: Any, beta2: Any, new2: Any, scale: Any, eps: Any, rate: Any,
+) -> None:  # fmt: skip
+    for i in range(p.size):
+        m[i] = beta1 * m[i] + new1 * g[i]
+        v[i] = beta2 * v[i] + new2 * g[i] * g[i]
+        p[i] = shrink * p[i] - rate * (m[i] / (np.sqrt(v[i]) / scale + eps))

@@ -1,0 +1,229 @@
+"""The Numba backend's kernels against NumPy's functions, in float32. The rest of the suite runs on it too."""
+
+import importlib
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from russellgrad import available_backends
+from russellgrad.backend import load_backend
+from tests.helpers import Array, rng
+from tests.process import ROOT, output_of, run_python
+
+pytest.importorskip("numba")
+
+cpu: Any = importlib.import_module("russellgrad.backends.cpu")
+numba_backend: Any = load_backend("numba")
+numpy_backend: Any = load_backend("numpy")
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Every primitive in as many threads as there are, however small it is."""
+    monkeypatch.setattr(cpu, "_n_threads", request.param)
+    monkeypatch.setattr(cpu, "_queue", None)
+    monkeypatch.setattr(cpu, "WORTH", 1e-9)
+    count: int = request.param
+    return count
+
+
+def check(primitive: str, *args: Any, atol: float = 2e-6) -> None:
+    """The same as NumPy's in float32, up to rounding; and for arguments in float64 it is NumPy's."""
+    ours, reference = getattr(numba_backend, primitive), getattr(numpy_backend, primitive)
+    with np.errstate(all="ignore"):
+        for found, expected in zip(tuple_of(ours(*args)), tuple_of(reference(*args)), strict=True):
+            assert (found is None) is (expected is None)
+            if found is not None:
+                assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+                np.testing.assert_allclose(found, expected, rtol=2e-6, atol=atol)
+        wide = [x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x for x in args]
+        for found, expected in zip(tuple_of(ours(*wide)), tuple_of(reference(*wide)), strict=True):
+            assert found is None or np.array_equal(found, expected, equal_nan=True)
+
+
+def tuple_of(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+# --- The exponential and what rests on it
+
+
+def test_exp_to_one_ulp_and_at_the_ends() -> None:
+    x = np.linspace(-87, 88, 100_001, dtype=np.float32)
+    found = np.array([numba_backend._exp(a) for a in x])
+    expected = np.exp(x.astype(np.float64))
+    assert np.max(np.abs(found - expected) / np.spacing(expected.astype(np.float32))) < 1.01
+    ends = np.array([-np.inf, -200, 200, np.inf, np.nan, 0.0], np.float32)
+    assert np.array_equal([numba_backend._exp(a) for a in ends], [0, 0, np.inf, np.inf, np.nan, 1], equal_nan=True)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu(threads: int, approximate: str) -> None:
+    # The slope's 1 - phi is known to 6e-8 where phi is near 1, and is multiplied by up to 20 there.
+    check("gelu", np.linspace(-12, 12, 10_001, dtype=np.float32), approximate, atol=3e-6)
+    check("gelu", np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e20, -1e20], np.float32), approximate)
+    for a in (normal(3, 0), normal(), normal(6, 7)[::2, ::-1], normal(5, 6).T):
+        check("gelu", a, approximate, atol=3e-6)
+
+
+# --- Rows
+
+
+ROWS = [(1, 1), (7, 3), (2, 5, 16), (130, 33), (3, 0), (0, 3), (4,)]
+
+
+@pytest.mark.parametrize("shape", ROWS)
+def test_softmax(threads: int, shape: tuple[int, ...]) -> None:
+    a = normal(*shape)
+    check("softmax", a, -1)
+    check("softmax", np.stack([a, a], -1)[..., 0], len(shape) - 1)
+    check("softmax", a, 0) if shape[0] else None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38])
+def test_softmax_of_a_row_with_an_extreme_number(value: float) -> None:
+    a = normal(4, 20)
+    a[1, 3] = a[2, 19] = a[3] = value
+    check("softmax", a, -1)
+
+
+@pytest.mark.parametrize("shape", ROWS)
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm_and_its_backward(threads: int, shape: tuple[int, ...], affine: bool) -> None:
+    width = shape[-1]
+    x, g = normal(*shape), normal(*shape, seed=1)
+    gamma, beta = (normal(width, seed=2), normal(2 * width, seed=3)[::2]) if affine else (None, None)
+    check("layer_norm", x, gamma, beta, 1e-5, atol=1e-5)
+    _, mean, rstd = numpy_backend.layer_norm(x, gamma, beta, 1e-1) if width else (x, x[..., :0], x[..., :0])
+    if width:
+        for needs in [(True, True, True), (True, False, False), (False, True, False)]:
+            check("layer_norm_backward", g, x, gamma, mean, rstd, needs, atol=2e-5)
+        doubled = np.stack([x, x], -1)[..., 0]
+        check("layer_norm_backward", doubled, doubled, gamma, mean, rstd, (True, True, True), atol=2e-5)
+
+
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "WORTH", 1e-9)
+    x, g, gamma = normal(500, 20), normal(500, 20, seed=1), normal(20, seed=2)
+    found = []
+    for n in (1, 2, 3):
+        monkeypatch.setattr(cpu, "_n_threads", n)
+        _, mean, rstd = numba_backend.layer_norm(x, gamma, None, 1e-5)
+        gradients = numba_backend.layer_norm_backward(g, x, gamma, mean, rstd, (True, True, True))
+        found.append([*gradients, *numba_backend.gelu(x, "none"), numba_backend.softmax(x, -1)])
+    for others in found[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(others, found[0], strict=True))
+
+
+def test_embedding_backward() -> None:
+    ids = rng().integers(0, 5, (3, 40))
+    check("embedding_backward", normal(3, 40, 6), ids, 7)
+    check("embedding_backward", normal(40, 3, 6).swapaxes(0, 1), ids, 7)
+    check("embedding_backward", normal(0, 6), ids[:0, 0], 7)
+
+
+def test_cross_entropy(threads: int) -> None:
+    logits, ids = 1000 + 10 * normal(30, 17), rng().integers(0, 16, 30)
+    check("cross_entropy", logits, ids, None, None)
+    check("cross_entropy", np.asfortranarray(logits), ids, rng(1).random(30) < 0.5, 16)
+    check("cross_entropy", logits, ids, np.zeros(30, bool), None)
+    logits[3] = -np.inf
+    check("cross_entropy", logits, ids, None, None)
+
+
+# --- Attention
+
+
+@pytest.mark.parametrize("offset", [0, 3, -2])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention(threads: int, masked: bool, causal: bool, offset: int) -> None:
+    q, k, v = normal(2, 3, 70, 8), normal(2, 1, 73, 8, seed=1), normal(3, 73, 5, seed=2)
+    mask = rng(3).random((2, 1, 70, 73)) < 0.3 if masked else None
+    if mask is not None:
+        mask[0, 0, 5] = True  # a query from which all is hidden
+    check("attention", q, k, v, mask, causal, offset)
+    side_by_side = normal(2, 70, 3, 8).swapaxes(1, 2)
+    check("attention", side_by_side, side_by_side, side_by_side, None, causal, 0)
+
+
+def test_attention_to_extreme_numbers() -> None:
+    q, k, v = normal(8, 2), normal(8, 2, seed=1), normal(8, 2, seed=2)
+    k[3], q[6, 0] = np.inf, np.nan
+    check("attention", q, k, v, None, True, 0)
+
+
+# --- Adam
+
+
+@pytest.mark.parametrize(("weight_decay", "decoupled"), [(0.0, True), (0.1, True), (0.1, False)])
+def test_adam_step(threads: int, weight_decay: float, decoupled: bool) -> None:
+    for make in (lambda a: a, lambda a: np.asfortranarray(a), lambda a: np.repeat(a, 2, 1)[:, ::2], lambda a: a[0, 0]):
+        states = []
+        for backend in (numba_backend, numpy_backend):
+            p, g, m, v = (np.asarray(make(normal(6, 7, seed=i))) for i in range(4))
+            m[...], v[...] = 0, 0
+            for step in (1, 2, 3):
+                backend.adam_step(p, g, m, v, step, 0.1, 0.9, 0.99, 1e-8, weight_decay, decoupled)
+            states.append((p, m, v))
+        for found, expected in zip(*states, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_adam_step_refuses_an_array_that_is_read_only() -> None:
+    p, g, m, v = (normal(3, seed=i) for i in range(4))
+    p.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        numba_backend.adam_step(p, g, m, np.abs(v), 1, 0.1, 0.9, 0.99, 1e-8, 0.0, True)
+
+
+# --- Numba itself
+
+
+def test_several_callers_at_once(threads: int) -> None:
+    a = normal(40, 30)
+    expected, wrong = numba_backend.gelu(a, "none")[0], []
+
+    def caller() -> None:
+        for _ in range(50):
+            wrong.extend([] if np.array_equal(numba_backend.gelu(a, "none")[0], expected) else ["wrong"])
+
+    callers = [threading.Thread(target=caller) for _ in range(4)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
+    assert not wrong
+
+
+def test_nowhere_to_keep_what_was_compiled(tmp_path: Path) -> None:
+    """Neither beside the source, in an installation that belongs to another user, nor at home."""
+    library = tmp_path / "library"
+    shutil.copytree(ROOT / "russellgrad", library / "russellgrad", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "backends", library / "russellgrad" / "backends", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    in_the_way = library / "russellgrad" / "backends" / "__pycache__"  # a file, which holds for the superuser too
+    in_the_way.touch()
+    program = "from russellgrad import Tensor; print(Tensor([[1.0, 2.0]], dtype='float32').gelu().shape)"
+    environment = {"PYTHONPATH": str(library), "RG_BACKEND": "numba", "HOME": str(in_the_way), "XDG_CACHE_HOME": ""}
+    assert output_of(program, cwd=tmp_path, **environment) == "(1, 2)"
+
+
+def test_without_numba_the_error_says_what_to_install() -> None:
+    without = "import sys; sys.modules['numba'] = None; import russellgrad; "
+    failed = run_python("-c", without + "russellgrad.set_backend('numba')")
+    assert failed.stderr.strip().split("\n")[-1].startswith("ImportError: backend 'numba': Numba cannot be imported (")
+    assert "pip install 'russellgrad[fast]'" in failed.stderr
+    assert "numba" not in output_of(without + "print(russellgrad.available_backends())")
+    assert "numba" in available_backends()
+    assert "numba" in sys.modules
