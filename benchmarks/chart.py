@@ -1,50 +1,44 @@
-"""A bar chart of the training step against PyTorch, from a JSON file of results, written next to it as a PNG.
+"""A bar chart of the training step against PyTorch, of one or more runs of the benchmarks, side by side.
 
-python -m benchmarks.chart cpu
-python -m benchmarks.chart cpu --before train_step
+python -m benchmarks.chart cpu                           benchmarks/results/cpu.json -> cpu.png beside it
+python -m benchmarks.chart before cpu cpu-numba          -> cpu-numba.png
+python -m benchmarks.chart before=Before cpu=NumPy       with labels of your own
 """
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import measure
-from benchmarks.train_step import SIZE_HEAD, TORCH, TORCH_FUSED
+from benchmarks.train_step import SIZE_HEAD, TORCH
 
-Ratios: TypeAlias = dict[str, dict[str, float]]  # size -> peer -> ours over theirs
-
-PEERS = {TORCH: "PyTorch, default AdamW", TORCH_FUSED: "PyTorch, fused AdamW"}
-COLOURS = {TORCH: "#0072B2", TORCH_FUSED: "#E69F00"}  # told apart by the colour-blind too (Okabe & Ito)
+COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73")  # told apart by the colour-blind too (Okabe & Ito)
 
 
-def ratios_in(data: dict[str, Any]) -> Ratios:
-    return {row["case"]: row["ratio"] for row in data["tables"]["train_step"]["rows"]}
+def ratios_in(data: dict[str, Any]) -> dict[str, float]:
+    """Size -> our time over PyTorch's, with its default AdamW."""
+    return {row["case"]: row["ratio"][TORCH] for row in data["tables"]["train_step"]["rows"]}
 
 
-def draw(now: dict[str, Any], before: dict[str, Any] | None, path: Path) -> None:
-    """Bars of the sizes in `now`, those of `before` to their left, hatched."""
-    runs = {"now": ratios_in(now)} if before is None else {"before": ratios_in(before), "now": ratios_in(now)}
-    sizes = list(runs["now"])
-    bars = [(run, peer) for peer in PEERS for run in runs]
+def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """A group of bars for each size of the last run, in it a bar for each run, label -> results."""
+    *_, last = runs.values()
+    sizes = list(ratios_in(last))
     figure = Figure(figsize=(8, 4.5), dpi=150)
     axes = figure.subplots()
-    for i, (run, peer) in enumerate(bars):
-        width = 0.8 / len(bars)
-        places = [place + (i - (len(bars) - 1) / 2) * width for place in range(len(sizes))]
-        heights = [runs[run].get(size, {}).get(peer, 0.0) for size in sizes]
-        label = PEERS[peer] if before is None else f"{PEERS[peer]}, {run}"
-        style: dict[str, Any] = {"color": COLOURS[peer]}
-        if run == "before":
-            style = {"color": "white", "edgecolor": COLOURS[peer], "hatch": "///"}
-        drawn = axes.bar(places, heights, 0.92 * width, label=label, **style)
+    width = 0.8 / len(runs)
+    for i, (label, data) in enumerate(runs.items()):
+        places = [place + (i - (len(runs) - 1) / 2) * width for place in range(len(sizes))]
+        heights = [ratios_in(data).get(size, 0.0) for size in sizes]
+        drawn = axes.bar(places, heights, 0.92 * width, label=label, color=COLOURS[i % len(COLOURS)])
         clear: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # of the line at 1
         axes.bar_label(drawn, [f"{h:.2f}" if h else "" for h in heights], fontsize=8, padding=3, bbox=clear)
     _dress(axes, sizes)
-    figure.text(0.01, 0.01, _source(now), fontsize=7, color="0.35")
+    figure.text(0.01, 0.01, _source(last), fontsize=7, color="0.35")
     figure.subplots_adjust(left=0.09, right=0.98, top=0.92, bottom=0.17)
     figure.savefig(path)
 
@@ -55,9 +49,9 @@ def _dress(axes: Axes, sizes: list[str]) -> None:
     axes.set_xlabel(SIZE_HEAD)
     axes.set_ylabel("RussellGrad's time / PyTorch's")
     axes.set_title("A training step in float32 on a CPU: lower is faster")
-    axes.set_ylim(0, 1.3 * axes.dataLim.ymax)  # room for the legend
+    axes.set_ylim(0, 1.25 * axes.dataLim.ymax)  # room for the legend
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center")
+    axes.legend(fontsize=8, frameon=False, ncols=4, loc="upper center")
 
 
 def _source(data: dict[str, Any]) -> str:
@@ -79,11 +73,11 @@ def _load(name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the training step against PyTorch.")
-    parser.add_argument("name", help="of the JSON file in benchmarks/results")
-    parser.add_argument("--before", help="of an earlier one, for bars side by side")
-    given = parser.parse_args()
-    draw(_load(given.name), _load(given.before) if given.before else None, measure.RESULTS / f"{given.name}.png")
-    print(f"written: {measure.RESULTS / given.name}.png")
+    parser.add_argument("names", nargs="+", help="of JSON files in benchmarks/results; NAME=LABEL to label its bars")
+    pairs = [name.partition("=")[::2] for name in parser.parse_args().names]
+    path = measure.RESULTS / f"{pairs[-1][0]}.png"
+    draw({label or name: _load(name) for name, label in pairs}, path)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

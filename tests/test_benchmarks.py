@@ -159,8 +159,8 @@ def test_chart(tmp_path: Path) -> None:
     table = Table("train_step", "", "", "milliseconds")
     table.add(TINY, {OURS: [1.0], TORCH: [2.0], TORCH_FUSED: [4.0]})
     now = {**measure.circumstances("benchmarks"), "tables": {"train_step": {"rows": table.rows}}}
-    assert chart.ratios_in(now) == {TINY: {TORCH: 0.5, TORCH_FUSED: 0.25}}
-    chart.draw(now, before=now, path=tmp_path / "chart.png")
+    assert chart.ratios_in(now) == {TINY: 0.5}
+    chart.draw({"before": now, "now": now}, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
