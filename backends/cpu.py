@@ -81,24 +81,29 @@ def in_parts(n: int, cost: float, work: Callable[[int, int], None]) -> None:
     Args:
         cost: what all of it takes in one thread, in microseconds, roughly.
 
-    Returns when all parts are done. Raises what a part raises. NumPy's errstate is the caller's in each.
+    Returns when all parts are done. Raises what a part raises. NumPy's errstate is the caller's in each. Called from
+    within a part, it has that part's thread alone.
     """
     threads = n_threads()
-    if threads == 1:
+    if threads == 1 or getattr(_here, "serving", False):
         return work(0, n)
     parts = max(1, min(threads, n, int(cost / WORTH)))
     bounds = [n * i // parts for i in range(parts + 1)]
     with _one_blas_thread:
         done: SimpleQueue[BaseException | None] = SimpleQueue()
-        for start, stop in [*pairwise(bounds)][1:]:
+        others = [*pairwise(bounds)][1:]
+        for start, stop in others:
             _tasks(threads).put((copy_context(), work, start, stop, done))
         try:
             work(0, bounds[1])
         finally:
-            errors = [done.get() for _ in bounds[2:]]
-    for error in errors:
-        if error is not None:
-            raise error
+            errors = [done.get() for _ in others]
+    try:
+        for error in errors:
+            if error is not None:
+                raise error
+    finally:
+        del errors  # an error holds this frame, and so the arrays of `work`
 
 
 class _OneBlasThread:
@@ -112,10 +117,10 @@ class _OneBlasThread:
     def __enter__(self) -> None:
         if self._set and self._get:
             with self._lock:
-                if not self._depth:
+                self._depth += 1
+                if self._depth == 1:
                     self._before = self._get()
                     self._set(1)
-                self._depth += 1
 
     def __exit__(self, *error: object) -> None:
         if self._set and self._get:
@@ -124,18 +129,26 @@ class _OneBlasThread:
                 if not self._depth:
                     self._set(self._before)
 
+    def leave_all(self) -> None:
+        """In a forked child, where the threads that were in a block are gone."""
+        if self._depth:
+            self._set(self._before)
+        self._lock, self._depth = threading.Lock(), 0
+
 
 def _tasks(threads: int) -> SimpleQueue[Any]:
     """The queue that the other threads wait at. They start with the first task."""
     global _queue
     if _queue is None:
-        _queue = SimpleQueue()
+        queue: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads - 1):
-            threading.Thread(target=_serve, args=(_queue,), name="russellgrad", daemon=True).start()
+            threading.Thread(target=_serve, args=(queue,), name="russellgrad", daemon=True).start()
+        _queue = queue  # not before there is someone to serve it
     return _queue
 
 
 def _serve(queue: SimpleQueue[Any]) -> None:
+    _here.serving = True
     while True:
         context, work, start, stop, done = queue.get()
         try:
@@ -150,11 +163,12 @@ def _serve(queue: SimpleQueue[Any]) -> None:
 
 def _forget_threads() -> None:
     """In a forked child only the forking thread is left."""
-    global _queue, _one_blas_thread
+    global _queue
     _queue = None
-    _one_blas_thread = _OneBlasThread()
+    _one_blas_thread.leave_all()
 
 
+_here = threading.local()
 _n_threads: int | None = None
 _queue: SimpleQueue[Any] | None = None
 _one_blas_thread = _OneBlasThread()

@@ -1,9 +1,9 @@
 """The CPU backend with its slowest fused primitives compiled by Numba; all else is NumPy's own function.
 
 NumPy goes through an array once for each step of a formula, a compiled loop once for all of them, and several numbers
-at a time. The formulas are those of `numpy_backend.py`. They are compiled for float32, which is what models are trained
-in; any other dtype is handed to NumPy. The kernels run in the threads of `cpu.in_parts`, each on a range of rows:
-Numba's own threads may end the process when two of the caller's use them at once.
+at a time. The formulas are those of `numpy_backend.py`, but for exact GELU's. They are compiled for float32, which is
+what models are trained in; any other dtype is handed to NumPy. The kernels run in the threads of `cpu.in_parts`, each
+on a range of rows: Numba's own threads may end the process when two of the caller's use them at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ _TO_INTEGER = _f(1.5 * 2**23)  # added to a small number, it leaves the nearest 
 def _exp(x: Any) -> Any:
     """e^x = 2^n e^r, |r| <= ln 2 / 2, with the reduction and the polynomial of Cephes' expf (S. L. Moshier, 1989).
 
-    Largest error 1 ulp; 0 below -87.4 and inf above 88.4, both a little early; nan stays nan.
+    Largest error 1 ulp; 0 below -87.7 and inf above 88.4, both a little early; nan stays nan.
     """
     x = _f(-88.0) if x < _f(-88.0) else x
     x = _f(89.0) if x > _f(89.0) else x

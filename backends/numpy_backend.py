@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import host
-from .cpu import in_parts, keep_freed_memory
+from .cpu import in_parts, keep_freed_memory, n_threads
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 DType: TypeAlias = Any
@@ -56,7 +56,8 @@ def _in_blocks(formula: Callable[[slice], None], passes: int, n: int, width: int
 
 
 def require_usable() -> None:
-    """NumPy can always be used. Called once, before anything else here."""
+    """NumPy can always be used. Raises ValueError for an RG_NUM_THREADS that is no number."""
+    n_threads()
     keep_freed_memory()
 
 
@@ -370,6 +371,8 @@ def matmul(a: Array, b: Array) -> Array:
     if a.ndim < 2 or b.ndim < 2 or a.shape[:-2] != b.shape[:-2]:
         return np.asarray(np.matmul(a, b))
     *batch, n, k = a.shape
+    if batch and batch[0] == 1:  # shared out by its next axis
+        return matmul(a[0], b[0])[None]
     out = np.empty((*batch, n, b.shape[-1]), np.result_type(a, b))
 
     def part(start: int, stop: int) -> None:  # of the batch, or of the rows
@@ -381,7 +384,8 @@ def matmul(a: Array, b: Array) -> Array:
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     rows = _rows(x)  # (N, i) @ (i, o): one product, whatever the batch axes
-    out = np.empty((len(rows), weight.shape[1]), np.result_type(x, weight))
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    out = np.empty((len(rows), weight.shape[1]), np.result_type(*operands))
 
     def part(start: int, stop: int) -> None:
         np.matmul(rows[start:stop], weight, out=out[start:stop])
@@ -423,6 +427,8 @@ def _rows(a: Array) -> Array:
 
 def _row_sums(a: Array) -> Array:
     """(..., C) -> (..., 1). As a product it is several times faster than np.sum along short rows."""
+    if a.dtype.itemsize < 4:  # half precision overflows at 65,504
+        return np.asarray(np.sum(a, axis=-1, keepdims=True, dtype=np.float32))
     return np.asarray(a @ np.ones((a.shape[-1], 1), a.dtype))
 
 
@@ -464,10 +470,10 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
     phi += 1.0
     phi *= 0.5
     np.multiply(a, phi, out=out)
+    np.subtract(1.0, phi, out=slope)
+    slope *= out  # a phi (1 - phi), which is 0 far out, where the square is infinite in time
     square *= 6.0 * _GELU_C * 0.044715
     square += 2.0 * _GELU_C
-    square *= out  # a phi ...
-    np.subtract(1.0, phi, out=slope)
     slope *= square
     slope += phi
 
@@ -637,7 +643,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
     """The output, and log sum exp of each query's scores; inf where all are hidden."""
     heads = _Heads(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))  # in memory like q, heads side by side
-    log_sum = np.full((*heads.q.shape[:-1], 1), inf, q.dtype)
+    log_sum = np.full((*heads.q.shape[:-1], 1), inf, np.result_type(q.dtype, np.float32))
 
     def one(queries: _Part, keys: _Part) -> None:
         weights = heads.scores(queries, keys)
@@ -810,7 +816,7 @@ def adam_step(
             p *= 1.0 - decay
         elif weight_decay:
             g = g + weight_decay * p
-        work = g * (1.0 - beta1)
+        work = np.multiply(g, 1.0 - beta1, dtype=m.dtype)
         m *= beta1
         m += work
         np.multiply(g, g, out=work)

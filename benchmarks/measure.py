@@ -41,9 +41,11 @@ class Worker:
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
+        # A peer starts from the weights of our model, and must not have our memory allocator with them.
+        environment = os.environ if candidate[0] == "ours" else {**os.environ, "RG_MALLOC": "0"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", *candidate],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -78,7 +80,8 @@ def take_turns(
     """The seconds of a call, by candidate and turn.
 
     The candidates take turns (A B A B), so that what else the machine does falls on all alike. A turn is as many calls
-    as last `burst` seconds, at least one; before it, as many go uncounted, unless they take more than half a second.
+    as last `burst` seconds with the slowest, at least one; before it, as many go uncounted, unless one takes more than
+    half a second.
 
     Args:
         rounds: the number of turns.
@@ -93,7 +96,7 @@ def take_turns(
             worker.call()  # loads what each library loads late
         slowest = max(worker.call()[0] for worker in workers.values())
         timed = max(1, round(burst / slowest))
-        before = timed if timed * slowest < 0.5 else 0
+        before = timed if slowest < 0.5 else 0
         begun = time.perf_counter()
         for turn in range(rounds):
             if turn >= LEAST_TURNS and time.perf_counter() - begun > seconds:

@@ -1,4 +1,4 @@
-"""RussellGrad: one autograd Tensor and one transformer, on a CPU (NumPy) or a CUDA GPU (CuPy)."""
+"""RussellGrad: one autograd Tensor and one transformer, on a CPU (NumPy, Numba) or a CUDA GPU (CuPy)."""
 
 from .autograd import Joint, no_grad
 from .backend import available_backends, get_backend, set_backend, use_backend

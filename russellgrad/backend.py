@@ -3,7 +3,7 @@
 The contract owes this: the names of `Backend`, as functions of a module, one line a primitive. Arrays go in and come
 out as the backend's own; Python numbers may stand for any operand; results of dimension 0 stay arrays or behave as
 such; nothing is converted to the host unless its line says so. Shapes are in the comments: `...` is any number of
-axes. A fused primitive has its backward on the next line.
+axes. A fused primitive has its backward on the next line, or gives its derivative with its value.
 """
 
 import importlib

@@ -81,6 +81,11 @@ class Optimizer:
         for group in self.groups:
             for p in group["params"]:
                 if p.grad is not None:
+                    if p.grad.shape != p.shape:
+                        raise ValueError(
+                            f"{type(self).__name__}: parameter {place} has shape {p.shape}, "
+                            f"its gradient {p.grad.shape}; they must agree"
+                        )
                     self._update(p, p.grad, self.state.setdefault(place, {}), lr, group)
                     p.changed_in_place()
                 place += 1

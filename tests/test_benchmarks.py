@@ -47,8 +47,9 @@ def numpy_peers() -> set[str]:
 
 def test_training_step() -> None:
     """The candidates' losses are compared on the way."""
-    (table,) = train_step.tables(quick=True)
-    check_table(table, 1, {TORCH, TORCH_FUSED, "matrix products", *numpy_peers()})
+    table, peers = train_step.tables(quick=True)
+    check_table(table, 1, {TORCH, TORCH_FUSED, "matrix products"})
+    check_table(peers, bool(numpy_peers()), numpy_peers())
 
 
 @pytest.mark.parametrize("peer", NUMPY_PEERS)
@@ -65,7 +66,7 @@ def test_other_libraries_train_the_same_model(peer: str) -> None:
 def test_peers_that_are_not_installed_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_step, "installed", lambda name: False)
     assert train_step.numpy_peers() == []
-    assert "autograd, mygrad" in train_step.table([]).notes[-1]
+    assert "autograd, mygrad" in train_step.peers_table([TINY]).notes[-1]
 
 
 def test_ops(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +104,10 @@ def test_memory() -> None:
 
 
 def test_small_ops_without_gradients() -> None:
-    """The one with no gradients, which it turns off for its whole process, in one of its own."""
+    from benchmarks.candidates import ours
+
+    assert not ours.small_op("multiply", "plain")().requires_grad
+    assert ours.small_op("multiply", "recorded")().requires_grad
     for module in ("ours", "torch_eager"):
         with Worker((module, "small_op", "multiply", "plain")) as worker:
             assert worker.call(timed=2)[0] > 0

@@ -88,7 +88,8 @@ def test_attention_never_looks_at_hidden_keys_after_the_block(threads: int) -> N
     """An infinite score that a query must not see leaves it as it is."""
     q, k, v = (Tensor(normal(1, 8, 2, seed=i)) for i in range(3))
     expected = rg.attention(q, k, v, causal=True).numpy()
-    k.data[0, 3] = np.inf
+    k.data[0, 3] = np.inf  # in the first block of queries
+    k.data[0, 5], v.data[0, 5] = np.inf, np.nan  # after it
     with np.errstate(invalid="ignore"):
         found = rg.attention(q, k, v, causal=True).numpy()
     assert np.array_equal(found[0, :3], expected[0, :3])
@@ -149,11 +150,23 @@ def test_an_error_in_a_part_reaches_the_caller(threads: int) -> None:
 
 
 def test_errstate_is_the_callers(threads: int) -> None:
-    x = np.zeros(1000)
+    x = np.ones(1000)
+    x[-1] = 0  # in the last part
     with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
         cpu.in_parts(len(x), 1.0, lambda start, stop: 1 / x[start:stop])
     with np.errstate(divide="ignore"):
         cpu.in_parts(len(x), 1.0, lambda start, stop: 1 / x[start:stop])
+
+
+@pytest.mark.parametrize("threads", [2, 3], indirect=True)
+def test_a_part_may_call_in_parts(threads: int) -> None:
+    counts = np.zeros(100, int)
+
+    def inner(start: int, stop: int) -> None:
+        counts[start:stop] += 1
+
+    cpu.in_parts(10, 1.0, lambda *outer: cpu.in_parts(100, 1.0, inner))
+    assert len(set(counts)) == 1  # every outer part did all of it
 
 
 def test_the_blas_has_one_thread_within_and_its_own_after(threads: int) -> None:
@@ -213,6 +226,10 @@ def test_rg_num_threads() -> None:
     assert int(output_of(program, RG_NUM_THREADS="")) >= 1
     failed = run_python("-c", program, RG_NUM_THREADS="many")
     assert "RG_NUM_THREADS must be a positive whole number, got 'many'" in failed.stderr
+    failed = run_python("-c", "from russellgrad import Tensor; Tensor(1.0)", RG_NUM_THREADS="0")
+    assert (
+        failed.stderr.strip().split("\n")[-1].startswith("ValueError: RG_NUM_THREADS must be a positive whole number")
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' memory is left as it is")

@@ -200,3 +200,12 @@ def test_clipping_keeps_each_gradients_dtype(backend: Backend) -> None:
     clip_grad_norm([single, double], 1.0)
     assert str(single.grad.dtype) == "float32"  # type: ignore[union-attr]
     assert str(double.grad.dtype) == "float64"  # type: ignore[union-attr]
+
+
+def test_a_gradient_of_another_shape_is_an_error(backend: Backend) -> None:
+    p = Tensor([1.0, 2.0])
+    optimizer = AdamOptimizer([p])
+    p.grad = backend.zeros((1,), "float64")
+    with pytest.raises(ValueError, match=r"AdamOptimizer: parameter 0 has shape \(2,\), its gradient \(1,\)"):
+        optimizer.step()
+    assert p.numpy().tolist() == [1.0, 2.0]

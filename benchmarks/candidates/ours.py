@@ -15,7 +15,7 @@ from benchmarks.candidates.model import (
     op_operands,
     random,
 )
-from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear, no_grad
+from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer
 
@@ -99,7 +99,7 @@ def adamw(size: str) -> Callable[[], Callable[[], list[float]]]:
 
 def small_op(name: str, mode: str) -> Callable[[], Any]:
     """One op on 4 elements: only forward ("plain"), forward with its graph ("recorded"), or backward too ("both")."""
-    a, b = (Tensor(random(4, seed=seed), requires_grad=True) for seed in (1, 2))
+    a, b = (Tensor(random(4, seed=seed), requires_grad=mode != "plain") for seed in (1, 2))
     upstream = Tensor(random(4), requires_grad=False)
     forward = {"add": lambda: a + b, "multiply": lambda: a * b}[name]
 
@@ -108,6 +108,4 @@ def small_op(name: str, mode: str) -> Callable[[], Any]:
         b.zero_grad()
         forward().backward(upstream)
 
-    if mode == "plain":
-        no_grad().__enter__()  # for the rest of the process
     return both if mode == "both" else forward
