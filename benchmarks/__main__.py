@@ -1,6 +1,6 @@
 """All the benchmarks, in one JSON file and one of Markdown.
 
-python -m benchmarks                             a quarter of an hour on two cores
+python -m benchmarks                             ten minutes on two cores
 python -m benchmarks --quick                     tiny sizes, to see that it runs
 python -m benchmarks --only train_step ops --name mine
 """

@@ -3,7 +3,7 @@
 In Python, from the repository's root:
 
     from train.train_transformer import train
-    train()                                # the defaults: Shakespeare's plays, some minutes on two cores
+    train()                                # the defaults: Shakespeare's plays, a minute or two on two cores
     train(dataset="notes.txt", steps=500)  # any field of train.config.Config
 
 On the command line: `python train/train_transformer.py --help`, which names the environment variables as well: a test
