@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import __main__ as everything
 from benchmarks import growth, measure, memory, ops, overhead, readme, train_step
-from benchmarks.measure import OURS, Table, Worker, check_close
+from benchmarks.measure import OURS, ROOT, Table, Worker, check_close
 from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
 
@@ -179,5 +179,5 @@ def test_chart_of_a_file_without_a_training_step_is_an_error(tmp_path: Path) -> 
 
 def test_the_readmes_tables_are_the_results() -> None:
     """Else `python -m benchmarks.readme` was forgotten after a run."""
-    text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.partition(readme.BEGIN)[2].partition(readme.END)[0] == readme.figures()
