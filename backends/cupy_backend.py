@@ -5,7 +5,9 @@ unasked, host and device arrays never mix, an index out of range raises nothing 
 on the host, before they are moved), and repeated indices in `a[i] += v` are lost (so they go through scatter_add).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import accumulate
 from math import inf, pi, prod
 from math import sqrt as _sqrt
 from typing import Any, TypeAlias
@@ -88,8 +90,28 @@ def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
     return cupy.asarray(host.normal(shape, seed, counter).astype(dtype))
 
 
-def uniform(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
-    return cupy.asarray(host.uniform(shape, seed, counter).astype(dtype))
+def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
+    seed, low, high = (int(word) for word in cupy.asnumpy(key))
+    return cupy.asarray(host.uniform(shape, seed, high << 64 | low).astype(dtype))
+
+
+def numbers(values: Sequence[float], dtype: DType) -> Array:
+    if cupy.cuda.get_current_stream().is_capturing():  # which no copy from the host can be part of
+        return cupy.empty(len(values), dtype)
+    return cupy.asarray(np.array(values, dtype))
+
+
+def renumber(target: Array, values: Sequence[float]) -> None:
+    target.set(np.array(values, target.dtype))
+
+
+def assign(target: Array, source: Array) -> None:
+    target[...] = source
+
+
+def parts(flat: Array, shapes: Sequence[Shape]) -> list[Array]:
+    ends = list(accumulate(map(prod, shapes)))
+    return [flat[end - prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]
 
 
 def ids(ids: Any, upper: int, op: str) -> Array:
@@ -321,14 +343,38 @@ def _rows(a: Array) -> Array:
 _GELU_C = _sqrt(2.0 / pi)
 
 
-def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
+def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]:
+    x = a if bias is None else a + bias
     if approximate == "none":  # phi is the normal distribution function, its slope the normal density
-        phi = 0.5 * (1.0 + erf(a * _sqrt(0.5)))
-        density = cupy.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
+        phi = 0.5 * (1.0 + erf(x * _sqrt(0.5)))
+        density = cupy.exp(-0.5 * x * x) / _sqrt(2.0 * pi)
     else:  # (1 - tanh^2) / 2 = 2 phi (1 - phi)
-        phi = 0.5 * (1.0 + cupy.tanh(_GELU_C * (a + 0.044715 * a * a * a)))
-        density = 2.0 * phi * (1.0 - phi) * _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
-    return a * phi, phi + a * density
+        phi = 0.5 * (1.0 + cupy.tanh(_GELU_C * (x + 0.044715 * x * x * x)))
+        density = 2.0 * phi * (1.0 - phi) * _GELU_C * (1.0 + 3.0 * 0.044715 * x * x)
+    return x * phi, phi + x * density
+
+
+def bias_gelu_backward(
+    g: Array, slope: Array, bias: Array | None, approximate: str, needs: Sequence[bool]
+) -> tuple[Array | None, ...]:
+    return _biased_backward(g * slope, needs)
+
+
+def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]:
+    x = a if bias is None else a + bias
+    slope = cupy.where(x > 0, 1.0, alpha).astype(x.dtype)
+    return x * slope, slope
+
+
+def bias_leaky_relu_backward(
+    g: Array, slope: Array, bias: Array | None, alpha: float, needs: Sequence[bool]
+) -> tuple[Array | None, ...]:
+    return _biased_backward(g * slope, needs)
+
+
+def _biased_backward(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+    need_a, need_bias = needs
+    return g if need_a else None, _rows(g).sum(0) if need_bias else None
 
 
 # --- Fused: rows
@@ -371,8 +417,21 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
     return y, mean, rstd
 
 
+def add_layer_norm(
+    x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float
+) -> tuple[Array, Array, Array, Array]:
+    total = x + r
+    return total, *layer_norm(total, gamma, beta, eps)
+
+
 def layer_norm_backward(
-    g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
+    g: Array,
+    x: Array,
+    gamma: Array | None,
+    mean: Array,
+    rstd: Array,
+    needs: Sequence[bool],
+    so_far: Array | None,
 ) -> tuple[Array | None, ...]:
     need_x, need_gamma, need_beta = needs
     normed = (x - mean) * rstd  # (..., C)
@@ -381,6 +440,7 @@ def layer_norm_backward(
         h = g if gamma is None else g * gamma
         # The gradient of centring takes out h's mean; that of scaling, its part along `normed`.
         gx = rstd * (h - cupy.mean(h, axis=-1, keepdims=True) - normed * cupy.mean(h * normed, axis=-1, keepdims=True))
+        gx = gx if so_far is None else gx + so_far
     if need_gamma:
         ggamma = _rows(g * normed).sum(0)
     if need_beta:
@@ -488,11 +548,21 @@ def _scores(q: Array, k: Array, mask: Array | None, causal: bool, offset: int) -
 # --- Fused: one optimizer step, in place
 
 
+def clip_scale(grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]:
+    """Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063, section 3."""
+    squares = cupy.sum(grads[0] * grads[0])
+    for g in grads[1:]:
+        squares = squares + cupy.sum(g * g)
+    norm = cupy.sqrt(squares)
+    return norm, cupy.minimum(max_norm / (norm + 1e-6), 1.0)
+
+
 def sgd_step(
     p: Array,
     g: Array,
     velocity: Array | None,
-    lr: float,
+    rates: Array,
+    clip: Array | None,
     momentum: float,
     nesterov: bool,
     weight_decay: float,
@@ -501,13 +571,15 @@ def sgd_step(
 
     `velocity` is None without momentum, and zeros before the first step.
     """
+    if clip is not None:
+        g = g * clip
     if weight_decay:
         g = g + weight_decay * p
     if velocity is not None:
         velocity *= momentum
         velocity += g
         g = g + momentum * velocity if nesterov else velocity
-    p -= lr * g
+    p -= rates[0] * g
 
 
 def adam_step(
@@ -515,8 +587,8 @@ def adam_step(
     g: Array,
     m: Array,
     v: Array,
-    step: int,
-    lr: float,
+    rates: Array,
+    clip: Array | None,
     beta1: float,
     beta2: float,
     eps: float,
@@ -524,13 +596,53 @@ def adam_step(
     decoupled: bool,
 ) -> None:
     """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101."""
+    rate, scale, decay = rates[0], rates[1], rates[2]
+    if clip is not None:
+        g = g * clip
     if weight_decay and decoupled:
-        p *= 1.0 - lr * weight_decay
+        p *= 1.0 - decay
     elif weight_decay:
         g = g + weight_decay * p
     m *= beta1
     m += (1.0 - beta1) * g
     v *= beta2
     v += (1.0 - beta2) * (g * g)
-    scale = _sqrt(1.0 - beta2**step)
-    p -= (lr / (1.0 - beta1**step)) * m / (cupy.sqrt(v) / scale + eps)
+    p -= rate * m / (cupy.sqrt(v) / scale + eps)
+
+
+# --- A step as one recording
+
+has_graphs = True
+
+
+def capture(work: Callable[[], None]) -> Callable[[], None]:
+    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+    # A graph keeps no memory alive that it uses, so it gets a pool of its own, which its replay keeps.
+    with cupy.cuda.using_allocator(pool.malloc), stream:
+        stream.begin_capture()
+        try:
+            work()
+        except Exception as error:
+            with suppress(Exception):  # the capture is broken, which the device says again
+                stream.end_capture()
+            raise RuntimeError(
+                f"compile_step: {_op_of(error)} cannot be recorded in a CUDA graph ({error}); do it outside the step, "
+                "or run the step as it is"
+            ) from error
+        graph = stream.end_capture()
+
+    def replay(graph: Any = graph, pool: Any = pool) -> None:
+        graph.launch(cupy.cuda.get_current_stream())
+
+    return replay
+
+
+def _op_of(error: BaseException) -> str:
+    """The primitive in which it happened."""
+    frame = error.__traceback__
+    while frame is not None:
+        code, module = frame.tb_frame.f_code, frame.tb_frame.f_globals.get("__name__")
+        if module == __name__ and code.co_name != "capture":
+            return code.co_name
+        frame = frame.tb_next
+    return "something in the step"

@@ -16,7 +16,7 @@ import numpy as np
 from . import numpy_backend
 from .cpu import in_parts
 from .numpy_backend import *  # noqa: F403 - what is not defined again below
-from .numpy_backend import Array, _Heads, _Part, _rows
+from .numpy_backend import Array, Shape, _Heads, _in_blocks, _Part, _rows
 
 try:
     import numba
@@ -83,17 +83,18 @@ def _exp(x: Any) -> Any:
 # --- Fused: activations
 
 
-def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
-    if not _single(a):
-        return numpy_backend.gelu(a, approximate)
-    flat = a.ravel()
-    out, slope = np.empty_like(flat), np.empty_like(flat)
+def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]:
+    if not _single(a, bias) or a.size == 0:
+        return numpy_backend.bias_gelu(a, bias, approximate)
+    rows = np.ascontiguousarray(_rows(a) if bias is not None else a.reshape(-1, 1))  # (N, C)
+    out, slope = np.empty_like(rows), np.empty_like(rows)
+    shift = _or_full(bias, rows.shape[1], 0.0)
     kernel = _gelu_exact if approximate == "none" else _gelu_tanh
 
     def part(start: int, stop: int) -> None:
-        kernel(flat[start:stop], out[start:stop], slope[start:stop])
+        kernel(rows[start:stop], shift, out[start:stop], slope[start:stop])
 
-    in_parts(flat.size, flat.size * 3.3e-4, part)
+    in_parts(len(rows), rows.size * 3.3e-4, part)
     return out.reshape(a.shape), slope.reshape(a.shape)
 
 
@@ -104,32 +105,36 @@ _P, _A1, _A2, _A3, _A4, _A5 = map(
 
 
 @_compiled("contract", "reassoc")
-def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
+def _gelu_exact(a: Array, bias: Array, out: Array, slope: Array) -> None:
     """phi by Abramowitz & Stegun, "Handbook of mathematical functions", 7.1.26; largest error 1e-7, absolute.
 
     erfc(x) = polynomial(1 / (1 + p x)) e^(-x^2) for x >= 0: the same exponential as the density's.
     """
-    for i in range(a.size):
-        x = a[i]
-        bell = _exp(-_HALF * x * x)
-        t = _ONE / (_ONE + _P * _SQRT_HALF * np.abs(x))
-        tail = _HALF * bell * t * (_A1 + t * (_A2 + t * (_A3 + t * (_A4 + t * _A5))))
-        phi = tail if x < _ZERO else _ONE - tail
-        out[i] = x * phi
-        slope[i] = phi + x * bell * _DENSITY_AT_0
+    n, width = a.shape
+    for i in range(n):
+        for j in range(width):
+            x = a[i, j] + bias[j]
+            bell = _exp(-_HALF * x * x)
+            t = _ONE / (_ONE + _P * _SQRT_HALF * np.abs(x))
+            tail = _HALF * bell * t * (_A1 + t * (_A2 + t * (_A3 + t * (_A4 + t * _A5))))
+            phi = tail if x < _ZERO else _ONE - tail
+            out[i, j] = x * phi
+            slope[i, j] = phi + x * bell * _DENSITY_AT_0
 
 
 _GELU_C, _GELU_C3 = _f(_sqrt(2.0 / pi)), _f(_sqrt(2.0 / pi) * 0.044715)
 
 
 @_compiled("contract", "reassoc")
-def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
+def _gelu_tanh(a: Array, bias: Array, out: Array, slope: Array) -> None:
     """phi = (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u)), u = c (a + 0.044715 a^3), and so phi' = 2 phi (1 - phi) u'."""
-    for i in range(a.size):
-        x = a[i]
-        phi = _ONE / (_ONE + _exp(-_TWO * x * (_GELU_C + _GELU_C3 * x * x)))
-        out[i] = x * phi
-        slope[i] = phi + x * phi * (_ONE - phi) * _TWO * (_GELU_C + _f(3.0) * _GELU_C3 * x * x)
+    n, width = a.shape
+    for i in range(n):
+        for j in range(width):
+            x = a[i, j] + bias[j]
+            phi = _ONE / (_ONE + _exp(-_TWO * x * (_GELU_C + _GELU_C3 * x * x)))
+            out[i, j] = x * phi
+            slope[i, j] = phi + x * phi * (_ONE - phi) * _TWO * (_GELU_C + _f(3.0) * _GELU_C3 * x * x)
 
 
 # --- Fused: rows
@@ -194,18 +199,43 @@ def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
     if not _single(x, gamma, beta) or x.size == 0:
         return numpy_backend.layer_norm(x, gamma, beta, eps)
-    rows = np.ascontiguousarray(_rows(x))  # (N, C)
+    return _normed(np.ascontiguousarray(_rows(x)), None, gamma, beta, eps, x.shape)
+
+
+def add_layer_norm(
+    x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float
+) -> tuple[Array, Array, Array, Array]:
+    if not _single(x, r, gamma, beta) or x.size == 0:
+        return numpy_backend.add_layer_norm(x, r, gamma, beta, eps)
+    total = np.empty(x.shape, _f)
+
+    def add(some: slice) -> None:
+        np.add(_rows(x)[some], _rows(r)[some], out=_rows(total)[some])
+
+    return total, *_normed(_rows(total), add, gamma, beta, eps, x.shape)
+
+
+def _normed(
+    rows: Array,
+    fill: Callable[[slice], None] | None,
+    gamma: Array | None,
+    beta: Array | None,
+    eps: float,
+    shape: Shape,
+) -> tuple[Array, Array, Array]:
+    """Of rows (N, C), each block of which `fill` fills first; the results with the leading axes of `shape`."""
     n, width = rows.shape
     y, mean, rstd = np.empty_like(rows), np.empty(n, _f), np.empty(n, _f)
     scale, shift = _or_full(gamma, width, 1.0), _or_full(beta, width, 0.0)
 
-    def part(start: int, stop: int) -> None:
-        some = slice(start, stop)
+    def formula(some: slice) -> None:
+        if fill is not None:
+            fill(some)
         _layer_norm(rows[some], scale, shift, _f(eps), y[some], mean[some], rstd[some])
 
-    in_parts(n, x.size * 2e-4, part)
-    per_row = (*x.shape[:-1], 1)
-    return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
+    _in_blocks(formula, 1, n, width)
+    per_row = (*shape[:-1], 1)
+    return y.reshape(shape), mean.reshape(per_row), rstd.reshape(per_row)
 
 
 def _or_full(a: Array | None, n: int, value: float) -> Array:
@@ -233,11 +263,18 @@ _ROWS = 64  # whose gradients of gamma and beta are added up one after the other
 
 
 def layer_norm_backward(
-    g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
+    g: Array,
+    x: Array,
+    gamma: Array | None,
+    mean: Array,
+    rstd: Array,
+    needs: Sequence[bool],
+    so_far: Array | None,
 ) -> tuple[Array | None, ...]:
-    if not _single(g, x, gamma, mean, rstd) or x.size == 0:
-        return numpy_backend.layer_norm_backward(g, x, gamma, mean, rstd, needs)
+    if not _single(g, x, gamma, mean, rstd, so_far) or x.size == 0:
+        return numpy_backend.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
     gs, xs = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(x))
+    others = None if so_far is None else np.ascontiguousarray(_rows(so_far))
     means, rstds = mean.ravel(), rstd.ravel()
     n, width = xs.shape
     scale = _or_full(gamma, width, 1.0)
@@ -245,7 +282,8 @@ def layer_norm_backward(
 
     def part(start: int, stop: int) -> None:
         some = slice(start * _ROWS, stop * _ROWS)
-        _layer_norm_backward(gs[some], xs[some], scale, means[some], rstds[some], gx[some], sums[start:stop])
+        more = None if others is None else others[some]
+        _layer_norm_backward(gs[some], xs[some], scale, means[some], rstds[some], more, gx[some], sums[start:stop])
 
     in_parts(len(sums), x.size * 3.5e-4, part)
     gradients = (gx.reshape(x.shape), *np.sum(sums, axis=0))
@@ -253,7 +291,9 @@ def layer_norm_backward(
 
 
 @_compiled("contract", "reassoc")
-def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Array, gx: Array, sums: Array) -> None:
+def _layer_norm_backward(
+    g: Array, x: Array, gamma: Array, mean: Array, rstd: Array, so_far: Array | None, gx: Array, sums: Array
+) -> None:
     """With h = g gamma: centring takes out h's mean, scaling its part along the normed row."""
     n, width = x.shape
     for i in range(n):
@@ -270,6 +310,9 @@ def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
         along /= _f(width)
         for j in range(width):
             gx[i, j] = (g[i, j] * gamma[j] - total - (x[i, j] - m) * r * along) * r
+        if so_far is not None:
+            for j in range(width):
+                gx[i, j] += so_far[i, j]
 
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
@@ -349,8 +392,8 @@ def adam_step(
     g: Array,
     m: Array,
     v: Array,
-    step: int,
-    lr: float,
+    rates: Array,
+    clip: Array | None,
     beta1: float,
     beta2: float,
     eps: float,
@@ -358,12 +401,13 @@ def adam_step(
     decoupled: bool,
 ) -> None:
     if not _single(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
-        return numpy_backend.adam_step(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay, decoupled)
+        return numpy_backend.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled)
+    rate, scale, decay = rates.tolist()
+    grow = 1.0 if clip is None else float(clip)
     if weight_decay and not decoupled:
-        g = g + weight_decay * p
-    shrink = 1.0 - lr * weight_decay if decoupled else 1.0
-    scale, rate = _sqrt(1.0 - beta2**step), lr / (1.0 - beta1**step)
-    numbers = [_f(x) for x in (shrink, beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, eps, rate)]
+        g, grow = g * _f(grow) + weight_decay * p, 1.0
+    shrink = 1.0 - decay if decoupled else 1.0
+    numbers = [_f(x) for x in (grow, shrink, beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, eps, rate)]
     arrays = [array.reshape(-1) for array in (p, g, m, v)]
 
     def part(start: int, stop: int) -> None:
@@ -375,9 +419,10 @@ def adam_step(
 @_compiled("contract", "reassoc")
 def _adam_step(
     p: Array, g: Array, m: Array, v: Array,
-    shrink: Any, beta1: Any, new1: Any, beta2: Any, new2: Any, scale: Any, eps: Any, rate: Any,
+    grow: Any, shrink: Any, beta1: Any, new1: Any, beta2: Any, new2: Any, scale: Any, eps: Any, rate: Any,
 ) -> None:  # fmt: skip
     for i in range(p.size):
-        m[i] = beta1 * m[i] + new1 * g[i]
-        v[i] = beta2 * v[i] + new2 * g[i] * g[i]
+        slope = grow * g[i]
+        m[i] = beta1 * m[i] + new1 * slope
+        v[i] = beta2 * v[i] + new2 * slope * slope
         p[i] = shrink * p[i] - rate * (m[i] / (np.sqrt(v[i]) / scale + eps))

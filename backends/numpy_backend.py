@@ -9,6 +9,7 @@ formula to the last, write each step where the one before was (`out=`), and shar
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import inf, pi, prod
 from math import sqrt as _sqrt
 from typing import Any, TypeAlias
@@ -103,8 +104,26 @@ def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
     return host.normal(shape, seed, counter).astype(dtype)
 
 
-def uniform(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
-    return host.uniform(shape, seed, counter).astype(dtype)
+def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
+    seed, low, high = (int(word) for word in key)
+    return host.uniform(shape, seed, high << 64 | low).astype(dtype)
+
+
+def numbers(values: Sequence[float], dtype: DType) -> Array:
+    return np.array(values, dtype)
+
+
+def renumber(target: Array, values: Sequence[float]) -> None:
+    target[:] = values
+
+
+def assign(target: Array, source: Array) -> None:
+    target[...] = source
+
+
+def parts(flat: Array, shapes: Sequence[Shape]) -> list[Array]:
+    ends = list(accumulate(map(prod, shapes)))
+    return [flat[end - prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]
 
 
 def ids(ids: Any, upper: int, op: str) -> Array:
@@ -437,13 +456,15 @@ def _row_sums(a: Array) -> Array:
 _GELU_C = _sqrt(2.0 / pi)
 
 
-def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
-    """a phi(a) and its slope, phi(a) + a phi'(a), computed together while `a` is in the cache."""
-    flat = a.reshape(-1)
-    out, slope = np.empty_like(flat), np.empty_like(flat)
-    formula = _gelu_exact if approximate == "none" else _gelu_tanh
-    _in_blocks(lambda block: formula(flat[block], out[block], slope[block]), 25, flat.size)
-    return out.reshape(a.shape), slope.reshape(a.shape)
+def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]:
+    """x phi(x) for x = a + bias, and its slope, phi(x) + x phi'(x), computed together while x is in the cache."""
+    return _biased(_gelu_exact if approximate == "none" else _gelu_tanh, 25, a, bias)
+
+
+def bias_gelu_backward(
+    g: Array, slope: Array, bias: Array | None, approximate: str, needs: Sequence[bool]
+) -> tuple[Array | None, ...]:
+    return _biased_backward(g, slope, needs)
 
 
 def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
@@ -476,6 +497,58 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
     square += 2.0 * _GELU_C
     slope *= square
     slope += phi
+
+
+# Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML workshop 2013, section 2.
+
+
+def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]:
+    """x where x > 0, else alpha x, for x = a + bias, and its slope."""
+    one, low = np.asarray([1.0, alpha], a.dtype)
+
+    def formula(x: Array, out: Array, slope: Array) -> None:
+        slope[...] = np.where(x > 0, one, low)
+        np.multiply(x, slope, out=out)
+
+    return _biased(formula, 4, a, bias)
+
+
+def bias_leaky_relu_backward(
+    g: Array, slope: Array, bias: Array | None, alpha: float, needs: Sequence[bool]
+) -> tuple[Array | None, ...]:
+    return _biased_backward(g, slope, needs)
+
+
+def _biased(
+    formula: Callable[[Array, Array, Array], None], passes: int, a: Array, bias: Array | None
+) -> tuple[Array, Array]:
+    """formula(x, out, slope) for x = a + bias, (..., C) + (C,), in blocks."""
+    rows = a.reshape(-1, 1) if bias is None else _rows(a)
+    out, slope = np.empty(rows.shape, a.dtype), np.empty(rows.shape, a.dtype)
+
+    def one(block: slice) -> None:
+        formula(rows[block] if bias is None else rows[block] + bias, out[block], slope[block])
+
+    _in_blocks(one, passes, *rows.shape)
+    return out.reshape(a.shape), slope.reshape(a.shape)
+
+
+def _biased_backward(g: Array, slope: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+    """g * slope, and its sum over rows, (C,), block by block: so in the same order with any threads."""
+    need_a, need_bias = needs
+    rows, slopes = (_rows(array) if need_bias else array.reshape(-1, 1) for array in (g, slope))
+    n, width = rows.shape
+    ga = np.empty(rows.shape, g.dtype)
+    length = _block_length(n, width) or 1
+    sums = np.zeros((-(-n // length), width if need_bias else 0), g.dtype)
+
+    def formula(block: slice) -> None:
+        np.multiply(rows[block], slopes[block], out=ga[block])
+        if need_bias:
+            np.sum(ga[block], axis=0, out=sums[block.start // length])
+
+    _in_blocks(formula, 3, n, width)
+    return ga.reshape(g.shape) if need_a else None, np.sum(sums, axis=0) if need_bias else None
 
 
 # --- Fused: rows
@@ -532,11 +605,35 @@ def _along(axis: int, formula: Callable[..., None], passes: int, *arrays: Array)
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    rows = _rows(x)  # (N, C)
+    return _layer_norm(_rows(x), None, gamma, beta, eps, x.shape)
+
+
+def add_layer_norm(
+    x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float
+) -> tuple[Array, Array, Array, Array]:
+    total = np.empty(x.shape, x.dtype)
+
+    def add(block: slice) -> None:
+        np.add(_rows(x)[block], _rows(r)[block], out=_rows(total)[block])
+
+    return total, *_layer_norm(_rows(total), add, gamma, beta, eps, x.shape)
+
+
+def _layer_norm(
+    rows: Array,
+    fill: Callable[[slice], None] | None,
+    gamma: Array | None,
+    beta: Array | None,
+    eps: float,
+    shape: Shape,
+) -> tuple[Array, Array, Array]:
+    """Of rows (N, C), each block of which `fill` fills first; the results with the leading axes of `shape`."""
     n, width = rows.shape
-    y, mean, rstd = (np.empty((n, columns), x.dtype) for columns in (width, 1, 1))
+    y, mean, rstd = (np.empty((n, columns), rows.dtype) for columns in (width, 1, 1))
 
     def formula(block: slice) -> None:
+        if fill is not None:
+            fill(block)
         centred, m, r = y[block], mean[block], rstd[block]
         np.divide(_row_sums(rows[block]), width, out=m)
         np.subtract(rows[block], m, out=centred)
@@ -552,15 +649,22 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
             centred += beta
 
     _in_blocks(formula, 8, n, width)
-    per_row = (*x.shape[:-1], 1)
-    return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
+    per_row = (*shape[:-1], 1)
+    return y.reshape(shape), mean.reshape(per_row), rstd.reshape(per_row)
 
 
 def layer_norm_backward(
-    g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
+    g: Array,
+    x: Array,
+    gamma: Array | None,
+    mean: Array,
+    rstd: Array,
+    needs: Sequence[bool],
+    so_far: Array | None,
 ) -> tuple[Array | None, ...]:
     need_x, need_gamma, need_beta = needs
     gs, xs, means, rstds = _rows(g), _rows(x), _rows(mean), _rows(rstd)
+    others = None if so_far is None else _rows(so_far)
     n, width = xs.shape
     gx = np.empty(xs.shape, g.dtype) if need_x else None
     scale = np.ones(width, g.dtype) if gamma is None else gamma
@@ -582,6 +686,8 @@ def layer_norm_backward(
             normed *= along @ average
             h -= normed
             h *= rstds[block]
+            if others is not None:
+                h += others[block]
 
     _in_blocks(formula, 12, n, width)
     total = np.sum(sums, axis=1)
@@ -771,11 +877,21 @@ class _Heads:
 # --- Fused: one optimizer step, in place
 
 
+def clip_scale(grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]:
+    """Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063, section 3."""
+    squares = np.zeros((), grads[0].dtype)
+    for g in grads:
+        squares = squares + np.sum(g * g)
+    norm = np.sqrt(squares)
+    return np.asarray(norm), np.asarray(np.minimum(max_norm / (norm + 1e-6), 1.0))
+
+
 def sgd_step(
     p: Array,
     g: Array,
     velocity: Array | None,
-    lr: float,
+    rates: Array,
+    clip: Array | None,
     momentum: float,
     nesterov: bool,
     weight_decay: float,
@@ -784,13 +900,15 @@ def sgd_step(
 
     `velocity` is None without momentum, and zeros before the first step.
     """
+    if clip is not None:
+        g = g * clip
     if weight_decay:
         g = g + weight_decay * p
     if velocity is not None:
         velocity *= momentum
         velocity += g
         g = g + momentum * velocity if nesterov else velocity
-    p -= lr * g
+    p -= rates[0] * g
 
 
 def adam_step(
@@ -798,8 +916,8 @@ def adam_step(
     g: Array,
     m: Array,
     v: Array,
-    step: int,
-    lr: float,
+    rates: Array,
+    clip: Array | None,
     beta1: float,
     beta2: float,
     eps: float,
@@ -807,11 +925,13 @@ def adam_step(
     decoupled: bool,
 ) -> None:
     """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101."""
-    decay, scale, rate = lr * weight_decay, _sqrt(1.0 - beta2**step), lr / (1.0 - beta1**step)
+    rate, scale, decay = rates.tolist()
     arrays = [np.atleast_1d(array) for array in (p, g, m, v)]  # views: what is written into them stays
 
     def formula(block: slice) -> None:
         p, g, m, v = (array[block] for array in arrays)
+        if clip is not None:
+            g = g * clip
         if weight_decay and decoupled:
             p *= 1.0 - decay
         elif weight_decay:
@@ -832,3 +952,12 @@ def adam_step(
 
     n = len(arrays[0])
     _in_blocks(formula, 14, n, p.size // _builtin_max(n, 1))
+
+
+# --- A step as one recording
+
+has_graphs = False
+
+
+def capture(work: Callable[[], None]) -> Callable[[], None]:
+    raise RuntimeError(f"backend {name!r}: there is no device whose work could be recorded")

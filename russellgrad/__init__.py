@@ -2,8 +2,22 @@
 
 from .autograd import Joint, no_grad
 from .backend import available_backends, get_backend, set_backend, use_backend
+from .compiled import compile_step
 from .dtype import get_default_dtype, set_default_dtype
-from .functional import attention, cross_entropy, embedding, layer_norm, linear, log_softmax, maximum, minimum, where
+from .functional import (
+    add_layer_norm,
+    attention,
+    bias_gelu,
+    bias_leaky_relu,
+    cross_entropy,
+    embedding,
+    layer_norm,
+    linear,
+    log_softmax,
+    maximum,
+    minimum,
+    where,
+)
 from .gradcheck import GradientError, gradcheck
 from .module import Module
 from .random import manual_seed
@@ -17,8 +31,12 @@ __all__ = [
     "Joint",
     "Module",
     "Tensor",
+    "add_layer_norm",
     "attention",
     "available_backends",
+    "bias_gelu",
+    "bias_leaky_relu",
+    "compile_step",
     "cross_entropy",
     "custom_op",
     "embedding",

@@ -26,13 +26,19 @@ _grad_enabled: ContextVar[bool] = ContextVar("russellgrad_grad_enabled", default
 
 
 class Joint(NamedTuple):
-    """One pullback for all operands: (gradient, which operands need one) -> a gradient or None for each."""
+    """One pullback for all operands: (gradient, which operands need one) -> a gradient or None for each.
 
-    pull: Callable[[Array, Sequence[bool]], tuple[Array | None, ...]]
+    If `adds`, it takes a third argument: what has reached its first operand by other ways so far, an array or None.
+    Its first result then includes that, which saves a pass over both; it must not write into it.
+    """
+
+    pull: Callable[..., tuple[Array | None, ...]]
+    adds: bool = False
 
 
 class HoldsGrad(Protocol):
     grad: Array | None
+    grad_buffer: Array | None
 
 
 class Node:
@@ -63,8 +69,11 @@ class Node:
         self.holder: ReferenceType[HoldsGrad] | None = None  # the tensor whose .grad is to be filled
         self.hooks: dict[int, Hook] | None = None
 
-    def gradients(self, g: Array, retain_graph: bool) -> "Iterator[tuple[Node, Array]]":
-        """Each operand's node with the gradient for it. Lets go of every pullback as soon as it is done."""
+    def gradients(self, g: Array, retain_graph: bool, grads: dict[int, Array]) -> "Iterator[tuple[Node, Array]]":
+        """Each operand's node with the gradient for it. Lets go of every pullback as soon as it is done.
+
+        `grads` is what has reached each node so far; what a pullback includes of it is taken out of there.
+        """
         parents, pullbacks = self.parents, self.pullbacks
         if parents is None or pullbacks is None:
             raise RuntimeError(
@@ -80,7 +89,12 @@ class Node:
         if not retain_graph and parents:
             self.parents = self.pullbacks = None
         if len(pullbacks) == 1 and isinstance(pullbacks[0], Joint):
-            results = pullbacks[0].pull(g, [parent is not None for parent in parents])
+            needs = [parent is not None for parent in parents]
+            if pullbacks[0].adds:
+                first = parents[0]
+                results = pullbacks[0].pull(g, needs, None if first is None else grads.pop(first.order, None))
+            else:
+                results = pullbacks[0].pull(g, needs)
             del pullbacks
             for parent, result in zip(parents, results, strict=True):
                 if parent is not None and result is not None:
@@ -109,7 +123,13 @@ class Node:
         tensor = self.holder() if self.holder else None
         if tensor is not None:
             # A gradient may be shared with another tensor's or be a view, so .grad is always an array of its own.
-            tensor.grad = self.xp.copy(g) if tensor.grad is None else self.xp.asarray(self.xp.add(tensor.grad, g))
+            if tensor.grad is not None:
+                tensor.grad = self.xp.asarray(self.xp.add(tensor.grad, g))
+            elif tensor.grad_buffer is not None:
+                self.xp.assign(tensor.grad_buffer, g)
+                tensor.grad = tensor.grad_buffer
+            else:
+                tensor.grad = self.xp.copy(g)
         return g
 
 
@@ -163,13 +183,15 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
         order = -heappop(heap)
         node, g = nodes.pop(order), grads.pop(order)
         g = node.deliver(g)
-        for parent, result in node.gradients(g, retain_graph):
+        for parent, result in node.gradients(g, retain_graph, grads):
             part = fit(parent, result, node.name)
             if parent.order in grads:
                 # Never +=: add hands the same array to both its parents.
                 grads[parent.order] = parent.xp.add(grads[parent.order], part)
             else:
-                grads[parent.order], nodes[parent.order] = part, parent
+                grads[parent.order] = part
+            if parent.order not in nodes:
+                nodes[parent.order] = parent
                 heappush(heap, -parent.order)
             del result, part  # before the next pullback makes another of their size
 

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import entry_points
@@ -44,7 +44,11 @@ class Backend(Protocol):
     def full(self, shape: Shape, value: float, dtype: DType) -> Array: ...       # -> shape
     def arange(self, n: int) -> Array: ...                                       # -> (n,) int64
     def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...   # -> shape; a function of (seed, counter) alone
-    def uniform(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...  # -> shape, in [0, 1); likewise
+    def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array: ...      # (3,) uint64: seed, counter's lower and upper half -> shape, in [0, 1); likewise
+    def numbers(self, values: Sequence[float], dtype: DType) -> Array: ...       # -> (n,); in a capture memory for them, which `renumber` is to fill
+    def renumber(self, target: Array, values: Sequence[float]) -> None: ...      # target[:] = values, on the host (n,)
+    def assign(self, target: Array, source: Array) -> None: ...                  # target[...] = source, brought to its dtype
+    def parts(self, flat: Array, shapes: Sequence[Shape]) -> list[Array]: ...    # (n,) -> arrays of these shapes on its memory, one after the other
     def ids(self, ids: Any, upper: int, op: str) -> Array: ...                   # (...) -> (...) int64, each in [0, upper), checked on the host
     def targets(self, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]: ...  # ids, and a bool array of those not `ignore`, or None if all count
 
@@ -99,7 +103,11 @@ class Backend(Protocol):
     def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,)
 
     # Fused: activations
-    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # (...) -> a phi(a), its derivative; "none": phi is the normal distribution, "tanh": near it
+    # `saved` is what the backend wants again in backward: its own business.
+    def bias_gelu(self, a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]: ...  # (..., C) (C,) -> x phi(x) for x = a + bias, saved; "none": phi is the normal distribution, "tanh": near it
+    def bias_gelu_backward(self, g: Array, saved: Array, bias: Array | None, approximate: str, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,)
+    def bias_leaky_relu(self, a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]: ...  # (..., C) (C,) -> x where x > 0, else alpha x, for x = a + bias; saved
+    def bias_leaky_relu_backward(self, g: Array, saved: Array, bias: Array | None, alpha: float, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,)
 
     # Fused: rows
     def softmax(self, a: Array, axis: int) -> Array: ...                         # e^a / sum e^a along axis
@@ -107,7 +115,8 @@ class Backend(Protocol):
     def log_softmax(self, a: Array, axis: int) -> Array: ...                     # a - log sum e^a along axis
     def log_softmax_backward(self, g: Array, y: Array, axis: int) -> Array: ...  # y is log_softmax's output
     def layer_norm(self, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]: ...  # (..., C) (C,) (C,) -> (..., C), mean (..., 1), 1/std (..., 1)
-    def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,) (C,)
+    def add_layer_norm(self, x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array, Array]: ...  # (..., C) (..., C) -> x + r, and layer_norm of that
+    def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool], so_far: Array | None) -> tuple[Array | None, ...]: ...  # -> (..., C), plus so_far; (C,) (C,)
     def embedding(self, weight: Array, ids: Array) -> Array: ...                 # (V, C) (...) -> (..., C)
     def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (V, C), the same bits every time
     def cross_entropy(self, logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]: ...  # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities
@@ -115,9 +124,16 @@ class Backend(Protocol):
     def attention(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]: ...  # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), log sum exp of the scores (..., L, 1)
     def attention_backward(self, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool, offset: int, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., L, e) -> gradients of q, k, v
 
-    # Fused: one optimizer step, in place on p and its state
-    def sgd_step(self, p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> None: ...
-    def adam_step(self, p: Array, g: Array, m: Array, v: Array, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool) -> None: ...
+    # Fused: one optimizer step, in place on p and its state. What changes from step to step comes as an array, so that
+    # a captured step can be replayed; g is scaled by `clip` () if it is given.
+    def clip_scale(self, grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]: ...  # -> () their common norm, () min(1, max_norm / (norm + 1e-6))
+    def sgd_step(self, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float, nesterov: bool, weight_decay: float) -> None: ...  # rates (1,): lr
+    def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool) -> None: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay
+
+    # A step as one recording
+    @property
+    def has_graphs(self) -> bool: ...                                            # can `capture` record?
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...       # records what work() does on the device, without doing it; -> replay; RuntimeError names what cannot be recorded
 # fmt: on
 
 

@@ -34,6 +34,32 @@ def layer_norm(x: Tensor, gamma: Operand = None, beta: Operand = None, eps: floa
     return apply(rules.layer_norm, x, gamma, beta, eps=eps)
 
 
+def add_layer_norm(
+    x: Tensor, r: Tensor, gamma: Operand = None, beta: Operand = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """x + r and its `layer_norm`, in one pass: a residual connection and the norm after it.
+
+    Shapes: x and r (..., C), gamma and beta (C,) or None -> (..., C), (..., C). Raises ValueError for others.
+    """
+    dtypes = {t.dtype for t in (x, r, gamma, beta) if t is not None}
+    if len(dtypes) > 1:  # brought to one dtype by each op for itself
+        total = x + r
+        return total, layer_norm(total, gamma, beta, eps)
+    made: list[Any] = []
+    total = apply(rules.add_for_norm, x, r, gamma=gamma, beta=beta, eps=eps, made=made)
+    return total, apply(rules.layer_norm, total, gamma, beta, eps=eps, made=made)
+
+
+def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
+    """GELU of x + bias in one pass (see `Tensor.gelu`): (..., C), (C,) -> (..., C). Raises ValueError for other shapes."""
+    return apply(rules.gelu, x, bias, approximate=approximate)
+
+
+def bias_leaky_relu(x: Tensor, bias: Tensor, alpha: float = 0.01) -> Tensor:
+    """Leaky ReLU of x + bias in one pass: (..., C), (C,) -> (..., C). Raises ValueError for other shapes."""
+    return apply(rules.leaky_relu, x, bias, alpha=alpha)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Operand = None) -> Tensor:
     """x @ weight + bias: (..., in), (in, out), (out,) or None -> (..., out). Raises ValueError for other shapes."""
     return apply(rules.linear, x, weight, bias)

@@ -1,9 +1,11 @@
 """Optimizers: a step changes each parameter in place, given its gradient. And clipping, and the schedules."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from .backend import Array
+from .backend import Array, Backend
+from .replay import host_numbers, on_host
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from .tensor import Tensor
 
@@ -23,6 +25,41 @@ __all__ = [
 Params: TypeAlias = Iterable[Tensor] | Sequence[Mapping[str, Any]]
 
 
+class _One:
+    """A parameter by itself, as the optimizer changes it."""
+
+    def __init__(self, p: Tensor, options: dict[str, Any]) -> None:
+        self.p, self.options = p, options
+
+    @property
+    def value(self) -> Array:
+        return self.p.data
+
+    @property
+    def grad(self) -> Array | None:
+        return self.p.grad
+
+
+class _Flat:
+    """Parameters side by side in one array, and their gradients in another; each Tensor has its part of both."""
+
+    def __init__(self, params: list[Tensor], value: Array, grad: Array, options: dict[str, Any]) -> None:
+        self.params, self.value, self.grad, self.options = params, value, grad, options
+        xp, shapes = params[0].backend, [p.shape for p in params]
+        self._parts = list(zip(params, xp.parts(value, shapes), xp.parts(grad, shapes), strict=True))
+
+    def gather(self) -> None:
+        """Bring in what was put elsewhere: a new array as `.data`, or as `.grad`."""
+        for p, value, grad in self._parts:
+            if p.data is not value:
+                p.backend.assign(value, p.data)
+                p.data = value
+            if p.grad is not None and p.grad is not grad:
+                p.backend.assign(grad, p.grad)
+                p.grad = grad
+            p.grad_buffer = grad
+
+
 class Optimizer:
     """What the optimizers share: groups of parameters, and the learning rate.
 
@@ -30,14 +67,18 @@ class Optimizer:
         params: parameters; or groups, each a dict with its "params" and options that differ from the optimizer's own:
             [{"params": matrices}, {"params": rest, "weight_decay": 0.0}].
         lr: the learning rate: a number, or a schedule, called with the number of steps taken so far.
+        flat: keep all parameters in one array and all gradients in another (`flat_grad`), of which each Tensor's
+            `.data` and `.grad` are parts. A step is then one pass over each group. Every parameter must get a gradient
+            in every step, and the array in `.grad` is used again in the next.
         options: the optimizer's own, for groups that do not set them.
 
     Raises:
-        ValueError: no parameters, one that comes twice, an unknown or negative option, a negative lr.
+        ValueError: no parameters, one that comes twice, an unknown or negative option, a negative lr; flat and
+            parameters of several dtypes or backends.
         TypeError: something that is not a Tensor, or a Tensor made by an operation.
     """
 
-    def __init__(self, params: Params, lr: float | Schedule, **options: Any) -> None:
+    def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
         name = type(self).__name__
         given: list[Any] = list(params)
         groups: list[Mapping[str, Any]] = given if given and isinstance(given[0], Mapping) else [{"params": given}]
@@ -47,6 +88,21 @@ class Optimizer:
                 raise ValueError(f"{name}: unknown option {', '.join(sorted(unknown))}; known: {', '.join(options)}")
             self.groups.append({**options, **group, "params": list(group["params"])})
         self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
+        self._check_params()
+        for key, value in [("lr", lr), *((key, g[key]) for g in self.groups for key in options)]:
+            if isinstance(value, (int, float)) and value < 0:
+                raise ValueError(f"{name}: {key} must not be negative, got {value}")
+        self.lr_schedule: Schedule = lr if callable(lr) else constant(lr)
+        self.steps_taken = 0
+        self.flat_grad: Array | None = None
+        self._units: list[_One] | list[_Flat] = (
+            self._flat_units() if flat else [_One(p, group) for group in self.groups for p in group["params"]]
+        )
+        # By the parameter's place in `params`; by the group's among `groups`, if flat.
+        self.state: dict[int, dict[str, Any]] = {}
+
+    def _check_params(self) -> None:
+        name = type(self).__name__
         if not self.params:
             raise ValueError(f"{name}: no parameters; pass model.parameters()")
         for p in self.params:
@@ -54,12 +110,20 @@ class Optimizer:
                 raise TypeError(f"{name}: can only change leaf Tensors, got {type(p).__name__} made by an operation")
         if len({id(p) for p in self.params}) < len(self.params):
             raise ValueError(f"{name}: a parameter comes twice, so a step would change it twice")
-        for key, value in [("lr", lr), *((key, g[key]) for g in self.groups for key in options)]:
-            if isinstance(value, (int, float)) and value < 0:
-                raise ValueError(f"{name}: {key} must not be negative, got {value}")
-        self.lr_schedule: Schedule = lr if callable(lr) else constant(lr)
-        self.steps_taken = 0
-        self.state: dict[int, dict[str, Any]] = {}  # by the parameter's place in `params`
+
+    def _flat_units(self) -> list[_Flat]:
+        kinds = {(p.backend.name, str(p.dtype)) for p in self.params}
+        if len(kinds) > 1:
+            raise ValueError(f"{type(self).__name__}: flat=True needs parameters of one backend and dtype, got {kinds}")
+        xp, dtype = self.params[0].backend, self.params[0].dtype
+        value, self.flat_grad = (xp.zeros((sum(p.size for p in self.params),), dtype) for _ in range(2))
+        groups = [group for group in self.groups if group["params"]]
+        sizes = [(sum(p.size for p in group["params"]),) for group in groups]
+        arrays = zip(groups, xp.parts(value, sizes), xp.parts(self.flat_grad, sizes), strict=True)
+        units = [_Flat(group["params"], values, grads, group) for group, values, grads in arrays]
+        for unit in units:
+            unit.gather()
+        return units
 
     @property
     def lr(self) -> float:
@@ -75,23 +139,60 @@ class Optimizer:
         for p in self.params:
             p.zero_grad()
 
-    def step(self) -> None:
-        """Change every parameter that has a gradient, in place."""
-        lr, place = self.lr, 0
-        for group in self.groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    if p.grad.shape != p.shape:
-                        raise ValueError(
-                            f"{type(self).__name__}: parameter {place} has shape {p.shape}, "
-                            f"its gradient {p.grad.shape}; they must agree"
-                        )
-                    self._update(p, p.grad, self.state.setdefault(place, {}), lr, group)
-                    p.changed_in_place()
-                place += 1
+    def step(self, max_norm: float | None = None) -> Tensor | None:
+        """Change every parameter that has a gradient, in place.
+
+        Args:
+            max_norm: scale the gradients for this step so that their common Euclidean norm is at most this, by
+                min(1, max_norm / (norm + 1e-6)), PyTorch's form; the arrays in `.grad` stay as they are.
+
+        Returns:
+            That norm before scaling, a 0-d Tensor; None without max_norm. Nothing waits for the device.
+
+        Raises:
+            ValueError: a gradient of another shape than its parameter; none at all, and a max_norm; none of some
+                parameter, and flat; a max_norm that is not positive.
+        """
+        self._check_grads()
+        for unit in self._units:
+            if isinstance(unit, _Flat):
+                unit.gather()
+        norm = clip = None
+        if max_norm is not None:
+            grads = [self.flat_grad] if self.flat_grad is not None else _grads("step", self.params)
+            norm, clip = _clip_scale("step", self.params[0].backend, grads, max_norm)
+        for place, unit in enumerate(self._units):
+            if unit.grad is not None:
+                self._update(unit.value, unit.grad, clip, self.state.setdefault(place, {}), unit.options)
+        arrays = [p.data for p in self.params]
+        on_host(lambda: self._count(arrays))
+        return None if norm is None else Tensor._wrap(norm, self.params[0].backend)
+
+    def _check_grads(self) -> None:
+        name = type(self).__name__
+        for place, p in enumerate(self.params):
+            if p.grad is None and self.flat_grad is not None:
+                raise ValueError(
+                    f"{name}: parameter {place} of shape {p.shape} has no gradient, but flat=True needs one of each; "
+                    "call backward() first, or leave the parameter out"
+                )
+            if p.grad is not None and p.grad.shape != p.shape:
+                raise ValueError(
+                    f"{name}: parameter {place} has shape {p.shape}, its gradient {p.grad.shape}; they must agree"
+                )
+
+    def _count(self, arrays: list[Array]) -> None:
+        for p, array in zip(self.params, arrays, strict=True):
+            if p.data is not array:  # a recorded step goes on changing the old one
+                raise RuntimeError(
+                    f"{type(self).__name__}: a parameter of shape {p.shape} was given a new array after the step was "
+                    "recorded; call compile_step again"
+                )
+            if p.grad is not None:
+                p.changed_in_place()
         self.steps_taken += 1
 
-    def _update(self, p: Tensor, g: Array, state: dict[str, Any], lr: float, options: dict[str, Any]) -> None:
+    def _update(self, p: Array, g: Array, clip: Array | None, state: dict[str, Any], options: dict[str, Any]) -> None:
         raise NotImplementedError
 
 
@@ -109,17 +210,19 @@ class SGDOptimizer(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        flat: bool = False,
     ) -> None:
         if nesterov and not momentum:
             raise ValueError("SGDOptimizer: nesterov needs a momentum")
-        super().__init__(params, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+        super().__init__(params, lr, flat=flat, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
-    def _update(self, p: Tensor, g: Array, state: dict[str, Any], lr: float, options: dict[str, Any]) -> None:
-        xp = p.backend
+    def _update(self, p: Array, g: Array, clip: Array | None, state: dict[str, Any], options: dict[str, Any]) -> None:
+        xp = self.params[0].backend
         if options["momentum"] and not state:
             state["velocity"] = xp.zeros(p.shape, p.dtype)
+        rates = host_numbers(xp, lambda: (self.lr,), p.dtype)
         xp.sgd_step(
-            p.data, g, state.get("velocity"), lr, options["momentum"], options["nesterov"], options["weight_decay"]
+            p, g, state.get("velocity"), rates, clip, options["momentum"], options["nesterov"], options["weight_decay"]
         )
 
 
@@ -140,20 +243,26 @@ class AdamOptimizer(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        flat: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr, flat=flat, betas=betas, eps=eps, weight_decay=weight_decay)
         for group in self.groups:
             if not all(0 <= beta < 1 for beta in group["betas"]):
                 raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), got {group['betas']}")
 
-    def _update(self, p: Tensor, g: Array, state: dict[str, Any], lr: float, options: dict[str, Any]) -> None:
-        xp = p.backend
+    def _update(self, p: Array, g: Array, clip: Array | None, state: dict[str, Any], options: dict[str, Any]) -> None:
+        xp = self.params[0].backend
         if not state:
             state.update(m=xp.zeros(p.shape, p.dtype), v=xp.zeros(p.shape, p.dtype), step=0)
-        state["step"] += 1
         beta1, beta2 = options["betas"]
+
+        def rates() -> tuple[float, float, float]:
+            state["step"] += 1
+            rate = self.lr / (1 - beta1 ** state["step"])
+            return rate, math.sqrt(1 - beta2 ** state["step"]), self.lr * options["weight_decay"]
+
         xp.adam_step(
-            p.data, g, state["m"], state["v"], state["step"], lr, beta1, beta2, options["eps"],
+            p, g, state["m"], state["v"], host_numbers(xp, rates, p.dtype), clip, beta1, beta2, options["eps"],
             options["weight_decay"], self.decoupled,
         )  # fmt: skip
 
@@ -171,8 +280,9 @@ class AdamWOptimizer(AdamOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        flat: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, flat=flat)
 
 
 def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
@@ -182,15 +292,22 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
     waits for the device. Raises ValueError if no parameter has a gradient or max_norm is not positive.
     """
     with_grad = [p for p in params if p.grad is not None]
-    if not with_grad or not max_norm > 0:
-        what = "no parameter has a gradient; call backward() first" if not with_grad else f"max_norm is {max_norm}"
-        raise ValueError(f"clip_grad_norm: {what}")
+    grads = _grads("clip_grad_norm", with_grad)
     xp = with_grad[0].backend
-    squares = xp.full((), 0, with_grad[0].dtype)
-    for p in with_grad:
-        squares = xp.add(squares, xp.sum(xp.multiply(p.grad, p.grad)))
-    norm = xp.sqrt(squares)
-    scale = xp.minimum(xp.divide(max_norm, xp.add(norm, 1e-6)), 1)
+    norm, scale = _clip_scale("clip_grad_norm", xp, grads, max_norm)
     for p in with_grad:
         p.grad = xp.multiply(p.grad, xp.astype(scale, p.dtype))
-    return Tensor(xp.asarray(norm), requires_grad=False, backend=xp)
+    return Tensor._wrap(norm, xp)
+
+
+def _grads(op: str, params: list[Tensor]) -> list[Array]:
+    grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        raise ValueError(f"{op}: no parameter has a gradient; call backward() first")
+    return grads
+
+
+def _clip_scale(op: str, xp: Backend, grads: list[Array], max_norm: float) -> tuple[Array, Array]:
+    if not max_norm > 0:
+        raise ValueError(f"{op}: max_norm is {max_norm}; it must be positive")
+    return xp.clip_scale(grads, max_norm)

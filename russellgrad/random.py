@@ -5,6 +5,7 @@ state of a `Generator` is three integers.
 """
 
 from .backend import Array, Backend, DType, Shape
+from .replay import host_numbers
 
 WEIGHTS, EMBEDDINGS, DROPOUT = range(3)  # streams: draws of one seed for different ends never coincide
 
@@ -25,7 +26,11 @@ class Generator:
 
     def uniform(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
         """Numbers uniform on [0, 1) of this shape, an array of backend `xp`."""
-        return xp.uniform(shape, self.seed, self._next(), dtype)
+        return xp.uniform(shape, host_numbers(xp, self._key, "uint64"), dtype)
+
+    def _key(self) -> tuple[int, int, int]:
+        number = self._next()
+        return self.seed, number % 2**64, number >> 64
 
     def _next(self) -> int:
         number = self.stream << 64 | self.counter

@@ -116,18 +116,25 @@ def relu(xp: Backend, a: Array) -> Result:
     return out, lambda g: xp.where(xp.less_equal(out, 0), 0, g)
 
 
-def leaky_relu(xp: Backend, a: Array, *, alpha: float) -> Result:
-    def scaled(b: Array) -> Array:
-        return xp.where(xp.greater(a, 0), b, xp.multiply(b, alpha))
+def leaky_relu(xp: Backend, a: Array, bias: Array | None, *, alpha: float) -> Result:
+    """Of a + bias."""
+    _check_bias("leaky_relu", a, bias)
+    out, saved = xp.bias_leaky_relu(a, bias, alpha)
+    return out, Joint(lambda g, needs: xp.bias_leaky_relu_backward(g, saved, bias, alpha, needs))
 
-    return scaled(a), scaled
 
-
-def gelu(xp: Backend, a: Array, *, approximate: str) -> Result:
+def gelu(xp: Backend, a: Array, bias: Array | None, *, approximate: str) -> Result:
+    """Of a + bias."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    out, slope = xp.gelu(a, approximate)
-    return out, lambda g: xp.multiply(g, slope)
+    _check_bias("gelu", a, bias)
+    out, saved = xp.bias_gelu(a, bias, approximate)
+    return out, Joint(lambda g, needs: xp.bias_gelu_backward(g, saved, bias, approximate, needs))
+
+
+def _check_bias(op: str, a: Array, bias: Array | None) -> None:
+    if bias is not None and (a.ndim == 0 or shape_of(bias) != a.shape[-1:]):
+        raise ValueError(f"{op}: bias {shape_of(bias)} does not fit x {a.shape}; it must be {a.shape[-1:]}")
 
 
 def maximum(xp: Backend, a: Array, b: Array) -> Result:
@@ -443,16 +450,35 @@ def log_softmax(xp: Backend, a: Array, *, axis: int) -> Result:
     return out, lambda g: xp.log_softmax_backward(g, out, axis)
 
 
-def layer_norm(xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *, eps: float) -> Result:
+def layer_norm(
+    xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *, eps: float, made: list[Any] | None = None
+) -> Result:
+    """`made` holds its output, mean and 1/std where `add_for_norm` has worked them out already."""
+    _check_norm("layer_norm", x, gamma, beta)
+    out, mean, rstd = made.pop() if made else xp.layer_norm(x, gamma, beta, eps)
+
+    def pull(g: Array, needs: Sequence[bool], so_far: Array | None) -> tuple[Array | None, ...]:
+        return xp.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
+
+    return out, Joint(pull, adds=True)
+
+
+def add_for_norm(xp: Backend, x: Array, r: Array, *, gamma: Array, beta: Array, eps: float, made: list[Any]) -> Result:
+    """x + r, and into `made` what `layer_norm` of that sum gives: both in one pass."""
+    if x.shape != r.shape:
+        raise ValueError(f"add_layer_norm: x {x.shape} and r {r.shape} must have one shape")
+    _check_norm("add_layer_norm", x, gamma, beta)
+    out, *normed = xp.add_layer_norm(x, r, gamma, beta, eps)
+    made.append(normed)
+    return out, lambda g: g, lambda g: g
+
+
+def _check_norm(op: str, x: Array, gamma: Array | None, beta: Array | None) -> None:
     if x.ndim == 0:
-        raise ValueError("layer_norm: x is 0-d; it normalises over the last axis, so give it one")
+        raise ValueError(f"{op}: x is 0-d; it normalises over the last axis, so give it one")
     for name, parameter in (("gamma", gamma), ("beta", beta)):
         if parameter is not None and shape_of(parameter) != x.shape[-1:]:
-            raise ValueError(
-                f"layer_norm: {name} {shape_of(parameter)} does not fit x {x.shape}; it must be {x.shape[-1:]}"
-            )
-    out, mean, rstd = xp.layer_norm(x, gamma, beta, eps)
-    return out, Joint(lambda g, needs: xp.layer_norm_backward(g, x, gamma, mean, rstd, needs))
+            raise ValueError(f"{op}: {name} {shape_of(parameter)} does not fit x {x.shape}; it must be {x.shape[-1:]}")
 
 
 def embedding(xp: Backend, weight: Array, *, ids: Any, checked: bool = False) -> Result:
@@ -464,12 +490,29 @@ def embedding(xp: Backend, weight: Array, *, ids: Any, checked: bool = False) ->
     return xp.embedding(weight, rows), lambda g: xp.embedding_backward(g, rows, n_rows)
 
 
-def cross_entropy(xp: Backend, logits: Array, *, ids: Any, ignore_index: int | None, excluded: int | None) -> Result:
-    """The mean over targets that count; class `excluded` is left out of the softmax."""
+def cross_entropy(
+    xp: Backend,
+    logits: Array,
+    *,
+    ids: Any,
+    ignore_index: int | None,
+    excluded: int | None,
+    checked: tuple[Array, Array | None] | None = None,
+) -> Result:
+    """The mean over targets that count; class `excluded` is left out of the softmax.
+
+    `checked` are ids that are in range and on the device, and True where they do not count, in the place of `ids`.
+    """
     if logits.ndim == 0:
         raise ValueError("cross_entropy: logits are 0-d; they must be (..., classes)")
     classes, shape = logits.shape[-1], logits.shape
-    targets, counted = xp.targets(ids, classes, ignore_index, "cross_entropy")
+    if checked is None:
+        targets, counted = xp.targets(ids, classes, ignore_index, "cross_entropy")
+    else:
+        targets, hidden = checked
+        counted = None if hidden is None else xp.logical_not(hidden)
+        # What does not count may be an id that is no class.
+        targets = targets if hidden is None else xp.where(hidden, 0, targets)
     if targets.shape != shape[:-1]:
         raise ValueError(
             f"cross_entropy: logits {shape} need ids of shape {shape[:-1]}, got {targets.shape}; "

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .autograd import no_grad
-from .functional import attention, layer_norm, linear
+from .functional import add_layer_norm, attention, bias_gelu, bias_leaky_relu, layer_norm, linear
 from .module import Module, constant_parameter, normal_parameter
 from .random import DROPOUT, Generator, default_generator
 from .tensor import Tensor
@@ -18,11 +18,11 @@ from .tokenizer import Tokenizer
 
 _STD = 0.02  # of initial weights, as in GPT-2 (Radford et al. 2019)
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "leaky_relu": lambda x: x.leaky_relu(),
-    "relu": lambda x: x.relu(),
-    "gelu": lambda x: x.gelu(),
-    "gelu_tanh": lambda x: x.gelu("tanh"),
+_ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of x + bias
+    "leaky_relu": lambda x, bias: bias_leaky_relu(x, bias),
+    "relu": lambda x, bias: (x + bias).relu(),
+    "gelu": lambda x, bias: bias_gelu(x, bias),
+    "gelu_tanh": lambda x, bias: bias_gelu(x, bias, "tanh"),
 }
 
 
@@ -36,6 +36,10 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.gamma, self.beta, self.eps)
+
+    def add(self, x: Tensor, r: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + r, and the norm of that; x and its norm where r is None."""
+        return (x, self(x)) if r is None else add_layer_norm(x, r, self.gamma, self.beta, self.eps)
 
 
 class Dropout(Module):
@@ -165,11 +169,14 @@ class FFLayer(Module):
         self.b_out = constant_parameter((hidden_size,), 0, "b_out")
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(_ACTIVATIONS[self.activation](linear(x, self.w_in, self.b_in)), self.w_out, self.b_out)
+        return linear(_ACTIVATIONS[self.activation](linear(x, self.w_in), self.b_in), self.w_out, self.b_out)
 
 
 class Block(Module):
-    """One layer of the transformer: attention, then feed-forward, each added to what came in."""
+    """One layer of the transformer: attention, then feed-forward, each added to what came in.
+
+    A sum and the norm after it are one pass, so a block leaves its last sum to the norm of the next.
+    """
 
     def __init__(self, attention: AttentionLayer, feed_forward: FFLayer, hidden_size: int, dropout: Dropout) -> None:
         self.attention_norm = LayerNorm(hidden_size)
@@ -178,10 +185,11 @@ class Block(Module):
         self.feed_forward = feed_forward
         self.dropout = dropout
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), padding))
-        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return x
+    def forward(self, x: Tensor, r: Tensor | None = None, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The stream x (B, T, C) and what is still to be added to it -> the same two after this layer."""
+        x, normed = self.attention_norm.add(x, r)
+        x, normed = self.feed_forward_norm.add(x, self.dropout(self.attention(normed, padding)))
+        return x, self.dropout(self.feed_forward(normed))
 
 
 class Transformer(Module):
@@ -249,15 +257,15 @@ class Transformer(Module):
         """A batch -> logits (B, T, vocab_size + 1) of each place's next token; the last class is padding.
 
         Args:
-            batch: a list of B strings, or integer ids (B, T). Raises as `Tokenizer.ids` does.
+            batch: a list of B strings, integer ids (B, T), or what `Tokenizer.ids` gave. Raises as that does.
         """
-        ids, hidden = self.tokenizer.ids(batch)
-        padding = None if hidden is None else Tensor(hidden, backend=self.tokenizer.token_embedding.backend)
-        x = self.dropout(self.tokenizer.embed(ids))  # (B, T, C)
+        ids = self.tokenizer.ids(batch)
+        padding = None if ids.padding is None else Tensor(ids.padding, backend=ids.backend)
+        x = self.dropout(self.tokenizer.embed(ids.values))  # (B, T, C)
+        r = None
         for block in self.blocks:
-            x = block(x, padding)
-        if self.final_norm is not None:
-            x = self.final_norm(x)
+            x, r = block(x, r, padding)
+        x = x + r if self.final_norm is None else self.final_norm.add(x, r)[1]
         return linear(x, self.tokenizer.token_embedding.T)
 
     def generate(

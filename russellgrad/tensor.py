@@ -56,11 +56,12 @@ class Tensor:
             requires_grad=True with an integer or bool dtype.
     """
 
-    __slots__ = ("_data", "_node", "_version", "backend", "grad", "label", "__weakref__")
+    __slots__ = ("_data", "_node", "_version", "backend", "grad", "grad_buffer", "label", "__weakref__")
     __array_ufunc__ = None  # array + tensor is the tensor's business, not that of NumPy or CuPy
 
     backend: Backend
     grad: Array | None
+    grad_buffer: Array | None  # memory that an optimizer keeps for `.grad`; backward makes new memory where it is None
     label: str
 
     def __init__(
@@ -80,7 +81,7 @@ class Tensor:
             dtype = get_default_dtype()
         self.backend = xp
         self.label = label
-        self.grad = None
+        self.grad = self.grad_buffer = None
         self._data = xp.copy(array if dtype is None else xp.asarray(array, dtype))
         self._node: Node | None = None
         self._version: Version = [0]
@@ -90,7 +91,8 @@ class Tensor:
     def _wrap(cls, data: Array, xp: Backend, node: Node | None = None, version: Version | None = None) -> "Tensor":
         """A Tensor around an array as it is; with the version of another Tensor if it is a view of that one's."""
         tensor = cls.__new__(cls)
-        tensor._data, tensor._node, tensor.backend, tensor.grad, tensor.label = data, node, xp, None, ""
+        tensor._data, tensor._node, tensor.backend, tensor.label = data, node, xp, ""
+        tensor.grad = tensor.grad_buffer = None
         tensor._version = [0] if version is None else version
         return tensor
 
@@ -352,8 +354,8 @@ class Tensor:
     def cos(self) -> "Tensor":                              return apply(rules.cos, self)
     def sigmoid(self) -> "Tensor":                          return apply(rules.sigmoid, self)
     def relu(self) -> "Tensor":                             return apply(rules.relu, self)
-    def leaky_relu(self, alpha: float = 0.01) -> "Tensor":  return apply(rules.leaky_relu, self, alpha=alpha)
-    def gelu(self, approximate: str = "none") -> "Tensor":  return apply(rules.gelu, self, approximate=approximate)
+    def leaky_relu(self, alpha: float = 0.01) -> "Tensor":  return apply(rules.leaky_relu, self, None, alpha=alpha)
+    def gelu(self, approximate: str = "none") -> "Tensor":  return apply(rules.gelu, self, None, approximate=approximate)
     def maximum(self, other: Operand) -> "Tensor":          return apply(rules.maximum, self, other)
     def minimum(self, other: Operand) -> "Tensor":          return apply(rules.minimum, self, other)
     def astype(self, dtype: DType) -> "Tensor":             return apply(rules.astype, self, dtype=dtype)

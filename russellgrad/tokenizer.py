@@ -5,13 +5,23 @@ the right.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from . import rules, tokenizer_constants
-from .backend import Array
+from .backend import Array, Backend
 from .module import Module, normal_parameter
 from .random import EMBEDDINGS, Generator
 from .tensor import Tensor, apply
+
+
+@dataclass(frozen=True)
+class Ids:
+    """A batch that was checked on the host and moved to its backend: what `Tokenizer.ids` gives."""
+
+    values: Array  # (B, T) int64
+    padding: Array | None  # (B, T) bool, True where they are padding; None if nowhere
+    backend: Backend
 
 
 class Tokenizer(Module):
@@ -103,19 +113,19 @@ class Tokenizer(Module):
                 characters.append(self.vocabulary[i])
         return "".join(characters)
 
-    def ids(self, batch: Any) -> tuple[Array, Array | None]:
-        """The ids (B, T) of a batch, and True where they are padding (B, T), or None if nowhere.
-
-        Both are arrays of the parameters' backend.
+    def ids(self, batch: Any) -> Ids:
+        """The ids (B, T) of a batch, checked, on the parameters' backend.
 
         Args:
             batch: a list of B strings, T being the length of the longest; or integers (B, T) as an array, nested
-                lists or a Tensor, which may hold the padding's id.
+                lists or a Tensor, which may hold the padding's id; or Ids, which are given back.
 
         Raises:
             TypeError: a single string. ValueError: an empty batch or text, one longer than max_seq_len, a character
                 outside the vocabulary. IndexError: an id out of range.
         """
+        if isinstance(batch, Ids):
+            return batch
         xp, pad = self.token_embedding.backend, self.pad_token_id
         batch = self._rows(batch)
         ids, counted = xp.targets(batch, self.vocab_size + 1, pad, "Tokenizer")
@@ -126,7 +136,9 @@ class Tokenizer(Module):
                 f"Tokenizer: a text of {ids.shape[1]} tokens is longer than max_seq_len={self.max_seq_len}; "
                 "cut it, or build the tokenizer with a larger max_seq_len"
             )
-        return (ids, None) if counted is None else (xp.where(counted, ids, pad), xp.logical_not(counted))
+        if counted is None:
+            return Ids(ids, None, xp)
+        return Ids(xp.where(counted, ids, pad), xp.logical_not(counted), xp)
 
     def _rows(self, batch: Any) -> Any:
         """The ids of a batch as `ids` takes it: texts as lists of one length, a Tensor's array, others as they are."""
@@ -160,10 +172,9 @@ class Tokenizer(Module):
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         """A batch as `ids` takes it -> embeddings (B, T, C), ids (B, T), and True where there is padding (B, T)."""
-        ids, padding = self.ids(batch)
-        xp = self.token_embedding.backend
-        mask = xp.full(ids.shape, False, "bool") if padding is None else padding
-        return self.embed(ids), Tensor(ids, backend=xp), Tensor(mask, backend=xp)
+        ids, xp = self.ids(batch), self.token_embedding.backend
+        mask = xp.full(ids.values.shape, False, "bool") if ids.padding is None else ids.padding
+        return self.embed(ids.values), Tensor(ids.values, backend=xp), Tensor(mask, backend=xp)
 
 
 def _is_texts(batch: Any) -> bool:

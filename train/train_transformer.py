@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -29,15 +30,15 @@ from typing import Any, Self
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
 
-from russellgrad import Tensor, get_backend, get_default_dtype, no_grad, set_default_dtype
+from russellgrad import Tensor, compile_step, get_backend, get_default_dtype, no_grad, set_default_dtype
 from russellgrad.checkpoint import save_model
 from russellgrad.loss import cross_entropy_loss
-from russellgrad.optimizer import AdamWOptimizer, clip_grad_norm
+from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from russellgrad.tokenizer import Tokenizer
 from train.config import Config, parse
-from train.data import Ids, batches, load_text, split, validation_blocks
+from train.data import batches, load_text, split, validation_blocks
 from train.progress import Progress, Stopwatch, clock, peak_memory, plain_errors
 
 ENVIRONMENT = (
@@ -88,15 +89,16 @@ def train(config: Config | None = None, **overrides: Any) -> Result:
     training, validation = split(model.tokenizer.encode(text), config.block)
     prompt = _checked_prompt(config, model, text)
     optimizer = build_optimizer(config, model)
-    stream = batches(training, config.batch, config.block, config.seed)
+    stream, ids = batches(training, config.batch, config.block, config.seed), model.tokenizer.ids
+    take_next = compile_step(partial(take_step, model, optimizer, clip=config.clip))
     losses: list[float] = []
     validation_losses: list[tuple[int, float]] = []
     unread: list[Tensor] = []
 
     with Progress(steps) as progress, Interruption() as interruption:
-        for step, batch in enumerate(islice(stream, steps), start=1):
+        for step, (inputs, targets) in enumerate(islice(stream, steps), start=1):
             with watch:
-                unread.append(take_step(model, optimizer, *batch, clip=config.clip))
+                unread.append(take_next(ids(inputs), ids(targets)))
                 last = step == steps or interruption.requested
                 due = last or step % config.eval_interval == 0
                 if due or step % READ_EVERY == 0:
@@ -153,7 +155,7 @@ def build_optimizer(config: Config, model: Transformer) -> AdamWOptimizer:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamWOptimizer(groups, build_schedule(config), betas=(config.beta1, config.beta2))
+    return AdamWOptimizer(groups, build_schedule(config), betas=(config.beta1, config.beta2), flat=True)
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -169,14 +171,12 @@ def build_schedule(config: Config) -> Schedule:
             return cosine_with_warmup(lr, config.warmup_steps, steps, last)
 
 
-def take_step(model: Transformer, optimizer: AdamWOptimizer, inputs: Ids, targets: Ids, *, clip: float) -> Tensor:
+def take_step(model: Transformer, optimizer: AdamWOptimizer, inputs: Any, targets: Any, *, clip: float) -> Tensor:
     """One optimizer step on a batch, inputs and targets (B, T). Returns the loss before it; nothing waits for it."""
     optimizer.zero_grad()
     loss = cross_entropy_loss(model.forward(inputs), targets, model.tokenizer.pad_token_id)
     loss.backward()
-    if clip:
-        clip_grad_norm(optimizer.params, clip)
-    optimizer.step()
+    optimizer.step(max_norm=clip or None)
     return loss.detach()
 
 
