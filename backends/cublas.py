@@ -149,7 +149,9 @@ def load() -> Any:
             return ctypes.CDLL(file)
         except OSError:
             continue
-    raise RuntimeError(f"backend 'cupy': cuBLAS for CUDA {major} is not found; install it with CuPy: cupy-cuda{major}x[ctk]")
+    raise RuntimeError(
+        f"backend 'cupy': cuBLAS for CUDA {major} is not found; install it with CuPy: cupy-cuda{major}x[ctk]"
+    )
 
 
 def _check(status: int, call: str) -> None:

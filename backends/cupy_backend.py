@@ -549,7 +549,7 @@ def _scores(q: Array, k: Array, mask: Array | None, causal: bool, offset: int) -
 
 
 def clip_scale(grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]:
-    """Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063, section 3."""
+    """Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063."""
     squares = cupy.sum(grads[0] * grads[0])
     for g in grads[1:]:
         squares = squares + cupy.sum(g * g)
@@ -612,7 +612,9 @@ def adam_step(
 
 # --- A step as one recording
 
-has_graphs = True
+
+def can_capture() -> bool:
+    return True
 
 
 def capture(work: Callable[[], None]) -> Callable[[], None]:

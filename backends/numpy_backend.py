@@ -878,7 +878,7 @@ class _Heads:
 
 
 def clip_scale(grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]:
-    """Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063, section 3."""
+    """Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063."""
     squares = np.zeros((), grads[0].dtype)
     for g in grads:
         squares = squares + np.sum(g * g)
@@ -956,7 +956,9 @@ def adam_step(
 
 # --- A step as one recording
 
-has_graphs = False
+
+def can_capture() -> bool:
+    return False
 
 
 def capture(work: Callable[[], None]) -> Callable[[], None]:

@@ -131,8 +131,7 @@ class Backend(Protocol):
     def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool) -> None: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay
 
     # A step as one recording
-    @property
-    def has_graphs(self) -> bool: ...                                            # can `capture` record?
+    def can_capture(self) -> bool: ...                                           # is there a device that `capture` could record?
     def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...       # records what work() does on the device, without doing it; -> replay; RuntimeError names what cannot be recorded
 # fmt: on
 

@@ -1,12 +1,12 @@
 """compile_step: a training step as one recording that the device replays, where the backend can."""
 
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from .backend import Array, Backend
 from .replay import Recording, recording
 from .tensor import Tensor
-from .tokenizer import Ids
+from .tokenizer import TokenIds
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,68 +45,64 @@ class _Compiled(Generic[P, R]):
         self.variants: dict[Any, _Variant] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        names = [*map(str, range(len(args))), *kwargs]
-        values = [*args, *kwargs.values()]
-        xp = next((found for found in map(_backend_of, values) if found is not None), None)
-        if xp is None or not xp.has_graphs:
-            return _detached(self.step(*args, **kwargs))
-        key = tuple(_kind(name, value) for name, value in zip(names, values, strict=True))
-        variant = self.variants.setdefault(key, _Variant(xp))
-
-        def run(given: list[Any]) -> Any:
-            return self.step(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))  # type: ignore[arg-type]
-
-        result: R = variant(run, values)
-        return result
+        values: dict[int | str, Any] = dict(enumerate(args))
+        values.update(kwargs)
+        xp = next((found for found in map(_backend_of, values.values()) if found is not None), None)
+        if xp is None or not xp.can_capture():
+            return cast(R, _detached(self.step(*args, **kwargs)))
+        key = tuple(_kind(name, value) for name, value in values.items())
+        if key not in self.variants:
+            self.variants[key] = _Variant(xp, self.step)
+        return cast(R, self.variants[key](values))
 
 
 class _Variant:
     """The step for arguments of one kind: run, then recorded, then replayed."""
 
-    def __init__(self, xp: Backend) -> None:
-        self.xp = xp
+    def __init__(self, xp: Backend, step: Callable[..., Any]) -> None:
+        self.xp, self.step = xp, step
         self.calls = 0
-        self.inputs: list[Any] = []  # the arguments in memory of their own, which the recording reads
+        self.inputs: dict[int | str, Any] = {}  # the arguments in memory of their own, which the recording reads
         self.host = Recording()
         self.replay: Callable[[], None] | None = None
         self.result: Any = None
 
-    def __call__(self, run: Callable[[list[Any]], Any], values: list[Any]) -> Any:
+    def __call__(self, values: dict[int | str, Any]) -> Any:
         self.calls += 1
         if self.calls <= _WARM_UP:
-            return _detached(run(values))
+            return _detached(self._run(values))
         if self.replay is None:
-            self.inputs = [_map(value, _own_copy) for value in values]
-            with recording() as host:
-                self.replay = self.xp.capture(self._record_into_result(run))
-            self.host = host
-            due = host.before_first
+            self.inputs = {name: _map(value, _own_copy) for name, value in values.items()}
+            with recording() as self.host:
+                self.replay = self.xp.capture(self._record)
+            due = self.host.before_first
         else:
-            for own, value in zip(self.inputs, values, strict=True):
-                _assign(self.xp, own, value)
+            for name, value in values.items():
+                _assign(self.xp, self.inputs[name], value)
             due = self.host.before_replay
         for work in due:
             work()
         self.replay()
         return _map(self.result, _own_copy)
 
-    def _record_into_result(self, run: Callable[[list[Any]], Any]) -> Callable[[], None]:
-        def record() -> None:
-            self.result = run(self.inputs)
+    def _record(self) -> None:
+        self.result = self._run(self.inputs)
 
-        return record
+    def _run(self, values: dict[int | str, Any]) -> Any:
+        positional = [value for name, value in values.items() if isinstance(name, int)]
+        return self.step(*positional, **{name: value for name, value in values.items() if isinstance(name, str)})
 
 
 def _backend_of(value: Any) -> Backend | None:
-    return value.backend if isinstance(value, (Tensor, Ids)) else None
+    return value.backend if isinstance(value, (Tensor, TokenIds)) else None
 
 
-def _kind(name: str, value: Any) -> Any:
+def _kind(name: int | str, value: Any) -> Any:
     """What must be the same for a recording to serve again."""
     if isinstance(value, Tensor):
         return "Tensor", id(value.backend), value.shape, str(value.dtype)
-    if isinstance(value, Ids):
-        return "Ids", id(value.backend), value.values.shape, value.padding is None
+    if isinstance(value, TokenIds):
+        return "TokenIds", id(value.backend), value.values.shape, value.padding is None
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
     raise TypeError(
@@ -116,16 +112,16 @@ def _kind(name: str, value: Any) -> Any:
 
 
 def _map(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
-    """f of the Tensor, of each in the tuple, or of what the Ids hold; other values as they are."""
+    """f of the Tensor, of each in the tuple, or of what the TokenIds hold; other values as they are."""
     if isinstance(value, Tensor):
         return f(value)
-    if isinstance(value, Ids):
+    if isinstance(value, TokenIds):
         ids, padding = value.values, value.padding
 
         def moved(array: Array) -> Array:
             return f(Tensor._wrap(array, value.backend)).data
 
-        return Ids(moved(ids), None if padding is None else moved(padding), value.backend)
+        return TokenIds(moved(ids), None if padding is None else moved(padding), value.backend)
     if isinstance(value, tuple):
         return tuple(_map(part, f) for part in value)
     return value
@@ -142,7 +138,7 @@ def _own_copy(tensor: Tensor) -> Tensor:
 def _assign(xp: Backend, own: Any, value: Any) -> None:
     if isinstance(own, Tensor):
         xp.assign(own.data, value.data)
-    elif isinstance(own, Ids):
+    elif isinstance(own, TokenIds):
         xp.assign(own.values, value.values)
         if own.padding is not None:
             xp.assign(own.padding, value.padding)

@@ -51,7 +51,7 @@ def add_layer_norm(
 
 
 def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
-    """GELU of x + bias in one pass (see `Tensor.gelu`): (..., C), (C,) -> (..., C). Raises ValueError for other shapes."""
+    """GELU of x + bias in one pass: (..., C), (C,) -> (..., C). Raises ValueError for other shapes."""
     return apply(rules.gelu, x, bias, approximate=approximate)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from . import rules
 from .tensor import Tensor, apply
-from .tokenizer import Ids
+from .tokenizer import TokenIds
 
 
 def cross_entropy_loss(predicted: Tensor, correct_indices: Any, pad_token_id: int) -> Tensor:
@@ -23,7 +23,7 @@ def cross_entropy_loss(predicted: Tensor, correct_indices: Any, pad_token_id: in
     """
     classes = predicted.shape[-1] if predicted.ndim else 0
     excluded = pad_token_id if 0 <= pad_token_id < classes else None
-    if isinstance(correct_indices, Ids):
+    if isinstance(correct_indices, TokenIds):
         checked = correct_indices.values, correct_indices.padding
         return apply(rules.cross_entropy, predicted, ids=None, checked=checked, ignore_index=None, excluded=excluded)
     return apply(rules.cross_entropy, predicted, ids=correct_indices, ignore_index=pad_token_id, excluded=excluded)

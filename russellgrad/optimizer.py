@@ -95,7 +95,7 @@ class Optimizer:
         self.lr_schedule: Schedule = lr if callable(lr) else constant(lr)
         self.steps_taken = 0
         self.flat_grad: Array | None = None
-        self._units: list[_One] | list[_Flat] = (
+        self._units: Sequence[_One | _Flat] = (
             self._flat_units() if flat else [_One(p, group) for group in self.groups for p in group["params"]]
         )
         # By the parameter's place in `params`; by the group's among `groups`, if flat.

@@ -16,7 +16,7 @@ from .tensor import Tensor, apply
 
 
 @dataclass(frozen=True)
-class Ids:
+class TokenIds:
     """A batch that was checked on the host and moved to its backend: what `Tokenizer.ids` gives."""
 
     values: Array  # (B, T) int64
@@ -113,18 +113,18 @@ class Tokenizer(Module):
                 characters.append(self.vocabulary[i])
         return "".join(characters)
 
-    def ids(self, batch: Any) -> Ids:
+    def ids(self, batch: Any) -> TokenIds:
         """The ids (B, T) of a batch, checked, on the parameters' backend.
 
         Args:
             batch: a list of B strings, T being the length of the longest; or integers (B, T) as an array, nested
-                lists or a Tensor, which may hold the padding's id; or Ids, which are given back.
+                lists or a Tensor, which may hold the padding's id; or TokenIds, which are given back.
 
         Raises:
             TypeError: a single string. ValueError: an empty batch or text, one longer than max_seq_len, a character
                 outside the vocabulary. IndexError: an id out of range.
         """
-        if isinstance(batch, Ids):
+        if isinstance(batch, TokenIds):
             return batch
         xp, pad = self.token_embedding.backend, self.pad_token_id
         batch = self._rows(batch)
@@ -137,8 +137,8 @@ class Tokenizer(Module):
                 "cut it, or build the tokenizer with a larger max_seq_len"
             )
         if counted is None:
-            return Ids(ids, None, xp)
-        return Ids(xp.where(counted, ids, pad), xp.logical_not(counted), xp)
+            return TokenIds(ids, None, xp)
+        return TokenIds(xp.where(counted, ids, pad), xp.logical_not(counted), xp)
 
     def _rows(self, batch: Any) -> Any:
         """The ids of a batch as `ids` takes it: texts as lists of one length, a Tensor's array, others as they are."""
@@ -163,7 +163,7 @@ class Tokenizer(Module):
         rows = rows.tolist() if hasattr(rows, "tolist") else rows
         return [[*row[1:], self.pad_token_id] for row in rows]
 
-    # --- Ids and vectors
+    # --- TokenIds and vectors
 
     def embed(self, ids: Array) -> Tensor:
         """(B, T) -> (B, T, C): each token's embedding plus its position's. The ids are those that `ids` gave."""

@@ -159,6 +159,107 @@ def test_layer_norm_errors(backend: Backend) -> None:
 ids = np.array([[0, 2, 2], [4, 2, 0]])
 
 
+# --- A sum and the norm after it; a bias and the activation after it
+
+
+def added(x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
+    """Both outputs reach the result, so the sum's gradient comes by two ways."""
+    if isinstance(x, Tensor):
+        total, normed = rg.add_layer_norm(x, r, gamma, beta)
+    else:
+        total, normed = x + r, F.layer_norm(x + r, x.shape[-1:], gamma, beta)
+    return total * total + normed * 3
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (0, 4), (3, 2)])
+def test_add_layer_norm(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+    arrays = normal(*shape), normal(*shape, seed=1)
+    check_against_torch(added, added, *arrays, dtype=dtype)
+    check_against_torch(added, added, *arrays, normal(shape[-1], seed=2), normal(shape[-1], seed=3), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "needs", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 1, 0, 1)], ids=lambda needs: str(needs)
+)
+def test_add_layer_norm_with_constants(backend: Backend, needs: Sequence[bool]) -> None:
+    arrays = normal(3, 4), normal(3, 4, seed=1), normal(4, seed=2), normal(4, seed=3)
+    check_against_torch(added, added, *arrays, needs=[bool(need) for need in needs])
+
+
+def test_add_layer_norm_of_one_tensor_twice(backend: Backend) -> None:
+    check_against_torch(lambda x: added(x, x), lambda x: added(x, x), normal(3, 4))
+    check_against_torch(lambda x: added(x.T, x.T[::-1]), lambda x: added(x.T, x.T.flip(0)), normal(4, 3))
+
+
+def test_add_layer_norm_of_two_dtypes(backend: Backend) -> None:
+    x, r = Tensor(normal(3, 4).astype("float32")), Tensor(normal(3, 4, seed=1))
+    total, normed = rg.add_layer_norm(x, r)
+    assert_close(total, x + r)
+    assert_close(normed, rg.layer_norm(x + r))
+
+
+def test_layer_norm_of_a_sum_used_again(backend: Backend) -> None:
+    """What reached the operand before is added to its gradient once, however often the operand was used."""
+
+    def several(x: Any) -> Any:
+        norm = rg.layer_norm if isinstance(x, Tensor) else lambda x: F.layer_norm(x, x.shape[-1:])
+        return norm(x) * norm(x * 2) + x.tanh() + norm(norm(x))
+
+    check_against_torch(several, several, normal(3, 4))
+
+
+def test_add_layer_norm_errors(backend: Backend) -> None:
+    with pytest.raises(ValueError, match=r"add_layer_norm: x \(2, 3\) and r \(3,\) must have one shape"):
+        rg.add_layer_norm(Tensor(normal(2, 3)), Tensor(normal(3)))
+    with pytest.raises(ValueError, match=r"add_layer_norm: gamma \(2,\) does not fit x \(2, 3\); it must be \(3,\)"):
+        rg.add_layer_norm(Tensor(normal(2, 3)), Tensor(normal(2, 3)), Tensor(normal(2)))
+    with pytest.raises(ValueError, match="add_layer_norm: x is 0-d"):
+        rg.add_layer_norm(Tensor(1.0), Tensor(1.0))
+
+
+BIASED: Any = pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (rg.bias_gelu, lambda x, bias: F.gelu(x + bias)),
+        (lambda x, bias: rg.bias_gelu(x, bias, "tanh"), lambda x, bias: F.gelu(x + bias, approximate="tanh")),
+        (rg.bias_leaky_relu, lambda x, bias: F.leaky_relu(x + bias)),
+        (lambda x, bias: rg.bias_leaky_relu(x, bias, 0.3), lambda x, bias: F.leaky_relu(x + bias, 0.3)),
+    ],
+    ids=["gelu", "gelu_tanh", "leaky_relu", "leaky_relu_0.3"],
+)
+
+
+@DTYPES
+@BIASED
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 5), (0, 4), (3, 0), (3, 1)])
+def test_bias_and_activation(backend: Backend, ours: Any, theirs: Any, shape: tuple[int, ...], dtype: str) -> None:
+    check_against_torch(ours, theirs, normal(*shape), normal(shape[-1], seed=1), dtype=dtype)
+
+
+@BIASED
+@pytest.mark.parametrize("needs", [(True, False), (False, True)])
+def test_bias_and_activation_with_constants(backend: Backend, ours: Any, theirs: Any, needs: Sequence[bool]) -> None:
+    check_against_torch(ours, theirs, normal(3, 4), normal(4, seed=1), needs=needs)
+
+
+@BIASED
+def test_bias_and_activation_of_views(backend: Backend, ours: Any, theirs: Any) -> None:
+    check_against_torch(
+        lambda x, b: ours(x.T[::-1], b[::2]), lambda x, b: theirs(x.T.flip(0), b[::2]), normal(4, 3), normal(8, seed=1)
+    )
+
+
+def test_bias_and_activation_errors(backend: Backend) -> None:
+    for op in (rg.bias_gelu, rg.bias_leaky_relu):
+        with pytest.raises(
+            ValueError, match=r"gelu|leaky_relu: bias \(3,\) does not fit x \(2, 4\); it must be \(4,\)"
+        ):
+            op(Tensor(normal(2, 4)), Tensor(normal(3)))
+        with pytest.raises(ValueError, match=r"bias \(1,\) does not fit x \(\)"):
+            op(Tensor(1.0), Tensor([1.0]))
+
+
 @DTYPES
 def test_embedding(backend: Backend, dtype: str) -> None:
     weight = normal(5, 3)

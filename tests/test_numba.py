@@ -69,10 +69,11 @@ def test_exp_to_one_ulp_and_at_the_ends() -> None:
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu(threads: int, approximate: str) -> None:
     # The slope's 1 - phi is known to 6e-8 where phi is near 1, and is multiplied by up to 20 there.
-    check("gelu", np.linspace(-12, 12, 10_001, dtype=np.float32), approximate, atol=3e-6)
-    check("gelu", np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e20, -1e20], np.float32), approximate)
-    for a in (normal(3, 0), normal(), normal(6, 7)[::2, ::-1], normal(5, 6).T):
-        check("gelu", a, approximate, atol=3e-6)
+    check("bias_gelu", np.linspace(-12, 12, 10_001, dtype=np.float32), None, approximate, atol=3e-6)
+    check("bias_gelu", np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e20, -1e20], np.float32), None, approximate)
+    for a in (normal(3, 0), normal(6, 7)[::2, ::-1], normal(5, 6).T):
+        check("bias_gelu", a, normal(2 * a.shape[-1], seed=1)[::2], approximate, atol=3e-6)
+    check("bias_gelu", normal(), None, approximate, atol=3e-6)
 
 
 # --- Rows
@@ -103,12 +104,14 @@ def test_layer_norm_and_its_backward(threads: int, shape: tuple[int, ...], affin
     x, g = normal(*shape), normal(*shape, seed=1)
     gamma, beta = (normal(width, seed=2), normal(2 * width, seed=3)[::2]) if affine else (None, None)
     check("layer_norm", x, gamma, beta, 1e-5, atol=1e-5)
+    check("add_layer_norm", x, g, gamma, beta, 1e-5, atol=1e-5)
     _, mean, rstd = numpy_backend.layer_norm(x, gamma, beta, 1e-1) if width else (x, x[..., :0], x[..., :0])
     if width:
         for needs in [(True, True, True), (True, False, False), (False, True, False)]:
-            check("layer_norm_backward", g, x, gamma, mean, rstd, needs, atol=2e-5)
+            check("layer_norm_backward", g, x, gamma, mean, rstd, needs, None, atol=2e-5)
+        check("layer_norm_backward", g, x, gamma, mean, rstd, (True, True, True), normal(*shape, seed=4), atol=2e-5)
         doubled = np.stack([x, x], -1)[..., 0]
-        check("layer_norm_backward", doubled, doubled, gamma, mean, rstd, (True, True, True), atol=2e-5)
+        check("layer_norm_backward", doubled, doubled, gamma, mean, rstd, (True, True, True), None, atol=2e-5)
 
 
 def test_the_number_of_threads_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +121,8 @@ def test_the_number_of_threads_does_not_change_a_bit(monkeypatch: pytest.MonkeyP
     for n in (1, 2, 3):
         monkeypatch.setattr(cpu, "_n_threads", n)
         _, mean, rstd = numba_backend.layer_norm(x, gamma, None, 1e-5)
-        gradients = numba_backend.layer_norm_backward(g, x, gamma, mean, rstd, (True, True, True))
-        found.append([*gradients, *numba_backend.gelu(x, "none"), numba_backend.softmax(x, -1)])
+        gradients = numba_backend.layer_norm_backward(g, x, gamma, mean, rstd, (True, True, True), None)
+        found.append([*gradients, *numba_backend.bias_gelu(x, gamma, "none"), numba_backend.softmax(x, -1)])
     for others in found[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(others, found[0], strict=True))
 
@@ -165,15 +168,17 @@ def test_attention_to_extreme_numbers() -> None:
 # --- Adam
 
 
+@pytest.mark.parametrize("clip", [None, np.array(0.5, np.float32)])
 @pytest.mark.parametrize(("weight_decay", "decoupled"), [(0.0, True), (0.1, True), (0.1, False)])
-def test_adam_step(threads: int, weight_decay: float, decoupled: bool) -> None:
+def test_adam_step(threads: int, weight_decay: float, decoupled: bool, clip: Any) -> None:
     for make in (lambda a: a, lambda a: np.asfortranarray(a), lambda a: np.repeat(a, 2, 1)[:, ::2], lambda a: a[0, 0]):
         states = []
         for backend in (numba_backend, numpy_backend):
             p, g, m, v = (np.asarray(make(normal(6, 7, seed=i))) for i in range(4))
             m[...], v[...] = 0, 0
             for step in (1, 2, 3):
-                backend.adam_step(p, g, m, v, step, 0.1, 0.9, 0.99, 1e-8, weight_decay, decoupled)
+                rates = np.array([0.1 / (1 - 0.9**step), (1 - 0.99**step) ** 0.5, 0.1 * weight_decay])
+                backend.adam_step(p, g, m, v, rates, clip, 0.9, 0.99, 1e-8, weight_decay, decoupled)
             states.append((p, m, v))
         for found, expected in zip(*states, strict=True):
             np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
@@ -183,7 +188,7 @@ def test_adam_step_refuses_an_array_that_is_read_only() -> None:
     p, g, m, v = (normal(3, seed=i) for i in range(4))
     p.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
-        numba_backend.adam_step(p, g, m, np.abs(v), 1, 0.1, 0.9, 0.99, 1e-8, 0.0, True)
+        numba_backend.adam_step(p, g, m, np.abs(v), np.ones(3), None, 0.9, 0.99, 1e-8, 0.0, True)
 
 
 # --- Numba itself
@@ -191,11 +196,11 @@ def test_adam_step_refuses_an_array_that_is_read_only() -> None:
 
 def test_several_callers_at_once(threads: int) -> None:
     a = normal(40, 30)
-    expected, wrong = numba_backend.gelu(a, "none")[0], []
+    expected, wrong = numba_backend.bias_gelu(a, None, "none")[0], []
 
     def caller() -> None:
         for _ in range(50):
-            wrong.extend([] if np.array_equal(numba_backend.gelu(a, "none")[0], expected) else ["wrong"])
+            wrong.extend([] if np.array_equal(numba_backend.bias_gelu(a, None, "none")[0], expected) else ["wrong"])
 
     callers = [threading.Thread(target=caller) for _ in range(4)]
     for thread in callers:

@@ -209,3 +209,101 @@ def test_a_gradient_of_another_shape_is_an_error(backend: Backend) -> None:
     with pytest.raises(ValueError, match=r"AdamOptimizer: parameter 0 has shape \(2,\), its gradient \(1,\)"):
         optimizer.step()
     assert p.numpy().tolist() == [1.0, 2.0]
+
+
+# --- One array for all parameters
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), CASES)
+def test_flat(
+    backend: Backend, ours: type[Optimizer], theirs: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
+    """With the norm clipped too, since the gradients' own array is what that looks at."""
+    mine, reference = parameters()
+    mine, reference = mine[:3], reference[:3]  # those that get a gradient in every step
+    optimizer, other = ours(mine, **options, flat=True), theirs(reference, **options)
+    for step in range(30):
+        for i, (p, t) in enumerate(zip(mine, reference, strict=True)):
+            g = rng(100 * step + i).normal(size=p.shape)
+            optimizer.zero_grad() if i == 0 else None
+            (p * Tensor(g, requires_grad=False)).sum().backward()
+            t.grad = torch.tensor(g)
+        norm = optimizer.step(max_norm=1.0)
+        expected = torch.nn.utils.clip_grad_norm_(reference, 1.0)
+        other.step()
+        assert norm is not None
+        assert norm.item() == pytest.approx(expected.item(), rel=1e-13)
+    for p, t in zip(mine, reference, strict=True):
+        assert_close(p, t)
+    assert optimizer.flat_grad.shape == (sum(p.size for p in mine),)  # type: ignore[union-attr]
+
+
+def test_flat_groups(backend: Backend) -> None:
+    mine, reference = parameters()
+    groups = [{"params": mine[:1], "weight_decay": 0.5}, {"params": mine[1:3]}]
+    other_groups = [{"params": reference[:1], "weight_decay": 0.5}, {"params": reference[1:3]}]
+    optimizer = AdamWOptimizer(groups, lr=1e-2, weight_decay=0.0, flat=True)
+    other = torch.optim.AdamW(other_groups, lr=1e-2, weight_decay=0.0)  # type: ignore[arg-type]
+    for step in range(5):
+        for i, (p, t) in enumerate(zip(mine[:3], reference[:3], strict=True)):
+            g = rng(100 * step + i).normal(size=p.shape)
+            p.grad, t.grad = backend.asarray(g), torch.tensor(g)
+        optimizer.step()
+        other.step()
+    for p, t in zip(mine[:3], reference[:3], strict=True):
+        assert_close(p, t)
+
+
+def test_flat_takes_in_what_was_put_elsewhere(backend: Backend) -> None:
+    """A new array as .data or .grad, and gradients that were added up over two backwards."""
+    p, q = Tensor([1.0, 2.0]), Tensor([[3.0]])
+    optimizer = SGDOptimizer([p, q], lr=0.5, flat=True)
+    p.data = backend.asarray(np.array([10.0, 20.0]))
+    for _ in range(2):
+        ((p * p).sum() + (q * 4).sum()).backward()
+    optimizer.step()
+    assert p.numpy().tolist() == [-10, -20]
+    assert q.numpy().tolist() == [[-1]]
+    assert Tensor(optimizer.flat_grad).numpy().tolist() == [40, 80, 8]
+    optimizer.zero_grad()
+    assert p.grad is None
+    ((p * 1).sum() + (q * 1).sum()).backward()
+    assert Tensor(optimizer.flat_grad).numpy().tolist() == [1, 1, 1]
+
+
+def test_two_flat_optimizers_share_parameters(backend: Backend) -> None:
+    p = Tensor([1.0, 2.0])
+    one, two = (SGDOptimizer([p], lr=lr, flat=True) for lr in (1.0, 10.0))
+    for optimizer in (one, two, one):
+        optimizer.zero_grad()
+        p.sum().backward()
+        optimizer.step()
+    assert p.numpy().tolist() == [-11, -10]
+
+
+def test_flat_errors(backend: Backend) -> None:
+    p, q = Tensor([1.0, 2.0]), Tensor(np.ones(3, "float32"))
+    with pytest.raises(ValueError, match="SGDOptimizer: flat=True needs parameters of one backend and dtype"):
+        SGDOptimizer([p, q], lr=0.1, flat=True)
+    r = Tensor([[3.0]])
+    optimizer = SGDOptimizer([p, r], lr=0.1, flat=True)
+    p.sum().backward()
+    with pytest.raises(ValueError, match=r"parameter 1 of shape \(1, 1\) has no gradient, but flat=True needs one"):
+        optimizer.step()
+    r.sum().backward()
+    with pytest.raises(ValueError, match="step: max_norm is 0; it must be positive"):
+        optimizer.step(max_norm=0)
+    with pytest.raises(ValueError, match="step: no parameter has a gradient"):
+        SGDOptimizer([Tensor([1.0])], lr=0.1).step(max_norm=1.0)
+
+
+def test_a_step_that_clips_leaves_the_gradients(backend: Backend) -> None:
+    p, t = Tensor([3.0, 4.0]), torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+    p.grad, t.grad = backend.asarray([30.0, 40.0]), torch.tensor([30.0, 40.0], dtype=torch.float64)
+    norm = SGDOptimizer([p], lr=0.1).step(max_norm=2.0)
+    torch.nn.utils.clip_grad_norm_([t], 2.0)
+    torch.optim.SGD([t], lr=0.1).step()
+    assert norm is not None
+    assert norm.item() == 50
+    assert_close(p, t)
+    assert Tensor(p.grad).numpy().tolist() == [30, 40]

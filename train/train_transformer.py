@@ -38,7 +38,7 @@ from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from russellgrad.tokenizer import Tokenizer
 from train.config import Config, parse
-from train.data import batches, load_text, split, validation_blocks
+from train.data import Ids, batches, load_text, split, validation_blocks
 from train.progress import Progress, Stopwatch, clock, peak_memory, plain_errors
 
 ENVIRONMENT = (
