@@ -462,9 +462,9 @@ def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Ar
 
 
 def bias_gelu_backward(
-    g: Array, slope: Array, bias: Array | None, approximate: str, needs: Sequence[bool]
+    g: Array, saved: Array, bias: Array | None, approximate: str, needs: Sequence[bool]
 ) -> tuple[Array | None, ...]:
-    return _biased_backward(g, slope, needs)
+    return _biased_backward(g, saved, needs)
 
 
 def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
@@ -514,9 +514,9 @@ def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, 
 
 
 def bias_leaky_relu_backward(
-    g: Array, slope: Array, bias: Array | None, alpha: float, needs: Sequence[bool]
+    g: Array, saved: Array, bias: Array | None, alpha: float, needs: Sequence[bool]
 ) -> tuple[Array | None, ...]:
-    return _biased_backward(g, slope, needs)
+    return _biased_backward(g, saved, needs)
 
 
 def _biased(

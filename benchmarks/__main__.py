@@ -6,15 +6,15 @@ python -m benchmarks --only train_step ops --name mine
 """
 
 from benchmarks import generate, growth, memory, ops, overhead, train_step
-from benchmarks.measure import circumstances, options, require_cpu, write
+from benchmarks.measure import Options, circumstances, require_cpu, write
 
 PARTS = {part.__name__.rpartition(".")[2]: part for part in (train_step, ops, overhead, memory, growth, generate)}
 
 
 def main() -> None:
-    parser = options("Measure everything against PyTorch on the CPU.", "cpu")
+    parser = Options("Measure everything against PyTorch on the CPU.", "cpu")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts")
-    given = parser.parse_args()
+    given = parser.given()
     require_cpu()
     facts = circumstances("benchmarks")
     write(given.name, [table for name in given.only for table in PARTS[name].tables(given.quick)], facts)

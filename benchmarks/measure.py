@@ -217,17 +217,24 @@ def write(name: str, tables: Sequence[Table], facts: Mapping[str, Any]) -> None:
 # --- Command lines
 
 
-def options(description: str, name: str) -> argparse.ArgumentParser:
+class Options(argparse.ArgumentParser):
     """The options that every part has."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--name", default=name, help=f"of the files in benchmarks/results (default: {name})")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and one turn, to see that it runs")
-    return parser
+
+    def __init__(self, description: str, name: str) -> None:
+        super().__init__(description=description)
+        self._name = name
+        self.add_argument("--name", help=f"of the files in benchmarks/results (default: {name}, or {name}-quick)")
+        self.add_argument("--quick", action="store_true", help="tiny sizes and one turn, to see that it runs")
+
+    def given(self) -> argparse.Namespace:
+        given = self.parse_args()
+        given.name = given.name or self._name + ("-quick" if given.quick else "")  # no result in the place of figures
+        return given
 
 
 def run_alone(part: Callable[[bool], list[Table]], name: str, description: str) -> None:
     """The command line of one part."""
-    given = options(description, name).parse_args()
+    given = Options(description, name).given()
     require_cpu()
     write(given.name, part(given.quick), circumstances(f"benchmarks.{name}"))
 

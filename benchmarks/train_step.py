@@ -12,12 +12,12 @@ from benchmarks.measure import (
     LEAST_TURNS,
     OURS,
     Candidate,
+    Options,
     Table,
     check_close,
     circumstances,
     installed,
     left_out,
-    options,
     require_cpu,
     take_turns,
     write,
@@ -87,12 +87,12 @@ def tables(quick: bool = False) -> list[Table]:
 
 
 def main() -> None:
-    parser = options("Time a training step against PyTorch, in one run.", "train_step")
+    parser = Options("Time a training step against PyTorch, in one run.", "train_step")
     parser.add_argument("--sizes", nargs="+", type=Size.parse, help=f"{SIZE_HEAD} (default: {' '.join(SIZES)})")
     parser.add_argument(
         "--rounds", type=int, help=f"turns of each size (default: {ROUNDS}, fewer past {SECONDS:.0f} s of them)"
     )
-    given = parser.parse_args()
+    given = parser.given()
     require_cpu()
     sizes = [str(size) for size in given.sizes or ()] or ([TINY] if given.quick else SIZES)
     rounds = given.rounds or (1 if given.quick else ROUNDS)
