@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from . import functions
+from . import device, functions
 from .array import Log, Misuse, ndarray, record
 
 __all__ = ["MODULES", "Log", "Misuse", "install", "ndarray", "record"]
@@ -38,7 +38,8 @@ def _modules() -> dict[str, ModuleType]:
     scipy = _module("cupyx.scipy", special=special)
     cupyx = _module("cupyx", scipy=scipy, scatter_add=functions.scatter_add)
     cuda = _module("cupy.cuda", is_available=lambda: True)
-    cupy = _module("cupy", cuda=cuda, **{name: getattr(functions, name) for name in functions.__all__})
+    names = {name: getattr(functions, name) for name in functions.__all__}
+    cupy = _module("cupy", cuda=cuda, RawKernel=device.RawKernel, RawModule=device.RawModule, **names)
     return {module.__name__: module for module in (cupy, cuda, cupyx, scipy, special)}
 
 

@@ -106,6 +106,10 @@ class ndarray:
     def flags(self) -> Any:
         return self._host.flags
 
+    @property
+    def data(self) -> "MemoryPointer":
+        return MemoryPointer(int(self._host.ctypes.data))
+
     def __len__(self) -> int:
         if not self.ndim:
             raise TypeError("len() of unsized object")
@@ -298,6 +302,13 @@ class ndarray:
     def sort(self, axis: int = -1) -> None:
         launched("sort")
         writable(self).sort(axis)
+
+
+@dataclass(frozen=True)
+class MemoryPointer:
+    """Where an array's memory is. The host could follow the pointer, but on a device it cannot."""
+
+    ptr: int
 
 
 DLPACK_CPU, DLPACK_CUDA = 1, 2

@@ -26,7 +26,7 @@ from .array import (
 )
 
 __all__ = [
-    "abs", "absolute", "add", "all", "any", "arange", "argmax", "array", "asarray", "asnumpy", "bitwise_and",
+    "abs", "absolute", "add", "all", "any", "arange", "argmax", "array", "asarray", "ascontiguousarray", "asnumpy", "bitwise_and",
     "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "cos", "count_nonzero", "divide",
     "einsum", "empty", "empty_like", "equal", "exp", "expand_dims", "float16", "float32", "float64", "from_dlpack",
     "full", "greater", "greater_equal", "inf", "int32", "int64", "invert", "isfinite", "isinf", "isnan", "isneginf",
@@ -153,6 +153,14 @@ def array(obj: Any, dtype: Any = None, copy: bool | None = True, order: str = "K
 
 def asarray(a: Any, dtype: Any = None, order: str | None = None) -> ndarray:
     return array(a, dtype, copy=False, order=order or "K")
+
+
+def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
+    """At least 1-d, as in NumPy."""
+    given = asarray(a, dtype)
+    if not given.flags.c_contiguous:
+        launched("copy")
+    return wrap(np.ascontiguousarray(given._host))
 
 
 def asnumpy(a: Any, *, order: str = "C") -> Host:

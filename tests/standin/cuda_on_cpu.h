@@ -1,0 +1,719 @@
+// CUDA C++ kernels on a CPU: what NVRTC gives a kernel without a header, and a block's threads as fibers.
+//
+// A block runs in one thread of the system. Each CUDA thread is a fiber with a stack of its own; it gives way only
+// where CUDA makes it wait, at a barrier or at an exchange within its warp. Between two barriers the warps run one
+// after the other, in an order drawn anew each time, and so do the lanes of a warp between two exchanges: what relies
+// on an order that CUDA does not promise comes out wrong under some seeds. What cannot go on is an error with the
+// thread's index: a barrier that some thread never reaches, a lane that waits for one that does not come, memory that
+// is not the kernel's.
+
+#pragma once
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <type_traits>
+#include <utility>
+
+// ---------------------------------------------------------------- Words of the language
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __managed__
+#define __grid_constant__
+#define __shared__ static
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+#define __builtin_assume(x) ((void)0)
+#define __CUDACC__ 1
+#define __CUDA_ARCH__ 800
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+#define VECTOR_TYPES(T, name)                                                                        \
+    struct alignas(2 * sizeof(T)) name##2 { T x, y; };                                               \
+    struct name##3 { T x, y, z; };                                                                   \
+    struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) name##4 { T x, y, z, w; };               \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                       \
+    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                               \
+    inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+VECTOR_TYPES(signed char, char)
+VECTOR_TYPES(unsigned char, uchar)
+VECTOR_TYPES(short, short)
+VECTOR_TYPES(unsigned short, ushort)
+VECTOR_TYPES(int, int)
+VECTOR_TYPES(unsigned, uint)
+VECTOR_TYPES(long long, longlong)
+VECTOR_TYPES(unsigned long long, ulonglong)
+VECTOR_TYPES(float, float)
+VECTOR_TYPES(double, double)
+#undef VECTOR_TYPES
+
+constexpr int warpSize = 32;
+
+// ---------------------------------------------------------------- The machine
+
+namespace cuda_on_cpu {
+
+enum Status { FINE, STUCK, FAULT };
+
+struct Range { char* start; long long bytes; };
+
+struct Launch {  // mirrored in device.py
+    unsigned grid[3], block[3];
+    unsigned long long seed;
+    void** arguments;
+    Range dynamic;        // of shared memory
+    Range* shared;        // the kernel's arrays in shared memory
+    long long n_shared;
+    unsigned at_block[3], at_thread[3];  // from here on: where it ended, unless it ended well
+    int signal, is_write;
+    void* address;        // that could not be reached
+    void* instruction;
+    char text[512];       // what is stuck
+};
+
+enum State : char { READY, EXCHANGING, AT_BARRIER, DONE };
+enum Kind : char { SHUFFLE, VOTE, SYNC };
+
+constexpr int MOST_THREADS = 1024;
+constexpr long STACK = 256 << 10, STACK_GUARD = 4 << 10;
+constexpr unsigned short RUBBISH = 0x7fff;  // a nan as bfloat16, half, float and double, and a large integer
+
+struct Thread {
+    void* stack_pointer;
+    State state;
+    Kind kind;                 // of the exchange it waits at
+    bool predicate;            // that it brought to a barrier
+    int line;                  // of the barrier or exchange
+    unsigned mask;             // the lanes it wants to exchange with
+    int source;                // the lane whose value it wants
+    unsigned long long value;  // what it gives; then, what it got
+    uint3 index;
+};
+
+static Thread threads[MOST_THREADS] = {};
+static int n_threads = 0, running = -1, barrier_count = 0;
+static unsigned long long random_state = 1;
+static Launch* launch = nullptr;
+static void (*kernel)(void**) = nullptr;
+static void* scheduler_stack_pointer = nullptr;
+static char* stacks = nullptr;
+static sigjmp_buf escape;
+
+inline unsigned random_below(unsigned n) {  // xorshift64*
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return (unsigned)(((random_state * 0x2545f4914f6cdd1dull) >> 32) * n >> 32);
+}
+
+}  // namespace cuda_on_cpu
+
+static uint3 threadIdx, blockIdx;
+static dim3 blockDim, gridDim;
+
+namespace cuda_on_cpu {
+
+// --- From one stack to another
+
+void body();
+
+#if defined(__x86_64__) && !defined(CUDA_ON_CPU_UCONTEXT)
+extern "C" void cuda_on_cpu_switch(void** from, void* to);
+asm(R"(
+    .text
+    .hidden cuda_on_cpu_switch
+    .globl cuda_on_cpu_switch
+cuda_on_cpu_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+
+inline void prepare(Thread& thread, char* stack) {
+    void** top = (void**)(stack + STACK);
+    *--top = nullptr;       // nobody to return to
+    *--top = (void*)&body;
+    for (int i = 0; i < 6; ++i) *--top = nullptr;  // the saved registers
+    thread.stack_pointer = top;
+}
+inline void enter(Thread& thread) { cuda_on_cpu_switch(&scheduler_stack_pointer, thread.stack_pointer); }
+inline void leave(Thread& thread) { cuda_on_cpu_switch(&thread.stack_pointer, scheduler_stack_pointer); }
+#else
+static ucontext_t scheduler_context, contexts[MOST_THREADS];
+
+inline void prepare(Thread& thread, char* stack) {
+    ucontext_t& context = contexts[&thread - threads];
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack + STACK_GUARD;
+    context.uc_stack.ss_size = STACK - STACK_GUARD;
+    makecontext(&context, &body, 0);
+}
+inline void enter(Thread& thread) { swapcontext(&scheduler_context, &contexts[&thread - threads]); }
+inline void leave(Thread& thread) { swapcontext(&contexts[&thread - threads], &scheduler_context); }
+#endif
+
+__attribute__((noinline)) void give_way(State state) {
+    Thread& thread = threads[running];
+    thread.state = state;
+    leave(thread);
+    asm volatile("" ::: "memory");  // everyone else has run meanwhile
+}
+
+__attribute__((noinline)) void body() {
+    kernel(launch->arguments);
+    give_way(DONE);
+    abort();
+}
+
+inline void resume(int t) {
+    running = t;
+    threadIdx = threads[t].index;
+    enter(threads[t]);
+}
+
+// --- Where threads wait
+
+inline bool barrier(bool predicate, int line) {
+    threads[running].line = line;
+    threads[running].predicate = predicate;
+    give_way(AT_BARRIER);
+    return predicate;
+}
+
+inline unsigned long long exchange(Kind kind, unsigned mask, unsigned long long value, int source, int line) {
+    Thread& thread = threads[running];
+    thread.kind = kind;
+    thread.mask = mask;
+    thread.value = value;
+    thread.source = source;
+    thread.line = line;
+    give_way(EXCHANGING);
+    return threads[running].value;
+}
+
+// --- The scheduler
+
+inline Status stuck(int t) {
+    const uint3& index = threads[t].index;
+    launch->at_thread[0] = index.x, launch->at_thread[1] = index.y, launch->at_thread[2] = index.z;
+    return STUCK;
+}
+
+inline const char* whereabouts(int t) {
+    static char text[2][64];
+    static int turn = 0;
+    char* out = text[turn ^= 1];
+    if (t >= n_threads) return "which the block does not have";
+    switch (threads[t].state) {
+        case DONE: return "which has returned";
+        case AT_BARRIER: snprintf(out, 64, "which waits at the __syncthreads of line %d", threads[t].line); return out;
+        default: snprintf(out, 64, "which waits at line %d, mask 0x%08x", threads[t].line, threads[t].mask); return out;
+    }
+}
+
+inline bool same_exchange(const Thread& a, const Thread& b) {
+    return b.state == EXCHANGING && a.mask == b.mask && a.kind == b.kind && a.line == b.line;
+}
+
+// The lanes of `group` give and take. A shuffle from a lane outside has no value.
+inline Status complete(int first, unsigned group) {
+    unsigned long long given[32] = {};
+    unsigned votes = 0;
+    for (int lane = 0; lane < 32; ++lane) {
+        if (!(group >> lane & 1)) continue;
+        given[lane] = threads[first + lane].value;
+        votes |= (unsigned)(given[lane] != 0) << lane;
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+        if (!(group >> lane & 1)) continue;
+        Thread& thread = threads[first + lane];
+        if (thread.kind == SHUFFLE && !(group >> thread.source & 1)) {
+            snprintf(launch->text, sizeof launch->text, "line %d: shuffles from lane %d, %s", thread.line,
+                     thread.source, whereabouts(first + thread.source));
+            return stuck(first + lane);
+        }
+        thread.value = thread.kind == SHUFFLE ? given[thread.source] : votes;
+        thread.state = READY;
+    }
+    return FINE;
+}
+
+// Runs one warp until each of its lanes is at a barrier or has returned.
+inline Status run_warp(int first) {
+    int n_lanes = n_threads - first < 32 ? n_threads - first : 32;
+    for (;;) {
+        int start = random_below(32), stride = 2 * random_below(16) + 1;  // odd: each lane has its turn
+        for (int i = 0; i < 32; ++i) {
+            int lane = (start + i * stride) & 31;
+            if (lane < n_lanes && threads[first + lane].state == READY) resume(first + lane);
+        }
+        unsigned waiting = 0, present = 0;
+        for (int lane = 0; lane < n_lanes; ++lane) {
+            waiting |= (unsigned)(threads[first + lane].state == EXCHANGING) << lane;
+            present |= (unsigned)(threads[first + lane].state != DONE) << lane;
+        }
+        if (!waiting) return FINE;
+        bool progress = false;
+        for (unsigned left = waiting; left; left &= left - 1) {
+            int lane = __builtin_ctz(left);
+            const Thread& thread = threads[first + lane];
+            if (thread.state != EXCHANGING) continue;  // it was in a group that is complete
+            unsigned group = thread.mask & present;
+            if (!(group >> lane & 1)) {
+                snprintf(launch->text, sizeof launch->text, "line %d: mask 0x%08x lacks the lane itself, %d",
+                         thread.line, thread.mask, lane);
+                return stuck(first + lane);
+            }
+            bool all_here = true;
+            for (unsigned g = group; g; g &= g - 1) all_here &= same_exchange(thread, threads[first + __builtin_ctz(g)]);
+            if (!all_here) continue;
+            if (complete(first, group) != FINE) return STUCK;
+            progress = true;
+        }
+        if (progress) continue;
+        int lane = __builtin_ctz(waiting), other = 0;
+        const Thread& thread = threads[first + lane];
+        for (unsigned g = thread.mask & present; g; g &= g - 1)
+            if (!same_exchange(thread, threads[first + __builtin_ctz(g)])) other = __builtin_ctz(g);
+        snprintf(launch->text, sizeof launch->text, "line %d: waits with mask 0x%08x for lane %d, %s", thread.line,
+                 thread.mask, other, whereabouts(first + other));
+        return stuck(first + lane);
+    }
+}
+
+// Every thread is at a barrier or has returned. Opens the barrier if all are at the same one.
+inline Status open_barrier(bool* done) {
+    int waits = -1, returned = -1;
+    barrier_count = 0;
+    for (int t = 0; t < n_threads; ++t) (threads[t].state == DONE ? returned : waits) = t;
+    *done = waits < 0;
+    if (*done) return FINE;
+    for (int t = 0; t < n_threads; ++t) {
+        if (returned < 0 && threads[t].line == threads[waits].line) continue;
+        int other = returned < 0 ? t : returned;
+        const uint3& o = threads[other].index;
+        snprintf(launch->text, sizeof launch->text, "line %d: waits at __syncthreads for thread (%u, %u, %u), %s",
+                 threads[waits].line, o.x, o.y, o.z, whereabouts(other));
+        return stuck(waits);
+    }
+    for (int t = 0; t < n_threads; ++t) {
+        barrier_count += threads[t].predicate;
+        threads[t].state = READY;
+    }
+    return FINE;
+}
+
+inline void fill_with_rubbish(const Range& range) {
+    for (long long i = 0; i + 1 < range.bytes; i += 2) memcpy(range.start + i, &RUBBISH, 2);
+}
+
+inline void shuffle_order(int* order, int n) {
+    for (int i = 0; i < n; ++i) {
+        int j = random_below(i + 1);
+        order[i] = order[j];
+        order[j] = i;
+    }
+}
+
+inline Status run_block() {
+    for (int i = 0; i < launch->n_shared; ++i) fill_with_rubbish(launch->shared[i]);
+    fill_with_rubbish(launch->dynamic);
+    for (int t = 0; t < n_threads; ++t) {
+        unsigned x = t % blockDim.x, y = t / blockDim.x % blockDim.y, z = t / blockDim.x / blockDim.y;
+        threads[t].index = {x, y, z};
+        threads[t].state = READY;
+        prepare(threads[t], stacks + t * STACK);
+    }
+    int order[MOST_THREADS / 32], n_warps = (n_threads + 31) / 32;
+    for (bool done = false; !done;) {
+        shuffle_order(order, n_warps);
+        for (int w = 0; w < n_warps; ++w)
+            if (run_warp(order[w] * 32) != FINE) return STUCK;
+        if (open_barrier(&done) != FINE) return STUCK;
+    }
+    return FINE;
+}
+
+inline Status run_grid() {
+    long long n_blocks = (long long)gridDim.x * gridDim.y * gridDim.z;
+    long long start = random_below((unsigned)n_blocks), step = random_below(2) ? 1 : n_blocks - 1;
+    for (long long i = 0, b = start; i < n_blocks; ++i, b = (b + step) % n_blocks) {
+        blockIdx = {(unsigned)(b % gridDim.x), (unsigned)(b / gridDim.x % gridDim.y),
+                    (unsigned)(b / gridDim.x / gridDim.y)};
+        launch->at_block[0] = blockIdx.x, launch->at_block[1] = blockIdx.y, launch->at_block[2] = blockIdx.z;
+        if (run_block() != FINE) return STUCK;
+    }
+    return FINE;
+}
+
+// --- Faults
+
+inline void on_fault(int signal, siginfo_t* info, void* context) {
+    const mcontext_t& machine = ((ucontext_t*)context)->uc_mcontext;
+    launch->signal = signal;
+    launch->address = info->si_addr;
+#if defined(__x86_64__)
+    launch->is_write = (machine.gregs[REG_ERR] & 2) != 0;
+    launch->instruction = (void*)machine.gregs[REG_RIP];
+#elif defined(__aarch64__)
+    launch->is_write = -1;
+    launch->instruction = (void*)machine.pc;
+#endif
+    siglongjmp(escape, 1);
+}
+
+constexpr int FAULTS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+constexpr int N_FAULTS = sizeof FAULTS / sizeof *FAULTS;
+
+struct CatchFaults {
+    struct sigaction before[N_FAULTS];
+    stack_t stack_before;
+    CatchFaults() {
+        static char* stack = (char*)malloc(64 << 10);
+        stack_t ours = {};
+        ours.ss_sp = stack;
+        ours.ss_size = 64 << 10;
+        sigaltstack(&ours, &stack_before);
+        struct sigaction action = {};
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+        for (int i = 0; i < N_FAULTS; ++i) sigaction(FAULTS[i], &action, &before[i]);
+    }
+    ~CatchFaults() {
+        for (int i = 0; i < N_FAULTS; ++i) sigaction(FAULTS[i], &before[i], nullptr);
+        sigaltstack(&stack_before, nullptr);
+    }
+};
+
+// CuPy compiles with -ftz=true: no subnormal numbers, neither read nor made.
+struct FlushSubnormals {
+#if defined(__x86_64__)
+    unsigned before = __builtin_ia32_stmxcsr();
+    FlushSubnormals() { __builtin_ia32_ldmxcsr(before | 0x8040); }
+    ~FlushSubnormals() { __builtin_ia32_ldmxcsr(before); }
+#elif defined(__aarch64__)
+    unsigned long before = __builtin_aarch64_get_fpcr();
+    FlushSubnormals() { __builtin_aarch64_set_fpcr(before | 1ul << 24); }
+    ~FlushSubnormals() { __builtin_aarch64_set_fpcr(before); }
+#else
+#error "standin: subnormal numbers cannot be flushed on this processor"
+#endif
+};
+
+inline bool make_stacks() {
+    if (stacks) return true;
+    void* memory = mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return false;
+    stacks = (char*)memory;
+    for (int t = 0; t < MOST_THREADS; ++t) mprotect(stacks + t * STACK, STACK_GUARD, PROT_NONE);
+    return true;
+}
+
+inline Status run(Launch* asked, void (*function)(void**)) {
+    launch = asked;
+    kernel = function;
+    random_state = (asked->seed + 1) * 0x9e3779b97f4a7c15ull | 1;
+    gridDim = dim3(asked->grid[0], asked->grid[1], asked->grid[2]);
+    blockDim = dim3(asked->block[0], asked->block[1], asked->block[2]);
+    n_threads = blockDim.x * blockDim.y * blockDim.z;
+    if (!make_stacks()) {
+        snprintf(launch->text, sizeof launch->text, "no memory for the threads' stacks");
+        return STUCK;
+    }
+    CatchFaults catch_faults;
+    FlushSubnormals flush;
+    if (sigsetjmp(escape, 1)) {
+        stuck(running);
+        return FAULT;
+    }
+    return run_grid();
+}
+
+// --- The kernels, by name
+
+template <class T>
+constexpr const char* pretty() { return __PRETTY_FUNCTION__; }  // "... [with T = const float*]"
+
+template <class... P>
+struct Signature {
+    static const char* const* names() {
+        static const char* const list[] = {pretty<P>()..., nullptr};
+        return list;
+    }
+};
+
+template <auto F>
+struct Kernel;
+template <class... P, void (*F)(P...)>
+struct Kernel<F> {
+    template <int... I>
+    static void call_with(void** a, std::integer_sequence<int, I...>) { F(*(P*)a[I]...); }
+    static void call(void** a) { call_with(a, std::make_integer_sequence<int, (int)sizeof...(P)>()); }
+    static const char* const* parameters() { return Signature<P...>::names(); }
+};
+
+struct Entry {
+    const char* name;
+    void* address;
+    void (*call)(void**);
+    const char* const* (*parameters)();
+};
+#define CUDA_ON_CPU_KERNEL(name, ...) \
+    { name, (void*)&__VA_ARGS__, &cuda_on_cpu::Kernel<&__VA_ARGS__>::call, &cuda_on_cpu::Kernel<&__VA_ARGS__>::parameters }
+
+// `extern __shared__ T name[];` is rewritten to `T* name = cuda_on_cpu::dynamic_shared();`
+struct DynamicShared {
+    template <class T>
+    operator T*() const { return (T*)launch->dynamic.start; }
+};
+inline DynamicShared dynamic_shared() { return {}; }
+
+template <class T>
+unsigned long long to_bits(T value) {
+    static_assert(std::is_arithmetic<T>::value && (sizeof(T) == 4 || sizeof(T) == 8), "shuffles take 4 or 8 bytes");
+    unsigned long long bits = 0;
+    memcpy(&bits, &value, sizeof value);
+    return bits;
+}
+template <class T>
+T from_bits(unsigned long long bits) {
+    T value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+template <class To, class From>
+To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From), "");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+inline int lane_id() { return running & 31; }
+
+}  // namespace cuda_on_cpu
+
+// ---------------------------------------------------------------- Waiting and exchanging
+
+inline void __syncthreads(int line = __builtin_LINE()) { cuda_on_cpu::barrier(false, line); }
+inline int __syncthreads_count(int p, int line = __builtin_LINE()) {
+    cuda_on_cpu::barrier(p, line);
+    return cuda_on_cpu::barrier_count;
+}
+inline int __syncthreads_or(int p, int line = __builtin_LINE()) { return __syncthreads_count(p, line) > 0; }
+inline int __syncthreads_and(int p, int line = __builtin_LINE()) {
+    return __syncthreads_count(p, line) == cuda_on_cpu::n_threads;
+}
+inline void __syncwarp(unsigned mask = 0xffffffff, int line = __builtin_LINE()) {
+    cuda_on_cpu::exchange(cuda_on_cpu::SYNC, mask, 0, 0, line);
+}
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+inline void __threadfence_system() {}
+
+inline unsigned __ballot_sync(unsigned mask, int p, int line = __builtin_LINE()) {
+    return (unsigned)cuda_on_cpu::exchange(cuda_on_cpu::VOTE, mask, p != 0, 0, line);
+}
+inline int __any_sync(unsigned mask, int p, int line = __builtin_LINE()) { return __ballot_sync(mask, p, line) != 0; }
+inline int __all_sync(unsigned mask, int p, int line = __builtin_LINE()) { return __ballot_sync(mask, !p, line) == 0; }
+
+namespace cuda_on_cpu {
+template <class T>
+T shuffle(unsigned mask, T value, int source, int line) {
+    return from_bits<T>(exchange(SHUFFLE, mask, to_bits(value), source, line));
+}
+}  // namespace cuda_on_cpu
+
+// `width` splits a warp into parts that exchange within themselves; beyond a part's end a lane gets its own value.
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
+    int lane = cuda_on_cpu::lane_id();
+    return cuda_on_cpu::shuffle(mask, value, (lane & ~(width - 1)) | (source & (width - 1)), line);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, int line = __builtin_LINE()) {
+    int lane = cuda_on_cpu::lane_id(), source = lane ^ lane_mask;
+    return cuda_on_cpu::shuffle(mask, value, source > (lane | (width - 1)) ? lane : source, line);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
+    int lane = cuda_on_cpu::lane_id();
+    bool beyond = (lane & (width - 1)) + (int)delta >= width;
+    return cuda_on_cpu::shuffle(mask, value, beyond ? lane : lane + (int)delta, line);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
+    int lane = cuda_on_cpu::lane_id();
+    bool beyond = (lane & (width - 1)) < (int)delta;
+    return cuda_on_cpu::shuffle(mask, value, beyond ? lane : lane - (int)delta, line);
+}
+
+// ---------------------------------------------------------------- Memory
+
+template <class T> T __ldg(const T* p) { return *p; }
+template <class T> T __ldcg(const T* p) { return *p; }
+template <class T> T __ldca(const T* p) { return *p; }
+template <class T> T __ldcs(const T* p) { return *p; }
+template <class T> void __stcg(T* p, T value) { *p = value; }
+template <class T> void __stcs(T* p, T value) { *p = value; }
+template <class T> void __stwt(T* p, T value) { *p = value; }
+
+// No other thread runs meanwhile. The order of the additions is the blocks', the warps' and the lanes', so random.
+#define ATOMIC(name, T, ...)                  \
+    inline T name(T* address, T value) {      \
+        T old = *address;                     \
+        *address = (__VA_ARGS__);             \
+        return old;                           \
+    }
+#define ATOMIC_INTEGERS(name, ...)            \
+    ATOMIC(name, int, __VA_ARGS__)            \
+    ATOMIC(name, unsigned, __VA_ARGS__)       \
+    ATOMIC(name, unsigned long long, __VA_ARGS__)
+ATOMIC_INTEGERS(atomicAdd, old + value)
+ATOMIC(atomicAdd, float, old + value)
+ATOMIC(atomicAdd, double, old + value)
+ATOMIC(atomicSub, int, old - value)
+ATOMIC(atomicSub, unsigned, old - value)
+ATOMIC_INTEGERS(atomicMax, old > value ? old : value)
+ATOMIC_INTEGERS(atomicMin, old < value ? old : value)
+ATOMIC_INTEGERS(atomicAnd, old & value)
+ATOMIC_INTEGERS(atomicOr, old | value)
+ATOMIC_INTEGERS(atomicXor, old ^ value)
+ATOMIC_INTEGERS(atomicExch, value)
+ATOMIC(atomicExch, float, value)
+ATOMIC(atomicInc, unsigned, old >= value ? 0 : old + 1)
+#undef ATOMIC_INTEGERS
+#undef ATOMIC
+#define COMPARE_AND_SWAP(T)                              \
+    inline T atomicCAS(T* address, T expected, T value) { \
+        T old = *address;                                \
+        if (old == expected) *address = value;           \
+        return old;                                      \
+    }
+COMPARE_AND_SWAP(int)
+COMPARE_AND_SWAP(unsigned)
+COMPARE_AND_SWAP(unsigned long long)
+#undef COMPARE_AND_SWAP
+
+// ---------------------------------------------------------------- Arithmetic
+
+#define MIN_MAX(T)                                         \
+    inline T max(T a, T b) { return a > b ? a : b; }       \
+    inline T min(T a, T b) { return a < b ? a : b; }
+MIN_MAX(int)
+MIN_MAX(unsigned)
+MIN_MAX(long)
+MIN_MAX(unsigned long)
+MIN_MAX(long long)
+MIN_MAX(unsigned long long)
+#undef MIN_MAX
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline float min(float a, float b) { return fminf(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
+
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline double rsqrt(double x) { return 1.0 / sqrt(x); }
+inline float rsqrt(float x) { return rsqrtf(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __exp10f(float x) { return powf(10.0f, x); }
+inline float __logf(float x) { return logf(x); }
+inline float __log2f(float x) { return log2f(x); }
+inline float __log10f(float x) { return log10f(x); }
+inline float __sinf(float x) { return sinf(x); }
+inline float __cosf(float x) { return cosf(x); }
+inline float __tanf(float x) { return tanf(x); }
+inline float __powf(float x, float y) { return powf(x, y); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
+inline float __frsqrt_rn(float x) { return 1.0f / sqrtf(x); }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fsub_rn(float x, float y) { return x - y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+inline double __dadd_rn(double x, double y) { return x + y; }
+inline double __dmul_rn(double x, double y) { return x * y; }
+inline double __fma_rn(double x, double y, double z) { return fma(x, y, z); }
+inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }  // nan becomes 0
+inline float fdividef(float x, float y) { return x / y; }
+inline float sinpif(float x) { return sinf(3.14159265358979323846f * x); }
+inline float cospif(float x) { return cosf(3.14159265358979323846f * x); }
+inline void sincospif(float x, float* s, float* c) { *s = sinpif(x), *c = cospif(x); }
+inline void __sincosf(float x, float* s, float* c) { *s = sinf(x), *c = cosf(x); }
+
+inline unsigned __float_as_uint(float x) { return cuda_on_cpu::bit_cast<unsigned>(x); }
+inline int __float_as_int(float x) { return cuda_on_cpu::bit_cast<int>(x); }
+inline float __uint_as_float(unsigned x) { return cuda_on_cpu::bit_cast<float>(x); }
+inline float __int_as_float(int x) { return cuda_on_cpu::bit_cast<float>(x); }
+inline long long __double_as_longlong(double x) { return cuda_on_cpu::bit_cast<long long>(x); }
+inline double __longlong_as_double(long long x) { return cuda_on_cpu::bit_cast<double>(x); }
+
+namespace cuda_on_cpu {
+// A device saturates where C++ leaves the result undefined; nan becomes 0.
+template <class T>
+T saturated(double x) {
+    constexpr T low = std::is_signed<T>::value ? (T)((T)1 << (8 * sizeof(T) - 1)) : (T)0, high = ~low;
+    if (x != x) return 0;
+    return x <= (double)low ? low : x >= (double)high ? high : (T)x;
+}
+}  // namespace cuda_on_cpu
+#define FROM_FLOAT(name, T)                                                                     \
+    inline T __float2##name##_rn(float x) { return cuda_on_cpu::saturated<T>(nearbyint(x)); }   \
+    inline T __float2##name##_rz(float x) { return cuda_on_cpu::saturated<T>(trunc(x)); }       \
+    inline T __float2##name##_rd(float x) { return cuda_on_cpu::saturated<T>(floor(x)); }       \
+    inline T __float2##name##_ru(float x) { return cuda_on_cpu::saturated<T>(ceil(x)); }        \
+    inline float __##name##2float_rn(T x) { return (float)x; }
+FROM_FLOAT(int, int)
+FROM_FLOAT(uint, unsigned)
+FROM_FLOAT(ll, long long)
+FROM_FLOAT(ull, unsigned long long)
+#undef FROM_FLOAT
+inline float __double2float_rn(double x) { return (float)x; }
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
+inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline int __mulhi(int a, int b) { return (int)((long long)a * b >> 32); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((unsigned long long)a * b >> 32); }
+inline long long __mul64hi(long long a, long long b) { return (long long)((__int128)a * b >> 64); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
+
+// A kernel without headers knows none of these, though math.h brought them here.
+#undef INFINITY
+#undef NAN
+#undef M_PI
+#undef M_SQRT2
+#pragma GCC poison INFINITY NAN M_PI M_SQRT2 uint8_t uint16_t uint32_t uint64_t int8_t int16_t int32_t int64_t

@@ -1,0 +1,618 @@
+"""CUDA C++ kernels on the CPU: `RawModule` and `RawKernel`, which g++ compiles together with `cuda_on_cpu.h`.
+
+A kernel sees copies of its arrays, in pages of their own beside pages that nothing may touch: in every other launch
+their end meets such a page, in the others their start. So an access out of bounds is an error that names the kernel,
+block, thread and argument. The order of blocks, warps and lanes is random, and fixed by the launch's seed: `reseed`.
+
+What the real one takes without a word is refused: an array of another dtype than the pointer's, a Python number of
+another size than the parameter's, too few or too many arguments, a grid or block of 0 (it makes a 1 of them).
+"""
+
+import ctypes
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .array import Host, Misuse, launched, ndarray, writable
+
+HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+
+# What every card since sm_80 has; some have more.
+MOST_THREADS, MOST_Z = 1024, 64
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+SHARED_BY_DEFAULT, MOST_SHARED = 48 << 10, 99 << 10  # bytes a block
+
+
+# --- Compiling
+
+COMPILER = "g++"
+FLAGS = (
+    "-O2", "-g1", "-w", "-shared", "-fPIC", "-pthread",
+    "-fvisibility=hidden", "-fno-gnu-unique",  # so that two modules with a kernel of one name keep to themselves
+    "-fno-exceptions", "-fno-strict-aliasing", "-fno-math-errno", "-U_FORTIFY_SOURCE",
+    "-ftrivial-auto-var-init=pattern",  # local variables that nothing was written to: -1.7e38 as float
+    "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error",
+)  # fmt: skip
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "russellgrad-standin"
+
+
+@cache
+def _compiler_version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+
+
+def compiled(source: str, options: Sequence[str]) -> Path:
+    """The shared library of `source`, from the cache if it was compiled before.
+
+    Raises:
+        RuntimeError: there is no g++; it does not compile.
+    """
+    compiler = shutil.which(COMPILER)
+    if compiler is None:
+        raise RuntimeError(f"standin: no {COMPILER} here, which runs CUDA kernels on the CPU; install it (package g++)")
+    text = f'#include "{HEADER}"\n{source}'
+    key = "\0".join((text, HEADER.read_text(), *FLAGS, *options, _compiler_version(compiler)))
+    library = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
+    if library.exists():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # renamed at the end: nobody loads half a library
+        (Path(folder) / "kernels.cpp").write_text(text)
+        command = [compiler, *FLAGS, *options, "-o", "kernels.so", "kernels.cpp"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"standin: {COMPILER} does not compile the kernels:\n{done.stderr}")
+        os.replace(Path(folder) / "kernels.so", library)
+    return library
+
+
+_DYNAMIC_SHARED = re.compile(r"\bextern\s+__shared__\s+([^;\[\]]+?)\s*\b(\w+)\s*\[\s*\]\s*;")
+_EXTERN_C = re.compile(r'extern\s+"C"\s+__global__\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?void\s+'
+                       r"(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)")  # fmt: skip
+
+
+def _with_registry(code: str, names: Sequence[str]) -> str:
+    """The source for g++: dynamic shared memory becomes a pointer, and a table of the kernels comes last."""
+    body = _DYNAMIC_SHARED.sub(r"\1* \2 = cuda_on_cpu::dynamic_shared();", code)
+    entries = "".join(f'    CUDA_ON_CPU_KERNEL("{name}", {name}),\n' for name in names)
+    return f"""#line 1 "kernels.cu"
+{body}
+#line 1 "registry"
+extern "C" __attribute__((visibility("default"))) const cuda_on_cpu::Entry cuda_on_cpu_kernels[] = {{
+{entries}    {{}}}};
+extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_run(cuda_on_cpu::Launch* launch, void (*f)(void**)) {{
+    return cuda_on_cpu::run(launch, f);
+}}
+"""
+
+
+# --- What stands in cuda_on_cpu.h
+
+
+class _Range(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("bytes", ctypes.c_longlong)]
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("seed", ctypes.c_ulonglong),
+        ("arguments", ctypes.c_void_p),
+        ("dynamic", _Range),
+        ("shared", ctypes.c_void_p),
+        ("n_shared", ctypes.c_longlong),
+        ("at_block", ctypes.c_uint * 3),
+        ("at_thread", ctypes.c_uint * 3),
+        ("signal", ctypes.c_int),
+        ("is_write", ctypes.c_int),
+        ("address", ctypes.c_void_p),
+        ("instruction", ctypes.c_void_p),
+        ("text", ctypes.c_char * 512),
+    ]
+
+
+class _Entry(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+        ("call", ctypes.c_void_p),
+        ("parameters", ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_char_p))),
+    ]
+
+
+FINE, STUCK, FAULT = range(3)
+
+
+@dataclass
+class _Function:
+    """One compiled kernel."""
+
+    library: "_Library"
+    call: int
+    parameters: tuple[str, ...]  # C++ types, as g++ writes them
+    shared: list[tuple[int, int]]  # address and bytes of each of its arrays in shared memory
+
+    @property
+    def shared_bytes(self) -> int:
+        return sum(size for _, size in self.shared)
+
+
+class _Library:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._loaded = ctypes.PyDLL(str(path))  # keeps the interpreter's lock: one launch at a time
+        self.run = self._loaded.cuda_on_cpu_run
+        self._symbols = [*_symbols(path)]
+        table = ctypes.addressof(ctypes.c_char.in_dll(self._loaded, "cuda_on_cpu_kernels"))
+        self.base = table - next(start for name, start, _ in self._symbols if name == "cuda_on_cpu_kernels")
+        self.functions: dict[str, _Function] = {}
+        for i in itertools.count():
+            entry = _Entry.from_address(table + i * ctypes.sizeof(_Entry))
+            if not entry.name:
+                break
+            listed = entry.parameters()
+            types = itertools.takewhile(lambda text: text is not None, (listed[j] for j in itertools.count()))
+            parameters = tuple(_type_in(text) for text in types)
+            shared = [*self._shared_of(entry.address - self.base)]
+            self.functions[entry.name.decode()] = _Function(self, entry.call, parameters, shared)
+
+    def _shared_of(self, address: int) -> Iterator[tuple[int, int]]:
+        """The arrays in shared memory of the kernel at `address`, and of functions that are no kernels.
+
+        In C++ they are static variables of a function, whose mangled names start with _ZZ and the function's own.
+        """
+        kernels = {name for name, start, _ in self._symbols if start == address}
+        mine = tuple(f"_ZZ{name.removeprefix('_Z')}E" if name.startswith("_Z") else f"_ZZ{name}E" for name in kernels)
+        for name, start, size in self._symbols:
+            if name.startswith(mine):
+                yield self.base + start, size
+
+    def line_of(self, instruction: int) -> str:
+        """Where in the source an instruction is, as "line 12", or "" if the debugging information does not say."""
+        tool = shutil.which("addr2line")
+        if tool is None:
+            return ""
+        command = [tool, "-i", "-e", str(self.path), hex(instruction - self.base)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        lines = re.findall(r"kernels\.cu:(\d+)", found)
+        return f"line {lines[0]}: " if lines else ""
+
+
+def _symbols(library: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, address in the file and size of what the library defines."""
+    for line in subprocess.run(["nm", "-S", library], capture_output=True, text=True, check=True).stdout.splitlines():
+        words = line.split()
+        if len(words) == 4:
+            yield words[3], int(words[0], 16), int(words[1], 16)
+
+
+def _type_in(text: bytes) -> str:
+    """T of "constexpr const char* pretty() [with T = const float*]"."""
+    return re.findall(r"T = (.*?)(?:; .*)?\]$", text.decode())[0]
+
+
+_libraries: dict[Path, _Library] = {}
+
+
+# --- Memory beside pages that nothing may touch
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_PROT_NONE, _PROT_READ, _PROT_READ_WRITE = 0, 1, 3
+_MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x4022
+
+GUARD = 16 << 20  # bytes on either side
+PAGE = os.sysconf("SC_PAGESIZE")
+ALIGNMENT = 16  # of the widest load; an address keeps its place within it
+
+_margins = itertools.cycle(range(0x7FA1, 0x7FB0))  # signalling nans in float and bfloat16, which no operation makes
+
+
+class Region:
+    """`size` bytes whose end, or else whose start, meets a page that nothing may touch; up to 15 bytes stay between."""
+
+    def __init__(self, what: str, size: int, phase: int, at_end: bool) -> None:
+        self.what, self.size = what, size
+        self._pages = -(-(size + phase) // PAGE) * PAGE
+        self._mapped = self._pages + 2 * GUARD
+        flags = _MAP_PRIVATE_ANONYMOUS_NORESERVE
+        base = _libc.mmap(None, self._mapped, _PROT_NONE, flags, -1, 0)
+        if base in (None, ctypes.c_void_p(-1).value):
+            raise MemoryError(f"standin: no memory for {what}, {size} bytes")
+        self._base, self._first = base, base + GUARD
+        last = self._first + self._pages - size
+        self.start = last - (last - phase) % ALIGNMENT if at_end else self._first + phase
+        _libc.mprotect(self._first, self._pages, _PROT_READ_WRITE)
+        self._untouched = np.full(self._pages // 2, next(_margins), np.uint16).view(np.uint8)
+        self._bytes[:] = self._untouched
+
+    @property
+    def _bytes(self) -> Host:
+        return np.frombuffer((ctypes.c_ubyte * self._pages).from_address(self._first), np.uint8)
+
+    def free(self) -> None:
+        _libc.munmap(self._base, self._mapped)
+
+    def forbid_writing(self) -> None:
+        _libc.mprotect(self._first, self._pages, _PROT_READ)
+
+    def holds(self, address: int) -> bool:
+        return self._base <= address < self._base + self._mapped
+
+    def misses(self, address: int) -> str:
+        """How an address that is not allowed lies to the memory that is."""
+        if address < self.start:
+            return f"{self.start - address} bytes before the start of {self.what}"
+        if address >= self.start + self.size:
+            return f"{address - self.start - self.size} bytes after the end of {self.what}"
+        return f"{self.what}, whose pointer is const"
+
+    def check_margins(self) -> str | None:
+        """Where something was written between the memory and the pages around it."""
+        touched = self._bytes != self._untouched
+        inside = self.start - self._first
+        touched[inside : inside + self.size] = False
+        return self.misses(self._first + int(np.argmax(touched))) if touched.any() else None
+
+
+# --- Arguments
+
+
+_DTYPES: dict[str, str] = {
+    "bool": "bool", "char": "int8", "signed char": "int8", "unsigned char": "uint8", "short int": "int16",
+    "short unsigned int": "uint16", "int": "int32", "unsigned int": "uint32", "long int": "int64",
+    "long unsigned int": "uint64", "long long int": "int64", "long long unsigned int": "uint64", "float": "float32",
+    "double": "float64", "bf16": "bfloat16", "__nv_bfloat16": "bfloat16",
+}  # fmt: skip
+_VECTORS = {
+    "char": "int8", "uchar": "uint8", "short": "int16", "ushort": "uint16", "int": "int32", "uint": "uint32",
+    "longlong": "int64", "ulonglong": "uint64", "float": "float32", "double": "float64",
+}  # fmt: skip
+
+
+def _pointee(parameter: str) -> str | None:
+    """The dtype's name of what a pointer points to; None for void. Raises Misuse for a type without dtype."""
+    element = parameter.removeprefix("const ").removesuffix("*").strip()
+    if element == "void":
+        return None
+    vector = re.fullmatch(r"([a-z]+)[234]", element)
+    dtype = _VECTORS.get(vector[1]) if vector else _DTYPES.get(element)
+    if dtype is None:
+        raise Misuse(f"a pointer to {element}: no dtype is known for it")
+    return dtype
+
+
+def _scalar(parameter: str, value: Any) -> bytes:
+    """The bytes of a number that CuPy passes: 8 for Python's int and float, its own for NumPy's."""
+    dtype = _DTYPES.get(parameter)
+    if dtype is None:
+        raise Misuse(f"takes {parameter}, which no argument of CuPy's is")
+    fits = {bool: "bool", int: "int64", float: "float64"}.get(type(value))
+    if fits is None:
+        if not isinstance(value, (np.number, np.bool_)):
+            raise TypeError(f"Unsupported type {type(value)}")  # as the real one
+        fits = value.dtype.name
+    if fits != dtype:
+        given = f"{type(value).__name__} {value!r}"
+        raise Misuse(
+            f"takes {parameter}, but got {given}, of which CuPy makes {fits}: the bytes are read as another type"
+        )
+    return np.array(value, dtype).tobytes()
+
+
+@dataclass
+class _Extent:
+    """The bytes on the host that some of the arguments lie in, together since they share memory."""
+
+    low: int
+    high: int
+    names: list[str]
+    writes: bool
+
+
+def _extent(position: int, parameter: str, array: ndarray) -> _Extent:
+    host = array._host
+    low, high = np.lib.array_utils.byte_bounds(host) if host.size else (host.ctypes.data,) * 2
+    name = f"argument {position} ({host.dtype} {host.shape})"
+    return _Extent(low, high, [name], not parameter.startswith("const "))
+
+
+def _joined(extents: Sequence[_Extent]) -> list[_Extent]:
+    """Extents that overlap become one: arrays that share memory go on sharing it."""
+    joined: list[_Extent] = []
+    for extent in sorted(extents, key=lambda e: (e.low, e.high)):
+        last = joined[-1] if joined else None
+        if last is not None and extent.low < last.high:
+            last.high, last.writes = max(last.high, extent.high), last.writes or extent.writes
+            last.names += extent.names
+        else:
+            joined.append(_Extent(extent.low, extent.high, [*extent.names], extent.writes))
+    return joined
+
+
+def _checked(parameters: Sequence[str], args: Any) -> list[ndarray | bytes]:
+    """Arrays as they are, numbers and null pointers as bytes.
+
+    Raises:
+        Misuse: another number of arguments, an array of another dtype, a number of another size.
+        TypeError: what CuPy cannot pass.
+    """
+    if len(args) != len(parameters):
+        raise Misuse(f"takes {len(parameters)} arguments, but got {len(args)}: the real one reads beyond its list")
+    checked: list[ndarray | bytes] = []
+    for i, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
+        try:
+            checked.append(_checked_one(parameter, value))
+        except (Misuse, TypeError) as error:
+            raise type(error)(f"argument {i}: {error}") from None
+    return checked
+
+
+def _checked_one(parameter: str, value: Any) -> ndarray | bytes:
+    if not parameter.endswith("*"):
+        if isinstance(value, ndarray):
+            raise Misuse(f"takes {parameter} by value, but got an array, of which CuPy passes the address")
+        return _scalar(parameter, value)
+    if value is None:
+        raise Misuse("None: the real one makes no null pointer of it, but crashes; pass 0")
+    if type(value) is int and value == 0:
+        return bytes(8)
+    if not isinstance(value, ndarray):
+        raise Misuse(f"takes {parameter}, but got {type(value).__name__} {value!r}: an address of nobody knows what")
+    wanted = _pointee(parameter)
+    if wanted not in (None, value.dtype.name):
+        raise Misuse(f"takes {parameter}, but got an array of {value.dtype}: the real one does not look")
+    if not parameter.startswith("const "):
+        writable(value)
+    return value
+
+
+# --- Launching
+
+_seeds = itertools.count()
+
+
+def reseed(seed: int) -> None:
+    """The next launch has this seed, the one after it the next. Odd ones put arrays at the end of their pages."""
+    global _seeds
+    _seeds = itertools.count(seed)
+
+
+class RawKernel:
+    """Stands for cupy.RawKernel, whose kernel g++ compiled for the CPU."""
+
+    def __init__(
+        self,
+        code: str,
+        name: str,
+        options: tuple[str, ...] = (),
+        backend: str = "nvrtc",
+        translate_cucomplex: bool = False,
+        *,
+        enable_cooperative_groups: bool = False,
+        jitify: Any = None,
+    ) -> None:
+        _refuse_options(backend, translate_cucomplex, enable_cooperative_groups, jitify)
+        self.code, self.name, self.options = code, name, options
+        self._names: tuple[str, ...] = (name,)
+        self._most_dynamic: int | None = None
+
+    @cached_property
+    def _function(self) -> _Function:
+        source = _with_registry(self.code, self._names)
+        path = compiled(source, _for_compiler(self.options))
+        if path not in _libraries:
+            _libraries[path] = _Library(path)
+        return _libraries[path].functions[self.name]
+
+    def compile(self, log_stream: Any = None) -> None:
+        _ = self._function
+
+    @property
+    def shared_size_bytes(self) -> int:
+        return self._function.shared_bytes
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        default = SHARED_BY_DEFAULT - self.shared_size_bytes
+        return default if self._most_dynamic is None else self._most_dynamic
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, bytes: int) -> None:
+        if bytes + self.shared_size_bytes > MOST_SHARED:
+            raise Misuse(
+                f"{self.name}: {bytes} bytes of dynamic shared memory and {self.shared_size_bytes} of static; "
+                f"no more than {MOST_SHARED} are on every card since sm_80"
+            )
+        self._most_dynamic = bytes
+
+    def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0, stream: Any = None) -> None:
+        """Raises Misuse for what the real one would take, wrongly, and for what goes wrong in the kernel."""
+        with _named(self.name):
+            launch = _Launcher(self, _extents3("grid", grid), _extents3("block", block), args, shared_mem)
+        launched(self.name)
+        launch()
+
+
+class RawModule:
+    """Stands for cupy.RawModule."""
+
+    def __init__(
+        self,
+        code: str | None = None,
+        *,
+        path: str | None = None,
+        options: tuple[str, ...] = (),
+        backend: str = "nvrtc",
+        translate_cucomplex: bool = False,
+        enable_cooperative_groups: bool = False,
+        name_expressions: Sequence[str] | None = None,
+        jitify: Any = None,
+    ) -> None:
+        if (code is None) == (path is None):
+            raise TypeError("Exactly one of `code` and `path` keyword arguments must be given.")
+        if code is None:
+            raise NotImplementedError("standin: a compiled module cannot run on the CPU; pass code=")
+        _refuse_options(backend, translate_cucomplex, enable_cooperative_groups, jitify)
+        self.code, self.options = code, options
+        self.name_expressions = None if name_expressions is None else tuple(name_expressions)
+        self._names = (*(self.name_expressions or ()), *_EXTERN_C.findall(code))
+
+    def compile(self, log_stream: Any = None) -> None:
+        for name in self._names[:1]:
+            self.get_function(name)
+
+    def get_function(self, name: str) -> RawKernel:
+        if name not in self._names:
+            raise RuntimeError(f"CUDA_ERROR_NOT_FOUND: no kernel {name}; this module has {', '.join(self._names)}")
+        kernel = RawKernel(self.code, name, self.options)
+        kernel._names = self._names
+        kernel.compile()  # the real one does it here, too
+        return kernel
+
+
+def _refuse_options(backend: str, *others: Any) -> None:
+    if backend != "nvrtc" or any(others):
+        raise NotImplementedError("standin: only kernels for nvrtc, without cuComplex, cooperative groups or jitify")
+
+
+def _for_compiler(options: Any) -> list[str]:
+    """NVRTC's options that say something to g++, too."""
+    if not isinstance(options, tuple):
+        raise TypeError(f"Argument 'options' has incorrect type (expected tuple, got {type(options).__name__})")
+    kept = [option for option in options if re.match(r"--?(std=|D)", option)]
+    fast = {"--use_fast_math", "-use_fast_math", "-lineinfo", "--generate-line-info", "-default-device"}
+    for option in options:
+        if option not in kept and option not in fast:
+            raise NotImplementedError(f"standin: what {option} means on the CPU is not known")
+    standard = [] if any("std=" in option for option in kept) else ["-std=c++17"]
+    return standard + [re.sub("^--", "-", option) for option in kept]
+
+
+@contextmanager
+def _named(kernel: str) -> Iterator[None]:
+    try:
+        yield
+    except (Misuse, TypeError) as error:
+        raise type(error)(f"{kernel}: {error}") from None
+
+
+def _extents3(what: str, given: Any) -> tuple[int, int, int]:
+    if not isinstance(given, tuple):
+        raise TypeError(f"Argument '{what}' has incorrect type (expected tuple, got {type(given).__name__})")
+    x, y, z = (*map(int, given), 1, 1)[:3]
+    if min(x, y, z) < 1:
+        raise Misuse(f"a {what} of {given}: the real one makes 1 of 0, and launches")
+    if what == "block" and (x * y * z > MOST_THREADS or z > MOST_Z):
+        raise Misuse(f"a block of {given}: a device has at most {MOST_THREADS} threads in one, and {MOST_Z} along z")
+    if what == "grid" and any(n > most for n, most in zip((x, y, z), MOST_BLOCKS, strict=True)):
+        raise Misuse(f"a grid of {given}: a device has at most {MOST_BLOCKS}")
+    return x, y, z
+
+
+class _Launcher:
+    """One launch, checked; calling it runs it, and again if a graph does."""
+
+    def __init__(
+        self, kernel: RawKernel, grid: tuple[int, int, int], block: tuple[int, int, int], args: Any, shared_mem: int
+    ) -> None:
+        self._kernel, self._function, self._grid, self._block = kernel, kernel._function, grid, block
+        self._parameters, self._shared_mem = self._function.parameters, shared_mem
+        if shared_mem > kernel.max_dynamic_shared_size_bytes:
+            raise Misuse(
+                f"{shared_mem} bytes of dynamic shared memory, of which a block has "
+                f"{kernel.max_dynamic_shared_size_bytes}; set kernel.max_dynamic_shared_size_bytes"
+            )
+        self._args = _checked(self._parameters, args)
+
+    def __call__(self) -> None:
+        seed = next(_seeds)
+        at_end = bool(seed % 2)
+        extents = _joined([_extent(*given) for given in self._arrays()])
+        regions = [Region(" and ".join(e.names), e.high - e.low, e.low % ALIGNMENT, at_end) for e in extents]
+        dynamic = Region("dynamic shared memory", self._shared_mem, 0, at_end=True)
+        try:
+            for extent, region in zip(extents, regions, strict=True):
+                ctypes.memmove(region.start, extent.low, region.size)
+                if not extent.writes:
+                    region.forbid_writing()
+            self._run(seed, extents, regions, dynamic)
+            for extent, region in zip(extents, regions, strict=True):
+                if extent.writes:
+                    ctypes.memmove(extent.low, region.start, region.size)
+        finally:
+            for region in (*regions, dynamic):
+                region.free()
+
+    def _arrays(self) -> Iterator[tuple[int, str, ndarray]]:
+        for i, (parameter, arg) in enumerate(zip(self._parameters, self._args, strict=True)):
+            if isinstance(arg, ndarray):
+                yield i, parameter, arg
+
+    def _run(self, seed: int, extents: list[_Extent], regions: list[Region], dynamic: Region) -> None:
+        shared = (_Range * max(1, len(self._function.shared)))(*self._function.shared)
+        values = [self._value(arg, extents, regions) for arg in self._args]
+        buffers = [ctypes.create_string_buffer(value, 16) for value in values]
+        pointers = (ctypes.c_void_p * max(1, len(buffers)))(*map(ctypes.addressof, buffers))
+        launch = _Launch(
+            grid=self._grid,
+            block=self._block,
+            seed=seed,
+            arguments=ctypes.addressof(pointers),
+            dynamic=_Range(dynamic.start, dynamic.size),
+            shared=ctypes.addressof(shared),
+            n_shared=len(self._function.shared),
+        )
+        status = self._function.library.run(ctypes.byref(launch), ctypes.c_void_p(self._function.call))
+        if status != FINE:
+            where = f"block {tuple(launch.at_block)}, thread {tuple(launch.at_thread)}"
+            why = launch.text.decode() if status == STUCK else self._fault(launch, [*regions, dynamic])
+            raise Misuse(f"{self._kernel.name}, {where}: {why}")
+        for region in (*regions, dynamic):
+            if missed := region.check_margins():
+                raise Misuse(f"{self._kernel.name}: writes {missed}")
+
+    @staticmethod
+    def _value(arg: ndarray | bytes, extents: list[_Extent], regions: list[Region]) -> bytes:
+        if isinstance(arg, bytes):
+            return arg
+        address = arg._host.ctypes.data
+        for extent, region in zip(extents, regions, strict=True):
+            if extent.low <= address < extent.high or extent.low == address == extent.high:
+                return (region.start + address - extent.low).to_bytes(8, "little")
+        raise AssertionError("an array outside of all extents")
+
+    def _fault(self, launch: _Launch, regions: list[Region]) -> str:
+        line = self._function.library.line_of(launch.instruction or 0)
+        if launch.signal in (signal.SIGILL, signal.SIGTRAP):
+            return (
+                f"{line}an index beyond the end of a fixed-size array, or a load of an address not aligned to its type"
+            )
+        if launch.signal == signal.SIGFPE:
+            return f"{line}an integer division by zero, which on a device gives a number"
+        address = launch.address or 0
+        verb = {0: "reads", 1: "writes"}.get(launch.is_write, "touches")
+        for region in regions:
+            if region.holds(address):
+                return f"{line}{verb} {region.misses(address)}"
+        return f"{line}{verb} address {address:#x}, far from every argument"
