@@ -3,6 +3,9 @@
 Every formula is the one that stands there. What differs, differs because a device does: nothing comes to the host
 unasked, host and device arrays never mix, an index out of range raises nothing (so ids and index arrays are checked
 on the host, before they are moved), and repeated indices in `a[i] += v` are lost (so they go through scatter_add).
+
+In float32 and bfloat16 the fused primitives are the kernels of `cupy_kernels.py`, wherever those take the arrays; in
+other dtypes, and along other axes, the formulas here. Products are cuBLAS's (`cublas.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host
+from . import cublas, cupy_kernels, host
 
 try:
     import cupy
@@ -91,6 +94,8 @@ def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
 
 
 def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
+    if np.dtype(dtype) == np.float32:
+        return cupy_kernels.uniform(shape, dtype, key)
     seed, low, high = (int(word) for word in cupy.asnumpy(key))
     return cupy.asarray(host.uniform(shape, seed, high << 64 | low).astype(dtype))
 
@@ -313,11 +318,11 @@ def getitem_backward(g: Array, index: Any, shape: Shape) -> Array:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    return cupy.matmul(a, b)
+    return cublas.matmul(a, b) if cublas.takes(a, b) else cupy.matmul(a, b)
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
-    rows = _rows(x) @ weight  # (N, i) @ (i, o): one product, whatever the batch axes
+    rows = matmul(_rows(x), weight)  # (N, i) @ (i, o): one product, whatever the batch axes
     if bias is not None:
         rows += bias
     return rows.reshape(*x.shape[:-1], weight.shape[1])
@@ -327,10 +332,17 @@ def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) ->
     need_x, need_weight, need_bias = needs
     g2 = _rows(g)  # (N, o)
     return (
-        (g2 @ weight.T).reshape(x.shape) if need_x else None,
-        _rows(x).T @ g2 if need_weight else None,
-        g2.sum(0) if need_bias else None,
+        matmul(g2, weight.T).reshape(x.shape) if need_x else None,
+        matmul(_rows(x).T, g2) if need_weight else None,
+        _sum_of_rows(g2) if need_bias else None,
     )
+
+
+def _sum_of_rows(a: Array) -> Array:
+    """(N, C) -> (C,). Single ones as a product: CuPy's sum along the first axis is slow (cupy#2562)."""
+    if not cupy_kernels.takes(a):
+        return a.sum(0)
+    return matmul(cupy.ones((1, len(a)), a.dtype), a)[0]
 
 
 def _rows(a: Array) -> Array:
@@ -344,6 +356,8 @@ _GELU_C = _sqrt(2.0 / pi)
 
 
 def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]:
+    if cupy_kernels.takes(a, bias) and a.ndim:
+        return cupy_kernels.bias_gelu(a, bias, approximate), a
     x = a if bias is None else a + bias
     if approximate == "none":  # phi is the normal distribution function, its slope the normal density
         phi = 0.5 * (1.0 + erf(x * _sqrt(0.5)))
@@ -357,10 +371,14 @@ def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Ar
 def bias_gelu_backward(
     g: Array, saved: Array, bias: Array | None, approximate: str, needs: Sequence[bool]
 ) -> tuple[Array | None, ...]:
+    if cupy_kernels.takes(g, saved, bias) and g.ndim:
+        return cupy_kernels.bias_gelu_backward(g, saved, bias, approximate, needs)
     return _biased_backward(g * saved, needs)
 
 
 def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]:
+    if cupy_kernels.takes(a, bias) and a.ndim:
+        return cupy_kernels.bias_leaky_relu(a, bias, alpha), a
     x = a if bias is None else a + bias
     slope = cupy.where(x > 0, 1.0, alpha).astype(x.dtype)
     return x * slope, slope
@@ -369,6 +387,8 @@ def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, 
 def bias_leaky_relu_backward(
     g: Array, saved: Array, bias: Array | None, alpha: float, needs: Sequence[bool]
 ) -> tuple[Array | None, ...]:
+    if cupy_kernels.takes(g, saved, bias) and g.ndim:
+        return cupy_kernels.bias_leaky_relu_backward(g, saved, bias, alpha, needs)
     return _biased_backward(g * saved, needs)
 
 
@@ -380,7 +400,13 @@ def _biased_backward(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...
 # --- Fused: rows
 
 
+def _kernel_along(axis: int, *arrays: Array) -> bool:
+    return axis in (-1, arrays[0].ndim - 1) and cupy_kernels.takes(*arrays)
+
+
 def softmax(a: Array, axis: int) -> Array:
+    if _kernel_along(axis, a):
+        return cupy_kernels.softmax(a)
     if a.size == 0:
         return cupy.array(a)
     e = cupy.exp(a - cupy.max(a, axis=axis, keepdims=True))  # the largest exponent is 0: no overflow
@@ -388,10 +414,14 @@ def softmax(a: Array, axis: int) -> Array:
 
 
 def softmax_backward(g: Array, y: Array, axis: int) -> Array:
+    if _kernel_along(axis, g, y):
+        return cupy_kernels.softmax_backward(g, y)
     return y * (g - cupy.sum(g * y, axis=axis, keepdims=True))
 
 
 def log_softmax(a: Array, axis: int) -> Array:
+    if _kernel_along(axis, a):
+        return cupy_kernels.log_softmax(a)
     if a.size == 0:
         return cupy.array(a)
     z = a - cupy.max(a, axis=axis, keepdims=True)
@@ -399,6 +429,8 @@ def log_softmax(a: Array, axis: int) -> Array:
 
 
 def log_softmax_backward(g: Array, y: Array, axis: int) -> Array:
+    if _kernel_along(axis, g, y):
+        return cupy_kernels.log_softmax_backward(g, y)
     return g - cupy.exp(y) * cupy.sum(g, axis=axis, keepdims=True)
 
 
@@ -406,6 +438,8 @@ def log_softmax_backward(g: Array, y: Array, axis: int) -> Array:
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
+    if cupy_kernels.takes(x, gamma, beta):
+        return cupy_kernels.layer_norm(x, gamma, beta, eps)
     mean = cupy.mean(x, axis=-1, keepdims=True)  # (..., 1)
     centred = x - mean  # the variance from centred values: E[x^2] - E[x]^2 cancels when the mean is large
     rstd = 1.0 / cupy.sqrt(cupy.mean(centred * centred, axis=-1, keepdims=True) + eps)  # (..., 1)
@@ -420,6 +454,8 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
 def add_layer_norm(
     x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float
 ) -> tuple[Array, Array, Array, Array]:
+    if cupy_kernels.takes(x, r, gamma, beta):
+        return cupy_kernels.add_layer_norm(x, r, gamma, beta, eps)
     total = x + r
     return total, *layer_norm(total, gamma, beta, eps)
 
@@ -433,6 +469,8 @@ def layer_norm_backward(
     needs: Sequence[bool],
     so_far: Array | None,
 ) -> tuple[Array | None, ...]:
+    if cupy_kernels.takes(g, x, gamma, so_far):
+        return cupy_kernels.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
     need_x, need_gamma, need_beta = needs
     normed = (x - mean) * rstd  # (..., C)
     gx = ggamma = gbeta = None
@@ -460,18 +498,22 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
 
     In blocks of tokens, so that the one-hot matrix stays small. A nan or inf in g reaches every row.
     """
+    if cupy_kernels.takes(g) and cupy_kernels.embedding_takes(n_rows, g.shape[-1]):
+        return cupy_kernels.embedding_backward(g, ids, n_rows)
     flat, rows = ids.ravel(), _rows(g)
     out = cupy.zeros((n_rows, g.shape[-1]), g.dtype)
     classes = cupy.arange(n_rows, dtype=np.int64)[:, None]
     block = _ONE_HOT_ELEMENTS // n_rows + 1 if n_rows else 1
     for start in range(0, flat.size, block):
         part = slice(start, start + block)
-        out += (classes == flat[None, part]).astype(g.dtype) @ rows[part]
+        out += matmul((classes == flat[None, part]).astype(g.dtype), rows[part])
     return out
 
 
 def cross_entropy(logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]:
     """The mean of -log softmax(logits)[id] over the rows that count; a class `excluded` has probability 0."""
+    if cupy_kernels.takes(logits):
+        return cupy_kernels.cross_entropy(logits, ids, counted, excluded)
     z = cupy.array(logits)  # (N, C)
     if excluded is not None:
         z[:, excluded] = -inf
@@ -487,6 +529,8 @@ def cross_entropy(logits: Array, ids: Array, counted: Array | None, excluded: in
 
 
 def cross_entropy_backward(g: Array, probs: Array, ids: Array, counted: Array | None) -> Array:
+    if cupy_kernels.takes(probs):
+        return cupy_kernels.cross_entropy_backward(g, probs, ids, counted)
     out = cupy.array(probs)  # (N, C): softmax minus one-hot, over the number of rows that count
     out[cupy.arange(len(ids)), ids] -= 1
     if counted is None:
@@ -500,14 +544,16 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, counted: Array | 
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
+    if cupy_kernels.attention_takes(q, k, v):
+        return cupy_kernels.attention(q, k, v, mask, causal, offset)
     scores = _scores(q, k, mask, causal, offset)
     if not scores.size:
-        return scores @ v, cupy.full((*scores.shape[:-1], 1), inf, scores.dtype)
+        return matmul(scores, v), cupy.full((*scores.shape[:-1], 1), inf, scores.dtype)
     top = cupy.maximum(cupy.max(scores, axis=-1, keepdims=True), np.finfo(scores.dtype).min)
     weights = cupy.exp(scores - top)  # a row with everything hidden: all zeros
     total = cupy.sum(weights, axis=-1, keepdims=True)
     log_sum = cupy.where(total == 0, inf, cupy.log(total) + top)
-    return (weights / cupy.where(total == 0, 1, total)) @ v, log_sum
+    return matmul(weights / cupy.where(total == 0, 1, total), v), log_sum
 
 
 def attention_backward(
@@ -522,21 +568,23 @@ def attention_backward(
     offset: int,
     needs: Sequence[bool],
 ) -> tuple[Array | None, ...]:
+    if cupy_kernels.attention_takes(q, k, v):
+        return cupy_kernels.attention_backward(g, q, k, v, out, log_sum, mask, causal, offset, needs)
     need_q, need_k, need_v = needs
     weights = cupy.exp(_scores(q, k, mask, causal, offset) - log_sum)
     gq = gk = None
     if need_q or need_k:
-        g_scores = g @ cupy.swapaxes(v, -1, -2) - cupy.sum(g * out, axis=-1, keepdims=True)
+        g_scores = matmul(g, cupy.swapaxes(v, -1, -2)) - cupy.sum(g * out, axis=-1, keepdims=True)
         g_scores *= weights * (1.0 / _sqrt(q.shape[-1]))  # (..., L, S)
-        gq = g_scores @ k if need_q else None
-        gk = cupy.swapaxes(g_scores, -1, -2) @ q if need_k else None
-    gv = cupy.swapaxes(weights, -1, -2) @ g if need_v else None
+        gq = matmul(g_scores, k) if need_q else None
+        gk = matmul(cupy.swapaxes(g_scores, -1, -2), q) if need_k else None
+    gv = matmul(cupy.swapaxes(weights, -1, -2), g) if need_v else None
     return gq, gk, gv
 
 
 def _scores(q: Array, k: Array, mask: Array | None, causal: bool, offset: int) -> Array:
     """q k^T / sqrt(d): (..., L, S), -inf where hidden."""
-    scores = (q * (1.0 / _sqrt(q.shape[-1]))) @ cupy.swapaxes(k, -1, -2)
+    scores = matmul(q * (1.0 / _sqrt(q.shape[-1])), cupy.swapaxes(k, -1, -2))
     if mask is not None:
         scores = cupy.where(mask, -inf, scores)
     if causal:  # query i sees keys up to i + offset
@@ -550,6 +598,8 @@ def _scores(q: Array, k: Array, mask: Array | None, causal: bool, offset: int) -
 
 def clip_scale(grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]:
     """Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063."""
+    if len(grads) == 1 and cupy_kernels.takes(grads[0]):
+        return cupy_kernels.clip_scale(grads[0], max_norm)
     squares = cupy.sum(grads[0] * grads[0])
     for g in grads[1:]:
         squares = squares + cupy.sum(g * g)
@@ -596,6 +646,9 @@ def adam_step(
     decoupled: bool,
 ) -> None:
     """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101."""
+    if cupy_kernels.takes(p, m, v) and cupy_kernels.takes(g) and all(a.flags.c_contiguous for a in (p, m, v)):
+        cupy_kernels.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, None)
+        return
     rate, scale, decay = rates[0], rates[1], rates[2]
     if clip is not None:
         g = g * clip

@@ -240,10 +240,10 @@ def test_flat(
 
 def test_flat_groups(backend: Backend) -> None:
     mine, reference = parameters()
-    groups = [{"params": mine[:1], "weight_decay": 0.5}, {"params": mine[1:3]}]
-    other_groups = [{"params": reference[:1], "weight_decay": 0.5}, {"params": reference[1:3]}]
+    groups: list[dict[str, Any]] = [{"params": mine[:1], "weight_decay": 0.5}, {"params": mine[1:3]}]
+    other_groups: list[dict[str, Any]] = [{"params": reference[:1], "weight_decay": 0.5}, {"params": reference[1:3]}]
     optimizer = AdamWOptimizer(groups, lr=1e-2, weight_decay=0.0, flat=True)
-    other = torch.optim.AdamW(other_groups, lr=1e-2, weight_decay=0.0)  # type: ignore[arg-type]
+    other = torch.optim.AdamW(other_groups, lr=1e-2, weight_decay=0.0)
     for step in range(5):
         for i, (p, t) in enumerate(zip(mine[:3], reference[:3], strict=True)):
             g = rng(100 * step + i).normal(size=p.shape)

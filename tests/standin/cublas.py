@@ -1,0 +1,109 @@
+"""cuBLAS's C functions as `backends/cublas.py` calls them, over the memory of the stand-in's arrays.
+
+Arguments are checked as the library checks them, and more: it would read past the end of an array in silence, and
+without a workspace set after the stream it would allocate one within a capture.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .array import Host, Misuse, launched
+
+OK, INVALID_VALUE, NOT_SUPPORTED = 0, 7, 15  # of cublasStatus_t
+
+# Of cudaDataType_t and cublasComputeType_t: what may be computed how, and with what the factors are rounded to first.
+_DTYPES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
+_FRACTION_BITS = {68: 23, 70: 52, 75: 7, 77: 10}  # float32, float64, float32 with bfloat16 or TF32 factors
+_COMPUTE = {"float32": (68, 75, 77), "float64": (70,), "float16": (68,), "bfloat16": (68,)}
+
+
+@dataclass
+class _Handle:
+    stream: int = 0
+    has_workspace: bool = False
+
+
+class Library:
+    """One process's libcublas."""
+
+    def __init__(self) -> None:
+        self._handles: dict[int, _Handle] = {}
+
+    def cublasCreate_v2(self, handle: Any) -> int:  # noqa: N802 - cuBLAS's name
+        number = len(self._handles) + 1
+        self._handles[number] = _Handle()
+        handle._obj.value = number
+        return OK
+
+    def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:  # noqa: N802
+        self._handles[handle.value] = _Handle(stream.value or 0)  # which takes the workspace away
+        return OK
+
+    def cublasSetWorkspace_v2(self, handle: Any, workspace: Any, size: Any) -> int:  # noqa: N802
+        if not workspace.value or workspace.value % 256 or size.value < 32 << 20:
+            raise Misuse(f"cuBLAS: a workspace of {size.value} bytes at {workspace.value}; give 32 MiB, aligned to 256")
+        self._handles[handle.value].has_workspace = True
+        return OK
+
+    def cublasGemmStridedBatchedEx(  # noqa: N802
+        self, handle: Any, op_a: int, op_b: int, m: int, n: int, k: int, alpha: Any,
+        a: Any, a_type: int, lda: int, stride_a: Any, b: Any, b_type: int, ldb: int, stride_b: Any, beta: Any,
+        c: Any, c_type: int, ldc: int, stride_c: Any, count: int, compute: int, algorithm: int,
+    ) -> int:  # fmt: skip
+        """C (m, n) = alpha op(A) op(B) + beta C, column-major, `count` times."""
+        used = self._handles[handle.value]
+        if not used.has_workspace:
+            raise Misuse("cuBLAS: a handle without a workspace of its own; set one after each change of stream")
+        if not a_type == b_type == c_type or a_type not in _DTYPES or compute not in _COMPUTE[_DTYPES[a_type]]:
+            return NOT_SUPPORTED
+        rows_a, rows_b = (m if op_a == 0 else k), (k if op_b == 0 else n)
+        if min(m, n, k, count) < 1 or lda < rows_a or ldb < rows_b or ldc < m or algorithm != -1:
+            return INVALID_VALUE
+        dtype = np.dtype(_DTYPES[a_type])
+        first = _matrices(a, dtype, count, stride_a.value, rows_a, k if op_a == 0 else m, lda)
+        second = _matrices(b, dtype, count, stride_b.value, rows_b, n if op_b == 0 else k, ldb)
+        result = _matrices(c, dtype, count, stride_c.value, m, n, ldc)
+        scale, keep = alpha._obj.value, beta._obj.value
+
+        def multiply() -> None:
+            left, right = (_rounded(x, compute) for x in (first, second))
+            left = left if op_a == 0 else left.swapaxes(1, 2)
+            right = right if op_b == 0 else right.swapaxes(1, 2)
+            with np.errstate(all="ignore"):
+                product = scale * (left @ right)
+                result[...] = (product + keep * result if keep else product).astype(dtype)
+
+        launched("gemm")
+        multiply()
+        return OK
+
+
+def _matrices(pointer: Any, dtype: Any, count: int, stride: int, rows: int, columns: int, leading: int) -> Host:
+    """(count, rows, columns) over device memory, column-major."""
+    size = dtype.itemsize
+    length = ((count - 1) * stride + (columns - 1) * leading + rows) * size
+    memory = (ctypes.c_ubyte * length).from_address(pointer.value)
+    strides = (stride * size, size, leading * size)
+    return np.ndarray((count, rows, columns), dtype, memory, strides=strides)
+
+
+def _rounded(x: Host, compute: int) -> Host:
+    """In the precision that factors have: halves in float32, others with so many bits of their fraction."""
+    if x.dtype.itemsize == 2:
+        return x.astype(np.float32)
+    bits = 23 - _FRACTION_BITS[compute]
+    if x.dtype == np.float64 or bits == 0:
+        return x
+    whole = np.array(x, order="K").view(np.uint32)
+    half = np.uint32(1 << (bits - 1))
+    return ((whole + half - 1 + (whole >> np.uint32(bits) & 1)) & np.uint32(~((1 << bits) - 1) & 0xFFFFFFFF)).view(np.float32)
+
+
+_library = Library()
+
+
+def load() -> Library:
+    return _library
