@@ -1,0 +1,883 @@
+// The kernels behind cupy_kernels.py: each forward directly above its backward. What they compute is defined by the
+// functions of the same names in numpy_backend.py.
+//
+// T is float or bf16, and everything is accumulated in float. An array is contiguous unless a kernel takes its strides,
+// which count elements. A pointer that may be null says so. Numbers are long long and double throughout, because that
+// is what CuPy makes of Python's. Where threads add something up together they do it in a fixed order, without
+// atomics, so that the same input gives the same bits.
+
+// --- Numbers
+
+struct bf16 {  // the upper half of a float
+    unsigned short bits;
+};
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+
+template <typename T>
+__device__ T rounded(float x);
+template <>
+__device__ inline float rounded<float>(float x) {
+    return x;
+}
+template <>
+__device__ inline bf16 rounded<bf16>(float x) {  // to nearest, ties to even
+    unsigned bits = __float_as_uint(x);
+    bits = x != x ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);  // a nan stays one
+    return bf16{static_cast<unsigned short>(bits >> 16)};
+}
+
+__device__ inline float infinity() { return __uint_as_float(0x7f800000); }
+constexpr float LOWEST = -3.402823466e+38f;  // of the finite ones
+
+// --- Memory
+
+template <typename T, int N>
+struct alignas(N * sizeof(T)) Pack {  // N elements in one access; 16 bytes is the most there is
+    T at[N];
+};
+
+template <int N, typename T>
+__device__ inline void load(float (&to)[N], const T* from) {
+    const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
+#pragma unroll
+    for (int i = 0; i < N; i++) to[i] = to_float(pack.at[i]);
+}
+
+template <int N, typename T>
+__device__ inline void store(T* to, const float (&from)[N]) {
+    Pack<T, N> pack;
+#pragma unroll
+    for (int i = 0; i < N; i++) pack.at[i] = rounded<T>(from[i]);
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+}
+
+__device__ inline bool aligned(const void* p, int bytes) {
+    return reinterpret_cast<unsigned long long>(p) % bytes == 0;
+}
+
+// --- Sums
+
+constexpr unsigned ALL_LANES = 0xffffffff;
+constexpr int WARPS = 8;  // in a block of the kernels that go by rows or by columns
+
+// Over groups of neighbouring LANES; each lane gets its group's result.
+template <int LANES = 32>
+__device__ inline float lane_sum(float x) {
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+
+template <int LANES = 32>
+__device__ inline float lane_max(float x) {
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
+    return x;
+}
+
+// Over a block of full warps; thread 0 gets the result.
+__device__ inline float block_sum(float x) {
+    __shared__ float of_warp[32];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    x = lane_sum(x);
+    __syncthreads();  // of_warp may still be read for a sum before
+    if (lane == 0) of_warp[warp] = x;
+    __syncthreads();
+    return lane_sum(lane < blockDim.x / 32 ? of_warp[lane] : 0.0f);
+}
+
+// Sums of columns are taken in two stages. First each block takes the sums of its columns, 32 N of them, over its rows:
+// lane l of each warp has N side by side, and each warp every WARPS-th row. Then `column_sums` adds up the blocks'.
+
+// The first stage's end: `sums` of all warps into `to`, a row of c.
+template <int N>
+__device__ inline void store_sums(float* to, const float (&sums)[N], long long c) {
+    __shared__ float of_warp[WARPS][32 * N];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    __syncthreads();  // of_warp may still be read for sums before
+#pragma unroll
+    for (int i = 0; i < N; i++) of_warp[warp][lane * N + i] = sums[i];
+    __syncthreads();
+    const long long column = blockIdx.x * 32LL * N + threadIdx.x;
+    if (threadIdx.x >= 32 * N || column >= c) return;
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) total += of_warp[i][threadIdx.x];
+    to[column] = total;
+}
+
+// The second stage: partial (sets, m, c) -> out (sets, c). A block of 32 warps has 32 columns of one set.
+template <typename T>
+__global__ void column_sums(const float* partial, T* out, long long m, long long c) {
+    __shared__ float of_warp[32][33];  // 33: a column of it lies in as many banks as a row
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const long long first = blockIdx.x * 32LL, column = first + lane;
+    partial += blockIdx.y * m * c;
+    float total = 0;
+    if (column < c) {
+#pragma unroll 4
+        for (long long row = warp; row < m; row += 32) total += partial[row * c + column];
+    }
+    of_warp[warp][lane] = total;
+    __syncthreads();
+    total = lane_sum(of_warp[lane][warp]);
+    if (lane == 0 && first + warp < c) out[blockIdx.y * c + first + warp] = rounded<T>(total);
+}
+
+// --- Activations, on what a matrix product gave plus its bias (c,) or null. A block has 32 V columns of `chunk` rows
+// of (n, c). Hendrycks & Gimpel, arXiv:1606.08415, section 2; phi is the normal distribution function, or near it.
+
+enum Activation { GELU, GELU_TANH, LEAKY_RELU };
+constexpr float GELU_C = 0.7978845608f;  // sqrt(2 / pi)
+
+__device__ inline float phi(float z, long long kind) {
+    return 0.5f + 0.5f * (kind == GELU ? erff(0.7071067812f * z) : tanhf(GELU_C * (z + 0.044715f * z * z * z)));
+}
+
+// y times leaky ReLU's slope at z; alpha 0 is ReLU, whose slope at nan is 1.
+__device__ inline float leaky(float z, float y, float alpha) {
+    if (alpha == 0) return z <= 0 ? 0.0f : y;
+    return z > 0 ? y : alpha * y;
+}
+
+// out = act(a + bias): (n, c) -> (n, c).
+template <typename T, int V>
+__global__ void __launch_bounds__(32 * WARPS, 4)
+    bias_activation(const T* __restrict__ a, const T* __restrict__ bias, T* __restrict__ out, long long n, long long c,
+                    long long chunk, long long kind, double alpha) {
+    const long long column = (blockIdx.x * 32LL + threadIdx.x % 32) * V, start = blockIdx.y * chunk;
+    if (column >= c) return;
+    float b[V] = {};
+    if (bias) load(b, bias + column);
+    const long long end = start + chunk < n ? start + chunk : n;
+#pragma unroll 2
+    for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
+        float z[V];
+        load(z, a + row * c + column);
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+            z[i] += b[i];
+            z[i] = kind == LEAKY_RELU ? leaky(z[i], z[i], alpha) : z[i] * phi(z[i], kind);
+        }
+        store(out + row * c + column, z);
+    }
+}
+
+// phi + z phi', with phi' the normal density, or 2 phi (1 - phi) GELU_C (1 + 3 * 0.044715 z^2) for the one near it.
+__device__ inline float gelu_slope(float z, long long kind) {
+    const float p = phi(z, kind);
+    if (kind == GELU) return p + z * 0.3989422804f * expf(-0.5f * z * z);
+    const float bend = z * p * (1.0f - p);  // 0 far out, where z^2 may be infinite
+    return bend == 0 ? p : p + bend * (2.0f * GELU_C + 6.0f * GELU_C * 0.044715f * z * z);
+}
+
+// ga = g act'(a + bias): (n, c), or null; partial (chunks, c), or null: each block's part of the bias's gradient.
+template <typename T, int V>
+__global__ void __launch_bounds__(32 * WARPS, 4)
+    bias_activation_backward(const T* __restrict__ g, const T* __restrict__ a, const T* __restrict__ bias,
+                             T* __restrict__ ga, float* __restrict__ partial, long long n, long long c,
+                             long long chunk, long long kind, double alpha) {
+    const long long column = (blockIdx.x * 32LL + threadIdx.x % 32) * V, start = blockIdx.y * chunk;
+    const long long end = column >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
+    float b[V] = {}, sums[V] = {};
+    if (bias && column < c) load(b, bias + column);
+#pragma unroll 1
+    for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
+        float z[V], slope[V];
+        load(z, a + row * c + column);
+        load(slope, g + row * c + column);
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+            z[i] += b[i];
+            slope[i] = kind == LEAKY_RELU ? leaky(z[i], slope[i], alpha) : slope[i] * gelu_slope(z[i], kind);
+            sums[i] += slope[i];
+        }
+        if (ga) store(ga + row * c + column, slope);
+    }
+    if (partial) store_sums(partial + blockIdx.y * c, sums, c);
+}
+
+// --- Layer norm: y = (x - mean) rstd gamma + beta for each row of (n, c), a warp a row. gamma, beta (c,) or null.
+// With r (n, c) not null, x + r takes the place of x, and is stored in `sum`.
+// Ba, Kiros & Hinton, arXiv:1607.06450, equation 4.
+
+template <typename T, int V>
+__global__ void __launch_bounds__(32 * WARPS, 4)
+    layer_norm(const T* x, const T* r, const T* gamma, const T* beta, T* sum, T* y, float* mean, float* rstd,
+               long long n, long long c, double eps) {
+    const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
+    const int first = threadIdx.x % 32 * V;
+    if (row >= n) return;
+    x += row * c;
+    y += row * c;
+    float total = 0, squares = 0, v[V], w[V];
+    for (long long i = first; i < c; i += 32 * V) {
+        load(v, x + i);
+        if (r) {
+            load(w, r + row * c + i);
+#pragma unroll
+            for (int j = 0; j < V; j++) v[j] = to_float(rounded<T>(v[j] + w[j]));
+            store(sum + row * c + i, v);
+        }
+#pragma unroll
+        for (int j = 0; j < V; j++) total += v[j];
+    }
+    if (r) x = sum + row * c;  // each lane reads what it wrote itself
+    const float m = lane_sum(total) / c;
+    for (long long i = first; i < c; i += 32 * V) {  // from centred values: E[x^2] - E[x]^2 cancels when m is large
+        load(v, x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) squares += (v[j] - m) * (v[j] - m);
+    }
+    const float s = 1.0f / sqrtf(lane_sum(squares) / c + static_cast<float>(eps));
+    for (long long i = first; i < c; i += 32 * V) {
+        load(v, x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = (v[j] - m) * s;
+        if (gamma) {
+            load(w, gamma + i);
+#pragma unroll
+            for (int j = 0; j < V; j++) v[j] *= w[j];
+        }
+        if (beta) {
+            load(w, beta + i);
+#pragma unroll
+            for (int j = 0; j < V; j++) v[j] += w[j];
+        }
+        store(y + i, v);
+    }
+    if (first == 0) {
+        mean[row] = m;
+        rstd[row] = s;
+    }
+}
+
+// With h = g gamma and normed = (x - mean) rstd: gx = rstd (h - mean(h) - normed mean(h normed)) + so_far, a warp a
+// row. The gradient of centring takes out h's mean; that of scaling, its part along `normed`. so_far (n, c) or null.
+template <typename T, int V>
+__global__ void __launch_bounds__(32 * WARPS, 4)
+    layer_norm_backward(const T* __restrict__ g, const T* __restrict__ x, const T* __restrict__ gamma,
+                        const float* __restrict__ mean, const float* __restrict__ rstd, const T* __restrict__ so_far,
+                        T* __restrict__ gx, long long n, long long c) {
+    const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
+    const int first = threadIdx.x % 32 * V;
+    if (row >= n) return;
+    g += row * c;
+    x += row * c;
+    const float m = mean[row], s = rstd[row];
+    float total = 0, along = 0, h[V], normed[V], w[V];
+    for (long long i = first; i < c; i += 32 * V) {
+        load(h, g + i);
+        load(normed, x + i);
+        if (gamma) load(w, gamma + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            if (gamma) h[j] *= w[j];
+            total += h[j];
+            along += h[j] * ((normed[j] - m) * s);
+        }
+    }
+    total = lane_sum(total) / c;
+    along = lane_sum(along) / c;
+    for (long long i = first; i < c; i += 32 * V) {
+        load(h, g + i);
+        load(normed, x + i);
+        if (gamma) load(w, gamma + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            if (gamma) h[j] *= w[j];
+            h[j] = s * (h[j] - total - (normed[j] - m) * s * along);
+        }
+        if (so_far) {
+            load(w, so_far + row * c + i);
+#pragma unroll
+            for (int j = 0; j < V; j++) h[j] += w[j];
+        }
+        store(gx + row * c + i, h);
+    }
+}
+
+// The gradients of gamma, sum over rows of g normed, and of beta, sum over rows of g: partial (2, chunks, c).
+template <typename T, int V>
+__global__ void __launch_bounds__(32 * WARPS, 4)
+    layer_norm_backward_columns(const T* __restrict__ g, const T* __restrict__ x, const float* __restrict__ mean,
+                                const float* __restrict__ rstd, float* __restrict__ partial, long long n, long long c,
+                                long long chunk) {
+    const long long column = (blockIdx.x * 32LL + threadIdx.x % 32) * V, start = blockIdx.y * chunk;
+    const long long end = column >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
+    float ggamma[V] = {}, gbeta[V] = {};
+#pragma unroll 2
+    for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
+        float upstream[V], v[V];
+        load(upstream, g + row * c + column);
+        load(v, x + row * c + column);
+        const float m = mean[row], s = rstd[row];
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+            ggamma[i] += upstream[i] * ((v[i] - m) * s);
+            gbeta[i] += upstream[i];
+        }
+    }
+    store_sums(partial + blockIdx.y * c, ggamma, c);
+    store_sums(partial + (gridDim.y + blockIdx.y) * c, gbeta, c);
+}
+
+// --- Softmax y = e^a / sum e^a, or its logarithm, of each row of (n, c), a warp a row.
+
+template <typename T>
+__global__ void __launch_bounds__(32 * WARPS, 4)
+    softmax(const T* __restrict__ a, T* __restrict__ y, long long n, long long c, long long logarithm) {
+    const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    if (row >= n) return;
+    a += row * c;
+    y += row * c;
+    float top = -infinity(), total = 0;
+    for (long long i = lane; i < c; i += 32) top = fmaxf(top, to_float(a[i]));
+    top = lane_max(top);  // a nan is left out here, but not of the sum
+    for (long long i = lane; i < c; i += 32) total += expf(to_float(a[i]) - top);
+    total = lane_sum(total);
+    const float log_total = logf(total), share = 1.0f / total;
+    for (long long i = lane; i < c; i += 32) {
+        const float z = to_float(a[i]) - top;
+        y[i] = rounded<T>(logarithm ? z - log_total : expf(z) * share);
+    }
+}
+
+// ga = y (g - sum(g y)); for the logarithm ga = g - e^y sum(g).
+template <typename T>
+__global__ void __launch_bounds__(32 * WARPS, 4)
+    softmax_backward(const T* __restrict__ g, const T* __restrict__ y, T* __restrict__ ga, long long n, long long c,
+                     long long logarithm) {
+    const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    if (row >= n) return;
+    g += row * c;
+    y += row * c;
+    float total = 0;
+    for (long long i = lane; i < c; i += 32) total += to_float(g[i]) * (logarithm ? 1.0f : to_float(y[i]));
+    total = lane_sum(total);
+    for (long long i = lane; i < c; i += 32) {
+        const float v = to_float(y[i]), u = to_float(g[i]);
+        ga[row * c + i] = rounded<T>(logarithm ? u - expf(v) * total : v * (u - total));
+    }
+}
+
+// --- Cross-entropy: losses (n,) = log sum e^logits - logits[id], 0 for rows that do not count, and probs (n, c), the
+// softmax; a warp a row. Class `excluded` has probability 0; -1 is none. counted (n,) or null: all rows count.
+
+template <typename T>
+__global__ void __launch_bounds__(32 * WARPS, 4)
+    cross_entropy(const T* __restrict__ logits, const long long* __restrict__ ids, const bool* __restrict__ counted,
+                  float* __restrict__ losses, T* __restrict__ probs, long long n, long long c, long long excluded) {
+    const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    if (row >= n) return;
+    logits += row * c;
+    float top = -infinity(), total = 0;
+    for (long long i = lane; i < c; i += 32) top = i == excluded ? top : fmaxf(top, to_float(logits[i]));
+    top = lane_max(top);
+    for (long long i = lane; i < c; i += 32) total += i == excluded ? 0.0f : expf(to_float(logits[i]) - top);
+    total = lane_sum(total);
+    for (long long i = lane; i < c; i += 32) {
+        probs[row * c + i] = rounded<T>(i == excluded ? 0.0f / total : expf(to_float(logits[i]) - top) / total);
+    }
+    if (lane == 0) {
+        const float z = ids[row] == excluded ? -infinity() : to_float(logits[ids[row]]) - top;
+        losses[row] = counted && !counted[row] ? 0.0f : logf(total) - z;
+    }
+}
+
+// count () = the rows that count, and loss () = the sum of losses over it; one block. losses and loss may be null.
+__global__ void counted_mean(const float* losses, const bool* counted, float* count, float* loss, long long n) {
+    float total = 0, rows = 0;
+    for (long long i = threadIdx.x; i < n; i += blockDim.x) {
+        rows += !counted || counted[i];
+        if (losses) total += losses[i];
+    }
+    rows = block_sum(rows);  // exact up to 2^24
+    total = block_sum(total);
+    if (threadIdx.x == 0) {
+        *count = rows;
+        if (loss) *loss = total / rows;
+    }
+}
+
+// out (n, c) = (probs - one-hot of ids) g / count, 0 for rows that do not count; a warp a row.
+template <typename T>
+__global__ void __launch_bounds__(32 * WARPS, 4)
+    cross_entropy_backward(const float* __restrict__ g, const T* __restrict__ probs, const long long* __restrict__ ids,
+                           const bool* __restrict__ counted, const float* __restrict__ count, T* __restrict__ out,
+                           long long n, long long c) {
+    const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
+    if (row >= n) return;
+    const float scale = counted && !counted[row] ? 0.0f : *g / (counted ? *count : static_cast<float>(n));
+    const long long id = ids[row];
+    for (long long i = threadIdx.x % 32; i < c; i += 32) {
+        out[row * c + i] = rounded<T>((to_float(probs[row * c + i]) - (i == id ? 1.0f : 0.0f)) * scale);
+    }
+}
+
+// --- Attention: out = softmax(q k^T / sqrt(d)) v for each of the B x H heads, without ever holding the L x S scores.
+// A block has ROWS queries (in the last kernel keys) of one head and goes through the keys (queries) that they meet in
+// tiles. Each thread computes a piece of the tile of scores, and a piece of the result, in registers; operands come
+// from shared memory. The softmax is corrected as larger scores turn up: Dao et al., arXiv:2205.14135, algorithm 1;
+// blocks as in Dao, arXiv:2307.08691, section 3. Strides: from one batch, one head and one row to the next.
+//
+// Threads are ROWS / 4 groups of 8 lanes. A group has rows `group + i ROWS / 4` of the block, i < 4; of these, lane
+// l has the tile's columns l + 8 j and the result's columns 4 l + 32 j + (0 to 3). So all that belongs to a row is in
+// one warp, and a row of 8 lanes reads 128 bytes side by side. D is the width in shared memory, 4 more with padding:
+// 8 rows that are read at once then lie in different banks.
+
+template <int D>
+struct Sizes {  // so that the tiles fit into 48 KiB
+    static constexpr int ROWS = D <= 64 ? 64 : 32, KEYS = D <= 64 ? 32 : 16, THREADS = 2 * ROWS;
+    static constexpr int BACK_ROWS = 32, BACK_TILE = D <= 64 ? 32 : 8, BACK_THREADS = 2 * BACK_ROWS;
+    static constexpr int BLOCKS = D == 64 ? 3 : 4;  // at once on a multiprocessor, for which registers are then enough
+};
+
+// Which keys the queries of one head do not see: those past query + offset, those that pad a tile, those in the mask.
+struct Hiding {
+    const bool* mask;  // or null; its strides from one query and one key to the next
+    long long row, column;
+    int offset, n_queries, n_keys;
+
+    __device__ bool operator()(int query, int key) const {
+        if (key > query + offset || key >= n_keys) return true;
+        return mask && (query >= n_queries || mask[query * row + key * column]);
+    }
+
+    __device__ int keys_seen(int query) const {  // by all queries before this one together
+        const int seen = query + offset;
+        return seen < 0 ? 0 : seen < n_keys ? seen : n_keys;
+    }
+};
+
+// Rows `start` to `start + ROWS` of (n, width) into shared memory, as float, with zeros past the ends.
+template <int ROWS, int D, int THREADS, typename T>
+__device__ inline void load_tile(float (&tile)[ROWS][D + 4], const T* from, long long stride, int start, int n,
+                                 int width) {
+    constexpr int V = 16 / sizeof(T), PER_ROW = D / V;
+    const bool whole = width % V == 0 && stride % V == 0 && aligned(from, 16);
+#pragma unroll 2
+    for (int i = threadIdx.x; i < ROWS * PER_ROW; i += THREADS) {
+        const int row = i / PER_ROW, column = i % PER_ROW * V;
+        float values[V] = {};
+        if (start + row < n && column < width) {
+            const T* at = from + (start + row) * stride + column;
+            if (whole) {
+                load(values, at);
+            } else {
+#pragma unroll
+                for (int j = 0; j < V; j++) values[j] = column + j < width ? to_float(at[j]) : 0.0f;
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < V; j += 4) {
+            const float four[4] = {values[j], values[j + 1], values[j + 2], values[j + 3]};
+            store(&tile[row][column + j], four);
+        }
+    }
+}
+
+// s[i][j] += row i STEP of a times row 8 j of b; the caller has a and b start at the thread's first rows.
+template <int STEP, int I, int J, int W>
+__device__ inline void add_scores(float (&s)[I][J], const float (*a)[W], const float (*b)[W]) {
+#pragma unroll 1
+    for (int d = 0; d < W - 4; d += 4) {
+        float x[I][4], y[4];
+#pragma unroll
+        for (int i = 0; i < I; i++) load(x[i], &a[i * STEP][d]);
+#pragma unroll
+        for (int j = 0; j < J; j++) {
+            load(y, &b[8 * j][d]);
+#pragma unroll
+            for (int i = 0; i < I; i++) {
+#pragma unroll
+                for (int u = 0; u < 4; u++) s[i][j] += x[i][u] * y[u];
+            }
+        }
+    }
+}
+
+// o[i] += row i STEP of p times the thread's columns of b; the caller has p start at the thread's first row.
+template <int STEP, int I, int C, int P, int W>
+__device__ inline void add_product(float (&o)[I][C], const float (*p)[P], const float (*b)[W], int lane) {
+#pragma unroll 1
+    for (int k = 0; k < P - 4; k += 4) {
+        float x[I][4], y[4];
+#pragma unroll
+        for (int i = 0; i < I; i++) load(x[i], &p[i * STEP][k]);
+#pragma unroll
+        for (int u = 0; u < 4; u++) {
+#pragma unroll
+            for (int c = 0; c < C; c += 4) {
+                load(y, &b[k + u][4 * lane + 8 * c]);
+#pragma unroll
+                for (int i = 0; i < I; i++) {
+#pragma unroll
+                    for (int w = 0; w < 4; w++) o[i][c + w] += x[i][u] * y[w];
+                }
+            }
+        }
+    }
+}
+
+// The thread's columns of one row of the result, `scale` times; `to` is the row's start.
+template <int C, typename T>
+__device__ inline void store_row(T* to, const float (&o)[C], float scale, int lane, int width) {
+#pragma unroll
+    for (int c = 0; c < C; c += 4) {
+        const int column = 4 * lane + 8 * c;
+        const float four[4] = {o[c] * scale, o[c + 1] * scale, o[c + 2] * scale, o[c + 3] * scale};
+        if (width % 4 == 0 && column < width) {  // then rows are aligned: the wrapper allocated them
+            store(to + column, four);
+        } else {
+#pragma unroll
+            for (int w = 0; w < 4; w++) {
+                if (column + w < width) to[column + w] = rounded<T>(four[w]);
+            }
+        }
+    }
+}
+
+// q (B, H, L, d), k (B, H, S, d), v (B, H, S, e) -> out (B, H, L, e), log_sum (B, H, L). A block has ROWS queries, and
+// those with the most keys start first. Query i sees keys up to i + offset, and offset is within [-L, S].
+template <typename T, int D>
+__global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
+    attention(const T* q, const T* k, const T* v, const bool* mask, T* out, float* log_sum, long long H, long long L,
+              long long S, long long d, long long e, long long offset, double scale, long long q_batch,
+              long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row,
+              long long v_batch, long long v_head, long long v_row, long long mask_batch, long long mask_head,
+              long long mask_row, long long mask_column, long long out_batch, long long out_head, long long out_row) {
+    constexpr int ROWS = Sizes<D>::ROWS, KEYS = Sizes<D>::KEYS, THREADS = Sizes<D>::THREADS, STEP = ROWS / 4;
+    alignas(16) __shared__ float qs[ROWS][D + 4], ks[KEYS][D + 4], vs[KEYS][D + 4], weights[ROWS][KEYS + 4];
+    const int n_queries = L, n_keys = S, tiles = (n_queries + ROWS - 1) / ROWS, group = threadIdx.x / 8;
+    const int start = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * ROWS, lane = threadIdx.x % 8;
+    const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
+    k += b * k_batch + h * k_head;
+    v += b * v_batch + h * v_head;
+    if (mask) mask += b * mask_batch + h * mask_head;
+    const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    float top[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, total[4] = {}, o[4][D / 8] = {};
+    load_tile<ROWS, D, THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
+    const int seen = hidden.keys_seen(start + ROWS);
+    for (int first = 0; first < seen; first += KEYS) {
+        __syncthreads();  // all are done with the tiles before
+        load_tile<KEYS, D, THREADS>(ks, k, k_row, first, n_keys, d);
+        load_tile<KEYS, D, THREADS>(vs, v, v_row, first, n_keys, e);
+        __syncthreads();
+        float s[4][KEYS / 8] = {};
+        add_scores<STEP>(s, qs + group, ks + lane);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float higher = top[i];  // never below LOWEST: a row with everything hidden has weights of 0, not nan
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) {
+                const bool hide = hidden(start + group + i * STEP, first + lane + 8 * j);
+                s[i][j] = hide ? -infinity() : s[i][j] * static_cast<float>(scale);
+                higher = fmaxf(higher, s[i][j]);
+            }
+            higher = lane_max<8>(higher);
+            const float shrink = expf(top[i] - higher);
+            top[i] = higher;
+            total[i] *= shrink;
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) {
+                const float weight = expf(s[i][j] - higher);
+                total[i] += weight;
+                weights[group + i * STEP][lane + 8 * j] = weight;
+            }
+#pragma unroll
+            for (int c = 0; c < D / 8; c++) o[i][c] *= shrink;
+        }
+        __syncwarp();  // a row of weights is written and read by one warp
+        add_product<STEP>(o, weights + group, vs, lane);
+    }
+    out += b * out_batch + h * out_head;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int query = start + group + i * STEP;
+        const float sum = lane_sum<8>(total[i]);
+        if (query >= n_queries) continue;
+        store_row(out + query * out_row, o[i], sum == 0 ? 0.0f : 1.0f / sum, lane, e);
+        if (lane == 0) log_sum[head * L + query] = sum == 0 ? infinity() : logf(sum) + top[i];
+    }
+}
+
+// With weights p = e^(scores - log_sum) and their gradient g v^T, the gradient of a score is p (g v^T - delta), where
+// delta (B, H, L), a row's sum of g out, is what softmax's backward takes off. This kernel computes delta, and
+// gq (B, H, L, d) = that k / sqrt(d), or leaves gq out if it is null. A block has BACK_ROWS queries.
+template <typename T, int D>
+__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BLOCKS)
+    attention_backward_q(const T* g, const T* q, const T* k, const T* v, const T* out, const float* log_sum,
+                         const bool* mask, float* delta, T* gq, long long H, long long L, long long S, long long d,
+                         long long e, long long offset, double scale, long long g_batch, long long g_head,
+                         long long g_row, long long q_batch, long long q_head, long long q_row, long long k_batch,
+                         long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
+                         long long out_batch, long long out_head, long long out_row, long long mask_batch,
+                         long long mask_head, long long mask_row, long long mask_column, long long gq_batch,
+                         long long gq_head, long long gq_row) {
+    constexpr int ROWS = Sizes<D>::BACK_ROWS, KEYS = Sizes<D>::BACK_TILE, THREADS = 2 * ROWS, STEP = ROWS / 4;
+    alignas(16) __shared__ float gs[ROWS][D + 4], qs[ROWS][D + 4], ks[KEYS][D + 4], vs[KEYS][D + 4];
+    alignas(16) __shared__ float g_scores[ROWS][KEYS + 4];
+    const int n_queries = L, n_keys = S, tiles = (n_queries + ROWS - 1) / ROWS, group = threadIdx.x / 8;
+    const int start = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * ROWS, lane = threadIdx.x % 8;
+    const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
+    k += b * k_batch + h * k_head;
+    v += b * v_batch + h * v_head;
+    out += b * out_batch + h * out_head;
+    if (mask) mask += b * mask_batch + h * mask_head;
+    const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    load_tile<ROWS, D, THREADS>(gs, g + b * g_batch + h * g_head, g_row, start, n_queries, e);
+    load_tile<ROWS, D, THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
+    __syncthreads();
+    float taken_off[4], of_row[4], o[4][D / 8] = {};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int row = group + i * STEP, query = start + row;
+        float sum = 0;
+        of_row[i] = infinity();
+        if (query < n_queries) {
+            of_row[i] = log_sum[head * L + query];
+            for (int c = lane; c < e; c += 8) sum += gs[row][c] * to_float(out[query * out_row + c]);
+        }
+        taken_off[i] = lane_sum<8>(sum);
+        if (lane == 0 && query < n_queries) delta[head * L + query] = taken_off[i];
+    }
+    if (!gq) return;
+    const int seen = hidden.keys_seen(start + ROWS);
+    for (int first = 0; first < seen; first += KEYS) {
+        __syncthreads();  // all are done with the tiles before
+        load_tile<KEYS, D, THREADS>(ks, k, k_row, first, n_keys, d);
+        load_tile<KEYS, D, THREADS>(vs, v, v_row, first, n_keys, e);
+        __syncthreads();
+        float s[4][KEYS / 8] = {}, gp[4][KEYS / 8] = {};
+        add_scores<STEP>(s, qs + group, ks + lane);
+        add_scores<STEP>(gp, gs + group, vs + lane);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) {
+                const bool hide = hidden(start + group + i * STEP, first + lane + 8 * j);
+                const float weight = hide ? 0.0f : expf(s[i][j] * static_cast<float>(scale) - of_row[i]);
+                g_scores[group + i * STEP][lane + 8 * j] = weight * (gp[i][j] - taken_off[i]);
+            }
+        }
+        __syncwarp();  // a row of g_scores is written and read by one warp
+        add_product<STEP>(o, g_scores + group, ks, lane);
+    }
+    gq += b * gq_batch + h * gq_head;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int query = start + group + i * STEP;
+        if (query < n_queries) store_row(gq + query * gq_row, o[i], scale, lane, d);
+    }
+}
+
+// gk (B, H, S, d) = (gradient of the scores)^T q / sqrt(d) and gv (B, H, S, e) = p^T g, with p and delta as above.
+// Either may be null; delta is read for gk alone. A block has BACK_ROWS keys; `weights` is the transposed tile.
+template <typename T, int D>
+__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BLOCKS)
+    attention_backward_kv(const T* g, const T* q, const T* k, const T* v, const float* log_sum, const float* delta,
+                          const bool* mask, T* gk, T* gv, long long H, long long L, long long S, long long d,
+                          long long e, long long offset, double scale, long long g_batch, long long g_head,
+                          long long g_row, long long q_batch, long long q_head, long long q_row, long long k_batch,
+                          long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
+                          long long mask_batch, long long mask_head, long long mask_row, long long mask_column,
+                          long long gk_batch, long long gk_head, long long gk_row, long long gv_batch,
+                          long long gv_head, long long gv_row) {
+    constexpr int ROWS = Sizes<D>::BACK_ROWS, QUERIES = Sizes<D>::BACK_TILE, THREADS = 2 * ROWS, STEP = ROWS / 4;
+    alignas(16) __shared__ float ks[ROWS][D + 4], vs[ROWS][D + 4], qs[QUERIES][D + 4], gs[QUERIES][D + 4];
+    alignas(16) __shared__ float weights[ROWS][QUERIES + 4];
+    const int n_queries = L, n_keys = S, tiles = (n_keys + ROWS - 1) / ROWS, group = threadIdx.x / 8;
+    const int start = static_cast<int>(blockIdx.x % tiles) * ROWS, lane = threadIdx.x % 8;
+    const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
+    q += b * q_batch + h * q_head;
+    g += b * g_batch + h * g_head;
+    if (mask) mask += b * mask_batch + h * mask_head;
+    const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    load_tile<ROWS, D, THREADS>(ks, k + b * k_batch + h * k_head, k_row, start, n_keys, d);
+    load_tile<ROWS, D, THREADS>(vs, v + b * v_batch + h * v_head, v_row, start, n_keys, e);
+    float ok[4][D / 8] = {}, ov[4][D / 8] = {};
+    const int unseen = start - hidden.offset;  // queries before this one see no key of the block
+    for (int first = unseen > 0 ? unseen / QUERIES * QUERIES : 0; first < n_queries; first += QUERIES) {
+        __syncthreads();  // all are done with the tiles before
+        load_tile<QUERIES, D, THREADS>(qs, q, q_row, first, n_queries, d);
+        load_tile<QUERIES, D, THREADS>(gs, g, g_row, first, n_queries, e);
+        __syncthreads();
+        float s[4][QUERIES / 8] = {}, gp[4][QUERIES / 8] = {};
+        add_scores<STEP>(s, ks + group, qs + lane);
+        if (gk) add_scores<STEP>(gp, vs + group, gs + lane);
+#pragma unroll
+        for (int j = 0; j < QUERIES / 8; j++) {
+            const int query = first + lane + 8 * j;
+            const float of_row = query < n_queries ? log_sum[head * L + query] : infinity();
+            const float taken_off = gk && query < n_queries ? delta[head * L + query] : 0.0f;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const bool hide = hidden(query, start + group + i * STEP);
+                s[i][j] = hide ? 0.0f : expf(s[i][j] * static_cast<float>(scale) - of_row);
+                gp[i][j] = s[i][j] * (gp[i][j] - taken_off);
+                weights[group + i * STEP][lane + 8 * j] = s[i][j];
+            }
+        }
+        __syncwarp();  // a row of weights is written and read by one warp
+        if (gv) add_product<STEP>(ov, weights + group, gs, lane);
+        if (!gk) continue;
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int j = 0; j < QUERIES / 8; j++) weights[group + i * STEP][lane + 8 * j] = gp[i][j];
+        }
+        __syncwarp();
+        add_product<STEP>(ok, weights + group, qs, lane);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int key = start + group + i * STEP;
+        if (key >= n_keys) continue;
+        if (gk) store_row(gk + b * gk_batch + h * gk_head + key * gk_row, ok[i], scale, lane, d);
+        if (gv) store_row(gv + b * gv_batch + h * gv_head + key * gv_row, ov[i], 1.0f, lane, e);
+    }
+}
+
+// --- Embedding: rows of g (n, c) added up by id, in two stages: each block adds the columns it has, one a thread, of
+// `chunk` rows in their order into partial (chunks, n_rows, c); then column_sums. n_rows blockDim.x <= TABLE.
+
+constexpr int TABLE = 12288;  // floats, 48 KiB
+
+template <typename T>
+__global__ void embedding_backward(const T* __restrict__ g, const long long* __restrict__ ids,
+                                   float* __restrict__ partial, long long n, long long c, long long n_rows,
+                                   long long chunk) {
+    __shared__ float table[TABLE];  // (n_rows, blockDim.x); no thread touches another's column
+    const long long column = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
+    if (column >= c) return;
+    for (int i = 0; i < n_rows; i++) table[i * blockDim.x + threadIdx.x] = 0;
+    const long long start = blockIdx.y * chunk, end = start + chunk < n ? start + chunk : n;
+#pragma unroll 8
+    for (long long row = start; row < end; row++) {
+        table[static_cast<int>(ids[row]) * blockDim.x + threadIdx.x] += to_float(g[row * c + column]);
+    }
+    partial += blockIdx.y * n_rows * c + column;
+    for (int i = 0; i < n_rows; i++) partial[i * c] = table[i * blockDim.x + threadIdx.x];
+}
+
+// --- One optimizer step
+
+// partial (blocks,): each block's sum of g^2 over g (n,).
+template <typename T>
+__global__ void __launch_bounds__(256, 4) squares(const T* __restrict__ g, float* __restrict__ partial, long long n) {
+    constexpr int V = 16 / sizeof(T);
+    const bool whole = aligned(g, 16);
+    const long long first = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) * V;
+    float total = 0;
+#pragma unroll 4
+    for (long long i = first; i < n; i += gridDim.x * static_cast<long long>(blockDim.x) * V) {
+        float v[V] = {};
+        if (whole && i + V <= n) {
+            load(v, g + i);
+        } else {
+#pragma unroll
+            for (int j = 0; j < V; j++) v[j] = i + j < n ? to_float(g[i + j]) : 0.0f;
+        }
+#pragma unroll
+        for (int j = 0; j < V; j++) total += v[j] * v[j];
+    }
+    total = block_sum(total);
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+// partial (m,) -> out (3,): the sum of squares, its root the norm, and min(1, max_norm / (norm + 1e-6)); one block.
+__global__ void norm_and_scale(const float* partial, float* out, long long m, double max_norm) {
+    float total = 0;
+    for (long long i = threadIdx.x; i < m; i += blockDim.x) total += partial[i];
+    total = block_sum(total);
+    if (threadIdx.x > 0) return;
+    const float norm = sqrtf(total), scale = static_cast<float>(max_norm) / (norm + 1e-6f);
+    out[0] = total;
+    out[1] = norm;
+    out[2] = scale >= 1 ? 1.0f : scale;  // nan stays nan
+}
+
+// Adam on p, m, v (n,) with gradient g (n,) of type T, times *clip unless that is null. rates (3,) are
+// lr / (1 - beta1^t), sqrt(1 - beta2^t) and lr weight_decay. low (n,) or null: p again, in bf16.
+// Kingma & Ba, arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101.
+struct Adam {
+    float rate, root, decay, clip, beta1, beta2, rest1, rest2, eps, weight_decay;
+    bool decoupled;
+
+    __device__ void operator()(float& p, float g, float& m, float& v) const {
+        g *= clip;
+        if (decoupled) {
+            p *= 1.0f - decay;
+        } else {
+            g += weight_decay * p;
+        }
+        m = m * beta1 + g * rest1;
+        v = v * beta2 + g * g * rest2;
+        p -= m / (sqrtf(v) / root + eps) * rate;
+    }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(256, 4)
+    adam_step(float* p, const T* g, float* m, float* v, const float* rates, const float* clip, bf16* low, long long n,
+              double beta1, double beta2, double eps, double weight_decay, long long decoupled) {
+    const Adam step{rates[0], rates[1], rates[2], clip ? *clip : 1.0f,
+                    static_cast<float>(beta1), static_cast<float>(beta2), static_cast<float>(1 - beta1),
+                    static_cast<float>(1 - beta2), static_cast<float>(eps), static_cast<float>(weight_decay),
+                    decoupled != 0};
+    const long long i = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) * 4;
+    const bool whole = aligned(p, 16) && aligned(m, 16) && aligned(v, 16) && aligned(g, sizeof(Pack<T, 4>)) &&
+                       aligned(low, sizeof(Pack<bf16, 4>));
+    if (whole && i + 4 <= n) {
+        float ps[4], gs[4], ms[4], vs[4];
+        load(ps, p + i);
+        load(gs, g + i);
+        load(ms, m + i);
+        load(vs, v + i);
+#pragma unroll
+        for (int j = 0; j < 4; j++) step(ps[j], gs[j], ms[j], vs[j]);
+        store(p + i, ps);
+        store(m + i, ms);
+        store(v + i, vs);
+        if (low) store(low + i, ps);
+        return;
+    }
+    for (long long j = i; j < i + 4 && j < n; j++) {
+        step(p[j], to_float(g[j]), m[j], v[j]);
+        if (low) low[j] = rounded<bf16>(p[j]);
+    }
+}
+
+// --- Random numbers: Philox4x64-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, as
+// numpy.random.Philox(key=key[0], counter=[0, 0, key[1], key[2]]) draws: its first block has counter 1. A thread has a
+// block of four of out (n,), in [0, 1): the upper 53 of 64 bits, times 2^-53, rounded to T.
+template <typename T>
+__global__ void __launch_bounds__(256, 4) uniform(T* out, const unsigned long long* key, long long n) {
+    typedef unsigned long long u64;
+    const u64 block = blockIdx.x * static_cast<u64>(blockDim.x) + threadIdx.x;
+    u64 x[4] = {block + 1, 0, key[1], key[2]}, key0 = key[0], key1 = 0;
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const u64 high0 = __umul64hi(0xD2E7470EE14C6C93, x[0]), low0 = 0xD2E7470EE14C6C93 * x[0];
+        const u64 high1 = __umul64hi(0xCA5A826395121157, x[2]), low1 = 0xCA5A826395121157 * x[2];
+        x[0] = high1 ^ x[1] ^ key0;
+        x[1] = low1;
+        x[2] = high0 ^ x[3] ^ key1;
+        x[3] = low0;
+        key0 += 0x9E3779B97F4A7C15;
+        key1 += 0xBB67AE8584CAA73B;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const long long at = block * 4 + i;
+        const double value = static_cast<double>(x[i] >> 11) * 1.1102230246251565e-16;
+        if (at < n) out[at] = rounded<T>(static_cast<float>(value));
+    }
+}
