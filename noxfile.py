@@ -141,6 +141,8 @@ optimizer = SGDOptimizer(model.parameters(), lr=1e-2)
 batch = ["To be", "or not"]
 loss = cross_entropy_loss(model.forward(batch), model.tokenizer.targets(batch), pad_token_id)
 loss.backward(); optimizer.step()
+from russellgrad import conformance
+assert conformance.check("numpy").passed
 assert "site-packages" in russellgrad.backends.__file__, russellgrad.backends.__file__
 assert not {"torch", "cupy", "numba"} & set(sys.modules)
 print("the wheel works:", russellgrad.__version__, russellgrad.__file__)

@@ -1,9 +1,10 @@
 """The contract that every backend module offers, and the choice of the one in use.
 
 The contract owes this: the names of `Backend`, as functions of a module, one line a primitive. Arrays go in and come
-out as the backend's own; Python numbers may stand for any operand; results of dimension 0 stay arrays or behave as
-such; nothing is converted to the host unless its line says so. Shapes are in the comments: `...` is any number of
-axes. A fused primitive has its backward on the next line, or gives its derivative with its value.
+out as the backend's own; Python numbers may stand for any operand; results of dimension 0 are arrays too, except that
+elementwise ones may be scalars which behave as such; nothing is converted to the host unless its line says so. Shapes
+are in the comments: `...` is any number of axes. A fused primitive has its backward on the next line, or gives its
+derivative with its value. `russellgrad.conformance` holds a backend against all this.
 """
 
 import importlib

@@ -1,0 +1,228 @@
+"""Cases of what brings data into a backend and out of it: arrays, random draws, ids that are checked."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array
+from .trial import Case, Trial
+from .values import inf, nan, normal, special, values
+from .views import HostArray
+
+
+def cases() -> Iterator[Case]:
+    yield Case("name", "a string", name_is_a_string)
+    yield Case("require_usable", "says nothing once it is usable", require_usable_returns)
+    yield Case("is_array", "of its own arrays alone", is_array_of_its_own)
+    yield Case("asarray", "its own array as it is, without a copy", asarray_does_not_copy)
+    yield Case("copy", "an array of its own", copy_is_owned)
+    yield Case("to_host", "an owned, writable numpy.ndarray in C order", to_host_is_owned)
+    yield Case("from_dlpack", "shares memory with the exporter", from_dlpack_shares)
+    yield Case("asarray", "refuses what is no real number", asarray_refuses)
+    yield Case("normal", "a function of seed and counter alone", partial(has_no_state, "normal"))
+    yield Case("uniform", "a function of seed and counter alone", partial(has_no_state, "uniform"))
+    yield Case("ids", "int64, from the host and from the device", ids_in_range)
+    yield Case("ids", "checked, with an error that names the op", ids_are_checked)
+    yield Case("ids", "a copy: what the caller does to his array later does not show", ids_are_copied)
+    yield Case("targets", "those that are ignored are not counted", targets_in_range)
+    yield Case("targets", "None in place of bools where all count", targets_that_all_count)
+    yield Case("targets", "checked, with an error that names the op", targets_are_checked)
+    for dtype in DTYPES:
+        yield from of_dtype(dtype)
+    yield from arrays()
+    yield from random_numbers()
+
+
+# --- Arrays
+
+DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
+
+
+def name_is_a_string(t: Trial) -> None:
+    t.require(isinstance(t.xp.name, str) and t.xp.name != "", "a name", repr(t.xp.name))
+
+
+def require_usable_returns(t: Trial) -> None:
+    t.xp.require_usable()
+
+
+def is_array_of_its_own(t: Trial) -> None:
+    own = t.backend.asarray([1.0])
+    t.require(t.xp.is_array(own) is True, "True", "False")
+    for other in (1, 1.0, True, None, "1", [1.0], (1.0,), object()):
+        found = t.xp.is_array(other)
+        t.require(found is False, f"False for {other!r}", repr(found))
+
+
+COPIED: dict[str, HostArray] = {
+    "random": normal(3, 4), "no axes": np.array(2.5), "empty": np.zeros((2, 0)), "special": special,
+    "integers": np.array([[1, 2], [3, 4]]), "bools": np.array([True, False]),
+}  # fmt: skip
+DATA: dict[str, Any] = {
+    "a number": 2.5, "an int": 3, "a bool": True, "a list": [1.0, 2.0], "ints": [1, 2], "bools": [True, False],
+    "nested lists": [[1, 2.5], [3, 4]], "a tuple": (1.0, 2.0), "an empty list": [], "a range": range(3),
+}  # fmt: skip
+
+
+def of_dtype(dtype: str) -> Iterator[Case]:
+    array = np.array([[0, 1, 2], [3, 4, 5]]).astype(dtype)
+    yield from values("asarray", f"a host array of {dtype}", call=lambda xp: xp.asarray(array))
+    yield from values("asarray", f"a host view of {dtype}", call=lambda xp: xp.asarray(array[:, ::-2].T))
+    yield from values("asarray", f"a list as {dtype}", [1, 0, 1], dtype)
+    yield from values("asarray", f"its own array as {dtype}", np.array([[1, 0], [1, 1]]), dtype)
+    yield from values("astype", f"ints to {dtype}", np.array([[0, 1], [7, 2]]), dtype)
+    yield from values("astype", f"bools to {dtype}", np.array([True, False]), dtype)
+    yield from values("astype", f"floats to {dtype}", np.array([[0.0, 1.75], [2.5, 100.0]]), dtype)
+    yield from values("astype", f"nothing to {dtype}", np.zeros((0, 3)), dtype)
+    for shape in ((2, 3), (), (0, 3)):
+        yield from values("zeros", f"{dtype}, shape {shape}", shape, dtype)
+        yield from values("full", f"{dtype}, shape {shape}", shape, 1, dtype)
+
+
+def arrays() -> Iterator[Case]:
+    for title, data in DATA.items():
+        yield from values("asarray", title, data)
+    for title, array in COPIED.items():
+        yield from values("copy", title, array, atol=0.0, signs=True)
+        yield from values("to_host", title, array, call=lambda xp, a: xp.asarray(xp.to_host(a)), atol=0.0, signs=True)
+    yield from values("astype", "special", special, "float32", signs=True)
+    yield from values("astype", "a dtype object", normal(3), np.dtype("float32"))
+    for value in (2.5, -0.0, inf, nan):
+        yield from values("full", f"of {value}", (2, 1), value, "float32", signs=True)
+    for n in (0, 1, 5):
+        yield from values("arange", f"{n}", n)
+
+
+def asarray_does_not_copy(t: Trial) -> None:
+    a = t.backend.copy(t.backend.asarray(np.ones(3)))
+    b = t.xp.asarray(a)
+    _write(t, a)
+    t.same(b, np.zeros(3))
+
+
+def copy_is_owned(t: Trial) -> None:
+    a = t.backend.copy(t.backend.asarray(np.ones(3)))
+    b = t.xp.copy(a)
+    _write(t, b)
+    t.same(a, np.ones(3))
+    t.same(b, np.zeros(3))
+
+
+def _write(t: Trial, a: Array) -> None:
+    """Take one from an array of three, in place: the optimizer's step is the primitive that writes."""
+    t.backend.sgd_step(a, t.backend.asarray(np.ones(3)), None, 1.0, 0.0, False, 0.0)
+
+
+def to_host_is_owned(t: Trial) -> None:
+    a = t.backend.asarray(normal(3, 4).T)
+    for array in (a, t.backend.transpose(a), t.backend.broadcast_to(t.backend.asarray([1.0]), (2, 3))):
+        before = np.array(t.backend.to_host(array))
+        found = t.xp.to_host(array)
+        t.require(type(found) is np.ndarray, "a numpy.ndarray", type(found).__name__)
+        facts = (found.flags.c_contiguous, found.flags.writeable)
+        t.require(facts == (True, True), "C-contiguous and writable", f"C-contiguous {facts[0]}, writable {facts[1]}")
+        found[...] = 7.0
+        t.same(array, before, what="the array, after its copy was written into: ")
+
+
+def from_dlpack_shares(t: Trial) -> None:
+    a = t.backend.copy(t.backend.asarray(np.ones(3)))
+    b = t.xp.from_dlpack(a)
+    t.same(b, np.ones(3))
+    _write(t, a)
+    t.same(b, np.zeros(3))
+
+
+def asarray_refuses(t: Trial) -> None:
+    for data in (None, "1", ["1", "2"], [1, None], 1j, np.array([1j]), object(), np.array(["a"])):
+        t.raises(TypeError, "", t.xp.asarray, data)
+    for dtype in ("complex64", object, "U1"):
+        t.raises(TypeError, "", t.xp.asarray, [1.0], dtype)
+        t.raises(TypeError, "", t.xp.asarray, t.backend.asarray([1.0]), dtype)
+    t.raises(ValueError, "", t.xp.asarray, [[1.0, 2.0], [3.0]])
+
+
+# --- Random numbers
+
+
+def random_numbers() -> Iterator[Case]:
+    """The very bits that NumPy's backend gives."""
+    for primitive in ("normal", "uniform"):
+        for seed, counter in ((0, 0), (1, 0), (0, 1), (2**64 - 1, 5), (7, 2 << 64 | 3)):
+            for dtype in ("float64", "float32"):
+                title = f"seed {seed}, counter {counter}, {dtype}"
+                yield from values(primitive, title, (3, 5), seed, counter, dtype, atol=0.0)
+        for shape in ((), (0,), (7,), (2, 0, 3), (2, 3, 4)):
+            yield from values(primitive, f"shape {shape}", shape, 3, 4, "float64", atol=0.0)
+
+
+def has_no_state(primitive: str, t: Trial) -> None:
+    draw = getattr(t.xp, primitive)
+    first = t.host(draw((4,), 1, 2, "float64"))
+    for seed, counter in ((1, 3), (2, 2)):
+        other = t.host(draw((4,), seed, counter, "float64"))
+        t.require(not np.any(first == other), "other numbers than for seed 1, counter 2", f"{other.tolist()}")
+    t.same(draw((4,), 1, 2, "float64"), first, atol=0.0, what="the second time: ")
+
+
+# --- Ids and targets
+
+IDS: dict[str, Any] = {
+    "a list": [0, 4, 2], "nested lists": [[0, 1], [1, 4]], "a number": 3, "an empty list": [],
+    "a host array": np.array([[1, 1, 0]]), "int32": np.array([4, 0], np.int32), "uint8": np.array([4, 0], np.uint8),
+    "an empty array": np.zeros((2, 0), np.int64),
+}  # fmt: skip
+
+
+def ids_in_range(t: Trial) -> None:
+    for title, ids in IDS.items():
+        expected = np.asarray(ids, np.int64)
+        t.same(t.xp.ids(ids, 5, "test"), expected, what=f"{title}: ")
+        if isinstance(ids, np.ndarray):
+            t.same(t.xp.ids(t.backend.asarray(ids), 5, "test"), expected, what=f"{title}, moved: ")
+
+
+def ids_are_checked(t: Trial) -> None:
+    for ids in ([0, -1], [5], [[1, 2], [3, 100]]):
+        for given in (ids, np.array(ids), t.backend.asarray(np.array(ids))):
+            t.raises(IndexError, "the op", t.xp.ids, given, 5, "the op")
+    for wrong in ([1.0], [True]):
+        for given in (wrong, np.array(wrong), t.backend.asarray(np.array(wrong))):
+            t.raises(TypeError, "the op", t.xp.ids, given, 5, "the op")
+    t.raises(ValueError, "the op", t.xp.ids, [[0, 1], [2]], 5, "the op")
+    t.raises(IndexError, "the op", t.xp.ids, [0], 0, "the op")
+
+
+def ids_are_copied(t: Trial) -> None:
+    given = np.array([1, 2])
+    found = t.xp.ids(given, 5, "test")
+    given[:] = 0
+    t.same(found, np.array([1, 2]))
+
+
+def targets_in_range(t: Trial) -> None:
+    some = np.array([True, False, True])
+    for ignore in (-100, 4, 2, 99):
+        for given in ([1, ignore, 0], np.array([1, ignore, 0]), t.backend.asarray(np.array([1, ignore, 0]))):
+            ids, counted = t.xp.targets(given, 5, ignore, "test")
+            t.same(counted, some, what="which count: ")
+            chosen = t.host(ids)[some]
+            t.require(chosen.tolist() == [1, 0], "the ids that count as they are, [1, 0]", f"{chosen.tolist()}")
+            t.is_array(ids, (3,), "int64")
+            in_range = np.all((t.host(ids) >= 0) & (t.host(ids) < 5))
+            t.require(bool(in_range), "all ids in range, ignored ones too", f"{t.host(ids).tolist()}")
+
+
+def targets_that_all_count(t: Trial) -> None:
+    for ignore in (None, 3):
+        t.same(t.xp.targets([[1, 0], [4, 4]], 5, ignore, "test"), (np.array([[1, 0], [4, 4]]), None))
+
+
+def targets_are_checked(t: Trial) -> None:
+    t.raises(IndexError, "the op", t.xp.targets, [0, 5], 5, None, "the op")
+    t.raises(IndexError, "the op", t.xp.targets, [0, -1, -100], 5, -100, "the op")
+    t.raises(TypeError, "the op", t.xp.targets, [0.0, 1.0], 5, None, "the op")
+    t.raises(ValueError, "the op", t.xp.targets, [3, 3], 5, 3, "the op")
+    t.raises(ValueError, "the op", t.xp.targets, [], 5, None, "the op")

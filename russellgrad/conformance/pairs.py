@@ -1,0 +1,385 @@
+"""Cases of the primitives that have a backward.
+
+A primitive and its backward are one `Pair`, with the situations they are tried in. From each situation come three:
+
+- what the forward gives is what NumPy's gives, in float64 and float32 and for every view of the operands;
+- what the backward gives, for what NumPy's forward gave, is what NumPy's backward gives, likewise;
+- in float64, the backend's own forward and backward agree with central finite differences of that forward, so that a
+  gradient is right by itself, and not only as NumPy's is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..backend import Array, Backend, Shape
+from .primitives import INDICES, cube, picked, ties
+from .trial import Case, Trial, reference
+from .values import dtypes_of, inf, nan, normal, titled
+from .views import HostArray, typed
+
+Arrays: TypeAlias = tuple[Any, ...]  # of the backend, or None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a pair is called with.
+
+    Args:
+        operands: float arrays on the host, of each of which there is a gradient; or None.
+        given: what else the primitive takes; arrays in it are moved, too.
+        backward: whether there is a gradient to speak of.
+        differences: whether finite differences can tell it: no infinities, no overflow, and few elements.
+    """
+
+    title: str
+    operands: tuple[Any, ...]
+    given: tuple[Any, ...] = ()
+    backward: bool = True
+    differences: bool = True
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A primitive and its backward.
+
+    Args:
+        backward: its name; None if the forward gives its derivative.
+        call: (xp, *operands, *given) -> a tuple of all that the forward gives, the output first.
+        pull: (xp, g, that tuple, needs, *operands, *given) -> a gradient for each operand; g is that of the output.
+        joint: whether the backward is told which gradients are needed; then every choice of them is tried.
+    """
+
+    forward: str
+    backward: str | None
+    call: Callable[..., Arrays]
+    pull: Callable[..., Arrays]
+    situations: Sequence[Situation]
+    joint: bool = False
+
+
+def cases() -> Iterator[Case]:
+    yield Case("embedding_backward", "the same bits every time", embedding_backward_is_deterministic)
+    for pair in (gelu, softmax, log_softmax, layer_norm, linear, embedding, cross_entropy, attention, *getitem):
+        for situation in pair.situations:
+            yield from _forward(pair, situation)
+            if situation.backward and pair.backward:
+                yield from _backward(pair, pair.backward, situation)
+            if situation.backward and situation.differences:
+                yield _finite_differences(pair, situation)
+
+
+def _forward(pair: Pair, situation: Situation) -> Iterator[Case]:
+    for dtype in dtypes_of(situation.operands):
+
+        def body(t: Trial, dtype: str = dtype) -> None:
+            for hosts in t.each_view(*typed(situation.operands, dtype), *situation.given):
+                t.same(pair.call(t.xp, *t.move(hosts)), pair.call(reference, *hosts))
+
+        yield Case(pair.forward, titled(situation.title, dtype), body)
+
+
+def _backward(pair: Pair, name: str, situation: Situation) -> Iterator[Case]:
+    n = len(situation.operands)
+    there = tuple(operand is not None for operand in situation.operands)
+
+    def body(t: Trial, dtype: str) -> None:
+        for hosts in t.each_view(*typed(situation.operands, dtype), *situation.given):
+            results = pair.call(reference, *hosts)
+            g = t.view.values(normal(*np.shape(results[0]), seed=9).astype(dtype))
+            expected = pair.pull(reference, g, results, there, *hosts)
+            moved = t.move((g, results, *hosts))
+            for needs in product((False, True), repeat=n) if pair.joint else (there,):
+                if any(need and not is_there for need, is_there in zip(needs, there, strict=True)):
+                    continue
+                found = pair.pull(t.xp, *moved[:2], needs, *moved[2:])
+                for i, need in enumerate(needs):
+                    if need:
+                        what = f"with needs={needs}, " if pair.joint else ""
+                        _same_gradient(t, found[i], expected[i], np.shape(hosts[i]), f"{what}gradient {i}: ")
+
+    for dtype in dtypes_of(situation.operands):
+        yield Case(name, titled(situation.title, dtype), partial(body, dtype=dtype))
+
+
+def _same_gradient(t: Trial, found: Array, expected: HostArray, shape: Shape, what: str) -> None:
+    """The same once both are summed over the axes along which the operand, of this shape, was broadcast."""
+    t.require(found is not None, f"{what}an array", "None")
+    t.is_array(found, found.shape, str(expected.dtype), what)
+    t.same(t.backend.asarray(_fitted(t.host(found), shape)), _fitted(expected, shape), what=what)
+
+
+def _fitted(g: HostArray, shape: Shape) -> HostArray:
+    extra = g.ndim - len(shape)
+    stretched = (*range(extra), *(i + extra for i, n in enumerate(shape) if n == 1))
+    return np.asarray(g.sum(stretched, keepdims=True)).reshape(shape) if g.shape != shape else g
+
+
+def _finite_differences(pair: Pair, situation: Situation) -> Case:
+    def body(t: Trial) -> None:
+        given = t.move(situation.given)
+        there = tuple(operand is not None for operand in situation.operands)
+        operands = t.move(situation.operands)
+        results = pair.call(t.xp, *operands, *given)
+        g = normal(*results[0].shape, seed=9)
+
+        def loss(hosts: Sequence[Any]) -> float:
+            return float(np.sum(g * t.host(pair.call(t.xp, *t.move(tuple(hosts), watched=False), *given)[0])))
+
+        slopes = [_slopes(loss, situation.operands, i) for i in range(len(operands))]
+        found = pair.pull(t.xp, t.move(g), results, there, *operands, *given)
+        for i, expected in enumerate(slopes):
+            if expected is not None:
+                gradient = _fitted(t.host(found[i]), expected.shape)
+                t.same_values(gradient, expected, what=f"gradient {i}, by finite differences: ", atol=1e-7)
+
+    return Case(pair.backward or pair.forward, f"{situation.title}, finite differences", body)
+
+
+def _slopes(loss: Callable[[Sequence[Any]], float], operands: Sequence[Any], i: int) -> HostArray | None:
+    """(loss(x + eps) - loss(x - eps)) / (2 eps) for each element of the i-th operand; wrong by 1e-9 or so."""
+    operand, eps = operands[i], 1e-6
+    if operand is None:
+        return None
+    slopes = np.zeros(operand.shape)
+    for place in np.ndindex(*operand.shape):
+        both = []
+        for step in (eps, -eps):
+            moved = np.array(operand)
+            moved[place] += step
+            both.append(loss([*operands[:i], moved, *operands[i + 1 :]]))
+        slopes[place] = (both[0] - both[1]) / (2 * eps)
+    return slopes
+
+
+# --- Activations
+
+spread = np.linspace(-6, 6, 25)
+gelu = Pair(
+    "gelu",
+    None,
+    lambda xp, a, approximate: xp.gelu(a, approximate),
+    lambda xp, g, results, needs, a, approximate: (xp.multiply(g, results[1]),),
+    [
+        Situation(f"{title}, {approximate}", (a,), (approximate,), differences=title != "far out")
+        for approximate in ("none", "tanh")
+        for title, a in {
+            "random": cube,
+            "a range": spread,
+            "far out": np.array([inf, -inf, nan, 0.0, -0.0, 50.0, -50.0, 1e6, -1e6]),
+            "no axes": np.array(0.5),
+            "empty": np.zeros((0, 3)),
+        }.items()
+    ],
+)
+
+# --- Rows
+
+ROWS = [
+    *(Situation(f"axis {axis}", (cube,), (axis,)) for axis in (0, 1, 2, -1, -3)),
+    Situation("ties", (ties,), (-1,)),
+    Situation("long rows", (normal(3, 70),), (-1,), differences=False),
+    Situation("one element", (np.array([[2.5]]),), (-1,)),
+    Situation("no rows", (np.zeros((0, 3)),), (-1,)),
+    Situation("empty rows", (np.zeros((2, 0)),), (-1,)),
+    Situation("large", (np.array([[1000.0, 1001.0, 999.0], [-1000.0, -1001.0, -5000.0]]),), (-1,), differences=False),
+    Situation("-inf among others", (np.array([[0.0, -inf, 1.0], [-inf, 2.0, -inf]]),), (-1,), differences=False),
+    Situation("inf and nan", (np.array([[-inf, -inf], [inf, 0.0], [nan, 0.0]]),), (-1,), differences=False),
+]
+softmax = Pair(
+    "softmax",
+    "softmax_backward",
+    lambda xp, a, axis: (xp.softmax(a, axis),),
+    lambda xp, g, results, needs, a, axis: (xp.softmax_backward(g, results[0], axis),),
+    ROWS,
+)
+log_softmax = Pair(
+    "log_softmax",
+    "log_softmax_backward",
+    lambda xp, a, axis: (xp.log_softmax(a, axis),),
+    lambda xp, g, results, needs, a, axis: (xp.log_softmax_backward(g, results[0], axis),),
+    ROWS,
+)
+
+gamma, beta, eps = normal(4, seed=1), normal(4, seed=2), 1e-5
+shifted = np.random.default_rng(3).integers(-4, 5, (3, 8)) + 2.0**20  # sums are exact, in float32 too
+layer_norm = Pair(
+    "layer_norm",
+    "layer_norm_backward",
+    lambda xp, x, gamma, beta, eps: xp.layer_norm(x, gamma, beta, eps),
+    lambda xp, g, results, needs, x, gamma, beta, eps: xp.layer_norm_backward(g, x, gamma, *results[1:], needs),
+    [
+        Situation("random", (cube, gamma, beta), (eps,)),
+        Situation("one row", (cube[0, 0], gamma, beta), (eps,)),
+        Situation("no gamma", (cube, None, beta), (eps,)),
+        Situation("no beta", (cube, gamma, None), (eps,)),
+        Situation("neither", (cube, None, None), (eps,)),
+        Situation("a large eps", (cube, gamma, beta), (0.5,)),
+        Situation("long rows", (normal(3, 70), normal(70, seed=1), normal(70, seed=2)), (eps,), differences=False),
+        Situation("many rows", (normal(2, 75, 4), gamma, beta), (eps,), differences=False),
+        Situation("rows of one element", (normal(3, 1), gamma[:1], beta[:1]), (eps,), differences=False),
+        Situation("rows of equal elements", (np.full((2, 4), 3.0), gamma, beta), (0.1,), differences=False),
+        Situation("a large mean", (shifted, normal(8), None), (eps,), differences=False),
+        Situation("no rows", (np.zeros((0, 4)), gamma, beta), (eps,)),
+    ],
+    joint=True,
+)
+
+# --- Products
+
+linear = Pair(
+    "linear",
+    "linear_backward",
+    lambda xp, x, weight, bias: (xp.linear(x, weight, bias),),
+    lambda xp, g, results, needs, x, weight, bias: xp.linear_backward(g, x, weight, needs),
+    [
+        Situation("a batch of rows", (cube, normal(4, 5, seed=1), normal(5, seed=2))),
+        Situation("rows", (cube[0], normal(4, 5, seed=1), normal(5, seed=2))),
+        Situation("one row", (cube[0, 0], normal(4, 5, seed=1), normal(5, seed=2))),
+        Situation("no bias", (cube, normal(4, 5, seed=1), None)),
+        Situation("no rows", (cube[:0], normal(4, 5, seed=1), normal(5, seed=2))),
+        Situation("no inputs", (np.zeros((3, 0)), np.zeros((0, 5)), normal(5, seed=2))),
+        Situation("larger", (normal(5, 13, 70), normal(70, 33, seed=1), normal(33, seed=2)), differences=False),
+    ],
+    joint=True,
+)
+
+# --- Rows by number
+
+embedding = Pair(
+    "embedding",
+    "embedding_backward",
+    lambda xp, weight, ids: (xp.embedding(weight, ids),),
+    lambda xp, g, results, needs, weight, ids: (xp.embedding_backward(g, ids, weight.shape[0]),),
+    [
+        Situation("repeats", (normal(5, 3),), (np.array([[0, 2, 2], [4, 2, 0]]),)),
+        Situation("one number", (normal(5, 3),), (np.array(3),)),
+        Situation("no numbers", (normal(5, 3),), (np.zeros((0,), np.int64),)),
+        Situation("no numbers, of two axes", (normal(5, 3),), (np.zeros((2, 0), np.int64),)),
+        Situation("empty rows", (np.zeros((5, 0)),), (np.array([1, 1]),)),
+        Situation("many repeats", (normal(11, 4),), (np.random.default_rng(5).integers(0, 11, (20, 10)),),
+                  differences=False),
+    ],
+)  # fmt: skip
+
+getitem = [
+    Pair(
+        "getitem",
+        "getitem_backward",
+        lambda xp, a, index=index: (picked(index, xp, a),),
+        lambda xp, g, results, needs, a, index=index: (
+            xp.getitem_backward(g, xp.prepare_index(index, a.shape), a.shape),
+        ),
+        [Situation(title, (a,))],
+    )
+    for title, a, index in [
+        *((title, cube, index) for title, index in INDICES.items()),
+        ("many repeats", cube, np.random.default_rng(6).integers(0, 2, (10, 2))),
+        ("no axes", np.array(2.5), ()),
+        ("of nothing", np.zeros((0, 3)), np.s_[:, 1]),
+    ]
+]
+
+
+# --- The loss
+
+numbers, some = np.array([1, 4, 0, 0, 2, 3]), np.array([True, False, True, True, False, True])
+hidden_classes = np.where(np.eye(6, 5, 2) > 0, -inf, normal(6, 5))
+cross_entropy = Pair(
+    "cross_entropy",
+    "cross_entropy_backward",
+    lambda xp, logits, ids, counted, excluded: xp.cross_entropy(logits, ids, counted, excluded),
+    lambda xp, g, results, needs, logits, ids, counted, excluded: (
+        xp.cross_entropy_backward(g, results[1], ids, counted),
+    ),
+    [
+        Situation("random", (normal(6, 5),), (numbers, None, None)),
+        Situation("some counted", (normal(6, 5),), (numbers, some, None)),
+        Situation("one class excluded", (normal(6, 6),), (numbers, None, 5)),
+        Situation("some counted, a class excluded", (normal(6, 6),), (numbers, some, 5)),
+        Situation("one row", (normal(1, 5),), (numbers[:1], None, None)),
+        Situation("one class", (normal(2, 1),), (np.array([0, 0]), None, None)),
+        Situation("many classes", (normal(6, 70),), (10 * numbers, some, 69), differences=False),
+        Situation("large", (np.array([[1000.0, 0.0], [0.0, -1000.0], [-1000.0, 1000.0]]),),
+                  (np.array([1, 0, 1]), None, None), differences=False),
+        Situation("classes of -inf", (hidden_classes,), (numbers, None, None), differences=False),
+    ],
+)  # fmt: skip
+
+
+def embedding_backward_is_deterministic(t: Trial) -> None:
+    ids = t.move(np.random.default_rng(5).integers(0, 3, 2000))
+    g = t.move((normal(2000, 5) * 10.0 ** np.random.default_rng(1).integers(-4, 4, (2000, 1))).astype("float32"))
+    first = t.host(t.xp.embedding_backward(g, ids, 3))
+    for _ in range(3):
+        t.same(t.xp.embedding_backward(g, ids, 3), first, atol=0.0, what="again: ")
+
+
+# --- Attention
+
+
+def _attention(xp: Backend, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Arrays:
+    out, log_sum = xp.attention(q, k, v, mask, causal, offset)
+    return out, xp.broadcast_to(log_sum, (*out.shape[:-1], 1))  # it need not have batch axes that only v has
+
+
+def _attention_backward(
+    xp: Backend, g: Array, results: tuple[Array, Array], needs: Sequence[bool],
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int,
+) -> Arrays:  # fmt: skip
+    return xp.attention_backward(g, q, k, v, *results, mask, causal, offset, needs)
+
+
+def _operands(q: Shape, k: Shape, v: Shape) -> tuple[HostArray, ...]:
+    return normal(*q), normal(*k, seed=1), normal(*v, seed=2)
+
+
+plain = _operands((2, 4, 3), (2, 5, 3), (2, 5, 2))
+heads = _operands((2, 3, 4, 2), (2, 3, 5, 2), (2, 3, 5, 2))
+long = _operands((2, 130, 8), (2, 150, 8), (2, 150, 8))
+far = (np.array([[1000.0, 0.0], [0.0, -1000.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), normal(3, 2))
+
+
+def _mask(*shape: int) -> HostArray:
+    """True hides a key; of the first query, all of them."""
+    mask = np.asarray(np.random.default_rng(7).random(shape) > 0.5)
+    mask[(0,) * (len(shape) - 1)] = True
+    return mask
+
+
+OPEN = (None, False, 0)
+attention = Pair(
+    "attention",
+    "attention_backward",
+    _attention,
+    _attention_backward,
+    [
+        Situation("random", plain, OPEN),
+        Situation("no batch", _operands((4, 3), (5, 3), (5, 2)), OPEN),
+        Situation("heads", heads, OPEN),
+        Situation("batches that broadcast", _operands((2, 3, 4, 2), (1, 3, 5, 2), (5, 2)), OPEN),
+        Situation("queries shared", _operands((4, 3), (2, 5, 3), (2, 5, 2)), OPEN),
+        Situation("weights shared", _operands((4, 3), (5, 3), (2, 5, 2)), OPEN),
+        Situation("one of each", _operands((1, 1), (1, 1), (1, 1)), OPEN),
+        *(Situation(f"causal, offset {n}", plain, (None, True, n)) for n in (-10, -2, 0, 1, 3, 10)),
+        *(Situation(f"a mask of shape {m.shape}", heads, (m, False, 0))
+          for m in (_mask(4, 5), _mask(5), _mask(4, 1), _mask(2, 1, 1, 5), _mask(2, 3, 4, 5))),
+        Situation("everything hidden", plain, (np.array(True), False, 0)),
+        Situation("nothing hidden", plain, (np.array(False), False, 0)),
+        Situation("a mask, causal", heads, (_mask(4, 5), True, 1)),
+        Situation("a mask with more batch axes than queries",
+                  _operands((4, 3), (2, 3, 5, 3), (5, 2)), (_mask(2, 3, 4, 5), False, 0)),
+        Situation("long", long, OPEN, differences=False),
+        Situation("long, causal", long, (None, True, 0), differences=False),
+        Situation("long, causal, a mask, offset 20", long, (_mask(130, 150), True, 20), differences=False),
+        Situation("large scores", far, OPEN, backward=False),
+        Situation("no keys", _operands((2, 3, 4), (2, 0, 4), (2, 0, 5)), OPEN),
+        Situation("no queries", _operands((2, 0, 4), (2, 3, 4), (2, 3, 5)), (None, True, 0)),
+        Situation("an empty batch", _operands((0, 3, 4), (0, 3, 4), (0, 3, 5)), OPEN),
+    ],
+    joint=True,
+)  # fmt: skip

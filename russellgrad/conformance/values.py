@@ -1,0 +1,45 @@
+"""A case in one line: a call with host arrays, held against NumPy's answer to the same call."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .trial import TOLERANCE, Case, Trial, reference
+from .views import HostArray, arrays_in, typed
+
+inf, nan = math.inf, math.nan
+special = np.array([0.0, -0.0, 1.0, -2.0, inf, -inf, nan])
+Call = Callable[..., Any]  # (xp, *arguments) -> the result
+
+
+def normal(*shape: int, seed: int = 0) -> HostArray:
+    return np.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def dtypes_of(*args: Any) -> tuple[str, ...]:
+    """The float dtypes to try these arguments in; "" where none of them is a float array."""
+    return tuple(TOLERANCE) if any(a.dtype.kind == "f" for a in arrays_in(args)) else ("",)
+
+
+def titled(title: str, dtype: str) -> str:
+    return f"{title}, {dtype}" if dtype else title
+
+
+def values(
+    primitive: str, title: str, *args: Any, call: Call | None = None, atol: float | None = None, signs: bool = False
+) -> Iterator[Case]:
+    """primitive(*args) gives what NumPy gives, for float64 and float32 and for every view of the arrays.
+
+    `call(xp, *args)` is what is called instead, if given.
+    """
+    made = call or (lambda xp, *args: getattr(xp, primitive)(*args))
+    for dtype in dtypes_of(*args):
+        given = typed(args, dtype)
+
+        def body(t: Trial, given: tuple[Any, ...] = given) -> None:
+            for hosts in t.each_view(*given):
+                t.same(made(t.xp, *t.move(hosts)), made(reference, *hosts), atol=atol, signs=signs)
+
+        yield Case(primitive, titled(title, dtype), body)

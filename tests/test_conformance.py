@@ -1,0 +1,328 @@
+"""The conformance suite on every backend, a test for each of its cases; and planted faults, each of which it must find.
+
+The command line is tried on a third party's backends: a right one, a wrong one, and some that cannot be used.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from russellgrad import backend as selection
+from russellgrad import conformance
+from russellgrad.backend import PRIMITIVES, Backend, load_backend
+from russellgrad.conformance import Report
+from tests.helpers import Array
+from tests.process import run_python
+
+numpy: Any = load_backend("numpy")
+
+
+@pytest.mark.parametrize("case", conformance.cases(), ids=str)
+def test_conformance(backend: Backend, case: conformance.Case) -> None:
+    case.check(backend)
+
+
+def test_every_primitive_has_a_case() -> None:
+    assert {case.primitive for case in conformance.cases()} == {*PRIMITIVES, "Tensor"}
+
+
+def test_every_case_has_a_name_of_its_own() -> None:
+    names = [str(case) for case in conformance.cases()]
+    assert len(set(names)) == len(names)
+
+
+# --- Planted faults: NumPy's backend with one primitive wrong
+
+
+def planted(primitive: str, fault: Callable[..., Any]) -> ModuleType:
+    module = ModuleType(f"planted_{primitive}")
+    vars(module).update({name: getattr(numpy, name) for name in PRIMITIVES}, name="planted")
+    vars(module)[primitive] = fault
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted modules are not kept among the loaded backends."""
+    monkeypatch.setattr(selection, "_loaded", dict(selection._loaded))
+
+
+def report_of(module: ModuleType, primitive: str) -> Report:
+    """What the cases of one primitive make of a backend."""
+    return Report(module.name, tuple(case.run(module) for case in conformance.cases() if case.primitive == primitive))
+
+
+def given(primitive: str, **changes: Any) -> tuple[str, Callable[..., Any]]:
+    """NumPy's primitive, called with some of its arguments changed: by a function of them, or to another value."""
+    function = getattr(numpy, primitive)
+    signature = inspect.signature(function)
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, change in changes.items():
+            bound.arguments[name] = change(bound.arguments[name]) if callable(change) else change
+        return function(*bound.args)
+
+    return primitive, wrong
+
+
+def gives(primitive: str, change: Callable[..., Any], place: int | None = None) -> tuple[str, Callable[..., Any]]:
+    """NumPy's primitive with its result changed, or one of its results."""
+    function = getattr(numpy, primitive)
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return change(result) if place is None else (*result[:place], change(result[place]), *result[place + 1 :])
+
+    return primitive, wrong
+
+
+def add_wider(a: Array, b: Array) -> Array:
+    out = np.add(a, b)
+    return out.astype("float64") if out.dtype == "float32" else out
+
+
+def exp_into_its_operand(a: Array) -> Array:
+    return np.exp(a, out=a) if a.flags.writeable else np.exp(a)
+
+
+def argmax_last_of_several(a: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    n = 1 if a.ndim == 0 else a.size if axis is None else a.shape[axis]
+    flipped = np.flip(a, axis) if a.ndim else a
+    return np.asarray(n - 1 - np.argmax(flipped, axis, keepdims=keepdims))
+
+
+def transpose_without_strides(a: Array, axes: Any = None) -> Array:
+    return np.array(a, order="C").reshape(np.transpose(a, axes).shape)
+
+
+def getitem_backward_without_repeats(g: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    out = np.zeros(shape, g.dtype)
+    out[index] = g
+    return out
+
+
+def embedding_backward_without_repeats(g: Array, ids: Array, n_rows: int) -> Array:
+    out = np.zeros((n_rows, g.shape[-1]), g.dtype)
+    out[ids] = g
+    return out
+
+
+def embedding_backward_in_any_order(g: Array, ids: Array, n_rows: int) -> Array:
+    order = _shuffled.permutation(ids.size)
+    out = np.zeros((n_rows, g.shape[-1]), g.dtype)
+    np.add.at(out, ids.ravel()[order], g.reshape(ids.size, g.shape[-1])[order])
+    return out
+
+
+_shuffled = np.random.default_rng(0)
+_draws = itertools.count()
+
+
+def ids_that_are_not_copied(ids: Any, upper: int, op: str) -> Array:
+    checked = numpy.ids(ids, upper, op)
+    return ids if isinstance(ids, np.ndarray) and ids.dtype == checked.dtype else checked
+
+
+def prepare_index_that_wraps(index: Any, shape: tuple[int, ...]) -> Any:
+    prepared = numpy.prepare_index(index, shape)
+    return tuple(part % 2 if getattr(part, "dtype", None) == "int64" else part for part in prepared)
+
+
+def layer_norm_that_cancels(x: Array, gamma: Any, beta: Any, eps: float) -> Any:
+    mean = x.mean(-1, keepdims=True)
+    variance = (x * x).mean(-1, keepdims=True) - mean * mean
+    rstd = (1 / np.sqrt(np.maximum(variance, 0) + eps)).astype(x.dtype)
+    return (x - mean) * rstd * (1 if gamma is None else gamma) + (0 if beta is None else beta), mean, rstd
+
+
+def layer_norm_backward_without_centring(g: Array, x: Array, gamma: Any, mean: Array, rstd: Array, needs: Any) -> Any:
+    _, *others = numpy.layer_norm_backward(g, x, gamma, mean, rstd, needs)
+    return (g if gamma is None else g * gamma) * rstd, *others
+
+
+def attention_of_nan_where_all_is_hidden(*args: Any) -> Any:
+    out, log_sum = numpy.attention(*args)
+    return np.where(np.isinf(log_sum), np.nan, out).astype(out.dtype), log_sum
+
+
+def negated(gradient: Any) -> Any:
+    return None if gradient is None else -gradient
+
+
+FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    # In and out
+    "lists are arrays": ("is_array", lambda x: isinstance(x, (np.ndarray, list))),
+    "strings are parsed": ("asarray", np.asarray),
+    "a copy that is not needed": gives("asarray", np.copy),
+    "the copy is the array": ("copy", lambda a: a),
+    "the host's copy is a view": ("to_host", np.asarray),
+    "a copy where memory is shared": gives("from_dlpack", np.copy),
+    "memory that is not cleared": ("zeros", lambda shape, dtype: np.ones(shape, dtype)),
+    "the dtype is left out": given("full", dtype="float64"),
+    "rounded, not cut off": ("astype", lambda a, dtype: (np.round(a) if dtype == "int64" else a).astype(dtype)),
+    "a generator with a state": given("normal", seed=lambda seed: next(_draws)),
+    "the seed is left out": given("normal", seed=0),
+    "the counter's upper half is left out": given("uniform", counter=lambda counter: counter % 2**64),
+    "float64 whatever the dtype": given("uniform", dtype="float64"),
+    "unchecked ids": ("ids", lambda ids, upper, op: np.asarray(ids, np.int64)),
+    "ids that are not copied": ("ids", ids_that_are_not_copied),
+    "an error that names no op": given("ids", op="indexing"),
+    "ignored targets count": gives("targets", lambda counted: None, 1),
+    "targets that count are moved": gives("targets", lambda ids: ids * 0, 0),
+    # Elementwise
+    "float32 becomes float64": ("add", add_wider),
+    "a Python number widens": given("multiply", b=lambda b: np.float64(b) if type(b) is float else b),
+    "a Python float in place of an array": ("sqrt", lambda a: np.sqrt(a) if a.ndim else float(np.sqrt(a))),
+    "nan loses, elementwise": ("maximum", np.fmax),
+    "nan equals nan": ("equal", lambda a, b: np.equal(a, b) | (np.not_equal(a, a) & np.not_equal(b, b))),
+    "equal is less": ("less", np.less_equal),
+    "integers in place of bools": gives("greater", lambda out: out.astype("int8")),
+    "what is not chosen shows": ("where", lambda condition, a, b: condition * a + (1 - condition) * b),
+    "no negative zero": ("negative", lambda a: 0 - a),
+    "written into its operand": ("exp", exp_into_its_operand),
+    "good to 1e-7 only": ("erf", lambda a: numpy.erf(a.astype("float32")).astype(a.dtype)),
+    # Reductions
+    "the wrong last axis": given("sum", axis=lambda axis: 0 if axis == -1 else axis),
+    "axes are not kept": given("sum", keepdims=False),
+    "a scalar in place of an array": ("min", lambda a, axis=None, keepdims=False: np.min(a, axis, keepdims=keepdims)),
+    "nan loses": ("max", lambda a, axis=None, keepdims=False: np.asarray(np.fmax.reduce(a, axis, keepdims=keepdims))),
+    "the last of several": ("argmax", argmax_last_of_several),
+    "int32 places": gives("argmax", lambda places: places.astype("int32")),
+    # Shapes and indices
+    "Fortran's order": ("reshape", lambda a, shape: np.reshape(a, shape, order="F")),
+    "the axes are left out": given("transpose", axes=None),
+    "strides are left out": ("transpose", transpose_without_strides),
+    "joined along the first axis": given("concatenate", axis=0),
+    "indices wrap in silence": ("prepare_index", prepare_index_that_wraps),
+    "repeats are lost": ("getitem_backward", getitem_backward_without_repeats),
+    # Products and fused primitives
+    "a product of rows keeps an axis": gives("matmul", np.atleast_1d),
+    "no bias": given("linear", bias=None),
+    "a gradient is left out": gives("linear_backward", lambda g: None, 1),
+    "the wrong derivative": gives("gelu", negated, 1),
+    "the wrong axis": given("softmax", axis=-1),
+    "a gradient along the wrong axis": given("softmax_backward", axis=0),
+    "overflow": ("log_softmax", lambda a, axis: a - np.log(np.sum(np.exp(a), axis, keepdims=True))),
+    "a sum is left out": ("log_softmax_backward", lambda g, y, axis: g - np.exp(y)),
+    "the variance cancels": ("layer_norm", layer_norm_that_cancels),
+    "eps is left out": given("layer_norm", eps=0.0),
+    "no gradient of centring": ("layer_norm_backward", layer_norm_backward_without_centring),
+    "the wrong rows": given("embedding", ids=lambda ids: ids[..., ::-1] if ids.ndim else ids),
+    "repeated ids are lost": ("embedding_backward", embedding_backward_without_repeats),
+    "other bits every time": ("embedding_backward", embedding_backward_in_any_order),
+    "all rows count": given("cross_entropy", counted=None),
+    "no class is excluded": given("cross_entropy", excluded=None),
+    "the mean is over all rows": given("cross_entropy_backward", counted=None),
+    "the mask is left out": given("attention", mask=None),
+    "one key too far": given("attention", offset=lambda offset: offset + 1),
+    "nan where all is hidden": ("attention", attention_of_nan_where_all_is_hidden),
+    "the wrong sign": gives("attention_backward", negated, 1),
+    "the mask is left out of the gradient": given("attention_backward", mask=None),
+    # In place
+    "not in place": given("sgd_step", p=np.copy),
+    "nesterov is left out": given("sgd_step", nesterov=False),
+    "steps are not counted": given("adam_step", step=1),
+    "decoupled without being asked": given("adam_step", decoupled=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_planted_fault_is_found(what: str) -> None:
+    primitive, fault = FAULTS[what]
+    report = report_of(planted(primitive, fault), primitive)
+    assert report.failed_primitives == (primitive,)
+    row, *_ = [line for line in str(report).splitlines() if line.startswith(f"{primitive} ")]
+    assert row.endswith(f"{len(report.failures)} FAILED")
+    for failure in report.failures:
+        assert f"FAILED  {primitive}: {failure.case.title}" in str(report)
+        assert failure.called and failure.expected and failure.came
+
+
+@pytest.mark.parametrize("what", ["nan loses", "steps are not counted", "repeats are lost", "overflow"])
+def test_a_planted_fault_is_blamed_on_no_other_primitive(what: str) -> None:
+    primitive, fault = FAULTS[what]
+    assert conformance.check(planted(primitive, fault)).failed_primitives == (primitive,)
+
+
+def test_a_failure_says_what_was_called_expected_and_given() -> None:
+    (failure,) = [
+        outcome
+        for outcome in report_of(planted(*FAULTS["nan loses"]), "max").failures
+        if outcome.case.title == "nan at 1 wins, float32"
+    ]
+    assert failure.called == "max(float32 (2, 3) [[1.0, nan, 3.0], [3.0, nan, 1.0]], 1)"
+    assert failure.expected == "np.float32(nan) at (0,)"
+    assert failure.came == "np.float32(3.0); 2 of 2 elements are off"
+
+
+@pytest.mark.parametrize(
+    ("primitive", "gradient"),
+    [
+        ("softmax_backward", lambda g, y, axis: g * y),
+        ("cross_entropy_backward", lambda g, probs, ids, counted: probs * g),
+        gives("gelu", np.zeros_like, 1),
+    ],
+)
+def test_finite_differences_find_what_the_reference_has_wrong_too(
+    primitive: str, gradient: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numpy, primitive, gradient)
+    titles = [outcome.case.title for outcome in report_of(numpy, primitive).failures]
+    assert titles
+    assert all(title.endswith("finite differences") for title in titles)
+
+
+# --- The command line
+
+RIGHT = "tests.counting_backend"
+BORROW = "from russellgrad.backends.numpy_backend import *\nfrom russellgrad.backends import numpy_backend\n"
+WRONG = BORROW + "name = 'wrong'\ndef exp(a):\n    return numpy_backend.exp(a) + 1\n"
+UNUSABLE = BORROW + "name = 'unusable'\ndef require_usable():\n    raise RuntimeError('no such device')\n"
+BROKEN = "import no_such_library\n"
+HALF = "from russellgrad.backends.numpy_backend import exp, log\nname = 'half'\n"
+
+
+def test_the_command_line_on_a_third_partys_backend() -> None:
+    done = run_python("-m", "russellgrad.conformance", RIGHT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"counting: {len(conformance.cases())} cases, all passed"
+
+
+def test_the_command_line_on_a_wrong_one(tmp_path: Path) -> None:
+    (tmp_path / "wrong_backend.py").write_text(WRONG)
+    done = run_python("-m", "russellgrad.conformance", "wrong_backend", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2  # no dot: it might be the name of an entry point
+    (tmp_path / "party").mkdir()
+    (tmp_path / "party" / "wrong_backend.py").write_text(WRONG)
+    done = run_python("-m", "russellgrad.conformance", "party.wrong_backend", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED  exp: random, float32" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(" failed: exp")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (UNUSABLE, "RuntimeError: no such device"),
+        (BROKEN, "ModuleNotFoundError: No module named 'no_such_library'"),
+        (HALF, "TypeError: backend 'party.bad': module party.bad lacks require_usable, is_array, asarray"),
+        (None, "ValueError: unknown backend 'party.bad'"),
+    ],
+    ids=["unusable", "broken", "names missing", "unknown"],
+)
+def test_the_command_line_on_what_cannot_be_used(source: str | None, message: str, tmp_path: Path) -> None:
+    (tmp_path / "party").mkdir()
+    if source is not None:
+        (tmp_path / "party" / "bad.py").write_text(source)
+    done = run_python("-m", "russellgrad.conformance", "party.bad", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"cannot use backend 'party.bad': {message}")
+    assert "Traceback" not in done.stderr
