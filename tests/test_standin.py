@@ -3,8 +3,6 @@
 These run on the stand-in itself, in every session, whatever CuPy the other tests run on.
 """
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +17,7 @@ from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, check_against_torch, rng
 from tests.process import output_of, run_python
-from tests.standin import MODULES, Misuse, compare, record
+from tests.standin import MODULES, Misuse, compare, load_backend, record
 from train.train_transformer import take_step
 
 cupy: Any = MODULES["cupy"]
@@ -39,15 +37,7 @@ def numbers(*values: int) -> Array:
 @pytest.fixture(scope="module")
 def xp() -> Any:
     """The unchanged CuPy backend, loaded on the stand-in."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in MODULES.items():
-            patch.setitem(sys.modules, name, module)
-        spec = importlib.util.spec_from_file_location("russellgrad.backends.cupy_on_standin", compare.BACKEND)
-        assert spec is not None
-        assert spec.loader is not None
-        backend = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(backend)
-    return backend
+    return load_backend()["cupy_backend"]
 
 
 # --- Refusals

@@ -15,15 +15,16 @@ Three kinds of refusal:
 What waits for the device is no error, but is counted: `with record() as log: ...; log.syncs`.
 """
 
+import importlib
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from . import device, functions
+from . import cublas, device, functions
 from .array import Log, Misuse, ndarray, record
 
-__all__ = ["MODULES", "Log", "Misuse", "install", "ndarray", "record"]
+__all__ = ["MODULES", "Log", "Misuse", "install", "load_backend", "ndarray", "record"]
 
 
 def _module(name: str, **contents: Any) -> ModuleType:
@@ -55,3 +56,27 @@ def install() -> None:
     if sys.modules.get("cupy", MODULES["cupy"]) is not MODULES["cupy"]:
         raise RuntimeError("standin: cupy was imported already; install the stand-in before anything imports it")
     sys.modules.update(MODULES)
+    importlib.import_module("russellgrad.backends.cublas").load = cublas.load  # type: ignore[attr-defined]
+
+
+_OURS = ("cublas", "cupy_kernels", "cupy_backend")
+
+
+def load_backend() -> dict[str, Any]:
+    """The modules of the CuPy backend on the stand-in, by name, beside those that another CuPy may have."""
+    package = importlib.import_module("russellgrad.backends")
+    names = [*MODULES, *(f"{package.__name__}.{name}" for name in _OURS)]
+    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    kept_attributes = {name: vars(package).pop(name) for name in _OURS if name in vars(package)}
+    sys.modules.update(MODULES)
+    try:
+        loaded: dict[str, Any] = {name: importlib.import_module(f"{package.__name__}.{name}") for name in _OURS}
+        loaded["cublas"].load = cublas.load
+        return loaded
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        for name in _OURS:
+            vars(package).pop(name, None)
+        sys.modules.update(kept)
+        vars(package).update(kept_attributes)

@@ -32,23 +32,23 @@ class Library:
     def __init__(self) -> None:
         self._handles: dict[int, _Handle] = {}
 
-    def cublasCreate_v2(self, handle: Any) -> int:  # noqa: N802 - cuBLAS's name
+    def cublasCreate_v2(self, handle: Any) -> int:
         number = len(self._handles) + 1
         self._handles[number] = _Handle()
         handle._obj.value = number
         return OK
 
-    def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:  # noqa: N802
+    def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:
         self._handles[handle.value] = _Handle(stream.value or 0)  # which takes the workspace away
         return OK
 
-    def cublasSetWorkspace_v2(self, handle: Any, workspace: Any, size: Any) -> int:  # noqa: N802
+    def cublasSetWorkspace_v2(self, handle: Any, workspace: Any, size: Any) -> int:
         if not workspace.value or workspace.value % 256 or size.value < 32 << 20:
             raise Misuse(f"cuBLAS: a workspace of {size.value} bytes at {workspace.value}; give 32 MiB, aligned to 256")
         self._handles[handle.value].has_workspace = True
         return OK
 
-    def cublasGemmStridedBatchedEx(  # noqa: N802
+    def cublasGemmStridedBatchedEx(
         self, handle: Any, op_a: int, op_b: int, m: int, n: int, k: int, alpha: Any,
         a: Any, a_type: int, lda: int, stride_a: Any, b: Any, b_type: int, ldb: int, stride_b: Any, beta: Any,
         c: Any, c_type: int, ldc: int, stride_c: Any, count: int, compute: int, algorithm: int,
@@ -99,7 +99,9 @@ def _rounded(x: Host, compute: int) -> Host:
         return x
     whole = np.array(x, order="K").view(np.uint32)
     half = np.uint32(1 << (bits - 1))
-    return ((whole + half - 1 + (whole >> np.uint32(bits) & 1)) & np.uint32(~((1 << bits) - 1) & 0xFFFFFFFF)).view(np.float32)
+    return ((whole + half - 1 + (whole >> np.uint32(bits) & 1)) & np.uint32(~((1 << bits) - 1) & 0xFFFFFFFF)).view(
+        np.float32
+    )
 
 
 _library = Library()
