@@ -143,14 +143,29 @@ def layer_norm_that_cancels(x: Array, gamma: Any, beta: Any, eps: float) -> Any:
     return (x - mean) * rstd * (1 if gamma is None else gamma) + (0 if beta is None else beta), mean, rstd
 
 
-def layer_norm_backward_without_centring(g: Array, x: Array, gamma: Any, mean: Array, rstd: Array, needs: Any) -> Any:
-    _, *others = numpy.layer_norm_backward(g, x, gamma, mean, rstd, needs)
+def layer_norm_backward_without_centring(
+    g: Array, x: Array, gamma: Any, mean: Array, rstd: Array, needs: Any, so_far: Any
+) -> Any:
+    _, *others = numpy.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
     return (g if gamma is None else g * gamma) * rstd, *others
 
 
 def attention_of_nan_where_all_is_hidden(*args: Any) -> Any:
     out, log_sum = numpy.attention(*args)
     return np.where(np.isinf(log_sum), np.nan, out).astype(out.dtype), log_sum
+
+
+def add_layer_norm_of_one(x: Array, r: Array, gamma: Any, beta: Any, eps: float) -> Any:
+    return x, *numpy.layer_norm(x, gamma, beta, eps)
+
+
+def adam_step_of_the_first(p: Array, g: Array, m: Array, v: Array, rates: Array, *others: Any) -> None:
+    rate = rates * 0 + np.array([0.1 / (1 - 0.9), (1 - 0.99) ** 0.5, 0.01], rates.dtype)
+    numpy.adam_step(p, g, m, v, rate, *others)
+
+
+def halved(gradient: Any) -> Any:
+    return None if gradient is None else gradient / 2
 
 
 def negated(gradient: Any) -> Any:
@@ -170,7 +185,7 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "rounded, not cut off": ("astype", lambda a, dtype: (np.round(a) if dtype == "int64" else a).astype(dtype)),
     "a generator with a state": given("normal", seed=lambda seed: next(_draws)),
     "the seed is left out": given("normal", seed=0),
-    "the counter's upper half is left out": given("uniform", counter=lambda counter: counter % 2**64),
+    "the counter's upper half is left out": given("uniform", key=lambda key: key * np.array([1, 1, 0], np.uint64)),
     "float64 whatever the dtype": given("uniform", dtype="float64"),
     "unchecked ids": ("ids", lambda ids, upper, op: np.asarray(ids, np.int64)),
     "ids that are not copied": ("ids", ids_that_are_not_copied),
@@ -207,13 +222,18 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "a product of rows keeps an axis": gives("matmul", np.atleast_1d),
     "no bias": given("linear", bias=None),
     "a gradient is left out": gives("linear_backward", lambda g: None, 1),
-    "the wrong derivative": gives("gelu", negated, 1),
+    "the bias is left out": given("bias_gelu", bias=None),
+    "the wrong derivative": gives("bias_gelu_backward", negated, 0),
+    "the wrong slope": given("bias_leaky_relu", alpha=0.02),
+    "rows are left out of the bias's gradient": gives("bias_leaky_relu_backward", halved, 1),
     "the wrong axis": given("softmax", axis=-1),
     "a gradient along the wrong axis": given("softmax_backward", axis=0),
     "overflow": ("log_softmax", lambda a, axis: a - np.log(np.sum(np.exp(a), axis, keepdims=True))),
     "a sum is left out": ("log_softmax_backward", lambda g, y, axis: g - np.exp(y)),
     "the variance cancels": ("layer_norm", layer_norm_that_cancels),
     "eps is left out": given("layer_norm", eps=0.0),
+    "the sum is left out": ("add_layer_norm", add_layer_norm_of_one),
+    "what was there before is left out": given("layer_norm_backward", so_far=None),
     "no gradient of centring": ("layer_norm_backward", layer_norm_backward_without_centring),
     "the wrong rows": given("embedding", ids=lambda ids: ids[..., ::-1] if ids.ndim else ids),
     "repeated ids are lost": ("embedding_backward", embedding_backward_without_repeats),
@@ -229,7 +249,16 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     # In place
     "not in place": given("sgd_step", p=np.copy),
     "nesterov is left out": given("sgd_step", nesterov=False),
-    "steps are not counted": given("adam_step", step=1),
+    "the rate of the first step": ("adam_step", adam_step_of_the_first),
+    "not clipped": given("adam_step", clip=None),
+    "never scaled up": gives("clip_scale", lambda scale: scale * 0 + 1, 1),
+    # Side by side, and replayed
+    "not written into": given("assign", target=np.copy),
+    "copies in place of parts": ("parts", lambda flat, shapes: [np.copy(a) for a in numpy.parts(flat, shapes)]),
+    "numbers in the default dtype": ("numbers", lambda values, dtype: np.array(values)),
+    "numbers that stay": ("renumber", lambda target, values: None),
+    "no answer": ("can_capture", lambda: None),
+    "an error that says nothing": ("capture", lambda work: exec("raise RuntimeError")),
     "decoupled without being asked": given("adam_step", decoupled=True),
 }  # fmt: skip
 
@@ -246,7 +275,7 @@ def test_a_planted_fault_is_found(what: str) -> None:
         assert failure.called and failure.expected and failure.came
 
 
-@pytest.mark.parametrize("what", ["nan loses", "steps are not counted", "repeats are lost", "overflow"])
+@pytest.mark.parametrize("what", ["nan loses", "not clipped", "repeats are lost", "overflow"])
 def test_a_planted_fault_is_blamed_on_no_other_primitive(what: str) -> None:
     primitive, fault = FAULTS[what]
     assert conformance.check(planted(primitive, fault)).failed_primitives == (primitive,)
@@ -268,7 +297,7 @@ def test_a_failure_says_what_was_called_expected_and_given() -> None:
     [
         ("softmax_backward", lambda g, y, axis: g * y),
         ("cross_entropy_backward", lambda g, probs, ids, counted: probs * g),
-        gives("gelu", np.zeros_like, 1),
+        gives("bias_gelu_backward", lambda g: None if g is None else np.zeros_like(g), 0),
     ],
 )
 def test_finite_differences_find_what_the_reference_has_wrong_too(

@@ -165,10 +165,10 @@ ids = np.array([[0, 2, 2], [4, 2, 0]])
 def added(x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
     """Both outputs reach the result, so the sum's gradient comes by two ways."""
     if isinstance(x, Tensor):
-        total, normed = rg.add_layer_norm(x, r, gamma, beta)
+        both: tuple[Any, Any] = rg.add_layer_norm(x, r, gamma, beta)
     else:
-        total, normed = x + r, F.layer_norm(x + r, x.shape[-1:], gamma, beta)
-    return total * total + normed * 3
+        both = x + r, F.layer_norm(x + r, x.shape[-1:], gamma, beta)
+    return both[0] * both[0] + both[1] * 3
 
 
 @DTYPES
@@ -203,7 +203,7 @@ def test_layer_norm_of_a_sum_used_again(backend: Backend) -> None:
     """What reached the operand before is added to its gradient once, however often the operand was used."""
 
     def several(x: Any) -> Any:
-        norm = rg.layer_norm if isinstance(x, Tensor) else lambda x: F.layer_norm(x, x.shape[-1:])
+        norm: Any = rg.layer_norm if isinstance(x, Tensor) else lambda x: F.layer_norm(x, x.shape[-1:])
         return norm(x) * norm(x * 2) + x.tanh() + norm(norm(x))
 
     check_against_torch(several, several, normal(3, 4))
@@ -218,7 +218,7 @@ def test_add_layer_norm_errors(backend: Backend) -> None:
         rg.add_layer_norm(Tensor(1.0), Tensor(1.0))
 
 
-BIASED: Any = pytest.mark.parametrize(
+BIASED = pytest.mark.parametrize(
     ("ours", "theirs"),
     [
         (rg.bias_gelu, lambda x, bias: F.gelu(x + bias)),

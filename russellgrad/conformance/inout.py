@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, Shape
 from .trial import Case, Trial
 from .values import inf, nan, normal, special, values
 from .views import HostArray
@@ -23,6 +23,12 @@ def cases() -> Iterator[Case]:
     yield Case("asarray", "refuses what is no real number", asarray_refuses)
     yield Case("normal", "a function of seed and counter alone", partial(has_no_state, "normal"))
     yield Case("uniform", "a function of seed and counter alone", partial(has_no_state, "uniform"))
+    yield Case("numbers", "of each dtype", numbers_are_filled)
+    yield Case("renumber", "filled anew, in place", numbers_are_filled_anew)
+    yield Case("assign", "in place, broadcast, brought to the dtype", assign_writes)
+    yield Case("parts", "on the memory they are parts of", parts_share_memory)
+    yield Case("can_capture", "True or False", says_whether_it_captures)
+    yield Case("capture", "work that is replayed as often as wanted, or an error", captures_or_refuses)
     yield Case("ids", "int64, from the host and from the device", ids_in_range)
     yield Case("ids", "checked, with an error that names the op", ids_are_checked)
     yield Case("ids", "a copy: what the caller does to his array later does not show", ids_are_copied)
@@ -112,7 +118,63 @@ def copy_is_owned(t: Trial) -> None:
 
 def _write(t: Trial, a: Array) -> None:
     """Take one from an array of three, in place: the optimizer's step is the primitive that writes."""
-    t.backend.sgd_step(a, t.backend.asarray(np.ones(3)), None, 1.0, 0.0, False, 0.0)
+    one = t.backend.asarray(np.ones(3))
+    t.backend.sgd_step(a, one, None, t.backend.asarray(np.ones(1)), None, 0.0, False, 0.0)
+
+
+NUMBERS: dict[str, list[float]] = {"float64": [0.5, -2.0], "float32": [1.5], "uint64": [2**64 - 1, 0, 7]}
+
+
+def numbers_are_filled(t: Trial) -> None:
+    for dtype, given in NUMBERS.items():
+        numbers = t.xp.numbers(given, dtype)
+        t.same(numbers, np.array(given, dtype), atol=0.0)
+
+
+def numbers_are_filled_anew(t: Trial) -> None:
+    for dtype, given in NUMBERS.items():
+        numbers = t.backend.numbers([0] * len(given), dtype)
+        t.xp.renumber(numbers, given)
+        t.same(numbers, np.array(given, dtype), atol=0.0)
+
+
+def assign_writes(t: Trial) -> None:
+    for source in (normal(2, 3), normal(3), np.array(2.0), normal(2, 3).astype("float32")):
+        for target in (np.zeros((2, 3)), np.zeros((2, 3), np.float32)):
+            written = t.backend.copy(t.backend.asarray(target))
+            t.xp.assign(written, t.move(source))
+            t.same(written, np.broadcast_to(source, (2, 3)).astype(target.dtype), atol=0.0)
+
+
+def parts_share_memory(t: Trial) -> None:
+    flat = t.backend.copy(t.backend.asarray(np.arange(7.0)))
+    parts = t.xp.parts(flat, [(3,), (), (0, 2), (1, 3)])
+    for part, expected in zip(parts, ([0.0, 1.0, 2.0], 3.0, np.zeros((0, 2)), [[4.0, 5.0, 6.0]]), strict=True):
+        t.same(part, np.asarray(expected))
+    _write(t, parts[0])
+    t.same(flat, np.array([-1.0, 0.0, 1.0, 3.0, 4.0, 5.0, 6.0]), what="after a part was written into: ")
+
+
+def says_whether_it_captures(t: Trial) -> None:
+    t.require(t.xp.can_capture() in (True, False), "True or False", repr(t.xp.can_capture()))
+
+
+def captures_or_refuses(t: Trial) -> None:
+    a = t.backend.copy(t.backend.asarray(np.ones(3)))
+    one, rate = t.backend.asarray(np.ones(3)), t.backend.asarray(np.ones(1))
+
+    def work() -> None:
+        t.backend.sgd_step(a, one, None, rate, None, 0.0, False, 0.0)
+
+    if not t.backend.can_capture():
+        t.raises(RuntimeError, "record", t.xp.capture, work)
+        return
+    work()  # as it is, so that all it needs is there
+    replay = t.xp.capture(work)
+    t.same(a, np.zeros(3), what="recorded, not done: ")
+    replay()
+    replay()
+    t.same(a, np.full(3, -2.0), what="after two replays: ")
 
 
 def to_host_is_owned(t: Trial) -> None:
@@ -153,13 +215,24 @@ def random_numbers() -> Iterator[Case]:
         for seed, counter in ((0, 0), (1, 0), (0, 1), (2**64 - 1, 5), (7, 2 << 64 | 3)):
             for dtype in ("float64", "float32"):
                 title = f"seed {seed}, counter {counter}, {dtype}"
-                yield from values(primitive, title, (3, 5), seed, counter, dtype, atol=0.0)
-        for shape in ((), (0,), (7,), (2, 0, 3), (2, 3, 4)):
-            yield from values(primitive, f"shape {shape}", shape, 3, 4, "float64", atol=0.0)
+                yield from values(primitive, title, (3, 5), *_draw(primitive, seed, counter), dtype, atol=0.0)
+        for shape in ((), (0,), (7,), (2, 0, 3), (2, 3, 4), (1000,)):
+            for dtype in ("float64", "float32"):
+                yield from values(primitive, f"shape {shape}, {dtype}", shape, *_draw(primitive, 3, 4), dtype, atol=0.0)
+
+
+def _draw(primitive: str, seed: int, counter: int) -> tuple[Any, ...]:
+    """Which draw it is, as the primitive is told."""
+    if primitive == "normal":
+        return seed, counter
+    return (np.array([seed, counter % 2**64, counter >> 64], np.uint64),)
 
 
 def has_no_state(primitive: str, t: Trial) -> None:
-    draw = getattr(t.xp, primitive)
+    def draw(shape: Shape, seed: int, counter: int, dtype: str) -> Array:
+        found: Array = getattr(t.xp, primitive)(shape, *t.move(_draw(primitive, seed, counter)), dtype)
+        return found
+
     first = t.host(draw((4,), 1, 2, "float64"))
     for seed, counter in ((1, 3), (2, 2)):
         other = t.host(draw((4,), seed, counter, "float64"))

@@ -52,6 +52,8 @@ class Pair:
         call: (xp, *operands, *given) -> a tuple of all that the forward gives, the output first.
         pull: (xp, g, that tuple, needs, *operands, *given) -> a gradient for each operand; g is that of the output.
         joint: whether the backward is told which gradients are needed; then every choice of them is tried.
+        own: whether what the forward gives besides its output is the backend's own business; then the backward gets
+            what the backend's own forward gave, and not what NumPy's did.
     """
 
     forward: str
@@ -60,11 +62,13 @@ class Pair:
     pull: Callable[..., Arrays]
     situations: Sequence[Situation]
     joint: bool = False
+    own: bool = False
 
 
 def cases() -> Iterator[Case]:
     yield Case("embedding_backward", "the same bits every time", embedding_backward_is_deterministic)
-    for pair in (gelu, softmax, log_softmax, layer_norm, linear, embedding, cross_entropy, attention, *getitem):
+    for pair in (*activations, softmax, log_softmax, layer_norm, add_layer_norm, linear, embedding, cross_entropy,
+                 attention, *getitem):  # fmt: skip
         for situation in pair.situations:
             yield from _forward(pair, situation)
             if situation.backward and pair.backward:
@@ -78,7 +82,8 @@ def _forward(pair: Pair, situation: Situation) -> Iterator[Case]:
 
         def body(t: Trial, dtype: str = dtype) -> None:
             for hosts in t.each_view(*typed(situation.operands, dtype), *situation.given):
-                t.same(pair.call(t.xp, *t.move(hosts)), pair.call(reference, *hosts))
+                found, expected = pair.call(t.xp, *t.move(hosts)), pair.call(reference, *hosts)
+                t.same(found[:1], expected[:1]) if pair.own else t.same(found, expected)
 
         yield Case(pair.forward, titled(situation.title, dtype), body)
 
@@ -92,7 +97,9 @@ def _backward(pair: Pair, name: str, situation: Situation) -> Iterator[Case]:
             results = pair.call(reference, *hosts)
             g = t.view.values(normal(*np.shape(results[0]), seed=9).astype(dtype))
             expected = pair.pull(reference, g, results, there, *hosts)
-            moved = t.move((g, results, *hosts))
+            moved = t.move((g, () if pair.own else results, *hosts))
+            if pair.own:
+                moved = (moved[0], pair.call(t.xp, *moved[2:]), *moved[2:])
             for needs in product((False, True), repeat=n) if pair.joint else (there,):
                 if any(need and not is_there for need, is_there in zip(needs, there, strict=True)):
                     continue
@@ -158,24 +165,40 @@ def _slopes(loss: Callable[[Sequence[Any]], float], operands: Sequence[Any], i: 
 
 # --- Activations
 
-spread = np.linspace(-6, 6, 25)
-gelu = Pair(
-    "gelu",
-    None,
-    lambda xp, a, approximate: xp.gelu(a, approximate),
-    lambda xp, g, results, needs, a, approximate: (xp.multiply(g, results[1]),),
-    [
-        Situation(f"{title}, {approximate}", (a,), (approximate,), differences=title != "far out")
-        for approximate in ("none", "tanh")
-        for title, a in {
-            "random": cube,
-            "a range": spread,
-            "far out": np.array([inf, -inf, nan, 0.0, -0.0, 50.0, -50.0, 1e6, -1e6]),
-            "no axes": np.array(0.5),
-            "empty": np.zeros((0, 3)),
-        }.items()
-    ],
-)
+spread = np.linspace(-6, 6, 24)  # without 0, where leaky ReLU has no slope
+ACTIVATED: dict[str, tuple[Any, Any]] = {
+    "random": (cube, None),
+    "a bias": (cube, normal(4, seed=1)),
+    "a bias, one row": (cube[0, 0], normal(4, seed=1)),
+    "a bias, many rows": (normal(2, 75, 33), normal(33, seed=1)),
+    "a range": (spread, None),
+    "far out": (np.array([inf, -inf, nan, 0.0, -0.0, 50.0, -50.0, 1e6, -1e6]), None),
+    "no axes": (np.array(0.5), None),
+    "empty": (np.zeros((0, 3)), None),
+    "empty, a bias": (np.zeros((0, 3)), normal(3, seed=1)),
+}
+
+
+def _activation(op: str, choices: Sequence[Any]) -> Pair:
+    return Pair(
+        op,
+        f"{op}_backward",
+        lambda xp, a, bias, choice: getattr(xp, op)(a, bias, choice),
+        lambda xp, g, results, needs, a, bias, choice: (
+            getattr(xp, f"{op}_backward")(g, results[1], bias, choice, needs)
+        ),
+        [
+            Situation(f"{title}, {choice}", operands, (choice,),
+                      differences=title not in ("far out", "a bias, many rows"))
+            for choice in choices
+            for title, operands in ACTIVATED.items()
+        ],
+        joint=True,
+        own=True,
+    )  # fmt: skip
+
+
+activations = [_activation("bias_gelu", ("none", "tanh")), _activation("bias_leaky_relu", (0.01, 0.3))]
 
 # --- Rows
 
@@ -211,7 +234,7 @@ layer_norm = Pair(
     "layer_norm",
     "layer_norm_backward",
     lambda xp, x, gamma, beta, eps: xp.layer_norm(x, gamma, beta, eps),
-    lambda xp, g, results, needs, x, gamma, beta, eps: xp.layer_norm_backward(g, x, gamma, *results[1:], needs),
+    lambda xp, g, results, needs, x, gamma, beta, eps: xp.layer_norm_backward(g, x, gamma, *results[1:], needs, None),
     [
         Situation("random", (cube, gamma, beta), (eps,)),
         Situation("one row", (cube[0, 0], gamma, beta), (eps,)),
@@ -228,6 +251,44 @@ layer_norm = Pair(
     ],
     joint=True,
 )
+
+
+def _add_layer_norm_backward(
+    xp: Backend, g: Array, results: Arrays, needs: Sequence[bool],
+    x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float,
+) -> Arrays:  # fmt: skip
+    """With g for the sum and for the norm of it; what reaches the sum goes through `so_far`."""
+    total, _, mean, rstd = results
+    some = needs[0] or needs[1], needs[2], needs[3]
+    gx, ggamma, gbeta = xp.layer_norm_backward(g, total, gamma, mean, rstd, some, g if some[0] else None)
+    return gx if needs[0] else None, gx if needs[1] else None, ggamma, gbeta
+
+
+def _both(xp: Backend, x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float) -> Arrays:
+    """The sum plus the norm of it, so that one gradient reaches both; then the sum, mean and 1 / std."""
+    total, y, mean, rstd = xp.add_layer_norm(x, r, gamma, beta, eps)
+    return xp.add(total, y), total, mean, rstd
+
+
+add_layer_norm = Pair(
+    "add_layer_norm",
+    "layer_norm_backward",
+    _both,
+    lambda xp, g, results, needs, *rest: _add_layer_norm_backward(
+        xp, g, (results[1], None, *results[2:]), needs, *rest
+    ),
+    [
+        Situation("a sum", (cube, cube[::-1], gamma, beta), (eps,)),
+        Situation("a sum, one row", (cube[0, 0], cube[1, 0], gamma, beta), (eps,)),
+        Situation("a sum, neither gamma nor beta", (cube, cube[::-1], None, None), (eps,)),
+        Situation("a sum, long rows", (normal(3, 70), normal(3, 70, seed=3), normal(70, seed=1), None), (eps,),
+                  differences=False),
+        Situation("a sum, many rows", (normal(2, 75, 4), normal(2, 75, 4, seed=3), gamma, beta), (eps,),
+                  differences=False),
+        Situation("a sum, no rows", (np.zeros((0, 4)), np.zeros((0, 4)), gamma, beta), (eps,)),
+    ],
+    joint=True,
+)  # fmt: skip
 
 # --- Products
 

@@ -285,14 +285,21 @@ def steps() -> Iterator[Case]:
             yield from _steps("sgd_step", f"{title}, shape {shape}", _sgd, state, options)
         for title, options in ADAM.items():
             yield from _steps("adam_step", f"{title}, shape {shape}", _adam, (p, zeros, zeros), options)
+    for max_norm in (0.5, 1.0, 100.0):
+        for title, grads in {"one": [normal(3, 4)], "several": [normal(3, 4), np.array(2.0), normal(65, 7)]}.items():
+            yield from values("clip_scale", f"{title}, max_norm {max_norm}", grads, max_norm)
+    yield from values("clip_scale", "no gradient at all", [np.zeros((2, 3)), np.zeros((0,))], 1.0)
 
 
 def _sgd(xp: Backend, step: int, g: Array, p: Array, velocity: Array | None, options: dict[str, Any]) -> None:
-    xp.sgd_step(p, g, velocity, 0.1, **options)
+    clip = None if step == 1 else xp.full((), 0.5, p.dtype)
+    xp.sgd_step(p, g, velocity, xp.numbers([0.1 * step], p.dtype), clip, **options)
 
 
 def _adam(xp: Backend, step: int, g: Array, p: Array, m: Array, v: Array, options: dict[str, Any]) -> None:
-    xp.adam_step(p, g, m, v, step, 0.1, 0.9, 0.99, 1e-8, **options)
+    clip = None if step == 1 else xp.full((), 0.5, p.dtype)
+    rates = [0.1 / (1 - 0.9**step), (1 - 0.99**step) ** 0.5, 0.1 * options["weight_decay"]]
+    xp.adam_step(p, g, m, v, xp.numbers(rates, p.dtype), clip, 0.9, 0.99, 1e-8, **options)
 
 
 def _steps(

@@ -38,7 +38,17 @@ def _modules() -> dict[str, ModuleType]:
     special = _module("cupyx.scipy.special", erf=functions.erf)
     scipy = _module("cupyx.scipy", special=special)
     cupyx = _module("cupyx", scipy=scipy, scatter_add=functions.scatter_add)
-    cuda = _module("cupy.cuda", is_available=lambda: True)
+
+    class _S:
+        ptr = 0
+
+        def is_capturing(self):
+            return False
+
+    class _D:
+        id = 0
+
+    cuda = _module("cupy.cuda", is_available=lambda: True, get_current_stream=lambda: _S(), Device=_D)
     names = {name: getattr(functions, name) for name in functions.__all__}
     cupy = _module("cupy", cuda=cuda, RawKernel=device.RawKernel, RawModule=device.RawModule, **names)
     return {module.__name__: module for module in (cupy, cuda, cupyx, scipy, special)}

@@ -98,10 +98,8 @@ def _rounded(x: Host, compute: int) -> Host:
     if x.dtype == np.float64 or bits == 0:
         return x
     whole = np.array(x, order="K").view(np.uint32)
-    half = np.uint32(1 << (bits - 1))
-    return ((whole + half - 1 + (whole >> np.uint32(bits) & 1)) & np.uint32(~((1 << bits) - 1) & 0xFFFFFFFF)).view(
-        np.float32
-    )
+    last, half = whole >> np.uint32(bits) & 1, np.uint32(1 << (bits - 1))  # half way goes to the even one
+    return ((whole + (half - 1) + last) & np.uint32(2**32 - 2**bits)).view(np.float32)
 
 
 _library = Library()
