@@ -8,6 +8,7 @@ In float32 and bfloat16 the fused primitives are the kernels of `cupy_kernels.py
 other dtypes, and along other axes, the formulas here. Products are cuBLAS's (`cublas.py`).
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import accumulate
@@ -34,6 +35,11 @@ DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
+# bfloat16 is known to NumPy and CuPy once ml_dtypes is imported.
+_MORE_DTYPES = ("bfloat16",) if importlib.util.find_spec("ml_dtypes") else ()
+if _MORE_DTYPES:
+    importlib.import_module("ml_dtypes")
+
 name = "cupy"
 
 # --- In and out of the backend
@@ -48,14 +54,18 @@ def require_usable() -> None:
         )
 
 
+def float_dtypes() -> tuple[str, ...]:
+    return ("float16", "float32", "float64", *_MORE_DTYPES)
+
+
 def is_array(x: Any) -> bool:
     return isinstance(x, cupy.ndarray)
 
 
 def asarray(data: Any, dtype: DType = None) -> Array:
     if not is_array(data):
-        return cupy.asarray(host.real_array(data, dtype))
-    host.check_real(data.dtype if dtype is None else np.dtype(dtype))
+        return cupy.asarray(host.real_array(data, dtype, _MORE_DTYPES))
+    host.check_real(data.dtype if dtype is None else np.dtype(dtype), _MORE_DTYPES)
     return cupy.asarray(data, dtype)
 
 
@@ -69,7 +79,7 @@ def to_host(a: Array) -> Any:
 
 def from_dlpack(x: Any) -> Array:
     array = cupy.from_dlpack(x)
-    host.check_real(array.dtype)
+    host.check_real(array.dtype, _MORE_DTYPES)
     return array
 
 
@@ -315,6 +325,10 @@ def getitem_backward(g: Array, index: Any, shape: Shape) -> Array:
 
 
 # --- Products
+
+
+def set_matmul_precision(level: str) -> None:
+    cublas.set_precision(level)
 
 
 def matmul(a: Array, b: Array) -> Array:

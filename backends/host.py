@@ -28,21 +28,21 @@ def uniform(shape: Shape, seed: int, counter: int) -> HostArray:
     return np.asarray(_generator(seed, counter).random(shape))
 
 
-def real_array(data: Any, dtype: Any = None) -> HostArray:
-    """`data` as a host array of numbers or bools.
+def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> HostArray:
+    """`data` as a host array of numbers or bools. `others` are names of dtypes besides NumPy's own that will do.
 
     Raises:
         TypeError: complex numbers, strings, objects.
         ValueError: ragged nested lists.
     """
     array = np.asarray(data, dtype=dtype)
-    check_real(array.dtype)
+    check_real(array.dtype, others)
     return array
 
 
-def check_real(dtype: Any) -> None:
+def check_real(dtype: Any, others: tuple[str, ...] = ()) -> None:
     """Raises TypeError for a dtype of complex numbers, strings or objects."""
-    if dtype.kind not in "biuf":
+    if dtype.kind not in "biuf" and dtype.name not in others:
         raise TypeError(f"asarray: cannot make an array of dtype {dtype}; pass real numbers or bools")
 
 

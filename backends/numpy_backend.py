@@ -62,6 +62,10 @@ def require_usable() -> None:
     keep_freed_memory()
 
 
+def float_dtypes() -> tuple[str, ...]:
+    return ("float16", "float32", "float64")
+
+
 def is_array(x: Any) -> bool:
     return isinstance(x, np.ndarray)
 
@@ -384,6 +388,10 @@ def _is_one_mask(index: tuple[Any, ...]) -> bool:
 
 
 # --- Products
+
+
+def set_matmul_precision(level: str) -> None:
+    """A CPU is no faster for less: products are always of whole float32 numbers."""
 
 
 def matmul(a: Array, b: Array) -> Array:

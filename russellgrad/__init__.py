@@ -20,6 +20,7 @@ from .functional import (
 )
 from .gradcheck import GradientError, gradcheck
 from .module import Module
+from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
 from .softmax import softmax  # the function: it takes the place of the module of that name here
 from .tensor import Tensor, custom_op
@@ -42,6 +43,7 @@ __all__ = [
     "embedding",
     "get_backend",
     "get_default_dtype",
+    "get_matmul_precision",
     "gradcheck",
     "layer_norm",
     "linear",
@@ -52,6 +54,7 @@ __all__ = [
     "no_grad",
     "set_backend",
     "set_default_dtype",
+    "set_matmul_precision",
     "softmax",
     "use_backend",
     "where",

@@ -35,6 +35,7 @@ class Backend(Protocol):
 
     # In and out of the backend
     def require_usable(self) -> None: ...                                        # raises RuntimeError saying what to install or set
+    def float_dtypes(self) -> tuple[str, ...]: ...                               # the names of those it computes in
     def is_array(self, x: Any) -> bool: ...                                      # is x one of this backend's own arrays?
     def asarray(self, data: Any, dtype: DType = None) -> Array: ...              # numbers, lists, host arrays, own arrays; copies only if it must
     def copy(self, a: Array) -> Array: ...                                       # (...) -> (...), C order, owned
@@ -99,6 +100,7 @@ class Backend(Protocol):
     def getitem_backward(self, g: Array, index: Index, shape: Shape) -> Array: ...  # zeros(shape), [index] += g; repeats accumulate
 
     # Products
+    def set_matmul_precision(self, level: str) -> None: ...                      # of float32 factors, from here on: "highest" all of it, "high" TF32, "medium" bfloat16, or better
     def matmul(self, a: Array, b: Array) -> Array: ...                           # (..., n, k) @ (..., k, m) -> (..., n, m); 1-D as in NumPy
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array: ...  # (..., i) (i, o) (o,) -> (..., o)
     def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,)
@@ -142,6 +144,7 @@ BUILTIN = ("numpy", "numba", "cupy")
 ENTRY_POINT_GROUP = "russellgrad.backends"
 
 _loaded: dict[str, Backend] = {}
+_precision = "highest"
 _default: Backend | None = None  # set by set_backend, or from RG_BACKEND at first use; None before that
 _override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", default=None)
 
@@ -206,8 +209,22 @@ def load_backend(name: str) -> Backend:
                 f"unknown backend {name!r}: known are {', '.join(_known_names())}; "
                 "or give the dotted path of a module, RG_BACKEND=package.module"
             )
-        _loaded[name] = _as_backend(module, name)
+        _adopt(name, module)
     return _loaded[name]
+
+
+def _adopt(name: str, module: ModuleType) -> None:
+    backend = _as_backend(module, name)
+    backend.set_matmul_precision(_precision)
+    _loaded[name] = backend
+
+
+def set_precision_of_backends(level: str) -> None:
+    """Of those that are loaded, and those that will be."""
+    global _precision
+    _precision = level
+    for backend in _loaded.values():
+        backend.set_matmul_precision(level)
 
 
 def _import_dotted(path: str) -> ModuleType:
@@ -245,7 +262,7 @@ def resolve_backend(backend: "str | ModuleType | Backend | None") -> Backend:
         return load_backend(backend)
     if isinstance(backend, ModuleType):
         if not any(backend is known for known in _loaded.values()):
-            _loaded[backend.__name__] = _as_backend(backend, backend.__name__)
+            _adopt(backend.__name__, backend)
         return cast(Backend, backend)
     raise TypeError(f"backend must be a name or a module, got {type(backend).__name__}")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from .backend import Array, DType
 
-_FLOATS = ("float32", "float64")
+_FLOATS = ("float32", "float64", "bfloat16")
 _default: str | None = None  # set by set_default_dtype, or from RG_DTYPE at first use
 
 
@@ -18,7 +18,11 @@ def get_default_dtype() -> str:
 
 
 def set_default_dtype(dtype: DType) -> None:
-    """Make "float32" or "float64" the default. Raises ValueError for any other."""
+    """Make "float32", "float64" or "bfloat16" the default. Raises ValueError for any other.
+
+    bfloat16 is for backends that compute in it (`backend.float_dtypes()`), as CuPy; on another a Tensor of it is a
+    TypeError.
+    """
     global _default
     _default = _checked(dtype, "set_default_dtype")
 
@@ -31,7 +35,7 @@ def _checked(dtype: DType, who: str) -> str:
 
 
 def is_float(dtype: Any) -> bool:
-    return bool(dtype.kind == "f")
+    return bool(dtype.kind == "f" or dtype.kind == "V" and dtype.name == "bfloat16")  # which NumPy itself has not
 
 
 def common_float(arrays: list[Array]) -> DType | None:

@@ -15,6 +15,7 @@ from math import prod
 
 from .autograd import no_grad
 from .backend import Array, Shape
+from .dtype import is_float
 from .tensor import Tensor
 
 
@@ -104,7 +105,7 @@ def _check_inputs(inputs: list[Tensor]) -> None:
     for k, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise TypeError(f"gradcheck: input {k} is a {type(x).__name__}; it must be a Tensor")
-        if x.dtype.kind == "f" and x.dtype != "float64":
+        if is_float(x.dtype) and x.dtype != "float64":
             raise TypeError(f"gradcheck: input {k} is {x.dtype}, too coarse for this; use .astype('float64')")
     if not any(x.requires_grad for x in inputs):
         raise ValueError("gradcheck: no input requires a gradient, so there is nothing to check")

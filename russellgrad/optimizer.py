@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from .autograd import Version
 from .backend import Array, Backend
 from .replay import host_numbers, on_host
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
@@ -29,15 +30,15 @@ class _One:
     """A parameter by itself, as the optimizer changes it."""
 
     def __init__(self, p: Tensor, options: dict[str, Any]) -> None:
-        self.p, self.options = p, options
+        self.params, self.options = [p], options
 
     @property
     def value(self) -> Array:
-        return self.p.data
+        return self.params[0].data
 
     @property
     def grad(self) -> Array | None:
-        return self.p.grad
+        return self.params[0].grad
 
 
 class _Flat:
@@ -60,8 +61,22 @@ class _Flat:
             p.grad_buffer = grad
 
 
+_Versions: TypeAlias = list[tuple[Version, int]]
+
+
+def _versions(unit: _One | _Flat) -> _Versions:
+    return [(p._version, p._version[0]) for p in unit.params]
+
+
+def _same_versions(a: _Versions | None, b: _Versions) -> bool:
+    return a is not None and all(one is other and m == n for (one, m), (other, n) in zip(a, b, strict=True))
+
+
 class Optimizer:
     """What the optimizers share: groups of parameters, and the learning rate.
+
+    Of parameters in half precision it keeps a copy in float32 ("master"), to which the steps are added: most would be
+    lost in a rounding otherwise (Micikevicius et al., "Mixed precision training", arXiv:1710.03740, section 3.1).
 
     Args:
         params: parameters; or groups, each a dict with its "params" and options that differ from the optimizer's own:
@@ -100,6 +115,7 @@ class Optimizer:
         )
         # By the parameter's place in `params`; by the group's among `groups`, if flat.
         self.state: dict[int, dict[str, Any]] = {}
+        self._seen: dict[int, _Versions] = {}  # the versions of parameters that their copies in float32 are of
 
     def _check_params(self) -> None:
         name = type(self).__name__
@@ -163,7 +179,11 @@ class Optimizer:
             norm, clip = _clip_scale("step", self.params[0].backend, grads, max_norm)
         for place, unit in enumerate(self._units):
             if unit.grad is not None:
-                self._update(unit.value, unit.grad, clip, self.state.setdefault(place, {}), unit.options)
+                state = self.state.setdefault(place, {})
+                value = self._in_float32(place, unit, state) if unit.value.dtype.itemsize < 4 else unit.value
+                self._update(value, unit.grad, clip, state, unit.options)
+                if value is not unit.value:
+                    self.params[0].backend.assign(unit.value, value)
         arrays = [p.data for p in self.params]
         on_host(lambda: self._count(arrays))
         return None if norm is None else Tensor._wrap(norm, self.params[0].backend)
@@ -181,6 +201,12 @@ class Optimizer:
                     f"{name}: parameter {place} has shape {p.shape}, its gradient {p.grad.shape}; they must agree"
                 )
 
+    def _in_float32(self, place: int, unit: _One | _Flat, state: dict[str, Any]) -> Array:
+        """The copy, made anew if a parameter was changed by anything but a step."""
+        if not _same_versions(self._seen.get(place), _versions(unit)):
+            state["master"] = unit.params[0].backend.astype(unit.value, "float32")
+        return state["master"]
+
     def _count(self, arrays: list[Array]) -> None:
         for p, array in zip(self.params, arrays, strict=True):
             if p.data is not array:  # a recorded step goes on changing the old one
@@ -190,6 +216,7 @@ class Optimizer:
                 )
             if p.grad is not None:
                 p.changed_in_place()
+        self._seen = {place: _versions(unit) for place, unit in enumerate(self._units)}
         self.steps_taken += 1
 
     def _update(self, p: Array, g: Array, clip: Array | None, state: dict[str, Any], options: dict[str, Any]) -> None:
@@ -218,7 +245,7 @@ class SGDOptimizer(Optimizer):
 
     def _update(self, p: Array, g: Array, clip: Array | None, state: dict[str, Any], options: dict[str, Any]) -> None:
         xp = self.params[0].backend
-        if options["momentum"] and not state:
+        if options["momentum"] and "velocity" not in state:
             state["velocity"] = xp.zeros(p.shape, p.dtype)
         rates = host_numbers(xp, lambda: (self.lr,), p.dtype)
         xp.sgd_step(
@@ -252,7 +279,7 @@ class AdamOptimizer(Optimizer):
 
     def _update(self, p: Array, g: Array, clip: Array | None, state: dict[str, Any], options: dict[str, Any]) -> None:
         xp = self.params[0].backend
-        if not state:
+        if "m" not in state:
             state.update(m=xp.zeros(p.shape, p.dtype), v=xp.zeros(p.shape, p.dtype), step=0)
         beta1, beta2 = options["betas"]
 

@@ -182,7 +182,7 @@ def clip(xp: Backend, a: Array, low: Array, high: Array) -> Result:
 
 def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
     out = xp.astype(a, dtype)
-    if out.dtype.kind not in "biuf":
+    if out.dtype.kind not in "biu" and not is_float(out.dtype):
         raise TypeError(f"astype: a tensor holds real numbers or bools, not {out.dtype}")
     # The engine brings every gradient to its operand's dtype.
     return out, (lambda g: g) if is_float(out.dtype) else None

@@ -175,6 +175,7 @@ def negated(gradient: Any) -> Any:
 FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     # In and out
     "lists are arrays": ("is_array", lambda x: isinstance(x, (np.ndarray, list))),
+    "no float32": ("float_dtypes", lambda: ("float64",)),
     "strings are parsed": ("asarray", np.asarray),
     "a copy that is not needed": gives("asarray", np.copy),
     "the copy is the array": ("copy", lambda a: a),
@@ -221,6 +222,7 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     # Products and fused primitives
     "a product of rows keeps an axis": gives("matmul", np.atleast_1d),
     "no bias": given("linear", bias=None),
+    "a level it does not know": ("set_matmul_precision", lambda level: {"highest": 1}[level]),
     "a gradient is left out": gives("linear_backward", lambda g: None, 1),
     "the bias is left out": given("bias_gelu", bias=None),
     "the wrong derivative": gives("bias_gelu_backward", negated, 0),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, Shape
+from ..precision import get_matmul_precision
 from .trial import Case, Trial
 from .values import inf, nan, normal, special, values
 from .views import HostArray
@@ -15,6 +16,7 @@ from .views import HostArray
 def cases() -> Iterator[Case]:
     yield Case("name", "a string", name_is_a_string)
     yield Case("require_usable", "says nothing once it is usable", require_usable_returns)
+    yield Case("float_dtypes", "float32 and float64 among them", float_dtypes_are_names)
     yield Case("is_array", "of its own arrays alone", is_array_of_its_own)
     yield Case("asarray", "its own array as it is, without a copy", asarray_does_not_copy)
     yield Case("copy", "an array of its own", copy_is_owned)
@@ -27,6 +29,7 @@ def cases() -> Iterator[Case]:
     yield Case("renumber", "filled anew, in place", numbers_are_filled_anew)
     yield Case("assign", "in place, broadcast, brought to the dtype", assign_writes)
     yield Case("parts", "on the memory they are parts of", parts_share_memory)
+    yield Case("set_matmul_precision", "takes every level", takes_every_level)
     yield Case("can_capture", "True or False", says_whether_it_captures)
     yield Case("capture", "work that is replayed as often as wanted, or an error", captures_or_refuses)
     yield Case("ids", "int64, from the host and from the device", ids_in_range)
@@ -52,6 +55,13 @@ def name_is_a_string(t: Trial) -> None:
 
 def require_usable_returns(t: Trial) -> None:
     t.xp.require_usable()
+
+
+def float_dtypes_are_names(t: Trial) -> None:
+    found = t.xp.float_dtypes()
+    t.require({"float32", "float64"} <= set(found), "float32 and float64 among them", repr(found))
+    for dtype in found:
+        t.is_array(t.backend.zeros((2,), dtype), (2,), dtype)
 
 
 def is_array_of_its_own(t: Trial) -> None:
@@ -153,6 +163,17 @@ def parts_share_memory(t: Trial) -> None:
         t.same(part, np.asarray(expected))
     _write(t, parts[0])
     t.same(flat, np.array([-1.0, 0.0, 1.0, 3.0, 4.0, 5.0, 6.0]), what="after a part was written into: ")
+
+
+def takes_every_level(t: Trial) -> None:
+    a, b = normal(3, 4).astype("float32"), normal(4, 5, seed=1).astype("float32")
+    try:
+        for level, atol in {"medium": 0.1, "high": 0.02, "highest": 2e-5}.items():
+            t.xp.set_matmul_precision(level)
+            t.same(t.xp.matmul(t.move(a), t.move(b)), a @ b, atol=atol, what=f"{level}: ")
+            t.same(t.xp.matmul(*t.move((a.astype("float64"), b.astype("float64")))), a.astype("float64") @ b)
+    finally:
+        t.backend.set_matmul_precision(get_matmul_precision())
 
 
 def says_whether_it_captures(t: Trial) -> None:
