@@ -523,7 +523,7 @@ def adam_step(
 
 
 def uniform(shape: Shape, dtype: DType, key: Array) -> Array:
-    """Numbers uniform on [0, 1), the same as `host.uniform`'s; key (3,) uint64: seed, counter % 2^64, counter // 2^64."""
+    """Numbers on [0, 1), the same as `host.uniform`'s. key (3,) uint64: seed, counter % 2^64, counter // 2^64."""
     _check("uniform", "uint64", key=key)
     out = cupy.empty(shape, dtype)
     t = _common_type("uniform", out)
