@@ -359,7 +359,7 @@ def writable(a: ndarray) -> Host:
 def numeric(dtype: Any) -> Any:
     """The dtype, if a device knows it. Raises ValueError."""
     known = np.dtype(dtype)
-    if known.char not in "?bBhHiIlLqQefdFD":
+    if known.char not in "?bBhHiIlLqQefdFD" and known.name != "bfloat16":
         raise ValueError(f"Unsupported dtype {known}")
     return known
 
@@ -367,7 +367,7 @@ def numeric(dtype: Any) -> Any:
 def rubbish(shape: Any, dtype: Any, order: str = "C") -> Host:
     """New memory: nan, True or a large number, so that what reads it before writing it is seen."""
     kind = numeric(dtype).kind
-    return np.full(shape, np.nan if kind in "fc" else True if kind == "b" else np.iinfo(dtype).max - 8, dtype, order)  # type: ignore[call-overload]
+    return np.full(shape, np.nan if kind in "fcV" else True if kind == "b" else np.iinfo(dtype).max - 8, dtype, order)  # type: ignore[call-overload]
 
 
 def _reduced(name: str, a: ndarray, **options: Any) -> ndarray:

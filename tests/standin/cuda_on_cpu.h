@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <type_traits>
@@ -28,11 +27,12 @@
 #define __constant__
 #define __managed__
 #define __grid_constant__
-#define __shared__ static
+#define __shared__ static __attribute__((used))  // whose first value nobody knows, the compiler neither
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
+#define alignas(n) __attribute__((aligned(n)))  // which may stand behind __shared__, too
 #define __builtin_assume(x) ((void)0)
 #define __CUDACC__ 1
 #define __CUDA_ARCH__ 800
@@ -78,6 +78,7 @@ struct Launch {  // mirrored in device.py
     Range dynamic;        // of shared memory
     Range* shared;        // the kernel's arrays in shared memory
     long long n_shared;
+    char* stacks;         // MOST_THREADS of them
     unsigned at_block[3], at_thread[3];  // from here on: where it ended, unless it ended well
     int signal, is_write;
     void* address;        // that could not be reached
@@ -89,7 +90,7 @@ enum State : char { READY, EXCHANGING, AT_BARRIER, DONE };
 enum Kind : char { SHUFFLE, VOTE, SYNC };
 
 constexpr int MOST_THREADS = 1024;
-constexpr long STACK = 256 << 10, STACK_GUARD = 4 << 10;
+constexpr long STACK = 256 << 10, STACK_GUARD = 4 << 10;  // bytes; the guard is at the lower end
 constexpr unsigned short RUBBISH = 0x7fff;  // a nan as bfloat16, half, float and double, and a large integer
 
 struct Thread {
@@ -110,7 +111,6 @@ static unsigned long long random_state = 1;
 static Launch* launch = nullptr;
 static void (*kernel)(void**) = nullptr;
 static void* scheduler_stack_pointer = nullptr;
-static char* stacks = nullptr;
 static sigjmp_buf escape;
 
 inline unsigned random_below(unsigned n) {  // xorshift64*
@@ -348,7 +348,7 @@ inline Status run_block() {
         unsigned x = t % blockDim.x, y = t / blockDim.x % blockDim.y, z = t / blockDim.x / blockDim.y;
         threads[t].index = {x, y, z};
         threads[t].state = READY;
-        prepare(threads[t], stacks + t * STACK);
+        prepare(threads[t], launch->stacks + t * STACK);
     }
     int order[MOST_THREADS / 32], n_warps = (n_threads + 31) / 32;
     for (bool done = false; !done;) {
@@ -426,16 +426,6 @@ struct FlushSubnormals {
 #endif
 };
 
-inline bool make_stacks() {
-    if (stacks) return true;
-    void* memory = mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return false;
-    stacks = (char*)memory;
-    for (int t = 0; t < MOST_THREADS; ++t) mprotect(stacks + t * STACK, STACK_GUARD, PROT_NONE);
-    return true;
-}
-
 inline Status run(Launch* asked, void (*function)(void**)) {
     launch = asked;
     kernel = function;
@@ -443,10 +433,6 @@ inline Status run(Launch* asked, void (*function)(void**)) {
     gridDim = dim3(asked->grid[0], asked->grid[1], asked->grid[2]);
     blockDim = dim3(asked->block[0], asked->block[1], asked->block[2]);
     n_threads = blockDim.x * blockDim.y * blockDim.z;
-    if (!make_stacks()) {
-        snprintf(launch->text, sizeof launch->text, "no memory for the threads' stacks");
-        return STUCK;
-    }
     CatchFaults catch_faults;
     FlushSubnormals flush;
     if (sigsetjmp(escape, 1)) {

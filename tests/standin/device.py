@@ -42,7 +42,7 @@ COMPILER = "g++"
 FLAGS = (
     "-O2", "-g1", "-w", "-shared", "-fPIC", "-pthread",
     "-fvisibility=hidden", "-fno-gnu-unique",  # so that two modules with a kernel of one name keep to themselves
-    "-fno-exceptions", "-fno-strict-aliasing", "-fno-math-errno", "-U_FORTIFY_SOURCE",
+    "-fno-exceptions", "-fno-ipa-icf", "-fno-strict-aliasing", "-fno-math-errno", "-U_FORTIFY_SOURCE",
     "-ftrivial-auto-var-init=pattern",  # local variables that nothing was written to: -1.7e38 as float
     "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error",
 )  # fmt: skip
@@ -118,6 +118,7 @@ class _Launch(ctypes.Structure):
         ("dynamic", _Range),
         ("shared", ctypes.c_void_p),
         ("n_shared", ctypes.c_longlong),
+        ("stacks", ctypes.c_void_p),
         ("at_block", ctypes.c_uint * 3),
         ("at_thread", ctypes.c_uint * 3),
         ("signal", ctypes.c_int),
@@ -138,6 +139,7 @@ class _Entry(ctypes.Structure):
 
 
 FINE, STUCK, FAULT = range(3)
+STACK, STACK_GUARD = 256 << 10, 4 << 10  # bytes
 
 
 @dataclass
@@ -162,26 +164,30 @@ class _Library:
         self._symbols = [*_symbols(path)]
         table = ctypes.addressof(ctypes.c_char.in_dll(self._loaded, "cuda_on_cpu_kernels"))
         self.base = table - next(start for name, start, _ in self._symbols if name == "cuda_on_cpu_kernels")
-        self.functions: dict[str, _Function] = {}
+        entries = [*self._entries(table)]
+        names = {self.base + start: name for name, start, _ in self._symbols}
+        self._prefixes = {entry.address: _prefix_of_locals(names[entry.address]) for entry in entries}
+        self.functions = {
+            entry.name.decode(): _Function(self, entry.call, _parameters(entry), [*self._shared_of(entry.address)])
+            for entry in entries
+        }
+
+    @staticmethod
+    def _entries(table: int) -> Iterator[_Entry]:
         for i in itertools.count():
             entry = _Entry.from_address(table + i * ctypes.sizeof(_Entry))
             if not entry.name:
-                break
-            listed = entry.parameters()
-            types = itertools.takewhile(lambda text: text is not None, (listed[j] for j in itertools.count()))
-            parameters = tuple(_type_in(text) for text in types)
-            shared = [*self._shared_of(entry.address - self.base)]
-            self.functions[entry.name.decode()] = _Function(self, entry.call, parameters, shared)
+                return
+            yield entry
 
-    def _shared_of(self, address: int) -> Iterator[tuple[int, int]]:
-        """The arrays in shared memory of the kernel at `address`, and of functions that are no kernels.
+    def _shared_of(self, kernel: int) -> Iterator[tuple[int, int]]:
+        """The arrays in shared memory of the kernel at an address, and those of functions that are no kernels.
 
-        In C++ they are static variables of a function, whose mangled names start with _ZZ and the function's own.
+        In C++ they are static variables of a function: their mangled names start with _ZZ and the function's own.
         """
-        kernels = {name for name, start, _ in self._symbols if start == address}
-        mine = tuple(f"_ZZ{name.removeprefix('_Z')}E" if name.startswith("_Z") else f"_ZZ{name}E" for name in kernels)
+        others = tuple(prefix for address, prefix in self._prefixes.items() if address != kernel)
         for name, start, size in self._symbols:
-            if name.startswith(mine):
+            if name.startswith("_ZZ") and not name.startswith((*others, "_ZZN11cuda_on_cpu")):
                 yield self.base + start, size
 
     def line_of(self, instruction: int) -> str:
@@ -203,6 +209,16 @@ def _symbols(library: Path) -> Iterator[tuple[str, int, int]]:
             yield words[3], int(words[0], 16), int(words[1], 16)
 
 
+def _prefix_of_locals(mangled: str) -> str:
+    """What the mangled names of a function's static variables start with."""
+    return f"_ZZ{mangled.removeprefix('_Z') if mangled.startswith('_Z') else f'{len(mangled)}{mangled}'}E"
+
+
+def _parameters(entry: _Entry) -> tuple[str, ...]:
+    listed = entry.parameters()
+    return tuple(_type_in(text) for text in itertools.takewhile(bool, (listed[i] for i in itertools.count())))
+
+
 def _type_in(text: bytes) -> str:
     """T of "constexpr const char* pretty() [with T = const float*]"."""
     return re.findall(r"T = (.*?)(?:; .*)?\]$", text.decode())[0]
@@ -221,6 +237,29 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _PROT_NONE, _PROT_READ, _PROT_READ_WRITE = 0, 1, 3
 _MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x4022
 
+
+def _reserve(size: int, what: str) -> int:
+    """The address of `size` bytes that nothing may touch yet."""
+    address = _libc.mmap(None, size, _PROT_NONE, _MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise MemoryError(f"standin: no memory for {what}, {size} bytes")
+    return int(address)
+
+
+def _allow(address: int, size: int, protection: int) -> None:
+    if _libc.mprotect(address, size, protection):
+        raise OSError(ctypes.get_errno(), "standin: mprotect failed")
+
+
+@cache
+def _stacks() -> int:
+    """Where the stacks of a block's threads are; below each is a part that nothing may touch."""
+    stacks = _reserve(MOST_THREADS * STACK, "the threads' stacks")
+    for thread in range(MOST_THREADS):
+        _allow(stacks + thread * STACK + STACK_GUARD, STACK - STACK_GUARD, _PROT_READ_WRITE)
+    return stacks
+
+
 GUARD = 16 << 20  # bytes on either side
 PAGE = os.sysconf("SC_PAGESIZE")
 ALIGNMENT = 16  # of the widest load; an address keeps its place within it
@@ -235,26 +274,23 @@ class Region:
         self.what, self.size = what, size
         self._pages = -(-(size + phase) // PAGE) * PAGE
         self._mapped = self._pages + 2 * GUARD
-        flags = _MAP_PRIVATE_ANONYMOUS_NORESERVE
-        base = _libc.mmap(None, self._mapped, _PROT_NONE, flags, -1, 0)
-        if base in (None, ctypes.c_void_p(-1).value):
-            raise MemoryError(f"standin: no memory for {what}, {size} bytes")
+        base = _reserve(self._mapped, what)
         self._base, self._first = base, base + GUARD
         last = self._first + self._pages - size
         self.start = last - (last - phase) % ALIGNMENT if at_end else self._first + phase
-        _libc.mprotect(self._first, self._pages, _PROT_READ_WRITE)
+        _allow(self._first, self._pages, _PROT_READ_WRITE)
         self._untouched = np.full(self._pages // 2, next(_margins), np.uint16).view(np.uint8)
         self._bytes[:] = self._untouched
 
     @property
     def _bytes(self) -> Host:
-        return np.frombuffer((ctypes.c_ubyte * self._pages).from_address(self._first), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_ubyte * self._pages).from_address(self._first))
 
     def free(self) -> None:
         _libc.munmap(self._base, self._mapped)
 
     def forbid_writing(self) -> None:
-        _libc.mprotect(self._first, self._pages, _PROT_READ)
+        _allow(self._first, self._pages, _PROT_READ)
 
     def holds(self, address: int) -> bool:
         return self._base <= address < self._base + self._mapped
@@ -570,7 +606,7 @@ class _Launcher:
                 yield i, parameter, arg
 
     def _run(self, seed: int, extents: list[_Extent], regions: list[Region], dynamic: Region) -> None:
-        shared = (_Range * max(1, len(self._function.shared)))(*self._function.shared)
+        shared = (_Range * max(1, len(self._function.shared)))(*(_Range(*place) for place in self._function.shared))
         values = [self._value(arg, extents, regions) for arg in self._args]
         buffers = [ctypes.create_string_buffer(value, 16) for value in values]
         pointers = (ctypes.c_void_p * max(1, len(buffers)))(*map(ctypes.addressof, buffers))
@@ -582,6 +618,7 @@ class _Launcher:
             dynamic=_Range(dynamic.start, dynamic.size),
             shared=ctypes.addressof(shared),
             n_shared=len(self._function.shared),
+            stacks=_stacks(),
         )
         status = self._function.library.run(ctypes.byref(launch), ctypes.c_void_p(self._function.call))
         if status != FINE:
@@ -612,6 +649,8 @@ class _Launcher:
             return f"{line}an integer division by zero, which on a device gives a number"
         address = launch.address or 0
         verb = {0: "reads", 1: "writes"}.get(launch.is_write, "touches")
+        if _stacks() <= address < _stacks() + MOST_THREADS * STACK:
+            return f"{line}{verb} beyond the {STACK >> 10} KiB that the stack of a thread has here"
         for region in regions:
             if region.holds(address):
                 return f"{line}{verb} {region.misses(address)}"

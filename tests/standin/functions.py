@@ -26,14 +26,14 @@ from .array import (
 )
 
 __all__ = [
-    "abs", "absolute", "add", "all", "any", "arange", "argmax", "array", "asarray", "ascontiguousarray", "asnumpy", "bitwise_and",
-    "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "cos", "count_nonzero", "divide",
-    "einsum", "empty", "empty_like", "equal", "exp", "expand_dims", "float16", "float32", "float64", "from_dlpack",
-    "full", "greater", "greater_equal", "inf", "int32", "int64", "invert", "isfinite", "isinf", "isnan", "isneginf",
-    "less", "less_equal", "log", "logical_and", "logical_not", "logical_or", "matmul", "max", "maximum", "mean", "min",
-    "minimum", "multiply", "nan", "ndarray", "negative", "newaxis", "not_equal", "ones", "pi", "power", "prod",
-    "ravel", "reshape", "sign", "sin", "sort", "sqrt", "squeeze", "stack", "subtract", "sum", "swapaxes", "take",
-    "tanh", "transpose", "ufunc", "uint8", "where", "zeros", "zeros_like",
+    "abs", "absolute", "add", "all", "any", "arange", "argmax", "array", "asarray", "ascontiguousarray", "asnumpy",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "cos", "count_nonzero",
+    "divide", "einsum", "empty", "empty_like", "equal", "exp", "expand_dims", "float16", "float32", "float64",
+    "from_dlpack", "full", "greater", "greater_equal", "inf", "int32", "int64", "invert", "isfinite", "isinf", "isnan",
+    "isneginf", "less", "less_equal", "log", "logical_and", "logical_not", "logical_or", "matmul", "max", "maximum",
+    "mean", "min", "minimum", "multiply", "nan", "ndarray", "negative", "newaxis", "not_equal", "ones", "pi", "power",
+    "prod", "ravel", "reshape", "sign", "sin", "sort", "sqrt", "squeeze", "stack", "subtract", "sum", "swapaxes",
+    "take", "tanh", "transpose", "ufunc", "uint8", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # --- Elementwise
