@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def load(edit: Callable[[str], str] = str, names: Sequence[str] | None = None) -> Any:
-    """The module of the wrappers, on the device or the stand-in; with edited kernels, of which only some are built."""
+    """The module of the wrappers, on the device or the stand-in; with edited kernels, of whose templates only `names`."""
     with pytest.MonkeyPatch.context() as patch:
         if not ON_DEVICE:
             for name, module in MODULES.items():
@@ -51,7 +51,8 @@ def load(edit: Callable[[str], str] = str, names: Sequence[str] | None = None) -
         kernels = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(kernels)
     kernels.SOURCE = edit(kernels.SOURCE)
-    kernels.NAME_EXPRESSIONS = kernels.NAME_EXPRESSIONS if names is None else tuple(names)
+    if names is not None:
+        kernels.NAME_EXPRESSIONS = tuple(name for name in kernels.NAME_EXPRESSIONS if name in names or "<" not in name)
     return kernels
 
 
@@ -669,7 +670,11 @@ def test_adam_step_keeps_nan_in_the_low_copy(kernels: Any, dtype: Any) -> None:
         kernels.adam_step(*device(p, g, m, v), rates, None, 0.9, 0.9, 1e-8, 0.0, True, low)
         return low
 
-    np.testing.assert_array_equal(twice(step)[0].astype(np.float32), p.astype(dtype).astype(np.float32))
+    with np.errstate(invalid="ignore"):
+        expected = p.astype(dtype)
+    (actual,) = twice(step)
+    assert np.isnan(actual[0])
+    assert actual[1:].tobytes() == expected[1:].tobytes()
 
 
 def test_adam_step_refuses_what_it_could_not_change_in_place(kernels: Any) -> None:
@@ -682,9 +687,7 @@ def test_adam_step_refuses_what_it_could_not_change_in_place(kernels: Any) -> No
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (4,), (5,), (7, 9), (5000,), (0, 3)], ids=str)
-@pytest.mark.parametrize(
-    ("seed", "counter"), [(0, 0), (3, 5), (2**64 - 1, 2**127 - 2**64 + 2**63 - 1), (7, 2 << 64 | 9)]
-)
+@pytest.mark.parametrize(("seed", "counter"), [(0, 0), (3, 5), (2**64 - 1, 2**63 - 1), (7, 2 << 64 | 9)])
 def test_uniform_is_the_hosts(kernels: Any, dtype: Any, shape: Sequence[int], seed: int, counter: int) -> None:
     key = cupy.asarray(np.array([seed, counter % 2**64, counter >> 64], np.uint64))
     (actual,) = twice(lambda: kernels.uniform(shape, dtype, key))
@@ -747,10 +750,10 @@ def attention_results(kernels: Any) -> list[Array]:
 
 
 @on_stand_in
-@pytest.mark.parametrize("n", range(11))
+@pytest.mark.parametrize("n", range(12))
 def test_a_planted_missing_barrier_is_seen(n: int) -> None:
     source = load().SOURCE
-    assert len(barriers(source)) == 11
+    assert len(barriers(source)) == 12
     start, barrier = barriers(source)[n]
     wrong = load(lambda s: s[:start] + s[start + len(barrier) :], ATTENTION)
     right = attention_results(load(names=ATTENTION))
@@ -813,7 +816,7 @@ PLANTED: dict[
     "mask past the end": (FORWARD, "(query >= n_queries || mask", "(query > n_queries || mask", call_masked_attention),
     "a number too many": ("uniform<float>", "if (at < n)", "if (at <= n)", call_uniform),
     "a weight too many": ("adam_step<float>", "j < i + 4 && j < n", "j < i + 4 && j <= n", call_adam),
-    "a table too small": ("embedding_backward<float>", "TABLE = 12288", "TABLE = 127", call_embedding),
+    "a table too small": ("embedding_backward<float>", "TABLE = 12288", "TABLE = 100", call_embedding),
 }
 
 
@@ -827,11 +830,12 @@ def test_a_planted_access_out_of_bounds_is_seen(name: str) -> None:
     call(load(names=names))
     wrong = load(lambda source: source.replace(there, planted), names)
 
-    def caught(seed: int) -> Iterator[bool]:
+    def caught(seed: int) -> bool:
         reseed(seed)
         try:
             call(wrong)
         except Misuse:
-            yield True
+            return True
+        return False
 
-    assert any(any(caught(seed)) for seed in range(4))
+    assert any(caught(seed) for seed in (0, 1))  # arrays at the start of their pages, and at the end
