@@ -104,10 +104,7 @@ def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
 
 
 def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
-    if np.dtype(dtype) == np.float32:
-        return cupy_kernels.uniform(shape, dtype, key)
-    seed, low, high = (int(word) for word in cupy.asnumpy(key))
-    return cupy.asarray(host.uniform(shape, seed, high << 64 | low).astype(dtype))
+    return cupy_kernels.uniform(shape, dtype, key)
 
 
 def numbers(values: Sequence[float], dtype: DType) -> Array:

@@ -77,9 +77,8 @@ __device__ inline float lane_max(float x) {
     return x;
 }
 
-// Over a block of full warps; thread 0 gets the result.
-__device__ inline float block_sum(float x) {
-    __shared__ float of_warp[32];
+// Over a block of full warps; thread 0 gets the result. of_warp is in shared memory.
+__device__ inline float block_sum(float (&of_warp)[32], float x) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     x = lane_sum(x);
     __syncthreads();  // of_warp may still be read for a sum before
@@ -91,10 +90,9 @@ __device__ inline float block_sum(float x) {
 // Sums of columns are taken in two stages. First each block takes the sums of its columns, 32 N of them, over its rows:
 // lane l of each warp has N side by side, and each warp every WARPS-th row. Then `column_sums` adds up the blocks'.
 
-// The first stage's end: `sums` of all warps into `to`, a row of c.
+// The first stage's end: `sums` of all warps into `to`, a row of c. of_warp is in shared memory.
 template <int N>
-__device__ inline void store_sums(float* to, const float (&sums)[N], long long c) {
-    __shared__ float of_warp[WARPS][32 * N];
+__device__ inline void store_sums(float (&of_warp)[WARPS][32 * N], float* to, const float (&sums)[N], long long c) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     __syncthreads();  // of_warp may still be read for sums before
 #pragma unroll
@@ -179,6 +177,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     bias_activation_backward(const T* __restrict__ g, const T* __restrict__ a, const T* __restrict__ bias,
                              T* __restrict__ ga, float* __restrict__ partial, long long n, long long c,
                              long long chunk, long long kind, double alpha) {
+    __shared__ float of_warp[WARPS][32 * V];
     const long long column = (blockIdx.x * 32LL + threadIdx.x % 32) * V, start = blockIdx.y * chunk;
     const long long end = column >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
     float b[V] = {}, sums[V] = {};
@@ -196,7 +195,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
         }
         if (ga) store(ga + row * c + column, slope);
     }
-    if (partial) store_sums(partial + blockIdx.y * c, sums, c);
+    if (partial) store_sums(of_warp, partial + blockIdx.y * c, sums, c);
 }
 
 // --- Layer norm: y = (x - mean) rstd gamma + beta for each row of (n, c), a warp a row. gamma, beta (c,) or null.
@@ -305,6 +304,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     layer_norm_backward_columns(const T* __restrict__ g, const T* __restrict__ x, const float* __restrict__ mean,
                                 const float* __restrict__ rstd, float* __restrict__ partial, long long n, long long c,
                                 long long chunk) {
+    __shared__ float of_warp[WARPS][32 * V];
     const long long column = (blockIdx.x * 32LL + threadIdx.x % 32) * V, start = blockIdx.y * chunk;
     const long long end = column >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
     float ggamma[V] = {}, gbeta[V] = {};
@@ -320,8 +320,8 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
             gbeta[i] += upstream[i];
         }
     }
-    store_sums(partial + blockIdx.y * c, ggamma, c);
-    store_sums(partial + (gridDim.y + blockIdx.y) * c, gbeta, c);
+    store_sums(of_warp, partial + blockIdx.y * c, ggamma, c);
+    store_sums(of_warp, partial + (gridDim.y + blockIdx.y) * c, gbeta, c);
 }
 
 // --- Softmax y = e^a / sum e^a, or its logarithm, of each row of (n, c), a warp a row.
@@ -392,13 +392,14 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
 
 // count () = the rows that count, and loss () = the sum of losses over it; one block. losses and loss may be null.
 __global__ void counted_mean(const float* losses, const bool* counted, float* count, float* loss, long long n) {
+    __shared__ float of_warp[32];
     float total = 0, rows = 0;
     for (long long i = threadIdx.x; i < n; i += blockDim.x) {
         rows += !counted || counted[i];
         if (losses) total += losses[i];
     }
-    rows = block_sum(rows);  // exact up to 2^24
-    total = block_sum(total);
+    rows = block_sum(of_warp, rows);  // exact up to 2^24
+    total = block_sum(of_warp, total);
     if (threadIdx.x == 0) {
         *count = rows;
         if (loss) *loss = total / rows;
@@ -773,6 +774,7 @@ __global__ void embedding_backward(const T* __restrict__ g, const long long* __r
 template <typename T>
 __global__ void __launch_bounds__(256, 4) squares(const T* __restrict__ g, float* __restrict__ partial, long long n) {
     constexpr int V = 16 / sizeof(T);
+    __shared__ float of_warp[32];
     const bool whole = aligned(g, 16);
     const long long first = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) * V;
     float total = 0;
@@ -788,15 +790,16 @@ __global__ void __launch_bounds__(256, 4) squares(const T* __restrict__ g, float
 #pragma unroll
         for (int j = 0; j < V; j++) total += v[j] * v[j];
     }
-    total = block_sum(total);
+    total = block_sum(of_warp, total);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
 // partial (m,) -> out (3,): the sum of squares, its root the norm, and min(1, max_norm / (norm + 1e-6)); one block.
 __global__ void norm_and_scale(const float* partial, float* out, long long m, double max_norm) {
+    __shared__ float of_warp[32];
     float total = 0;
     for (long long i = threadIdx.x; i < m; i += blockDim.x) total += partial[i];
-    total = block_sum(total);
+    total = block_sum(of_warp, total);
     if (threadIdx.x > 0) return;
     const float norm = sqrtf(total), scale = static_cast<float>(max_norm) / (norm + 1e-6f);
     out[0] = total;
@@ -857,7 +860,17 @@ __global__ void __launch_bounds__(256, 4)
 
 // --- Random numbers: Philox4x64-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, as
 // numpy.random.Philox(key=key[0], counter=[0, 0, key[1], key[2]]) draws: its first block has counter 1. A thread has a
-// block of four of out (n,), in [0, 1): the upper 53 of 64 bits, times 2^-53, rounded to T.
+// block of four of out (n,), in [0, 1): the upper 53 of 64 bits, times 2^-53, rounded to T, which may be double here.
+template <typename T>
+__device__ T drawn(double value) {
+    return rounded<T>(static_cast<float>(value));
+}
+
+template <>
+__device__ double drawn<double>(double value) {
+    return value;
+}
+
 template <typename T>
 __global__ void __launch_bounds__(256, 4) uniform(T* out, const unsigned long long* key, long long n) {
     typedef unsigned long long u64;
@@ -878,6 +891,6 @@ __global__ void __launch_bounds__(256, 4) uniform(T* out, const unsigned long lo
     for (int i = 0; i < 4; i++) {
         const long long at = block * 4 + i;
         const double value = static_cast<double>(x[i] >> 11) * 1.1102230246251565e-16;
-        if (at < n) out[at] = rounded<T>(static_cast<float>(value));
+        if (at < n) out[at] = drawn<T>(value);
     }
 }

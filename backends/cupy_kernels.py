@@ -34,7 +34,7 @@ SOURCE: str = Path(__file__).with_name("cupy_kernels.cu").read_text(encoding="ut
 _PACKS = {"float": 4, "bf16": 8}  # C++'s name of each dtype, and how many of it are 16 bytes
 _PER_TYPE = (
     "column_sums", "softmax", "softmax_backward", "cross_entropy", "cross_entropy_backward", "embedding_backward",
-    "squares", "adam_step", "uniform",
+    "squares", "adam_step",
 )  # fmt: skip
 _PER_PACK = (
     "bias_activation", "bias_activation_backward", "layer_norm", "layer_norm_backward", "layer_norm_backward_columns",
@@ -45,6 +45,7 @@ _WIDTHS = (32, 64, 128)  # of attention's tiles in shared memory
 NAME_EXPRESSIONS: tuple[str, ...] = (
     "counted_mean",
     "norm_and_scale",
+    *(f"uniform<{t}>" for t in (*_PACKS, "double")),
     *(f"{name}<{t}>" for name in _PER_TYPE for t in _PACKS),
     *(f"{name}<{t}, {n}>" for name in _PER_PACK for t, pack in _PACKS.items() for n in (1, pack)),
     *(f"{name}<{t}, {width}>" for name in _PER_WIDTH for t in _PACKS for width in _WIDTHS),
@@ -523,10 +524,13 @@ def adam_step(
 
 
 def uniform(shape: Shape, dtype: DType, key: Array) -> Array:
-    """Numbers uniform on [0, 1), those of `host.uniform`; key (3,) uint64: seed, counter % 2^64, counter // 2^64."""
+    """Numbers on [0, 1), the same as `host.uniform`'s, of float64 too.
+
+    key (3,) uint64: seed, counter % 2^64, counter // 2^64.
+    """
     _check("uniform", "uint64", key=key)
     out = cupy.empty(shape, dtype)
-    t = _common_type("uniform", out)
+    t = "double" if out.dtype == np.float64 else _common_type("uniform", out)
     if out.size:
-        _launch(f"uniform<{t}>", (-(-out.size // 1024),), 256, out, key, out.size)
+        _launch(f"uniform<{t}>", (-(-out.size // 1024),), 256, out, _dense(key), out.size)
     return out

@@ -1,0 +1,841 @@
+"""The CUDA kernels of backends/cupy_kernels.cu against the NumPy reference, which computes in float64.
+
+They run on a CUDA device where the CuPy backend is usable, else these very sources run on the CPU, through the
+stand-in's RawModule. Each case runs twice there, with two orders of the warps and with guard pages on either side of
+the arrays, and must give the same bits.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from russellgrad.backends import host, numpy_backend
+
+from russellgrad import available_backends
+from tests.helpers import rng
+from tests.standin import MODULES, Misuse
+from tests.standin.device import reseed
+
+Array = Any
+
+FILE = Path(__file__).resolve().parent.parent / "backends" / "cupy_kernels.py"
+ON_DEVICE = os.environ.get("RG_CUPY") != "standin" and "cupy" in (
+    [os.environ["RG_BACKEND"]] if os.environ.get("RG_BACKEND") else available_backends()
+)
+if ON_DEVICE:
+    import cupy
+else:
+    cupy = MODULES["cupy"]
+
+on_stand_in = pytest.mark.skipif(ON_DEVICE, reason="needs the stand-in, which checks each access")
+pytestmark = pytest.mark.skipif(
+    not ON_DEVICE and shutil.which("g++") is None, reason="neither a CUDA device nor g++ to run the kernels with"
+)
+
+
+def load(edit: Callable[[str], str] = str, names: Sequence[str] | None = None) -> Any:
+    """The module of the wrappers, on the device or the stand-in; with edited kernels, of whose templates only `names`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not ON_DEVICE:
+            for name, module in MODULES.items():
+                patch.setitem(sys.modules, name, module)
+        spec = importlib.util.spec_from_file_location("russellgrad.backends.kernels_under_test", FILE)
+        assert spec is not None
+        assert spec.loader is not None
+        kernels = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(kernels)
+    kernels.SOURCE = edit(kernels.SOURCE)
+    if names is not None:
+        kernels.NAME_EXPRESSIONS = tuple(name for name in kernels.NAME_EXPRESSIONS if name in names or "<" not in name)
+    return kernels
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Any:
+    return load()
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> Any:
+    if request.param == "float32":
+        return np.dtype(np.float32)
+    return np.dtype(pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes").bfloat16)
+
+
+# --- Arrays on both sides
+
+
+def numbers(shape: Sequence[int], dtype: Any, seed: int = 0, scale: float = 1.0) -> Array:
+    """Random numbers as the kernels get them: rounded to dtype."""
+    return (scale * rng(seed).normal(size=shape)).astype(dtype)
+
+
+def wide(*arrays: Array | None) -> list[Array | None]:
+    """The same numbers in float64, for the reference."""
+    return [None if a is None else a.astype(np.float64) if a.dtype.kind in "fV" else a for a in arrays]
+
+
+def device(*arrays: Array | None) -> list[Array | None]:
+    return [None if a is None else cupy.asarray(a) for a in arrays]
+
+
+def spread(a: Array) -> Array:
+    """On the device, with gaps between the elements of a row and after it, and a start that is not aligned."""
+    buffer = cupy.asarray(np.zeros((*a.shape[:-1], 2 * a.shape[-1] + 3), a.dtype))
+    view = buffer[..., 1 : 1 + 2 * a.shape[-1] : 2]
+    view[...] = cupy.asarray(a)
+    return view
+
+
+def unaligned(a: Array) -> Array:
+    """On the device, contiguous, but not starting at a multiple of 16 bytes."""
+    buffer = cupy.asarray(np.concatenate([a[:0].ravel(), np.zeros(1, a.dtype), a.ravel()]))
+    return buffer[1:].reshape(a.shape)
+
+
+def twice(f: Callable[[], Any]) -> list[Array | None]:
+    """The results of f() on the host, after checking that they have the same bits under another order of warps."""
+    runs = []
+    for seed in (0, 1):
+        if not ON_DEVICE:
+            reseed(seed)
+        results = f()
+        results = results if isinstance(results, (tuple, list)) else (results,)
+        runs.append([None if a is None else a.get() for a in results])
+    for first, second in zip(*runs, strict=True):
+        if first is not None:
+            assert first.tobytes() == second.tobytes()
+    return runs[0]
+
+
+def assert_near(actual: Array, expected: Array, dtype: Any, *, atol: float = 2e-5, what: str = "") -> None:
+    """Within atol of the reference, and, for bfloat16, one rounding of the result: half of 2^-7, relative."""
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    assert actual.dtype == dtype, f"{what}: dtype {actual.dtype}, expected {dtype}"
+    rtol = 2.0**-8 if actual.dtype.itemsize == 2 else 0.0
+    np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=rtol, atol=atol, err_msg=what)
+
+
+def check(f: Callable[[], Any], expected: Any, dtype: Any, *, atol: float = 2e-5) -> list[Array | None]:
+    """f() twice, and its results near the expected ones, with None in the same places. float64 means float32 here."""
+    results = twice(f)
+    wanted = expected if isinstance(expected, (tuple, list)) else (expected,)
+    for i, (actual, reference) in enumerate(zip(results, wanted, strict=True)):
+        assert (actual is None) == (reference is None)
+        if actual is not None:
+            assert_near(actual, np.asarray(reference), dtype, atol=atol, what=f"result {i}")
+    return results
+
+
+FLOAT32 = np.dtype(np.float32)
+
+# Odd widths and one that is whole packs of 16 bytes; more columns than a block has; more rows than a chunk; none.
+SHAPES = [(3, 1), (2, 3, 31), (5, 33), (9, 64), (3, 257), (2, 520), (1, 2100), (70, 16), (1, 1), (0, 5), (4, 0), (7,)]
+
+
+# --- Activations
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "contiguous": lambda a: cupy.asarray(a),
+    "spread": spread,
+    "unaligned": unaligned,
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> Callable[[Array], Array]:
+    return LAYOUTS[request.param]
+
+
+def reference_activation(a: Array, bias: Array | None, kind: str | float) -> tuple[Array, Callable[[Array], Array]]:
+    """In float64: the output, and the function from its gradient to that of a."""
+    z = a if bias is None else a + bias
+    if isinstance(kind, str):
+        out, slope = numpy_backend.gelu(z, kind)
+        return out, lambda g: g * slope
+    if kind == 0:  # rules.relu
+        return np.maximum(z, 0), lambda g: np.where(np.maximum(z, 0) <= 0, 0, g)
+    return np.where(z > 0, z, kind * z), lambda g: np.where(z > 0, g, kind * g)
+
+
+def forward_of(kernels: Any, kind: str | float) -> Callable[..., Any]:
+    f = kernels.bias_gelu if isinstance(kind, str) else kernels.bias_leaky_relu
+    return lambda a, bias: f(a, bias, kind)
+
+
+def backward_of(kernels: Any, kind: str | float) -> Callable[..., Any]:
+    f = kernels.bias_gelu_backward if isinstance(kind, str) else kernels.bias_leaky_relu_backward
+    return lambda g, a, bias, needs: f(g, a, bias, kind, needs)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", ["none", "tanh", 0.1, 0.0])
+def test_bias_activation(kernels: Any, dtype: Any, kind: str | float, shape: Sequence[int], with_bias: bool) -> None:
+    a, g = numbers(shape, dtype, scale=2.0), numbers(shape, dtype, 1)
+    a.reshape(-1)[:3] = [0, -0.0, 30][: a.size]  # a tie at 0, and far out
+    bias = numbers(shape[-1:], dtype, 2) if with_bias else None
+    da, dg, db = device(a, g, bias)
+    out, gradient = reference_activation(*wide(a, bias), kind)
+    check(lambda: forward_of(kernels, kind)(da, db), out, dtype)
+    ga = gradient(g.astype(np.float64))
+    sums = ga.reshape(-1, shape[-1]).sum(0) if ga.size else np.zeros(shape[-1])
+    backward = backward_of(kernels, kind)
+    for needs in [(True, True), (True, False), (False, True)]:
+        expected = [x if need else None for x, need in zip((ga, sums), needs, strict=True)]
+        check(lambda needs=needs: backward(dg, da, db, needs), expected, dtype)
+
+
+@pytest.mark.parametrize("kind", ["none", 0.1])
+def test_bias_activation_of_any_layout(kernels: Any, dtype: Any, kind: str | float, layout: Any) -> None:
+    a, g, bias = numbers((6, 5, 24), dtype), numbers((6, 5, 24), dtype, 1), numbers((24,), dtype, 2)
+    out, gradient = reference_activation(*wide(a, bias), kind)
+    da, dg, db = layout(a), layout(g), layout(bias)
+    check(lambda: forward_of(kernels, kind)(da, db), out, dtype)
+    ga = gradient(g.astype(np.float64))
+    check(lambda: backward_of(kernels, kind)(dg, da, db, (True, True)), (ga, ga.sum((0, 1))), dtype)
+
+
+def test_bias_activation_with_many_rows(kernels: Any, dtype: Any) -> None:
+    """Several chunks of rows, and a last one that is not full."""
+    a, g, bias = numbers((1000, 40), dtype), numbers((1000, 40), dtype, 1, scale=0.1), numbers((40,), dtype, 2)
+    _, gradient = reference_activation(*wide(a, bias), "none")
+    ga = gradient(g.astype(np.float64))
+    da, dg, db = device(a, g, bias)
+    check(lambda: kernels.bias_gelu_backward(dg, da, db, "none", (True, True)), (ga, ga.sum(0)), dtype)
+
+
+@pytest.mark.parametrize("kind", ["none", "tanh", 0.1, 0.0])
+def test_bias_activation_at_the_ends_of_the_numbers(kernels: Any, kind: str | float) -> None:
+    a = np.array([np.nan, np.inf, -np.inf, 1e20, -1e20, 3e38, -3e38, 1e-30], np.float32)
+    with np.errstate(all="ignore"):
+        out, gradient = reference_activation(*wide(a), None, kind)
+        slope = gradient(np.ones(8))
+    if kind == "tanh":
+        slope[3:7] = [1, 0, 1, 0]  # where z^2 is infinite times 0 in the reference
+    (actual,) = twice(lambda: forward_of(kernels, kind)(cupy.asarray(a), None))
+    np.testing.assert_allclose(actual, out.astype(np.float32), rtol=1e-6)
+    ones = cupy.asarray(np.ones(8, np.float32))
+    actual, _ = twice(lambda: backward_of(kernels, kind)(ones, cupy.asarray(a), None, (True, False)))
+    np.testing.assert_allclose(actual, slope, rtol=0, atol=1e-6)
+
+
+# --- Layer norm
+
+
+def reference_layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
+    if x.size == 0:
+        empty = np.full((*x.shape[:-1], 1), np.nan)
+        return x, empty, empty
+    return numpy_backend.layer_norm(x, gamma, beta, eps)
+
+
+def check_layer_norm(kernels: Any, f: Callable[[], Any], expected: Sequence[Array], dtype: Any) -> None:
+    """Of the results the last two, mean and rstd, are float32."""
+    results = twice(f)
+    for actual, reference in zip(results[:-2], expected[:-2], strict=True):
+        assert_near(actual, reference, dtype)
+    for actual, reference in zip(results[-2:], expected[-2:], strict=True):
+        assert_near(actual, reference, FLOAT32, atol=1e-4)  # 1 / std is 300 where x is constant
+
+
+@pytest.mark.parametrize("affine", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layer_norm(kernels: Any, dtype: Any, shape: Sequence[int], affine: tuple[bool, bool]) -> None:
+    x, r = numbers(shape, dtype), numbers(shape, dtype, 1)
+    gamma, beta = (numbers(shape[-1:], dtype, 2 + i) if given else None for i, given in enumerate(affine))
+    dx, dr, dgamma, dbeta = device(x, r, gamma, beta)
+    expected = reference_layer_norm(*wide(x, gamma, beta), 1e-5)
+    check_layer_norm(kernels, lambda: kernels.layer_norm(dx, dgamma, dbeta, 1e-5), expected, dtype)
+    total = (x.astype(np.float64) + r.astype(np.float64)).astype(np.float32).astype(dtype)
+    expected = reference_layer_norm(*wide(total, gamma, beta), 1e-5)
+    f = lambda: kernels.add_layer_norm(dx, dr, dgamma, dbeta, 1e-5)  # noqa: E731
+    check_layer_norm(kernels, f, (total.astype(np.float64), *expected), dtype)
+    assert twice(f)[0].tobytes() == total.tobytes()
+
+
+def test_layer_norm_far_from_zero(kernels: Any) -> None:
+    """E[x^2] - E[x]^2 would be off by more than the variance."""
+    x = 1e4 + numbers((3, 64), FLOAT32)
+    y, _, _ = reference_layer_norm(x.astype(np.float64), None, None, 1e-5)
+    assert_near(twice(lambda: kernels.layer_norm(cupy.asarray(x), None, None, 1e-5))[0], y, FLOAT32, atol=2e-3)
+
+
+@pytest.mark.parametrize("with_gamma", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layer_norm_backward(kernels: Any, dtype: Any, shape: Sequence[int], with_gamma: bool) -> None:
+    g, x, so_far = numbers(shape, dtype), numbers(shape, dtype, 1), numbers(shape, dtype, 2)
+    gamma = numbers(shape[-1:], dtype, 3) if with_gamma else None
+    _, mean, rstd = (a.astype(np.float32) for a in reference_layer_norm(*wide(x, None, None), 1.0))
+    dg, dx, dgamma, dmean, drstd, dso_far = device(g, x, gamma, mean, rstd, so_far)
+    expected = numpy_backend.layer_norm_backward(*wide(g, x, gamma, mean, rstd), (True, True, True))
+    for needs in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
+        wanted = [a if need else None for a, need in zip(expected, needs, strict=True)]
+        check(lambda needs=needs: kernels.layer_norm_backward(dg, dx, dgamma, dmean, drstd, needs), wanted, dtype)
+    wanted = [expected[0] + so_far.astype(np.float64), *expected[1:]]
+    f = lambda: kernels.layer_norm_backward(dg, dx, dgamma, dmean, drstd, (True, True, True), dso_far)  # noqa: E731
+    check(f, wanted, dtype)
+
+
+def test_layer_norm_of_any_layout(kernels: Any, dtype: Any, layout: Any) -> None:
+    shape = (40, 5, 24)
+    g, x, r = numbers(shape, dtype), numbers(shape, dtype, 1), numbers(shape, dtype, 2)
+    gamma, beta = numbers((24,), dtype, 3), numbers((24,), dtype, 4)
+    y, mean, rstd = numpy_backend.layer_norm(*wide(x, gamma, beta), 1e-5)
+    dg, dx, dr, dgamma, dbeta = layout(g), layout(x), layout(r), layout(gamma), layout(beta)
+    check_layer_norm(kernels, lambda: kernels.layer_norm(dx, dgamma, dbeta, 1e-5), (y, mean, rstd), dtype)
+    mean, rstd = mean.astype(np.float32), rstd.astype(np.float32)
+    expected = numpy_backend.layer_norm_backward(*wide(g, x, gamma, mean, rstd), (True, True, True))
+    wanted = [expected[0] + r.astype(np.float64), *expected[1:]]
+    dmean, drstd = layout(mean), layout(rstd)
+    f = lambda: kernels.layer_norm_backward(dg, dx, dgamma, dmean, drstd, (True, True, True), dr)  # noqa: E731
+    check(f, wanted, dtype, atol=1e-4)  # sums of 200 numbers
+
+
+# --- Softmax
+
+NAMES = ["softmax", "log_softmax"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 31), (2, 32), (9, 1000)], ids=str)
+def test_softmax(kernels: Any, dtype: Any, name: str, shape: Sequence[int], layout: Any) -> None:
+    a, g = numbers(shape, dtype, scale=3.0), numbers(shape, dtype, 1)
+    y = getattr(numpy_backend, name)(a.astype(np.float64), -1)
+    da, dg = layout(a), layout(g)
+    check(lambda: getattr(kernels, name)(da), y, dtype)
+    y = y.astype(dtype)  # what backward gets
+    ga = getattr(numpy_backend, f"{name}_backward")(*wide(g, y), -1)
+    check(lambda: getattr(kernels, f"{name}_backward")(dg, layout(y)), ga, dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_softmax_of_what_is_not_finite(kernels: Any, name: str) -> None:
+    rows = np.zeros((6, 40), np.float32)
+    rows[0] = -np.inf
+    rows[1, 35] = np.nan
+    rows[2, 3] = np.inf
+    rows[3, 1:] = -np.inf
+    rows[4] = 3e38
+    rows[5] = np.nan
+    with np.errstate(all="ignore"):
+        expected = getattr(numpy_backend, name)(rows.astype(np.float64), -1)
+    check(lambda: getattr(kernels, name)(cupy.asarray(rows)), expected, FLOAT32)
+
+
+# --- Cross-entropy
+
+
+@pytest.mark.parametrize("counting", ["all", "some", "one"])
+@pytest.mark.parametrize("excluded", [None, 0, -1])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (5, 31), (9, 33), (40, 65), (1100, 3)], ids=str)
+def test_cross_entropy(kernels: Any, dtype: Any, shape: tuple[int, int], excluded: int | None, counting: str) -> None:
+    n, c = shape
+    if c == 1 and excluded is not None:
+        pytest.skip("a softmax over no class")
+    hidden = None if excluded is None else excluded % c
+    logits, ids = numbers(shape, dtype, scale=2.0), rng(1).integers(0, c, n)
+    ids[ids == hidden] = (hidden or 0) + 1 if hidden == 0 else 0
+    counted = None if counting == "all" else rng(2).random(n) < 0.7
+    if counted is not None:
+        counted[:] = counted if counting == "some" else False
+        counted[-1] = True
+    loss, probs = numpy_backend.cross_entropy(logits.astype(np.float64), ids, counted, hidden)
+    dlogits, dids, dcounted = device(logits, ids, counted)
+    actual, actual_probs = twice(lambda: kernels.cross_entropy(dlogits, dids, dcounted, hidden))
+    assert_near(actual, loss, FLOAT32)
+    assert_near(actual_probs, probs, dtype)
+    g, probs = np.array(1.7, np.float32), probs.astype(dtype)
+    expected = numpy_backend.cross_entropy_backward(*wide(g, probs), ids, counted)
+    dg, dprobs = device(g, probs)
+    check(lambda: kernels.cross_entropy_backward(dg, dprobs, dids, dcounted), expected, dtype)
+
+
+def test_cross_entropy_of_any_layout(kernels: Any, dtype: Any, layout: Any) -> None:
+    logits, ids, counted = numbers((12, 9), dtype), rng(1).integers(0, 9, 12), np.arange(12) % 3 > 0
+    loss, probs = numpy_backend.cross_entropy(logits.astype(np.float64), ids, counted, None)
+    d = layout(logits), layout(ids), layout(counted)
+    actual, actual_probs = twice(lambda: kernels.cross_entropy(*d, None))
+    assert_near(actual, loss, FLOAT32)
+    assert_near(actual_probs, probs, dtype)
+    g, probs = np.array(1.0, np.float32), probs.astype(dtype)
+    expected = numpy_backend.cross_entropy_backward(*wide(g, probs), ids, counted)
+    check(lambda: kernels.cross_entropy_backward(cupy.asarray(g), layout(probs), *d[1:]), expected, dtype)
+
+
+def test_cross_entropy_of_what_is_not_finite(kernels: Any) -> None:
+    """An infinite loss where the class is impossible; nan where the logits are, in rows that do not count too."""
+    logits = np.zeros((4, 5), np.float32)
+    logits[0, 2], logits[1, 1], logits[2] = -np.inf, np.nan, -np.inf
+    ids, counted = np.array([2, 0, 0, 4]), np.array([True, False, False, True])
+    with np.errstate(all="ignore"):
+        loss, probs = numpy_backend.cross_entropy(logits.astype(np.float64), ids, counted, None)
+        gradient = numpy_backend.cross_entropy_backward(np.float64(1.0), probs, ids, counted)
+    d = device(logits, ids, counted)
+    check(lambda: kernels.cross_entropy(*d, None), (loss, probs), FLOAT32)
+    g = cupy.asarray(np.ones((), np.float32))
+    check(lambda: kernels.cross_entropy_backward(g, cupy.asarray(probs.astype(np.float32)), *d[1:]), gradient, FLOAT32)
+    with np.errstate(all="ignore"):
+        loss, probs = numpy_backend.cross_entropy(logits[3:].astype(np.float64), ids[3:], None, 4)
+    check(lambda: kernels.cross_entropy(d[0][3:], d[1][3:], None, 4), (loss, probs), FLOAT32)
+
+
+def test_cross_entropy_of_nothing(kernels: Any) -> None:
+    logits, ids = device(np.zeros((0, 5), np.float32), np.zeros(0, np.int64))
+    loss, probs = twice(lambda: kernels.cross_entropy(logits, ids, None, None))
+    assert np.isnan(loss) and probs.shape == (0, 5)
+    (gradient,) = twice(lambda: kernels.cross_entropy_backward(cupy.asarray(loss), logits, ids, None))
+    assert gradient.shape == (0, 5)
+
+
+# --- Attention
+
+
+def check_attention(
+    kernels: Any,
+    dtype: Any,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    causal: bool = False,
+    offset: int = 0,
+    move: Callable[[Array], Array] | None = None,
+) -> tuple[Any, Any]:
+    """Forward and backward against the reference. `move` brings q, k, v and g to the device."""
+    to = move or (lambda a: cupy.asarray(a))
+    where = (mask, causal, offset)
+    out, log_sum = numpy_backend.attention(*wide(q, k, v), *where)
+    dq, dk, dv, dmask = to(q), to(k), to(v), device(mask)[0]
+    actual, actual_sum = twice(lambda: kernels.attention(dq, dk, dv, dmask, causal, offset))
+    assert_near(actual, out, dtype, what="out")
+    assert_near(actual_sum, log_sum, FLOAT32, what="log_sum")
+    g, out, log_sum = numbers(out.shape, dtype, 9), out.astype(dtype), log_sum.astype(np.float32)
+    expected = numpy_backend.attention_backward(*wide(g, q, k, v, out, log_sum), *where, (True, True, True))
+    dg, dout, dlog_sum = to(g), to(out), cupy.asarray(log_sum)
+    expected = [gradient.astype(np.float64) for gradient in expected]
+    for needs in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
+        wanted = [gradient if need else None for gradient, need in zip(expected, needs, strict=True)]
+        args = (dg, dq, dk, dv, dout, dlog_sum, dmask, causal, offset, needs)
+        check(lambda args=args: kernels.attention_backward(*args), wanted, dtype, atol=4e-5)
+    return dq, kernels.attention(dq, dk, dv, dmask, causal, offset)[0]
+
+
+def operands(batch: Sequence[int], n_queries: int, n_keys: int, d: int, e: int, dtype: Any) -> list[Array]:
+    shapes = [(*batch, n_queries, d), (*batch, n_keys, d), (*batch, n_keys, e)]
+    return [numbers(shape, dtype, seed) for seed, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 7, 31, 32, 33, 63, 64, 65, 130])
+def test_attention_around_the_borders_of_its_tiles(kernels: Any, dtype: Any, n: int, causal: bool) -> None:
+    check_attention(kernels, dtype, *operands((2,), n, n, 16, 16, dtype), causal=causal)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [(1, 1), (3, 5), (31, 33), (32, 32), (33, 8), (64, 64), (65, 1), (127, 128), (128, 100), (8, 128)],
+    ids=str,
+)
+@pytest.mark.parametrize("lengths", [(5, 9), (40, 70)], ids=str)
+def test_attention_of_any_width(kernels: Any, dtype: Any, widths: tuple[int, int], lengths: tuple[int, int]) -> None:
+    assert kernels.attention_takes(*device(*operands((), 1, 1, *widths, dtype)))
+    check_attention(kernels, dtype, *operands((2,), *lengths, *widths, dtype), causal=True, offset=3)
+
+
+@pytest.mark.parametrize("offset", [-200, -70, -33, -32, -1, 0, 1, 31, 32, 33, 70, 10**12, -(10**12)])
+@pytest.mark.parametrize("lengths", [(70, 70), (3, 70), (70, 3)], ids=str)
+def test_attention_with_an_offset(kernels: Any, lengths: tuple[int, int], offset: int) -> None:
+    """Negative ones hide all keys from the first queries, and large ones show all to all."""
+    check_attention(kernels, FLOAT32, *operands((2,), *lengths, 8, 8, FLOAT32), causal=True, offset=offset)
+
+
+@pytest.mark.parametrize("widths", [(20, 20), (40, 64), (100, 70)], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 37, 41), (2, 1, 1, 41), (1, 3, 37, 1), (37, 41), (41,), (3, 37, 41), (1, 1, 1, 1), ()], ids=str
+)
+def test_attention_with_a_mask(
+    kernels: Any, dtype: Any, shape: Sequence[int], causal: bool, widths: tuple[int, int]
+) -> None:
+    mask = rng(5).random(shape) < 0.4
+    check_attention(kernels, dtype, *operands((2, 3), 37, 41, *widths, dtype), np.asarray(mask), causal)
+
+
+def test_attention_to_nothing(kernels: Any, dtype: Any) -> None:
+    """A row with everything hidden gives zeros, an infinite log_sum and zero gradients."""
+    mask = np.zeros((2, 40, 40), bool)
+    mask[0, 3], mask[1] = True, True
+    q, k, v = operands((2,), 40, 40, 8, 8, dtype)
+    check_attention(kernels, dtype, q, k, v, mask, True)
+    out, log_sum = twice(lambda: kernels.attention(*device(q, k, v, mask), True, 0))
+    assert not out[0, 3].any() and not out[1].any()
+    assert np.isinf(log_sum[0, 3]).all() and np.isinf(log_sum[1]).all() and np.isfinite(log_sum[0, 4:]).all()
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        ((), (), ()),
+        ((3,), (1,), (3,)),
+        ((2, 3), (3,), ()),
+        ((2, 1), (1, 3), (2, 3)),
+        ((2, 1, 3), (4, 1), (1,)),
+        ((0,),) * 3,
+    ],
+    ids=str,
+)
+def test_attention_broadcasts_batch_axes(kernels: Any, dtype: Any, batches: Sequence[Sequence[int]]) -> None:
+    """The gradients then have all batch axes."""
+    shapes = [(*batch, n, 6) for batch, n in zip(batches, (5, 7, 7), strict=True)]
+    q, k, v = (numbers(shape, dtype, seed) for seed, shape in enumerate(shapes))
+    check_attention(kernels, dtype, q, k, v, np.arange(7) == 2)
+
+
+@pytest.mark.parametrize("lengths", [(0, 5), (5, 0), (0, 0)], ids=str)
+def test_attention_of_no_queries_or_keys(kernels: Any, lengths: tuple[int, int]) -> None:
+    q, k, v = operands((2, 3), *lengths, 4, 6, FLOAT32)
+    g = numbers((2, 3, lengths[0], 6), FLOAT32)
+    out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
+    assert out.shape == g.shape and not out.any()
+    assert np.isposinf(log_sum).all() and log_sum.shape == (2, 3, lengths[0], 1)
+    args = (*device(g, q, k, v, out, log_sum), None, False, 0, (True, True, True))
+    for gradient, operand in zip(twice(lambda: kernels.attention_backward(*args)), (q, k, v), strict=True):
+        assert gradient.shape == operand.shape and not gradient.any()
+
+
+def test_attention_of_values_without_width(kernels: Any) -> None:
+    q, k, v = operands((2,), 5, 6, 4, 0, FLOAT32)
+    out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
+    assert out.shape == (2, 5, 0)
+    assert_near(log_sum, numpy_backend.attention(*wide(q, k, v), None, False, 0)[1], FLOAT32)
+
+
+def heads_side_by_side(a: Array) -> Array:
+    """(B, H, n, width) on the device, as a view of (B, n, H, width): what splitting the heads of a product gives."""
+    return cupy.asarray(np.ascontiguousarray(a.transpose(0, 2, 1, 3))).transpose(0, 2, 1, 3)
+
+
+@pytest.mark.parametrize("width", [16, 5])
+def test_attention_leaves_heads_side_by_side(kernels: Any, dtype: Any, width: int) -> None:
+    q, k, v = operands((2, 3), 33, 33, width, width, dtype)
+    dq, out = check_attention(kernels, dtype, q, k, v, causal=True, move=heads_side_by_side)
+    assert out.strides == dq.strides
+    _, out = check_attention(kernels, dtype, q, k, v, causal=True)
+    assert out.flags.c_contiguous
+
+
+@pytest.mark.parametrize("width", [16, 5])
+def test_attention_of_any_layout(kernels: Any, dtype: Any, width: int, layout: Any) -> None:
+    check_attention(kernels, dtype, *operands((2, 3), 9, 33, width, width, dtype), move=layout)
+
+
+def test_attention_corrects_a_growing_maximum(kernels: Any) -> None:
+    """Scores that grow from tile to tile, far enough to overflow without the maximum taken off."""
+    q, k, v = operands((1,), 3, 100, 4, 4, FLOAT32)
+    q[...], k[...] = 10.0, np.linspace(-9, 9, 100)[:, None]
+    out, log_sum = numpy_backend.attention(*wide(q, k, v), None, False, 0)
+    actual, actual_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
+    assert_near(actual, out, FLOAT32, atol=1e-4)  # scores of 180 have errors of 2e-5 themselves
+    assert_near(actual_sum, log_sum, FLOAT32, atol=1e-4)
+
+
+def test_attention_of_what_is_not_finite(kernels: Any) -> None:
+    """nan stays in its row; a score of infinity makes nan, and minus infinity a weight of 0, as in the reference."""
+    q, k, v = operands((1,), 5, 40, 4, 4, FLOAT32)
+    k = np.abs(k)
+    q[0, 1, 0], q[0, 2], q[0, 3] = np.nan, np.inf, -np.inf
+    with np.errstate(all="ignore"):
+        expected = numpy_backend.attention(*wide(q, k, v), None, False, 0)
+    assert np.isnan(expected[0][0, 1:3]).all() and not expected[0][0, 3].any()
+    check(lambda: kernels.attention(*device(q, k, v), None, False, 0), expected, FLOAT32)
+
+
+def test_attention_refuses_heads_that_are_too_wide(kernels: Any) -> None:
+    q, k, v = device(*operands((), 2, 2, 129, 4, FLOAT32))
+    assert not kernels.attention_takes(q, k, v)
+    with pytest.raises(ValueError, match="heads are 129 wide, the kernels take up to 128"):
+        kernels.attention(q, k, v, None, False, 0)
+
+
+# --- Embedding
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 97, 128, 384])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3, 31), (600, 33), (40, 300)], ids=str)
+def test_embedding_backward(kernels: Any, dtype: Any, shape: Sequence[int], n_rows: int) -> None:
+    g, ids = numbers(shape, dtype, scale=0.2), rng(1).integers(0, n_rows, shape[:-1])
+    ids.reshape(-1)[::2] = n_rows - 1  # repeats
+    expected = numpy_backend.embedding_backward(g.astype(np.float64), ids, n_rows)
+    assert kernels.embedding_takes(n_rows, shape[-1])
+    dg, dids = device(g, ids)
+    check(lambda: kernels.embedding_backward(dg, dids, n_rows), expected, dtype)
+
+
+def test_embedding_backward_of_any_layout(kernels: Any, dtype: Any, layout: Any) -> None:
+    g, ids = numbers((30, 7), dtype), rng(1).integers(0, 5, 30)
+    expected = numpy_backend.embedding_backward(g.astype(np.float64), ids, 5)
+    check(lambda: kernels.embedding_backward(layout(g), layout(ids), 5), expected, dtype)
+
+
+def test_embedding_backward_keeps_nan_in_its_row(kernels: Any) -> None:
+    g, ids = numbers((20, 4), FLOAT32), np.arange(20) % 5
+    g[3] = np.nan
+    (out,) = twice(lambda: kernels.embedding_backward(*device(g, ids), 5))
+    assert np.isnan(out[3]).all() and np.isfinite(np.delete(out, 3, 0)).all()
+
+
+@pytest.mark.parametrize(("shape", "n_rows"), [((0, 4), 3), ((3, 0), 3), ((0, 4), 0)], ids=str)
+def test_embedding_backward_of_nothing(kernels: Any, shape: Sequence[int], n_rows: int) -> None:
+    g, ids = device(np.zeros(shape, np.float32), np.zeros(shape[:-1], np.int64))
+    (out,) = twice(lambda: kernels.embedding_backward(g, ids, n_rows))
+    assert out.shape == (n_rows, shape[-1]) and not out.any()
+
+
+def test_embedding_backward_refuses_too_many_rows(kernels: Any) -> None:
+    assert not kernels.embedding_takes(385, 8)
+    with pytest.raises(ValueError, match="385 rows, the kernel takes up to 384"):
+        kernels.embedding_backward(*device(np.zeros((2, 3), np.float32), np.zeros(2, np.int64)), 385)
+
+
+# --- One optimizer step
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 1000, 5003, 3 * 10**6])
+def test_sum_of_squares_and_clip_scale(kernels: Any, dtype: Any, n: int) -> None:
+    g = numbers((n,), dtype, scale=1 / max(n, 1) ** 0.5)
+    total = np.sum(g.astype(np.float64) ** 2)
+    check(lambda: kernels.sum_of_squares(cupy.asarray(g)), total, FLOAT32)
+    check(lambda: kernels.sum_of_squares(unaligned(g)), total, FLOAT32)
+    for max_norm in (0.1, 100.0):
+        expected = np.sqrt(total), np.minimum(1, max_norm / (np.sqrt(total) + 1e-6))
+        check(lambda max_norm=max_norm: kernels.clip_scale(cupy.asarray(g), max_norm), expected, FLOAT32)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_clip_scale_of_what_is_not_finite(kernels: Any, bad: float) -> None:
+    g = cupy.asarray(np.array([1, bad, 2], np.float32))
+    expected = np.array(bad), np.array(np.nan if np.isnan(bad) else 0.0)
+    check(lambda: kernels.clip_scale(g, 1.0), expected, FLOAT32)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("n", [0, 1, 5, 64, 1023, 3000])
+@pytest.mark.parametrize("place", ["aligned", "unaligned"])
+def test_adam_step(kernels: Any, dtype: Any, n: int, weight_decay: float, decoupled: bool, place: str) -> None:
+    """Three steps, with a clip and bfloat16 copies in some of them."""
+    has_low = dtype.itemsize == 2
+    to = unaligned if place == "unaligned" else cupy.asarray
+    start = [numbers((n,), FLOAT32, 1), np.zeros(n, np.float32), np.zeros(n, np.float32)]
+    beta1, beta2, eps, lr = 0.9, 0.95, 1e-8, 0.01
+
+    def steps() -> list[Array]:
+        p, m, v = (to(a) for a in start)
+        low = to(np.zeros(n, dtype)) if has_low else None
+        for step in (1, 2, 3):
+            g = to(numbers((n,), dtype, 10 + step))
+            rates = np.array([lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, lr * weight_decay], np.float32)
+            clip = None if step == 1 else cupy.asarray(np.array(0.3, np.float32))
+            args = (cupy.asarray(rates), clip, beta1, beta2, eps, weight_decay, decoupled)
+            kernels.adam_step(p, g, m, v, *args, low)
+        return [p, m, v, low]
+
+    p, m, v = wide(*start)
+    for step in (1, 2, 3):
+        g = numbers((n,), dtype, 10 + step).astype(np.float64) * (1.0 if step == 1 else np.float64(np.float32(0.3)))
+        numpy_backend.adam_step(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay, decoupled)
+    *actual, low = twice(steps)
+    for a, b in zip(actual, (p, m, v), strict=True):
+        assert_near(a, b, FLOAT32, atol=2e-6)
+    if low is not None:
+        assert low.tobytes() == actual[0].astype(dtype).tobytes()
+
+
+def test_adam_step_keeps_nan_in_the_low_copy(kernels: Any, dtype: Any) -> None:
+    if dtype.itemsize != 2:
+        pytest.skip("there is no copy of float32")
+    p = np.array([np.nan, np.inf, -np.inf, 3.4e38, 1.00390625, 1.01171875], np.float32)  # the last two are ties
+    p.view(np.uint32)[0] = 0x7F800001  # a nan whose upper half alone would be infinity
+    m, v, g = np.zeros(6, np.float32), np.zeros(6, np.float32), np.zeros(6, np.float32)
+
+    def step() -> Array:
+        rates, low = cupy.asarray(np.array([0, 1, 0], np.float32)), cupy.asarray(np.zeros(6, dtype))
+        kernels.adam_step(*device(p, g, m, v), rates, None, 0.9, 0.9, 1e-8, 0.0, True, low)
+        return low
+
+    with np.errstate(invalid="ignore"):
+        expected = p.astype(dtype)
+    (actual,) = twice(step)
+    assert np.isnan(actual[0])
+    assert actual[1:].tobytes() == expected[1:].tobytes()
+
+
+def test_adam_step_refuses_what_it_could_not_change_in_place(kernels: Any) -> None:
+    a = cupy.asarray(np.zeros(6, np.float32))
+    with pytest.raises(ValueError, match="changed in place, so they must be contiguous"):
+        kernels.adam_step(a[::2], a[:3], a[:3], a[:3], a[:3], None, 0.9, 0.9, 1e-8, 0.0, True, None)
+
+
+# --- Random numbers
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (4,), (5,), (7, 9), (5000,), (0, 3)], ids=str)
+@pytest.mark.parametrize(("seed", "counter"), [(0, 0), (3, 5), (2**64 - 1, 2**63 - 1), (7, 2 << 64 | 9)])
+def test_uniform_is_the_hosts(kernels: Any, dtype: Any, shape: Sequence[int], seed: int, counter: int) -> None:
+    key = cupy.asarray(np.array([seed, counter % 2**64, counter >> 64], np.uint64))
+    (actual,) = twice(lambda: kernels.uniform(shape, dtype, key))
+    expected = host.uniform(tuple(shape), seed, counter).astype(dtype)
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    assert actual.tobytes() == expected.tobytes()
+
+
+# --- What they do not take
+
+
+def test_takes(kernels: Any) -> None:
+    single, double, whole = (cupy.zeros((2,), name) for name in ("float32", "float64", "int64"))
+    assert kernels.takes(single) and kernels.takes(single, None, single)
+    assert not kernels.takes(double) and not kernels.takes(single, double) and not kernels.takes(whole)
+
+
+def test_takes_bfloat16(kernels: Any, dtype: Any) -> None:
+    a = cupy.zeros((2,), dtype)
+    assert kernels.takes(a, None)
+    assert kernels.takes(a, cupy.zeros((2,), "float32")) == (dtype == np.float32)
+
+
+def test_other_dtypes_are_an_error(kernels: Any) -> None:
+    """A kernel would read their bytes as float32."""
+    double, single, ids = cupy.zeros((2, 3)), cupy.zeros((2, 3), "float32"), cupy.zeros((2,), "int32")
+    for call in (
+        lambda: kernels.softmax(double),
+        lambda: kernels.bias_gelu(single, cupy.zeros((3,)), "none"),
+        lambda: kernels.layer_norm_backward(single, single, None, double, double, (True, False, False)),
+        lambda: kernels.cross_entropy(single, ids, None, None),
+        lambda: kernels.attention(single, single, single, ids, False, 0),
+        lambda: kernels.uniform((3,), np.float16, cupy.zeros((3,), "uint64")),
+    ):
+        with pytest.raises(TypeError, match=r"the kernels take float32|must be"):
+            call()
+
+
+# --- Planted errors: what these tests would see if it were there
+
+FORWARD = "attention<float, 32>"
+ATTENTION = (FORWARD, "attention_backward_q<float, 32>", "attention_backward_kv<float, 32>")
+START = "// q (B, H, L, d), k (B, H, S, d), v (B, H, S, e)"
+BARRIERS = ("__syncthreads();", "__syncwarp();")
+
+
+def barriers(source: str) -> list[tuple[int, str]]:
+    """Where in attention's kernels there is a barrier, and which."""
+    part = range(source.index(START), source.index("// --- Embedding"))
+    return [(i, barrier) for i in part for barrier in BARRIERS if source.startswith(barrier, i)]
+
+
+def attention_results(kernels: Any) -> list[Array]:
+    q, k, v = (a[None] for a in operands((), 70, 70, 20, 20, FLOAT32))
+    g = numbers(q.shape, FLOAT32, 9)
+    dg, dq, dk, dv = device(g, q, k, v)
+    out, log_sum = kernels.attention(dq, dk, dv, None, True, 0)
+    gradients = kernels.attention_backward(dg, dq, dk, dv, out, log_sum, None, True, 0, (True, True, True))
+    return [a.get() for a in (out, log_sum, *gradients)]
+
+
+@on_stand_in
+@pytest.mark.parametrize("n", range(12))
+def test_a_planted_missing_barrier_is_seen(n: int) -> None:
+    source = load().SOURCE
+    assert len(barriers(source)) == 12
+    start, barrier = barriers(source)[n]
+    wrong = load(lambda s: s[:start] + s[start + len(barrier) :], ATTENTION)
+    right = attention_results(load(names=ATTENTION))
+
+    def differs(seed: int) -> bool:
+        reseed(seed)
+        return any(a.tobytes() != b.tobytes() for a, b in zip(attention_results(wrong), right, strict=True))
+
+    assert any(differs(seed) for seed in range(20))
+
+
+def call_layer_norm(kernels: Any) -> None:
+    kernels.layer_norm(cupy.zeros((9, 5), "float32"), None, None, 1e-5)
+
+
+def call_gelu(kernels: Any) -> None:
+    kernels.bias_gelu(cupy.zeros((1, 33), "float32"), None, "none")
+
+
+def call_attention(kernels: Any) -> None:
+    a = cupy.zeros((1, 33, 32), "float32")
+    kernels.attention(a, a, a, None, False, 0)
+
+
+def call_masked_attention(kernels: Any) -> None:
+    a = cupy.zeros((1, 33, 32), "float32")
+    kernels.attention(a, a, a, cupy.zeros((33, 33), "bool"), False, 0)
+
+
+def call_uniform(kernels: Any) -> None:
+    kernels.uniform((5,), np.float32, cupy.zeros((3,), "uint64"))
+
+
+def call_adam(kernels: Any) -> None:
+    p, g, m, v = (cupy.zeros((5,), "float32") for _ in range(4))
+    kernels.adam_step(p, g, m, v, cupy.ones((3,), "float32"), None, 0.9, 0.9, 1e-8, 0.0, True, None)
+
+
+def call_embedding(kernels: Any) -> None:
+    kernels.embedding_backward(cupy.zeros((3, 5), "float32"), cupy.zeros((3,), "int64"), 4)
+
+
+PLANTED: dict[
+    str, tuple[str, str, str, Callable[[Any], None]]
+] = {  # kernel, what stands there, what is planted, a call
+    "a row too many": ("layer_norm<float, 1>", "if (row >= n) return;", "if (row > n) return;", call_layer_norm),
+    "a column too many": (
+        "bias_activation<float, 1>",
+        "if (column >= c) return;",
+        "if (column > c) return;",
+        call_gelu,
+    ),
+    "a key too many": (FORWARD, "start + row < n &&", "start + row <= n &&", call_attention),
+    "a query too many": (
+        FORWARD,
+        "if (query >= n_queries) continue;",
+        "if (query > n_queries) continue;",
+        call_attention,
+    ),
+    "mask past the end": (FORWARD, "(query >= n_queries || mask", "(query > n_queries || mask", call_masked_attention),
+    "a number too many": ("uniform<float>", "if (at < n)", "if (at <= n)", call_uniform),
+    "a weight too many": ("adam_step<float>", "j < i + 4 && j < n", "j < i + 4 && j <= n", call_adam),
+    "a table too small": ("embedding_backward<float>", "TABLE = 12288", "TABLE = 100", call_embedding),
+}
+
+
+@on_stand_in
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_access_out_of_bounds_is_seen(name: str) -> None:
+    kernel, there, planted, call = PLANTED[name]
+    assert there in load().SOURCE
+    names = (kernel, "column_sums<float>")
+    reseed(0)
+    call(load(names=names))
+    wrong = load(lambda source: source.replace(there, planted), names)
+
+    def caught(seed: int) -> bool:
+        reseed(seed)
+        try:
+            call(wrong)
+        except Misuse:
+            return True
+        return False
+
+    assert any(caught(seed) for seed in (0, 1))  # arrays at the start of their pages, and at the end
