@@ -15,7 +15,7 @@ Shape: TypeAlias = tuple[int, ...]
 def _generator(seed: int, counter: int) -> np.random.Generator:
     # The upper half of the 256-bit counter is ours, the lower half is what one draw walks through.
     low, high = counter % 2**64, counter >> 64
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, low, high]))
+    return np.random.Generator(np.random.Philox(key=seed, counter=np.array([0, 0, low, high], np.uint64)))
 
 
 def normal(shape: Shape, seed: int, counter: int) -> HostArray:

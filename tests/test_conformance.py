@@ -344,7 +344,7 @@ def test_the_command_line_on_a_wrong_one(tmp_path: Path) -> None:
     [
         (UNUSABLE, "RuntimeError: no such device"),
         (BROKEN, "ModuleNotFoundError: No module named 'no_such_library'"),
-        (HALF, "TypeError: backend 'party.bad': module party.bad lacks require_usable, float_dtypes, asarray"),
+        (HALF, "TypeError: backend 'party.bad': module party.bad lacks require_usable, float_dtypes, is_array"),
         (None, "ValueError: unknown backend 'party.bad'"),
     ],
     ids=["unusable", "broken", "names missing", "unknown"],
