@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .array import Host, Misuse, launched
+from .array import Host
+from .log import Misuse
+from .stream import get_current_stream, memory_at, submit
 
 OK, INVALID_VALUE, NOT_SUPPORTED = 0, 7, 15  # of cublasStatus_t
 
@@ -68,7 +70,9 @@ class Library:
         result = _matrices(c, dtype, count, stride_c.value, m, n, ldc)
         scale, keep = alpha._obj.value, beta._obj.value
 
-        def multiply() -> None:
+        memories = [memory_at(pointer.value) for pointer in (a, b, c)]
+
+        def multiply(kept: Any = tuple(memory.host for memory in memories)) -> None:
             left, right = (_rounded(x, compute) for x in (first, second))
             left = left if op_a == 0 else left.swapaxes(1, 2)
             right = right if op_b == 0 else right.swapaxes(1, 2)
@@ -76,8 +80,9 @@ class Library:
                 product = scale * (left @ right)
                 result[...] = (product + keep * result if keep else product).astype(dtype)
 
-        launched("gemm")
-        multiply()
+        if used.stream != get_current_stream().ptr:
+            raise Misuse("cuBLAS: a handle of another stream than the current one; set it with cublasSetStream")
+        submit("gemm", multiply, memories[:2], memories[2:])
         return OK
 
 
