@@ -48,9 +48,9 @@ class _Compiled(Generic[P, R]):
         values: dict[int | str, Any] = dict(enumerate(args))
         values.update(kwargs)
         xp = next((found for found in map(_backend_of, values.values()) if found is not None), None)
+        key = tuple(_kind(name, value) for name, value in values.items())
         if xp is None or not xp.can_capture():
             return cast(R, _detached(self.step(*args, **kwargs)))
-        key = tuple(_kind(name, value) for name, value in values.items())
         if key not in self.variants:
             self.variants[key] = _Variant(xp, self.step)
         return cast(R, self.variants[key](values))

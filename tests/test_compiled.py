@@ -1,0 +1,153 @@
+"""compile_step: a recorded step is the step, on every backend; where there is a device, it is one launch."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from russellgrad import Tensor, compile_step, set_default_dtype
+from russellgrad.backend import Backend
+from russellgrad.optimizer import AdamWOptimizer, Optimizer, SGDOptimizer, cosine_with_warmup
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
+from tests.helpers import assert_close, rng
+from train.train_transformer import take_step
+
+Step = Callable[..., Tensor]
+
+
+def model_and_optimizer(dtype: str = "float64", flat: bool = True, **options: Any) -> tuple[Transformer, Optimizer]:
+    set_default_dtype(dtype)
+    try:
+        tokenizer = Tokenizer.from_text("abcdef", 8, 8, seed=1)
+        model = Transformer(
+            tokenizer, 2, 2, activation="gelu", output_projection=True, final_norm=True, seed=2, **options
+        )
+    finally:
+        set_default_dtype("float64")
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return model, AdamWOptimizer(groups, cosine_with_warmup(1e-2, 3, 20, 1e-3), flat=flat)
+
+
+def batch(seed: int, shape: tuple[int, int] = (3, 8), padded: bool = False) -> tuple[Any, Any]:
+    ids = rng(seed).integers(0, 6, (shape[0], shape[1] + 1))
+    if padded:
+        ids[0, shape[1] // 2 :] = 6
+    return ids[:, :-1], ids[:, 1:]
+
+
+def take(model: Transformer, step: Step, inputs: Any, targets: Any) -> float:
+    return float(step(model.tokenizer.ids(inputs), model.tokenizer.ids(targets)).item())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"flat": False}], ids=str)
+def test_it_is_the_step(backend: Backend, dtype: str, options: dict[str, Any]) -> None:
+    """Losses, parameters, the optimizer's own state and what comes after, to the bit, over changing rates and draws."""
+    runs = []
+    for wrap in (lambda step: step, compile_step):
+        model, optimizer = model_and_optimizer(dtype, **options)
+        step = wrap(partial(take_step, model, optimizer, clip=0.5))
+        losses = [take(model, step, *batch(seed)) for seed in range(8)]
+        losses += [take_step(model, optimizer, *batch(9), clip=0.5).item()]  # as it is, after what was recorded
+        runs.append((losses, model.state_dict(), optimizer.steps_taken, optimizer.state))
+    (losses, state, taken, kept), (others, other_state, also_taken, also_kept) = runs
+    assert losses == others
+    assert taken == also_taken == 9
+    for name in state:
+        assert np.array_equal(state[name], other_state[name]), name
+    for place, values in kept.items():
+        assert values["step"] == also_kept[place]["step"] == 9
+        assert np.array_equal(Tensor(values["v"]).numpy(), Tensor(also_kept[place]["v"]).numpy())
+    assert len(set(losses)) == 9
+
+
+def test_other_shapes_are_recorded_anew(backend: Backend) -> None:
+    given = [batch(0), batch(1), batch(2), batch(3, (2, 5)), batch(4), batch(5, (2, 5)), batch(6, padded=True)]
+    given += [batch(7, (2, 5)), batch(8, padded=True), batch(9, padded=True), batch(10), batch(11, padded=True)]
+    runs = []
+    for wrap in (lambda step: step, compile_step):
+        model, optimizer = model_and_optimizer()
+        step = wrap(partial(take_step, model, optimizer, clip=1.0))
+        runs.append(([take(model, step, *some) for some in given], model.state_dict()))
+    assert runs[0][0] == runs[1][0]
+    for name, array in runs[0][1].items():
+        assert np.array_equal(array, runs[1][1][name])
+
+
+def test_tensors_numbers_and_keywords(backend: Backend) -> None:
+    w = Tensor([1.0, 2.0])
+    optimizer = SGDOptimizer([w], lr=lambda taken: 0.1 * (taken + 1))
+
+    @compile_step
+    def step(x: Tensor, power: int, *, scale: float = 1.0, unused: None = None) -> tuple[Tensor, Tensor]:
+        optimizer.zero_grad()
+        loss = ((w * x) ** power * scale).sum()
+        loss.backward()
+        optimizer.step()
+        return loss, w * 1
+
+    expected = np.array([1.0, 2.0])
+    for i in range(6):
+        x = rng(i).normal(size=2)
+        loss, after = step(Tensor(x, requires_grad=False), 2, scale=0.5)
+        assert loss.item() == pytest.approx(float(np.sum((expected * x) ** 2) * 0.5), rel=1e-14)
+        expected = expected - 0.1 * (i + 1) * expected * x * x
+        assert_close(after, expected, atol=1e-14)
+        assert not loss.requires_grad
+    loss, _ = step(Tensor(np.ones(2), requires_grad=False), 3, scale=0.5)
+    assert loss.item() == pytest.approx(float(np.sum(expected**3) * 0.5), rel=1e-14)
+
+
+def test_results_stay_when_the_next_step_is_taken(backend: Backend) -> None:
+    model, optimizer = model_and_optimizer()
+    step = compile_step(partial(take_step, model, optimizer, clip=0.0))
+    ids = model.tokenizer.ids
+    losses = [step(ids(inputs), ids(targets)) for inputs, targets in map(batch, range(6))]
+    assert len({loss.item() for loss in losses}) == 6
+
+
+def test_arrays_of_the_host_are_refused(backend: Backend) -> None:
+    model, optimizer = model_and_optimizer()
+    step = compile_step(partial(take_step, model, optimizer, clip=0.0))
+    with pytest.raises(TypeError, match=r"compile_step: argument 1 is a ndarray; pass Tensors, numbers, or ids that"):
+        step(model.tokenizer.ids(batch(0)[0]), batch(0)[1])
+
+
+@pytest.mark.parametrize(
+    ("work", "op"),
+    [
+        (lambda x: x * x.item(), "to_host"),
+        (lambda x: x * Tensor(np.ones(2), requires_grad=False), "asarray"),
+        (lambda x: x[x > 0], "prepare_index"),
+    ],
+    ids=["item", "host data", "mask"],
+)
+def test_what_cannot_be_recorded_is_named(backend: Backend, work: Callable[[Tensor], Tensor], op: str) -> None:
+    if not backend.can_capture():
+        pytest.skip(f"{backend.name} records nothing")
+    step = compile_step(lambda x: work(x.sum() if op == "to_host" else x))
+    x = Tensor([1.0, 2.0])
+    assert_close(step(x), step(x))
+    with pytest.raises(RuntimeError, match=f"compile_step: {op} cannot be recorded in a CUDA graph"):
+        step(x)
+    assert_close(x * 2, np.array([2.0, 4.0]))  # the device is as usable as before
+
+
+def test_a_parameter_that_was_replaced_is_an_error(backend: Backend) -> None:
+    if not backend.can_capture():
+        pytest.skip(f"{backend.name} records nothing, so it goes on with the new array")
+    model, optimizer = model_and_optimizer(flat=False)
+    step = compile_step(partial(take_step, model, optimizer, clip=0.0))
+    for seed in range(4):
+        take(model, step, *batch(seed))
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(
+        RuntimeError, match="was given a new array after the step was recorded; call compile_step again"
+    ):
+        take(model, step, *batch(4))
