@@ -18,12 +18,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import cublas, cupy_kernels, host
+from . import host
 
 try:
     import cupy
     import cupyx
     import cupyx.scipy.special
+
+    from . import cublas, cupy_kernels
 except ImportError as error:
     raise ImportError(
         f"backend 'cupy': CuPy cannot be imported ({error}); install it for your CUDA version: "
