@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def load(edit: Callable[[str], str] = str, names: Sequence[str] | None = None) -> Any:
-    """The module of the wrappers, on the device or the stand-in; with edited kernels, of whose templates only `names`."""
+    """The module of the wrappers, on the device or the stand-in; of its templates only `names`, of an edited source."""
     with pytest.MonkeyPatch.context() as patch:
         if not ON_DEVICE:
             for name, module in MODULES.items():
@@ -801,7 +801,7 @@ PLANTED: dict[
 ] = {  # kernel, what stands there, what is planted, a call
     "a row too many": ("layer_norm<float, 1>", "if (row >= n) return;", "if (row > n) return;", call_layer_norm),
     "a column too many": (
-        "bias_activation<float, 1>",
+        "bias_activation<float, 1, GELU>",
         "if (column >= c) return;",
         "if (column > c) return;",
         call_gelu,
