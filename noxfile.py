@@ -19,11 +19,18 @@ nox.options.sessions = ["tests-numpy", "tests-numba", "tests-cupy", "lint", "typ
 nox.options.error_on_external_run = True
 
 TORCH = "torch==2.13.0"
-TEST = (TORCH, "pytest>=8", "hypothesis>=6.100")
+TEST = (TORCH, "pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.5")  # the last for bfloat16
 LINT = ("ruff==0.17.6",)
 TYPES = ("mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")
 # The test machine may have fewer cores than the BLAS and PyTorch assume together.
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+
+
+# CUDA's compiler for CuPy's kernels, which needs no GPU. B200 (sm_100) needs 12.8 or later.
+NVRTC = {
+    "12": ("nvidia-cuda-nvrtc-cu12==12.9.*", "nvidia-cuda-runtime-cu12==12.9.*"),
+    "13": ("nvidia-cuda-nvrtc==13.0.*", "nvidia-cuda-runtime==13.0.*", "nvidia-cuda-crt==13.0.*"),
+}
 
 
 @nox.session(name="tests-numpy")
@@ -49,8 +56,9 @@ def tests_cupy(session: nox.Session) -> None:
     session.install(*TEST, "-e", ".[train]")
     if driver:
         session.install(f"cupy-cuda{cuda}x[ctk]>=14")  # [ctk]: CUDA's libraries, which only a device needs
-    else:  # for its names and signatures; not every system has a wheel
-        session.run("python", "-m", "pip", "install", f"cupy-cuda{cuda}x>=14", success_codes=[0, 1], silent=True)
+    else:  # for its names and signatures, and to compile the kernels; not every system has a wheel
+        for wheels in ([f"cupy-cuda{cuda}x>=14"], NVRTC[cuda]):
+            session.run("python", "-m", "pip", "install", *wheels, success_codes=[0, 1], silent=True)
     env = {**THREADS, "RG_BACKEND": "cupy"}
     cupy = found_cupy(session)
     if "device" in cupy:

@@ -20,8 +20,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from . import device, functions
-from .array import Log, Misuse, ndarray, record
+from . import device, functions, stream
+from .array import ndarray
+from .log import Log, Misuse, record
 
 __all__ = ["MODULES", "Log", "Misuse", "install", "ndarray", "record"]
 
@@ -33,14 +34,34 @@ def _module(name: str, **contents: Any) -> ModuleType:
     return module
 
 
+_OF_CUDA = (
+    "Device", "Event", "MemoryPointer", "MemoryPool", "Stream", "get_allocator", "get_current_stream",
+    "get_elapsed_time", "set_allocator", "using_allocator",
+)  # fmt: skip
+
+
 def _modules() -> dict[str, ModuleType]:
     special = _module("cupyx.scipy.special", erf=functions.erf)
     scipy = _module("cupyx.scipy", special=special)
     cupyx = _module("cupyx", scipy=scipy, scatter_add=functions.scatter_add)
-    cuda = _module("cupy.cuda", is_available=lambda: True)
-    names = {name: getattr(functions, name) for name in functions.__all__}
-    cupy = _module("cupy", cuda=cuda, RawKernel=device.RawKernel, RawModule=device.RawModule, **names)
-    return {module.__name__: module for module in (cupy, cuda, cupyx, scipy, special)}
+    memory = _module("cupy.cuda.memory", MemoryPointer=stream.MemoryPointer, OutOfMemoryError=stream.OutOfMemoryError)
+    graph = _module("cupy.cuda.graph", Graph=stream.Graph)
+    cuda = _module(
+        "cupy.cuda",
+        is_available=lambda: True,
+        memory=memory,
+        graph=graph,
+        **{name: getattr(stream, name) for name in _OF_CUDA},
+    )
+    cupy = _module(
+        "cupy",
+        cuda=cuda,
+        get_default_memory_pool=stream.get_default_memory_pool,
+        RawKernel=device.RawKernel,
+        RawModule=device.RawModule,
+        **{name: getattr(functions, name) for name in functions.__all__},
+    )
+    return {module.__name__: module for module in (cupy, cuda, memory, graph, cupyx, scipy, special)}
 
 
 MODULES = _modules()

@@ -1,60 +1,32 @@
-"""The array of the stand-in, and the log of what a device would have done."""
+"""The array of the stand-in: an opaque wrapper over a NumPy array.
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+Whatever computes goes through `made`, which gives a new array, or `changed`, which writes into one. Both hand NumPy's
+work to `submit` of stream.py, which does it at once or, in a capture, later and on the same memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 
+from .log import Misuse
+from .stream import (
+    Memory,
+    MemoryPointer,
+    allocate,
+    capturing,
+    downloaded,
+    refuse_unknown,
+    submit,
+    synced,
+    uploaded,
+)
+
 Host = Any  # a NumPy array, on the side that real device memory hides
 
 _order = np.random.default_rng(0)  # the order in which threads of a scatter get their turn
-
-
-class Misuse(AssertionError):
-    """What CuPy does without a word, but wrongly or slowly."""
-
-
-# --- The log
-
-
-@dataclass(eq=False)
-class Log:
-    """How often what was done, by name, while `record` was open."""
-
-    launches: Counter[str] = field(default_factory=Counter)
-    syncs: Counter[str] = field(default_factory=Counter)  # the host waited for the device
-    uploads: Counter[str] = field(default_factory=Counter)  # copies from the host to the device
-
-
-_open: list[Log] = []
-
-
-@contextmanager
-def record() -> Iterator[Log]:
-    log = Log()
-    _open.append(log)
-    try:
-        yield log
-    finally:
-        _open.remove(log)
-
-
-def launched(name: str) -> None:
-    for log in _open:
-        log.launches[name] += 1
-
-
-def synced(name: str) -> None:
-    for log in _open:
-        log.syncs[name] += 1
-
-
-def uploaded(name: str) -> None:
-    for log in _open:
-        log.uploads[name] += 1
 
 
 # --- The array
@@ -63,14 +35,16 @@ def uploaded(name: str) -> None:
 class ndarray:
     """Stands for cupy.ndarray. It holds a NumPy array and gives it to nobody who does not ask for a copy."""
 
-    __slots__ = ("__weakref__", "_host")
+    __slots__ = ("__weakref__", "_host", "_memory")
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
 
     _host: Host
+    _memory: Memory
 
     def __init__(self, shape: Any, dtype: Any = float, *, order: str = "C") -> None:
         self._host = rubbish(shape, dtype, order)
+        self._memory = allocate(self.nbytes)
 
     # What it is: known on the host
 
@@ -107,8 +81,8 @@ class ndarray:
         return self._host.flags
 
     @property
-    def data(self) -> "MemoryPointer":
-        return MemoryPointer(int(self._host.ctypes.data))
+    def data(self) -> MemoryPointer:
+        return MemoryPointer(self._memory, int(self._host.ctypes.data))
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -172,7 +146,7 @@ class ndarray:
     ) -> Any:
         if dl_device is not None and dl_device[0] == DLPACK_CPU:
             return to_host(self, "__dlpack__").__dlpack__(max_version=max_version)
-        return DeviceCapsule(np.array(self._host) if copy else self._host)
+        return DeviceCapsule(self.copy() if copy else self)
 
     # Refused, since each element would be a launch; and what names there are not
 
@@ -188,65 +162,63 @@ class ndarray:
     # Indexing
 
     def __getitem__(self, slices: Any) -> "ndarray":
-        index = index_of(self, slices)
-        if is_advanced(index):
-            launched("getitem")
-            return wrap(self._host[index])
-        return wrap(self._host[index if Ellipsis in index else (*index, Ellipsis)])  # a view, of one element too
+        index, arrays = index_of(slices)
+        if arrays:
+            return made("getitem", partial(_picked, index), self, *arrays)
+        return view(self, self._host[index if Ellipsis in index else (*index, Ellipsis)])  # of one element, too
 
     def __setitem__(self, slices: Any, value: Any) -> None:
-        launched("setitem")
-        index, new = index_of(self, slices), operand(value)
-        target = writable(self)
-        if not is_advanced(index):
-            target[index] = new
-            return
-        places, values = _scattered(target, index, new, drop_leading_ones=True)
-        target[places] = values
+        index, arrays = index_of(slices)
+        changed("setitem", self, partial(_assign, index), value, *arrays)
 
     def scatter_add(self, slices: Any, value: Any) -> None:
         if self.dtype.char not in "ilILqQefd" or self.dtype == np.int64:
             raise TypeError("scatter_add only supports int32, float16, float32, float64, uint32, uint64")
-        launched("scatter_add")
-        index, more = index_of(self, slices), operand(value)
-        target = writable(self)
-        if not is_advanced(index):
-            target[index] += more
-            return
-        places, values = _scattered(target, index, more)
-        np.add.at(target, places, values)
+        index, arrays = index_of(slices)
+        changed("scatter_add", self, partial(_scatter_add, index), value, *arrays)
 
     def take(self, indices: Any, axis: int | None = None) -> "ndarray":
         if not isinstance(indices, ndarray):
             raise Misuse(f"take: indices are a {type(indices).__name__}, a hidden copy to the device")
-        length = self.size if axis is None else self.shape[axis]
-        check_bounds(indices._host, length, "take")
-        launched("take")
-        return wrap(np.take(self._host, indices._host, axis))
+        return made("take", partial(_taken, axis), self, indices)
+
+    # From the host, into the memory that is there
+
+    def set(self, arr: Host, stream: Any = None) -> None:
+        if not isinstance(arr, np.ndarray):
+            raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
+        if arr.dtype != self.dtype:
+            raise TypeError(f"{arr.dtype} array cannot be set to {self.dtype} array")
+        if arr.shape != self.shape:
+            raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
+        if stream is not None:
+            raise NotImplementedError("standin: set on another stream than the current one")
+        uploaded("set", [self._memory])
+        writable(self)[...] = arr
 
     # Same elements, another shape: views where NumPy gives one
 
     @property
     def T(self) -> "ndarray":
-        return wrap(self._host.T)
+        return view(self, self._host.T)
 
     def reshape(self, *shape: Any, order: str = "C") -> "ndarray":
-        return wrap(self._host.reshape(*shape, order=order))
+        return _same_elements(self, lambda host: host.reshape(*shape, order=order))
 
     def ravel(self, order: str = "C") -> "ndarray":
-        return wrap(self._host.ravel(order))
+        return _same_elements(self, lambda host: host.ravel(order))
 
     def flatten(self, order: str = "C") -> "ndarray":
-        return wrap(self._host.flatten(order))
+        return made("copy", lambda host: host.flatten(order), self)
 
     def transpose(self, *axes: Any) -> "ndarray":
-        return wrap(self._host.transpose(*axes))
+        return view(self, self._host.transpose(*axes))
 
     def swapaxes(self, axis1: int, axis2: int) -> "ndarray":
-        return wrap(self._host.swapaxes(axis1, axis2))
+        return view(self, self._host.swapaxes(axis1, axis2))
 
     def squeeze(self, axis: Any = None) -> "ndarray":
-        return wrap(self._host.squeeze(axis))
+        return view(self, self._host.squeeze(axis))
 
     # Copies
 
@@ -255,13 +227,13 @@ class ndarray:
     ) -> "ndarray":
         if casting is not None or subok is not None:
             raise TypeError("astype: casting and subok are not supported")  # CuPy takes the names, not the values
-        launched("astype")
-        with np.errstate(all="ignore"):
-            return wrap(self._host.astype(numeric(dtype), order=order, copy=copy))
+        known = numeric(dtype)
+        if not copy and known == self.dtype:
+            return self
+        return made("astype", lambda host: host.astype(known, order=order), self)
 
     def copy(self, order: str = "C") -> "ndarray":
-        launched("copy")
-        return wrap(self._host.copy(order))
+        return made("copy", lambda host: host.copy(order), self)
 
     def __copy__(self) -> "ndarray":
         return self.copy()
@@ -270,8 +242,7 @@ class ndarray:
         return self.copy()
 
     def fill(self, value: Any) -> None:
-        launched("fill")
-        writable(self)[...] = operand(value)
+        changed("fill", self, partial(_assign, (Ellipsis,)), value)
 
     # Reductions: 0-d results stay arrays
 
@@ -300,15 +271,8 @@ class ndarray:
         return _reduced("all", self, axis=axis, keepdims=keepdims)
 
     def sort(self, axis: int = -1) -> None:
-        launched("sort")
-        writable(self).sort(axis)
-
-
-@dataclass(frozen=True)
-class MemoryPointer:
-    """Where an array's memory is. The host could follow the pointer, but on a device it cannot."""
-
-    ptr: int
+        refuse_unknown("sort")
+        changed("sort", self, lambda host: host.sort(axis))
 
 
 DLPACK_CPU, DLPACK_CUDA = 1, 2
@@ -318,16 +282,32 @@ DLPACK_CPU, DLPACK_CUDA = 1, 2
 class DeviceCapsule:
     """What a DLPack capsule is to the stand-in; no other library can open it."""
 
-    host: Host
+    array: ndarray
 
 
 # --- Between the wrapper and what is in it
 
 
-def wrap(host: Host) -> ndarray:
+def _wrapped(host: Host, memory: Memory) -> ndarray:
     array = ndarray.__new__(ndarray)
-    array._host = np.asarray(host)  # NumPy's scalars become 0-d arrays: CuPy has no scalars
+    array._host, array._memory = np.asarray(host), memory  # NumPy's scalars become 0-d arrays: CuPy has no scalars
     return array
+
+
+def new(host: Host) -> ndarray:
+    """The array of what NumPy has just made."""
+    return _wrapped(host, allocate(host.nbytes))
+
+
+def view(of: ndarray, host: Host) -> ndarray:
+    """An array in the memory of another one."""
+    return _wrapped(host, of._memory)
+
+
+def _same_elements(a: ndarray, function: Callable[[Host], Host]) -> ndarray:
+    """A view where NumPy makes one, else a copy."""
+    host = function(a._host)
+    return view(a, host) if host.size == 0 or np.may_share_memory(host, a._host) else made("copy", function, a)
 
 
 def operand(x: Any) -> Any:
@@ -339,14 +319,53 @@ def operand(x: Any) -> Any:
     raise TypeError(f"Unsupported type {type(x)}")
 
 
-def array_operand(name: str, x: Any) -> Host:
+def check_array(name: str, x: Any) -> ndarray:
     if not isinstance(x, ndarray):
         raise TypeError(f"{name}: only cupy arrays, got {type(x)}")
-    return x._host
+    return x
+
+
+def made(name: str, function: Callable[..., Any], *operands: Any) -> ndarray:
+    """A new array with what `function` makes of the operands: device arrays, which it gets as NumPy's, and scalars."""
+    hosts = [operand(x) for x in operands]
+    reads = [x._memory for x in operands if isinstance(x, ndarray)]
+    with np.errstate(all="ignore"):  # a device raises and warns of nothing
+        result = np.asarray(function(*_for_now(hosts)))
+    if not capturing():
+        array = new(result)
+        submit(name, _nothing, reads, [array._memory])
+        return array
+    array = new(np.array(rubbish((), result.dtype)) + np.zeros_like(result))
+    submit(name, partial(_later, lambda: np.copyto(array._host, function(*hosts))), reads, [array._memory])
+    return array
+
+
+def changed(name: str, target: ndarray, function: Callable[..., None], *operands: Any) -> None:
+    """`function` writes into `target`; it gets both it and the operands as NumPy's."""
+    hosts = [writable(target), *map(operand, operands)]
+    reads = [x._memory for x in operands if isinstance(x, ndarray)]
+    if capturing():
+        with np.errstate(all="ignore"):
+            function(*_for_now(hosts))  # raises what is wrong with shapes and dtypes
+    submit(name, partial(_later, lambda: function(*hosts)), reads, [target._memory])
+
+
+def _nothing() -> None:
+    pass
+
+
+def _later(work: Callable[[], None]) -> None:
+    with np.errstate(all="ignore"):
+        work()
+
+
+def _for_now(hosts: list[Any]) -> list[Any]:
+    """The operands; in a capture, where nobody knows what will be in them, zeros of their shapes and dtypes."""
+    return [np.zeros_like(h) if isinstance(h, np.ndarray) else h for h in hosts] if capturing() else hosts
 
 
 def to_host(a: ndarray, how: str, order: str = "C") -> Host:
-    synced(how)
+    downloaded(how, [a._memory])
     return np.array(a._host, order=order)  # type: ignore[call-overload]
 
 
@@ -370,52 +389,62 @@ def rubbish(shape: Any, dtype: Any, order: str = "C") -> Host:
     return np.full(shape, np.nan if kind in "fcV" else True if kind == "b" else np.iinfo(dtype).max - 8, dtype, order)  # type: ignore[call-overload]
 
 
+_REDUCES_BFLOAT16 = {"sum", "prod", "max", "min"}
+
+
 def _reduced(name: str, a: ndarray, **options: Any) -> ndarray:
-    launched(name)
-    with np.errstate(all="ignore"):
-        return wrap(getattr(np, name)(a._host, **options))
+    if a.dtype.name != "bfloat16":
+        return made(name, lambda host: getattr(np, name)(host, **options), a)
+    if name not in _REDUCES_BFLOAT16:
+        raise NotImplementedError(f"standin: what CuPy's {name} makes of bfloat16 is not known")
+    if options.get("dtype") is not None:
+        return _reduced(name, a.astype(options.pop("dtype")), **options)
+    return made(name, lambda host: getattr(np, name)(host.astype(np.float32), **options).astype(host.dtype), a)
 
 
 # --- Indices
 
 
-def index_of(a: ndarray, slices: Any) -> tuple[Any, ...]:
-    """The index for NumPy, with arrays unwrapped and their bounds checked.
+def index_of(slices: Any) -> tuple[tuple[Any, ...], list[ndarray]]:
+    """The index with `_ARRAY` in place of each array, and the arrays.
 
     Raises:
-        Misuse: a list or NumPy array (a hidden copy), a bare bool, an integer array out of bounds.
+        Misuse: a list or NumPy array (a hidden copy), a bare bool.
         IndexError: anything else that is no index; an array of another dtype.
     """
     index: list[Any] = []
+    arrays: list[ndarray] = []
     for part in slices if isinstance(slices, tuple) else (slices,):
         if isinstance(part, ndarray):
             if part.dtype.kind not in "biu":
                 raise IndexError(f"arrays used as indices must be of integer or boolean type, not {part.dtype}")
-            index.append(part._host)
+            if part.dtype.kind == "b":
+                synced("mask index")  # how many are True is the result's shape
+            index.append(_ARRAY)
+            arrays.append(part)
         elif isinstance(part, (bool, np.bool_, list, tuple, np.ndarray)):
             raise Misuse(f"a {type(part).__name__} as an index: a hidden copy to the device")
         elif part is None or part is Ellipsis or isinstance(part, (slice, int, np.integer)):
             index.append(part)
         else:
             raise IndexError(f"only integers, slices, ellipsis, None and arrays are valid indices, not {type(part)}")
-    _check_index(a.shape, index)
-    return tuple(index)
+    return tuple(index), arrays
 
 
-def is_advanced(index: tuple[Any, ...]) -> bool:
-    return any(isinstance(part, np.ndarray) for part in index)
+_ARRAY = object()
 
 
-def _check_index(shape: tuple[int, ...], index: list[Any]) -> None:
-    """Bounds of the integer arrays; what else can be wrong NumPy finds, with CuPy's error."""
-    spans = [_axes_of_part(part) for part in index]
+def _filled(index: tuple[Any, ...], arrays: tuple[Host, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The index for NumPy. Raises Misuse for an integer array out of bounds; what else can be wrong NumPy finds."""
+    left = iter(arrays)
+    filled = tuple(next(left) if part is _ARRAY else part for part in index)
+    spans = [_axes_of_part(part) for part in filled]
     axis = 0
-    for part, span in zip(index, spans, strict=True):
-        if isinstance(part, np.ndarray) and part.dtype.kind == "b":
-            synced("mask index")  # how many are True is the result's shape
-        elif isinstance(part, np.ndarray) and axis < len(shape):
+    for part, span in zip(filled, spans, strict=True):
+        if isinstance(part, np.ndarray) and part.dtype.kind != "b" and axis < len(shape):
             check_bounds(part, shape[axis], "index")
         axis += len(shape) - sum(spans) if part is Ellipsis else span
+    return filled
 
 
 def _axes_of_part(part: Any) -> int:
@@ -427,6 +456,31 @@ def _axes_of_part(part: Any) -> int:
 def check_bounds(places: Host, length: int, what: str) -> None:
     if places.size and (places.min() < -length or places.max() >= length):
         raise Misuse(f"{what}: {places.min()} to {places.max()} in an axis of length {length}; CuPy wraps in silence")
+
+
+def _picked(index: tuple[Any, ...], a: Host, *arrays: Host) -> Host:
+    return a[_filled(index, arrays, a.shape)]
+
+
+def _taken(axis: int | None, a: Host, places: Host) -> Host:
+    check_bounds(places, a.size if axis is None else a.shape[axis], "take")
+    return np.take(a, places, axis)
+
+
+def _assign(index: tuple[Any, ...], target: Host, value: Any, *arrays: Host) -> None:
+    if not arrays:
+        target[index] = value
+        return
+    places, values = _scattered(target, _filled(index, arrays, target.shape), value, drop_leading_ones=True)
+    target[places] = values
+
+
+def _scatter_add(index: tuple[Any, ...], target: Host, value: Any, *arrays: Host) -> None:
+    if not arrays:
+        target[index] += value
+        return
+    places, values = _scattered(target, _filled(index, arrays, target.shape), value)
+    np.add.at(target, places, values)
 
 
 def _scattered(target: Host, index: tuple[Any, ...], value: Any, drop_leading_ones: bool = False) -> tuple[Any, Host]:

@@ -26,7 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from .array import Host, Misuse, launched, ndarray, writable
+from .array import Host, ndarray, writable
+from .log import Misuse
+from .stream import Memory, submit
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 
@@ -484,10 +486,11 @@ class RawKernel:
 
     def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0, stream: Any = None) -> None:
         """Raises Misuse for what the real one would take, wrongly, and for what goes wrong in the kernel."""
+        if stream is not None:
+            raise NotImplementedError("standin: a kernel on another stream than the current one")
         with _named(self.name):
             launch = _Launcher(self, _extents3("grid", grid), _extents3("block", block), args, shared_mem)
-        launched(self.name)
-        launch()
+        submit(self.name, launch, launch.memories(writes=False), launch.memories(writes=True))
 
 
 class RawModule:
@@ -599,6 +602,10 @@ class _Launcher:
         finally:
             for region in (*regions, dynamic):
                 region.free()
+
+    def memories(self, writes: bool) -> list[Memory]:
+        """Of the arrays that the kernel may write to, or of the others."""
+        return [array._memory for _, parameter, array in self._arrays() if writes is not parameter.startswith("const ")]
 
     def _arrays(self) -> Iterator[tuple[int, str, ndarray]]:
         for i, (parameter, arg) in enumerate(zip(self._parameters, self._args, strict=True)):

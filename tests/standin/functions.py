@@ -12,18 +12,19 @@ from .array import (
     UFUNCS,
     DeviceCapsule,
     Host,
-    Misuse,
-    array_operand,
-    launched,
+    changed,
+    check_array,
+    made,
     ndarray,
+    new,
     numeric,
     operand,
     rubbish,
     to_host,
-    uploaded,
-    wrap,
-    writable,
+    view,
 )
+from .log import Misuse
+from .stream import refuse_cublas, refuse_unknown, uploaded
 
 __all__ = [
     "abs", "absolute", "add", "all", "any", "arange", "argmax", "array", "asarray", "ascontiguousarray", "asnumpy",
@@ -42,8 +43,8 @@ __all__ = [
 class ufunc:
     """An elementwise function of device arrays and scalars. Python's numbers are weak (NEP 50), NumPy's are not."""
 
-    def __init__(self, name: str, nin: int, compute: Callable[..., Any]) -> None:
-        self.name, self.nin, self._compute = name, nin, compute
+    def __init__(self, name: str, nin: int, compute: Callable[..., Any], bfloat16: bool = True) -> None:
+        self.name, self.nin, self._compute, self._bfloat16 = name, nin, compute, bfloat16
         UFUNCS[name] = self
 
     def __call__(
@@ -51,16 +52,46 @@ class ufunc:
     ) -> ndarray:
         if not self.nin <= len(args) <= self.nin + 1:
             raise TypeError(f"wrong number of arguments for {self.name}: {len(args)}")
-        inputs = [operand(x) for x in args[: self.nin]]
+        inputs = args[: self.nin]
         target = out if len(args) == self.nin else args[self.nin]
+        common = common_with_bfloat16(inputs, self._bfloat16)
         options: dict[str, Any] = {"dtype": dtype, "casting": casting}
-        if target is not None:
-            array_operand(self.name, target)
-            options["out"] = writable(target)
-        launched(self.name)
-        with np.errstate(all="ignore"):  # a device raises and warns of nothing
-            result = self._compute(*inputs, **options)
-        return target if target is not None else wrap(result)
+
+        def compute(*hosts: Any, **more: Any) -> Any:
+            return self._compute(*_as(common, hosts), **options, **more)
+
+        if target is None:
+            return made(self.name, compute, *inputs)
+        check_array(self.name, target)
+        changed(self.name, target, lambda host, *hosts: compute(*hosts, out=host), *inputs)
+        return target
+
+
+# --- bfloat16, the dtype of the package ml_dtypes
+
+
+def common_with_bfloat16(operands: Sequence[Any], has_loop: bool = True) -> Any:
+    """The dtype that CuPy brings operands to if one of them is bfloat16; None if none is.
+
+    CuPy takes the first loop that all operands can be cast to. bool and Python's int go along with bfloat16, but its
+    float does not. Without a loop for bfloat16 (`has_loop`) it takes that for float32.
+    """
+    dtypes = [x.dtype for x in operands if hasattr(x, "dtype")]
+    bfloat16 = next((dtype for dtype in dtypes if dtype.name == "bfloat16"), None)
+    if bfloat16 is None:
+        return None
+    names = {dtype.name for dtype in dtypes} | {type(x).__name__ for x in operands if not hasattr(x, "dtype")}
+    if names & {"int32", "int64", "float64"}:
+        return np.dtype(np.float64)
+    if names & {"float", "float16", "float32"}:
+        return np.dtype(np.float32)
+    if names - {"bfloat16", "bool", "int"}:
+        raise NotImplementedError(f"standin: what CuPy makes of bfloat16 and {', '.join(sorted(names))} is not known")
+    return bfloat16 if has_loop else np.dtype(np.float32)
+
+
+def _as(dtype: Any, hosts: Sequence[Any]) -> list[Any]:
+    return [*hosts] if dtype is None else [np.asarray(host).astype(dtype) for host in hosts]
 
 
 def _power(a: Any, b: Any, **options: Any) -> Any:
@@ -94,9 +125,9 @@ less = ufunc("less", 2, np.less)
 less_equal = ufunc("less_equal", 2, np.less_equal)
 greater = ufunc("greater", 2, np.greater)
 greater_equal = ufunc("greater_equal", 2, np.greater_equal)
-logical_and = ufunc("logical_and", 2, np.logical_and)
-logical_or = ufunc("logical_or", 2, np.logical_or)
-logical_not = ufunc("logical_not", 1, np.logical_not)
+logical_and = ufunc("logical_and", 2, np.logical_and, bfloat16=False)
+logical_or = ufunc("logical_or", 2, np.logical_or, bfloat16=False)
+logical_not = ufunc("logical_not", 1, np.logical_not, bfloat16=False)
 bitwise_and = ufunc("bitwise_and", 2, np.bitwise_and)
 bitwise_or = ufunc("bitwise_or", 2, np.bitwise_or)
 bitwise_xor = ufunc("bitwise_xor", 2, np.bitwise_xor)
@@ -113,26 +144,31 @@ cos = ufunc("cos", 1, np.cos)
 isnan = ufunc("isnan", 1, np.isnan)
 isinf = ufunc("isinf", 1, np.isinf)
 isfinite = ufunc("isfinite", 1, np.isfinite)
-erf = ufunc("erf", 1, _erf)  # cupyx.scipy.special
+erf = ufunc("erf", 1, _erf, bfloat16=False)  # cupyx.scipy.special
 
 
 def where(condition: Any, x: Any = None, y: Any = None) -> ndarray:
     if x is None or y is None:
         raise NotImplementedError("standin: where() without both x and y")
-    chosen = array_operand("where", condition)
-    launched("where")
-    return wrap(np.where(chosen, operand(x), operand(y)))
+    check_array("where", condition)
+    common = common_with_bfloat16((x, y), has_loop=False)
+    return made("where", lambda chosen, *hosts: np.where(chosen, *_as(common, hosts)), condition, x, y)
 
 
 def isneginf(x: Any) -> ndarray:
-    launched("isneginf")
-    return wrap(np.isneginf(array_operand("isneginf", x)))
+    return made("isneginf", np.isneginf, check_array("isneginf", x))
 
 
 def clip(a: Any, a_min: Any, a_max: Any) -> ndarray:
-    low, high = (None if bound is None else operand(bound) for bound in (a_min, a_max))
-    launched("clip")
-    return wrap(np.clip(array_operand("clip", a), low, high))
+    bounds = [bound for bound in (a_min, a_max) if bound is not None]
+    common = common_with_bfloat16((check_array("clip", a), *bounds), has_loop=False)
+
+    def compute(*hosts: Any) -> Host:
+        values, *given = _as(common, hosts)
+        low = given.pop(0) if a_min is not None else None
+        return np.clip(values, low, given[0] if given else None)
+
+    return made("clip", compute, a, *bounds)
 
 
 # --- New arrays
@@ -142,13 +178,12 @@ def array(obj: Any, dtype: Any = None, copy: bool | None = True, order: str = "K
     if isinstance(obj, ndarray):
         if not copy and (dtype is None or numeric(dtype) == obj.dtype):
             return obj
-        launched("copy")
-        with np.errstate(all="ignore"):
-            return wrap(np.array(obj._host, None if dtype is None else numeric(dtype), order=order))  # type: ignore[call-overload]
+        known = obj.dtype if dtype is None else numeric(dtype)
+        return made("copy", lambda host: np.array(host, known, order=order), obj)  # type: ignore[call-overload]
     host = np.array(obj, dtype, order=order)  # type: ignore[call-overload]
     numeric(host.dtype)
     uploaded("array")
-    return wrap(host)  # always a copy: the device has memory of its own
+    return new(host)  # always a copy: the device has memory of its own
 
 
 def asarray(a: Any, dtype: Any = None, order: str | None = None) -> ndarray:
@@ -158,9 +193,9 @@ def asarray(a: Any, dtype: Any = None, order: str | None = None) -> ndarray:
 def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
     """At least 1-d, as in NumPy."""
     given = asarray(a, dtype)
-    if not given.flags.c_contiguous:
-        launched("copy")
-    return wrap(np.ascontiguousarray(given._host))
+    if given.flags.c_contiguous:
+        return given if given.ndim else given.reshape(1)
+    return made("copy", np.ascontiguousarray, given)
 
 
 def asnumpy(a: Any, *, order: str = "C") -> Host:
@@ -173,11 +208,11 @@ def from_dlpack(array: Any, *, copy: bool | None = None) -> ndarray:
     capsule = array.__dlpack__(stream=1, max_version=(1, 0), copy=copy)
     if not isinstance(capsule, DeviceCapsule):
         raise NotImplementedError("standin: memory of a real device")
-    return wrap(capsule.host)
+    return view(capsule.array, capsule.array._host)
 
 
 def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
-    return wrap(rubbish(shape, dtype, order))
+    return new(rubbish(shape, dtype, order))
 
 
 def zeros(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
@@ -189,8 +224,8 @@ def ones(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
 
 
 def full(shape: Any, fill_value: Any, dtype: Any = None, order: str = "C") -> ndarray:
-    launched("full")
-    return wrap(np.full(shape, operand(fill_value), None if dtype is None else numeric(dtype), order))  # type: ignore[call-overload]
+    known = None if dtype is None else numeric(dtype)
+    return made("full", lambda value: np.full(shape, value, known, order), fill_value)  # type: ignore[call-overload]
 
 
 def empty_like(prototype: ndarray, dtype: Any = None) -> ndarray:
@@ -203,90 +238,91 @@ def zeros_like(a: ndarray, dtype: Any = None) -> ndarray:
 
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> ndarray:
     bounds = [operand(bound) for bound in (start, stop, step) if bound is not None]
-    launched("arange")
-    return wrap(np.arange(*bounds[: 1 if stop is None else 3], dtype=dtype))
+    return made("arange", lambda: np.arange(*bounds[: 1 if stop is None else 3], dtype=dtype))
 
 
 # --- Reductions
 
 
 def sum(a: ndarray, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> ndarray:
-    return _array("sum", a).sum(axis, dtype, keepdims=keepdims)
+    return check_array("sum", a).sum(axis, dtype, keepdims=keepdims)
 
 
 def prod(a: ndarray, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> ndarray:
-    return _array("prod", a).prod(axis, dtype, keepdims=keepdims)
+    return check_array("prod", a).prod(axis, dtype, keepdims=keepdims)
 
 
 def mean(a: ndarray, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> ndarray:
-    return _array("mean", a).mean(axis, dtype, keepdims=keepdims)
+    return check_array("mean", a).mean(axis, dtype, keepdims=keepdims)
 
 
 def max(a: ndarray, axis: Any = None, *, keepdims: bool = False) -> ndarray:
-    return _array("max", a).max(axis, keepdims=keepdims)
+    return check_array("max", a).max(axis, keepdims=keepdims)
 
 
 def min(a: ndarray, axis: Any = None, *, keepdims: bool = False) -> ndarray:
-    return _array("min", a).min(axis, keepdims=keepdims)
+    return check_array("min", a).min(axis, keepdims=keepdims)
 
 
 def argmax(a: ndarray, axis: Any = None, *, keepdims: bool = False) -> ndarray:
-    return _array("argmax", a).argmax(axis, keepdims=keepdims)
+    return check_array("argmax", a).argmax(axis, keepdims=keepdims)
 
 
 def any(a: ndarray, axis: Any = None, *, keepdims: bool = False) -> ndarray:
-    return _array("any", a).any(axis, keepdims=keepdims)
+    return check_array("any", a).any(axis, keepdims=keepdims)
 
 
 def all(a: ndarray, axis: Any = None, *, keepdims: bool = False) -> ndarray:
-    return _array("all", a).all(axis, keepdims=keepdims)
+    return check_array("all", a).all(axis, keepdims=keepdims)
 
 
 def count_nonzero(a: ndarray, axis: Any = None) -> ndarray:
-    launched("count_nonzero")
-    return wrap(np.count_nonzero(array_operand("count_nonzero", a), axis))
+    return made("count_nonzero", lambda host: np.count_nonzero(host, axis), check_array("count_nonzero", a))
 
 
 def sort(a: ndarray, axis: int = -1) -> ndarray:
-    launched("sort")
-    return wrap(np.sort(array_operand("sort", a), axis))
+    refuse_unknown("sort")
+    return made("sort", lambda host: np.sort(host, axis), check_array("sort", a))
 
 
 # --- Shapes
 
 
 def reshape(a: ndarray, newshape: Any, order: str = "C") -> ndarray:
-    return _array("reshape", a).reshape(newshape, order=order)
+    return check_array("reshape", a).reshape(newshape, order=order)
 
 
 def ravel(a: ndarray, order: str = "C") -> ndarray:
-    return _array("ravel", a).ravel(order)
+    return check_array("ravel", a).ravel(order)
 
 
 def transpose(a: ndarray, axes: Any = None) -> ndarray:
-    return _array("transpose", a).transpose(axes)
+    return check_array("transpose", a).transpose(axes)
 
 
 def swapaxes(a: ndarray, axis1: int, axis2: int) -> ndarray:
-    return _array("swapaxes", a).swapaxes(axis1, axis2)
+    return check_array("swapaxes", a).swapaxes(axis1, axis2)
 
 
 def squeeze(a: ndarray, axis: Any = None) -> ndarray:
-    return _array("squeeze", a).squeeze(axis)
+    return check_array("squeeze", a).squeeze(axis)
 
 
 def expand_dims(a: ndarray, axis: Any) -> ndarray:
-    return wrap(np.expand_dims(array_operand("expand_dims", a), axis))
+    return view(check_array("expand_dims", a), np.expand_dims(a._host, axis))
 
 
 def broadcast_to(array: ndarray, shape: Any) -> ndarray:
-    return wrap(np.broadcast_to(array_operand("broadcast_to", array), shape))
+    return view(check_array("broadcast_to", array), np.broadcast_to(array._host, shape))
 
 
 def concatenate(tup: Sequence[ndarray], axis: Any = 0, *, dtype: Any = None, casting: str = "same_kind") -> ndarray:
-    parts = [array_operand("concatenate", part) for part in tup]
-    launched("concatenate")
-    return wrap(np.concatenate(parts, axis, dtype=dtype, casting=casting))  # type: ignore[call-overload]
+    refuse_unknown("concatenate")
+
+    def compute(*parts: Host) -> Host:
+        return np.concatenate(parts, axis, dtype=dtype, casting=casting)  # type: ignore[call-overload]
+
+    return made("concatenate", compute, *(check_array("concatenate", part) for part in tup))
 
 
 def stack(tup: Sequence[ndarray], axis: int = 0, *, dtype: Any = None, casting: str = "same_kind") -> ndarray:
@@ -294,11 +330,11 @@ def stack(tup: Sequence[ndarray], axis: int = 0, *, dtype: Any = None, casting: 
 
 
 def take(a: ndarray, indices: Any, axis: int | None = None) -> ndarray:
-    return _array("take", a).take(indices, axis)
+    return check_array("take", a).take(indices, axis)
 
 
 def scatter_add(a: ndarray, slices: Any, value: Any) -> None:  # cupyx
-    _array("scatter_add", a).scatter_add(slices, value)
+    check_array("scatter_add", a).scatter_add(slices, value)
 
 
 # --- Products
@@ -306,22 +342,29 @@ def scatter_add(a: ndarray, slices: Any, value: Any) -> None:  # cupyx
 
 def matmul(*args: Any, out: ndarray | None = None) -> ndarray:
     """Takes no scalars."""
-    factors = [array_operand("matmul", x) for x in args]
-    launched("matmul")
-    with np.errstate(all="ignore"):
-        return wrap(np.matmul(*factors, out=None if out is None else writable(out)))  # type: ignore[call-overload]
+    factors = [check_array("matmul", x) for x in args]
+    refuse_cublas("matmul")
+    compute = _bfloat16_product if "bfloat16" in {x.dtype.name for x in factors} else np.matmul
+    if out is None:
+        return made("matmul", compute, *factors)
+    changed("matmul", out, lambda host, *hosts: np.copyto(host, compute(*hosts), "same_kind"), *factors)
+    return out
 
 
 UFUNCS["matmul"] = matmul
 
 
+def _bfloat16_product(a: Host, b: Host) -> Host:
+    """Of two matrices, accumulated in float32. CuPy takes more axes to a kernel for integers, which fails."""
+    if a.dtype != b.dtype or a.ndim != 2 or b.ndim != 2:
+        given = f"{a.dtype} {a.shape} and {b.dtype} {b.shape}"
+        raise NotImplementedError(f"matmul: {given}; CuPy has a product of bfloat16 for two matrices only (PR 10317)")
+    return (a.astype(np.float32) @ b.astype(np.float32)).astype(a.dtype)
+
+
 def einsum(*operands: Any, dtype: Any = None, optimize: bool = False) -> ndarray:
     subscripts, *factors = operands
-    launched("einsum")
-    return wrap(np.einsum(subscripts, *(array_operand("einsum", x) for x in factors), dtype=dtype))
-
-
-def _array(name: str, a: Any) -> ndarray:
-    if not isinstance(a, ndarray):
-        raise TypeError(f"{name}: only cupy arrays, got {type(a)}")
-    return a
+    refuse_cublas("einsum")
+    if "bfloat16" in {check_array("einsum", x).dtype.name for x in factors}:
+        raise NotImplementedError("standin: einsum of bfloat16")
+    return made("einsum", lambda *hosts: np.einsum(subscripts, *hosts, dtype=dtype), *factors)

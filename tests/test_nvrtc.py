@@ -1,0 +1,121 @@
+"""The kernels, compiled for real GPUs without one: they compile, and nothing of them is spilled to slow memory."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.process import ROOT, output_of, run_python
+from tests.standin import MODULES, device, nvrtc
+
+KERNELS = ROOT / "backends" / "cupy_kernels.py"
+Kernel = dict[str, Any]  # of `nvrtc.Resources`
+
+
+@cache
+def compiled(*what: str) -> list[Kernel]:
+    """Skips, saying what to install, where nothing can be compiled."""
+    done = run_python("-m", "tests.standin.nvrtc", "--json", *what)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    if "missing" in answer:
+        pytest.skip(f"no kernel is compiled for a GPU: {answer['missing']}")
+    return answer["kernels"]
+
+
+def of_source(folder: Path, body: str) -> list[Kernel]:
+    file = folder / "kernels.cu"
+    file.write_text(f"template <typename T> __global__ void f(T* y, const T* x, int k) {{ {body} }}")
+    return compiled(str(file), "f<float>", "f<double>")
+
+
+def test_a_kernel_on_each_architecture(tmp_path: Path) -> None:
+    found = of_source(tmp_path, "__shared__ T s[64]; s[threadIdx.x] = x[threadIdx.x]; __syncthreads(); y[0] = s[k];")
+    assert [(r["kernel"], r["architecture"]) for r in found] == [
+        (kernel, architecture) for architecture in (80, 90, 100) for kernel in ("f<float>", "f<double>")
+    ]
+    for r in found:
+        assert 4 < r["registers"] < 64
+        assert r["spilled_bytes"] == r["local_bytes"] == 0
+        assert r["shared_bytes"] == 64 * (4 if r["kernel"] == "f<float>" else 8)
+
+
+def test_the_stand_in_counts_shared_memory_alike(tmp_path: Path) -> None:
+    if shutil.which(device.COMPILER) is None:
+        pytest.skip("no g++ here, which runs CUDA kernels on the CPU; install it")
+    found = of_source(tmp_path, "__shared__ T s[3]; __shared__ char c[5]; s[k] = c[k] = x[k]; y[1] = s[0] + c[1];")
+    code, names = (tmp_path / "kernels.cu").read_text(), ("f<float>", "f<double>")
+    module = MODULES["cupy"].RawModule(code=code, name_expressions=names)
+    assert {r["kernel"]: r["shared_bytes"] for r in found} == {
+        name: module.get_function(name).shared_size_bytes for name in names
+    }
+
+
+def test_local_memory_is_seen(tmp_path: Path) -> None:
+    indexed = of_source(tmp_path, "T r[40] = {}; for (int i = 0; i < k; ++i) r[int(x[i])] += x[i]; y[0] = r[k];")
+    assert all(r["local_bytes"] >= 160 for r in indexed)
+
+
+def test_too_many_registers_are_seen(tmp_path: Path) -> None:
+    file = tmp_path / "spills.cu"
+    sums = "".join(f"float a{i} = x[{i} + threadIdx.x];" for i in range(200))
+    uses = "".join(f"y[{i} + threadIdx.x] = a{i} * a{(i * 7 + 3) % 200};" for i in range(200))
+    file.write_text(
+        f"__global__ void __launch_bounds__(1024) f(float* y, const float* x) {{ {sums} __syncthreads(); {uses} }}"
+    )
+    assert any(r["spilled_bytes"] > 0 for r in compiled(str(file), "f"))
+
+
+@pytest.mark.parametrize("body", ["y[0] = z;", "y[0] = INFINITY;", "uint32_t n = 0; y[n] = 0;"])
+def test_what_nvrtc_does_not_compile_is_an_error(tmp_path: Path, body: str) -> None:
+    of_source(tmp_path, "y[k] = 0;")  # skips where nothing is compiled
+    (tmp_path / "kernels.cu").write_text(f"template <typename T> __global__ void f(T* y) {{ {body} }}")
+    done = run_python("-m", "tests.standin.nvrtc", str(tmp_path / "kernels.cu"), "f<float>")
+    assert done.returncode == 1
+    assert "CompileException" in done.stderr
+    assert "is undefined" in done.stderr
+
+
+def test_another_cupy_is_named() -> None:
+    """The compiler functions are private: where they are gone, the error says for which CuPy this was written."""
+    code = """
+import sys, types
+cupy, cuda = types.ModuleType("cupy"), types.ModuleType("cupy.cuda")
+cupy.__version__, cupy._core, cuda.compiler = "99.1", types.SimpleNamespace(), types.SimpleNamespace()
+cupy.cuda = cuda
+sys.modules.update({"cupy": cupy, "cupy.cuda": cuda})
+from tests.standin import nvrtc
+for call in (nvrtc.missing, lambda: [*nvrtc.resources("", ("f",), (), (80,))]):
+    try:
+        call()
+    except RuntimeError as error:
+        print(error)
+"""
+    lines = output_of(code).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "written for CuPy 14.2" in line
+        assert "CuPy 99.1 has not" in line
+
+
+def test_without_nvrtc_what_is_missing_is_said() -> None:
+    code = "import sys; sys.modules['cupy'] = None; from tests.standin import nvrtc; print(nvrtc.missing())"
+    assert output_of(code) == "CuPy is not installed; `nox -s tests-cupy` installs it"
+    assert all("13.0" in wheel for wheel in nvrtc.WHEELS)
+
+
+def backend_kernels() -> list[Kernel]:
+    if not KERNELS.exists():
+        pytest.skip("there is no backends/cupy_kernels.py")
+    return compiled("russellgrad.backends.cupy_kernels")
+
+
+def test_the_backends_kernels_spill_nothing_and_use_no_local_memory() -> None:
+    found = backend_kernels()
+    assert len(found) % 3 == 0 and len(found) > 0
+    for r in found:
+        assert r["spilled_bytes"] == 0, r
+        assert r["local_bytes"] == 0, r
