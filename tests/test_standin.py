@@ -488,7 +488,8 @@ def test_agrees_with_the_real_cupy() -> None:
 
 
 def test_the_stand_in_has_all_that_the_backend_uses() -> None:
-    assert list(compare.unusable(compare.BACKEND.read_text(), MODULES)) == []
+    for file in compare.BACKENDS.glob("cupy*.py"):
+        assert list(compare.unusable(file.read_text(), MODULES)) == []
     assert len(list(compare.uses(compare.BACKEND.read_text()))) > 50
     arrays = {"shape", "dtype", "ndim", "size", "astype", "ravel", "reshape", "T", "sum"}
     used = compare.array_attributes(compare.BACKEND.read_text()) - {"append", "extend", "kind"}

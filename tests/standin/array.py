@@ -15,6 +15,7 @@ from .log import Misuse
 from .stream import (
     Memory,
     MemoryPointer,
+    Stream,
     allocate,
     capturing,
     downloaded,
@@ -91,8 +92,8 @@ class ndarray:
 
     # To the host: each of these waits
 
-    def get(self, *, order: str = "C") -> Host:
-        return to_host(self, "get", order)
+    def get(self, stream: Stream | None = None, order: str = "C") -> Host:
+        return to_host(self, "get", order, stream)
 
     def item(self) -> Any:
         return to_host(self, "item").item()
@@ -184,16 +185,16 @@ class ndarray:
 
     # From the host, into the memory that is there
 
-    def set(self, arr: Host, stream: Any = None) -> None:
+    def set(self, arr: Host, stream: Stream | None = None) -> None:
         if not isinstance(arr, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if arr.dtype != self.dtype:
             raise TypeError(f"{arr.dtype} array cannot be set to {self.dtype} array")
         if arr.shape != self.shape:
             raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
-        if stream is not None:
-            raise NotImplementedError("standin: set on another stream than the current one")
-        uploaded("set", [self._memory])
+        if not (self.flags.c_contiguous or self.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
+        uploaded("set", [self._memory], stream)
         writable(self)[...] = arr
 
     # Same elements, another shape: views where NumPy gives one
@@ -364,8 +365,8 @@ def _for_now(hosts: list[Any]) -> list[Any]:
     return [np.zeros_like(h) if isinstance(h, np.ndarray) else h for h in hosts] if capturing() else hosts
 
 
-def to_host(a: ndarray, how: str, order: str = "C") -> Host:
-    downloaded(how, [a._memory])
+def to_host(a: ndarray, how: str, order: str = "C", stream: Stream | None = None) -> Host:
+    downloaded(how, [a._memory], stream)
     return np.array(a._host, order=order)  # type: ignore[call-overload]
 
 

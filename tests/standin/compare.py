@@ -14,13 +14,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from . import MODULES
-from .array import UFUNCS, ndarray
+import numpy as np
 
-BACKEND = Path(__file__).resolve().parent.parent.parent / "backends" / "cupy_backend.py"
+from . import MODULES
+from .array import UFUNCS
+
+BACKENDS = Path(__file__).resolve().parent.parent.parent / "backends"
+BACKEND = BACKENDS / "cupy_backend.py"
 
 # What the stand-in defines only to refuse it. CuPy has __iter__, and neither of the others.
-_REFUSALS = {"__contains__", "__imatmul__", "__weakref__", "__slots__"}
+_REFUSALS = {"__contains__", "__imatmul__", "__weakref__", "__slots__", "__annotations__"}
 
 Parameters: TypeAlias = set[str] | None  # names; None where any will do
 
@@ -70,6 +73,19 @@ def unknown_parameters(name: str, ours: Any, real: Any) -> Iterator[str]:
             yield from (f"{name}.{attribute}: CuPy's takes no {p}" for p in sorted(mine - known - {"self"}))
 
 
+def classes(module: Any) -> Iterator[type]:
+    """The stand-in's own classes in one of its modules. NumPy's scalar types are there, too."""
+    for value in vars(module).values():
+        if isinstance(value, type) and value.__module__.startswith(__package__) and value.__name__ != "ufunc":
+            yield value
+
+
+def unknown_constructor_parameters(ours: type, real: type) -> Iterator[str]:
+    mine, known = parameters(ours), parameters(real)
+    if mine is not None and known is not None:
+        yield from (f"{ours.__name__}: CuPy's takes no {p}" for p in sorted(mine - known))
+
+
 def different_dtypes(real: ModuleType, special: ModuleType) -> Iterator[str]:
     """Ufuncs whose result has another dtype than CuPy's, for operands of each common dtype."""
     for name, function in UFUNCS.items():
@@ -81,6 +97,30 @@ def different_dtypes(real: ModuleType, special: ModuleType) -> Iterator[str]:
                 # On this platform l and q are both int64.
                 if got.replace("l", "q") != result.replace("l", "q"):
                     yield f"{name}: {signature} in CuPy, but {operands}->{got} in the stand-in"
+
+
+def different_dtypes_with_bfloat16(real: Any, special: Any) -> Iterator[str]:
+    """Likewise for operands of bfloat16 and another dtype or Python number. Silent where ml_dtypes is not installed.
+
+    CuPy's choice of a loop needs no device. It is a private function, of CuPy 14.2.
+    """
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        return
+    others = (*map(np.dtype, ("?", "e", "f", "d", "i", "l", bfloat16)), 2, 2.0)
+    for name, function in UFUNCS.items():
+        theirs = getattr(special if name == "erf" else real, name)
+        if name == "matmul" or name == "invert" or name.startswith("bitwise"):
+            continue  # not with floats
+        for other in others if theirs.nin == 2 else (None,):
+            operands = [np.dtype(bfloat16), other][: theirs.nin]
+            weak = tuple(type(x) if isinstance(x, (int, float)) else False for x in operands)
+            dtypes = tuple(np.dtype(type(x)) if isinstance(x, (int, float)) else x for x in operands)
+            expected = theirs._ops._guess_routine_from_in_types(dtypes, weak).out_types[0]
+            ours = [x if isinstance(x, (int, float)) else MODULES["cupy"].ones((1,), x) for x in operands]
+            if function(*ours).dtype != expected:
+                yield f"{name} of {operands}: {expected} in CuPy, but {function(*ours).dtype} in the stand-in"
 
 
 class Tensorlike:
@@ -178,14 +218,18 @@ def complaints() -> list[str]:
     for name, ours in MODULES.items():
         found += missing_names(name, ours, real[name])
         found += unknown_parameters(name, ours, real[name])
-    found += missing_names("ndarray", ndarray, real["cupy"].ndarray)
-    found += unknown_parameters("ndarray", ndarray, real["cupy"].ndarray)
+        for cls in classes(ours):
+            theirs = getattr(real[name], cls.__name__)
+            found += missing_names(cls.__name__, cls, theirs)
+            found += unknown_parameters(cls.__name__, cls, theirs)
+            found += unknown_constructor_parameters(cls, theirs)
     found += different_dtypes(real["cupy"], real["cupyx.scipy.special"])
+    found += different_dtypes_with_bfloat16(real["cupy"], real["cupyx.scipy.special"])
     found += different_deference(real["cupy"])
-    source = BACKEND.read_text()
-    found += [f"backend, CuPy: {line}" for line in unusable(source, real)]
+    for file in sorted(BACKENDS.glob("cupy*.py")):
+        found += [f"{file.name}, CuPy: {line}" for line in unusable(file.read_text(), real)]
     other = {"append", "extend", "kind"}  # of lists and dtypes
-    for attribute in sorted(array_attributes(source) - other):
+    for attribute in sorted(array_attributes(BACKEND.read_text()) - other):
         if not hasattr(real["cupy"].ndarray, attribute):
             found.append(f"backend, CuPy: arrays have no {attribute}")
     return found

@@ -85,8 +85,8 @@ def common_with_bfloat16(operands: Sequence[Any], has_loop: bool = True) -> Any:
         return np.dtype(np.float64)
     if names & {"float", "float16", "float32"}:
         return np.dtype(np.float32)
-    if names - {"bfloat16", "bool", "int"}:
-        raise NotImplementedError(f"standin: what CuPy makes of bfloat16 and {', '.join(sorted(names))} is not known")
+    if unknown := names - {"bfloat16", "bool", "int"}:
+        raise NotImplementedError(f"standin: what CuPy makes of bfloat16 and {', '.join(sorted(unknown))} is not known")
     return bfloat16 if has_loop else np.dtype(np.float32)
 
 

@@ -399,18 +399,18 @@ def synced(how: str, stream: Stream | None = None) -> None:
     _host.learn((stream or get_current_stream())._ticks.known)
 
 
-def uploaded(name: str, writes: Sequence[Memory] = ()) -> None:
-    """A copy from the host to the device, on the current stream."""
+def uploaded(name: str, writes: Sequence[Memory] = (), stream: Stream | None = None) -> None:
+    """A copy from the host to the device, on the current stream by default."""
     _refuse_in_capture(f"{name} of host data")
     count("uploads", name)
-    _in_order(get_current_stream(), (), writes)
+    _in_order(stream or get_current_stream(), (), writes)
 
 
-def downloaded(how: str, reads: Sequence[Memory]) -> None:
-    """A copy from the device to the host, on the current stream, which the host waits for."""
+def downloaded(how: str, reads: Sequence[Memory], stream: Stream | None = None) -> None:
+    """A copy from the device to the host, on the current stream by default, which the host waits for."""
     _refuse_in_capture(how)
-    _in_order(get_current_stream(), reads, ())
-    synced(how)
+    _in_order(stream or get_current_stream(), reads, ())
+    synced(how, stream)
 
 
 def _in_order(stream: Stream, reads: Sequence[Memory], writes: Sequence[Memory]) -> None:
@@ -428,7 +428,7 @@ def _in_order(stream: Stream, reads: Sequence[Memory], writes: Sequence[Memory])
     for memory in writes:
         if not all(done(*reading) for reading in memory.read.items()):
             raise Misuse(
-                "a race: this stream overwrites what another may not have read yet; synchronize, or wait_event"
+                "a race: another stream may not have read yet what this one overwrites; synchronize or wait_event"
             )
     tick = stream._advance()
     for memory in reads:
