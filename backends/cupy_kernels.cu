@@ -440,7 +440,8 @@ template <int D>
 struct Sizes {  // so that the tiles fit into 48 KiB
     static constexpr int ROWS = D <= 64 ? 64 : 32, KEYS = D <= 64 ? 32 : 16, THREADS = 2 * ROWS;
     static constexpr int BACK_ROWS = 32, BACK_TILE = D <= 64 ? 32 : 8, BACK_THREADS = 2 * BACK_ROWS;
-    static constexpr int BLOCKS = D == 64 ? 3 : 4;  // at once on a multiprocessor, for which registers are then enough
+    // Blocks at once on a multiprocessor: what shared memory leaves room for, and registers without spills.
+    static constexpr int BLOCKS = D == 64 ? 3 : 4, BACK_BLOCKS = D == 32 ? 6 : D == 64 ? 5 : 4;
 };
 
 // Which keys the queries of one head do not see: those past query + offset, those that pad a tile, those in the mask.
@@ -616,7 +617,7 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
 // delta (B, H, L), a row's sum of g out, is what softmax's backward takes off. This kernel computes delta, and
 // gq (B, H, L, d) = that k / sqrt(d), or leaves gq out if it is null. A block has BACK_ROWS queries.
 template <typename T, int D>
-__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BLOCKS)
+__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     attention_backward_q(const T* g, const T* q, const T* k, const T* v, const T* out, const float* log_sum,
                          const bool* mask, float* delta, T* gq, long long H, long long L, long long S, long long d,
                          long long e, long long offset, double scale, long long g_batch, long long g_head,
@@ -685,7 +686,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BLOCKS)
 // gk (B, H, S, d) = (gradient of the scores)^T q / sqrt(d) and gv (B, H, S, e) = p^T g, with p and delta as above.
 // Either may be null; delta is read for gk alone. A block has BACK_ROWS keys; `weights` is the transposed tile.
 template <typename T, int D>
-__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BLOCKS)
+__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     attention_backward_kv(const T* g, const T* q, const T* k, const T* v, const float* log_sum, const float* delta,
                           const bool* mask, T* gk, T* gv, long long H, long long L, long long S, long long d,
                           long long e, long long offset, double scale, long long g_batch, long long g_head,

@@ -80,15 +80,18 @@ _BLOCK = 32 * _WARPS
 _MOST_BLOCKS = 4096  # of a kernel that goes by columns: enough to fill any device, and few partial sums
 
 
-@cache
-def _type_of(dtype: DType) -> str | None:
-    return {"float32": "float", "bfloat16": "bf16"}.get(dtype.name)
+@cache  # of a dtype NumPy works out its name each time
+def _name(dtype: DType) -> str:
+    return str(dtype.name)
+
+
+_TYPES = {"float32": "float", "bfloat16": "bf16"}
 
 
 def takes(*arrays: Array | None) -> bool:
     """Whether all arrays are float32, or all are bfloat16. None counts as either."""
     dtypes = {array.dtype for array in arrays if array is not None}
-    return len(dtypes) == 1 and _type_of(dtypes.pop()) is not None
+    return len(dtypes) == 1 and _name(dtypes.pop()) in _TYPES
 
 
 def _common_type(op: str, *arrays: Array | None) -> str:
@@ -96,13 +99,13 @@ def _common_type(op: str, *arrays: Array | None) -> str:
     if not takes(*arrays):
         given = ", ".join(str(array.dtype) for array in arrays if array is not None)
         raise TypeError(f"{op}: the kernels take float32 or bfloat16 throughout, got {given}; see takes()")
-    return _type_of(next(array.dtype for array in arrays if array is not None)) or ""
+    return _TYPES[next(_name(array.dtype) for array in arrays if array is not None)]
 
 
 def _check(op: str, dtype: str, **arrays: Array | None) -> None:
     """Raises TypeError for an array of another dtype."""
     for name, array in arrays.items():
-        if array is not None and array.dtype.name != dtype:
+        if array is not None and _name(array.dtype) != dtype:
             raise TypeError(f"{op}: {name} must be {dtype}, got {array.dtype}")
 
 
