@@ -130,70 +130,73 @@ __global__ void column_sums(const float* partial, T* out, long long m, long long
 enum Activation { GELU, GELU_TANH, LEAKY_RELU };
 constexpr float GELU_C = 0.7978845608f;  // sqrt(2 / pi)
 
-__device__ inline float phi(float z, long long kind) {
-    return 0.5f + 0.5f * (kind == GELU ? erff(0.7071067812f * z) : tanhf(GELU_C * (z + 0.044715f * z * z * z)));
+template <Activation KIND>
+__device__ inline float phi(float z) {
+    return 0.5f + 0.5f * (KIND == GELU ? erff(0.7071067812f * z) : tanhf(GELU_C * (z + 0.044715f * z * z * z)));
 }
 
 // y times leaky ReLU's slope at z; alpha 0 is ReLU, whose slope at nan is 1.
 __device__ inline float leaky(float z, float y, float alpha) {
-    if (alpha == 0) return z <= 0 ? 0.0f : y;
-    return z > 0 ? y : alpha * y;
+    return z > 0 || (alpha == 0 && z != z) ? y : alpha == 0 ? 0.0f : alpha * y;
 }
 
 // out = act(a + bias): (n, c) -> (n, c).
-template <typename T, int V>
+template <typename T, int V, Activation KIND>
 __global__ void __launch_bounds__(32 * WARPS, 4)
     bias_activation(const T* __restrict__ a, const T* __restrict__ bias, T* __restrict__ out, long long n, long long c,
-                    long long chunk, long long kind, double alpha) {
-    const long long column = (blockIdx.x * 32LL + threadIdx.x % 32) * V, start = blockIdx.y * chunk;
-    if (column >= c) return;
+                    long long chunk, double alpha) {
+    const long long pack = blockIdx.x * 32LL + threadIdx.x % 32, start = blockIdx.y * chunk;
+    if (pack * V >= c) return;
     float b[V] = {};
-    if (bias) load(b, bias + column);
+    if (bias) load(b, bias + pack * V);
     const long long end = start + chunk < n ? start + chunk : n;
 #pragma unroll 2
     for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
+        const long long at = (row * (c / V) + pack) * V;  // so put that the compiler sees it is a multiple of V
         float z[V];
-        load(z, a + row * c + column);
+        load(z, a + at);
 #pragma unroll
         for (int i = 0; i < V; i++) {
             z[i] += b[i];
-            z[i] = kind == LEAKY_RELU ? leaky(z[i], z[i], alpha) : z[i] * phi(z[i], kind);
+            z[i] = KIND == LEAKY_RELU ? leaky(z[i], z[i], alpha) : z[i] * phi<KIND>(z[i]);
         }
-        store(out + row * c + column, z);
+        store(out + at, z);
     }
 }
 
 // phi + z phi', with phi' the normal density, or 2 phi (1 - phi) GELU_C (1 + 3 * 0.044715 z^2) for the one near it.
-__device__ inline float gelu_slope(float z, long long kind) {
-    const float p = phi(z, kind);
-    if (kind == GELU) return p + z * 0.3989422804f * expf(-0.5f * z * z);
+template <Activation KIND>
+__device__ inline float gelu_slope(float z) {
+    const float p = phi<KIND>(z);
+    if (KIND == GELU) return p + z * 0.3989422804f * expf(-0.5f * z * z);
     const float bend = z * p * (1.0f - p);  // 0 far out, where z^2 may be infinite
     return bend == 0 ? p : p + bend * (2.0f * GELU_C + 6.0f * GELU_C * 0.044715f * z * z);
 }
 
 // ga = g act'(a + bias): (n, c), or null; partial (chunks, c), or null: each block's part of the bias's gradient.
-template <typename T, int V>
+template <typename T, int V, Activation KIND>
 __global__ void __launch_bounds__(32 * WARPS, 4)
     bias_activation_backward(const T* __restrict__ g, const T* __restrict__ a, const T* __restrict__ bias,
                              T* __restrict__ ga, float* __restrict__ partial, long long n, long long c,
-                             long long chunk, long long kind, double alpha) {
+                             long long chunk, double alpha) {
     __shared__ float of_warp[WARPS][32 * V];
-    const long long column = (blockIdx.x * 32LL + threadIdx.x % 32) * V, start = blockIdx.y * chunk;
-    const long long end = column >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
+    const long long pack = blockIdx.x * 32LL + threadIdx.x % 32, start = blockIdx.y * chunk;
+    const long long end = pack * V >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
     float b[V] = {}, sums[V] = {};
-    if (bias && column < c) load(b, bias + column);
+    if (bias && pack * V < c) load(b, bias + pack * V);
 #pragma unroll 1
     for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
+        const long long at = (row * (c / V) + pack) * V;
         float z[V], slope[V];
-        load(z, a + row * c + column);
-        load(slope, g + row * c + column);
+        load(z, a + at);
+        load(slope, g + at);
 #pragma unroll
         for (int i = 0; i < V; i++) {
             z[i] += b[i];
-            slope[i] = kind == LEAKY_RELU ? leaky(z[i], slope[i], alpha) : slope[i] * gelu_slope(z[i], kind);
+            slope[i] = KIND == LEAKY_RELU ? leaky(z[i], slope[i], alpha) : slope[i] * gelu_slope<KIND>(z[i]);
             sums[i] += slope[i];
         }
-        if (ga) store(ga + row * c + column, slope);
+        if (ga) store(ga + at, slope);
     }
     if (partial) store_sums(of_warp, partial + blockIdx.y * c, sums, c);
 }
@@ -305,14 +308,15 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
                                 const float* __restrict__ rstd, float* __restrict__ partial, long long n, long long c,
                                 long long chunk) {
     __shared__ float of_warp[WARPS][32 * V];
-    const long long column = (blockIdx.x * 32LL + threadIdx.x % 32) * V, start = blockIdx.y * chunk;
-    const long long end = column >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
+    const long long pack = blockIdx.x * 32LL + threadIdx.x % 32, start = blockIdx.y * chunk;
+    const long long end = pack * V >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
     float ggamma[V] = {}, gbeta[V] = {};
 #pragma unroll 2
     for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
+        const long long at = (row * (c / V) + pack) * V;
         float upstream[V], v[V];
-        load(upstream, g + row * c + column);
-        load(v, x + row * c + column);
+        load(upstream, g + at);
+        load(v, x + at);
         const float m = mean[row], s = rstd[row];
 #pragma unroll
         for (int i = 0; i < V; i++) {
@@ -436,7 +440,8 @@ template <int D>
 struct Sizes {  // so that the tiles fit into 48 KiB
     static constexpr int ROWS = D <= 64 ? 64 : 32, KEYS = D <= 64 ? 32 : 16, THREADS = 2 * ROWS;
     static constexpr int BACK_ROWS = 32, BACK_TILE = D <= 64 ? 32 : 8, BACK_THREADS = 2 * BACK_ROWS;
-    static constexpr int BLOCKS = D == 64 ? 3 : 4;  // at once on a multiprocessor, for which registers are then enough
+    // Blocks at once on a multiprocessor: what shared memory leaves room for, and registers without spills.
+    static constexpr int BLOCKS = D == 64 ? 3 : 4, BACK_BLOCKS = D == 32 ? 6 : D == 64 ? 5 : 4;
 };
 
 // Which keys the queries of one head do not see: those past query + offset, those that pad a tile, those in the mask.
@@ -612,7 +617,7 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
 // delta (B, H, L), a row's sum of g out, is what softmax's backward takes off. This kernel computes delta, and
 // gq (B, H, L, d) = that k / sqrt(d), or leaves gq out if it is null. A block has BACK_ROWS queries.
 template <typename T, int D>
-__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BLOCKS)
+__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     attention_backward_q(const T* g, const T* q, const T* k, const T* v, const T* out, const float* log_sum,
                          const bool* mask, float* delta, T* gq, long long H, long long L, long long S, long long d,
                          long long e, long long offset, double scale, long long g_batch, long long g_head,
@@ -681,7 +686,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BLOCKS)
 // gk (B, H, S, d) = (gradient of the scores)^T q / sqrt(d) and gv (B, H, S, e) = p^T g, with p and delta as above.
 // Either may be null; delta is read for gk alone. A block has BACK_ROWS keys; `weights` is the transposed tile.
 template <typename T, int D>
-__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BLOCKS)
+__global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     attention_backward_kv(const T* g, const T* q, const T* k, const T* v, const float* log_sum, const float* delta,
                           const bool* mask, T* gk, T* gv, long long H, long long L, long long S, long long d,
                           long long e, long long offset, double scale, long long g_batch, long long g_head,

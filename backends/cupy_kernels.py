@@ -36,18 +36,25 @@ _PER_TYPE = (
     "column_sums", "softmax", "softmax_backward", "cross_entropy", "cross_entropy_backward", "embedding_backward",
     "squares", "adam_step",
 )  # fmt: skip
-_PER_PACK = (
-    "bias_activation", "bias_activation_backward", "layer_norm", "layer_norm_backward", "layer_norm_backward_columns",
-)  # fmt: skip
+_PER_PACK = ("layer_norm", "layer_norm_backward", "layer_norm_backward_columns")
+_PER_ACTIVATION = ("bias_activation", "bias_activation_backward")
+_GELU, _LEAKY_RELU = {"none": "GELU", "tanh": "GELU_TANH"}, "LEAKY_RELU"
 _PER_WIDTH = ("attention", "attention_backward_q", "attention_backward_kv")
 _WIDTHS = (32, 64, 128)  # of attention's tiles in shared memory
 
+_TYPES_AND_PACKS = [f"{t}, {n}" for t, pack in _PACKS.items() for n in (1, pack)]
 NAME_EXPRESSIONS: tuple[str, ...] = (
     "counted_mean",
     "norm_and_scale",
     *(f"uniform<{t}>" for t in (*_PACKS, "double")),
     *(f"{name}<{t}>" for name in _PER_TYPE for t in _PACKS),
-    *(f"{name}<{t}, {n}>" for name in _PER_PACK for t, pack in _PACKS.items() for n in (1, pack)),
+    *(f"{name}<{pack}>" for name in _PER_PACK for pack in _TYPES_AND_PACKS),
+    *(
+        f"{name}<{pack}, {activation}>"
+        for name in _PER_ACTIVATION
+        for pack in _TYPES_AND_PACKS
+        for activation in (*_GELU.values(), _LEAKY_RELU)
+    ),
     *(f"{name}<{t}, {width}>" for name in _PER_WIDTH for t in _PACKS for width in _WIDTHS),
 )
 
@@ -74,15 +81,18 @@ _BLOCK = 32 * _WARPS
 _MOST_BLOCKS = 4096  # of a kernel that goes by columns: enough to fill any device, and few partial sums
 
 
-@cache
-def _type_of(dtype: DType) -> str | None:
-    return {"float32": "float", "bfloat16": "bf16"}.get(dtype.name)
+@cache  # of a dtype NumPy works out its name each time
+def _name(dtype: DType) -> str:
+    return str(dtype.name)
+
+
+_TYPES = {"float32": "float", "bfloat16": "bf16"}
 
 
 def takes(*arrays: Array | None) -> bool:
     """Whether all arrays are float32, or all are bfloat16. None counts as either."""
     dtypes = {array.dtype for array in arrays if array is not None}
-    return len(dtypes) == 1 and _type_of(dtypes.pop()) is not None
+    return len(dtypes) == 1 and _name(dtypes.pop()) in _TYPES
 
 
 def _common_type(op: str, *arrays: Array | None) -> str:
@@ -90,13 +100,13 @@ def _common_type(op: str, *arrays: Array | None) -> str:
     if not takes(*arrays):
         given = ", ".join(str(array.dtype) for array in arrays if array is not None)
         raise TypeError(f"{op}: the kernels take float32 or bfloat16 throughout, got {given}; see takes()")
-    return _type_of(next(array.dtype for array in arrays if array is not None)) or ""
+    return _TYPES[next(_name(array.dtype) for array in arrays if array is not None)]
 
 
 def _check(op: str, dtype: str, **arrays: Array | None) -> None:
     """Raises TypeError for an array of another dtype."""
     for name, array in arrays.items():
-        if array is not None and array.dtype.name != dtype:
+        if array is not None and _name(array.dtype) != dtype:
             raise TypeError(f"{op}: {name} must be {dtype}, got {array.dtype}")
 
 
@@ -158,23 +168,19 @@ def bias_leaky_relu_backward(
     return _bias_activation_backward("bias_leaky_relu_backward", g, a, bias, _LEAKY_RELU, alpha, needs)
 
 
-_GELU = {"none": 0, "tanh": 1}  # as in the source's `Activation`
-_LEAKY_RELU = 2
-
-
-def _bias_activation(op: str, a: Array, bias: Array | None, kind: int, alpha: float) -> Array:
+def _bias_activation(op: str, a: Array, bias: Array | None, kind: str, alpha: float) -> Array:
     t = _common_type(op, a, bias)
     a, bias, out = _dense(a), _dense(bias), cupy.empty(a.shape, a.dtype)
     if out.size:
         c = a.shape[-1]
         n, pack = a.size // c, _pack(t, c, a, bias, out)
         grid, chunk = _by_columns(n, c, pack)
-        _launch(f"bias_activation<{t}, {pack}>", grid, _BLOCK, a, bias, out, n, c, chunk, kind, float(alpha))
+        _launch(f"bias_activation<{t}, {pack}, {kind}>", grid, _BLOCK, a, bias, out, n, c, chunk, float(alpha))
     return out
 
 
 def _bias_activation_backward(
-    op: str, g: Array, a: Array, bias: Array | None, kind: int, alpha: float, needs: Sequence[bool]
+    op: str, g: Array, a: Array, bias: Array | None, kind: str, alpha: float, needs: Sequence[bool]
 ) -> tuple[Array | None, Array | None]:
     t = _common_type(op, g, a, bias)
     need_a, need_bias = needs
@@ -185,8 +191,8 @@ def _bias_activation_backward(
     n, pack = a.size // c, _pack(t, c, g, a, bias, ga)
     grid, chunk = _by_columns(n, c, pack)
     partial = cupy.empty((1, grid[1], c), np.float32) if need_bias else None
-    name = f"bias_activation_backward<{t}, {pack}>"
-    _launch(name, grid, _BLOCK, g, a, bias, ga, partial, n, c, chunk, kind, float(alpha))
+    name = f"bias_activation_backward<{t}, {pack}, {kind}>"
+    _launch(name, grid, _BLOCK, g, a, bias, ga, partial, n, c, chunk, float(alpha))
     return ga, None if partial is None else _column_sums(t, partial, a.dtype)[0]
 
 
