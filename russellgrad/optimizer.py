@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from .backend import Array
+from .dtype import common_float
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from .tensor import Tensor
 
@@ -186,9 +187,11 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
         what = "no parameter has a gradient; call backward() first" if not with_grad else f"max_norm is {max_norm}"
         raise ValueError(f"clip_grad_norm: {what}")
     xp = with_grad[0].backend
-    squares = xp.full((), 0, with_grad[0].dtype)
+    dtype = common_float([p.grad for p in with_grad])
+    squares = xp.full((), 0, dtype)
     for p in with_grad:
-        squares = xp.add(squares, xp.sum(xp.multiply(p.grad, p.grad)))
+        square = xp.sum(xp.multiply(p.grad, p.grad))
+        squares = xp.add(squares, square if p.dtype == dtype else xp.astype(square, dtype))
     norm = xp.sqrt(squares)
     scale = xp.minimum(xp.divide(max_norm, xp.add(norm, 1e-6)), 1)
     for p in with_grad:
