@@ -93,7 +93,7 @@ def test_available_backends(entry_point: str) -> None:
 
 @pytest.mark.parametrize("name", ["nosuch", "no.such.module", "tests.nosuch"])
 def test_an_unknown_name_is_a_value_error_that_lists_the_known(name: str, entry_point: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown backend '{name}'.*numpy, numba, cupy, counting"):
+    with pytest.raises(ValueError, match=f"unknown backend '{name}'.*numpy, numba, strict, cupy, counting"):
         set_backend(name)
     assert get_backend().name == "numpy"
 
@@ -133,7 +133,7 @@ def test_an_unknown_rg_backend_is_one_clear_error() -> None:
     done = run_python("-c", "import russellgrad; russellgrad.Tensor([1.0])", RG_BACKEND="nosuch")
     assert done.stderr.count("Traceback") == 1
     last = done.stderr.strip().split("\n")[-1]
-    assert last.startswith("ValueError: unknown backend 'nosuch': known are numpy, numba, cupy")
+    assert last.startswith("ValueError: unknown backend 'nosuch': known are numpy, numba, strict, cupy")
 
 
 # --- A third party's backend
@@ -246,9 +246,10 @@ def test_a_backend_module_has_the_contracts_names_order_and_parameters(module: s
     assert found == expected
 
 
-def test_what_the_numba_module_defines_again_has_the_contracts_order_and_parameters() -> None:
+@pytest.mark.parametrize("module", ["numba_backend", "strict_backend"])
+def test_what_a_module_defines_again_has_the_contracts_order_and_parameters(module: str) -> None:
     """All else in it is NumPy's own."""
-    found = functions_of(ast.parse((ROOT / "backends" / "numba_backend.py").read_text()).body)
+    found = functions_of(ast.parse((ROOT / "backends" / f"{module}.py").read_text()).body)
     assert found
     assert found == {name: parameters for name, parameters in contract().items() if name in found}
     assert list(found) == [name for name in contract() if name in found]
@@ -324,6 +325,7 @@ def test_backends_import_nothing_of_the_library(module: str) -> None:
         "russellgrad.backends.cpu",
         "russellgrad.backends.host",
         "russellgrad.backends.numpy_backend",
+        "russellgrad.backends.strict_array",
     }
 
 
