@@ -22,6 +22,7 @@ TORCH = "torch==2.13.0"
 TEST = (TORCH, "pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.5")  # the last for bfloat16
 LINT = ("ruff==0.17.6",)
 TYPES = ("mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")
+STRICT = ("conformance", "autograd", "tensor", "indexing", "russelltransformer")
 # The test machine may have fewer cores than the BLAS and PyTorch assume together.
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
 
@@ -35,9 +36,12 @@ NVRTC = {
 
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
-    """The test suite on NumPy."""
+    """The test suite on NumPy; then, if no tests are chosen, those that tell most on the strict backend too."""
     session.install(*TEST, "-e", ".[train]")
     session.run("pytest", *session.posargs, env={**THREADS, "RG_BACKEND": "numpy"})
+    if not session.posargs:
+        files = [f"tests/test_{name}.py" for name in STRICT]
+        session.run("pytest", "-k", "strict", *files, env={**THREADS, "RG_BACKEND": "strict"})
 
 
 @nox.session(name="tests-numba")

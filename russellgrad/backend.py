@@ -31,7 +31,7 @@ class Backend(Protocol):
     """The primitives. A module with these functions, in these signatures, is a backend."""
 
     @property
-    def name(self) -> str: ...                                                   # "numpy", "numba", "cupy", ...
+    def name(self) -> str: ...                                                   # "numpy", "numba", "strict", "cupy", ...
 
     # In and out of the backend
     def require_usable(self) -> None: ...                                        # raises RuntimeError saying what to install or set
@@ -140,7 +140,7 @@ class Backend(Protocol):
 
 
 PRIMITIVES: tuple[str, ...] = tuple(name for name in vars(Backend) if not name.startswith("_"))
-BUILTIN = ("numpy", "numba", "cupy")
+BUILTIN = ("numpy", "numba", "strict", "cupy")
 ENTRY_POINT_GROUP = "russellgrad.backends"
 
 _loaded: dict[str, Backend] = {}
@@ -300,8 +300,9 @@ def use_backend(backend: str | ModuleType) -> Iterator[Backend]:
 
 if TYPE_CHECKING:
     # mypy does not follow the mapping of backends/ to russellgrad.backends, but here it holds all against the contract.
-    from backends import cupy_backend, numba_backend, numpy_backend
+    from backends import cupy_backend, numba_backend, numpy_backend, strict_backend
 
     _numpy: Backend = numpy_backend
     _numba: Backend = numba_backend
+    _strict: Backend = strict_backend
     _cupy: Backend = cupy_backend

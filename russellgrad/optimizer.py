@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from .autograd import Version
 from .backend import Array, Backend
+from .dtype import common_float
 from .replay import host_numbers, on_host
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from .tensor import Tensor
@@ -337,4 +338,5 @@ def _grads(op: str, params: list[Tensor]) -> list[Array]:
 def _clip_scale(op: str, xp: Backend, grads: list[Array], max_norm: float) -> tuple[Array, Array]:
     if not max_norm > 0:
         raise ValueError(f"{op}: max_norm is {max_norm}; it must be positive")
-    return xp.clip_scale(grads, max_norm)
+    dtype = common_float(grads)
+    return xp.clip_scale([g if g.dtype == dtype else xp.astype(g, dtype) for g in grads], max_norm)

@@ -102,7 +102,7 @@ def test_matmul_errors(backend: Backend) -> None:
     for product in (lambda: Tensor(normal(3)) @ 2.0, lambda: 2 @ Tensor(normal(3))):
         with pytest.raises(ValueError, match="a 0-d one has no product; use"):
             product()
-    with pytest.raises(ValueError, match=r"^matmul: \(2, 2, 3\) and \(3, 3, 2\): .*shapes must be equal or broadcast"):
+    with pytest.raises(ValueError, match=r"^matmul: .*shapes must be equal or broadcast"):
         Tensor(normal(2, 2, 3)) @ Tensor(normal(3, 3, 2))  # batches 2 and 3
 
 

@@ -42,9 +42,9 @@ from train.data import Ids, batches, load_text, split, validation_blocks
 from train.progress import Progress, Stopwatch, clock, peak_memory, plain_errors
 
 ENVIRONMENT = (
-    "Environment: RG_BACKEND chooses the backend (numpy, numba, cupy, or a module's dotted path). RG_NUM_THREADS is "
-    "the number of threads on a CPU. RG_DATA_DIR is a folder with tinyshakespeare.txt, to train offline. "
-    "RG_TRAIN_STEPS ends every run after so many steps at most."
+    "Environment: RG_BACKEND chooses the backend (numpy, numba, strict, cupy, or a module's dotted path). "
+    "RG_NUM_THREADS is the number of threads on a CPU. RG_DATA_DIR is a folder with tinyshakespeare.txt, to train "
+    "offline. RG_TRAIN_STEPS ends every run after so many steps at most."
 )
 READ_EVERY = 10  # steps: reading a loss waits for the device, so not every one is read at once
 

@@ -44,7 +44,7 @@ OF_ZEROS = ("negative", "abs", "sqrt", "multiply", "divide")  # here a zero's si
 def unary() -> Iterator[Case]:
     for primitive, a in UNARY.items():
         yield from values(primitive, "random", a)
-        yield from values(primitive, "no axes", a[1, 2].reshape(()))
+        yield from values(primitive, "no axes", np.array(a[1, 2]))
         yield from values(primitive, "empty", a[:0])
         yield from values(primitive, "special", special, signs=primitive in OF_ZEROS)
     yield from values("exp", "large", np.array([1000.0, -1000.0]))
@@ -61,8 +61,8 @@ def binary() -> Iterator[Case]:
         yield from values(primitive, "an int on the right", a, 2)
         yield from values(primitive, "a number on the left", 2.5, b)
         yield from values(primitive, "an int on the left", 2, b)
-        yield from values(primitive, "no axes", a[1, 2].reshape(()), b[0, 0].reshape(()))
-        yield from values(primitive, "no axes and some", a[1, 2].reshape(()), b)
+        yield from values(primitive, "no axes", np.array(a[1, 2]), np.array(b[0, 0]))
+        yield from values(primitive, "no axes and some", np.array(a[1, 2]), b)
         yield from values(primitive, "empty", a[:0], b[0])
         yield from values(primitive, "special", special[:, None], special, signs=primitive in OF_ZEROS)
         yield from values(primitive, "special with a number", special, 1.0)
