@@ -93,7 +93,7 @@ def test_available_backends(entry_point: str) -> None:
 
 @pytest.mark.parametrize("name", ["nosuch", "no.such.module", "tests.nosuch"])
 def test_an_unknown_name_is_a_value_error_that_lists_the_known(name: str, entry_point: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown backend '{name}'.*numpy, numba, cupy, counting"):
+    with pytest.raises(ValueError, match=f"unknown backend '{name}'.*numpy, numba, strict, cupy, counting"):
         set_backend(name)
     assert get_backend().name == "numpy"
 
@@ -133,7 +133,7 @@ def test_an_unknown_rg_backend_is_one_clear_error() -> None:
     done = run_python("-c", "import russellgrad; russellgrad.Tensor([1.0])", RG_BACKEND="nosuch")
     assert done.stderr.count("Traceback") == 1
     last = done.stderr.strip().split("\n")[-1]
-    assert last.startswith("ValueError: unknown backend 'nosuch': known are numpy, numba, cupy")
+    assert last.startswith("ValueError: unknown backend 'nosuch': known are numpy, numba, strict, cupy")
 
 
 # --- A third party's backend

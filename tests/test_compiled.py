@@ -9,7 +9,7 @@ import pytest
 
 from russellgrad import Tensor, compile_step, set_default_dtype
 from russellgrad.backend import Backend
-from russellgrad.optimizer import AdamWOptimizer, Optimizer, SGDOptimizer, cosine_with_warmup
+from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer, cosine_with_warmup
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, rng
@@ -18,7 +18,9 @@ from train.train_transformer import take_step
 Step = Callable[..., Tensor]
 
 
-def model_and_optimizer(dtype: str = "float64", flat: bool = True, **options: Any) -> tuple[Transformer, Optimizer]:
+def model_and_optimizer(
+    dtype: str = "float64", flat: bool = True, **options: Any
+) -> tuple[Transformer, AdamWOptimizer]:
     set_default_dtype(dtype)
     try:
         tokenizer = Tokenizer.from_text("abcdef", 8, 8, seed=1)
