@@ -22,7 +22,7 @@ TORCH = "torch==2.13.0"
 TEST = (TORCH, "pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.5")  # the last for bfloat16
 LINT = ("ruff==0.17.6",)
 TYPES = ("mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")
-STRICT = ("conformance", "autograd", "tensor", "indexing", "russelltransformer")
+STRICT = ("conformance", "autograd", "tensor", "indexing", "optimizer", "russelltransformer")
 # The test machine may have fewer cores than the BLAS and PyTorch assume together.
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
 
