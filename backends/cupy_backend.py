@@ -657,10 +657,15 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
+    low: Array | None,
 ) -> None:
     """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101."""
     if cupy_kernels.takes(p, m, v) and cupy_kernels.takes(g) and all(a.flags.c_contiguous for a in (p, m, v)):
-        cupy_kernels.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, None)
+        fits = low is None or low.dtype.name == "bfloat16"
+        low_in_kernel = low if fits else None
+        cupy_kernels.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, low_in_kernel)
+        if not fits:
+            low[...] = p
         return
     rate, scale, decay = rates[0], rates[1], rates[2]
     if clip is not None:
@@ -674,6 +679,8 @@ def adam_step(
     v *= beta2
     v += (1.0 - beta2) * (g * g)
     p -= rate * m / (cupy.sqrt(v) / scale + eps)
+    if low is not None:
+        low[...] = p
 
 
 # --- A step as one recording

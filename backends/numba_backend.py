@@ -399,9 +399,10 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
+    low: Array | None,
 ) -> None:
     if not _single(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
-        return numpy_backend.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled)
+        return numpy_backend.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, low)
     rate, scale, decay = rates.tolist()
     grow = 1.0 if clip is None else float(clip)
     if weight_decay and not decoupled:
@@ -414,6 +415,8 @@ def adam_step(
         _adam_step(*(array[start:stop] for array in arrays), *numbers)
 
     in_parts(p.size, p.size * 2e-4, part)
+    if low is not None:
+        low[...] = p
 
 
 @_compiled("contract", "reassoc")

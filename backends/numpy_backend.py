@@ -931,6 +931,7 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
+    low: Array | None,
 ) -> None:
     """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101."""
     rate, scale, decay = rates.tolist()
@@ -960,6 +961,8 @@ def adam_step(
 
     n = len(arrays[0])
     _in_blocks(formula, 14, n, p.size // _builtin_max(n, 1))
+    if low is not None:
+        low[...] = p
 
 
 # --- A step as one recording

@@ -45,7 +45,7 @@ _CHECKS: dict[str, Callable[..., Any]] = {
 
 
 # Places of the arguments that a primitive writes into.
-_WRITTEN = {"sgd_step": (0, 2), "adam_step": (0, 2, 3), "assign": (0,), "renumber": (0,)}
+_WRITTEN = {"sgd_step": (0, 2), "adam_step": (0, 2, 3, 11), "assign": (0,), "renumber": (0,)}
 _CASTS = ("astype", "assign", "numbers", "renumber", "uniform")  # are told what dtype to make
 
 

@@ -131,7 +131,7 @@ class Backend(Protocol):
     # a captured step can be replayed; g is scaled by `clip` () if it is given.
     def clip_scale(self, grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]: ...  # -> () their common norm, () min(1, max_norm / (norm + 1e-6))
     def sgd_step(self, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float, nesterov: bool, weight_decay: float) -> None: ...  # rates (1,): lr
-    def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool) -> None: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay
+    def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, low: Array | None) -> None: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay; low = p, rounded to its dtype
 
     # A step as one recording
     def can_capture(self) -> bool: ...                                           # is there a device that `capture` could record?

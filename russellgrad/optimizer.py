@@ -182,9 +182,8 @@ class Optimizer:
             if unit.grad is not None:
                 state = self.state.setdefault(place, {})
                 value = self._in_float32(place, unit, state) if unit.value.dtype.itemsize < 4 else unit.value
-                self._update(value, unit.grad, clip, state, unit.options)
-                if value is not unit.value:
-                    self.params[0].backend.assign(unit.value, value)
+                low = None if value is unit.value else unit.value
+                self._update(value, unit.grad, clip, low, state, unit.options)
         arrays = [p.data for p in self.params]
         on_host(lambda: self._count(arrays))
         return None if norm is None else Tensor._wrap(norm, self.params[0].backend)
@@ -220,7 +219,10 @@ class Optimizer:
         self._seen = {place: _versions(unit) for place, unit in enumerate(self._units)}
         self.steps_taken += 1
 
-    def _update(self, p: Array, g: Array, clip: Array | None, state: dict[str, Any], options: dict[str, Any]) -> None:
+    def _update(
+        self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
+    ) -> None:
+        """Step p along g times clip; if p is a copy in float32, of `low`, that too."""
         raise NotImplementedError
 
 
@@ -244,7 +246,9 @@ class SGDOptimizer(Optimizer):
             raise ValueError("SGDOptimizer: nesterov needs a momentum")
         super().__init__(params, lr, flat=flat, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
-    def _update(self, p: Array, g: Array, clip: Array | None, state: dict[str, Any], options: dict[str, Any]) -> None:
+    def _update(
+        self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
+    ) -> None:
         xp = self.params[0].backend
         if options["momentum"] and "velocity" not in state:
             state["velocity"] = xp.zeros(p.shape, p.dtype)
@@ -252,6 +256,8 @@ class SGDOptimizer(Optimizer):
         xp.sgd_step(
             p, g, state.get("velocity"), rates, clip, options["momentum"], options["nesterov"], options["weight_decay"]
         )
+        if low is not None:
+            xp.assign(low, p)
 
 
 class AdamOptimizer(Optimizer):
@@ -278,7 +284,9 @@ class AdamOptimizer(Optimizer):
             if not all(0 <= beta < 1 for beta in group["betas"]):
                 raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), got {group['betas']}")
 
-    def _update(self, p: Array, g: Array, clip: Array | None, state: dict[str, Any], options: dict[str, Any]) -> None:
+    def _update(
+        self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
+    ) -> None:
         xp = self.params[0].backend
         if "m" not in state:
             state.update(m=xp.zeros(p.shape, p.dtype), v=xp.zeros(p.shape, p.dtype), step=0)
@@ -291,7 +299,7 @@ class AdamOptimizer(Optimizer):
 
         xp.adam_step(
             p, g, state["m"], state["v"], host_numbers(xp, rates, p.dtype), clip, beta1, beta2, options["eps"],
-            options["weight_decay"], self.decoupled,
+            options["weight_decay"], self.decoupled, low,
         )  # fmt: skip
 
 

@@ -253,6 +253,7 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "nesterov is left out": given("sgd_step", nesterov=False),
     "the rate of the first step": ("adam_step", adam_step_of_the_first),
     "not clipped": given("adam_step", clip=None),
+    "no rounded copy": given("adam_step", low=None),
     "never scaled up": gives("clip_scale", lambda scale: scale * 0 + 1, 1),
     # Side by side, and replayed
     "not written into": given("assign", target=np.copy),

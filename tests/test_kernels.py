@@ -158,7 +158,7 @@ def reference_activation(kind: str | float, a: Array, bias: Array | None) -> tup
     """In float64: the output, and the function from its gradient to that of a."""
     z = a if bias is None else a + bias
     if isinstance(kind, str):
-        out, slope = numpy_backend.gelu(z, kind)
+        out, slope = numpy_backend.bias_gelu(z, None, kind)
         return out, lambda g: g * slope
     if kind == 0:  # rules.relu
         return np.maximum(z, 0), lambda g: np.where(np.maximum(z, 0) <= 0, 0, g)
@@ -275,7 +275,7 @@ def test_layer_norm_backward(kernels: Any, dtype: Any, shape: Sequence[int], wit
     gamma = numbers(shape[-1:], dtype, 3) if with_gamma else None
     _, mean, rstd = (a.astype(np.float32) for a in reference_layer_norm(1.0, *wide(x, None, None)))
     dg, dx, dgamma, dmean, drstd, dso_far = device(g, x, gamma, mean, rstd, so_far)
-    expected = numpy_backend.layer_norm_backward(*wide(g, x, gamma, mean, rstd), (True, True, True))
+    expected = numpy_backend.layer_norm_backward(*wide(g, x, gamma, mean, rstd), (True, True, True), None)
     for needs in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
         wanted = [a if need else None for a, need in zip(expected, needs, strict=True)]
         check(partial(kernels.layer_norm_backward, dg, dx, dgamma, dmean, drstd, needs), wanted, dtype)
@@ -292,7 +292,7 @@ def test_layer_norm_of_any_layout(kernels: Any, dtype: Any, layout: Any) -> None
     dg, dx, dr, dgamma, dbeta = layout(g), layout(x), layout(r), layout(gamma), layout(beta)
     check_layer_norm(kernels, lambda: kernels.layer_norm(dx, dgamma, dbeta, 1e-5), (y, mean, rstd), dtype)
     mean, rstd = mean.astype(np.float32), rstd.astype(np.float32)
-    expected = numpy_backend.layer_norm_backward(*wide(g, x, gamma, mean, rstd), (True, True, True))
+    expected = numpy_backend.layer_norm_backward(*wide(g, x, gamma, mean, rstd), (True, True, True), None)
     wanted = [expected[0] + r.astype(np.float64), *expected[1:]]
     dmean, drstd = layout(mean), layout(rstd)
     f = partial(kernels.layer_norm_backward, dg, dx, dgamma, dmean, drstd, (True, True, True), dr)
@@ -649,7 +649,8 @@ def test_adam_step(kernels: Any, dtype: Any, n: int, weight_decay: float, decoup
     p, m, v = wide(*start)
     for step in (1, 2, 3):
         g = numbers((n,), dtype, 10 + step).astype(np.float64) * (1.0 if step == 1 else np.float64(np.float32(0.3)))
-        numpy_backend.adam_step(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay, decoupled)
+        rates = np.array([lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, lr * weight_decay])
+        numpy_backend.adam_step(p, g, m, v, rates, None, beta1, beta2, eps, weight_decay, decoupled, None)
     *actual, low = twice(steps)
     for a, b in zip(actual, (p, m, v), strict=True):
         assert_near(a, b, FLOAT32, atol=2e-6)

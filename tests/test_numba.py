@@ -178,7 +178,7 @@ def test_adam_step(threads: int, weight_decay: float, decoupled: bool, clip: Any
             m[...], v[...] = 0, 0
             for step in (1, 2, 3):
                 rates = np.array([0.1 / (1 - 0.9**step), (1 - 0.99**step) ** 0.5, 0.1 * weight_decay])
-                backend.adam_step(p, g, m, v, rates, clip, 0.9, 0.99, 1e-8, weight_decay, decoupled)
+                backend.adam_step(p, g, m, v, rates, clip, 0.9, 0.99, 1e-8, weight_decay, decoupled, None)
             states.append((p, m, v))
         for found, expected in zip(*states, strict=True):
             np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
@@ -188,7 +188,7 @@ def test_adam_step_refuses_an_array_that_is_read_only() -> None:
     p, g, m, v = (normal(3, seed=i) for i in range(4))
     p.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
-        numba_backend.adam_step(p, g, m, np.abs(v), np.ones(3), None, 0.9, 0.99, 1e-8, 0.0, True)
+        numba_backend.adam_step(p, g, m, np.abs(v), np.ones(3), None, 0.9, 0.99, 1e-8, 0.0, True, None)
 
 
 # --- Numba itself

@@ -285,6 +285,7 @@ def steps() -> Iterator[Case]:
             yield from _steps("sgd_step", f"{title}, shape {shape}", _sgd, state, options)
         for title, options in ADAM.items():
             yield from _steps("adam_step", f"{title}, shape {shape}", _adam, (p, zeros, zeros), options)
+    yield Case("adam_step", "low is p, rounded", _adam_writes_low)
     for max_norm in (0.5, 1.0, 100.0):
         for title, grads in {"one": [normal(3, 4)], "several": [normal(3, 4), np.array(2.0), normal(65, 7)]}.items():
             yield from values("clip_scale", f"{title}, max_norm {max_norm}", grads, max_norm)
@@ -299,7 +300,17 @@ def _sgd(xp: Backend, step: int, g: Array, p: Array, velocity: Array | None, opt
 def _adam(xp: Backend, step: int, g: Array, p: Array, m: Array, v: Array, options: dict[str, Any]) -> None:
     clip = None if step == 1 else xp.full((), 0.5, p.dtype)
     rates = [0.1 / (1 - 0.9**step), (1 - 0.99**step) ** 0.5, 0.1 * options["weight_decay"]]
-    xp.adam_step(p, g, m, v, xp.numbers(rates, p.dtype), clip, 0.9, 0.99, 1e-8, **options)
+    xp.adam_step(p, g, m, v, xp.numbers(rates, p.dtype), clip, 0.9, 0.99, 1e-8, **options, low=None)
+
+
+def _adam_writes_low(t: Trial) -> None:
+    for low_dtype in set(t.xp.float_dtypes()) - {"float32", "float64"}:
+        p, g, m, v = (t.backend.copy(t.backend.asarray(normal(5, seed=i).astype("float32") ** 2)) for i in range(4))
+        low = t.backend.zeros((5,), low_dtype)
+        rates = t.backend.numbers([0.1, 0.5, 0.01], "float32")
+        t.xp.adam_step(p, g, m, v, rates, None, 0.9, 0.99, 1e-8, 0.1, True, low)
+        t.require(str(low.dtype) == low_dtype, low_dtype, str(low.dtype))
+        t.same(t.backend.astype(low, "float32"), t.host(t.backend.astype(t.backend.astype(p, low_dtype), "float32")))
 
 
 def _steps(
