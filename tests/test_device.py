@@ -333,6 +333,13 @@ def test_a_read_out_of_bounds_is_named_in_every_other_launch(what: str) -> None:
     assert errors == [what == "reads before the start", what == "reads beyond the end"] * 2
 
 
+def test_a_kernel_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = kernel('extern "C" __global__ void f(volatile int* y) { while (*y == 0) {} }')
+    monkeypatch.setattr(device, "SECONDS", 0.2)
+    with pytest.raises(Misuse, match=r"f, block \(0, 0, 0\), thread \(\d, 0, 0\): (line 1: )?still running after 0.2"):
+        f((1,), (4,), (cupy.zeros((1,), "int32"),))
+
+
 # --- Launches that are refused
 
 TAKES = 'extern "C" __global__ void f(const float* x, long long n, double a, bool b, int i) {}'

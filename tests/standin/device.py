@@ -16,19 +16,20 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from .array import Host, ndarray, writable
 from .log import Misuse
-from .stream import Memory, submit
+from .stream import submit
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 
@@ -116,6 +117,7 @@ class _Launch(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint * 3),
         ("seed", ctypes.c_ulonglong),
+        ("seconds", ctypes.c_double),
         ("arguments", ctypes.c_void_p),
         ("dynamic", _Range),
         ("shared", ctypes.c_void_p),
@@ -330,7 +332,7 @@ _VECTORS = {
 
 def _pointee(parameter: str) -> str | None:
     """The dtype's name of what a pointer points to; None for void. Raises Misuse for a type without dtype."""
-    element = parameter.removeprefix("const ").removesuffix("*").strip()
+    element = re.sub(r"\b(const|volatile) ", "", parameter).removesuffix("*").strip()
     if element == "void":
         return None
     vector = re.fullmatch(r"([a-z]+)[234]", element)
@@ -368,8 +370,7 @@ class _Extent:
     writes: bool
 
 
-def _extent(position: int, parameter: str, array: ndarray) -> _Extent:
-    host = array._host
+def _extent(position: int, parameter: str, host: Host) -> _Extent:
     low, high = np.lib.array_utils.byte_bounds(host) if host.size else (host.ctypes.data,) * 2
     name = f"argument {position} ({host.dtype} {host.shape})"
     return _Extent(low, high, [name], not parameter.startswith("const "))
@@ -406,6 +407,10 @@ def _checked(parameters: Sequence[str], args: Any) -> list[ndarray | bytes]:
     return checked
 
 
+def _is_array(arg: ndarray | bytes) -> TypeGuard[ndarray]:
+    return isinstance(arg, ndarray)
+
+
 def _checked_one(parameter: str, value: Any) -> ndarray | bytes:
     if not parameter.endswith("*"):
         if isinstance(value, ndarray):
@@ -427,6 +432,7 @@ def _checked_one(parameter: str, value: Any) -> ndarray | bytes:
 
 # --- Launching
 
+SECONDS = 120.0  # that a kernel may run for
 _seeds = itertools.count()
 
 
@@ -488,9 +494,23 @@ class RawKernel:
         """Raises Misuse for what the real one would take, wrongly, and for what goes wrong in the kernel."""
         if stream is not None:
             raise NotImplementedError("standin: a kernel on another stream than the current one")
+        parameters = self._function.parameters
         with _named(self.name):
-            launch = _Launcher(self, _extents3("grid", grid), _extents3("block", block), args, shared_mem)
-        submit(self.name, launch, launch.memories(writes=False), launch.memories(writes=True))
+            self._check_shared(shared_mem)
+            shape = _extents3("grid", grid), _extents3("block", block)
+            checked = _checked(parameters, args)
+        arrays = [(parameter, arg) for parameter, arg in zip(parameters, checked, strict=True) if _is_array(arg)]
+        reads = [array._memory for parameter, array in arrays if parameter.startswith("const ")]
+        writes = [array._memory for parameter, array in arrays if not parameter.startswith("const ")]
+        hosts = [arg._host if _is_array(arg) else arg for arg in checked]
+        submit(self.name, partial(_launch, self.name, self._function, *shape, hosts, shared_mem), reads, writes)
+
+    def _check_shared(self, shared_mem: int) -> None:
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise Misuse(
+                f"{shared_mem} bytes of dynamic shared memory, of which a block has "
+                f"{self.max_dynamic_shared_size_bytes}; set kernel.max_dynamic_shared_size_bytes"
+            )
 
 
 class RawModule:
@@ -569,96 +589,94 @@ def _extents3(what: str, given: Any) -> tuple[int, int, int]:
     return x, y, z
 
 
-class _Launcher:
-    """One launch, checked; calling it runs it, and again if a graph does."""
-
-    def __init__(
-        self, kernel: RawKernel, grid: tuple[int, int, int], block: tuple[int, int, int], args: Any, shared_mem: int
-    ) -> None:
-        self._kernel, self._function, self._grid, self._block = kernel, kernel._function, grid, block
-        self._parameters, self._shared_mem = self._function.parameters, shared_mem
-        if shared_mem > kernel.max_dynamic_shared_size_bytes:
-            raise Misuse(
-                f"{shared_mem} bytes of dynamic shared memory, of which a block has "
-                f"{kernel.max_dynamic_shared_size_bytes}; set kernel.max_dynamic_shared_size_bytes"
-            )
-        self._args = _checked(self._parameters, args)
-
-    def __call__(self) -> None:
-        seed = next(_seeds)
-        at_end = bool(seed % 2)
-        extents = _joined([_extent(*given) for given in self._arrays()])
-        regions = [Region(" and ".join(e.names), e.high - e.low, e.low % ALIGNMENT, at_end) for e in extents]
-        dynamic = Region("dynamic shared memory", self._shared_mem, 0, at_end=True)
-        try:
-            for extent, region in zip(extents, regions, strict=True):
-                ctypes.memmove(region.start, extent.low, region.size)
-                if not extent.writes:
-                    region.forbid_writing()
-            self._run(seed, extents, regions, dynamic)
-            for extent, region in zip(extents, regions, strict=True):
-                if extent.writes:
-                    ctypes.memmove(extent.low, region.start, region.size)
-        finally:
-            for region in (*regions, dynamic):
-                region.free()
-
-    def memories(self, writes: bool) -> list[Memory]:
-        """Of the arrays that the kernel may write to, or of the others."""
-        return [array._memory for _, parameter, array in self._arrays() if writes is not parameter.startswith("const ")]
-
-    def _arrays(self) -> Iterator[tuple[int, str, ndarray]]:
-        for i, (parameter, arg) in enumerate(zip(self._parameters, self._args, strict=True)):
-            if isinstance(arg, ndarray):
-                yield i, parameter, arg
-
-    def _run(self, seed: int, extents: list[_Extent], regions: list[Region], dynamic: Region) -> None:
-        shared = (_Range * max(1, len(self._function.shared)))(*(_Range(*place) for place in self._function.shared))
-        values = [self._value(arg, extents, regions) for arg in self._args]
-        buffers = [ctypes.create_string_buffer(value, 16) for value in values]
-        pointers = (ctypes.c_void_p * max(1, len(buffers)))(*map(ctypes.addressof, buffers))
-        launch = _Launch(
-            grid=self._grid,
-            block=self._block,
-            seed=seed,
-            arguments=ctypes.addressof(pointers),
-            dynamic=_Range(dynamic.start, dynamic.size),
-            shared=ctypes.addressof(shared),
-            n_shared=len(self._function.shared),
-            stacks=_stacks(),
-        )
-        status = self._function.library.run(ctypes.byref(launch), ctypes.c_void_p(self._function.call))
-        if status != FINE:
-            where = f"block {tuple(launch.at_block)}, thread {tuple(launch.at_thread)}"
-            why = launch.text.decode() if status == STUCK else self._fault(launch, [*regions, dynamic])
-            raise Misuse(f"{self._kernel.name}, {where}: {why}")
-        for region in (*regions, dynamic):
-            if missed := region.check_margins():
-                raise Misuse(f"{self._kernel.name}: writes {missed}")
-
-    @staticmethod
-    def _value(arg: ndarray | bytes, extents: list[_Extent], regions: list[Region]) -> bytes:
-        if isinstance(arg, bytes):
-            return arg
-        address = arg._host.ctypes.data
+def _launch(
+    name: str,
+    function: _Function,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    args: Sequence[Host | bytes],
+    shared_mem: int,
+) -> None:
+    """Run a kernel whose arguments were checked. Raises Misuse for what goes wrong in it."""
+    seed = next(_seeds)
+    at_end = bool(seed % 2)
+    given = enumerate(zip(function.parameters, args, strict=True))
+    extents = _joined([_extent(i, p, arg) for i, (p, arg) in given if not isinstance(arg, bytes)])
+    regions = [Region(" and ".join(e.names), e.high - e.low, e.low % ALIGNMENT, at_end) for e in extents]
+    dynamic = Region("dynamic shared memory", shared_mem, 0, at_end=True)
+    try:
         for extent, region in zip(extents, regions, strict=True):
-            if extent.low <= address < extent.high or extent.low == address == extent.high:
-                return (region.start + address - extent.low).to_bytes(8, "little")
-        raise AssertionError("an array outside of all extents")
+            ctypes.memmove(region.start, extent.low, region.size)
+            if not extent.writes:
+                region.forbid_writing()
+        values = [arg if isinstance(arg, bytes) else _moved(arg, extents, regions) for arg in args]
+        if error := _run(function, grid, block, values, seed, dynamic, regions):
+            raise Misuse(f"{name}{error}")
+        for extent, region in zip(extents, regions, strict=True):
+            if extent.writes:
+                ctypes.memmove(extent.low, region.start, region.size)
+    finally:
+        for region in (*regions, dynamic):
+            region.free()
 
-    def _fault(self, launch: _Launch, regions: list[Region]) -> str:
-        line = self._function.library.line_of(launch.instruction or 0)
-        if launch.signal in (signal.SIGILL, signal.SIGTRAP):
-            return (
-                f"{line}an index beyond the end of a fixed-size array, or a load of an address not aligned to its type"
-            )
-        if launch.signal == signal.SIGFPE:
-            return f"{line}an integer division by zero, which on a device gives a number"
-        address = launch.address or 0
-        verb = {0: "reads", 1: "writes"}.get(launch.is_write, "touches")
-        if _stacks() <= address < _stacks() + MOST_THREADS * STACK:
-            return f"{line}{verb} beyond the {STACK >> 10} KiB that the stack of a thread has here"
-        for region in regions:
-            if region.holds(address):
-                return f"{line}{verb} {region.misses(address)}"
-        return f"{line}{verb} address {address:#x}, far from every argument"
+
+def _moved(array: Host, extents: Sequence[_Extent], regions: Sequence[Region]) -> bytes:
+    """A pointer to where the array is in its region."""
+    address = array.ctypes.data
+    for extent, region in zip(extents, regions, strict=True):
+        if extent.low <= address < extent.high or extent.low == address == extent.high:
+            return (region.start + address - extent.low).to_bytes(8, sys.byteorder)
+    raise AssertionError("an array outside of all extents")
+
+
+def _run(
+    function: _Function,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    values: Sequence[bytes],
+    seed: int,
+    dynamic: Region,
+    regions: Sequence[Region],
+) -> str | None:
+    """What went wrong, and where, if anything did."""
+    shared = (_Range * max(1, len(function.shared)))(*(_Range(*place) for place in function.shared))
+    buffers = [ctypes.create_string_buffer(value, 16) for value in values]
+    pointers = (ctypes.c_void_p * max(1, len(buffers)))(*map(ctypes.addressof, buffers))
+    launch = _Launch(
+        grid=grid,
+        block=block,
+        seed=seed,
+        seconds=SECONDS,
+        arguments=ctypes.addressof(pointers),
+        dynamic=_Range(dynamic.start, dynamic.size),
+        shared=ctypes.addressof(shared),
+        n_shared=len(function.shared),
+        stacks=_stacks(),
+    )
+    status = function.library.run(ctypes.byref(launch), ctypes.c_void_p(function.call))
+    if status != FINE:
+        where = f", block {tuple(launch.at_block)}, thread {tuple(launch.at_thread)}: "
+        return where + (launch.text.decode() if status == STUCK else _fault(function, launch, [*regions, dynamic]))
+    missed = next(filter(None, (region.check_margins() for region in (*regions, dynamic))), None)
+    return f": writes {missed}" if missed else None
+
+
+def _fault(function: _Function, launch: _Launch, regions: Sequence[Region]) -> str:
+    return function.library.line_of(launch.instruction or 0) + _why(launch, regions)
+
+
+def _why(launch: _Launch, regions: Sequence[Region]) -> str:
+    if launch.signal in (signal.SIGILL, signal.SIGTRAP):
+        return "an index beyond the end of a fixed-size array, or a load of an address not aligned to its type"
+    if launch.signal == signal.SIGFPE:
+        return "an integer division by zero, which on a device gives a number"
+    if launch.signal == signal.SIGVTALRM:
+        return f"still running after {SECONDS} seconds"
+    address = launch.address or 0
+    verb = {0: "reads", 1: "writes"}.get(launch.is_write, "touches")
+    if _stacks() <= address < _stacks() + MOST_THREADS * STACK:
+        return f"{verb} beyond the {STACK >> 10} KiB that the stack of a thread has here"
+    for region in regions:
+        if region.holds(address):
+            return f"{verb} {region.misses(address)}"
+    return f"{verb} address {address:#x}, far from every argument"
