@@ -24,7 +24,7 @@ __device__ inline float rounded<float>(float x) {
 template <>
 __device__ inline bf16 rounded<bf16>(float x) {  // to nearest, ties to even
     unsigned bits = __float_as_uint(x);
-    bits = x != x ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);  // a nan stays one
+    bits = x != x ? 0x7fc00000 : bits + 0x7fff + (bits >> 16 & 1);  // a nan stays one
     return bf16{static_cast<unsigned short>(bits >> 16)};
 }
 
