@@ -24,8 +24,7 @@ LINT = ("ruff==0.17.6",)
 TYPES = ("mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")
 # The test machine may have fewer cores than the BLAS and PyTorch assume together.
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-
-
+CUPY = "14.2.*"  # where there is no device: tests/standin/compare.py and nvrtc.py use private functions of it
 # CUDA's compiler for CuPy's kernels, which needs no GPU. B200 (sm_100) needs 12.8 or later.
 NVRTC = {
     "12": ("nvidia-cuda-nvrtc-cu12==12.9.*", "nvidia-cuda-runtime-cu12==12.9.*"),
@@ -57,7 +56,7 @@ def tests_cupy(session: nox.Session) -> None:
     if driver:
         session.install(f"cupy-cuda{cuda}x[ctk]>=14")  # [ctk]: CUDA's libraries, which only a device needs
     else:  # for its names and signatures, and to compile the kernels; not every system has a wheel
-        for wheels in ([f"cupy-cuda{cuda}x>=14"], NVRTC[cuda]):
+        for wheels in ([f"cupy-cuda{cuda}x=={CUPY}"], NVRTC[cuda]):
             session.run("python", "-m", "pip", "install", *wheels, success_codes=[0, 1], silent=True)
     env = {**THREADS, "RG_BACKEND": "cupy"}
     cupy = found_cupy(session)

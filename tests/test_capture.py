@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_close, rng
-from tests.standin import MODULES, Misuse, device, record
+from tests.standin import MODULES, Misuse, library, record
 
 cupy: Any = MODULES["cupy"]
 cupyx: Any = MODULES["cupyx"]
@@ -160,7 +160,7 @@ def test_what_is_captured_in_place_is_done_at_each_launch() -> None:
 
 
 def test_a_captured_kernel_runs_at_each_launch() -> None:
-    if shutil.which(device.COMPILER) is None:
+    if shutil.which(library.COMPILER) is None:
         pytest.skip("no g++ here, which runs CUDA kernels on the CPU; install it")
     add = cupy.RawKernel('extern "C" __global__ void add(const int* x, int* y) { *y += *x; }', "add")
     x, y = cupy.ones((1,), "int32"), cupy.zeros((1,), "int32")
@@ -295,6 +295,28 @@ def test_a_graph_needs_its_pool_and_its_arrays() -> None:
     gc.collect()
     with pytest.raises(Misuse, match="the memory pool of the capture is gone"):
         captured.launch()
+    assert out.shape == (3,)
+
+
+def test_a_graph_keeps_no_array_of_a_kernel() -> None:
+    if shutil.which(library.COMPILER) is None:
+        pytest.skip("no g++ here, which runs CUDA kernels on the CPU; install it")
+    fill = cupy.RawKernel('extern "C" __global__ void f(int* y) { *y = 1; }', "f")
+    x, y = cupy.zeros((1,), "int32"), cupy.zeros((1,), "int32")
+    with Captured() as captured:
+        fill((1,), (1,), (x,))
+        y + x
+    captured.launch()
+    del x
+    with pytest.raises(Misuse, match="an array that the graph uses was freed"):
+        captured.launch()
+
+
+def test_what_a_capture_frees_its_pool_has_again() -> None:
+    a = random(3)
+    with Captured() as captured:
+        out = (a + 1) * 2
+    assert captured.pool.used_bytes() == 512 and captured.pool.total_bytes() == 1024
     assert out.shape == (3,)
 
 

@@ -3,19 +3,20 @@
 import re
 import shutil
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.helpers import assert_close, rng
-from tests.standin import MODULES, Misuse, device, record
+from tests.standin import MODULES, Misuse, device, library, record
 
 cupy: Any = MODULES["cupy"]
 Array = Any
 
 pytestmark = pytest.mark.skipif(
-    shutil.which(device.COMPILER) is None, reason="no g++ here, which runs CUDA kernels on the CPU; install it"
+    shutil.which(library.COMPILER) is None, reason="no g++ here, which runs CUDA kernels on the CPU; install it"
 )
 
 
@@ -75,16 +76,19 @@ __global__ void __launch_bounds__(THREADS) softmax(const T* __restrict__ x, T* _
 SOFTMAX_NAMES = ("softmax<float, 128>", "softmax<double, 32>")
 
 
-def softmax(code: str, name: str, threads: int, x: Array) -> Array:
+def softmax(code: str, name: str, threads: int, x: Array, *options: str) -> Array:
     y = cupy.empty_like(x)
-    kernel(code, name, *SOFTMAX_NAMES)((x.shape[0],), (threads,), (x, y, x.shape[1]), shared_mem=4 * x.shape[1])
+    run = cupy.RawModule(code=code, options=options, name_expressions=SOFTMAX_NAMES).get_function(name)
+    run((x.shape[0],), (threads,), (x, y, x.shape[1]), shared_mem=4 * x.shape[1])
     return y.get()
 
 
-def softmax_error(code: str, name: str, threads: int, dtype: str) -> float:
+def softmax_error(code: str, name: str, threads: int, dtype: str, *options: str) -> float:
     x = rng().normal(size=(5, 300)).astype(dtype)
     e = np.exp(x - x.max(1, keepdims=True))
-    return float(np.abs(softmax(code, name, threads, on_device(x, dtype)) - e / e.sum(1, keepdims=True)).max())
+    return float(
+        np.abs(softmax(code, name, threads, on_device(x, dtype), *options) - e / e.sum(1, keepdims=True)).max()
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,11 @@ def test_a_softmax(name: str, threads: int, dtype: str) -> None:
     code = SOFTMAX.replace("BARRIER", "__syncthreads();")
     for _ in range(20):
         assert softmax_error(code, name, threads, dtype) < 1e-6  # sums in float
+
+
+def test_a_softmax_with_the_fibers_of_other_processors() -> None:
+    code = SOFTMAX.replace("BARRIER", "__syncthreads();")
+    assert softmax_error(code, SOFTMAX_NAMES[0], 128, "float32", "-DCUDA_ON_CPU_UCONTEXT") < 1e-6
 
 
 def test_a_missing_barrier_gives_wrong_numbers_under_some_seeds() -> None:
@@ -135,50 +144,57 @@ def test_every_index_and_dimension() -> None:
     assert_close(y.get().reshape(24, 30), (np.arange(24)[:, None] * 1000 + np.arange(30) + 1).astype("int32"))
 
 
-@pytest.mark.parametrize(
-    ("expression", "expected"),
-    [
-        ("__shfl_sync(m, lane, 3)", lambda i: 3 + 0 * i),
-        ("__shfl_sync(m, lane, 3, 8)", lambda i: i // 8 * 8 + 3),
-        ("__shfl_xor_sync(m, lane, 5)", lambda i: i ^ 5),
-        ("__shfl_down_sync(m, lane, 4)", lambda i: np.where(i + 4 < 32, i + 4, i)),
-        ("__shfl_down_sync(m, lane, 4, 16)", lambda i: np.where(i % 16 + 4 < 16, i + 4, i)),
-        ("__shfl_up_sync(m, lane, 4)", lambda i: np.where(i >= 4, i - 4, i)),
-        ("__shfl_up_sync(m, lane, 4, 16)", lambda i: np.where(i % 16 >= 4, i - 4, i)),
-        ("(int)(__shfl_xor_sync(m, lane * 1e10, 1) / 1e10)", lambda i: i ^ 1),
-        ("(int)(__shfl_xor_sync(m, lane * 10000000000LL, 1) / 10000000000LL)", lambda i: i ^ 1),
-        ("(int)(__shfl_down_sync(m, lane * 0.5f, 1) * 2)", lambda i: np.minimum(i + 1, 31)),
-        ("(int)(__ballot_sync(m, lane < 3))", lambda i: 7 + 0 * i),
-        ("__any_sync(m, lane == 30)", lambda i: 1 + 0 * i),
-        ("__any_sync(m, lane == 33)", lambda i: 0 * i),
-        ("__all_sync(m, lane < 32)", lambda i: 1 + 0 * i),
-        ("__all_sync(m, lane < 31)", lambda i: 0 * i),
-        ("__syncthreads_count(lane < 5)", lambda i: 5 + 0 * i),
-        ("__syncthreads_or(lane == 5)", lambda i: 1 + 0 * i),
-        ("__syncthreads_and(lane != 5)", lambda i: 0 * i),
-        ("(lane < 16 ? __shfl_xor_sync(0xffffu, lane, 1) : __shfl_xor_sync(0xffff0000u, lane, 2))",
-         lambda i: np.where(i < 16, i ^ 1, i ^ 2)),
-        ("atomicAdd(y + 32, 1) * 0 + __float_as_int(__int_as_float(lane))", lambda i: i),
-        ("__float2int_rn(lane + 0.5f)", lambda i: np.rint(i + 0.5)),
-        ("__float2int_rz(-lane - 0.5f)", lambda i: -i),
-        ("(int)__umul64hi((unsigned long long)lane << 32, 1ull << 33)", lambda i: 2 * i),
-        ("(int)__umulhi(lane << 16, 1u << 17)", lambda i: 2 * i),
-        ("__popc(lane)", lambda i: np.array([int(n).bit_count() for n in i])),
-        ("__clz(lane)", lambda i: np.array([32 - int(n).bit_length() for n in i])),
-        ("(int)make_float4(1, 2, 3, lane).w", lambda i: i),
-        ("(int)(fmaf(lane, 2.0f, 1.0f) + rsqrtf(4.0f) * 2)", lambda i: 2 * i + 2),
-        ("(int)(erff(0.0f) + tanhf(0.0f) + __expf(0.0f) + lane)", lambda i: i + 1),
-    ],
-)  # fmt: skip
-def test_what_a_kernel_can_call(expression: str, expected: Callable[[Array], Array]) -> None:
-    code = f"""extern "C" __global__ void f(int* y) {{
-        int lane = threadIdx.x;
-        unsigned m = 0xffffffff;
-        y[lane] = {expression};
-    }}"""
-    y = cupy.zeros((33,), "int32")
-    kernel(code)((1,), (32,), (y,))
-    assert_close(y.get()[:32], np.asarray(expected(np.arange(32))).astype("int32"))
+EXPRESSIONS: dict[str, Callable[[Array], Array]] = {
+    "__shfl_sync(m, lane, 3)": lambda i: 3 + 0 * i,
+    "__shfl_sync(m, lane, 3, 8)": lambda i: i // 8 * 8 + 3,
+    "__shfl_xor_sync(m, lane, 5)": lambda i: i ^ 5,
+    "__shfl_down_sync(m, lane, 4)": lambda i: np.where(i + 4 < 32, i + 4, i),
+    "__shfl_down_sync(m, lane, 4, 16)": lambda i: np.where(i % 16 + 4 < 16, i + 4, i),
+    "__shfl_up_sync(m, lane, 4)": lambda i: np.where(i >= 4, i - 4, i),
+    "__shfl_up_sync(m, lane, 4, 16)": lambda i: np.where(i % 16 >= 4, i - 4, i),
+    "(int)(__shfl_xor_sync(m, lane * 1e10, 1) / 1e10)": lambda i: i ^ 1,
+    "(int)(__shfl_xor_sync(m, lane * 10000000000LL, 1) / 10000000000LL)": lambda i: i ^ 1,
+    "(int)(__shfl_down_sync(m, lane * 0.5f, 1) * 2)": lambda i: np.minimum(i + 1, 31),
+    "(int)(__ballot_sync(m, lane < 3))": lambda i: 7 + 0 * i,
+    "__any_sync(m, lane == 30)": lambda i: 1 + 0 * i,
+    "__any_sync(m, lane == 33)": lambda i: 0 * i,
+    "__all_sync(m, lane < 32)": lambda i: 1 + 0 * i,
+    "__all_sync(m, lane < 31)": lambda i: 0 * i,
+    "__syncthreads_count(lane < 5)": lambda i: 5 + 0 * i,
+    "__syncthreads_or(lane == 5)": lambda i: 1 + 0 * i,
+    "__syncthreads_and(lane != 5)": lambda i: 0 * i,
+    "(lane < 16 ? __shfl_xor_sync(0xffffu, lane, 1) : __shfl_xor_sync(0xffff0000u, lane, 2))": lambda i: np.where(
+        i < 16, i ^ 1, i ^ 2
+    ),
+    "atomicAdd(y + 32, 1) * 0 + __float_as_int(__int_as_float(lane))": lambda i: i,
+    "__float2int_rn(lane + 0.5f)": lambda i: np.rint(i + 0.5),
+    "__float2int_rz(-lane - 0.5f)": lambda i: -i,
+    "(int)__umul64hi((unsigned long long)lane << 32, 1ull << 33)": lambda i: 2 * i,
+    "(int)__umulhi(lane << 16, 1u << 17)": lambda i: 2 * i,
+    "__popc(lane)": lambda i: np.array([int(n).bit_count() for n in i]),
+    "__clz(lane)": lambda i: np.array([32 - int(n).bit_length() for n in i]),
+    "(int)make_float4(1, 2, 3, lane).w": lambda i: i,
+    "(int)(fmaf(lane, 2.0f, 1.0f) + rsqrtf(4.0f) * 2)": lambda i: 2 * i + 2,
+    "(int)(erff(0.0f) + tanhf(0.0f) + __expf(0.0f) + lane)": lambda i: i + 1,
+}
+
+
+def test_what_a_kernel_can_call() -> None:
+    """Each expression's value in a warp of 32 lanes; `i` is the lane's number."""
+    names = [f"f{n}" for n in range(len(EXPRESSIONS))]
+    code = "".join(
+        f"""extern "C" __global__ void {name}(int* y) {{
+            int lane = threadIdx.x;
+            unsigned m = 0xffffffff;
+            y[lane] = {expression};
+        }}"""
+        for name, expression in zip(names, EXPRESSIONS, strict=True)
+    )
+    module = cupy.RawModule(code=code)
+    for name, (expression, expected) in zip(names, EXPRESSIONS.items(), strict=True):
+        y = cupy.zeros((33,), "int32")
+        module.get_function(name)((1,), (32,), (y,))
+        assert_close(y.get()[:32], np.asarray(expected(np.arange(32))).astype("int32"), what=expression)
 
 
 def test_subnormal_numbers_are_flushed_in_a_kernel_and_not_after_it() -> None:
@@ -248,15 +264,15 @@ BEYOND = "an index beyond the end of a fixed-size array"
 FAULTS: dict[str, tuple[str, str]] = {
     "reads beyond the end": (
         "y[t] = x[t + 1];",
-        r"f, block \(0, 0, 0\), thread \(63, 0, 0\): line 4: reads 0 bytes after the end of argument 0 \(float32 \(64,",
+        r"^fault0, block \(0, 0, 0\), thread \(63, 0, 0\): line 4: reads 0 bytes after the end of argument 0 \(float32",
     ),
     "reads before the start": (
         "y[t] = x[t - 1];",
         r"\(0, 0, 0\): line 4: reads 4 bytes before the start of argument 0",
     ),
     "reads far away": ("y[t] = x[t + 1000000];", r"line 4: reads \d+ bytes after the end of argument 0"),
-    "writes beyond the end": ("y[t + 1] = x[t];", r"f.*: (line 4: )?writes 0 bytes after the end of argument 1"),
-    "writes before the start": ("y[t - 1] = x[t];", r"f.*: (line 4: )?writes 4 bytes before the start of argument 1"),
+    "writes beyond the end": ("y[t + 1] = x[t];", r": (line 4: )?writes 0 bytes after the end of argument 1"),
+    "writes before the start": ("y[t - 1] = x[t];", r": (line 4: )?writes 4 bytes before the start of argument 1"),
     "writes through const": ("((float*)x)[t] = 1.0f;", r"line 4: writes argument 0 .*, whose pointer is const"),
     "dynamic shared": (
         "extern __shared__ float s[]; s[t + 1] = 1.0f; y[t] = s[t];",
@@ -296,24 +312,35 @@ FAULTS: dict[str, tuple[str, str]] = {
 }
 
 
+@cache
+def faults() -> dict[str, Any]:
+    """A kernel for each fault, whose statement is on line 4."""
+    names = [f"fault{n}" for n in range(len(FAULTS))]
+    code = """
+        __device__ __noinline__ float deep(int n) { volatile float x = n; return n ? deep(n - 1) + x : x; }
+        __device__ __noinline__ float own(int t) { __shared__ float s[64]; if (t) s[t] = 0; return s[t]; }
+        extern "C" __global__ void right(float* y) { y[threadIdx.x] = 1; }"""
+    for name, (statement, _) in zip(names, FAULTS.values(), strict=True):
+        code += f"""
+#line 4
+    extern "C" __global__ void {name}(const float* x, float* y, long long k) {{ int t = threadIdx.x; {statement} }}"""
+    module, kinds = cupy.RawModule(code=code), (*FAULTS, "right")
+    return {kind: module.get_function(name) for kind, name in zip(kinds, (*names, "right"), strict=True)}
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_fault_is_caught(what: str, seed: int) -> None:
-    statement, message = FAULTS[what]
-    f = kernel(f"""
-        __device__ __noinline__ float deep(int n) {{ volatile float x = n; return n ? deep(n - 1) + x : x; }}
-        __device__ __noinline__ float own(int t) {{ __shared__ float s[64]; if (t) s[t] = 0; return s[t]; }}
-        extern "C" __global__ void f(const float* x, float* y, long long k) {{ int t = threadIdx.x; {statement} }}""")
+    _, message = FAULTS[what]
     x, y = cupy.ones((64,), "float32"), cupy.empty((64,), "float32")
     device.reseed(seed)
-    error = error_of(lambda: f((1,), (64,), (x, y, 1), shared_mem=256))
+    error = error_of(lambda: faults()[what]((1,), (64,), (x, y, 1), shared_mem=256))
     if error is None:  # what was read between an array and its page, or never written
         assert message == "nan" or what.startswith("reads")
         assert np.isnan(y.get()).any()
     else:
         assert re.search(message, error)
-    right = kernel('extern "C" __global__ void f(float* y) { y[threadIdx.x] = 1; }')
-    right((1,), (64,), (y,))  # all is well again
+    faults()["right"]((1,), (64,), (y,))  # all is well again
     assert y.get().all()
 
 
@@ -325,12 +352,18 @@ def error_of(call: Callable[[], Any]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("what", [name for name in FAULTS if name.startswith("reads") and "far" not in name])
+@pytest.mark.parametrize("what", ["reads before the start", "reads beyond the end"])
 def test_a_read_out_of_bounds_is_named_in_every_other_launch(what: str) -> None:
-    f = kernel('extern "C" __global__ void f(const float* x, float* y) { int t = threadIdx.x; ' + FAULTS[what][0] + "}")
-    arrays = cupy.ones((64,), "float32"), cupy.empty((64,), "float32")
+    f, arrays = faults()[what], (cupy.ones((64,), "float32"), cupy.empty((64,), "float32"), 1)
     errors = [error_of(lambda: f((1,), (64,), arrays)) is not None for _ in range(4)]
     assert errors == [what == "reads before the start", what == "reads beyond the end"] * 2
+
+
+def test_a_kernel_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = kernel('extern "C" __global__ void f(volatile int* y) { while (*y == 0) {} }')
+    monkeypatch.setattr(device, "SECONDS", 0.2)
+    with pytest.raises(Misuse, match=r"f, block \(0, 0, 0\), thread \(\d, 0, 0\): (line 1: )?still running after 0.2"):
+        f((1,), (4,), (cupy.zeros((1,), "int32"),))
 
 
 # --- Launches that are refused

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.process import ROOT, output_of, run_python
-from tests.standin import MODULES, device, nvrtc
+from tests.standin import MODULES, library, nvrtc
 
 KERNELS = ROOT / "backends" / "cupy_kernels.py"
 Kernel = dict[str, Any]  # of `nvrtc.Resources`
@@ -44,7 +44,7 @@ def test_a_kernel_on_each_architecture(tmp_path: Path) -> None:
 
 
 def test_the_stand_in_counts_shared_memory_alike(tmp_path: Path) -> None:
-    if shutil.which(device.COMPILER) is None:
+    if shutil.which(library.COMPILER) is None:
         pytest.skip("no g++ here, which runs CUDA kernels on the CPU; install it")
     found = of_source(tmp_path, "__shared__ T s[3]; __shared__ char c[5]; s[k] = c[k] = x[k]; y[1] = s[0] + c[1];")
     code, names = (tmp_path / "kernels.cu").read_text(), ("f<float>", "f<double>")

@@ -1,16 +1,18 @@
-"""A strict stand-in for CuPy: `backends/cupy_backend.py`, unchanged, runs through it on a machine without a GPU.
+"""A strict stand-in for CuPy: the CuPy backend and its kernels, unchanged, run through it on a machine without a GPU.
 
 Its arrays are opaque wrappers over NumPy arrays. It has only names that the real CuPy has, with parameters that the
 real ones take (`compare.py` holds it to that), refuses what the real one refuses, and differs from NumPy where the
-real one does. What it cannot show: speed, races, the last bits of a device's arithmetic.
+real one does. CUDA kernels run on the CPU, a block's threads in random order (`device.py`); streams, graphs and memory
+are those of `stream.py`. What it cannot show: speed, the last bits of a device's arithmetic, a race between the threads
+of a kernel that no order of its warps and lanes brings out.
 
 Three kinds of refusal:
 
 - TypeError, ValueError, IndexError where the real one raises them, too.
 - AttributeError, or TypeError for a keyword, where it has no such name.
 - `Misuse` where the real one goes on in silence, to a wrong answer or a hidden copy: an index out of range (it wraps),
-  a NumPy array or list as an index, iteration (a launch an element), `a @= b`. It is an AssertionError, so that
-  code that handles other errors does not handle it.
+  a NumPy array or list as an index, iteration (a launch an element), `a @= b`, a kernel that reads or writes out of
+  bounds, a race between streams. It is an AssertionError, so that code that handles other errors does not handle it.
 
 What waits for the device is no error, but is counted: `with record() as log: ...; log.syncs`.
 """

@@ -337,7 +337,8 @@ def made(name: str, function: Callable[..., Any], *operands: Any) -> ndarray:
         submit(name, _nothing, reads, [array._memory])
         return array
     array = new(np.array(rubbish((), result.dtype)) + np.zeros_like(result))
-    submit(name, partial(_later, lambda: np.copyto(array._host, function(*hosts))), reads, [array._memory])
+    target = array._host  # a graph keeps what NumPy needs, but not the array: on a device it would not, either
+    submit(name, partial(_later, lambda: np.copyto(target, function(*hosts))), reads, [array._memory])
     return array
 
 

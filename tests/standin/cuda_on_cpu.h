@@ -14,7 +14,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <type_traits>
 #include <utility>
@@ -74,6 +77,7 @@ struct Range { char* start; long long bytes; };
 struct Launch {  // mirrored in device.py
     unsigned grid[3], block[3];
     unsigned long long seed;
+    double seconds;       // that it may take
     void** arguments;
     Range dynamic;        // of shared memory
     Range* shared;        // the kernel's arrays in shared memory
@@ -388,7 +392,7 @@ inline void on_fault(int signal, siginfo_t* info, void* context) {
     siglongjmp(escape, 1);
 }
 
-constexpr int FAULTS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+constexpr int FAULTS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGVTALRM};  // the last: out of time
 constexpr int N_FAULTS = sizeof FAULTS / sizeof *FAULTS;
 
 struct CatchFaults {
@@ -409,6 +413,23 @@ struct CatchFaults {
         for (int i = 0; i < N_FAULTS; ++i) sigaction(FAULTS[i], &before[i], nullptr);
         sigaltstack(&stack_before, nullptr);
     }
+};
+
+// Sends SIGVTALRM to this thread when it has worked for so long.
+struct TimeLimit {
+    timer_t timer;
+    TimeLimit(double seconds) {
+        sigevent event = {};
+        event.sigev_notify = SIGEV_THREAD_ID;
+        event.sigev_signo = SIGVTALRM;
+        event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+        timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer);
+        itimerspec limit = {};
+        limit.it_value.tv_sec = (time_t)seconds;
+        limit.it_value.tv_nsec = (long)((seconds - (double)limit.it_value.tv_sec) * 1e9);
+        timer_settime(timer, 0, &limit, nullptr);
+    }
+    ~TimeLimit() { timer_delete(timer); }
 };
 
 // CuPy compiles with -ftz=true: no subnormal numbers, neither read nor made.
@@ -434,6 +455,7 @@ inline Status run(Launch* asked, void (*function)(void**)) {
     blockDim = dim3(asked->block[0], asked->block[1], asked->block[2]);
     n_threads = blockDim.x * blockDim.y * blockDim.z;
     CatchFaults catch_faults;
+    TimeLimit time_limit(launch->seconds);
     FlushSubnormals flush;
     if (sigsetjmp(escape, 1)) {
         stuck(running);

@@ -9,308 +9,40 @@ another size than the parameter's, too few or too many arguments, a grid or bloc
 """
 
 import ctypes
-import hashlib
 import itertools
-import os
 import re
-import shutil
 import signal
-import subprocess
-import tempfile
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from .array import Host, ndarray, writable
+from .library import (
+    EXTERN_C,
+    FINE,
+    MOST_THREADS,
+    STACK,
+    STUCK,
+    Function,
+    Launch,
+    Range,
+    compiled,
+    loaded,
+    with_registry,
+)
 from .log import Misuse
-from .stream import Memory, submit
-
-HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+from .pages import ALIGNMENT, Region, stacks
+from .stream import submit
 
 # What every card since sm_80 has; some have more.
-MOST_THREADS, MOST_Z = 1024, 64
+MOST_Z = 64  # threads
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
-SHARED_BY_DEFAULT, MOST_SHARED = 48 << 10, 99 << 10  # bytes a block
-
-
-# --- Compiling
-
-COMPILER = "g++"
-FLAGS = (
-    "-O2", "-g1", "-w", "-shared", "-fPIC", "-pthread",
-    "-fvisibility=hidden", "-fno-gnu-unique",  # so that two modules with a kernel of one name keep to themselves
-    "-fno-exceptions", "-fno-ipa-icf", "-fno-strict-aliasing", "-fno-math-errno", "-U_FORTIFY_SOURCE",
-    "-ftrivial-auto-var-init=pattern",  # local variables that nothing was written to: -1.7e38 as float
-    "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error",
-)  # fmt: skip
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "russellgrad-standin"
-
-
-@cache
-def _compiler_version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
-
-
-def compiled(source: str, options: Sequence[str]) -> Path:
-    """The shared library of `source`, from the cache if it was compiled before.
-
-    Raises:
-        RuntimeError: there is no g++; it does not compile.
-    """
-    compiler = shutil.which(COMPILER)
-    if compiler is None:
-        raise RuntimeError(f"standin: no {COMPILER} here, which runs CUDA kernels on the CPU; install it (package g++)")
-    text = f'#include "{HEADER}"\n{source}'
-    key = "\0".join((text, HEADER.read_text(), *FLAGS, *options, _compiler_version(compiler)))
-    library = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
-    if library.exists():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # renamed at the end: nobody loads half a library
-        (Path(folder) / "kernels.cpp").write_text(text)
-        command = [compiler, *FLAGS, *options, "-o", "kernels.so", "kernels.cpp"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"standin: {COMPILER} does not compile the kernels:\n{done.stderr}")
-        os.replace(Path(folder) / "kernels.so", library)
-    return library
-
-
-_DYNAMIC_SHARED = re.compile(r"\bextern\s+__shared__\s+([^;\[\]]+?)\s*\b(\w+)\s*\[\s*\]\s*;")
-_EXTERN_C = re.compile(r'extern\s+"C"\s+__global__\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?void\s+'
-                       r"(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)")  # fmt: skip
-
-
-def _with_registry(code: str, names: Sequence[str]) -> str:
-    """The source for g++: dynamic shared memory becomes a pointer, and a table of the kernels comes last."""
-    body = _DYNAMIC_SHARED.sub(r"\1* \2 = cuda_on_cpu::dynamic_shared();", code)
-    entries = "".join(f'    CUDA_ON_CPU_KERNEL("{name}", {name}),\n' for name in names)
-    return f"""#line 1 "kernels.cu"
-{body}
-#line 1 "registry"
-extern "C" __attribute__((visibility("default"))) const cuda_on_cpu::Entry cuda_on_cpu_kernels[] = {{
-{entries}    {{}}}};
-extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_run(cuda_on_cpu::Launch* launch, void (*f)(void**)) {{
-    return cuda_on_cpu::run(launch, f);
-}}
-"""
-
-
-# --- What stands in cuda_on_cpu.h
-
-
-class _Range(ctypes.Structure):
-    _fields_ = [("start", ctypes.c_void_p), ("bytes", ctypes.c_longlong)]
-
-
-class _Launch(ctypes.Structure):
-    _fields_ = [
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
-        ("seed", ctypes.c_ulonglong),
-        ("arguments", ctypes.c_void_p),
-        ("dynamic", _Range),
-        ("shared", ctypes.c_void_p),
-        ("n_shared", ctypes.c_longlong),
-        ("stacks", ctypes.c_void_p),
-        ("at_block", ctypes.c_uint * 3),
-        ("at_thread", ctypes.c_uint * 3),
-        ("signal", ctypes.c_int),
-        ("is_write", ctypes.c_int),
-        ("address", ctypes.c_void_p),
-        ("instruction", ctypes.c_void_p),
-        ("text", ctypes.c_char * 512),
-    ]
-
-
-class _Entry(ctypes.Structure):
-    _fields_ = [
-        ("name", ctypes.c_char_p),
-        ("address", ctypes.c_void_p),
-        ("call", ctypes.c_void_p),
-        ("parameters", ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_char_p))),
-    ]
-
-
-FINE, STUCK, FAULT = range(3)
-STACK, STACK_GUARD = 256 << 10, 4 << 10  # bytes
-
-
-@dataclass
-class _Function:
-    """One compiled kernel."""
-
-    library: "_Library"
-    call: int
-    parameters: tuple[str, ...]  # C++ types, as g++ writes them
-    shared: list[tuple[int, int]]  # address and bytes of each of its arrays in shared memory
-
-    @property
-    def shared_bytes(self) -> int:
-        return sum(size for _, size in self.shared)
-
-
-class _Library:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._loaded = ctypes.PyDLL(str(path))  # keeps the interpreter's lock: one launch at a time
-        self.run = self._loaded.cuda_on_cpu_run
-        self._symbols = [*_symbols(path)]
-        table = ctypes.addressof(ctypes.c_char.in_dll(self._loaded, "cuda_on_cpu_kernels"))
-        self.base = table - next(start for name, start, _ in self._symbols if name == "cuda_on_cpu_kernels")
-        entries = [*self._entries(table)]
-        names = {self.base + start: name for name, start, _ in self._symbols}
-        self._prefixes = {entry.address: _prefix_of_locals(names[entry.address]) for entry in entries}
-        self.functions = {
-            entry.name.decode(): _Function(self, entry.call, _parameters(entry), [*self._shared_of(entry.address)])
-            for entry in entries
-        }
-
-    @staticmethod
-    def _entries(table: int) -> Iterator[_Entry]:
-        for i in itertools.count():
-            entry = _Entry.from_address(table + i * ctypes.sizeof(_Entry))
-            if not entry.name:
-                return
-            yield entry
-
-    def _shared_of(self, kernel: int) -> Iterator[tuple[int, int]]:
-        """The arrays in shared memory of the kernel at an address, and those of functions that are no kernels.
-
-        In C++ they are static variables of a function: their mangled names start with _ZZ and the function's own.
-        """
-        others = tuple(prefix for address, prefix in self._prefixes.items() if address != kernel)
-        for name, start, size in self._symbols:
-            if name.startswith("_ZZ") and not name.startswith((*others, "_ZZN11cuda_on_cpu")):
-                yield self.base + start, size
-
-    def line_of(self, instruction: int) -> str:
-        """Where in the source an instruction is, as "line 12", or "" if the debugging information does not say."""
-        tool = shutil.which("addr2line")
-        if tool is None:
-            return ""
-        command = [tool, "-i", "-e", str(self.path), hex(instruction - self.base)]
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        lines = re.findall(r"kernels\.cu:(\d+)", found)
-        return f"line {lines[0]}: " if lines else ""
-
-
-def _symbols(library: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, address in the file and size of what the library defines."""
-    for line in subprocess.run(["nm", "-S", library], capture_output=True, text=True, check=True).stdout.splitlines():
-        words = line.split()
-        if len(words) == 4:
-            yield words[3], int(words[0], 16), int(words[1], 16)
-
-
-def _prefix_of_locals(mangled: str) -> str:
-    """What the mangled names of a function's static variables start with."""
-    return f"_ZZ{mangled.removeprefix('_Z') if mangled.startswith('_Z') else f'{len(mangled)}{mangled}'}E"
-
-
-def _parameters(entry: _Entry) -> tuple[str, ...]:
-    listed = entry.parameters()
-    return tuple(_type_in(text) for text in itertools.takewhile(bool, (listed[i] for i in itertools.count())))
-
-
-def _type_in(text: bytes) -> str:
-    """T of "constexpr const char* pretty() [with T = const float*]"."""
-    return re.findall(r"T = (.*?)(?:; .*)?\]$", text.decode())[0]
-
-
-_libraries: dict[Path, _Library] = {}
-
-
-# --- Memory beside pages that nothing may touch
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_PROT_NONE, _PROT_READ, _PROT_READ_WRITE = 0, 1, 3
-_MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x4022
-
-
-def _reserve(size: int, what: str) -> int:
-    """The address of `size` bytes that nothing may touch yet."""
-    address = _libc.mmap(None, size, _PROT_NONE, _MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
-        raise MemoryError(f"standin: no memory for {what}, {size} bytes")
-    return int(address)
-
-
-def _allow(address: int, size: int, protection: int) -> None:
-    if _libc.mprotect(address, size, protection):
-        raise OSError(ctypes.get_errno(), "standin: mprotect failed")
-
-
-@cache
-def _stacks() -> int:
-    """Where the stacks of a block's threads are; below each is a part that nothing may touch."""
-    stacks = _reserve(MOST_THREADS * STACK, "the threads' stacks")
-    for thread in range(MOST_THREADS):
-        _allow(stacks + thread * STACK + STACK_GUARD, STACK - STACK_GUARD, _PROT_READ_WRITE)
-    return stacks
-
-
-GUARD = 16 << 20  # bytes on either side
-PAGE = os.sysconf("SC_PAGESIZE")
-ALIGNMENT = 16  # of the widest load; an address keeps its place within it
-
-_margins = itertools.cycle(range(0x7FA1, 0x7FB0))  # signalling nans in float and bfloat16, which no operation makes
-
-
-class Region:
-    """`size` bytes whose end, or else whose start, meets a page that nothing may touch; up to 15 bytes stay between."""
-
-    def __init__(self, what: str, size: int, phase: int, at_end: bool) -> None:
-        self.what, self.size = what, size
-        self._pages = -(-(size + phase) // PAGE) * PAGE
-        self._mapped = self._pages + 2 * GUARD
-        base = _reserve(self._mapped, what)
-        self._base, self._first = base, base + GUARD
-        last = self._first + self._pages - size
-        self.start = last - (last - phase) % ALIGNMENT if at_end else self._first + phase
-        _allow(self._first, self._pages, _PROT_READ_WRITE)
-        self._untouched = np.full(self._pages // 2, next(_margins), np.uint16).view(np.uint8)
-        self._bytes[:] = self._untouched
-
-    @property
-    def _bytes(self) -> Host:
-        return np.ctypeslib.as_array((ctypes.c_ubyte * self._pages).from_address(self._first))
-
-    def free(self) -> None:
-        _libc.munmap(self._base, self._mapped)
-
-    def forbid_writing(self) -> None:
-        _allow(self._first, self._pages, _PROT_READ)
-
-    def holds(self, address: int) -> bool:
-        return self._base <= address < self._base + self._mapped
-
-    def misses(self, address: int) -> str:
-        """How an address that is not allowed lies to the memory that is."""
-        if address < self.start:
-            return f"{self.start - address} bytes before the start of {self.what}"
-        if address >= self.start + self.size:
-            return f"{address - self.start - self.size} bytes after the end of {self.what}"
-        return f"{self.what}, whose pointer is const"
-
-    def check_margins(self) -> str | None:
-        """Where something was written between the memory and the pages around it."""
-        touched = self._bytes != self._untouched
-        inside = self.start - self._first
-        touched[inside : inside + self.size] = False
-        return self.misses(self._first + int(np.argmax(touched))) if touched.any() else None
+SHARED_BY_DEFAULT, MOST_SHARED = 48 << 10, 99 << 10  # bytes of a block
 
 
 # --- Arguments
@@ -330,7 +62,7 @@ _VECTORS = {
 
 def _pointee(parameter: str) -> str | None:
     """The dtype's name of what a pointer points to; None for void. Raises Misuse for a type without dtype."""
-    element = parameter.removeprefix("const ").removesuffix("*").strip()
+    element = re.sub(r"\b(const|volatile) ", "", parameter).removesuffix("*").strip()
     if element == "void":
         return None
     vector = re.fullmatch(r"([a-z]+)[234]", element)
@@ -368,8 +100,7 @@ class _Extent:
     writes: bool
 
 
-def _extent(position: int, parameter: str, array: ndarray) -> _Extent:
-    host = array._host
+def _extent(position: int, parameter: str, host: Host) -> _Extent:
     low, high = np.lib.array_utils.byte_bounds(host) if host.size else (host.ctypes.data,) * 2
     name = f"argument {position} ({host.dtype} {host.shape})"
     return _Extent(low, high, [name], not parameter.startswith("const "))
@@ -406,6 +137,10 @@ def _checked(parameters: Sequence[str], args: Any) -> list[ndarray | bytes]:
     return checked
 
 
+def _is_array(arg: ndarray | bytes) -> TypeGuard[ndarray]:
+    return isinstance(arg, ndarray)
+
+
 def _checked_one(parameter: str, value: Any) -> ndarray | bytes:
     if not parameter.endswith("*"):
         if isinstance(value, ndarray):
@@ -427,6 +162,7 @@ def _checked_one(parameter: str, value: Any) -> ndarray | bytes:
 
 # --- Launching
 
+SECONDS = 120.0  # that a kernel may run for
 _seeds = itertools.count()
 
 
@@ -456,12 +192,9 @@ class RawKernel:
         self._most_dynamic: int | None = None
 
     @cached_property
-    def _function(self) -> _Function:
-        source = _with_registry(self.code, self._names)
-        path = compiled(source, _for_compiler(self.options))
-        if path not in _libraries:
-            _libraries[path] = _Library(path)
-        return _libraries[path].functions[self.name]
+    def _function(self) -> Function:
+        source = with_registry(self.code, self._names)
+        return loaded(compiled(source, _for_compiler(self.options))).functions[self.name]
 
     def compile(self, log_stream: Any = None) -> None:
         _ = self._function
@@ -488,9 +221,23 @@ class RawKernel:
         """Raises Misuse for what the real one would take, wrongly, and for what goes wrong in the kernel."""
         if stream is not None:
             raise NotImplementedError("standin: a kernel on another stream than the current one")
+        parameters = self._function.parameters
         with _named(self.name):
-            launch = _Launcher(self, _extents3("grid", grid), _extents3("block", block), args, shared_mem)
-        submit(self.name, launch, launch.memories(writes=False), launch.memories(writes=True))
+            self._check_shared(shared_mem)
+            shape = _extents3("grid", grid), _extents3("block", block)
+            checked = _checked(parameters, args)
+        arrays = [(parameter, arg) for parameter, arg in zip(parameters, checked, strict=True) if _is_array(arg)]
+        reads = [array._memory for parameter, array in arrays if parameter.startswith("const ")]
+        writes = [array._memory for parameter, array in arrays if not parameter.startswith("const ")]
+        hosts = [arg._host if _is_array(arg) else arg for arg in checked]
+        submit(self.name, partial(_launch, self.name, self._function, *shape, hosts, shared_mem), reads, writes)
+
+    def _check_shared(self, shared_mem: int) -> None:
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise Misuse(
+                f"{shared_mem} bytes of dynamic shared memory, of which a block has "
+                f"{self.max_dynamic_shared_size_bytes}; set kernel.max_dynamic_shared_size_bytes"
+            )
 
 
 class RawModule:
@@ -515,7 +262,7 @@ class RawModule:
         _refuse_options(backend, translate_cucomplex, enable_cooperative_groups, jitify)
         self.code, self.options = code, options
         self.name_expressions = None if name_expressions is None else tuple(name_expressions)
-        self._names = (*(self.name_expressions or ()), *_EXTERN_C.findall(code))
+        self._names = (*(self.name_expressions or ()), *EXTERN_C.findall(code))
 
     def compile(self, log_stream: Any = None) -> None:
         for name in self._names[:1]:
@@ -569,96 +316,94 @@ def _extents3(what: str, given: Any) -> tuple[int, int, int]:
     return x, y, z
 
 
-class _Launcher:
-    """One launch, checked; calling it runs it, and again if a graph does."""
-
-    def __init__(
-        self, kernel: RawKernel, grid: tuple[int, int, int], block: tuple[int, int, int], args: Any, shared_mem: int
-    ) -> None:
-        self._kernel, self._function, self._grid, self._block = kernel, kernel._function, grid, block
-        self._parameters, self._shared_mem = self._function.parameters, shared_mem
-        if shared_mem > kernel.max_dynamic_shared_size_bytes:
-            raise Misuse(
-                f"{shared_mem} bytes of dynamic shared memory, of which a block has "
-                f"{kernel.max_dynamic_shared_size_bytes}; set kernel.max_dynamic_shared_size_bytes"
-            )
-        self._args = _checked(self._parameters, args)
-
-    def __call__(self) -> None:
-        seed = next(_seeds)
-        at_end = bool(seed % 2)
-        extents = _joined([_extent(*given) for given in self._arrays()])
-        regions = [Region(" and ".join(e.names), e.high - e.low, e.low % ALIGNMENT, at_end) for e in extents]
-        dynamic = Region("dynamic shared memory", self._shared_mem, 0, at_end=True)
-        try:
-            for extent, region in zip(extents, regions, strict=True):
-                ctypes.memmove(region.start, extent.low, region.size)
-                if not extent.writes:
-                    region.forbid_writing()
-            self._run(seed, extents, regions, dynamic)
-            for extent, region in zip(extents, regions, strict=True):
-                if extent.writes:
-                    ctypes.memmove(extent.low, region.start, region.size)
-        finally:
-            for region in (*regions, dynamic):
-                region.free()
-
-    def memories(self, writes: bool) -> list[Memory]:
-        """Of the arrays that the kernel may write to, or of the others."""
-        return [array._memory for _, parameter, array in self._arrays() if writes is not parameter.startswith("const ")]
-
-    def _arrays(self) -> Iterator[tuple[int, str, ndarray]]:
-        for i, (parameter, arg) in enumerate(zip(self._parameters, self._args, strict=True)):
-            if isinstance(arg, ndarray):
-                yield i, parameter, arg
-
-    def _run(self, seed: int, extents: list[_Extent], regions: list[Region], dynamic: Region) -> None:
-        shared = (_Range * max(1, len(self._function.shared)))(*(_Range(*place) for place in self._function.shared))
-        values = [self._value(arg, extents, regions) for arg in self._args]
-        buffers = [ctypes.create_string_buffer(value, 16) for value in values]
-        pointers = (ctypes.c_void_p * max(1, len(buffers)))(*map(ctypes.addressof, buffers))
-        launch = _Launch(
-            grid=self._grid,
-            block=self._block,
-            seed=seed,
-            arguments=ctypes.addressof(pointers),
-            dynamic=_Range(dynamic.start, dynamic.size),
-            shared=ctypes.addressof(shared),
-            n_shared=len(self._function.shared),
-            stacks=_stacks(),
-        )
-        status = self._function.library.run(ctypes.byref(launch), ctypes.c_void_p(self._function.call))
-        if status != FINE:
-            where = f"block {tuple(launch.at_block)}, thread {tuple(launch.at_thread)}"
-            why = launch.text.decode() if status == STUCK else self._fault(launch, [*regions, dynamic])
-            raise Misuse(f"{self._kernel.name}, {where}: {why}")
-        for region in (*regions, dynamic):
-            if missed := region.check_margins():
-                raise Misuse(f"{self._kernel.name}: writes {missed}")
-
-    @staticmethod
-    def _value(arg: ndarray | bytes, extents: list[_Extent], regions: list[Region]) -> bytes:
-        if isinstance(arg, bytes):
-            return arg
-        address = arg._host.ctypes.data
+def _launch(
+    name: str,
+    function: Function,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    args: Sequence[Host | bytes],
+    shared_mem: int,
+) -> None:
+    """Run a kernel whose arguments were checked. Raises Misuse for what goes wrong in it."""
+    seed = next(_seeds)
+    at_end = bool(seed % 2)
+    given = enumerate(zip(function.parameters, args, strict=True))
+    extents = _joined([_extent(i, p, arg) for i, (p, arg) in given if not isinstance(arg, bytes)])
+    regions = [Region(" and ".join(e.names), e.high - e.low, e.low % ALIGNMENT, at_end) for e in extents]
+    dynamic = Region("dynamic shared memory", shared_mem, 0, at_end=True)
+    try:
         for extent, region in zip(extents, regions, strict=True):
-            if extent.low <= address < extent.high or extent.low == address == extent.high:
-                return (region.start + address - extent.low).to_bytes(8, "little")
-        raise AssertionError("an array outside of all extents")
+            ctypes.memmove(region.start, extent.low, region.size)
+            if not extent.writes:
+                region.forbid_writing()
+        values = [arg if isinstance(arg, bytes) else _moved(arg, extents, regions) for arg in args]
+        if error := _run(function, grid, block, values, seed, dynamic, regions):
+            raise Misuse(f"{name}{error}")
+        for extent, region in zip(extents, regions, strict=True):
+            if extent.writes:
+                ctypes.memmove(extent.low, region.start, region.size)
+    finally:
+        for region in (*regions, dynamic):
+            region.free()
 
-    def _fault(self, launch: _Launch, regions: list[Region]) -> str:
-        line = self._function.library.line_of(launch.instruction or 0)
-        if launch.signal in (signal.SIGILL, signal.SIGTRAP):
-            return (
-                f"{line}an index beyond the end of a fixed-size array, or a load of an address not aligned to its type"
-            )
-        if launch.signal == signal.SIGFPE:
-            return f"{line}an integer division by zero, which on a device gives a number"
-        address = launch.address or 0
-        verb = {0: "reads", 1: "writes"}.get(launch.is_write, "touches")
-        if _stacks() <= address < _stacks() + MOST_THREADS * STACK:
-            return f"{line}{verb} beyond the {STACK >> 10} KiB that the stack of a thread has here"
-        for region in regions:
-            if region.holds(address):
-                return f"{line}{verb} {region.misses(address)}"
-        return f"{line}{verb} address {address:#x}, far from every argument"
+
+def _moved(array: Host, extents: Sequence[_Extent], regions: Sequence[Region]) -> bytes:
+    """A pointer to where the array is in its region."""
+    address = array.ctypes.data
+    for extent, region in zip(extents, regions, strict=True):
+        if extent.low <= address < extent.high or extent.low == address == extent.high:
+            return (region.start + address - extent.low).to_bytes(8, sys.byteorder)
+    raise AssertionError("an array outside of all extents")
+
+
+def _run(
+    function: Function,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    values: Sequence[bytes],
+    seed: int,
+    dynamic: Region,
+    regions: Sequence[Region],
+) -> str | None:
+    """What went wrong, and where, if anything did."""
+    shared = (Range * max(1, len(function.shared)))(*(Range(*place) for place in function.shared))
+    buffers = [ctypes.create_string_buffer(value, 16) for value in values]
+    pointers = (ctypes.c_void_p * max(1, len(buffers)))(*map(ctypes.addressof, buffers))
+    launch = Launch(
+        grid=grid,
+        block=block,
+        seed=seed,
+        seconds=SECONDS,
+        arguments=ctypes.addressof(pointers),
+        dynamic=Range(dynamic.start, dynamic.size),
+        shared=ctypes.addressof(shared),
+        n_shared=len(function.shared),
+        stacks=stacks(),
+    )
+    status = function.library.run(ctypes.byref(launch), ctypes.c_void_p(function.call))
+    if status != FINE:
+        where = f", block {tuple(launch.at_block)}, thread {tuple(launch.at_thread)}: "
+        return where + (launch.text.decode() if status == STUCK else _fault(function, launch, [*regions, dynamic]))
+    missed = next(filter(None, (region.check_margins() for region in (*regions, dynamic))), None)
+    return f": writes {missed}" if missed else None
+
+
+def _fault(function: Function, launch: Launch, regions: Sequence[Region]) -> str:
+    return function.library.line_of(launch.instruction or 0) + _why(launch, regions)
+
+
+def _why(launch: Launch, regions: Sequence[Region]) -> str:
+    if launch.signal in (signal.SIGILL, signal.SIGTRAP):
+        return "an index beyond the end of a fixed-size array, or a load of an address not aligned to its type"
+    if launch.signal == signal.SIGFPE:
+        return "an integer division by zero, which on a device gives a number"
+    if launch.signal == signal.SIGVTALRM:
+        return f"still running after {SECONDS} seconds"
+    address = launch.address or 0
+    verb = {0: "reads", 1: "writes"}.get(launch.is_write, "touches")
+    if stacks() <= address < stacks() + MOST_THREADS * STACK:
+        return f"{verb} beyond the {STACK >> 10} KiB that the stack of a thread has here"
+    for region in regions:
+        if region.holds(address):
+            return f"{verb} {region.misses(address)}"
+    return f"{verb} address {address:#x}, far from every argument"
