@@ -24,7 +24,7 @@ __device__ inline float rounded<float>(float x) {
 template <>
 __device__ inline bf16 rounded<bf16>(float x) {  // to nearest, ties to even
     unsigned bits = __float_as_uint(x);
-    bits = x != x ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);  // a nan stays one
+    bits = x != x ? 0x7fc00000 : bits + 0x7fff + (bits >> 16 & 1);  // a nan stays one
     return bf16{static_cast<unsigned short>(bits >> 16)};
 }
 
@@ -441,7 +441,7 @@ struct Sizes {  // so that the tiles fit into 48 KiB
     static constexpr int ROWS = D <= 64 ? 64 : 32, KEYS = D <= 64 ? 32 : 16, THREADS = 2 * ROWS;
     static constexpr int BACK_ROWS = 32, BACK_TILE = D <= 64 ? 32 : 8, BACK_THREADS = 2 * BACK_ROWS;
     // Blocks at once on a multiprocessor: what shared memory leaves room for, and registers without spills.
-    static constexpr int BLOCKS = D == 64 ? 3 : 4, BACK_BLOCKS = D == 32 ? 6 : D == 64 ? 5 : 4;
+    static constexpr int BLOCKS = D == 64 ? 3 : 4, BACK_BLOCKS = D == 32 ? 6 : 4;
 };
 
 // Which keys the queries of one head do not see: those past query + offset, those that pad a tile, those in the mask.
