@@ -661,10 +661,9 @@ def adam_step(
 ) -> None:
     """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101."""
     if cupy_kernels.takes(p, m, v) and cupy_kernels.takes(g) and all(a.flags.c_contiguous for a in (p, m, v)):
-        fits = low is None or low.dtype.name == "bfloat16"
-        low_in_kernel = low if fits else None
-        cupy_kernels.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, low_in_kernel)
-        if not fits:
+        fits = low if low is not None and low.dtype.name == "bfloat16" else None
+        cupy_kernels.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, fits)
+        if low is not None and fits is None:
             low[...] = p
         return
     rate, scale, decay = rates[0], rates[1], rates[2]

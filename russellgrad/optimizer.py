@@ -42,13 +42,19 @@ class _One:
         return self.params[0].grad
 
 
+def _padded(size: int) -> int:
+    """Elements from one parameter to the next: 16 bytes at least, the most that a GPU reads at once."""
+    return -(-size // 8) * 8
+
+
 class _Flat:
     """Parameters side by side in one array, and their gradients in another; each Tensor has its part of both."""
 
     def __init__(self, params: list[Tensor], value: Array, grad: Array, options: dict[str, Any]) -> None:
         self.params, self.value, self.grad, self.options = params, value, grad, options
-        xp, shapes = params[0].backend, [p.shape for p in params]
-        self._parts = list(zip(params, xp.parts(value, shapes), xp.parts(grad, shapes), strict=True))
+        xp, sizes = params[0].backend, [(_padded(p.size),) for p in params]
+        chunks = zip(params, xp.parts(value, sizes), xp.parts(grad, sizes), strict=True)
+        self._parts = [(p, xp.parts(v, [p.shape])[0], xp.parts(g, [p.shape])[0]) for p, v, g in chunks]
 
     def gather(self) -> None:
         """Bring in what was put elsewhere: a new array as `.data`, or as `.grad`."""
@@ -133,9 +139,9 @@ class Optimizer:
         if len(kinds) > 1:
             raise ValueError(f"{type(self).__name__}: flat=True needs parameters of one backend and dtype, got {kinds}")
         xp, dtype = self.params[0].backend, self.params[0].dtype
-        value, self.flat_grad = (xp.zeros((sum(p.size for p in self.params),), dtype) for _ in range(2))
         groups = [group for group in self.groups if group["params"]]
-        sizes = [(sum(p.size for p in group["params"]),) for group in groups]
+        sizes = [(sum(_padded(p.size) for p in group["params"]),) for group in groups]
+        value, self.flat_grad = (xp.zeros((sum(size for (size,) in sizes),), dtype) for _ in range(2))
         arrays = zip(groups, xp.parts(value, sizes), xp.parts(self.flat_grad, sizes), strict=True)
         units = [_Flat(group["params"], values, grads, group) for group, values, grads in arrays]
         for unit in units:

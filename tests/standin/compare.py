@@ -212,7 +212,7 @@ def _resolve(dotted: str, modules: dict[str, Any]) -> Any:
     return value
 
 
-OTHERS_HAVE = {"append", "extend", "kind", "c_contiguous"}  # lists, dtypes, flags
+OTHERS_HAVE = {"append", "extend", "kind", "name", "c_contiguous"}  # lists, dtypes, flags
 
 
 def array_attributes(source: str) -> set[str]:
