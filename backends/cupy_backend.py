@@ -143,24 +143,32 @@ def targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, A
 # --- Elementwise, broadcasting
 
 
+def _narrow(out: Array, *operands: Any) -> Array:
+    """`out`; where a number beside bfloat16 made it float32, as CuPy does, bfloat16 again: numbers widen nothing."""
+    if not _MORE_DTYPES or out.dtype != np.float32:
+        return out
+    dtypes = {operand.dtype for operand in operands if is_array(operand)}
+    return out.astype(dtypes.pop()) if {dtype.name for dtype in dtypes} == {"bfloat16"} else out
+
+
 def add(a: Array, b: Array) -> Array:
-    return cupy.add(a, b)
+    return _narrow(cupy.add(a, b), a, b)
 
 
 def subtract(a: Array, b: Array) -> Array:
-    return cupy.subtract(a, b)
+    return _narrow(cupy.subtract(a, b), a, b)
 
 
 def multiply(a: Array, b: Array) -> Array:
-    return cupy.multiply(a, b)
+    return _narrow(cupy.multiply(a, b), a, b)
 
 
 def divide(a: Array, b: Array) -> Array:
-    return cupy.divide(a, b)
+    return _narrow(cupy.divide(a, b), a, b)
 
 
 def power(a: Array, b: Array) -> Array:
-    return cupy.power(a, b)
+    return _narrow(cupy.power(a, b), a, b)
 
 
 def negative(a: Array) -> Array:
@@ -204,15 +212,15 @@ def sign(a: Array) -> Array:
 
 
 def maximum(a: Array, b: Array) -> Array:
-    return cupy.maximum(a, b)
+    return _narrow(cupy.maximum(a, b), a, b)
 
 
 def minimum(a: Array, b: Array) -> Array:
-    return cupy.minimum(a, b)
+    return _narrow(cupy.minimum(a, b), a, b)
 
 
 def where(condition: Array, a: Array, b: Array) -> Array:
-    return cupy.where(condition, a, b)
+    return _narrow(cupy.where(condition, a, b), a, b)
 
 
 def equal(a: Array, b: Array) -> Array:
