@@ -26,6 +26,7 @@ try:
     import cupyx.scipy.special
 
     from . import cublas, cupy_kernels
+    from .cupy_memory import Explaining
 except ImportError as error:
     raise ImportError(
         f"backend 'cupy': CuPy cannot be imported ({error}); install it for your CUDA version: "
@@ -48,12 +49,14 @@ name = "cupy"
 
 
 def require_usable() -> None:
-    """Raises RuntimeError where there is no CUDA device."""
+    """Raises RuntimeError where there is no CUDA device. From here on, running out of memory says what is in use."""
     if not cupy.cuda.is_available():
         raise RuntimeError(
             "backend 'cupy': CuPy is installed but finds no CUDA device; check the driver with nvidia-smi, "
             "or set RG_BACKEND=numpy"
         )
+    if not isinstance(cupy.cuda.get_allocator(), Explaining):
+        cupy.cuda.set_allocator(Explaining(cupy.cuda.get_allocator()))
 
 
 def float_dtypes() -> tuple[str, ...]:
@@ -147,8 +150,8 @@ def _narrow(out: Array, *operands: Any) -> Array:
     """`out`; where a number beside bfloat16 made it float32, as CuPy does, bfloat16 again: numbers widen nothing."""
     if not _MORE_DTYPES or out.dtype != np.float32:
         return out
-    dtypes = {operand.dtype for operand in operands if is_array(operand)}
-    return out.astype(dtypes.pop()) if {dtype.name for dtype in dtypes} == {"bfloat16"} else out
+    names = {operand.dtype.name for operand in operands if is_array(operand)}
+    return out.astype("bfloat16") if names == {"bfloat16"} else out
 
 
 def add(a: Array, b: Array) -> Array:
@@ -700,7 +703,7 @@ def can_capture() -> bool:
 def capture(work: Callable[[], None]) -> Callable[[], None]:
     stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
     # A graph keeps no memory alive that it uses, so it gets a pool of its own, which its replay keeps.
-    with cupy.cuda.using_allocator(pool.malloc), stream:
+    with cupy.cuda.using_allocator(Explaining(pool.malloc)), stream:
         stream.begin_capture()
         try:
             work()

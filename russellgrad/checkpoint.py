@@ -48,10 +48,15 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
         "notes": dict(notes or {}),
     }
     # Rows in order: safetensors writes the memory of an array as it lies.
-    state = {name: np.ascontiguousarray(array) for name, array in model.state_dict().items()}
+    state = {name: np.ascontiguousarray(_widened(array)) for name, array in model.state_dict().items()}
     header = {"format": FORMAT, "version": VERSION, "config": json.dumps(config)}
     _replace_file(Path(path), safetensors.numpy.save(state, header))
     return Path(path)
+
+
+def _widened(array: Any) -> Any:
+    """bfloat16 as float32, which holds it exactly: readers of the file need not know it."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend | None = None) -> Transformer:

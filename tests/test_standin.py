@@ -403,6 +403,25 @@ def test_a_step_of_training_never_waits_for_the_device(xp: Any, padded: bool) ->
         assert not log.syncs
 
 
+def test_running_out_of_memory_says_what_is_in_use(xp: Any) -> None:
+    pool, allocator = cupy.get_default_memory_pool(), cupy.cuda.get_allocator()
+    xp.require_usable()
+    xp.require_usable()
+    kept = [xp.zeros((1000, 1000), "float64") for _ in range(3)]
+    pool.set_limit(size=pool.used_bytes() + 2**20)
+    try:
+        with pytest.raises(MemoryError) as caught:
+            xp.zeros((1000, 1001), "float32")
+    finally:
+        pool.set_limit(size=0)
+        cupy.cuda.set_allocator(allocator)
+    (note,) = caught.value.__notes__
+    assert "22.9 MiB of float64 (1000, 1000)" in note
+    assert "the pool has " in note
+    assert "A smaller batch or length, or dtype bfloat16, needs less." in note
+    del kept
+
+
 def planted(xp: Any, **functions: Any) -> Any:
     """The backend with some of its functions in a wrong version."""
     return SimpleNamespace(**{**vars(xp), **functions})
@@ -481,7 +500,21 @@ def test_the_stand_in_has_all_that_the_backend_uses() -> None:
     for file in compare.BACKENDS.glob("cupy*.py"):
         assert list(compare.unusable(file.read_text(), MODULES)) == []
     assert len(list(compare.uses(compare.BACKEND.read_text()))) > 50
-    arrays = {"shape", "dtype", "ndim", "size", "astype", "ravel", "reshape", "T", "sum", "set", "flags"}
+    arrays = {
+        "shape",
+        "dtype",
+        "ndim",
+        "size",
+        "astype",
+        "ravel",
+        "reshape",
+        "T",
+        "sum",
+        "set",
+        "flags",
+        "data",
+        "nbytes",
+    }
     used = compare.array_attributes(compare.BACKEND.read_text()) - compare.OTHERS_HAVE
     assert used == arrays
     assert all(hasattr(cupy.ndarray, name) for name in used)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import use_backend
+from russellgrad import set_matmul_precision, use_backend
 from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model
 from tests.process import run_python
@@ -42,6 +42,43 @@ def text(tmp_path: Path) -> str:
 
 def small(text: str, out: Path, **options: Any) -> Result:
     return train(dataset=text, out=str(out), **{**SMALL, **options})
+
+
+# --- Less than float32
+
+
+def test_bfloat16(backend: Backend, text: str, tmp_path: Path) -> None:
+    """Near float32's losses; the file holds float32, and the text's model comes back from it."""
+    if "bfloat16" not in backend.float_dtypes():
+        with pytest.raises(
+            ValueError, match=f"dtype bfloat16: backend '{backend.name}' computes in float16, float32, flo"
+        ):
+            small(text, tmp_path, dtype="bfloat16")
+        return
+    options: dict[str, Any] = {"steps": 12, "learning_rate": 1e-2, "width": 32, "activation": "gelu"}
+    half, single = small(text, tmp_path, dtype="bfloat16", **options), small(text, tmp_path, **options)
+    assert {str(p.dtype) for p in half.model.parameters()} == {"bfloat16"}
+    np.testing.assert_allclose(half.losses, single.losses, rtol=0, atol=0.03)
+    assert half.losses != single.losses
+    assert half.losses[-1] < half.losses[0] - 0.3
+    again = small(text, tmp_path, dtype="bfloat16", **options)
+    assert again.losses == half.losses
+    assert {str(p.dtype) for p in load_model(again.path).parameters()} == {"float32"}
+
+
+def test_matmul_precision(backend: Backend, text: str, tmp_path: Path) -> None:
+    try:
+        losses = {
+            level: small(text, tmp_path, matmul_precision=level).losses for level in ("medium", "high", "highest")
+        }
+    finally:
+        set_matmul_precision("highest")
+    for level, atol in {"medium": 0.01, "high": 0.003}.items():
+        np.testing.assert_allclose(losses[level], losses["highest"], rtol=0, atol=atol)
+    if backend.name == "cupy":
+        assert losses["medium"] != losses["high"] != losses["highest"]
+    with pytest.raises(ValueError, match="matmul_precision must be one of highest, high, medium, got 'low'"):
+        small(text, tmp_path, matmul_precision="low")
 
 
 # --- The same seed, the same losses
@@ -186,7 +223,7 @@ def test_a_loss_that_is_not_finite_names_the_step(backend: Backend, text: str, t
         ({"steps": -5}, "steps must not be negative, got -5"),
         ({"batch": 0}, "batch must be positive"),
         ({"heads": 3, "width": 128}, "heads must divide the width: 3 does not divide 128"),
-        ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
+        ({"dtype": "float16"}, "dtype must be one of float32, float64, bfloat16, got 'float16'"),
         ({"activation": "swish"}, "activation must be one of"),
         ({"schedule": "linear"}, "schedule must be one of constant, exponential, cosine, cosine_with_warmup"),
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),

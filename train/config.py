@@ -36,7 +36,10 @@ class Config:
     output_projection: bool = _option(True, "mix the heads' outputs by a learned matrix")
     final_norm: bool = _option(True, "a layer norm before the logits")
     dropout: float = _option(0.0, "probability of dropping an element")
-    dtype: str = _option("float32", "of the parameters and everything computed", ("float32", "float64"))
+    dtype: str = _option("float32", "of the parameters and what is computed; bfloat16 needs CuPy, and keeps float32 "
+                         "copies of the parameters", ("float32", "float64", "bfloat16"))
+    matmul_precision: str | None = _option(None, "how a GPU multiplies float32: all of it, as TF32 or as bfloat16 "
+                                           "(default: highest)", ("highest", "high", "medium"))
 
     steps: int = _option(2000, "optimizer steps")
     batch: int = _option(12, "blocks of text in a step")
@@ -61,7 +64,7 @@ class Config:
     def __post_init__(self) -> None:
         for option in fields(self):
             value, choices = getattr(self, option.name), option.metadata["choices"]
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise ValueError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{option.name} must be a finite number, got {value}")

@@ -30,7 +30,15 @@ from typing import Any, Self
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
 
-from russellgrad import Tensor, compile_step, get_backend, get_default_dtype, no_grad, set_default_dtype
+from russellgrad import (
+    Tensor,
+    compile_step,
+    get_backend,
+    get_default_dtype,
+    no_grad,
+    set_default_dtype,
+    set_matmul_precision,
+)
 from russellgrad.checkpoint import save_model
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer
@@ -75,13 +83,16 @@ def train(config: Config | None = None, **overrides: Any) -> Result:
         overrides: fields of it to change.
 
     Raises:
-        ValueError: a field out of range, an unknown or unsuitable dataset, a prompt with characters that are not in it,
-            a bad RG_TRAIN_STEPS.
+        ValueError: a field out of range, a dtype that the backend does not compute in, an unknown or unsuitable
+            dataset, a prompt with characters that are not in it, a bad RG_TRAIN_STEPS.
         ImportError: the dataset or the model's file needs a package that is not installed.
         OSError: the folder cannot be written to, or the dataset cannot be read.
         FloatingPointError: a loss is not finite; names the step. The file written last stays.
     """
     config = replace(config or Config(), **overrides)
+    _check_dtype(config)
+    if config.matmul_precision:
+        set_matmul_precision(config.matmul_precision)
     steps, started, watch = _steps_allowed(config.steps), time.perf_counter(), Stopwatch()
     text = load_text(config.dataset)
     path = _writable(config.folder) / "model.safetensors"
@@ -240,6 +251,15 @@ class Interruption:
 
 
 # --- Checks before the work, and small things
+
+
+def _check_dtype(config: Config) -> None:
+    xp = get_backend()
+    if config.dtype not in xp.float_dtypes():
+        raise ValueError(
+            f"dtype {config.dtype}: backend {xp.name!r} computes in {', '.join(xp.float_dtypes())}; choose one of them"
+            + ("; for bfloat16, RG_BACKEND=cupy and the package ml_dtypes" if config.dtype == "bfloat16" else "")
+        )
 
 
 def _steps_allowed(configured: int) -> int:

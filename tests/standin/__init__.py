@@ -82,7 +82,7 @@ def install() -> None:
     importlib.import_module("russellgrad.backends.cublas").load = cublas.load  # type: ignore[attr-defined]
 
 
-_OURS = ("cublas", "cupy_kernels", "cupy_backend")
+_OURS = ("cublas", "cupy_kernels", "cupy_memory", "cupy_backend")
 
 
 def load_backend() -> dict[str, Any]:

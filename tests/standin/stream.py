@@ -303,6 +303,10 @@ class Device:
             raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         self.id = 0
 
+    @property
+    def mem_info(self) -> tuple[int, int]:
+        return (1 << 34) - _default_pool.total_bytes(), 1 << 34
+
     def synchronize(self) -> None:
         _refuse_in_capture("device.synchronize")
         count("syncs", "device.synchronize")
