@@ -405,8 +405,9 @@ def test_a_step_of_training_never_waits_for_the_device(xp: Any, padded: bool) ->
 
 def test_running_out_of_memory_says_what_is_in_use(xp: Any) -> None:
     pool, allocator = cupy.get_default_memory_pool(), cupy.cuda.get_allocator()
+    cupy.cuda.set_allocator(pool.malloc)
     xp.require_usable()
-    xp.require_usable()
+    xp.require_usable()  # which explains it once all the same
     kept = [xp.zeros((1000, 1000), "float64") for _ in range(3)]
     pool.set_limit(size=pool.used_bytes() + 2**20)
     try:
@@ -512,8 +513,6 @@ def test_the_stand_in_has_all_that_the_backend_uses() -> None:
         "sum",
         "set",
         "flags",
-        "data",
-        "nbytes",
     }
     used = compare.array_attributes(compare.BACKEND.read_text()) - compare.OTHERS_HAVE
     assert used == arrays
