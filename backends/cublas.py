@@ -38,8 +38,10 @@ def takes(a: Array, b: Array) -> bool:
     return a.dtype == b.dtype and a.dtype.name in _DATA_TYPES and a.ndim >= 2 and b.ndim >= 2
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array, into: Array | None = None) -> Array:
     """(..., n, k) @ (..., k, m) -> (..., n, m), of float16, bfloat16, float32 or float64; batch axes broadcast.
+
+    `into` is memory for it, contiguous and of the same dtype.
 
     Raises:
         ValueError: shapes that do not fit. RuntimeError: what cuBLAS refuses.
@@ -48,7 +50,7 @@ def matmul(a: Array, b: Array) -> Array:
         raise ValueError(f"matmul: {a.shape} and {b.shape} do not fit: {a.shape[-1]} is not {b.shape[-2]}")
     batch = _broadcast(a.shape[:-2], b.shape[:-2])
     n, k, m = a.shape[-2], a.shape[-1], b.shape[-1]
-    out = cupy.empty((*batch, n, m), a.dtype)
+    out = cupy.empty((*batch, n, m), a.dtype) if into is None else into
     if out.size == 0:
         return out
     if k == 0:

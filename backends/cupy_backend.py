@@ -352,21 +352,29 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return rows.reshape(*x.shape[:-1], weight.shape[1])
 
 
-def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+def linear_backward(
+    g: Array, x: Array, weight: Array, needs: Sequence[bool], into: Sequence[Array | None]
+) -> tuple[Array | None, ...]:
     need_x, need_weight, need_bias = needs
+    _, into_weight, into_bias = into
     g2 = _rows(g)  # (N, o)
     return (
         matmul(g2, weight.T).reshape(x.shape) if need_x else None,
-        matmul(_rows(x).T, g2) if need_weight else None,
-        _sum_of_rows(g2) if need_bias else None,
+        _product(_rows(x).T, g2, into_weight) if need_weight else None,
+        _sum_of_rows(g2, into_bias) if need_bias else None,
     )
 
 
-def _sum_of_rows(a: Array) -> Array:
-    """(N, C) -> (C,). Single ones as a product: CuPy's sum along the first axis is slow (cupy#2562)."""
-    if not cupy_kernels.takes(a):
-        return a.sum(0)
-    return matmul(cupy.ones((1, len(a)), a.dtype), a)[0]
+def _product(a: Array, b: Array, into: Array | None) -> Array:
+    if cublas.takes(a, b):
+        return cublas.matmul(a, b, into)
+    return cupy.matmul(a, b, out=into)
+
+
+def _sum_of_rows(a: Array, into: Array | None) -> Array:
+    """(N, C) -> (C,), as a product with ones: CuPy's sum along the first axis is slow (cupy#2562)."""
+    row = _product(cupy.ones((1, len(a)), a.dtype), a, None if into is None else into[None])
+    return row[0] if into is None else into
 
 
 def _rows(a: Array) -> Array:

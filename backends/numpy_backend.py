@@ -423,13 +423,16 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[1])
 
 
-def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+def linear_backward(
+    g: Array, x: Array, weight: Array, needs: Sequence[bool], into: Sequence[Array | None]
+) -> tuple[Array | None, ...]:
     need_x, need_weight, need_bias = needs
+    _, into_weight, into_bias = into
     g2, rows = _rows(g), _rows(x)  # (N, o), (N, i)
     (n, o), i = g2.shape, weight.shape[0]
     gx = np.empty((n, i), g.dtype) if need_x else None
-    gw = np.empty((i, o), g.dtype) if need_weight else None
-    gb = np.empty(o, g.dtype) if need_bias else None
+    gw = None if not need_weight else np.empty((i, o), g.dtype) if into_weight is None else into_weight
+    gb = None if not need_bias else np.empty(o, g.dtype) if into_bias is None else into_bias
     shares = 64  # of each gradient; a thread takes the same share of all three
 
     def part(start: int, stop: int) -> None:

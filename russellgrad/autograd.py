@@ -28,12 +28,14 @@ _grad_enabled: ContextVar[bool] = ContextVar("russellgrad_grad_enabled", default
 class Joint(NamedTuple):
     """One pullback for all operands: (gradient, which operands need one) -> a gradient or None for each.
 
-    If `adds`, it takes a third argument: what has reached its first operand by other ways so far, an array or None.
-    Its first result then includes that, which saves a pass over both; it must not write into it.
+    If `adds`, it takes another argument, `so_far`: what has reached its first operand by other ways so far, an array or
+    None. Its first result then includes that, which saves a pass over both; it must not write into it. If `fills`, it
+    takes another, `into`: for each operand None, or memory that it may write the gradient into, and return.
     """
 
     pull: Callable[..., tuple[Array | None, ...]]
     adds: bool = False
+    fills: bool = False
 
 
 class HoldsGrad(Protocol):
@@ -90,11 +92,12 @@ class Node:
             self.parents = self.pullbacks = None
         if len(pullbacks) == 1 and isinstance(pullbacks[0], Joint):
             needs = [parent is not None for parent in parents]
+            more: dict[str, Any] = {}
             if pullbacks[0].adds:
-                first = parents[0]
-                results = pullbacks[0].pull(g, needs, None if first is None else grads.pop(first.order, None))
-            else:
-                results = pullbacks[0].pull(g, needs)
+                more["so_far"] = None if parents[0] is None else grads.pop(parents[0].order, None)
+            if pullbacks[0].fills:
+                more["into"] = [None if parent is None else parent.buffer_for(g, grads) for parent in parents]
+            results = pullbacks[0].pull(g, needs, **more)
             del pullbacks
             for parent, result in zip(parents, results, strict=True):
                 if parent is not None and result is not None:
@@ -106,6 +109,15 @@ class Node:
             parent, pull = waiting.pop()
             if parent is not None and pull is not None:
                 yield parent, pull(g)
+
+    def buffer_for(self, g: Array, grads: dict[int, Array]) -> Array | None:
+        """Memory that an optimizer keeps for this leaf's gradient, if that is g's dtype and nothing has reached it."""
+        if self.parents != () or self.order in grads:
+            return None
+        tensor = self.holder() if self.holder else None
+        if tensor is None or tensor.grad is not None or tensor.grad_buffer is None:
+            return None
+        return tensor.grad_buffer if tensor.grad_buffer.dtype == g.dtype else None
 
     def deliver(self, g: Array) -> Array:
         """Run the hooks on the whole gradient, and hand it to the tensor that wants it."""
@@ -126,7 +138,8 @@ class Node:
             if tensor.grad is not None:
                 tensor.grad = self.xp.asarray(self.xp.add(tensor.grad, g))
             elif tensor.grad_buffer is not None:
-                self.xp.assign(tensor.grad_buffer, g)
+                if g is not tensor.grad_buffer:
+                    self.xp.assign(tensor.grad_buffer, g)
                 tensor.grad = tensor.grad_buffer
             else:
                 tensor.grad = self.xp.copy(g)

@@ -103,7 +103,7 @@ class Backend(Protocol):
     def set_matmul_precision(self, level: str) -> None: ...                      # of float32 factors, from here on: "highest" all of it, "high" TF32, "medium" bfloat16, or better
     def matmul(self, a: Array, b: Array) -> Array: ...                           # (..., n, k) @ (..., k, m) -> (..., n, m); 1-D as in NumPy
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array: ...  # (..., i) (i, o) (o,) -> (..., o)
-    def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,)
+    def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,), the last two in the memory of `into` where there is some
 
     # Fused: activations
     # `saved` is what the backend wants again in backward: its own business.

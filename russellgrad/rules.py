@@ -432,7 +432,11 @@ def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
         raise ValueError(f"linear: x {shape_of(x)} does not fit weight {shape}; they must be (..., in) and (in, out)")
     if bias is not None and shape_of(bias) != shape[1:]:
         raise ValueError(f"linear: bias {shape_of(bias)} does not fit weight {shape}; it must be (out,)")
-    return xp.linear(x, weight, bias), Joint(lambda g, needs: xp.linear_backward(g, x, weight, needs))
+
+    def pull(g: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]:
+        return xp.linear_backward(g, x, weight, needs, into)
+
+    return xp.linear(x, weight, bias), Joint(pull, fills=True)
 
 
 # --- Fused

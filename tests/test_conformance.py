@@ -224,6 +224,7 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "no bias": given("linear", bias=None),
     "a level it does not know": ("set_matmul_precision", lambda level: {"highest": 1}[level]),
     "a gradient is left out": gives("linear_backward", lambda g: None, 1),
+    "not in the memory given": given("linear_backward", into=(None, None, None)),
     "the bias is left out": given("bias_gelu", bias=None),
     "the wrong derivative": gives("bias_gelu_backward", negated, 0),
     "the wrong slope": given("bias_leaky_relu", alpha=0.02),

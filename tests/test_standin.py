@@ -4,13 +4,24 @@ These run on the stand-in itself, in every session, whatever CuPy the other test
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear, use_backend
+from russellgrad import (
+    Tensor,
+    attention,
+    compile_step,
+    cross_entropy,
+    embedding,
+    layer_norm,
+    linear,
+    set_default_dtype,
+    use_backend,
+)
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamOptimizer, AdamWOptimizer
 from russellgrad.russelltransformer import Transformer
@@ -400,6 +411,33 @@ def test_a_step_of_training_never_waits_for_the_device(xp: Any, padded: bool) ->
         with record() as log:
             take_step(model, optimizer, ids, ids, clip=1.0)
             cross_entropy_loss(model(["abc", "ab"]), model.tokenizer.targets(["abc", "ab"]), pad).backward()
+        assert not log.syncs
+
+
+def test_a_step_stays_in_its_budget_of_launches(xp: Any) -> None:
+    """6 layers, in float32 and bfloat16. One launch more a layer is 6 here, so a lost fusion shows."""
+    for dtype in ("float32", "bfloat16"):
+        set_default_dtype(dtype)
+        try:
+            with use_backend(xp):
+                tokenizer = Tokenizer.from_text("abcdef", 16, 48, seed=1)
+                model = Transformer(tokenizer, 6, 6, activation="gelu", output_projection=True, final_norm=True, seed=2)
+                optimizer = AdamWOptimizer(model.parameters(), flat=True)
+        finally:
+            set_default_dtype("float64")
+        ids = tokenizer.ids(rng().integers(0, 6, (2, 16)))
+        step = compile_step(partial(take_step, model, optimizer, clip=1.0))
+        for _ in range(2):
+            with record() as log:
+                step(ids, ids)
+        assert not log.syncs
+        assert log.uploads == {"array": 1}  # the optimizer's rates
+        assert log.launches.total() <= 280, log.launches
+        step(ids, ids)
+        with record() as log:
+            step(ids, ids)
+        assert log.graph_launches == 1
+        assert log.launches.total() <= 3  # the ids into the graph's memory, and the loss out of it
         assert not log.syncs
 
 

@@ -67,6 +67,7 @@ class Pair:
 
 def cases() -> Iterator[Case]:
     yield Case("embedding_backward", "the same bits every time", embedding_backward_is_deterministic)
+    yield Case("linear_backward", "in the memory given", linear_backward_fills)
     for pair in (*activations, softmax, log_softmax, layer_norm, add_layer_norm, linear, embedding, cross_entropy,
                  attention, *getitem):  # fmt: skip
         for situation in pair.situations:
@@ -296,7 +297,7 @@ linear = Pair(
     "linear",
     "linear_backward",
     lambda xp, x, weight, bias: (xp.linear(x, weight, bias),),
-    lambda xp, g, results, needs, x, weight, bias: xp.linear_backward(g, x, weight, needs),
+    lambda xp, g, results, needs, x, weight, bias: xp.linear_backward(g, x, weight, needs, (None, None, None)),
     [
         Situation("a batch of rows", (cube, normal(4, 5, seed=1), normal(5, seed=2))),
         Situation("rows", (cube[0], normal(4, 5, seed=1), normal(5, seed=2))),
@@ -308,6 +309,18 @@ linear = Pair(
     ],
     joint=True,
 )
+
+
+def linear_backward_fills(t: Trial) -> None:
+    for dtype in ("float64", "float32"):
+        x, weight, g = (normal(*shape).astype(dtype) for shape in ((2, 3, 4), (4, 5), (2, 3, 5)))
+        gw, gb = reference.linear_backward(g, x, weight, (False, True, True), (None, None, None))[1:]
+        flat = t.backend.zeros((40,), dtype)
+        into = t.backend.parts(flat, [(4, 5), (5,)])
+        found = t.xp.linear_backward(*t.move((g, x, weight)), (False, True, True), (None, *into))
+        t.require(found[1] is into[0] and found[2] is into[1], "the arrays that were given", "others")
+        t.same(flat, np.concatenate([np.ravel(gw), np.ravel(gb), np.zeros(15, dtype)]))
+
 
 # --- Rows by number
 
