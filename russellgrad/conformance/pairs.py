@@ -314,12 +314,14 @@ linear = Pair(
 def linear_backward_fills(t: Trial) -> None:
     for dtype in ("float64", "float32"):
         x, weight, g = (normal(*shape).astype(dtype) for shape in ((2, 3, 4), (4, 5), (2, 3, 5)))
-        gw, gb = reference.linear_backward(g, x, weight, (False, True, True), (None, None, None))[1:]
+        operands, needs = (g, x, weight), (False, True, True)
+        _, gw, gb = reference.linear_backward(g, x, weight, needs, (None, None, None))
         flat = t.backend.zeros((40,), dtype)
         into = t.backend.parts(flat, [(4, 5), (5,)])
-        found = t.xp.linear_backward(*t.move((g, x, weight)), (False, True, True), (None, *into))
+        dg, dx, dweight = t.move(operands)
+        found = t.xp.linear_backward(dg, dx, dweight, needs, (None, *into))
         t.require(found[1] is into[0] and found[2] is into[1], "the arrays that were given", "others")
-        t.same(flat, np.concatenate([np.ravel(gw), np.ravel(gb), np.zeros(15, dtype)]))
+        t.same(flat, np.concatenate([*(np.ravel(np.asarray(a)) for a in (gw, gb)), np.zeros(15, dtype)]))
 
 
 # --- Rows by number
