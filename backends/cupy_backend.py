@@ -401,11 +401,16 @@ def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Ar
 
 
 def bias_gelu_backward(
-    g: Array, saved: Array, bias: Array | None, approximate: str, needs: Sequence[bool]
+    g: Array,
+    saved: Array,
+    bias: Array | None,
+    approximate: str,
+    needs: Sequence[bool],
+    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
     if cupy_kernels.takes(g, saved, bias) and g.ndim:
-        return cupy_kernels.bias_gelu_backward(g, saved, bias, approximate, needs)
-    return _biased_backward(g * saved, needs)
+        return cupy_kernels.bias_gelu_backward(g, saved, bias, approximate, needs, into)
+    return _biased_backward(g * saved, needs, into)
 
 
 def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]:
@@ -417,16 +422,21 @@ def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, 
 
 
 def bias_leaky_relu_backward(
-    g: Array, saved: Array, bias: Array | None, alpha: float, needs: Sequence[bool]
+    g: Array,
+    saved: Array,
+    bias: Array | None,
+    alpha: float,
+    needs: Sequence[bool],
+    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
     if cupy_kernels.takes(g, saved, bias) and g.ndim:
-        return cupy_kernels.bias_leaky_relu_backward(g, saved, bias, alpha, needs)
-    return _biased_backward(g * saved, needs)
+        return cupy_kernels.bias_leaky_relu_backward(g, saved, bias, alpha, needs, into)
+    return _biased_backward(g * saved, needs, into)
 
 
-def _biased_backward(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+def _biased_backward(g: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]:
     need_a, need_bias = needs
-    return g if need_a else None, _rows(g).sum(0) if need_bias else None
+    return g if need_a else None, _sum_of_rows(_rows(g), into[1]) if need_bias else None
 
 
 # --- Fused: rows
@@ -500,9 +510,10 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
     so_far: Array | None,
+    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
     if cupy_kernels.takes(g, x, gamma, so_far):
-        return cupy_kernels.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
+        return cupy_kernels.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far, into)
     need_x, need_gamma, need_beta = needs
     normed = (x - mean) * rstd  # (..., C)
     gx = ggamma = gbeta = None
@@ -512,9 +523,9 @@ def layer_norm_backward(
         gx = rstd * (h - cupy.mean(h, axis=-1, keepdims=True) - normed * cupy.mean(h * normed, axis=-1, keepdims=True))
         gx = gx if so_far is None else gx + so_far
     if need_gamma:
-        ggamma = _rows(g * normed).sum(0)
+        ggamma = _sum_of_rows(_rows(g * normed), into[1])
     if need_beta:
-        gbeta = _rows(g).sum(0)
+        gbeta = _sum_of_rows(_rows(g), into[2])
     return gx, ggamma, gbeta
 
 

@@ -106,12 +106,15 @@ __device__ inline void store_sums(float (&of_warp)[WARPS][32 * N], float* to, co
     to[column] = total;
 }
 
-// The second stage: partial (sets, m, c) -> out (sets, c). A block of 32 warps has 32 columns of one set.
+// The second stage: partial (sets, m, c) -> one (c,) for each of one or two sets, or null where it is not wanted. A
+// block of 32 warps has 32 columns of one set.
 template <typename T>
-__global__ void column_sums(const float* partial, T* out, long long m, long long c) {
+__global__ void column_sums(const float* partial, T* out_of_first, T* out_of_second, long long m, long long c) {
     __shared__ float of_warp[32][33];  // 33: a column of it lies in as many banks as a row
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const long long first = blockIdx.x * 32LL, column = first + lane;
+    T* out = blockIdx.y == 0 ? out_of_first : out_of_second;
+    if (!out) return;
     partial += blockIdx.y * m * c;
     float total = 0;
     if (column < c) {
@@ -121,7 +124,7 @@ __global__ void column_sums(const float* partial, T* out, long long m, long long
     of_warp[warp][lane] = total;
     __syncthreads();
     total = lane_sum(of_warp[lane][warp]);
-    if (lane == 0 && first + warp < c) out[blockIdx.y * c + first + warp] = rounded<T>(total);
+    if (lane == 0 && first + warp < c) out[first + warp] = rounded<T>(total);
 }
 
 // --- Activations, on what a matrix product gave plus its bias (c,) or null. A block has 32 V columns of `chunk` rows

@@ -133,12 +133,16 @@ def _row_blocks(n: int) -> tuple[int]:
     return (-(-n // _WARPS),)
 
 
-def _column_sums(type_name: str, partial: Array, dtype: DType) -> Array:
-    """(sets, m, C) float32 -> (sets, C)."""
+def _column_sums(type_name: str, partial: Array, *outs: Array | None) -> None:
+    """(sets, m, C) float32 -> (C,) for each set, into those of `outs` that are not None."""
     sets, m, c = partial.shape
-    out = cupy.empty((sets, c), dtype)
-    _launch(f"column_sums<{type_name}>", (-(-c // 32), sets), 1024, partial, out, m, c)
-    return out
+    first, second = outs if sets == 2 else (*outs, None)
+    _launch(f"column_sums<{type_name}>", (-(-c // 32), sets), 1024, partial, first, second, m, c)
+
+
+def _vector(need: bool, c: int, dtype: DType, into: Array | None) -> Array | None:
+    """Memory for a gradient (C,), if it is needed: `into`, if given."""
+    return None if not need else cupy.empty((c,), dtype) if into is None else into
 
 
 # --- Activations on a + bias
@@ -150,10 +154,15 @@ def bias_gelu(a: Array, bias: Array | None, approximate: str) -> Array:
 
 
 def bias_gelu_backward(
-    g: Array, a: Array, bias: Array | None, approximate: str, needs: Sequence[bool]
+    g: Array,
+    a: Array,
+    bias: Array | None,
+    approximate: str,
+    needs: Sequence[bool],
+    into: Sequence[Array | None] = (None, None),
 ) -> tuple[Array | None, Array | None]:
     """(..., C) (..., C) (C,) -> gradients of a (..., C) and of bias (C,), None where not needed."""
-    return _bias_activation_backward("bias_gelu_backward", g, a, bias, _GELU[approximate], 0.0, needs)
+    return _bias_activation_backward("bias_gelu_backward", g, a, bias, _GELU[approximate], 0.0, needs, into)
 
 
 def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> Array:
@@ -162,10 +171,15 @@ def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> Array:
 
 
 def bias_leaky_relu_backward(
-    g: Array, a: Array, bias: Array | None, alpha: float, needs: Sequence[bool]
+    g: Array,
+    a: Array,
+    bias: Array | None,
+    alpha: float,
+    needs: Sequence[bool],
+    into: Sequence[Array | None] = (None, None),
 ) -> tuple[Array | None, Array | None]:
     """(..., C) (..., C) (C,) -> gradients of a (..., C) and of bias (C,), None where not needed."""
-    return _bias_activation_backward("bias_leaky_relu_backward", g, a, bias, _LEAKY_RELU, alpha, needs)
+    return _bias_activation_backward("bias_leaky_relu_backward", g, a, bias, _LEAKY_RELU, alpha, needs, into)
 
 
 def _bias_activation(op: str, a: Array, bias: Array | None, kind: str, alpha: float) -> Array:
@@ -180,7 +194,14 @@ def _bias_activation(op: str, a: Array, bias: Array | None, kind: str, alpha: fl
 
 
 def _bias_activation_backward(
-    op: str, g: Array, a: Array, bias: Array | None, kind: str, alpha: float, needs: Sequence[bool]
+    op: str,
+    g: Array,
+    a: Array,
+    bias: Array | None,
+    kind: str,
+    alpha: float,
+    needs: Sequence[bool],
+    into: Sequence[Array | None],
 ) -> tuple[Array | None, Array | None]:
     t = _common_type(op, g, a, bias)
     need_a, need_bias = needs
@@ -193,7 +214,11 @@ def _bias_activation_backward(
     partial = cupy.empty((1, grid[1], c), np.float32) if need_bias else None
     name = f"bias_activation_backward<{t}, {pack}, {kind}>"
     _launch(name, grid, _BLOCK, g, a, bias, ga, partial, n, c, chunk, float(alpha))
-    return ga, None if partial is None else _column_sums(t, partial, a.dtype)[0]
+    if partial is None:
+        return ga, None
+    gbias = _vector(True, c, a.dtype, into[1])
+    _column_sums(t, partial, gbias)
+    return ga, gbias
 
 
 # --- Layer norm
@@ -235,6 +260,7 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
     so_far: Array | None = None,
+    into: Sequence[Array | None] = (None, None, None),
 ) -> tuple[Array | None, ...]:
     """Gradients of x, gamma and beta, None where not needed. To that of x, `so_far` (..., C) is added."""
     t = _common_type("layer_norm_backward", g, x, gamma, so_far)
@@ -254,8 +280,9 @@ def layer_norm_backward(
     grid, chunk = _by_columns(n, c, pack)
     partial = cupy.empty((2, grid[1], c), np.float32)
     _launch(f"layer_norm_backward_columns<{t}, {pack}>", grid, _BLOCK, g, x, mean, rstd, partial, n, c, chunk)
-    sums = _column_sums(t, partial, x.dtype)
-    return gx, sums[0] if need_gamma else None, sums[1] if need_beta else None
+    ggamma, gbeta = _vector(need_gamma, c, x.dtype, into[1]), _vector(need_beta, c, x.dtype, into[2])
+    _column_sums(t, partial, ggamma, gbeta)
+    return gx, ggamma, gbeta
 
 
 # --- Softmax along the last axis
@@ -464,7 +491,9 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
     partial = cupy.empty((1, chunks, n_rows * c), np.float32)
     name = f"embedding_backward<{t}>"
     _launch(name, (-(-c // threads), chunks), threads, g, ids, partial, n, c, n_rows, chunk)
-    return _column_sums(t, partial, g.dtype).reshape(n_rows, c)
+    out = cupy.empty((n_rows, c), g.dtype)
+    _column_sums(t, partial, out)
+    return out
 
 
 # --- One optimizer step

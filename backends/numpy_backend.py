@@ -473,9 +473,14 @@ def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Ar
 
 
 def bias_gelu_backward(
-    g: Array, saved: Array, bias: Array | None, approximate: str, needs: Sequence[bool]
+    g: Array,
+    saved: Array,
+    bias: Array | None,
+    approximate: str,
+    needs: Sequence[bool],
+    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
-    return _biased_backward(g, saved, needs)
+    return _biased_backward(g, saved, needs, into)
 
 
 def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
@@ -525,9 +530,14 @@ def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, 
 
 
 def bias_leaky_relu_backward(
-    g: Array, saved: Array, bias: Array | None, alpha: float, needs: Sequence[bool]
+    g: Array,
+    saved: Array,
+    bias: Array | None,
+    alpha: float,
+    needs: Sequence[bool],
+    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
-    return _biased_backward(g, saved, needs)
+    return _biased_backward(g, saved, needs, into)
 
 
 def _biased(
@@ -544,7 +554,9 @@ def _biased(
     return out.reshape(a.shape), slope.reshape(a.shape)
 
 
-def _biased_backward(g: Array, slope: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+def _biased_backward(
+    g: Array, slope: Array, needs: Sequence[bool], into: Sequence[Array | None]
+) -> tuple[Array | None, ...]:
     """g * slope, and its sum over rows, (C,), block by block: so in the same order with any threads."""
     need_a, need_bias = needs
     rows, slopes = (_rows(array) if need_bias else array.reshape(-1, 1) for array in (g, slope))
@@ -559,7 +571,12 @@ def _biased_backward(g: Array, slope: Array, needs: Sequence[bool]) -> tuple[Arr
             np.sum(ga[block], axis=0, out=sums[block.start // length])
 
     _in_blocks(formula, 3, n, width)
-    return ga.reshape(g.shape) if need_a else None, np.sum(sums, axis=0) if need_bias else None
+    return ga.reshape(g.shape) if need_a else None, _total(sums, into[1]) if need_bias else None
+
+
+def _total(sums: Array, into: Array | None) -> Array:
+    """(blocks, C) -> (C,), in the memory of `into` if given."""
+    return np.asarray(np.sum(sums, axis=0, out=into))
 
 
 # --- Fused: rows
@@ -672,6 +689,7 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
     so_far: Array | None,
+    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
     need_x, need_gamma, need_beta = needs
     gs, xs, means, rstds = _rows(g), _rows(x), _rows(mean), _rows(rstd)
@@ -701,11 +719,10 @@ def layer_norm_backward(
                 h += others[block]
 
     _in_blocks(formula, 12, n, width)
-    total = np.sum(sums, axis=1)
     return (
         None if gx is None else gx.reshape(x.shape),
-        total[0] if need_gamma else None,
-        total[1] if need_beta else None,
+        _total(sums[0], into[1]) if need_gamma else None,
+        _total(sums[1], into[2]) if need_beta else None,
     )
 
 

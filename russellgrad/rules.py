@@ -120,7 +120,11 @@ def leaky_relu(xp: Backend, a: Array, bias: Array | None, *, alpha: float) -> Re
     """Of a + bias."""
     _check_bias("leaky_relu", a, bias)
     out, saved = xp.bias_leaky_relu(a, bias, alpha)
-    return out, Joint(lambda g, needs: xp.bias_leaky_relu_backward(g, saved, bias, alpha, needs))
+
+    def pull(g: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]:
+        return xp.bias_leaky_relu_backward(g, saved, bias, alpha, needs, into)
+
+    return out, Joint(pull, fills=True)
 
 
 def gelu(xp: Backend, a: Array, bias: Array | None, *, approximate: str) -> Result:
@@ -129,7 +133,11 @@ def gelu(xp: Backend, a: Array, bias: Array | None, *, approximate: str) -> Resu
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
     _check_bias("gelu", a, bias)
     out, saved = xp.bias_gelu(a, bias, approximate)
-    return out, Joint(lambda g, needs: xp.bias_gelu_backward(g, saved, bias, approximate, needs))
+
+    def pull(g: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]:
+        return xp.bias_gelu_backward(g, saved, bias, approximate, needs, into)
+
+    return out, Joint(pull, fills=True)
 
 
 def _check_bias(op: str, a: Array, bias: Array | None) -> None:
@@ -461,10 +469,12 @@ def layer_norm(
     _check_norm("layer_norm", x, gamma, beta)
     out, mean, rstd = made.pop() if made else xp.layer_norm(x, gamma, beta, eps)
 
-    def pull(g: Array, needs: Sequence[bool], so_far: Array | None) -> tuple[Array | None, ...]:
-        return xp.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
+    def pull(
+        g: Array, needs: Sequence[bool], so_far: Array | None, into: Sequence[Array | None]
+    ) -> tuple[Array | None, ...]:
+        return xp.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far, into)
 
-    return out, Joint(pull, adds=True)
+    return out, Joint(pull, adds=True, fills=True)
 
 
 def add_for_norm(xp: Backend, x: Array, r: Array, *, gamma: Array, beta: Array, eps: float, made: list[Any]) -> Result:

@@ -144,9 +144,9 @@ def layer_norm_that_cancels(x: Array, gamma: Any, beta: Any, eps: float) -> Any:
 
 
 def layer_norm_backward_without_centring(
-    g: Array, x: Array, gamma: Any, mean: Array, rstd: Array, needs: Any, so_far: Any
+    g: Array, x: Array, gamma: Any, mean: Array, rstd: Array, needs: Any, so_far: Any, into: Any
 ) -> Any:
-    _, *others = numpy.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
+    _, *others = numpy.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far, into)
     return (g if gamma is None else g * gamma) * rstd, *others
 
 
@@ -237,6 +237,8 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "eps is left out": given("layer_norm", eps=0.0),
     "the sum is left out": ("add_layer_norm", add_layer_norm_of_one),
     "what was there before is left out": given("layer_norm_backward", so_far=None),
+    "not in the memory given, of a norm": given("layer_norm_backward", into=(None, None, None)),
+    "not in the memory given, of a bias": given("bias_gelu_backward", into=(None, None)),
     "no gradient of centring": ("layer_norm_backward", layer_norm_backward_without_centring),
     "the wrong rows": given("embedding", ids=lambda ids: ids[..., ::-1] if ids.ndim else ids),
     "repeated ids are lost": ("embedding_backward", embedding_backward_without_repeats),
