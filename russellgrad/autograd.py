@@ -22,6 +22,7 @@ Hook: TypeAlias = Callable[[Array], Array | None]
 Version: TypeAlias = list[int]  # [how often an array was changed in place], one list for all tensors that share it
 
 _order = count()
+_filled: "ContextVar[dict[int, HoldsGrad] | None]" = ContextVar("russellgrad_filled", default=None)
 _grad_enabled: ContextVar[bool] = ContextVar("russellgrad_grad_enabled", default=True)
 
 
@@ -134,6 +135,7 @@ class Node:
                 g = fit(self, changed, "register_hook")
         tensor = self.holder() if self.holder else None
         if tensor is not None:
+            _note_filled(tensor)
             # A gradient may be shared with another tensor's or be a view, so .grad is always an array of its own.
             if tensor.grad is not None:
                 tensor.grad = self.xp.asarray(self.xp.add(tensor.grad, g))
@@ -144,6 +146,29 @@ class Node:
             else:
                 tensor.grad = self.xp.copy(g)
         return g
+
+
+@contextmanager
+def filled_grads() -> "Iterator[dict[int, HoldsGrad]]":
+    """In the block, the tensors whose `.grad` backward fills are noted, by id; one that has a gradient is an error."""
+    filled: dict[int, HoldsGrad] = {}
+    token = _filled.set(filled)
+    try:
+        yield filled
+    finally:
+        _filled.reset(token)
+
+
+def _note_filled(tensor: HoldsGrad) -> None:
+    filled = _filled.get()
+    if filled is None:
+        return
+    if tensor.grad is not None and id(tensor) not in filled:
+        raise RuntimeError(
+            "backward: a tensor has a gradient from before the step that is recorded, to which each replay would add "
+            "what it was then; call zero_grad() within the step, before backward()"
+        )
+    filled[id(tensor)] = tensor
 
 
 def record(

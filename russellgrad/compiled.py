@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-from .backend import Array, Backend
+from .autograd import filled_grads
+from .backend import Array, Backend, get_backend
 from .replay import Recording, recording
 from .tensor import Tensor
 from .tokenizer import TokenIds
@@ -20,21 +21,27 @@ def compile_step(step: Callable[P, R]) -> Callable[P, R]:
         step = compile_step(lambda inputs, targets: take_step(model, optimizer, inputs, targets))
         loss = step(model.tokenizer.ids(inputs), model.tokenizer.ids(targets))
 
-    The first two calls run `step` as it is, the third records it, and each call is exactly one step with the results
-    of an uncompiled one. A call with other shapes, dtypes or numbers records anew and keeps both. On a backend without
-    graphs, as NumPy, every call runs `step`.
+    The first two calls run `step` as it is, the third records it, and each call is one step, with an uncompiled one's
+    results. A call with other shapes, dtypes or numbers records anew and keeps both. On a backend without graphs, as
+    NumPy, every call runs `step`.
+
+    A recording is of what the device did. From replay to replay the arguments change, and the parameters, learning
+    rates and draws of optimizers and dropout. All else stays as it was: training or evaluation mode, precision, betas
+    and weight decay, and every array that the step reads besides, which must stay where it is. To change one of these,
+    call compile_step again. zero_grad, backward and the optimizer's step belong into one step together.
 
     Args:
-        step: a function of Tensors, of what `Tokenizer.ids` gives, and of numbers, strings and None, that returns
-            Tensors (one, or a tuple of them) or None. It may change parameters and optimizers; anything else on the
-            host it does only while it runs as it is: print, count, read a loss.
+        step: a function of Tensors without history, of what `Tokenizer.ids` gives, and of numbers, strings and None,
+            that returns Tensors (one, or a tuple of them) or None. What else it does on the host, as printing or
+            counting, it does only while it runs as it is.
 
     Returns:
         The function. What it returns are new Tensors without history.
 
     Raises:
-        TypeError: by the function, for an argument of another kind: NumPy arrays and lists would have to be copied to
-            the device within the recording. RuntimeError: something in `step` cannot be recorded; names the op.
+        TypeError: by the function, for an argument of another kind (NumPy arrays and lists would have to be copied to
+            the device within the recording), one that tracks gradients, or on another backend; for a result that is
+            no Tensor. RuntimeError: something in `step` cannot be recorded; names the op.
     """
     return _Compiled(step)
 
@@ -47,9 +54,13 @@ class _Compiled(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         values: dict[int | str, Any] = dict(enumerate(args))
         values.update(kwargs)
-        xp = next((found for found in map(_backend_of, values.values()) if found is not None), None)
         key = tuple(_kind(name, value) for name, value in values.items())
-        if xp is None or not xp.can_capture():
+        backends = [value.backend for value in values.values() if isinstance(value, (Tensor, TokenIds))]
+        xp = backends[0] if backends else get_backend()
+        if any(backend is not xp for backend in backends):
+            names = ", ".join(sorted({backend.name for backend in backends}))
+            raise TypeError(f"compile_step: the arguments live on several backends ({names}); move them to one")
+        if not xp.can_capture():
             return cast(R, _detached(self.step(*args, **kwargs)))
         if key not in self.variants:
             self.variants[key] = _Variant(xp, self.step)
@@ -66,6 +77,7 @@ class _Variant:
         self.host = Recording()
         self.replay: Callable[[], None] | None = None
         self.result: Any = None
+        self.grads: list[tuple[Any, Array | None]] = []  # each leaf that backward filled, and what its .grad is after
 
     def __call__(self, values: dict[int | str, Any]) -> Any:
         self.calls += 1
@@ -73,8 +85,9 @@ class _Variant:
             return _detached(self._run(values))
         if self.replay is None:
             self.inputs = {name: _map(value, _own_copy) for name, value in values.items()}
-            with recording() as self.host:
+            with recording() as self.host, filled_grads() as filled:
                 self.replay = self.xp.capture(self._record)
+            self.grads = [(tensor, tensor.grad) for tensor in filled.values()]
             due = self.host.before_first
         else:
             for name, value in values.items():
@@ -83,26 +96,29 @@ class _Variant:
         for work in due:
             work()
         self.replay()
+        for tensor, grad in self.grads:
+            tensor.grad = grad
         return _map(self.result, _own_copy)
 
     def _record(self) -> None:
-        self.result = self._run(self.inputs)
+        self.result = _detached(self._run(self.inputs))
 
     def _run(self, values: dict[int | str, Any]) -> Any:
         positional = [value for name, value in values.items() if isinstance(name, int)]
         return self.step(*positional, **{name: value for name, value in values.items() if isinstance(name, str)})
 
 
-def _backend_of(value: Any) -> Backend | None:
-    return value.backend if isinstance(value, (Tensor, TokenIds)) else None
-
-
 def _kind(name: int | str, value: Any) -> Any:
     """What must be the same for a recording to serve again."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(
+            f"compile_step: argument {name} is a Tensor that tracks gradients, which a replay could not fill; "
+            "pass .detach(), or use it within the step as a parameter"
+        )
     if isinstance(value, Tensor):
         return "Tensor", id(value.backend), value.shape, str(value.dtype)
     if isinstance(value, TokenIds):
-        return "TokenIds", id(value.backend), value.values.shape, value.padding is None
+        return "TokenIds", id(value.backend), value.values.shape, value.padding is None, value.upper
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
     raise TypeError(
@@ -121,13 +137,14 @@ def _map(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
         def moved(array: Array) -> Array:
             return f(Tensor._wrap(array, value.backend)).data
 
-        return TokenIds(moved(ids), None if padding is None else moved(padding), value.backend)
-    if isinstance(value, tuple):
-        return tuple(_map(part, f) for part in value)
-    return value
+        return TokenIds(moved(ids), None if padding is None else moved(padding), value.upper, value.backend)
+    return tuple(_map(part, f) for part in value) if isinstance(value, tuple) else value
 
 
 def _detached(result: Any) -> Any:
+    for part in result if isinstance(result, tuple) else (result,):
+        if part is not None and not isinstance(part, Tensor):
+            raise TypeError(f"compile_step: the step returned a {type(part).__name__}; return Tensors, or None")
     return _map(result, lambda tensor: tensor.detach())
 
 

@@ -25,5 +25,13 @@ def cross_entropy_loss(predicted: Tensor, correct_indices: Any, pad_token_id: in
     excluded = pad_token_id if 0 <= pad_token_id < classes else None
     if isinstance(correct_indices, TokenIds):
         checked = correct_indices.values, correct_indices.padding
+        if (
+            correct_indices.upper > max(classes, pad_token_id + 1)
+            or correct_indices.values.shape != predicted.shape[:-1]
+        ):
+            raise ValueError(
+                f"cross_entropy_loss: predicted {predicted.shape} does not fit ids {correct_indices.values.shape} "
+                f"below {correct_indices.upper}; they must be of one batch, and of the model's own tokenizer"
+            )
         return apply(rules.cross_entropy, predicted, ids=None, checked=checked, ignore_index=None, excluded=excluded)
     return apply(rules.cross_entropy, predicted, ids=correct_indices, ignore_index=pad_token_id, excluded=excluded)

@@ -106,7 +106,7 @@ class Module:
 
         Raises ValueError for a dtype that is no float one.
         """
-        if str(dtype) not in ("float16", "float32", "float64"):
+        if str(dtype) not in ("float16", "bfloat16", "float32", "float64"):
             raise ValueError(f"astype: a module's dtype must be a float one, as 'float32', got {dtype!r}")
         for parameter in [p for p in self.parameters() if is_float(p.dtype)]:
             _replace(parameter, parameter.backend, parameter.backend.astype(parameter.data, dtype))
@@ -117,7 +117,7 @@ def _replace(parameter: Tensor, xp: Backend, array: Any) -> None:
     """Give a parameter another array, so that whoever holds the parameter sees it."""
     tracked = parameter.requires_grad
     parameter.requires_grad = False
-    parameter.backend, parameter.grad = xp, None
+    parameter.backend, parameter.grad, parameter.grad_buffer = xp, None, None
     parameter.data = array
     parameter.requires_grad = tracked
 

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from .autograd import Version
 from .backend import Array, Backend
 from .dtype import common_float
-from .replay import host_numbers, on_host
+from .replay import host_numbers, is_recording, on_host, on_replay
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from .tensor import Tensor
 
@@ -42,6 +42,12 @@ class _One:
         return self.params[0].grad
 
 
+def _refuse_in_recording(what: str) -> None:
+    """What the optimizer has to bring in once would be recorded, and done again in every replay."""
+    if is_recording():
+        raise RuntimeError(f"step: {what} since the last step; take a step as it is, and then compile_step again")
+
+
 def _padded(size: int) -> int:
     """Elements from one parameter to the next: 16 bytes at least, the most that a GPU reads at once."""
     return -(-size // 8) * 8
@@ -60,6 +66,7 @@ class _Flat:
         """Bring in what was put elsewhere: a new array as `.data`, or as `.grad`."""
         for p, value, grad in self._parts:
             if p.data is not value:
+                _refuse_in_recording("a parameter was given a new array")
                 p.backend.assign(value, p.data)
                 p.data = value
             if p.grad is not None and p.grad is not grad:
@@ -91,7 +98,8 @@ class Optimizer:
         lr: the learning rate: a number, or a schedule, called with the number of steps taken so far.
         flat: keep all parameters in one array and all gradients in another (`flat_grad`), of which each Tensor's
             `.data` and `.grad` are parts. A step is then one pass over each group. Every parameter must get a gradient
-            in every step, and the array in `.grad` is used again in the next.
+            in every step, the array in `.grad` is used again in the next, and what shared memory with a `.data`
+            before, as a `detach()`, no longer does.
         options: the optimizer's own, for groups that do not set them.
 
     Raises:
@@ -120,8 +128,9 @@ class Optimizer:
         self._units: Sequence[_One | _Flat] = (
             self._flat_units() if flat else [_One(p, group) for group in self.groups for p in group["params"]]
         )
-        # By the parameter's place in `params`; by the group's among `groups`, if flat.
+        # By the parameter's place in `params`; if flat, by the group's among those that have parameters.
         self.state: dict[int, dict[str, Any]] = {}
+        self._rate = 0.0  # the learning rate of the step at hand
         self._seen: dict[int, _Versions] = {}  # the versions of parameters that their copies in float32 are of
 
     def _check_params(self) -> None:
@@ -147,6 +156,11 @@ class Optimizer:
         for unit in units:
             unit.gather()
         return units
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__}: an optimizer is not copied; build one on the copied model's parameters"
+        )
 
     @property
     def lr(self) -> float:
@@ -180,19 +194,23 @@ class Optimizer:
         for unit in self._units:
             if isinstance(unit, _Flat):
                 unit.gather()
+        arrays = [p.data for p in self.params]
+        on_replay(lambda: self._check_unchanged(arrays))
+        on_host(self._choose_rate)
         norm = clip = None
+        xp = self.params[0].backend
         if max_norm is not None:
             grads = [self.flat_grad] if self.flat_grad is not None else _grads("step", self.params)
-            norm, clip = _clip_scale("step", self.params[0].backend, grads, max_norm)
+            norm, clip = _clip_scale("step", xp, grads, max_norm)
         for place, unit in enumerate(self._units):
             if unit.grad is not None:
                 state = self.state.setdefault(place, {})
                 value = self._in_float32(place, unit, state) if unit.value.dtype.itemsize < 4 else unit.value
                 low = None if value is unit.value else unit.value
-                self._update(value, unit.grad, clip, low, state, unit.options)
-        arrays = [p.data for p in self.params]
-        on_host(lambda: self._count(arrays))
-        return None if norm is None else Tensor._wrap(norm, self.params[0].backend)
+                scale = clip if clip is None or clip.dtype == value.dtype else xp.astype(clip, value.dtype)
+                self._update(value, unit.grad, scale, low, state, unit.options)
+        on_host(self._count)
+        return None if norm is None else Tensor._wrap(norm, xp)
 
     def _check_grads(self) -> None:
         name = type(self).__name__
@@ -209,17 +227,36 @@ class Optimizer:
 
     def _in_float32(self, place: int, unit: _One | _Flat, state: dict[str, Any]) -> Array:
         """The copy, made anew if a parameter was changed by anything but a step."""
+        xp = unit.params[0].backend
         if not _same_versions(self._seen.get(place), _versions(unit)):
-            state["master"] = unit.params[0].backend.astype(unit.value, "float32")
+            _refuse_in_recording("a parameter in half precision was changed")
+            if "master" in state:  # in place: a recorded step may use it
+                xp.assign(state["master"], unit.value)
+            else:
+                state["master"] = xp.astype(unit.value, "float32")
         return state["master"]
 
-    def _count(self, arrays: list[Array]) -> None:
+    def _check_unchanged(self, arrays: list[Array]) -> None:
+        """Before a replay: it goes on changing the arrays that it was recorded with, and float32 copies as they are."""
+        name = type(self).__name__
         for p, array in zip(self.params, arrays, strict=True):
-            if p.data is not array:  # a recorded step goes on changing the old one
+            if p.data is not array:
                 raise RuntimeError(
-                    f"{type(self).__name__}: a parameter of shape {p.shape} was given a new array after the step was "
-                    "recorded; call compile_step again"
+                    f"{name}: a parameter of shape {p.shape} was given a new array after the step was recorded; "
+                    "call compile_step again"
                 )
+        for place, unit in enumerate(self._units):
+            if "master" in self.state.get(place, {}) and not _same_versions(self._seen[place], _versions(unit)):
+                raise RuntimeError(
+                    f"{name}: a parameter in half precision was changed after the step was recorded, and its float32 "
+                    "copy was not; take a step as it is, and call compile_step again"
+                )
+
+    def _choose_rate(self) -> None:
+        self._rate = self.lr
+
+    def _count(self) -> None:
+        for p in self.params:
             if p.grad is not None:
                 p.changed_in_place()
         self._seen = {place: _versions(unit) for place, unit in enumerate(self._units)}
@@ -258,7 +295,7 @@ class SGDOptimizer(Optimizer):
         xp = self.params[0].backend
         if options["momentum"] and "velocity" not in state:
             state["velocity"] = xp.zeros(p.shape, p.dtype)
-        rates = host_numbers(xp, lambda: (self.lr,), p.dtype)
+        rates = host_numbers(xp, lambda: (self._rate,), p.dtype)
         xp.sgd_step(
             p, g, state.get("velocity"), rates, clip, options["momentum"], options["nesterov"], options["weight_decay"]
         )
@@ -300,8 +337,8 @@ class AdamOptimizer(Optimizer):
 
         def rates() -> tuple[float, float, float]:
             state["step"] += 1
-            rate = self.lr / (1 - beta1 ** state["step"])
-            return rate, math.sqrt(1 - beta2 ** state["step"]), self.lr * options["weight_decay"]
+            rate = self._rate / (1 - beta1 ** state["step"])
+            return rate, math.sqrt(1 - beta2 ** state["step"]), self._rate * options["weight_decay"]
 
         xp.adam_step(
             p, g, state["m"], state["v"], host_numbers(xp, rates, p.dtype), clip, beta1, beta2, options["eps"],

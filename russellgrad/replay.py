@@ -36,12 +36,21 @@ def recording() -> Iterator[Recording]:
         _recording.reset(token)
 
 
-def on_host(work: HostWork) -> None:
-    """Do `work()`, once in every step."""
-    work()
+def is_recording() -> bool:
+    return _recording.get() is not None
+
+
+def on_replay(work: HostWork) -> None:
+    """Do `work()` before each replay of the step that is being recorded, if one is."""
     record = _recording.get()
     if record is not None:
         record.before_replay.append(work)
+
+
+def on_host(work: HostWork) -> None:
+    """Do `work()`, once in every step."""
+    work()
+    on_replay(work)
 
 
 def host_numbers(xp: Backend, work: Callable[[], Sequence[float]], dtype: DType) -> Array:

@@ -202,7 +202,8 @@ class Tensor:
         if gradient is None:
             if self.size != 1:
                 raise RuntimeError(f"backward: a tensor of shape {self.shape} needs gradient=, an array of that shape")
-            gradient = xp.full(self.shape, 1, self.dtype)
+            backward(self._node, xp.full(self.shape, 1, self.dtype), retain_graph)
+            return
         if isinstance(gradient, Tensor):
             _same_backend("backward", self.backend, gradient.backend)
             gradient = gradient._data
@@ -214,9 +215,8 @@ class Tensor:
             raise ValueError(
                 f"backward: gradient has shape {gradient.shape}, this tensor {self.shape}; they must agree"
             )
-        backward(
-            self._node, gradient if gradient.dtype == self.dtype else xp.astype(gradient, self.dtype), retain_graph
-        )
+        # A copy: what the caller gives may be memory that backward writes gradients into.
+        backward(self._node, xp.astype(xp.copy(gradient), self.dtype), retain_graph)
 
     def zero_grad(self) -> None:
         """Forget the gradient: `.grad` is None again."""

@@ -21,6 +21,7 @@ class TokenIds:
 
     values: Array  # (B, T) int64
     padding: Array | None  # (B, T) bool, True where they are padding; None if nowhere
+    upper: int  # each is below this
     backend: Backend
 
 
@@ -125,7 +126,7 @@ class Tokenizer(Module):
                 outside the vocabulary. IndexError: an id out of range.
         """
         if isinstance(batch, TokenIds):
-            return batch
+            return self._checked_again(batch)
         xp, pad = self.token_embedding.backend, self.pad_token_id
         batch = self._rows(batch)
         ids, counted = xp.targets(batch, self.vocab_size + 1, pad, "Tokenizer")
@@ -136,9 +137,25 @@ class Tokenizer(Module):
                 f"Tokenizer: a text of {ids.shape[1]} tokens is longer than max_seq_len={self.max_seq_len}; "
                 "cut it, or build the tokenizer with a larger max_seq_len"
             )
+        upper = self.vocab_size + 1
         if counted is None:
-            return TokenIds(ids, None, xp)
-        return TokenIds(xp.where(counted, ids, pad), xp.logical_not(counted), xp)
+            return TokenIds(ids, None, upper, xp)
+        return TokenIds(xp.where(counted, ids, pad), xp.logical_not(counted), upper, xp)
+
+    def _checked_again(self, ids: TokenIds) -> TokenIds:
+        """What another tokenizer gave may not fit this one; only what the host knows is looked at."""
+        if ids.backend is not self.token_embedding.backend:
+            raise TypeError(
+                f"Tokenizer: ids on {ids.backend.name!r}, parameters on {self.token_embedding.backend.name!r}; "
+                "make the ids after moving the model"
+            )
+        if ids.upper > self.vocab_size + 1 or ids.values.shape[1] > self.max_seq_len:
+            raise ValueError(
+                f"Tokenizer: ids below {ids.upper} of {ids.values.shape[1]} tokens, made by a tokenizer with "
+                f"another vocabulary or length than this one's {self.vocab_size} and {self.max_seq_len}; make them "
+                "with this one"
+            )
+        return ids
 
     def _rows(self, batch: Any) -> Any:
         """The ids of a batch as `ids` takes it: texts as lists of one length, a Tensor's array, others as they are."""
