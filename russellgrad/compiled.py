@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from .backend import Array, Backend
+from .precision import get_matmul_precision
 from .replay import Recording, recording
 from .tensor import Tensor
 from .tokenizer import TokenIds
@@ -21,8 +22,8 @@ def compile_step(step: Callable[P, R]) -> Callable[P, R]:
         loss = step(model.tokenizer.ids(inputs), model.tokenizer.ids(targets))
 
     The first two calls run `step` as it is, the third records it, and each call is exactly one step with the results
-    of an uncompiled one. A call with other shapes, dtypes or numbers records anew and keeps both. On a backend without
-    graphs, as NumPy, every call runs `step`.
+    of an uncompiled one. A call with other shapes, dtypes or numbers, or under another `set_matmul_precision`, records
+    anew and keeps both. On a backend without graphs, as NumPy, every call runs `step`.
 
     Args:
         step: a function of Tensors, of what `Tokenizer.ids` gives, and of numbers, strings and None, that returns
@@ -48,7 +49,7 @@ class _Compiled(Generic[P, R]):
         values: dict[int | str, Any] = dict(enumerate(args))
         values.update(kwargs)
         xp = next((found for found in map(_backend_of, values.values()) if found is not None), None)
-        key = tuple(_kind(name, value) for name, value in values.items())
+        key = get_matmul_precision(), *(_kind(name, value) for name, value in values.items())
         if xp is None or not xp.can_capture():
             return cast(R, _detached(self.step(*args, **kwargs)))
         if key not in self.variants:
