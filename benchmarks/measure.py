@@ -167,9 +167,9 @@ class Table:
                 if name != OURS
             },
         })  # fmt: skip
-        ratios = ", ".join(f"{ratio:.2f} of {name}" for name, ratio in self.rows[-1]["ratio"].items())
-        median = self.rows[-1][self.unit][OURS]["median"]
-        print(f"{self.name} {case}: {_short(median)} {UNITS[self.unit][0]}, {ratios}", flush=True)
+        ratios = [f"{ratio:.2f} of {name}" for name, ratio in self.rows[-1]["ratio"].items()]
+        median = f"{_short(self.rows[-1][self.unit][OURS]['median'])} {UNITS[self.unit][0]}"
+        print(f"{self.name} {case}: {', '.join([median, *ratios])}", flush=True)
 
     def markdown(self) -> str:
         names = list(dict.fromkeys(name for row in self.rows for name in row[self.unit]))
@@ -209,9 +209,16 @@ def write(name: str, tables: Sequence[Table], facts: Mapping[str, Any]) -> None:
     data = {**facts, "tables": {table.name: asdict(table) for table in tables}}
     text = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     parts = ["# RussellGrad, measured", HOW_TO_READ, *(table.markdown() for table in tables), "## Circumstances", text]
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    put(RESULTS / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False))
+    put(RESULTS / f"{name}.md", "\n\n".join(parts))
     print(f"written: {RESULTS / name}.json and .md")
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file: beside it, then in its place, so that there is never half of one."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 # --- Command lines
@@ -279,7 +286,11 @@ def circumstances(module: str) -> dict[str, Any]:
     }
 
 
-_TUNING = ("OPENBLAS_", "MKL_", "OMP_", "KMP_", "GOMP_", "MALLOC_", "RG_")  # how such variables begin
+# How such variables begin.
+_TUNING = (
+    "OPENBLAS_", "MKL_", "OMP_", "KMP_", "GOMP_", "MALLOC_", "RG_",
+    "CUBLAS_", "CUDA_DEVICE_", "CUDA_LAUNCH_", "CUPY_ACCELERATORS", "CUPY_TF32", "NVIDIA_TF32_", "PYTORCH_",
+)  # fmt: skip
 
 
 def _commit() -> str:

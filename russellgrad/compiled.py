@@ -5,6 +5,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from .autograd import filled_grads
 from .backend import Array, Backend, get_backend
+from .precision import get_matmul_precision
 from .replay import Recording, recording
 from .tensor import Tensor
 from .tokenizer import TokenIds
@@ -22,12 +23,12 @@ def compile_step(step: Callable[P, R]) -> Callable[P, R]:
         loss = step(model.tokenizer.ids(inputs), model.tokenizer.ids(targets))
 
     The first two calls run `step` as it is, the third records it, and each call is one step, with an uncompiled one's
-    results. A call with other shapes, dtypes or numbers records anew and keeps both. On a backend without graphs, as
-    NumPy, every call runs `step`.
+    results. A call with other shapes, dtypes or numbers, or under another `set_matmul_precision`, records anew and
+    keeps both. On a backend without graphs, as NumPy, every call runs `step`.
 
     A recording is of what the device did. From replay to replay the arguments change, and the parameters, learning
-    rates and draws of optimizers and dropout. All else stays as it was: training or evaluation mode, precision, betas
-    and weight decay, and every array that the step reads besides, which must stay where it is. To change one of these,
+    rates and draws of optimizers and dropout. All else stays as it was: training or evaluation mode, betas and
+    weight decay, and every array that the step reads besides, which must stay where it is. To change one of these,
     call compile_step again. zero_grad, backward and the optimizer's step belong into one step together.
 
     Args:
@@ -54,7 +55,7 @@ class _Compiled(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         values: dict[int | str, Any] = dict(enumerate(args))
         values.update(kwargs)
-        key = tuple(_kind(name, value) for name, value in values.items())
+        key = get_matmul_precision(), *(_kind(name, value) for name, value in values.items())
         backends = [value.backend for value in values.values() if isinstance(value, (Tensor, TokenIds))]
         xp = backends[0] if backends else get_backend()
         if any(backend is not xp for backend in backends):

@@ -104,11 +104,16 @@ class Module:
     def astype(self, dtype: DType) -> Self:
         """Change the dtype of every float parameter, in place; gradients are dropped. Build the optimizer after this.
 
-        Raises ValueError for a dtype that is no float one.
+        Raises ValueError for a dtype that is no float one, or none of the parameters' backend.
         """
-        if str(dtype) not in ("float16", "bfloat16", "float32", "float64"):
-            raise ValueError(f"astype: a module's dtype must be a float one, as 'float32', got {dtype!r}")
-        for parameter in [p for p in self.parameters() if is_float(p.dtype)]:
+        parameters = [p for p in self.parameters() if is_float(p.dtype)]
+        xp = parameters[0].backend if parameters else get_backend()
+        if str(dtype) not in xp.float_dtypes():
+            raise ValueError(
+                f"astype: a module's dtype must be a float one, as 'float32', got {dtype!r}; on {xp.name!r} there are "
+                f"{', '.join(xp.float_dtypes())}"
+            )
+        for parameter in parameters:
             _replace(parameter, parameter.backend, parameter.backend.astype(parameter.data, dtype))
         return self
 

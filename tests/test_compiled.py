@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import Tensor, compile_step, set_default_dtype
+from russellgrad import Tensor, compile_step, set_default_dtype, set_matmul_precision
 from russellgrad.backend import Backend
 from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer, cosine_with_warmup
 from russellgrad.russelltransformer import Transformer
@@ -80,6 +80,22 @@ def test_other_shapes_are_recorded_anew(backend: Backend) -> None:
     assert runs[0][0] == runs[1][0]
     for name, array in runs[0][1].items():
         assert np.array_equal(array, runs[1][1][name])
+
+
+def test_another_precision_is_recorded_anew(backend: Backend) -> None:
+    levels = ["highest"] * 4 + ["medium"] * 4 + ["highest"] * 2
+    runs = []
+    for wrap in (lambda step: step, compile_step):
+        model, optimizer = model_and_optimizer("float32")
+        step, losses = wrap(partial(take_step, model, optimizer, clip=0.5)), []
+        try:
+            for seed, level in enumerate(levels):
+                set_matmul_precision(level)
+                losses.append(take(model, step, *batch(seed)))
+        finally:
+            set_matmul_precision("highest")
+        runs.append(losses)
+    assert runs[0] == runs[1]
 
 
 def test_tensors_numbers_and_keywords(backend: Backend) -> None:

@@ -105,6 +105,16 @@ def test_astype_is_in_place(backend: Backend) -> None:
     assert str(pair.scale.grad.dtype) == "float32"  # type: ignore[union-attr]
 
 
+def test_astype_takes_every_float_dtype_of_the_backend(backend: Backend) -> None:
+    for dtype in backend.float_dtypes():
+        assert {str(p.dtype) for p in Pair().astype(dtype).parameters()} == {dtype}
+    if "bfloat16" not in backend.float_dtypes():
+        with pytest.raises(
+            ValueError, match=f"got 'bfloat16'; on '{backend.name}' there are float16, float32, float64"
+        ):
+            Pair().astype("bfloat16")
+
+
 def test_to_moves_a_module_to_another_backend(backend: Backend) -> None:
     with use_backend("numpy"):
         layer = FFLayer(6, 4)

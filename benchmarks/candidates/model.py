@@ -1,6 +1,6 @@
 """The model that every candidate trains: the GPT of `train/train_transformer.py` by default.
 
-Exact GELU, output projection, final layer norm, no dropout; float32; the same weights at every call.
+Exact GELU, output projection, final layer norm, no dropout; the same weights at every call.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from russellgrad import set_default_dtype
+from russellgrad import get_default_dtype, set_default_dtype
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 
@@ -18,6 +18,15 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 CHARACTERS = "".join(chr(code) for code in range(33, 98))  # 65, as Tiny Shakespeare has
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
+N_BATCHES = 8
+
+# Of the candidates on a GPU: the model's dtype, and the level of `set_matmul_precision`, which PyTorch calls the same.
+PRECISIONS = {
+    "fp64": ("float64", "highest"),
+    "fp32": ("float32", "highest"),
+    "tf32": ("float32", "high"),
+    "bf16": ("bfloat16", "highest"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,20 @@ class Size:
 
 def batches(size: Size) -> Iterator[tuple[Array, Array]]:
     """Inputs and targets (B, T): the same random ones for every candidate, over and over."""
-    ids = np.random.default_rng(0).integers(0, len(CHARACTERS), (8, size.batch, size.length + 1))
+    ids = np.random.default_rng(0).integers(0, len(CHARACTERS), (N_BATCHES, size.batch, size.length + 1))
     return cycle([(batch[:, :-1].copy(), batch[:, 1:].copy()) for batch in ids])
 
 
-def build_model(size: Size) -> Transformer:
-    set_default_dtype("float32")
-    tokenizer = Tokenizer.from_text(CHARACTERS, size.length, size.width, seed=0)
-    return Transformer(
-        tokenizer, size.layers, size.heads, activation="gelu", output_projection=True, final_norm=True, seed=0
-    )
+def build_model(size: Size, dtype: str = "float32") -> Transformer:
+    default = get_default_dtype()
+    set_default_dtype(dtype)
+    try:
+        tokenizer = Tokenizer.from_text(CHARACTERS, size.length, size.width, seed=0)
+        return Transformer(
+            tokenizer, size.layers, size.heads, activation="gelu", output_projection=True, final_norm=True, seed=0
+        )
+    finally:
+        set_default_dtype(default)
 
 
 def random(*shape: int, seed: int = 0) -> Array:

@@ -17,12 +17,15 @@ from benchmarks.candidates.model import (
 )
 
 
-def model(size: Size) -> tuple[list[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
+def model(
+    size: Size, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[list[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
     """The parameters, and the forward pass: tokens (B, T) -> logits (B, T, characters).
 
     With the kernels PyTorch would use: scaled_dot_product_attention, linear, layer_norm.
     """
-    p = {name: torch.tensor(array, requires_grad=True) for name, array in build_model(size).state_dict().items()}
+    weights = build_model(size).state_dict()
+    p = {name: torch.tensor(w, dtype=dtype, device=device, requires_grad=True) for name, w in weights.items()}
     for name, weight in p.items():
         if ".w_" in name:
             p[name] = _as_linear_wants_it(weight)

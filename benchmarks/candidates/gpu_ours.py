@@ -1,0 +1,107 @@
+"""This library's side on a GPU: a model in training through the CuPy backend, captured as a CUDA graph or not."""
+
+from inspect import signature
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+
+from benchmarks.candidates.gpu_graph import graph_nodes
+from benchmarks.candidates.model import (
+    LEARNING_RATE,
+    N_BATCHES,
+    PRECISIONS,
+    WEIGHT_DECAY,
+    Size,
+    batches,
+    build_model,
+)
+from russellgrad import Tensor, compile_step, set_matmul_precision, use_backend
+from russellgrad.loss import cross_entropy_loss
+from russellgrad.optimizer import AdamWOptimizer
+from russellgrad.tokenizer import TokenIds
+
+
+class Ours:
+    """A model and its optimizer; `step` takes one step on the next batch, which is on the device already.
+
+    Args:
+        precision: a key of PRECISIONS.
+        captured: whether steps are recorded and replayed (`compile_step`).
+        backend: "cupy", or "numpy" for the reference on the host.
+        clip: the largest norm of the gradients; 0 for any.
+    """
+
+    def __init__(
+        self, size: Size, precision: str, *, captured: bool = False, backend: str = "cupy", clip: float = 0.0
+    ) -> None:
+        self.size, self.precision, self.captured, self.backend, self.clip = size, precision, captured, backend, clip
+
+    def prepare(self) -> None:
+        dtype, level = PRECISIONS[self.precision]
+        set_matmul_precision(level)
+        with use_backend("numpy"):  # which has no bfloat16: the weights are rounded to it from these
+            weights = build_model(self.size, "float64" if dtype == "float64" else "float32").state_dict()
+        with use_backend(self.backend):
+            self.model = build_model(self.size, dtype)
+        self.model.load_state_dict(weights)
+        self.optimizer = AdamWOptimizer(self.model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, flat=True)
+        ids = self.model.tokenizer.ids
+        self._data = cycle([(ids(x), ids(y)) for x, y in islice(batches(self.size), N_BATCHES)])
+        self._take = compile_step(self._step) if self.captured else self._step
+
+    def _step(self, inputs: TokenIds, targets: TokenIds) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = cross_entropy_loss(self.model(inputs), targets, self.model.tokenizer.pad_token_id)
+        loss.backward()
+        self.optimizer.step(max_norm=self.clip or None)
+        return loss.detach()
+
+    def step(self) -> Tensor:
+        return self._take(*next(self._data))
+
+    def read(self, loss: Tensor) -> float:
+        return float(loss.item())
+
+    def gradients(self) -> list[float]:
+        """The norm of each parameter's gradient, of the last step."""
+        return [float(np.linalg.norm(_host_array(p))) for p in self.model.parameters()]
+
+    def synchronize(self) -> None:
+        if self.backend == "cupy":
+            import cupy
+
+            cupy.cuda.Device().synchronize()
+
+    def peak_memory(self) -> dict[str, int]:
+        """Bytes that CuPy's pool took from the device, of which it gives none back; and the pools of the recordings."""
+        import cupy
+
+        return {
+            "pool": cupy.get_default_memory_pool().total_bytes(),
+            "recorded": sum(pool.total_bytes() for _, pool in self._recordings()),
+        }
+
+    def launches(self) -> dict[str, int]:
+        """The nodes of the recorded step's CUDA graph, by kind; none if it is not captured."""
+        return graph_nodes(self._recordings()[0][0].graph) if self.captured else {}
+
+    def _recordings(self) -> list[tuple[Any, Any]]:
+        """The graph, and its memory pool, of each recording of `compile_step`: defaults of CuPy's replay."""
+        variants = vars(self._take)["variants"].values() if self.captured else ()
+        replays = [signature(variant.replay).parameters for variant in variants if variant.replay]
+        return [(replay["graph"].default, replay["pool"].default) for replay in replays]
+
+    def save(self, path: str) -> None:
+        """The parameters, to an .npz file."""
+        np.savez(path, **self.model.state_dict())
+
+
+def _host_array(parameter: Tensor) -> Any:
+    return Tensor(parameter.grad, requires_grad=False, backend=parameter.backend).numpy().astype(np.float64)
+
+
+def build(size: str, precision: str, mode: str, backend: str = "cupy", clip: str = "0") -> Ours:
+    """From strings; `mode` is "captured" or "uncaptured"."""
+    captured = {"captured": True, "uncaptured": False}[mode]
+    return Ours(Size.parse(size), precision, captured=captured, backend=backend, clip=float(clip))

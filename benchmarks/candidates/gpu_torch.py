@@ -1,0 +1,111 @@
+"""PyTorch's side on a GPU: the same model in training, eager or as a CUDA graph of the whole step.
+
+In bfloat16 the model's parameters, activations and gradients are bfloat16, and AdamW changes copies of the parameters
+in float32, kept by hand, as ours does. That is less work for PyTorch than autocast, which rounds float32 parameters
+anew in each step and computes layer norms in float32. The logits go into the cross-entropy as float32: PyTorch would
+give a loss in bfloat16 otherwise, good to two digits.
+"""
+
+from itertools import cycle, islice
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
+
+from benchmarks.candidates import torch_eager
+from benchmarks.candidates.gpu_graph import graph_nodes
+from benchmarks.candidates.model import LEARNING_RATE, N_BATCHES, PRECISIONS, WEIGHT_DECAY, Size, batches
+
+_WARM_UP = 3  # steps on a stream of their own before the capture, as PyTorch's documentation of CUDA graphs has it
+
+
+class Torch:
+    """A model and its optimizer; `step` takes one step on the next batch, which is on the device already.
+
+    Args:
+        precision: a key of PRECISIONS, but "fp64".
+        captured: whether steps are recorded and replayed (`torch.cuda.graph`).
+        device: "cuda", or "cpu" to see that the model is ours.
+    """
+
+    def __init__(self, size: Size, precision: str, *, captured: bool = False, device: str = "cuda") -> None:
+        self.size, self.precision, self.captured, self.device = size, precision, captured, device
+
+    def prepare(self) -> None:
+        dtype, level = PRECISIONS[self.precision]
+        torch.set_float32_matmul_precision(level)
+        self.parameters, self._forward = torch_eager.model(self.size, getattr(torch, dtype), self.device)
+        self._half = dtype == "bfloat16"
+        self._masters = [p.detach().float() for p in self.parameters] if self._half else self.parameters
+        self._master_grads = [torch.empty_like(master) for master in self._masters] if self._half else []
+        for master, grad in zip(self._masters, self._master_grads, strict=False):  # in float32 they are the parameters
+            master.grad = grad
+        self._optimizer = torch.optim.AdamW(
+            self._masters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True, capturable=self.captured
+        )
+        ids = [[torch.from_numpy(a).to(self.device) for a in pair] for pair in islice(batches(self.size), N_BATCHES)]
+        self._data = cycle(ids)
+        self._inputs, self._targets = (tensor.clone() for tensor in ids[0])  # what a recording reads
+        self._taken = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def step(self) -> torch.Tensor:
+        inputs, targets = next(self._data)
+        if not self.captured:
+            return self._work(inputs, targets)
+        self._inputs.copy_(inputs)
+        self._targets.copy_(targets)
+        self._taken += 1
+        if self._taken <= _WARM_UP:
+            return self._on_side_stream()
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph(keep_graph=True)  # for `launches`
+            with torch.cuda.graph(self._graph):
+                self._loss = self._work(self._inputs, self._targets)
+        self._graph.replay()
+        return self._loss
+
+    def _on_side_stream(self) -> torch.Tensor:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            loss = self._work(self._inputs, self._targets)
+        torch.cuda.current_stream().wait_stream(side)
+        return loss
+
+    def _work(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        for parameter in self.parameters:
+            parameter.grad = None
+        logits = self._forward(inputs).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        if self._half:
+            torch._foreach_copy_(self._master_grads, [p.grad for p in self.parameters if p.grad is not None])
+        self._optimizer.step()
+        if self._half:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self._masters)
+        return loss.detach()
+
+    def read(self, loss: torch.Tensor) -> float:
+        return float(loss)
+
+    def gradients(self) -> list[float]:
+        """The norm of each parameter's gradient, of the last step."""
+        return [float(p.grad.double().norm()) for p in self.parameters if p.grad is not None]
+
+    def synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_memory(self) -> dict[str, int]:
+        """Bytes that PyTorch's allocator took from the device at most, and what of it was in use at most."""
+        return {"reserved": torch.cuda.max_memory_reserved(), "allocated": torch.cuda.max_memory_allocated()}
+
+    def launches(self) -> dict[str, int]:
+        """The nodes of the recorded step's CUDA graph, by kind; none if it is not captured."""
+        return {} if self._graph is None else graph_nodes(self._graph.raw_cuda_graph())
+
+
+def build(size: str, precision: str, mode: str) -> Torch:
+    """From strings; `mode` is "captured" or "uncaptured"."""
+    return Torch(Size.parse(size), precision, captured={"captured": True, "uncaptured": False}[mode])

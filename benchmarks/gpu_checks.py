@@ -1,0 +1,183 @@
+"""Is it right on a GPU? Parity with NumPy, the same bits every time, and the test suite."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu_plan import Candidate, Plan, Section, ours
+from benchmarks.gpu_process import ROOT, Process
+from benchmarks.train_step import SIZE_HEAD
+
+AIM = 1e-10  # of parity in float64
+CLIP = 0.5  # less than the norm of the first gradients, so that they are scaled
+
+
+@dataclass
+class Run:
+    losses: list[float]
+    parameters: dict[str, Any]
+
+
+def trained(candidate: Candidate, steps: int, plan: Plan) -> Run:
+    """A model after `steps` steps, in a fresh process."""
+    with Process(*candidate) as process, tempfile.TemporaryDirectory() as folder:
+        losses = process.ask("losses", steps, limit=plan.limit())
+        path = Path(folder) / "parameters.npz"
+        process.ask("save", str(path), limit=plan.limit())
+        with np.load(path) as arrays:
+            return Run(losses, dict(arrays))
+
+
+# --- Parity with NumPy
+
+
+def parity(plan: Plan) -> Section:
+    """The same training on NumPy and on CuPy."""
+    section = Section("", lines=[
+        f"{plan.steps} steps of {plan.small} ({SIZE_HEAD}) on NumPy and on CuPy, from the same weights, on the same "
+        f"random ids, which the host draws: forward, backward, clipping to a norm of {CLIP}, AdamW. In fp64 CuPy "
+        "computes by formulas, in fp32 by the kernels.",
+        "| | largest difference of losses | at step | largest difference of parameters at the end | in | aim |\n"
+        "| --- | --- | --- | --- | --- | --- |",
+    ])  # fmt: skip
+    for precision, aim in (("fp64", AIM), ("fp32", None)):
+        numpy, cupy = (
+            trained(ours(plan.small, precision, backend=name, clip=CLIP), plan.steps, plan)
+            for name in ("numpy", "cupy")
+        )
+        found = differences(numpy, cupy)
+        met = aim is None or max(found["losses"], found["parameters"]) <= aim
+        shown = "none" if aim is None else f"{aim:g}: {'met' if met else 'NOT MET'}"
+        section.data[precision] = {**found, "aim": aim, "met": met}
+        section.lines[-1] += (
+            f"\n| {precision} | {found['losses']:.2e} | {found['step']} | {found['parameters']:.2e} "
+            f"| `{found['parameter']}` | {shown} |"
+        )
+        plan.clock.say(f"parity, {precision}: losses {found['losses']:.2e}, parameters {found['parameters']:.2e}")
+        if not met:
+            section.failures.append(f"{precision}: CuPy is not within {aim:g} of NumPy: {found}")
+        if aim is not None:
+            largest = max(found["losses"], found["parameters"])
+            section.verdict = f"{precision} within {largest:.1e} of NumPy over {plan.steps} steps, aim {shown}"
+    return section
+
+
+def differences(a: Run, b: Run) -> dict[str, Any]:
+    """The largest one of losses, and its step, from 1; of parameters, and its name. nan counts as infinite."""
+    losses = {step: _gap(x, y) for step, (x, y) in enumerate(zip(a.losses, b.losses, strict=True), start=1)}
+    parameters = {name: _gap(array, b.parameters[name]) for name, array in a.parameters.items()}
+    step, name = max(losses, key=losses.__getitem__), max(parameters, key=parameters.__getitem__)
+    return {"losses": losses[step], "step": step, "parameters": parameters[name], "parameter": name}
+
+
+def _gap(a: Any, b: Any) -> float:
+    gap = float(np.max(np.abs(np.subtract(a, b))))
+    return math.inf if math.isnan(gap) else gap
+
+
+# --- The same bits every time
+
+
+def repeatability(plan: Plan) -> Section:
+    """Runs in fresh processes, uncaptured and captured, compared bit for bit."""
+    runs: dict[str, Run] = {}
+    for name, captured in (("uncaptured", False), ("captured", True)):
+        for which in ("first", "second"):
+            run = trained(ours(plan.small, "fp32", captured=captured, clip=CLIP), plan.repeated, plan)
+            runs[f"{which} {name}"] = run
+            plan.clock.say(f"repeatability: {which} {name} run, last loss {run.losses[-1]:.6f}")
+    pairs = [
+        ("first uncaptured", "second uncaptured"),
+        ("first captured", "second captured"),
+        ("first uncaptured", "first captured"),
+    ]
+    found = {f"{a} and {b}": what_differs(runs[a], runs[b]) for a, b in pairs}
+    failures = [f"{pair}: {what}" for pair, what in found.items() if what]
+    lines = [
+        f"{plan.repeated} steps of {plan.small} in fp32, each run in a process of its own: forward, backward, "
+        "clipping, AdamW. All losses, and all parameters at the end, were compared bit for bit.",
+        "\n".join(f"- {pair}: {what or 'the same bits'}" for pair, what in found.items()),
+    ]
+    verdict = "NOT the same bits" if failures else "the same bits in all runs, captured or not"
+    return Section(verdict, lines, data=found, failures=failures)
+
+
+def what_differs(a: Run, b: Run) -> str:
+    """In words; nothing if nothing does."""
+    steps = [step for step, (x, y) in enumerate(zip(a.losses, b.losses, strict=True), start=1) if x != y]
+    names = [name for name, array in a.parameters.items() if array.tobytes() != b.parameters[name].tobytes()]
+    losses = f"losses from step {steps[0]} on differ" if steps else ""
+    parameters = f"{len(names)} of {len(a.parameters)} parameters differ, as {names[0]}" if names else ""
+    return "; ".join(filter(None, (losses, parameters)))
+
+
+# --- The test suite
+
+_ARGUMENTS = ("-q", "--tb=short", "-p", "no:cacheprovider")
+_KEPT = re.compile(r"^(FAILED|ERROR|SKIPPED|XFAIL|XPASS|largest difference)")
+_SUMMARY = re.compile(r"^=* ?((no tests ran|\d+ \w+)(, \d+ \w+)* in [\d.]+s.*?) ?=*$")
+STOPPING = 20.0  # seconds for pytest to say what it has, once it is told to stop
+
+
+def suite(plan: Plan, arguments: Sequence[str] = ()) -> Section:
+    """The whole test suite on CuPy, for as long as time is left. `arguments` go to pytest."""
+    limit = max(plan.clock.left() - STOPPING, 1.0)
+    plan.clock.say(f"tests: RG_BACKEND=cupy python -m pytest -q, for {limit:.0f} s at most")
+    output, status, stopped = _pytest([*_ARGUMENTS, *arguments], limit)
+    lines = output.splitlines()
+    summaries = [match[1] for match in map(_SUMMARY.match, lines) if match]
+    verdict = (summaries or ["no summary"])[-1] + (f"; stopped after {limit:.0f} s, so not all ran" if stopped else "")
+    kept = [line for line in lines if _KEPT.match(line)]
+    section = Section(verdict, [f"`RG_BACKEND=cupy python -m pytest -q`: {verdict}."])
+    section.data = {"summary": verdict, "status": status, "stopped": stopped, "lines": kept}
+    if kept:
+        section.lines.append("\n".join(["```text", *kept, "```"]))
+    if status or stopped:
+        details = output.partition("= FAILURES =")[2] or output
+        section.failures.append(f"pytest, status {status}: {verdict}\n{_shortened(details)}")
+    return section
+
+
+def _shortened(text: str, most: int = 20_000) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}\n[...]\n{text[-most // 2 :]}"
+
+
+def _pytest(arguments: Sequence[str], limit: float) -> tuple[str, int, bool]:
+    """Output, exit status, and whether the limit stopped it."""
+    environment: Mapping[str, str] = {**os.environ, "RG_BACKEND": "cupy", "COLUMNS": "200"}  # reasons are not cut short
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *arguments],
+            cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=_interruptible,
+        )  # fmt: skip
+        stopped = False
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            stopped = True
+            process.send_signal(signal.SIGINT)  # it then says what it has so far
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOPPING)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what the tests started
+        status = process.wait()
+        output.seek(0)
+        return output.read(), status, stopped
+
+
+def _interruptible() -> None:
+    """A shell has what runs in its background ignore interrupts, and what that starts too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

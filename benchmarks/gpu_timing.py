@@ -1,0 +1,251 @@
+"""Time and memory of a training step on a GPU against PyTorch's, eager and as a CUDA graph."""
+
+import math
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.candidates.model import Size
+from benchmarks.gpu_plan import Candidate, Plan, Section, ours
+from benchmarks.gpu_process import STANDIN, CandidateError, Process
+from benchmarks.measure import LEAST_TURNS, OURS, Table
+from benchmarks.train_step import SIZE_HEAD, TORCH
+
+CAPTURED, TORCH_GRAPH, TORCH_ALLOCATED = f"{OURS}, captured", f"{TORCH}, CUDA graph", f"{TORCH}, allocated"
+LEAST_BURST = 0.05  # seconds
+
+# What is compared before anything is timed: the losses of the first steps, relative, and then the norm of the last
+# gradient of each parameter: in fp32 relative to itself, else to the norm of all gradients. (The smallest ones, of w_q
+# and w_k, are a ten-millionth of that: in bf16 they are rounding and nothing else.)
+CHECKED = 10
+TOLERANCE = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 2e-3}
+OF_NORMS = 0.02
+
+NOTES = [
+    "Forward, backward and AdamW of one model, from the same weights, on the same batches, which are on the device "
+    "already. Each candidate has a process of its own; they take turns (A B A B) of bursts of steps, the device idle "
+    "at both ends of a burst, after a quarter as many uncounted steps. A row is one of ours, as it is or captured as a "
+    "CUDA graph (`compile_step`), against the same turns of PyTorch's. Each figure is the median of the turns (least "
+    "to most); a ratio is ours over theirs, the median of the ratios within each turn: below 1 is better than theirs.",
+    f"`{TORCH}` is eager, with scaled_dot_product_attention and AdamW(fused=True); `{TORCH_GRAPH}` the same as one "
+    "torch.cuda.graph. Ours is AdamWOptimizer(flat=True).",
+    'fp32 is the precision "highest" of both libraries, tf32 "high" (of ours matrix products, but not attention). In '
+    "bf16 parameters, activations and gradients are bfloat16 in both, and AdamW changes copies of the parameters in "
+    "float32: in PyTorch kept by hand, with torch._foreach_copy_, which is less work for it than autocast.",
+    f"Before, the losses of the first {CHECKED} steps were compared (tolerance, relative: "
+    + ", ".join(f"{precision} {tolerance:g}" for precision, tolerance in TOLERANCE.items())
+    + f"), and the norm of each parameter's last gradient (tolerance {OF_NORMS:g}, in fp32 of itself, else of the norm "
+    "of all gradients).",
+]
+MEMORY_NOTES = [
+    "What the library's pool took from the device at most, CUDA's own context not counted: CuPy's total_bytes, that of "
+    f"a recorded step's own pool included; PyTorch's max_memory_reserved. `{TORCH_ALLOCATED}` is its "
+    "max_memory_allocated, eager: what was in use at most."
+]
+
+
+def timing(plan: Plan) -> Section:
+    """All sizes and precisions."""
+    head = f"{SIZE_HEAD}, precision"
+    steps = Table("gpu_step", "A training step on the GPU", head, "milliseconds", list(NOTES))
+    tokens = Table("gpu_tokens", "Tokens", head, "tokens per second", ["Of the same measurement."])
+    memory = Table("gpu_memory", "Peak memory on the GPU", head, "MiB", list(MEMORY_NOTES))
+    section = Section("", tables=[steps, tokens, memory])
+    if plan.without_torch:
+        section.lines.append(f"PyTorch is left out: {plan.without_torch}.")
+        section.failures += [] if STANDIN else [section.lines[-1]]
+    if "bf16" not in plan.precisions:
+        section.lines.append("bf16 is left out: CuPy has bfloat16 where ml_dtypes is installed.")
+    cases = [(size, precision) for size in plan.sizes for precision in plan.precisions]
+    for place, (size, precision) in enumerate(cases):
+        available = plan.clock.left() - plan.reserve
+        if available < plan.least:
+            left_out = "; ".join(", ".join(case) for case in cases[place:])
+            section.lines.append(f"Left out for want of time: {left_out}.")
+            section.failures.append(f"no time was left for {left_out}")
+            break
+        case = f"{size}, {precision}"
+        plan.clock.say(f"timing: {case}")
+        try:
+            measured = measure(size, precision, plan, available / (len(cases) - place))
+        except Exception:  # what was measured before is kept
+            section.failures.append(f"{case}: {traceback.format_exc()}")
+            continue
+        section.data[case] = measured.data
+        section.failures += [f"{case}: {failure}" for failure in measured.failures]
+        _add(case, Size.parse(size), measured, steps, tokens, memory)
+    section.lines += [_compared(section.data), _launched(section.data)]
+    section.verdict = _ratios(steps)
+    return section
+
+
+# --- One size and precision
+
+
+@dataclass
+class Measured:
+    """By candidate."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # of a step, by turn
+    bytes: dict[str, float] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+class _Field:
+    """The candidates that take part. One that fails is out, and what it said is among the failures."""
+
+    def __init__(self, stack: ExitStack, candidates: dict[str, Candidate], plan: Plan, failures: list[str]) -> None:
+        self._plan, self._failures = plan, failures
+        self._processes = {name: stack.enter_context(Process(*given)) for name, given in candidates.items()}
+
+    def __iter__(self) -> Any:
+        return iter(list(self._processes))
+
+    def ask(self, request: str, *arguments: Any) -> dict[str, Any]:
+        """The answers of all, by name."""
+        answers = {name: self.ask_one(name, request, *arguments) for name in self}
+        return {name: answer for name, answer in answers.items() if name in self._processes}
+
+    def ask_one(self, name: str, request: str, *arguments: Any) -> Any:
+        """None if it fails."""
+        try:
+            return self._processes[name].ask(request, *arguments, limit=self._plan.limit())
+        except CandidateError as error:
+            self._failures.append(f"{name}: {error}")
+            del self._processes[name]
+            return None
+
+
+def candidates(size: str, precision: str, with_torch: bool) -> dict[str, Candidate]:
+    mine = {OURS: ours(size, precision), CAPTURED: ours(size, precision, captured=True)}
+    theirs: dict[str, Candidate] = {
+        TORCH: ("gpu_torch", size, precision, "uncaptured"),
+        TORCH_GRAPH: ("gpu_torch", size, precision, "captured"),
+    }
+    return {**mine, **(theirs if with_torch else {})}
+
+
+def measure(size: str, precision: str, plan: Plan, allowed: float) -> Measured:
+    """One case, in about `allowed` seconds."""
+    begun, measured = time.perf_counter(), Measured()
+    with ExitStack() as stack:
+        everyone = _Field(stack, candidates(size, precision, not plan.without_torch), plan, measured.failures)
+        losses, norms = everyone.ask("losses", CHECKED), everyone.ask("gradients")
+        measured.data.update(losses=losses, norms_of_gradients=norms, off=off(losses, norms, precision == "fp32"))
+        measured.failures += _not_the_same(measured.data["off"], TOLERANCE[precision])
+        once = everyone.ask("seconds", 1, 3)
+        left = allowed - (time.perf_counter() - begun)
+        burst = min(plan.burst, max(LEAST_BURST, left / (1.25 * plan.turns * max(1, len(once)))))
+        counts = {name: max(1, round(burst / seconds)) for name, seconds in once.items()}
+        measured.data.update(seconds_of_a_burst=burst, steps_of_a_burst=counts)
+        measured.seconds = _take_turns(everyone, counts, plan.turns, begun + allowed)
+        measured.data["memory"] = everyone.ask("memory")
+        measured.bytes = _bytes(measured.data["memory"])
+        if not STANDIN:  # which has no driver to count by
+            measured.data["launches"] = everyone.ask("launches")
+    return measured
+
+
+def _take_turns(everyone: _Field, counts: dict[str, int], turns: int, until: float) -> dict[str, list[float]]:
+    """The seconds of a step by turn, of those that took part to the end; past `until`, LEAST_TURNS are enough."""
+    times: dict[str, list[float]] = {name: [] for name in everyone}
+    for turn in range(turns):
+        if turn >= LEAST_TURNS and time.perf_counter() > until:
+            break
+        for name in everyone:
+            times[name].append(everyone.ask_one(name, "seconds", max(1, counts[name] // 4), counts[name]))
+    return {name: times[name] for name in everyone}
+
+
+def off(losses: dict[str, list[float]], norms: dict[str, list[float]], own: bool) -> dict[str, dict[str, float]]:
+    """How far losses and norms of gradients are from PyTorch's, or from the first ones where that is not: the largest.
+
+    Args:
+        own: whether each norm's difference is relative to itself, else to the norm of all gradients.
+    """
+    if not norms:
+        return {}
+    reference = TORCH if TORCH in norms else next(iter(norms))
+    whole = math.hypot(*norms[reference])
+
+    def largest(gaps: list[float]) -> float:
+        return math.inf if any(map(math.isnan, gaps)) else max(gaps)
+
+    return {
+        name: {
+            "losses": largest([abs(a - b) / abs(b) for a, b in zip(losses[name], losses[reference], strict=True)]),
+            "norms": largest([
+                abs(a - b) / (b if own and b else whole) for a, b in zip(each, norms[reference], strict=True)
+            ]),
+        }
+        for name, each in norms.items()
+    }  # fmt: skip
+
+
+def _not_the_same(gaps: dict[str, dict[str, float]], of_losses: float) -> list[str]:
+    return [
+        f"{name} does not compute the same: losses {gap['losses']:.1e} off (tolerance {of_losses:g}), "
+        f"norms of gradients {gap['norms']:.1e} (tolerance {OF_NORMS:g})"
+        for name, gap in gaps.items()
+        if gap["losses"] > of_losses or gap["norms"] > OF_NORMS
+    ]
+
+
+def _bytes(answers: dict[str, dict[str, int]]) -> dict[str, float]:
+    """What the pools took, by candidate; and what PyTorch had in use."""
+    taken: dict[str, float] = {}
+    for name, answer in answers.items():
+        taken[name] = answer["reserved"] if "reserved" in answer else answer["pool"] + answer["recorded"]
+        if name == TORCH:
+            taken[TORCH_ALLOCATED] = answer["allocated"]
+    return taken
+
+
+# --- What is said of them
+
+
+def _add(case: str, size: Size, measured: Measured, steps: Table, tokens: Table, memory: Table) -> None:
+    """A row for each of ours that was measured."""
+    theirs = {name: turns for name, turns in measured.seconds.items() if name in (TORCH, TORCH_GRAPH)}
+    their_bytes = {name: [taken] for name, taken in measured.bytes.items() if name not in (OURS, CAPTURED)}
+    for name, label in ((OURS, case), (CAPTURED, f"{case}, captured")):
+        if name in measured.seconds:
+            everyone = {OURS: measured.seconds[name], **theirs}
+            a_step = size.batch * size.length
+            steps.add(label, everyone)
+            tokens.add(label, {who: [seconds / a_step for seconds in turns] for who, turns in everyone.items()})
+        if name in measured.bytes:
+            memory.add(label, {OURS: [measured.bytes[name]], **their_bytes})
+
+
+def _compared(data: dict[str, Any]) -> str:
+    lines = [
+        f"- {case}, {name}: losses {gap['losses']:.1e}, norms of gradients {gap['norms']:.1e}"
+        for case, found in data.items()
+        for name, gap in found["off"].items()
+    ]
+    return "\n".join(["How far each is from PyTorch, or where that is not, from ours uncaptured:\n", *lines])
+
+
+def _launched(data: dict[str, Any]) -> str:
+    lines = [
+        f"- {case}, {name}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        for case, found in data.items()
+        for name, kinds in found.get("launches", {}).items()
+        if kinds
+    ]
+    if not lines:
+        return "What a step launches was not counted."
+    return "\n".join(["What a captured step launches, as nodes of its CUDA graph:\n", *lines])
+
+
+def _ratios(steps: Table) -> str:
+    shown = [
+        f"{row['case']}: " + ", ".join(f"{ratio:.2f} of {name}" for name, ratio in row["ratio"].items())
+        for row in steps.rows
+        if row["ratio"]
+    ]
+    return "our time over PyTorch's: " + "; ".join(shown) if shown else "nothing was compared with PyTorch"

@@ -1,0 +1,331 @@
+"""The report from a GPU, without one: our candidates through the stand-in, PyTorch's model on the CPU, the report."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import gpu_checks, gpu_report, gpu_timing, measure
+from benchmarks.candidates.gpu_graph import graph_nodes
+from benchmarks.candidates.gpu_ours import Ours
+from benchmarks.candidates.gpu_torch import Torch
+from benchmarks.candidates.model import Size
+from benchmarks.gpu_checks import Run, differences, suite, what_differs
+from benchmarks.gpu_plan import Clock, Plan, Section, ours
+from benchmarks.gpu_process import CandidateError, Process
+from benchmarks.gpu_timing import CAPTURED, TOLERANCE, off, timing
+from benchmarks.measure import OURS
+from benchmarks.train_step import TINY, TORCH
+from russellgrad import get_matmul_precision, set_matmul_precision
+from tests.process import run_python
+
+STANDIN = os.environ.get("RG_CUPY") == "standin"
+pytestmark = [
+    pytest.mark.skipif(
+        not STANDIN and bool(os.environ.get("RG_BACKEND")),
+        reason="the report from a GPU is tried with CuPy's stand-in: RG_CUPY=standin RG_BACKEND=cupy",
+    ),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="the stand-in compiles the kernels with g++"),
+]
+SECONDS = 60.0  # for an answer of a candidate; enough to compile the kernels for the stand-in
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Candidates get the stand-in, results go elsewhere, and the precisions that candidates choose do not stay."""
+    monkeypatch.setenv("RG_CUPY", "standin")
+    monkeypatch.setattr(gpu_timing, "STANDIN", True)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    ours, theirs = get_matmul_precision(), torch.get_float32_matmul_precision()
+    yield
+    set_matmul_precision(ours)
+    torch.set_float32_matmul_precision(theirs)
+
+
+def plan(budget: float = SECONDS, **options: Any) -> Plan:
+    tiny: dict[str, Any] = {"sizes": [TINY], "small": TINY, "precisions": ["fp32"], "steps": 2, "repeated": 4}
+    return Plan(Clock(budget), **{**tiny, "turns": 2, "burst": 0.0, "without_torch": "a test", **options})
+
+
+# --- The whole of it
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], str]:
+    """What `python -m benchmarks.gpu_report` prints, its JSON and its Markdown."""
+    folder = tmp_path_factory.mktemp("results")
+    arguments = ("--quick", "--no-tests", "--name", str(folder / "gpu"))
+    done = run_python("-m", "benchmarks.gpu_report", *arguments, RG_CUPY="standin")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in folder.iterdir()} == {"gpu.json", "gpu.md"}
+    data = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
+    return done.stdout, data, (folder / "gpu.md").read_text(encoding="utf-8")
+
+
+def test_parity_and_repeatability(written: tuple[str, dict[str, Any], str]) -> None:
+    _, data, text = written
+    exact, single = (data["parts"]["parity"]["data"][precision] for precision in ("fp64", "fp32"))
+    assert exact["met"] and exact["losses"] <= exact["aim"] == 1e-10
+    assert 0 < exact["parameters"] <= 1e-10  # two computations, not one compared with itself
+    assert single["aim"] is None and 0 < single["parameters"] < 1e-3
+    assert "aim 1e-10: met" in data["parts"]["parity"]["verdict"]
+    assert set(data["parts"]["repeatability"]["data"].values()) == {""}
+    assert text.count(": the same bits\n") == 3
+
+
+def test_timing(written: tuple[str, dict[str, Any], str]) -> None:
+    printed, data, text = written
+    cases = [f"{TINY}, {precision}" for precision in ("fp32", "tf32", "bf16")]
+    found = data["parts"]["timing"]["data"]
+    assert list(found) == cases
+    for case in cases:
+        assert set(found[case]["losses"]) == {OURS, CAPTURED}
+        assert found[case]["off"][CAPTURED] == {"losses": 0, "norms": 0}
+        assert found[case]["memory"][OURS]["recorded"] == 0 < found[case]["memory"][CAPTURED]["recorded"]
+    assert len({tuple(found[case]["losses"][OURS]) for case in cases}) == 3  # the precisions are three
+    for name in ("gpu_step", "gpu_tokens", "gpu_memory"):
+        table = measure.Table(**data["tables"][name])
+        assert [row["case"] for row in table.rows] == [row for case in cases for row in (case, f"{case}, captured")]
+        assert table.markdown() in text and table.markdown() in printed
+    assert "PyTorch is left out: the stand-in is no device for it." in text
+
+
+def test_circumstances(written: tuple[str, dict[str, Any], str]) -> None:
+    printed, data, text = written
+    assert text.startswith("# RussellGrad, not on a GPU: a trial through the stand-in\n")
+    assert data["command"].startswith("python -m benchmarks.gpu_report --quick --no-tests")
+    for fact in ("date", "commit", "device", "python", "numpy", "torch"):
+        assert f"\n- {fact}: {data[fact]}\n" in text + "\n"
+    assert "\n[" in printed and " s] timing: 1/2/8/4/2, bf16\n" in printed
+
+
+def test_without_a_device() -> None:
+    done = run_python("-m", "benchmarks.gpu_report", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("gpu_report: backend 'cupy': CuPy ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_part_that_raises_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(plan: Plan) -> Section:
+        raise ZeroDivisionError("on purpose")
+
+    def fine(plan: Plan) -> Section:
+        return Section("well done", ["It ran."], data={"answer": 42})
+
+    monkeypatch.setattr(gpu_report, "PARTS", {"parity": broken, "tests": fine})
+    monkeypatch.setattr(gpu_report, "load_backend", lambda name: type("xp", (), {"float_dtypes": lambda: ()}))
+    monkeypatch.setattr(gpu_report, "install_standin", lambda: None)
+    monkeypatch.setattr(gpu_report, "facts", lambda: {"device": "none"})
+    monkeypatch.setattr("sys.argv", ["gpu_report", "--name", "some"])
+    with pytest.raises(SystemExit) as ended:
+        gpu_report.main()
+    assert ended.value.code == 1
+    text, data = (tmp_path / "some.md").read_text(), json.loads((tmp_path / "some.json").read_text())
+    assert "FAILED: ZeroDivisionError: on purpose; failures: 1, below" in text
+    assert "Traceback" in text and "in broken" in text and "It ran." in text
+    assert "Traceback" in data["parts"]["parity"]["failures"][0]
+    assert data["parts"]["tests"]["data"] == {"answer": 42}
+    assert "tests: well done" in capsys.readouterr().out
+
+
+# --- Candidates
+
+
+def run(candidate: Any, steps: int = 10) -> tuple[list[float], list[float]]:
+    """Losses, and norms of gradients."""
+    candidate.prepare()
+    return [candidate.read(candidate.step()) for _ in range(steps)], candidate.gradients()
+
+
+def test_pytorchs_model_is_ours() -> None:
+    size = Size.parse(TINY)
+    (losses, norms), (others, other_norms) = (
+        run(Ours(size, "fp32", backend="numpy")),
+        run(Torch(size, "fp32", device="cpu")),
+    )
+    np.testing.assert_allclose(losses, others, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(norms, other_norms, rtol=1e-5, atol=0)
+    assert len(set(losses)) == 10
+
+
+def test_pytorchs_model_in_bfloat16_is_ours() -> None:
+    size = Size.parse(TINY)
+    losses, norms = run(Torch(size, "bf16", device="cpu"))
+    single = run(Ours(size, "fp32", backend="numpy"))[0]
+    with Process(*ours(TINY, "bf16", captured=True)) as process:
+        mine, my_norms = process.ask("losses", 10, limit=SECONDS), process.ask("gradients", limit=SECONDS)
+    gaps = off({OURS: mine, TORCH: losses}, {OURS: my_norms, TORCH: norms}, own=False)[OURS]
+    assert gaps["losses"] < TOLERANCE["bf16"] / 10
+    assert gaps["norms"] < gpu_timing.OF_NORMS
+    assert losses != single and mine != single  # both are rounded
+
+
+def test_pytorchs_weights_in_bfloat16_have_copies_in_float32() -> None:
+    candidate = Torch(Size.parse(TINY), "bf16", device="cpu")
+    run(candidate, 3)
+    for parameter, master in zip(candidate.parameters, candidate._masters, strict=True):
+        assert parameter.dtype == torch.bfloat16 and master.dtype == torch.float32
+        assert torch.equal(parameter, master.bfloat16())
+    assert any(not torch.equal(p.float(), m) for p, m in zip(candidate.parameters, candidate._masters, strict=True))
+
+
+def test_a_candidate_that_fails() -> None:
+    with Process("gpu_ours", TINY, "fp99", "uncaptured") as process:
+        for _ in range(2):
+            with pytest.raises(
+                CandidateError, match=r"(?s)gpu_ours 1/2/8/4/2 fp99 uncaptured: losses:.*KeyError: 'fp99'"
+            ):
+                process.ask("losses", 1, limit=SECONDS)
+    with Process(*ours(TINY, "fp32", backend="numpy")) as process:
+        assert len(process.ask("losses", 1, limit=SECONDS)) == 1
+        with pytest.raises(CandidateError, match="no answer within 0 s, so it was stopped"):
+            process.ask("losses", 10**6, limit=0.2)
+        with pytest.raises(CandidateError, match="its process ended with status -9"):
+            process.ask("losses", 1, limit=SECONDS)
+
+
+def test_the_others_go_on_without_a_candidate_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {OURS: ours(TINY, "fp32"), CAPTURED: ("gpu_ours", TINY, "fp32", "wrong")}
+    monkeypatch.setattr(gpu_timing, "candidates", lambda *arguments: given)
+    section = timing(plan())
+    steps, _, memory = section.tables
+    assert [row["case"] for row in steps.rows] == [row["case"] for row in memory.rows] == [f"{TINY}, fp32"]
+    assert steps.rows[0]["turns"] == 2
+    assert len(section.failures) == 1
+    assert f"{TINY}, fp32: {CAPTURED}: gpu_ours" in section.failures[0] and "KeyError: 'wrong'" in section.failures[0]
+
+
+def test_without_time_cases_are_left_out_and_named() -> None:
+    section = timing(plan(budget=10.0, precisions=["fp32", "tf32"]))
+    assert f"Left out for want of time: {TINY}, fp32; {TINY}, tf32." in section.lines
+    assert section.failures == [f"no time was left for {TINY}, fp32; {TINY}, tf32"]
+    section = timing(plan(reserve=SECONDS))
+    assert section.failures
+
+
+class Driver:
+    """cuGraphGetNodes and cuGraphNodeGetType of a graph at address 7, with nodes at 1, 2, ..."""
+
+    kinds = (0, 0, 1, 2, 0, 5)
+
+    def cuGraphGetNodes(self, graph: Any, nodes: Any, count: Any) -> int:
+        if graph.value != 7:
+            return 400
+        count._obj.value = len(self.kinds)
+        for i in range(len(self.kinds) if nodes is not None else 0):
+            nodes[i] = i + 1
+        return 0
+
+    def cuGraphNodeGetType(self, node: Any, kind: Any) -> int:
+        kind._obj.value = self.kinds[node.value - 1]
+        return 0
+
+
+def test_nodes_of_a_graph_are_counted() -> None:
+    assert graph_nodes(7, Driver()) == {"kernels": 3, "copies": 1, "fills": 1, "others": 1}
+    with pytest.raises(RuntimeError, match="cuGraphGetNodes: CUDA's driver answers with status 400"):
+        graph_nodes(8, Driver())
+
+
+# --- What is compared
+
+
+def test_how_far_losses_and_gradients_are_off() -> None:
+    losses = {OURS: [1.0, 2.0], TORCH: [1.0, 2.002]}
+    norms = {OURS: [3.0, 0.5], TORCH: [4.0, 1.0]}
+    own, whole = off(losses, norms, own=True), off(losses, norms, own=False)
+    assert own[TORCH] == whole[TORCH] == {"losses": 0, "norms": 0}
+    assert own[OURS] == {"losses": pytest.approx(1e-3, rel=1e-2), "norms": 0.5}
+    assert whole[OURS]["norms"] == pytest.approx(1 / math.hypot(4, 1))
+    assert off({OURS: [math.nan], TORCH: [1.0]}, {OURS: [1.0], TORCH: [1.0]}, own=True)[OURS]["losses"] == math.inf
+    (failure,) = gpu_timing._not_the_same(own, 1e-4)
+    assert failure.startswith(f"{OURS} does not compute the same: losses 1.0e-03 off (tolerance 0.0001)")
+
+
+def test_differences_of_runs() -> None:
+    a = Run([1.0, 2.0, 3.0], {"w": np.array([1.0, 2.0]), "b": np.zeros(1)})
+    b = Run([1.0, 2.5, 3.25], {"w": np.array([1.0, 2.0]), "b": np.array([0.125])})
+    assert differences(a, b) == {"losses": 0.5, "step": 2, "parameters": 0.125, "parameter": "b"}
+    assert what_differs(a, a) == ""
+    assert what_differs(a, b) == "losses from step 2 on differ; 1 of 2 parameters differ, as b"
+    minus = replace(a, parameters={**a.parameters, "b": -np.zeros(1)})
+    assert what_differs(a, minus) == "1 of 2 parameters differ, as b"  # to the bit
+    lost = replace(a, losses=[1.0, math.nan, 9.0])
+    assert differences(a, lost)["losses"] == math.inf and differences(a, lost)["step"] == 2
+    assert what_differs(lost, lost) == "losses from step 2 on differ"
+
+
+@pytest.mark.parametrize(("gap", "met"), [(0.5e-10, True), (2e-10, False), (math.nan, False)])
+def test_the_aim_of_parity_is_stated(gap: float, met: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(candidate: Any, steps: int, plan: Plan) -> Run:
+        return Run([gap if "cupy" in candidate else 0.0] * steps, {"w": np.zeros(2)})
+
+    monkeypatch.setattr(gpu_checks, "trained", trained)
+    section = gpu_checks.parity(plan())
+    assert section.data["fp64"]["met"] is met
+    assert ("NOT MET" in section.verdict) is not met
+    assert len(section.failures) == (not met)
+
+
+def test_other_bits_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(candidate: Any, steps: int, plan: Plan) -> Run:
+        return Run([1.0 if "captured" in candidate else 2.0] * steps, {"w": np.zeros(2)})
+
+    monkeypatch.setattr(gpu_checks, "trained", trained)
+    section = gpu_checks.repeatability(plan())
+    assert section.failures == ["first uncaptured and first captured: losses from step 1 on differ"]
+    assert section.verdict == "NOT the same bits"
+
+
+# --- The test suite within the report
+
+TESTS = """
+import time
+import pytest
+
+def test_fine():
+    pass
+
+def test_broken():
+    assert 1 == 2, "one is not two"
+
+@pytest.mark.skip(reason="no reason at all")
+def test_left_out():
+    pass
+
+def test_slow():
+    time.sleep(SECONDS)
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_suite(stopped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "test_some.py"
+    path.write_text(TESTS.replace("SECONDS", "60" if stopped else "0"), encoding="utf-8")
+    section = suite(plan(gpu_checks.STOPPING + 2.5 if stopped else 60.0), [str(path), "-ra"])
+    assert ("stopped after" in section.verdict) is stopped
+    assert f"1 failed, {1 if stopped else 2} passed, 1 skipped in " in section.verdict
+    assert section.data["stopped"] is stopped
+    kept = "\n".join(section.data["lines"])
+    assert "test_broken - AssertionError: one is not two" in kept and "no reason at all" in kept
+    assert kept in section.lines[1]
+    assert len(section.failures) == 1 and "assert 1 == 2" in section.failures[0]
+
+
+def test_a_suite_without_failures(tmp_path: Path) -> None:
+    path = tmp_path / "test_some.py"
+    path.write_text("def test_fine(): pass", encoding="utf-8")
+    section = suite(plan(), [str(path)])
+    assert section.verdict.startswith("1 passed in ") and not section.failures
