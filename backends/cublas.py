@@ -21,6 +21,7 @@ _DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _FULL = {"float32": 68, "float64": 70, "float16": 68, "bfloat16": 68}  # halves are summed in float32
 _OF_FLOAT32 = {"highest": 68, "high": 77, "medium": 75}  # float32; its factors as TF32; its factors as bfloat16
 _DEFAULT_ALGORITHM = -1
+_IN_FULL_REDUCTIONS = 16  # of cublasMath_t: partial sums of halves in float32, too
 _WORKSPACE = 32 << 20  # bytes: what cuBLAS recommends for Hopper; without one a captured product would allocate
 
 _precision = "highest"
@@ -34,18 +35,26 @@ def set_precision(level: str) -> None:
 
 
 def takes(a: Array, b: Array) -> bool:
-    """Whether `matmul` is for these: both of one float dtype, with two axes or more."""
-    return a.dtype == b.dtype and a.dtype.name in _DATA_TYPES and a.ndim >= 2 and b.ndim >= 2
+    """Whether `matmul` is for these: both of one float dtype, and neither without axes."""
+    return a.dtype == b.dtype and a.dtype.name in _DATA_TYPES and a.ndim > 0 and b.ndim > 0
 
 
-def matmul(a: Array, b: Array, into: Array | None = None) -> Array:
+def matmul(a: Array, b: Array, into: Array | None = None, precision: str | None = None) -> Array:
     """(..., n, k) @ (..., k, m) -> (..., n, m), of float16, bfloat16, float32 or float64; batch axes broadcast.
 
-    `into` is memory for it, contiguous and of the same dtype.
+    One axis (k,) is a row at the left and a column at the right, without which the result is given, as in NumPy.
+
+    Args:
+        into: memory for it, contiguous and of the same dtype.
+        precision: of float32, in place of the one that `set_precision` chose.
 
     Raises:
         ValueError: shapes that do not fit. RuntimeError: what cuBLAS refuses.
     """
+    if a.ndim == 1:
+        return _without(-2, matmul(a[None], b if b.ndim > 1 else b[:, None], None, precision), b.ndim == 1)
+    if b.ndim == 1:
+        return _without(-1, matmul(a, b[:, None], None, precision))
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul: {a.shape} and {b.shape} do not fit: {a.shape[-1]} is not {b.shape[-2]}")
     batch = _broadcast(a.shape[:-2], b.shape[:-2])
@@ -57,9 +66,9 @@ def matmul(a: Array, b: Array, into: Array | None = None) -> Array:
         out.fill(0)
         return out
     if batch and b.ndim == 2 and (rows := _as_rows(a)) is not None:  # one product instead of one for each in the batch
-        _gemm(rows, b, out.reshape(-1, m))
+        _gemm(rows, b, out.reshape(-1, m), precision)
     else:
-        _gemm(cupy.broadcast_to(a, (*batch, n, k)), cupy.broadcast_to(b, (*batch, k, m)), out)
+        _gemm(cupy.broadcast_to(a, (*batch, n, k)), cupy.broadcast_to(b, (*batch, k, m)), out, precision)
     return out
 
 
@@ -76,22 +85,22 @@ def _as_rows(a: Array) -> Array | None:
     return a.reshape(-1, a.shape[-1]) if a.flags.c_contiguous else None
 
 
-def _gemm(a: Array, b: Array, out: Array) -> None:
+def _gemm(a: Array, b: Array, out: Array, precision: str | None) -> None:
     """One product, or one for each in the batch; all three with the same batch axes."""
     (a, a_op, lda, stride_a), (b, b_op, ldb, stride_b) = _layout(a), _layout(b)
     n, k, m = a.shape[-2], a.shape[-1], b.shape[-1]
     kind = out.dtype.name
-    compute = _OF_FLOAT32[_precision] if kind == "float32" else _FULL[kind]
+    compute = _OF_FLOAT32[precision or _precision] if kind == "float32" else _FULL[kind]
     scalar = ctypes.c_double if kind == "float64" else ctypes.c_float
     one, zero = scalar(1), scalar(0)
-    dtype, pointer = _DATA_TYPES[kind], ctypes.c_void_p
+    dtype, pointer, whole = _DATA_TYPES[kind], ctypes.c_void_p, ctypes.c_int64
     library, handle = _prepared()
-    status = library.cublasGemmStridedBatchedEx(
-        handle, b_op, a_op, m, n, k, ctypes.byref(one),
-        pointer(b.data.ptr), dtype, ldb, ctypes.c_longlong(stride_b),
-        pointer(a.data.ptr), dtype, lda, ctypes.c_longlong(stride_a), ctypes.byref(zero),
-        pointer(out.data.ptr), dtype, m, ctypes.c_longlong(n * m),
-        prod(out.shape[:-2]), compute, _DEFAULT_ALGORITHM,
+    status = library.cublasGemmStridedBatchedEx_64(  # sizes of 2^31 and more do not fit the one without _64
+        handle, b_op, a_op, whole(m), whole(n), whole(k), ctypes.byref(one),
+        pointer(b.data.ptr), dtype, whole(ldb), whole(stride_b),
+        pointer(a.data.ptr), dtype, whole(lda), whole(stride_a), ctypes.byref(zero),
+        pointer(out.data.ptr), dtype, whole(m), whole(n * m),
+        whole(prod(out.shape[:-2])), compute, _DEFAULT_ALGORITHM,
     )  # fmt: skip
     _check(status, f"cublasGemmStridedBatchedEx: {a.shape} @ {b.shape} of {kind}")
 
@@ -121,25 +130,67 @@ def _batch_step(a: Array) -> int | None:
         elif stride // a.itemsize != step * count:
             return None
         count *= length
-    return step
+    return step if step >= 0 else None  # which cuBLAS may refuse
+
+
+def _without(axis: int, out: Array, also_last: bool = False) -> Array:
+    """`out` without an axis of length 1."""
+    shape = list(out.shape)
+    del shape[axis]
+    return out.reshape(shape[:-1] if also_last else shape)
+
+
+# --- Handles
+
+
+class _Handle:
+    """This thread's handle for one device."""
+
+    def __init__(self) -> None:
+        self.library, self.pointer = load(), ctypes.c_void_p()
+        _check(self.library.cublasCreate_v2(ctypes.byref(self.pointer)), "cublasCreate")
+        _check(self.library.cublasSetMathMode(self.pointer, _IN_FULL_REDUCTIONS), "cublasSetMathMode")
+        self.stream: int | None = None  # that it is set to
+        self.workspaces: dict[int, Array] = {}  # for each stream its own: what runs on two may run at the same time
+
+    def set_stream(self, stream: int) -> None:
+        if stream not in self.workspaces:
+            self.workspaces[stream] = cupy.empty(_WORKSPACE, "uint8")
+        _check(self.library.cublasSetStream_v2(self.pointer, ctypes.c_void_p(stream)), "cublasSetStream")
+        # After the stream: setting that puts the library's own workspace back.
+        workspace = ctypes.c_void_p(self.workspaces[stream].data.ptr)
+        _check(
+            self.library.cublasSetWorkspace_v2(self.pointer, workspace, ctypes.c_size_t(_WORKSPACE)),
+            "cublasSetWorkspace",
+        )
+        self.stream = stream
+
+
+def _handles() -> dict[int, _Handle]:
+    handles: dict[int, _Handle] = vars(_mine).setdefault("handles", {})
+    return handles
 
 
 def _prepared() -> tuple[Any, Any]:
     """The library, and this thread's handle for the device and the stream in use."""
     device, stream = cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr
-    handles = vars(_mine).setdefault("handles", {})
+    handles = _handles()
     if device not in handles:
-        library, handle = load(), ctypes.c_void_p()
-        _check(library.cublasCreate_v2(ctypes.byref(handle)), "cublasCreate")
-        handles[device] = [library, handle, cupy.empty(_WORKSPACE, "uint8"), None]
-    library, handle, workspace, prepared_for = handles[device]
-    if prepared_for != stream:
-        _check(library.cublasSetStream_v2(handle, ctypes.c_void_p(stream)), "cublasSetStream")
-        # After the stream: setting that puts the library's own workspace back.
-        pointer, size = ctypes.c_void_p(workspace.data.ptr), ctypes.c_size_t(_WORKSPACE)
-        _check(library.cublasSetWorkspace_v2(handle, pointer, size), "cublasSetWorkspace")
-        handles[device][3] = stream
-    return library, handle
+        handles[device] = _Handle()
+    handle = handles[device]
+    if handle.stream != stream:
+        handle.set_stream(stream)
+    return handle.library, handle.pointer
+
+
+def release_workspace(stream: Any) -> Array | None:
+    """The workspace of a stream that this thread multiplies on no more; what was recorded there goes on using it."""
+    handle = _handles().get(cupy.cuda.Device().id)
+    if handle is None:
+        return None
+    if handle.stream == stream.ptr:
+        handle.stream = None  # another stream may come to have this one's address
+    return handle.workspaces.pop(stream.ptr, None)
 
 
 def load() -> Any:

@@ -109,6 +109,8 @@ def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
 
 
 def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
+    if np.dtype(dtype) == np.float16:  # as NumPy's backend does: rounded from float64
+        return cupy_kernels.uniform(shape, np.float64, key).astype(dtype)
     return cupy_kernels.uniform(shape, dtype, key)
 
 
@@ -365,15 +367,15 @@ def linear_backward(
     )
 
 
-def _product(a: Array, b: Array, into: Array | None) -> Array:
+def _product(a: Array, b: Array, into: Array | None, precision: str | None = None) -> Array:
     if cublas.takes(a, b):
-        return cublas.matmul(a, b, into)
+        return cublas.matmul(a, b, into, precision)
     return cupy.matmul(a, b, out=into)
 
 
 def _sum_of_rows(a: Array, into: Array | None) -> Array:
     """(N, C) -> (C,), as a product with ones: CuPy's sum along the first axis is slow (cupy#2562)."""
-    row = _product(cupy.ones((1, len(a)), a.dtype), a, None if into is None else into[None])
+    row = _product(cupy.ones((1, len(a)), a.dtype), a, None if into is None else into[None], "highest")
     return row[0] if into is None else into
 
 
@@ -537,9 +539,10 @@ _ONE_HOT_ELEMENTS = 1 << 24  # of one block of one-hot rows: 64 MiB in float32
 
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
-    """A one-hot product, (V, N) @ (N, C): unlike atomics it gives the same bits every time.
+    """The same bits every time, unlike with atomics.
 
-    In blocks of tokens, so that the one-hot matrix stays small. A nan or inf in g reaches every row.
+    By the kernel, or as a one-hot product, (V, N) @ (N, C), in blocks of tokens, so that the one-hot matrix stays
+    small. In that product a nan or inf in g reaches every row.
     """
     if cupy_kernels.takes(g) and cupy_kernels.embedding_takes(n_rows, g.shape[-1]):
         return cupy_kernels.embedding_backward(g, ids, n_rows)
@@ -549,7 +552,7 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
     block = _ONE_HOT_ELEMENTS // n_rows + 1 if n_rows else 1
     for start in range(0, flat.size, block):
         part = slice(start, start + block)
-        out += matmul((classes == flat[None, part]).astype(g.dtype), rows[part])
+        out += _product((classes == flat[None, part]).astype(g.dtype), rows[part], None, "highest")
     return out
 
 
@@ -643,11 +646,16 @@ def clip_scale(grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]:
     """Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063."""
     if len(grads) == 1 and cupy_kernels.takes(grads[0]):
         return cupy_kernels.clip_scale(grads[0], max_norm)
-    squares = cupy.sum(grads[0] * grads[0])
-    for g in grads[1:]:
+    squares = cupy.zeros((), _widened(grads[0]).dtype)
+    for g in map(_widened, grads):
         squares = squares + cupy.sum(g * g)
     norm = cupy.sqrt(squares)
     return norm, cupy.minimum(max_norm / (norm + 1e-6), 1.0)
+
+
+def _widened(g: Array) -> Array:
+    """Half precision as float32: what is squared or summed up in it overflows."""
+    return g if g.dtype.itemsize > 2 else g.astype(np.float32)
 
 
 def sgd_step(
@@ -664,6 +672,7 @@ def sgd_step(
 
     `velocity` is None without momentum, and zeros before the first step.
     """
+    g = g.astype(p.dtype, copy=False)
     if clip is not None:
         g = g * clip
     if weight_decay:
@@ -697,6 +706,7 @@ def adam_step(
             low[...] = p
         return
     rate, scale, decay = rates[0], rates[1], rates[2]
+    g = g.astype(p.dtype, copy=False)
     if clip is not None:
         g = g * clip
     if weight_decay and decoupled:
@@ -726,16 +736,20 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
         stream.begin_capture()
         try:
             work()
-        except Exception as error:
+        except BaseException as error:
+            cublas.release_workspace(stream)
             with suppress(Exception):  # the capture is broken, which the device says again
                 stream.end_capture()
+            if not isinstance(error, Exception):  # as Ctrl-C
+                raise
             raise RuntimeError(
                 f"compile_step: {_op_of(error)} cannot be recorded in a CUDA graph ({error}); do it outside the step, "
                 "or run the step as it is"
             ) from error
         graph = stream.end_capture()
+        workspace = cublas.release_workspace(stream)
 
-    def replay(graph: Any = graph, pool: Any = pool) -> None:
+    def replay(graph: Any = graph, kept: Any = (pool, workspace)) -> None:
         graph.launch(cupy.cuda.get_current_stream())
 
     return replay

@@ -207,12 +207,13 @@ def add_layer_norm(
 ) -> tuple[Array, Array, Array, Array]:
     if not _single(x, r, gamma, beta) or x.size == 0:
         return numpy_backend.add_layer_norm(x, r, gamma, beta, eps)
-    total = np.empty(x.shape, _f)
+    xs, rs, total = _rows(x), _rows(r), np.empty(x.shape, _f)
+    sums = _rows(total)
 
     def add(some: slice) -> None:
-        np.add(_rows(x)[some], _rows(r)[some], out=_rows(total)[some])
+        np.add(xs[some], rs[some], out=sums[some])
 
-    return total, *_normed(_rows(total), add, gamma, beta, eps, x.shape)
+    return total, *_normed(sums, add, gamma, beta, eps, x.shape)
 
 
 def _normed(

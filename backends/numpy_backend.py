@@ -639,12 +639,13 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
 def add_layer_norm(
     x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float
 ) -> tuple[Array, Array, Array, Array]:
-    total = np.empty(x.shape, x.dtype)
+    xs, rs, total = _rows(x), _rows(r), np.empty(x.shape, x.dtype)
+    sums = _rows(total)
 
     def add(block: slice) -> None:
-        np.add(_rows(x)[block], _rows(r)[block], out=_rows(total)[block])
+        np.add(xs[block], rs[block], out=sums[block])
 
-    return total, *_layer_norm(_rows(total), add, gamma, beta, eps, x.shape)
+    return total, *_layer_norm(sums, add, gamma, beta, eps, x.shape)
 
 
 def _layer_norm(
@@ -907,11 +908,16 @@ class _Heads:
 
 def clip_scale(grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]:
     """Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063."""
-    squares = np.zeros((), grads[0].dtype)
-    for g in grads:
+    squares = np.zeros((), _widened(grads[0]).dtype)
+    for g in map(_widened, grads):
         squares = squares + np.sum(g * g)
     norm = np.sqrt(squares)
     return np.asarray(norm), np.asarray(np.minimum(max_norm / (norm + 1e-6), 1.0))
+
+
+def _widened(g: Array) -> Array:
+    """Half precision as float32: what is squared or summed up in it overflows."""
+    return g if g.dtype.itemsize > 2 else g.astype(np.float32)
 
 
 def sgd_step(
@@ -928,6 +934,7 @@ def sgd_step(
 
     `velocity` is None without momentum, and zeros before the first step.
     """
+    g = g.astype(p.dtype, copy=False)
     if clip is not None:
         g = g * clip
     if weight_decay:
@@ -959,13 +966,14 @@ def adam_step(
 
     def formula(block: slice) -> None:
         p, g, m, v = (array[block] for array in arrays)
+        g = g.astype(p.dtype, copy=False)
         if clip is not None:
             g = g * clip
         if weight_decay and decoupled:
             p *= 1.0 - decay
         elif weight_decay:
             g = g + weight_decay * p
-        work = np.multiply(g, 1.0 - beta1, dtype=m.dtype)
+        work = g * (1.0 - beta1)
         m *= beta1
         m += work
         np.multiply(g, g, out=work)

@@ -46,7 +46,7 @@ def add_layer_norm(
         total = x + r
         return total, layer_norm(total, gamma, beta, eps)
     made: list[Any] = []
-    total = apply(rules.add_for_norm, x, r, gamma=gamma, beta=beta, eps=eps, made=made)
+    total = apply(rules.add_layer_norm, x, r, gamma=gamma, beta=beta, eps=eps, made=made)
     return total, apply(rules.layer_norm, total, gamma, beta, eps=eps, made=made)
 
 

@@ -465,7 +465,7 @@ def log_softmax(xp: Backend, a: Array, *, axis: int) -> Result:
 def layer_norm(
     xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *, eps: float, made: list[Any] | None = None
 ) -> Result:
-    """`made` holds its output, mean and 1/std where `add_for_norm` has worked them out already."""
+    """`made` holds its output, mean and 1/std where `add_layer_norm` has worked them out already."""
     _check_norm("layer_norm", x, gamma, beta)
     out, mean, rstd = made.pop() if made else xp.layer_norm(x, gamma, beta, eps)
 
@@ -477,7 +477,9 @@ def layer_norm(
     return out, Joint(pull, adds=True, fills=True)
 
 
-def add_for_norm(xp: Backend, x: Array, r: Array, *, gamma: Array, beta: Array, eps: float, made: list[Any]) -> Result:
+def add_layer_norm(
+    xp: Backend, x: Array, r: Array, *, gamma: Array, beta: Array, eps: float, made: list[Any]
+) -> Result:
     """x + r, and into `made` what `layer_norm` of that sum gives: both in one pass."""
     if x.shape != r.shape:
         raise ValueError(f"add_layer_norm: x {x.shape} and r {r.shape} must have one shape")

@@ -50,9 +50,10 @@ class Captured:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
+    allocator = cupy.cuda.get_allocator()
     yield
     assert cupy.cuda.get_current_stream() == cupy.cuda.Stream.null
-    assert cupy.cuda.get_allocator() == cupy.get_default_memory_pool().malloc
+    assert cupy.cuda.get_allocator() == allocator
     cupy.ones((1,)).get()  # no capture is under way
     cupy.cuda.Device().synchronize()
 

@@ -150,22 +150,131 @@ def test_what_cannot_be_recorded_is_named(backend: Backend, work: Callable[[Tens
     if not backend.can_capture():
         pytest.skip(f"{backend.name} records nothing")
     step = compile_step(lambda x: work(x.sum() if op == "to_host" else x))
-    x = Tensor([1.0, 2.0])
+    x = Tensor([1.0, 2.0], requires_grad=False)
     assert_close(step(x), step(x))
     with pytest.raises(RuntimeError, match=f"compile_step: {op} cannot be recorded in a CUDA graph"):
         step(x)
     assert_close(x * 2, np.array([2.0, 4.0]))  # the device is as usable as before
 
 
-def test_a_parameter_that_was_replaced_is_an_error(backend: Backend) -> None:
-    if not backend.can_capture():
-        pytest.skip(f"{backend.name} records nothing, so it goes on with the new array")
-    model, optimizer = model_and_optimizer(flat=False)
-    step = compile_step(partial(take_step, model, optimizer, clip=0.0))
-    for seed in range(4):
-        take(model, step, *batch(seed))
-    model.load_state_dict(model.state_dict())
+ONE = np.ones(2)
+
+
+def minimize(w: Tensor, optimizer: Any) -> Callable[[Tensor], Tensor]:
+    @compile_step
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = (w * x).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("before", [2, 4])
+def test_a_parameter_that_was_replaced(backend: Backend, flat: bool, before: int) -> None:
+    """Just before the step is recorded, or after: what the device does goes on with the array that it knows."""
+    w = Tensor([1.0, 2.0])
+    step = minimize(w, SGDOptimizer([w], lr=0.5, flat=flat))
+    for _ in range(before):
+        step(Tensor(ONE, requires_grad=False))
+    w.requires_grad = False
+    w.data = backend.asarray([10.0, 20.0])
+    w.requires_grad = True
+    if backend.can_capture() and (flat or before == 4):
+        with pytest.raises(RuntimeError, match=r"was given a new array .* compile_step again"):
+            step(Tensor(ONE, requires_grad=False))
+    else:
+        step(Tensor(ONE, requires_grad=False))
+        assert_close(w, np.array([9.5, 19.5]))
+
+
+def test_a_half_precision_parameter_that_was_changed(backend: Backend) -> None:
+    """The optimizer computes on its float32 copy, which a recorded step cannot make anew."""
+    w = Tensor(np.array([1.0, 2.0], "float16"))
+    step = minimize(w, SGDOptimizer([w], lr=0.5))
+    one = Tensor(np.ones(2, "float16"), requires_grad=False)
+    for _ in range(4):
+        step(one)
+    w.data -= w.data
+    if backend.can_capture():
+        with pytest.raises(RuntimeError, match="in half precision was changed after the step was recorded"):
+            step(one)
+    else:
+        step(one)
+        assert_close(w, np.array([-0.5, -0.5], "float16"), atol=0)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_gradients_are_those_of_the_last_call(backend: Backend, flat: bool) -> None:
+    """Whatever became of `.grad` in between."""
+    w, v = Tensor([1.0, 2.0]), Tensor([3.0, 4.0])
+    optimizer = SGDOptimizer([w], lr=0.0, flat=flat)
+
+    @compile_step
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        v.zero_grad()
+        loss = (w * x * v).sum()
+        loss.backward()
+        return loss
+
+    for i in range(6):
+        x = rng(i).normal(size=2)
+        step(Tensor(x, requires_grad=False))
+        assert_close(v.grad, np.array([1.0, 2.0]) * x, atol=1e-15)
+        assert_close(w.grad, np.array([3.0, 4.0]) * x, atol=1e-15)
+        if i % 2:
+            optimizer.zero_grad()
+            v.zero_grad()
+
+
+def test_adding_up_gradients_over_calls_is_an_error(backend: Backend) -> None:
+    w = Tensor([1.0, 2.0])
+    step = compile_step(lambda x: (w * x).sum().backward())
+    x = Tensor(ONE, requires_grad=False)
+    for _ in range(2):
+        step(x)
+    assert_close(w.grad, 2 * ONE)
+    if backend.can_capture():
+        with pytest.raises(RuntimeError, match=r"a gradient from before .* call zero_grad\(\) within the step"):
+            step(x)
+    else:
+        step(x)
+        assert_close(w.grad, 3 * ONE)
+
+
+def test_arguments_that_track_gradients_are_refused(backend: Backend) -> None:
     with pytest.raises(
-        RuntimeError, match="was given a new array after the step was recorded; call compile_step again"
+        TypeError, match=r"compile_step: argument x is a Tensor that tracks gradients, .* pass \.detach"
     ):
-        take(model, step, *batch(4))
+        compile_step(lambda x: x)(x=Tensor([1.0]))
+
+
+def test_other_results_are_refused(backend: Backend) -> None:
+    with pytest.raises(TypeError, match="compile_step: the step returned a float; return Tensors, or None"):
+        compile_step(lambda x: x.item())(Tensor([1.0], requires_grad=False))
+    with pytest.raises(TypeError, match="compile_step: the step returned a list"):
+        compile_step(lambda x: [x])(Tensor([1.0], requires_grad=False))
+    assert compile_step(lambda: None)() is None
+
+
+def test_an_interrupted_recording(backend: Backend) -> None:
+    """Ctrl-C in it comes out as it is, and the device is as usable as before."""
+    calls = []
+
+    @compile_step
+    def step(x: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return x @ x
+
+    x = Tensor(ONE, requires_grad=False)
+    assert_close(step(x), step(x))
+    with pytest.raises(KeyboardInterrupt):
+        step(x)
+    assert_close(step(x), np.array(2.0))
+    assert_close(x @ x, np.array(2.0))

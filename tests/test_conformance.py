@@ -5,7 +5,7 @@ The command line is tried on a third party's backends: a right one, a wrong one,
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -155,6 +155,28 @@ def attention_of_nan_where_all_is_hidden(*args: Any) -> Any:
     return np.where(np.isinf(log_sum), np.nan, out).astype(out.dtype), log_sum
 
 
+def layer_norm_backward_of_g_twice(g: Array, *args: Any) -> Any:
+    *operands, so_far, into = args
+    return numpy.layer_norm_backward(g, *operands, None if so_far is None else g, into)
+
+
+def sgd_step_in_half(p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, *rest: Any) -> None:
+    numpy.sgd_step(p, g if clip is None else g * clip.astype(g.dtype), velocity, rates, None, *rest)
+
+
+def adam_step_in_half(p: Array, g: Array, m: Array, v: Array, *rest: Any) -> None:
+    before = v.copy()
+    numpy.adam_step(p, g, m, v, *rest)
+    if g.dtype.itemsize < p.dtype.itemsize:  # what is left of v where g * g is 0
+        v[...] = np.where(g * g == 0, before, v)
+
+
+def clip_scale_in_half(grads: Sequence[Array], max_norm: float) -> Any:
+    wide = np.float32 if grads[0].dtype.itemsize == 2 else grads[0].dtype
+    norm = np.sqrt(np.asarray(sum((np.sum(g * g) for g in grads), np.zeros((), grads[0].dtype)))).astype(wide)
+    return norm, np.asarray(np.minimum(max_norm / (norm + 1e-6), 1.0), wide)
+
+
 def add_layer_norm_of_one(x: Array, r: Array, gamma: Any, beta: Any, eps: float) -> Any:
     return x, *numpy.layer_norm(x, gamma, beta, eps)
 
@@ -237,6 +259,7 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "eps is left out": given("layer_norm", eps=0.0),
     "the sum is left out": ("add_layer_norm", add_layer_norm_of_one),
     "what was there before is left out": given("layer_norm_backward", so_far=None),
+    "the gradient again for what was there before": ("layer_norm_backward", layer_norm_backward_of_g_twice),
     "not in the memory given, of a norm": given("layer_norm_backward", into=(None, None, None)),
     "not in the memory given, of a bias": given("bias_gelu_backward", into=(None, None)),
     "no gradient of centring": ("layer_norm_backward", layer_norm_backward_without_centring),
@@ -258,6 +281,9 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "not clipped": given("adam_step", clip=None),
     "no rounded copy": given("adam_step", low=None),
     "never scaled up": gives("clip_scale", lambda scale: scale * 0 + 1, 1),
+    "momentum in half precision": ("sgd_step", sgd_step_in_half),
+    "squares in half precision": ("adam_step", adam_step_in_half),
+    "a sum in half precision": ("clip_scale", clip_scale_in_half),
     # Side by side, and replayed
     "not written into": given("assign", target=np.copy),
     "copies in place of parts": ("parts", lambda flat, shapes: [np.copy(a) for a in numpy.parts(flat, shapes)]),

@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
 from russellgrad import Tensor
 from russellgrad.backend import Backend
 from russellgrad.loss import cross_entropy_loss
+from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, check_against_torch, rng
 
 PAD = 6
@@ -67,3 +68,18 @@ def test_targets_may_be_lists_arrays_or_tensors(backend: Backend) -> None:
 def test_bad_targets_are_named(backend: Backend, targets: list[float], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"cross_entropy: .*{message}"):
         cross_entropy_loss(Tensor(np.zeros((2, PAD + 1))), targets, PAD)
+
+
+@pytest.mark.parametrize(("letters", "rows"), [("abcdefg", ["abc"]), ("abc", ["abc", "cab"]), ("abc", ["ab"])])
+def test_checked_ids_that_do_not_fit_the_logits(backend: Backend, letters: str, rows: list[str]) -> None:
+    """Those of another vocabulary would be read from beyond the logits: they are not looked at again."""
+    ids = Tokenizer.from_text(letters, 6, 4).ids(rows)
+    with pytest.raises(ValueError, match=r"cross_entropy_loss: predicted \(1, 3, 4\) does not fit ids"):
+        cross_entropy_loss(Tensor(np.zeros((1, 3, 4))), ids, 3)
+
+
+def test_checked_ids(backend: Backend) -> None:
+    tokenizer, logits = Tokenizer.from_text("abc", 6, 4), rng().normal(size=(2, 3, 4))
+    given = [[0, 1, 2], [2, 3, 3]]
+    checked = cross_entropy_loss(Tensor(logits), tokenizer.ids(given), tokenizer.pad_token_id)
+    assert_close(checked, cross_entropy_loss(Tensor(logits), given, tokenizer.pad_token_id), atol=0)

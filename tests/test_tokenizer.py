@@ -98,6 +98,15 @@ def test_bad_batches_are_named(backend: Backend, batch: object, error: type[Exce
         abc()(batch)
 
 
+def test_ids_of_another_tokenizer_are_refused(backend: Backend) -> None:
+    ids = abc().ids(["abca"])
+    assert abc().ids(ids) is ids
+    assert Tokenizer.from_text("abcd", 6, 4).ids(ids) is ids
+    for other in (Tokenizer.from_text("ab", 6, 4), Tokenizer.from_text("abc", 3, 4)):
+        with pytest.raises(ValueError, match="Tokenizer: ids below 4 of 4 tokens, made by a tokenizer with another"):
+            other(ids)
+
+
 @pytest.mark.parametrize(
     ("arguments", "vocabulary", "message"),
     [

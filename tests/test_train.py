@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import set_matmul_precision, use_backend
+from russellgrad import get_matmul_precision, set_matmul_precision, use_backend
 from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model
 from tests.process import run_python
@@ -67,18 +67,22 @@ def test_bfloat16(backend: Backend, text: str, tmp_path: Path) -> None:
 
 
 def test_matmul_precision(backend: Backend, text: str, tmp_path: Path) -> None:
-    try:
-        losses = {
-            level: small(text, tmp_path, matmul_precision=level).losses for level in ("medium", "high", "highest")
-        }
-    finally:
-        set_matmul_precision("highest")
+    losses = {level: small(text, tmp_path, matmul_precision=level).losses for level in ("medium", "high", "highest")}
     for level, atol in {"medium": 0.01, "high": 0.003}.items():
         np.testing.assert_allclose(losses[level], losses["highest"], rtol=0, atol=atol)
     if backend.name == "cupy":
         assert losses["medium"] != losses["high"] != losses["highest"]
     with pytest.raises(ValueError, match="matmul_precision must be one of highest, high, medium, got 'low'"):
         small(text, tmp_path, matmul_precision="low")
+
+
+def test_matmul_precision_is_the_runs_own(backend: Backend, text: str, tmp_path: Path) -> None:
+    set_matmul_precision("high")
+    try:
+        small(text, tmp_path, matmul_precision="medium")
+        assert get_matmul_precision() == "high"
+    finally:
+        set_matmul_precision("highest")
 
 
 # --- The same seed, the same losses

@@ -20,6 +20,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -35,6 +37,7 @@ from russellgrad import (
     compile_step,
     get_backend,
     get_default_dtype,
+    get_matmul_precision,
     no_grad,
     set_default_dtype,
     set_matmul_precision,
@@ -91,8 +94,6 @@ def train(config: Config | None = None, **overrides: Any) -> Result:
     """
     config = replace(config or Config(), **overrides)
     _check_dtype(config)
-    if config.matmul_precision:
-        set_matmul_precision(config.matmul_precision)
     steps, started, watch = _steps_allowed(config.steps), time.perf_counter(), Stopwatch()
     text = load_text(config.dataset)
     path = _writable(config.folder) / "model.safetensors"
@@ -106,7 +107,7 @@ def train(config: Config | None = None, **overrides: Any) -> Result:
     validation_losses: list[tuple[int, float]] = []
     unread: list[Tensor] = []
 
-    with Progress(steps) as progress, Interruption() as interruption:
+    with Progress(steps) as progress, Interruption() as interruption, _matmul_precision(config):
         for step, (inputs, targets) in enumerate(islice(stream, steps), start=1):
             with watch:
                 unread.append(take_next(ids(inputs), ids(targets)))
@@ -260,6 +261,17 @@ def _check_dtype(config: Config) -> None:
             f"dtype {config.dtype}: backend {xp.name!r} computes in {', '.join(xp.float_dtypes())}; choose one of them"
             + ("; for bfloat16, RG_BACKEND=cupy and the package ml_dtypes" if config.dtype == "bfloat16" else "")
         )
+
+
+@contextmanager
+def _matmul_precision(config: Config) -> Iterator[None]:
+    """In the block, products are computed as configured, if it is."""
+    before = get_matmul_precision()
+    set_matmul_precision(config.matmul_precision or before)
+    try:
+        yield
+    finally:
+        set_matmul_precision(before)
 
 
 def _steps_allowed(configured: int) -> int:

@@ -263,17 +263,18 @@ def _add_layer_norm_backward(
     xp: Backend, g: Array, results: Arrays, needs: Sequence[bool],
     x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float,
 ) -> Arrays:  # fmt: skip
-    """With g for the sum and for the norm of it; what reaches the sum goes through `so_far`."""
+    """With 2 g for the sum and g for the norm of it; what reaches the sum goes through `so_far`."""
     total, _, mean, rstd = results
     some = needs[0] or needs[1], needs[2], needs[3]
-    gx, ggamma, gbeta = xp.layer_norm_backward(g, total, gamma, mean, rstd, some, g if some[0] else None, (None,) * 3)
+    so_far = xp.add(g, g) if some[0] else None
+    gx, ggamma, gbeta = xp.layer_norm_backward(g, total, gamma, mean, rstd, some, so_far, (None,) * 3)
     return gx if needs[0] else None, gx if needs[1] else None, ggamma, gbeta
 
 
 def _both(xp: Backend, x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float) -> Arrays:
-    """The sum plus the norm of it, so that one gradient reaches both; then the sum, mean and 1 / std."""
+    """Twice the sum plus the norm of it, so that one gradient reaches both; then the sum, mean and 1 / std."""
     total, y, mean, rstd = xp.add_layer_norm(x, r, gamma, beta, eps)
-    return xp.add(total, y), total, mean, rstd
+    return xp.add(xp.add(total, total), y), total, mean, rstd
 
 
 add_layer_norm = Pair(

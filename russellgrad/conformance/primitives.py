@@ -290,6 +290,12 @@ def steps() -> Iterator[Case]:
         for title, grads in {"one": [normal(3, 4)], "several": [normal(3, 4), np.array(2.0), normal(65, 7)]}.items():
             yield from values("clip_scale", f"{title}, max_norm {max_norm}", grads, max_norm)
     yield from values("clip_scale", "no gradient at all", [np.zeros((2, 3)), np.zeros((0,))], 1.0)
+    for primitive, body in (
+        ("sgd_step", _sgd_of_halves),
+        ("adam_step", _adam_of_halves),
+        ("clip_scale", _norm_of_halves),
+    ):
+        yield Case(primitive, "gradients in half precision are computed with in float32", body)
 
 
 def _sgd(xp: Backend, step: int, g: Array, p: Array, velocity: Array | None, options: dict[str, Any]) -> None:
@@ -304,13 +310,50 @@ def _adam(xp: Backend, step: int, g: Array, p: Array, m: Array, v: Array, option
 
 
 def _adam_writes_low(t: Trial) -> None:
-    for low_dtype in set(t.xp.float_dtypes()) - {"float32", "float64"}:
+    for low_dtype in _halves(t):
         p, g, m, v = (t.backend.copy(t.backend.asarray(normal(5, seed=i).astype("float32") ** 2)) for i in range(4))
         low = t.backend.zeros((5,), low_dtype)
         rates = t.backend.numbers([0.1, 0.5, 0.01], "float32")
         t.xp.adam_step(p, g, m, v, rates, None, 0.9, 0.99, 1e-8, 0.1, True, low)
         t.require(str(low.dtype) == low_dtype, low_dtype, str(low.dtype))
         t.same(t.backend.astype(low, "float32"), t.host(t.backend.astype(t.backend.astype(p, low_dtype), "float32")))
+
+
+def _halves(t: Trial) -> list[str]:
+    return [dtype for dtype in t.xp.float_dtypes() if dtype not in ("float32", "float64")]
+
+
+def _gradients_in_half(t: Trial, scale: float) -> Iterator[tuple[Array, HostArray]]:
+    """A gradient (5,) in each half precision, and its very values on the host in float32."""
+    for dtype in _halves(t):
+        g = t.backend.astype(t.backend.asarray((normal(5) * scale).astype("float32")), dtype)
+        yield g, t.host(t.backend.astype(g, "float32"))
+
+
+def _sgd_of_halves(t: Trial) -> None:
+    for g, wide in _gradients_in_half(t, 1e-4):
+        for clip in (None, np.array(1e-4, "float32")):  # of which the product is less than float16 has
+            p, velocity, rates = np.ones(5, "float32"), np.zeros(5, "float32"), np.array([1e4], "float32")
+            dp, dvelocity = t.move((p, velocity), watched=False)
+            t.xp.sgd_step(dp, g, dvelocity, t.move(rates), t.move(clip), 0.9, False, 0.0)
+            reference.sgd_step(p, wide, velocity, rates, clip, 0.9, False, 0.0)
+            t.same((dp, dvelocity), (p, velocity), what=f"{g.dtype}: ")
+
+
+def _adam_of_halves(t: Trial) -> None:
+    for g, wide in _gradients_in_half(t, 1e-4):  # of which the square is less than float16 has
+        p, m, v = np.ones(5, "float32"), np.zeros(5, "float32"), np.zeros(5, "float32")
+        rates = np.array([0.1, 0.5, 0.0], "float32")
+        dp, dm, dv = t.move((p, m, v), watched=False)
+        t.xp.adam_step(dp, g, dm, dv, t.move(rates), None, 0.9, 0.99, 1e-8, 0.0, True, None)
+        reference.adam_step(p, wide, m, v, rates, None, 0.9, 0.99, 1e-8, 0.0, True, None)
+        t.same((dp, dm, dv), (p, m, v), what=f"{g.dtype}: ")
+
+
+def _norm_of_halves(t: Trial) -> None:
+    for g, wide in _gradients_in_half(t, 200.0):  # of which the square is more than float16 has
+        for grads, expected in (([g], [wide]), ([g, g], [wide, wide])):
+            t.same(t.xp.clip_scale(grads, 1.0), reference.clip_scale(expected, 1.0), atol=1e-3, what=f"{g.dtype}: ")
 
 
 def _steps(

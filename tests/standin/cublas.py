@@ -25,7 +25,8 @@ _COMPUTE = {"float32": (68, 75, 77), "float64": (70,), "float16": (68,), "bfloat
 @dataclass
 class _Handle:
     stream: int = 0
-    has_workspace: bool = False
+    workspace: int | None = None
+    math_mode: int = 0
 
 
 class Library:
@@ -41,33 +42,44 @@ class Library:
         return OK
 
     def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:
-        self._handles[handle.value] = _Handle(stream.value or 0)  # which takes the workspace away
+        used = self._handles[handle.value]
+        used.stream, used.workspace = stream.value or 0, None
+        return OK
+
+    def cublasSetMathMode(self, handle: Any, mode: int) -> int:
+        self._handles[handle.value].math_mode = mode
         return OK
 
     def cublasSetWorkspace_v2(self, handle: Any, workspace: Any, size: Any) -> int:
         if not workspace.value or size.value < 32 << 20:
             raise Misuse(f"cuBLAS: a workspace of {size.value} bytes at {workspace.value}; give 32 MiB")
-        self._handles[handle.value].has_workspace = True
+        self._handles[handle.value].workspace = workspace.value
         return OK
 
-    def cublasGemmStridedBatchedEx(
-        self, handle: Any, op_a: int, op_b: int, m: int, n: int, k: int, alpha: Any,
-        a: Any, a_type: int, lda: int, stride_a: Any, b: Any, b_type: int, ldb: int, stride_b: Any, beta: Any,
-        c: Any, c_type: int, ldc: int, stride_c: Any, count: int, compute: int, algorithm: int,
+    def cublasGemmStridedBatchedEx_64(
+        self, handle: Any, op_a: int, op_b: int, m: Any, n: Any, k: Any, alpha: Any,
+        a: Any, a_type: int, lda: Any, stride_a: Any, b: Any, b_type: int, ldb: Any, stride_b: Any, beta: Any,
+        c: Any, c_type: int, ldc: Any, stride_c: Any, count: Any, compute: int, algorithm: int,
     ) -> int:  # fmt: skip
         """C (m, n) = alpha op(A) op(B) + beta C, column-major, `count` times."""
+        m, n, k, lda, ldb, ldc, count = _whole(m, n, k, lda, ldb, ldc, count)
+        stride_a, stride_b, stride_c = _whole(stride_a, stride_b, stride_c)
         used = self._handles[handle.value]
-        if not used.has_workspace:
+        if used.workspace is None:
             raise Misuse("cuBLAS: a handle without a workspace of its own; set one after each change of stream")
+        if a_type in (2, 14) and not used.math_mode & 16:
+            raise Misuse("cuBLAS: halves may be summed as halves; set the math mode that disallows it")
+        if min(stride_a, stride_b, stride_c) < 0:
+            return INVALID_VALUE
         if not a_type == b_type == c_type or a_type not in _DTYPES or compute not in _COMPUTE[_DTYPES[a_type]]:
             return NOT_SUPPORTED
         rows_a, rows_b = (m if op_a == 0 else k), (k if op_b == 0 else n)
         if min(m, n, k, count) < 1 or lda < rows_a or ldb < rows_b or ldc < m or algorithm != -1:
             return INVALID_VALUE
         dtype = np.dtype(_DTYPES[a_type])
-        first = _matrices(a, dtype, count, stride_a.value, rows_a, k if op_a == 0 else m, lda)
-        second = _matrices(b, dtype, count, stride_b.value, rows_b, n if op_b == 0 else k, ldb)
-        result = _matrices(c, dtype, count, stride_c.value, m, n, ldc)
+        first = _matrices(a, dtype, count, stride_a, rows_a, k if op_a == 0 else m, lda)
+        second = _matrices(b, dtype, count, stride_b, rows_b, n if op_b == 0 else k, ldb)
+        result = _matrices(c, dtype, count, stride_c, m, n, ldc)
         scale, keep = alpha._obj.value, beta._obj.value
 
         memories = [memory_at(pointer.value) for pointer in (a, b, c)]
@@ -82,8 +94,15 @@ class Library:
 
         if used.stream != get_current_stream().ptr:
             raise Misuse("cuBLAS: a handle of another stream than the current one; set it with cublasSetStream")
-        submit("gemm", multiply, memories[:2], memories[2:])
+        submit("gemm", multiply, memories[:2], [*memories[2:], memory_at(used.workspace)])
         return OK
+
+
+def _whole(*numbers: Any) -> list[int]:
+    """ctypes passes a Python int as a C int, of 32 bits."""
+    if not all(isinstance(number, ctypes.c_int64) for number in numbers):
+        raise Misuse("cuBLAS: sizes, leading axes and strides of a function with _64 are c_int64")
+    return [number.value for number in numbers]
 
 
 def _matrices(pointer: Any, dtype: Any, count: int, stride: int, rows: int, columns: int, leading: int) -> Host:
