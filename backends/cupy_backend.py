@@ -11,6 +11,7 @@ other dtypes, and along other axes, the formulas here. Products are cuBLAS's (`c
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import accumulate
 from math import inf, pi, prod
 from math import sqrt as _sqrt
@@ -731,7 +732,6 @@ def can_capture() -> bool:
 
 def capture(work: Callable[[], None]) -> Callable[[], None]:
     stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
-    # A graph keeps no memory alive that it uses, so it gets a pool of its own, which its replay keeps.
     with cupy.cuda.using_allocator(Explaining(pool.malloc)), stream:
         stream.begin_capture()
         try:
@@ -747,12 +747,19 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
                 "or run the step as it is"
             ) from error
         graph = stream.end_capture()
-        workspace = cublas.release_workspace(stream)
+    return Replay(graph, pool, cublas.release_workspace(stream))
 
-    def replay(graph: Any = graph, kept: Any = (pool, workspace)) -> None:
-        graph.launch(cupy.cuda.get_current_stream())
 
-    return replay
+@dataclass(frozen=True)
+class Replay:
+    """A recording: its call does on the device what was recorded, and waits for nothing."""
+
+    graph: Any
+    pool: Any  # the memory that it uses, of which a graph keeps none alive
+    workspace: Array | None  # cuBLAS's
+
+    def __call__(self) -> None:
+        self.graph.launch(cupy.cuda.get_current_stream())
 
 
 def _op_of(error: BaseException) -> str:

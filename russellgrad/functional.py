@@ -3,6 +3,7 @@
 from typing import Any
 
 from . import rules
+from .dtype import is_float
 from .tensor import Mask, Operand, Tensor, apply
 
 
@@ -41,8 +42,10 @@ def add_layer_norm(
 
     Shapes: x and r (..., C), gamma and beta (C,) or None -> (..., C), (..., C). Raises ValueError for others.
     """
-    dtypes = {t.dtype for t in (x, r, gamma, beta) if t is not None}
-    if len(dtypes) > 1:  # brought to one dtype by each op for itself
+    dtypes = {getattr(t, "dtype", None) for t in (x, r, gamma, beta) if t is not None}
+    if len(dtypes) > 1 or not all(
+        dtype and is_float(dtype) for dtype in dtypes
+    ):  # each op brings them to one float dtype for itself
         total = x + r
         return total, layer_norm(total, gamma, beta, eps)
     made: list[Any] = []

@@ -199,6 +199,14 @@ def test_add_layer_norm_of_two_dtypes(backend: Backend) -> None:
     assert_close(normed, rg.layer_norm(x + r))
 
 
+def test_add_layer_norm_of_integers(backend: Backend) -> None:
+    x, gamma = Tensor(np.array([[1, 2, 4]])), Tensor(np.array([1, 2, 3]))
+    for added, normed in (rg.add_layer_norm(x, x), rg.add_layer_norm(x, x, gamma)):
+        assert_close(added, np.array([[2, 4, 8]]))
+        assert normed.dtype == "float64"
+    assert_close(normed, rg.layer_norm(x + x, gamma))
+
+
 def test_layer_norm_of_a_sum_used_again(backend: Backend) -> None:
     """What reached the operand before is added to its gradient once, however often the operand was used."""
 
@@ -214,6 +222,8 @@ def test_add_layer_norm_errors(backend: Backend) -> None:
         rg.add_layer_norm(Tensor(normal(2, 3)), Tensor(normal(3)))
     with pytest.raises(ValueError, match=r"add_layer_norm: gamma \(2,\) does not fit x \(2, 3\); it must be \(3,\)"):
         rg.add_layer_norm(Tensor(normal(2, 3)), Tensor(normal(2, 3)), Tensor(normal(2)))
+    with pytest.raises(ValueError, match=r"layer_norm: gamma \(\) does not fit x \(2, 3\)"):
+        rg.add_layer_norm(Tensor(normal(2, 3)), Tensor(normal(2, 3)), 2.0)
     with pytest.raises(ValueError, match="add_layer_norm: x is 0-d"):
         rg.add_layer_norm(Tensor(1.0), Tensor(1.0))
 

@@ -1,6 +1,5 @@
 """This library's side on a GPU: a model in training through the CuPy backend, captured as a CUDA graph or not."""
 
-from inspect import signature
 from itertools import cycle, islice
 from typing import Any
 
@@ -79,18 +78,17 @@ class Ours:
 
         return {
             "pool": cupy.get_default_memory_pool().total_bytes(),
-            "recorded": sum(pool.total_bytes() for _, pool in self._recordings()),
+            "recorded": sum(recording.pool.total_bytes() for recording in self._recordings()),
         }
 
     def launches(self) -> dict[str, int]:
         """The nodes of the recorded step's CUDA graph, by kind; none if it is not captured."""
-        return graph_nodes(self._recordings()[0][0].graph) if self.captured else {}
+        return graph_nodes(self._recordings()[0].graph.graph) if self.captured else {}
 
-    def _recordings(self) -> list[tuple[Any, Any]]:
-        """The graph, and its memory pool, of each recording of `compile_step`: defaults of CuPy's replay."""
+    def _recordings(self) -> list[Any]:
+        """The `Replay` of the CuPy backend for each recording of `compile_step`."""
         variants = vars(self._take)["variants"].values() if self.captured else ()
-        replays = [signature(variant.replay).parameters for variant in variants if variant.replay]
-        return [(replay["graph"].default, replay["pool"].default) for replay in replays]
+        return [variant.replay for variant in variants if variant.replay]
 
     def save(self, path: str) -> None:
         """The parameters, to an .npz file."""

@@ -216,8 +216,8 @@ OTHERS_HAVE = {"append", "extend", "kind", "name", "c_contiguous"}  # lists, dty
 
 
 def array_attributes(source: str) -> set[str]:
-    """Every attribute that `source` takes of something that is no imported module."""
-    roots = re.compile(r"(cupyx?|np|host|importlib|cublas|cupy_kernels|graph|stream|pool|error|frame|code)(\.|$)")
+    """Every attribute that `source` takes of something that is no imported module, and not its own."""
+    roots = re.compile(r"(cupyx?|np|host|importlib|cublas|cupy_kernels|self|stream|pool|error|frame|code)(\.|$)")
     return {
         node.attr
         for node in ast.walk(ast.parse(source))
