@@ -867,8 +867,9 @@ __global__ void __launch_bounds__(256, 4)
 }
 
 // --- Random numbers: Philox4x64-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, as
-// numpy.random.Philox(key=key[0], counter=[0, 0, key[1], key[2]]) draws: its first block has counter 1. A thread has a
-// block of four of out (n,), in [0, 1): the upper 53 of 64 bits, times 2^-53, rounded to T, which may be double here.
+// numpy.random.Philox(key=key[0], counter=[0, 0, key[1], key[2]]) draws: its first block has counter 1. out (n,) is what
+// it gives from number key[3] on. A thread has a block of four, in [0, 1): the upper 53 of 64 bits, times 2^-53, rounded
+// to T, which may be double here.
 template <typename T>
 __device__ T drawn(double value) {
     return rounded<T>(static_cast<float>(value));
@@ -882,7 +883,7 @@ __device__ double drawn<double>(double value) {
 template <typename T>
 __global__ void __launch_bounds__(256, 4) uniform(T* out, const unsigned long long* key, long long n) {
     typedef unsigned long long u64;
-    const u64 block = blockIdx.x * static_cast<u64>(blockDim.x) + threadIdx.x;
+    const u64 block = key[3] / 4 + blockIdx.x * static_cast<u64>(blockDim.x) + threadIdx.x;
     u64 x[4] = {block + 1, 0, key[1], key[2]}, key0 = key[0], key1 = 0;
 #pragma unroll
     for (int round = 0; round < 10; round++) {
@@ -897,8 +898,8 @@ __global__ void __launch_bounds__(256, 4) uniform(T* out, const unsigned long lo
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const long long at = block * 4 + i;
+        const long long at = static_cast<long long>(block * 4 + i - key[3]);  // before 0 in the first block
         const double value = static_cast<double>(x[i] >> 11) * 1.1102230246251565e-16;
-        if (at < n) out[at] = drawn<T>(value);
+        if (at >= 0 && at < n) out[at] = drawn<T>(value);
     }
 }

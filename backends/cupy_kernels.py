@@ -561,11 +561,12 @@ def adam_step(
 def uniform(shape: Shape, dtype: DType, key: Array) -> Array:
     """Numbers on [0, 1), the same as `host.uniform`'s, of float64 too.
 
-    key (3,) uint64: seed, counter % 2^64, counter // 2^64.
+    key (4,) uint64: seed, counter % 2^64, counter // 2^64, number of the first.
     """
     _check("uniform", "uint64", key=key)
     out = cupy.empty(shape, dtype)
     t = "double" if out.dtype == np.float64 else _common_type("uniform", out)
     if out.size:
-        _launch(f"uniform<{t}>", (-(-out.size // 1024),), 256, out, _dense(key), out.size)
+        blocks = out.size // 4 + 2  # of four numbers: the first and the last may be in part
+        _launch(f"uniform<{t}>", (-(-blocks // 256),), 256, out, _dense(key), out.size)
     return out

@@ -4,6 +4,7 @@ Random numbers come from one counter-based generator (Philox4x64-10: Salmon et a
 as 1, 2, 3", SC 2011), so a draw is a pure function of (seed, counter) and the same on every backend.
 """
 
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,10 +13,10 @@ HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Shape: TypeAlias = tuple[int, ...]
 
 
-def _generator(seed: int, counter: int) -> np.random.Generator:
-    # The upper half of the 256-bit counter is ours, the lower half is what one draw walks through.
+def _generator(seed: int, counter: int, block: int = 0) -> np.random.Generator:
+    # The upper half of the 256-bit counter is ours, the lower half is what one draw walks through, in blocks of four.
     low, high = counter % 2**64, counter >> 64
-    return np.random.Generator(np.random.Philox(key=seed, counter=np.array([0, 0, low, high], np.uint64)))
+    return np.random.Generator(np.random.Philox(key=seed, counter=np.array([block, 0, low, high], np.uint64)))
 
 
 def normal(shape: Shape, seed: int, counter: int) -> HostArray:
@@ -23,9 +24,10 @@ def normal(shape: Shape, seed: int, counter: int) -> HostArray:
     return np.asarray(_generator(seed, counter).standard_normal(shape))
 
 
-def uniform(shape: Shape, seed: int, counter: int) -> HostArray:
-    """Numbers uniform on [0, 1) in float64, fixed by (seed, counter)."""
-    return np.asarray(_generator(seed, counter).random(shape))
+def uniform(shape: Shape, seed: int, counter: int, start: int = 0) -> HostArray:
+    """Numbers uniform on [0, 1) in float64, fixed by (seed, counter): of all that these give, those from `start` on."""
+    block, before = divmod(start, 4)
+    return np.asarray(_generator(seed, counter, block).random(before + prod(shape))[before:].reshape(shape))
 
 
 def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> HostArray:

@@ -109,8 +109,8 @@ def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
 
 
 def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
-    seed, low, high = (int(word) for word in key)
-    return host.uniform(shape, seed, high << 64 | low).astype(dtype)
+    seed, low, high, start = (int(word) for word in key)
+    return host.uniform(shape, seed, high << 64 | low, start).astype(dtype)
 
 
 def numbers(values: Sequence[float], dtype: DType) -> Array:

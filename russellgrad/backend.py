@@ -46,7 +46,7 @@ class Backend(Protocol):
     def full(self, shape: Shape, value: float, dtype: DType) -> Array: ...       # -> shape
     def arange(self, n: int) -> Array: ...                                       # -> (n,) int64
     def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...   # -> shape; a function of (seed, counter) alone
-    def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array: ...      # (3,) uint64: seed, counter's lower and upper half -> shape, in [0, 1); likewise
+    def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array: ...      # (4,) uint64: seed, counter's lower and upper half, number of the first -> shape, in [0, 1); likewise
     def numbers(self, values: Sequence[float], dtype: DType) -> Array: ...       # -> (n,); in a capture memory for them, which `renumber` is to fill
     def renumber(self, target: Array, values: Sequence[float]) -> None: ...      # target[:] = values, on the host (n,)
     def assign(self, target: Array, source: Array) -> None: ...                  # target[...] = source, brought to its dtype

@@ -695,11 +695,16 @@ def test_adam_step_refuses_what_it_could_not_change_in_place(kernels: Any) -> No
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (4,), (5,), (7, 9), (5000,), (0, 3)], ids=str)
-@pytest.mark.parametrize(("seed", "counter"), [(0, 0), (3, 5), (2**64 - 1, 2**63 - 1), (7, 2 << 64 | 9)])
-def test_uniform_is_the_hosts(kernels: Any, dtype: Any, shape: Sequence[int], seed: int, counter: int) -> None:
-    key = cupy.asarray(np.array([seed, counter % 2**64, counter >> 64], np.uint64))
+@pytest.mark.parametrize(
+    ("seed", "counter", "start"),
+    [(0, 0, 0), (3, 5, 1), (2**64 - 1, 2**63 - 1, 2), (7, 2 << 64 | 9, 4 * 10**10 + 3), (7, 1, 8)],
+)
+def test_uniform_is_the_hosts(
+    kernels: Any, dtype: Any, shape: Sequence[int], seed: int, counter: int, start: int
+) -> None:
+    key = cupy.asarray(np.array([seed, counter % 2**64, counter >> 64, start], np.uint64))
     (actual,) = twice(lambda: kernels.uniform(shape, dtype, key))
-    expected = host.uniform(tuple(shape), seed, counter).astype(dtype)
+    expected = host.uniform(tuple(shape), seed, counter, start).astype(dtype)
     assert actual.shape == expected.shape and actual.dtype == expected.dtype
     assert actual.tobytes() == expected.tobytes()
 
@@ -728,7 +733,7 @@ def test_other_dtypes_are_an_error(kernels: Any) -> None:
         lambda: kernels.layer_norm_backward(single, single, None, double, double, (True, False, False)),
         lambda: kernels.cross_entropy(single, ids, None, None),
         lambda: kernels.attention(single, single, single, ids, False, 0),
-        lambda: kernels.uniform((3,), np.float16, cupy.zeros((3,), "uint64")),
+        lambda: kernels.uniform((3,), np.float16, cupy.zeros((4,), "uint64")),
     ):
         with pytest.raises(TypeError, match=r"the kernels take float32|must be"):
             call()
@@ -792,7 +797,7 @@ def call_masked_attention(kernels: Any) -> None:
 
 
 def call_uniform(kernels: Any) -> None:
-    kernels.uniform((5,), np.float32, cupy.zeros((3,), "uint64"))
+    kernels.uniform((5,), np.float32, cupy.zeros((4,), "uint64"))
 
 
 def call_adam(kernels: Any) -> None:
@@ -822,7 +827,7 @@ PLANTED: dict[
         call_attention,
     ),
     "mask past the end": (FORWARD, "(query >= n_queries || mask", "(query > n_queries || mask", call_masked_attention),
-    "a number too many": ("uniform<float>", "if (at < n)", "if (at <= n)", call_uniform),
+    "a number too many": ("uniform<float>", "at < n)", "at <= n)", call_uniform),
     "a weight too many": ("adam_step<float>", "j < i + 4 && j < n", "j < i + 4 && j <= n", call_adam),
     "a table too small": ("embedding_backward<float>", "TABLE = 12288", "TABLE = 100", call_embedding),
 }

@@ -1,5 +1,7 @@
 """Modules: parameters, state, modes and places."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -133,7 +135,8 @@ def test_draws_depend_on_seed_and_number_alone(backend: Backend) -> None:
     assert np.array_equal(Tensor(again.normal((3, 4), "float64", backend)).numpy(), b)
     with use_backend("numpy") as host:
         assert np.array_equal(Generator(7).normal((3, 4), "float64", host), a)
-    uniform = Tensor(Generator(7, stream=1).uniform((1000,), "float64", backend)).numpy()
+    generator = Generator(7, stream=1)
+    uniform = Tensor(generator.uniform((1000,), "float64", backend)).numpy()
     assert 0 <= uniform.min() < 0.01 < 0.99 < uniform.max() < 1
     with pytest.raises(ValueError, match=r"the seed must be in \[0, 2\*\*64\), got -1"):
         Generator(-1)
@@ -159,3 +162,21 @@ def test_astype_leaves_integers_alone_and_refuses_them(backend: Backend) -> None
     with pytest.raises(ValueError, match="a module's dtype must be a float one, as 'float32', got 'int64'"):
         pair.astype("int64")
     assert str(pair.scale.dtype) == "float32"
+
+
+def test_rows_of_a_batch_have_their_own_draws(backend: Backend) -> None:
+    """Whether the batch is taken at once or in parts, and whatever has been drawn for one row."""
+
+    def draw(generator: Generator, rows: int) -> list[np.ndarray[Any, Any]]:
+        return [Tensor(generator.uniform((rows, *shape), "float64", backend)).numpy() for shape in ((5, 3), (), (2, 2))]
+
+    whole, parts = Generator(7), Generator(7)
+    for _ in range(2):  # batches
+        expected = draw(whole, 6)
+        found = []
+        for first, rows in ((0, 1), (1, 3), (4, 2)):
+            parts.rows_from(first, again=first > 0)
+            found.append(draw(parts, rows))
+        for array, pieces in zip(expected, zip(*found, strict=True), strict=True):
+            assert np.array_equal(array, np.concatenate(pieces))
+    assert whole.counter == parts.counter == 6

@@ -569,7 +569,7 @@ def test_sums_by_products_are_in_float32_whatever_the_precision(xp: Any) -> None
 
 
 def test_uniform_in_half_precision(xp: Any) -> None:
-    key = np.array([1, 2, 3], np.uint64)
+    key = np.array([1, 2, 3, 4], np.uint64)
     drawn = xp.uniform((5,), cupy.asarray(key), "float16").get()
     assert_close(drawn, resolve_backend("numpy").uniform((5,), key, "float16"), atol=0)
 

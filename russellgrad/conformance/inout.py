@@ -25,6 +25,7 @@ def cases() -> Iterator[Case]:
     yield Case("asarray", "refuses what is no real number", asarray_refuses)
     yield Case("normal", "a function of seed and counter alone", partial(has_no_state, "normal"))
     yield Case("uniform", "a function of seed and counter alone", partial(has_no_state, "uniform"))
+    yield Case("uniform", "parts of a draw", parts_of_a_draw)
     yield Case("numbers", "of each dtype", numbers_are_filled)
     yield Case("renumber", "filled anew, in place", numbers_are_filled_anew)
     yield Case("assign", "in place, broadcast, brought to the dtype", assign_writes)
@@ -242,11 +243,20 @@ def random_numbers() -> Iterator[Case]:
                 yield from values(primitive, f"shape {shape}, {dtype}", shape, *_draw(primitive, 3, 4), dtype, atol=0.0)
 
 
-def _draw(primitive: str, seed: int, counter: int) -> tuple[Any, ...]:
+def _draw(primitive: str, seed: int, counter: int, start: int = 0) -> tuple[Any, ...]:
     """Which draw it is, as the primitive is told."""
     if primitive == "normal":
         return seed, counter
-    return (np.array([seed, counter % 2**64, counter >> 64], np.uint64),)
+    return (np.array([seed, counter % 2**64, counter >> 64, start], np.uint64),)
+
+
+def parts_of_a_draw(t: Trial) -> None:
+    """What is drawn from some number on is the rest of what is drawn from the first on."""
+    for dtype in ("float64", "float32"):
+        whole = t.host(t.xp.uniform((40,), t.move(_draw("uniform", 1, 2)[0]), dtype))
+        for start in range(9):
+            rest = t.xp.uniform((5, 6), t.move(_draw("uniform", 1, 2, start)[0]), dtype)
+            t.same(rest, whole[start : start + 30].reshape(5, 6), atol=0.0, what=f"from {start} on: ")
 
 
 def has_no_state(primitive: str, t: Trial) -> None:
