@@ -41,6 +41,10 @@ class _One:
     def grad(self) -> Array | None:
         return self.params[0].grad
 
+    def split(self, array: Array) -> list[Array]:
+        """The parts of an array like `value` that belong to each parameter, to be written into."""
+        return [array]
+
 
 def _refuse_in_recording(what: str) -> None:
     """What the optimizer has to bring in once would be recorded, and done again in every replay."""
@@ -58,9 +62,7 @@ class _Flat:
 
     def __init__(self, params: list[Tensor], value: Array, grad: Array, options: dict[str, Any]) -> None:
         self.params, self.value, self.grad, self.options = params, value, grad, options
-        xp, sizes = params[0].backend, [(_padded(p.size),) for p in params]
-        chunks = zip(params, xp.parts(value, sizes), xp.parts(grad, sizes), strict=True)
-        self._parts = [(p, xp.parts(v, [p.shape])[0], xp.parts(g, [p.shape])[0]) for p, v, g in chunks]
+        self._parts = list(zip(params, self.split(value), self.split(grad), strict=True))
 
     def gather(self) -> None:
         """Bring in what was put elsewhere: a new array as `.data`, or as `.grad`."""
@@ -73,6 +75,11 @@ class _Flat:
                 p.backend.assign(grad, p.grad)
                 p.grad = grad
             p.grad_buffer = grad
+
+    def split(self, array: Array) -> list[Array]:
+        xp = self.params[0].backend
+        chunks = xp.parts(array, [(_padded(p.size),) for p in self.params])
+        return [xp.parts(chunk, [p.shape])[0] for p, chunk in zip(self.params, chunks, strict=True)]
 
 
 _Versions: TypeAlias = list[tuple[Version, int]]
@@ -107,6 +114,8 @@ class Optimizer:
             parameters of several dtypes or backends.
         TypeError: something that is not a Tensor, or a Tensor made by an operation.
     """
+
+    _kept: tuple[str, ...] = ()  # names of what a step keeps of a parameter for the next
 
     def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
         name = type(self).__name__
@@ -212,6 +221,81 @@ class Optimizer:
         on_host(self._count)
         return None if norm is None else Tensor._wrap(norm, xp)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on, but for the parameters, the learning rate and the options.
+
+        Returns:
+            {"steps_taken": int, "state": [{name: number, or NumPy array of the parameter's shape}, ...]}, a dict for
+            each of `params`, in their order. It is the same whether flat or not, on every backend.
+        """
+        state: list[dict[str, Any]] = []
+        for place, unit in enumerate(self._units):
+            own: list[dict[str, Any]] = [{} for _ in unit.params]
+            for name, value in self.state.get(place, {}).items():
+                if name == "master" and not _same_versions(self._seen.get(place), _versions(unit)):
+                    continue  # out of date: the next step makes it anew
+                xp = unit.params[0].backend
+                values = map(xp.to_host, unit.split(value)) if xp.is_array(value) else [value] * len(own)
+                for each, part in zip(own, values, strict=True):
+                    each[name] = part
+            state += own
+        return {"steps_taken": self.steps_taken, "state": state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave: on parameters that were loaded before, and with the same options.
+
+        Raises:
+            ValueError: it is of other parameters, or of another optimizer or dtype; says where. Nothing is changed.
+        """
+        given: list[Mapping[str, Any]] = list(state["state"])
+        if len(given) != len(self.params):
+            raise ValueError(
+                f"{type(self).__name__}: the state is of {len(given)} parameters, this has {len(self.params)}"
+            )
+        for place, (p, own) in enumerate(zip(self.params, given, strict=True)):
+            self._check_state(f"parameter {place}", p, own)
+        rest = iter(given)
+        for unit in self._units:
+            numbers = [{k: v for k, v in next(rest).items() if not hasattr(v, "shape")} for _ in unit.params]
+            if any(own != numbers[0] for own in numbers):
+                raise ValueError(f"{type(self).__name__}: flat=True needs one state for all, got {numbers}")
+        for place, unit in enumerate(self._units):
+            if isinstance(unit, _Flat):
+                unit.gather()
+            self._load(unit, self.state.setdefault(place, {}), given[: len(unit.params)])
+            given = given[len(unit.params) :]
+        self.steps_taken = int(state["steps_taken"])
+        self._seen = {place: _versions(unit) for place, unit in enumerate(self._units)}
+
+    def _check_state(self, what: str, p: Tensor, own: Mapping[str, Any]) -> None:
+        name, low = type(self).__name__, p.dtype.itemsize < 4
+        dtype = "float32" if low else str(p.dtype)
+        known = {*self._kept, "master"} if low else set(self._kept)
+        if own and not set(self._kept) <= set(own) <= known:
+            raise ValueError(
+                f"{name}: the state of {what} has {', '.join(sorted(own))}, but this optimizer keeps "
+                f"{', '.join(sorted(known)) or 'none'}; load it into the kind of optimizer that it comes from"
+            )
+        for key, value in own.items():
+            if hasattr(value, "shape") and (value.shape != p.shape or str(value.dtype) != dtype):
+                raise ValueError(
+                    f"{name}: {key} of {what} is {value.dtype} {tuple(value.shape)}, expected {dtype} {p.shape}"
+                )
+
+    def _load(self, unit: _One | _Flat, state: dict[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
+        """In place where there is an array already: a recorded step may use it."""
+        xp, first = unit.params[0].backend, given[0]
+        for name in [name for name in state if name not in first]:
+            del state[name]
+        for name, value in first.items():
+            if not hasattr(value, "shape"):  # a number
+                state[name] = value
+                continue
+            if name not in state:
+                state[name] = xp.zeros(unit.value.shape, value.dtype)
+            for part, own in zip(unit.split(state[name]), given, strict=True):
+                xp.assign(part, xp.asarray(own[name]))
+
     def _check_grads(self) -> None:
         name = type(self).__name__
         for place, p in enumerate(self.params):
@@ -288,6 +372,7 @@ class SGDOptimizer(Optimizer):
         if nesterov and not momentum:
             raise ValueError("SGDOptimizer: nesterov needs a momentum")
         super().__init__(params, lr, flat=flat, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+        self._kept = ("velocity",) if any(group["momentum"] for group in self.groups) else ()
 
     def _update(
         self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
@@ -311,6 +396,7 @@ class AdamOptimizer(Optimizer):
     """
 
     decoupled = False
+    _kept = ("m", "v", "step")
 
     def __init__(
         self,

@@ -307,3 +307,83 @@ def test_a_step_that_clips_leaves_the_gradients(backend: Backend) -> None:
     assert norm.item() == 50
     assert_close(p, t)
     assert Tensor(p.grad).numpy().tolist() == [30, 40]
+
+
+# --- Going on from a state
+
+GOES_ON = [*CASES, (AdamWOptimizer, torch.optim.AdamW, {"lr": cosine(1e-2, 20)})]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize(("before", "after"), [(False, False), (True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize(("kind", "_", "options"), GOES_ON)
+def test_going_on_from_a_state(
+    backend: Backend, kind: type[Optimizer], _: Any, options: dict[str, Any], before: bool, after: bool, dtype: str
+) -> None:
+    """Of a new optimizer, flat or not, on other tensors: the same bits as of one that never stopped."""
+
+    def run(p: list[Tensor], optimizer: Optimizer, steps: range) -> None:
+        for step in steps:
+            for i, tensor in enumerate(p):
+                tensor.grad = backend.asarray(rng(10 * step + i).normal(size=tensor.shape).astype(dtype))
+            optimizer.step(max_norm=1.0 if before == after else None)  # the norm of flat ones is summed otherwise
+
+    arrays = [rng(i).normal(size=shape).astype(dtype) for i, shape in enumerate(SHAPES)]
+    whole, first, second = ([Tensor(a.copy()) for a in arrays] for _ in range(3))
+    run(whole, kind(whole, **options, flat=after), range(8))
+    begun = kind(first, **options, flat=before)
+    run(first, begun, range(5))
+    kept = begun.state_dict()
+    for p, q in zip(first, second, strict=True):
+        q.data = backend.asarray(p.numpy())
+    resumed = kind(second, **options, flat=after)
+    resumed.load_state_dict(kept)
+    assert resumed.steps_taken == 5
+    assert resumed.lr == begun.lr
+    run(second, resumed, range(5, 8))
+    for p, q in zip(whole, second, strict=True):
+        assert p.numpy().tobytes() == q.numpy().tobytes()
+    again = kind(second, **options, flat=before)
+    again.load_state_dict(resumed.state_dict())
+    for one, other in zip(again.state_dict()["state"], resumed.state_dict()["state"], strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_state_before_any_step(backend: Backend) -> None:
+    p = Tensor([1.0, 2.0])
+    optimizer = AdamOptimizer([p], flat=True)
+    assert optimizer.state_dict() == {"steps_taken": 0, "state": [{}]}
+    optimizer.load_state_dict(optimizer.state_dict())
+    p.grad = backend.asarray([1.0, 1.0])
+    optimizer.step()
+    assert_close(p, np.array([0.999, 1.999]), atol=1e-9)
+
+
+def test_a_state_that_does_not_fit(backend: Backend) -> None:
+    def after_a_step(kind: type[Optimizer], *values: Any, **options: Any) -> Optimizer:
+        tensors = [Tensor(value) for value in values]
+        for tensor in tensors:
+            tensor.grad = backend.asarray(np.ones_like(tensor.numpy()))
+        optimizer = kind(tensors, **options)
+        optimizer.step()
+        return optimizer
+
+    adam = after_a_step(AdamOptimizer, np.ones(2), np.ones((2, 2)))
+    before = adam.state_dict()
+    for other, message in [
+        (after_a_step(AdamOptimizer, np.ones(2)), "the state is of 1 parameters, this has 2"),
+        (after_a_step(AdamOptimizer, np.ones(2), np.ones(3)), r"m of parameter 1 is float64 \(3,\), expected"),
+        (after_a_step(AdamOptimizer, np.ones(2), np.ones((2, 2), "float32")), "m of parameter 1 is float32"),
+        (after_a_step(SGDOptimizer, np.ones(2), np.ones((2, 2)), lr=1.0, momentum=0.9),
+         "the state of parameter 0 has velocity, but this optimizer keeps m, step, v; load it into the kind"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=f"AdamOptimizer: {message}"):
+            adam.load_state_dict(other.state_dict())
+    flat = AdamOptimizer(adam.params, flat=True)
+    with pytest.raises(ValueError, match="flat=True needs one state for all"):
+        flat.load_state_dict({"steps_taken": 1, "state": [before["state"][0], {}]})
+    assert all(
+        np.array_equal(was[name], own[name])
+        for was, own in zip(before["state"], adam.state_dict()["state"], strict=True) for name in was
+    )  # fmt: skip
