@@ -137,14 +137,14 @@ class Node:
         if tensor is not None:
             _note_filled(tensor)
             # A gradient may be shared with another tensor's or be a view, so .grad is always an array of its own.
-            if tensor.grad is not None:
-                tensor.grad = self.xp.asarray(self.xp.add(tensor.grad, g))
-            elif tensor.grad_buffer is not None:
-                if g is not tensor.grad_buffer:
-                    self.xp.assign(tensor.grad_buffer, g)
-                tensor.grad = tensor.grad_buffer
+            had, buffer = tensor.grad, tensor.grad_buffer
+            total = g if had is None else self.xp.asarray(self.xp.add(had, g))
+            if buffer is not None and (had is None or had is buffer):
+                if total is not buffer:
+                    self.xp.assign(buffer, total)
+                tensor.grad = buffer
             else:
-                tensor.grad = self.xp.copy(g)
+                tensor.grad = self.xp.copy(g) if had is None else total
         return g
 
 

@@ -32,9 +32,9 @@ def compile_step(step: Callable[P, R]) -> Callable[P, R]:
     call compile_step again. zero_grad, backward and the optimizer's step belong into one step together.
 
     Args:
-        step: a function of Tensors without history, of what `Tokenizer.ids` gives, and of numbers, strings and None,
-            that returns Tensors (one, or a tuple of them) or None. What else it does on the host, as printing or
-            counting, it does only while it runs as it is.
+        step: a function of Tensors without history, of what `Tokenizer.ids` gives, of numbers, strings and None, and of
+            tuples of such, that returns Tensors (one, or a tuple of them) or None. What else it does on the host, as
+            printing or counting, it does only while it runs as it is.
 
     Returns:
         The function. What it returns are new Tensors without history.
@@ -56,7 +56,7 @@ class _Compiled(Generic[P, R]):
         values: dict[int | str, Any] = dict(enumerate(args))
         values.update(kwargs)
         key = get_matmul_precision(), *(_kind(name, value) for name, value in values.items())
-        backends = [value.backend for value in values.values() if isinstance(value, (Tensor, TokenIds))]
+        backends = [leaf.backend for leaf in _leaves(tuple(values.values())) if isinstance(leaf, (Tensor, TokenIds))]
         xp = backends[0] if backends else get_backend()
         if any(backend is not xp for backend in backends):
             names = ", ".join(sorted({backend.name for backend in backends}))
@@ -109,8 +109,14 @@ class _Variant:
         return self.step(*positional, **{name: value for name, value in values.items() if isinstance(name, str)})
 
 
+def _leaves(value: Any) -> list[Any]:
+    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, tuple) else [value]
+
+
 def _kind(name: int | str, value: Any) -> Any:
     """What must be the same for a recording to serve again."""
+    if isinstance(value, tuple):
+        return tuple(_kind(f"{name}[{i}]", part) for i, part in enumerate(value))
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(
             f"compile_step: argument {name} is a Tensor that tracks gradients, which a replay could not fill; "
@@ -154,7 +160,10 @@ def _own_copy(tensor: Tensor) -> Tensor:
 
 
 def _assign(xp: Backend, own: Any, value: Any) -> None:
-    if isinstance(own, Tensor):
+    if isinstance(own, tuple):
+        for own_part, part in zip(own, value, strict=True):
+            _assign(xp, own_part, part)
+    elif isinstance(own, Tensor):
         xp.assign(own.data, value.data)
     elif isinstance(own, TokenIds):
         xp.assign(own.values, value.values)

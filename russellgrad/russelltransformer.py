@@ -56,6 +56,10 @@ class Dropout(Module):
         self.p = p
         self.generator = generator
 
+    def rows_from(self, first: int, *, again: bool = False) -> None:
+        """What comes next are samples `first`, ... of the batch, which draw as in the whole: `Generator.rows_from`."""
+        (self.generator or default_generator()).rows_from(first, again=again)
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
             return x

@@ -13,9 +13,10 @@ from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer, cosine_with_warm
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, rng
+from train.data import Part
 from train.train_transformer import take_step
 
-Step = Callable[..., Tensor]
+Step = Callable[..., Any]
 
 
 def model_and_optimizer(
@@ -44,7 +45,7 @@ def batch(seed: int, shape: tuple[int, int] = (3, 8), padded: bool = False) -> t
 
 
 def take(model: Transformer, step: Step, inputs: Any, targets: Any) -> float:
-    return float(step(model.tokenizer.ids(inputs), model.tokenizer.ids(targets)).item())
+    return float(step(Part(model.tokenizer.ids(inputs), model.tokenizer.ids(targets)))[0].item())
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -56,7 +57,9 @@ def test_it_is_the_step(backend: Backend, dtype: str, options: dict[str, Any]) -
         model, optimizer = model_and_optimizer(dtype, **options)
         step = wrap(partial(take_step, model, optimizer, clip=0.5))
         losses = [take(model, step, *batch(seed)) for seed in range(8)]
-        losses += [take_step(model, optimizer, *batch(9), clip=0.5).item()]  # as it is, after what was recorded
+        losses += [
+            take_step(model, optimizer, Part(*batch(9)), clip=0.5)[0].item()
+        ]  # as it is, after the recorded ones
         runs.append((losses, model.state_dict(), optimizer.steps_taken, optimizer.state))
     (losses, state, taken, kept), (others, other_state, also_taken, also_kept) = runs
     assert losses == others
@@ -126,15 +129,17 @@ def test_results_stay_when_the_next_step_is_taken(backend: Backend) -> None:
     model, optimizer = model_and_optimizer()
     step = compile_step(partial(take_step, model, optimizer, clip=0.0))
     ids = model.tokenizer.ids
-    losses = [step(ids(inputs), ids(targets)) for inputs, targets in map(batch, range(6))]
+    losses = [step(Part(ids(inputs), ids(targets)))[0] for inputs, targets in map(batch, range(6))]
     assert len({loss.item() for loss in losses}) == 6
 
 
 def test_arrays_of_the_host_are_refused(backend: Backend) -> None:
     model, optimizer = model_and_optimizer()
     step = compile_step(partial(take_step, model, optimizer, clip=0.0))
-    with pytest.raises(TypeError, match=r"compile_step: argument 1 is a ndarray; pass Tensors, numbers, or ids that"):
-        step(model.tokenizer.ids(batch(0)[0]), batch(0)[1])
+    with pytest.raises(
+        TypeError, match=r"compile_step: argument 0\[1\] is a ndarray; pass Tensors, numbers, or ids that"
+    ):
+        step(Part(model.tokenizer.ids(batch(0)[0]), batch(0)[1]))
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,22 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Ids: TypeAlias = npt.NDArray[np.int64]
+
+
+class Part(NamedTuple):
+    """Rows of a batch, of which it is the sum: their loss counts by their share of its tokens."""
+
+    inputs: Any  # (b, T): ids on the host, or what `Tokenizer.ids` made of them
+    targets: Any  # likewise
+    first: int = 0  # number of the first row in the batch
+    share: float | None = None  # of all targets that count; None for all of them
+
 
 DATASETS = ("shakespeare", "tinyshakespeare")
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -207,6 +217,30 @@ def batches(ids: Ids, batch_size: int, block: int, seed: int, start: int = 0) ->
         windows = ids[starts[:, None] + np.arange(block + 1)]  # (B, T + 1)
         yield windows[:, :-1], windows[:, 1:]
         step += 1
+
+
+def in_parts(inputs: Ids, targets: Ids, parts: int, ignored: int, rank: int = 0, size: int = 1) -> Iterator[Part]:
+    """A batch (B, T) in `parts` of B / (parts size) rows: those of process `rank` of `size`.
+
+    Args:
+        ignored: the id of targets that are not counted, as padding.
+
+    Raises ValueError if B cannot be divided so, or nothing counts.
+    """
+    batch = len(inputs)
+    if batch % (parts * size):
+        raise ValueError(
+            f"a batch of {batch} rows cannot be taken in {parts} equal parts by {size} processes; choose a batch that "
+            f"is a multiple of {parts * size}"
+        )
+    total = np.count_nonzero(targets != ignored)
+    if not total:
+        raise ValueError("no target of the batch counts; all are padding")
+    rows = batch // (parts * size)
+    for first in range(rank * parts * rows, (rank + 1) * parts * rows, rows):
+        some = slice(first, first + rows)
+        share = np.count_nonzero(targets[some] != ignored) / total
+        yield Part(inputs[some], targets[some], first, None if share == 1 else share)
 
 
 def validation_blocks(ids: Ids, block: int, at_most: int | None = None) -> tuple[Ids, Ids]:

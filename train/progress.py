@@ -31,14 +31,15 @@ class Progress:
 
     Args:
         total: the number of steps.
+        begun: those that were done before.
         terminal: whether to draw a bar; by default whether the standard output is a terminal.
     """
 
-    def __init__(self, total: int, *, terminal: bool | None = None) -> None:
-        self.total = total
+    def __init__(self, total: int, *, begun: int = 0, terminal: bool | None = None) -> None:
+        self.total, self._begun = total, begun
         self._terminal = sys.stdout.isatty() if terminal is None else terminal
         self._every = max(1, total // PLAIN_LINES)
-        self._said = 0  # the number of the last plain line
+        self._said = begun // self._every  # the number of the last plain line
         self._bar: Any = None
         self._started = time.perf_counter()
 
@@ -50,7 +51,7 @@ class Progress:
                 print('There is a progress bar with the package rich: pip install "russellgrad[train]"')
             else:
                 self._bar.start()
-                self._bar.add_task("training", total=self.total, facts="")
+                self._bar.add_task("training", total=self.total, completed=self._begun, facts="")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -59,7 +60,7 @@ class Progress:
 
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Say that `step` steps are done, the last of them with this loss."""
-        left = (time.perf_counter() - self._started) / step * (self.total - step)
+        left = (time.perf_counter() - self._started) / (step - self._begun) * (self.total - step)
         facts = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {clock(left)} left"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, facts=facts)

@@ -17,7 +17,6 @@ import math
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,9 +30,13 @@ from typing import Any, Self
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
+    from train.launch import share_cores
+
+    share_cores()  # before NumPy starts its threads
 
 from russellgrad import (
     Tensor,
+    __version__,
     compile_step,
     get_backend,
     get_default_dtype,
@@ -42,15 +45,16 @@ from russellgrad import (
     set_default_dtype,
     set_matmul_precision,
 )
-from russellgrad.checkpoint import save_model
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from russellgrad.tokenizer import Tokenizer
-from train.config import Config, parse
-from train.data import Ids, batches, load_text, split, validation_blocks
-from train.progress import Progress, Stopwatch, clock, peak_memory, plain_errors
+from train.config import Config, configure, parse
+from train.data import Ids, Part, batches, in_parts, load_text, split, validation_blocks
+from train.distributed import ALONE, Team, join
+from train.progress import Stopwatch, clock, peak_memory, plain_errors
+from train.records import Records
 
 ENVIRONMENT = (
     "Environment: RG_BACKEND chooses the backend (numpy, numba, strict, cupy, or a module's dotted path). "
@@ -67,73 +71,96 @@ class Result:
     config: Config
     model: Transformer  # in evaluation mode
     path: Path  # of model.safetensors
-    losses: list[float]  # of each step's batch, before the step
+    losses: list[float]  # of each step's batch, before the step; of a resumed run, from there on
     validation_losses: list[tuple[int, float]]  # (steps taken, loss)
     seconds: float  # wall time of the whole run
     tokens_per_second: float  # of the steps alone
-    interrupted: bool  # ended by Ctrl-C
+    steps: int  # taken in all
+    signal: int | None  # that ended the run early, as Ctrl-C's
 
 
-def train(config: Config | None = None, **overrides: Any) -> Result:
-    """Train a model on the backend in use, and write it to `model.safetensors` in the configuration's folder.
+def train(config: Config | None = None, **settings: Any) -> Result:
+    """Train a model on the backend in use; its model, checkpoints and metrics go to the configuration's folder.
 
     The validation loss is a mean over non-overlapping blocks of the text's last tenth: at intervals over `eval_blocks`
-    of them, evenly spaced and always the same; once all the configured steps are done, over every one. The model is
-    written each time. Ctrl-C ends the run after the step at hand, and what is trained so far is kept.
+    of them, evenly spaced and always the same; once all the configured steps are done, over every one. SIGINT (Ctrl-C)
+    and SIGTERM end the run after the step at hand, with a checkpoint to resume from. A resumed run gives the bits of
+    one that never stopped.
 
     Args:
-        config: by default `Config()`.
-        overrides: fields of it to change.
+        config: by default what `train.config.configure` makes of the settings.
+        settings: fields of it, and `preset`; of a given one, fields to change.
 
     Raises:
         ValueError: a field out of range, a dtype that the backend does not compute in, an unknown or unsuitable
-            dataset, a prompt with characters that are not in it, a bad RG_TRAIN_STEPS.
-        ImportError: the dataset or the model's file needs a package that is not installed.
+            dataset, a prompt with characters that are not in it, a bad RG_TRAIN_STEPS; a checkpoint that is damaged or
+            not of this run.
+        ImportError: the dataset, the files or several processes need a package that is not installed.
         OSError: the folder cannot be written to, or the dataset cannot be read.
-        FloatingPointError: a loss is not finite; names the step. The file written last stays.
+        FloatingPointError: a loss or gradient is not finite; names the step, its batch and the last checkpoint.
     """
-    config = replace(config or Config(), **overrides)
+    config = configure(**settings) if config is None else replace(config, **settings)
+    team = join()
+    with team.together(config.folder):
+        team.take_device(get_backend())
+        team.agree_on({"version": __version__, "backend": get_backend().name, **asdict(config)})
+        return _train(config, _steps_allowed(config.steps), team)
+
+
+def _train(config: Config, steps: int, team: Team) -> Result:
+    """The training loop."""
     _check_dtype(config)
-    steps, started, watch = _steps_allowed(config.steps), time.perf_counter(), Stopwatch()
-    text = load_text(config.dataset)
-    path = _writable(config.folder) / "model.safetensors"
+    started, watch, text = time.perf_counter(), Stopwatch(), load_text(config.dataset)
     model = build_model(config, text)
+    optimizer = build_optimizer(config, model)
     training, validation = split(model.tokenizer.encode(text), config.block)
     prompt = _checked_prompt(config, model, text)
-    optimizer = build_optimizer(config, model)
-    stream, ids = batches(training, config.batch, config.block, config.seed), model.tokenizer.ids
-    take_next = compile_step(partial(take_step, model, optimizer, clip=config.clip))
+    records = Records(config, steps, text, team)
+    records.start(model, optimizer)
+    stream = batches(training, config.batch, config.block, config.seed, start=records.begun)
+    next_step = partial(take_step, model, optimizer, clip=config.grad_clip, team=team)
+    # Between processes, MPI or NCCL adds gradients up, which is no part of a recording.
+    take_next = compile_step(next_step) if team.size == 1 else next_step
     losses: list[float] = []
-    validation_losses: list[tuple[int, float]] = []
-    unread: list[Tensor] = []
+    unread: list[tuple[Tensor, Tensor | None]] = []
 
-    with Progress(steps) as progress, Interruption() as interruption, _matmul_precision(config):
-        for step, (inputs, targets) in enumerate(islice(stream, steps), start=1):
+    with records, Interruption() as interruption, _matmul_precision(config):
+        for step, batch in enumerate(islice(stream, steps - records.begun), start=records.begun + 1):
             with watch:
-                unread.append(take_next(ids(inputs), ids(targets)))
-                last = step == steps or interruption.requested
-                due = last or step % config.eval_interval == 0
-                if due or step % READ_EVERY == 0:
-                    losses += read_losses(unread, already=len(losses))
+                unread.append(take_next(*_parts(config, model, batch, team)))
+                stopping = team.any(interruption.signal is not None, step)
+                last = step == steps or stopping
+                due = not stopping and (step % config.eval_interval == 0 or last)
+                saving = last or step % config.checkpoint_interval == 0
+                if due or saving or step % READ_EVERY == 0:
+                    some, norms = read(unread, step, config, records, team)
+                    losses += some
                     unread.clear()
             if not unread:
-                progress.update(step, losses[-1], step * config.batch * config.block / watch.seconds)
+                speed = (step - records.begun) * config.batch * config.block / watch.seconds
+                records.steps(step, some, norms, speed)
             if due:
                 blocks = validation_blocks(
                     validation, config.block, None if step == config.steps else config.eval_blocks
                 )
-                loss = evaluate(model, *blocks, config.batch, step)
-                validation_losses.append((step, loss))
-                save_model(path, model, notes={"training": asdict(config), "steps": step})
-                progress.say(f"step {step:,}: validation loss {loss:.4f} over {len(blocks[0]):,} blocks")
-                if config.sample_tokens:
-                    progress.say(_framed(_sample(config, model, prompt)))
+                team.check_equal(model)
+                loss = evaluate(model, *blocks, config.batch, team)
+                _check_finite(loss, f"validation loss after step {step}", records)
+                records.validation(step, loss, len(blocks[0]))
+                if config.sample_tokens and team.leads:
+                    records.sample(step, _sample(config, model, prompt))
+            if saving or due and records.best == step:
+                records.save(step)
             if last:
                 break
 
-    seconds, speed = time.perf_counter() - started, step * config.batch * config.block / watch.seconds
-    result = Result(config, model.eval(), path, losses, validation_losses, seconds, speed, interruption.requested)
-    print(summary(result), flush=True)
+    seconds = time.perf_counter() - started
+    result = Result(
+        config, model.eval(), records.path, losses, records.validation_losses, seconds, speed, step,
+        interruption.signal if stopping else None,
+    )  # fmt: skip
+    if team.leads:
+        print(summary(result), flush=True)
     return result
 
 
@@ -183,44 +210,84 @@ def build_schedule(config: Config) -> Schedule:
             return cosine_with_warmup(lr, config.warmup_steps, steps, last)
 
 
-def take_step(model: Transformer, optimizer: AdamWOptimizer, inputs: Any, targets: Any, *, clip: float) -> Tensor:
-    """One optimizer step on a batch, inputs and targets (B, T). Returns the loss before it; nothing waits for it."""
+def take_step(
+    model: Transformer, optimizer: AdamWOptimizer, *parts: Part, clip: float, team: Team = ALONE
+) -> tuple[Tensor, Tensor | None]:
+    """One optimizer step on a batch, in parts of ids that are on the device: see `train.data.in_parts`.
+
+    Returns the batch's loss before the step (this process's part of it) and, if they are clipped to `clip`, the norm of
+    the gradients. Nothing waits for either.
+    """
     optimizer.zero_grad()
-    loss = cross_entropy_loss(model.forward(inputs), targets, model.tokenizer.pad_token_id)
-    loss.backward()
-    optimizer.step(max_norm=clip or None)
-    return loss.detach()
+    loss: Tensor | None = None
+    for inputs, targets, first, share in parts:
+        model.dropout.rows_from(first, again=first != parts[0][2])
+        part = cross_entropy_loss(model.forward(inputs), targets, model.tokenizer.pad_token_id)
+        part = part if share is None else part * share
+        part.backward()
+        loss = part.detach() if loss is None else loss + part.detach()
+    team.add_up(optimizer.flat_grad, get_backend())
+    norm = optimizer.step(max_norm=clip or None)
+    assert loss is not None
+    return loss, norm
 
 
-def read_losses(unread: list[Tensor], already: int) -> list[float]:
-    """The losses of the steps after the first `already`, fetched together. Raises FloatingPointError as `train`."""
-    losses: list[float] = Tensor.stack(unread).numpy().tolist()
-    for step, loss in enumerate(losses, start=already + 1):
-        _check_finite(loss, f"the loss at step {step}")
-    return losses
+def _parts(config: Config, model: Transformer, batch: tuple[Ids, Ids], team: Team) -> Iterator[Part]:
+    """This process's rows of a batch, checked on the host and moved to the device."""
+    ids, pad = model.tokenizer.ids, model.tokenizer.pad_token_id
+    for part in in_parts(*batch, config.accumulate, pad, team.rank, team.size):
+        yield part._replace(inputs=ids(part.inputs), targets=ids(part.targets))
 
 
-def evaluate(model: Transformer, inputs: Ids, targets: Ids, batch: int, step: int) -> float:
-    """The mean loss over blocks (N, T), `batch` of them at a time, without dropout. Raises as `read_losses`."""
+def read(
+    unread: list[tuple[Tensor, Tensor | None]], last: int, config: Config, records: Records, team: Team
+) -> tuple[list[float], list[float] | None]:
+    """Losses, and norms of gradients, of the steps up to number `last`, fetched from the device together.
+
+    Raises FloatingPointError for one that is not finite.
+    """
+    losses = team.sums(Tensor.stack([loss for loss, _ in unread]).numpy().tolist())
+    clipped = [norm for _, norm in unread if norm is not None]
+    norms: list[float] | None = Tensor.stack(clipped).numpy().tolist() if clipped else None
+    for what, values in (("loss", losses), ("norm of the gradient", norms or [])):
+        for step, value in enumerate(values, start=last - len(values) + 1):
+            _check_finite(value, f"{what} at step {step}", records, f" on batch {step - 1} of seed {config.seed}")
+    return losses, norms
+
+
+def _check_finite(value: float, what: str, records: Records, where: str = "") -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the {what} is {value}{where}; the last good checkpoint is {records.last_checkpoint}: lower the learning "
+            "rate, or clip the gradient"
+        )
+
+
+def evaluate(model: Transformer, inputs: Ids, targets: Ids, batch: int, team: Team = ALONE) -> float:
+    """The mean loss over blocks (N, T), `batch` of them at a time, without dropout; each process takes its share."""
     pad, parts = model.tokenizer.pad_token_id, []
     model.eval()
     with no_grad():
-        for i in range(0, len(inputs), batch):
+        for i in range(team.rank * batch, len(inputs), team.size * batch):
             some = slice(i, i + batch)
             parts.append(cross_entropy_loss(model.forward(inputs[some]), targets[some], pad) * len(inputs[some]))
     model.train()
-    mean = math.fsum(Tensor.stack(parts).numpy()) / len(inputs)
-    _check_finite(mean, f"the validation loss after step {step}")
-    return mean
+    (total,) = team.sums([math.fsum(Tensor.stack(parts).numpy()) if parts else 0.0])
+    return total / len(inputs)
 
 
 def summary(result: Result) -> str:
     """The line a run ends with."""
-    step, loss = result.validation_losses[-1]
-    peak = peak_memory()
+    peak, config = peak_memory(), result.config
+    loss = f"validation loss {result.validation_losses[-1][1]:.4f}, " if result.validation_losses else ""
+    stopped = ""
+    if result.signal is not None:
+        stopped = (
+            f"Stopped by {signal.Signals(result.signal).name} after step {result.steps:,} of {config.steps:,}; go on "
+            f"with: python train/train_transformer.py --resume {config.folder}\n"
+        )
     return (
-        (f"Stopped by Ctrl-C after step {step:,} of {result.config.steps:,}. " if result.interrupted else "")
-        + f"{step:,} steps, seed {result.config.seed}, validation loss {loss:.4f}, {clock(result.seconds)} wall time, "
+        f"{stopped}{result.steps:,} steps, seed {config.seed}, {loss}{clock(result.seconds)} wall time, "
         + f"{result.tokens_per_second:,.0f} tokens/s, "
         + (f"peak memory {peak / 2**20:,.0f} MiB, " if peak else "")
         + f"model in {result.path}"
@@ -228,27 +295,29 @@ def summary(result: Result) -> str:
 
 
 class Interruption:
-    """In the block Ctrl-C only sets `requested`, so that no step is left half done; a second one ends the program."""
+    """In the block Ctrl-C and SIGTERM only set `signal`, so no step is left half done; another ends the program."""
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there may a handler be set
-            self._previous = signal.signal(signal.SIGINT, self._request)
+            self._previous = {
+                number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.signal = number
         self._restore()
 
     def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 # --- Checks before the work, and small things
@@ -283,29 +352,11 @@ def _steps_allowed(configured: int) -> int:
     return min(configured, int(limit))
 
 
-def _writable(folder: Path) -> Path:
-    """The folder, made if need be. Raises OSError if no file can be made in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"cannot write to the output folder {folder}: {error.strerror}; choose another with out"
-        ) from error
-    return folder
-
-
 def _checked_prompt(config: Config, model: Transformer, text: str) -> str:
     """The samples' prompt: the configured one, or a new line, or the text's first character if it has no lines."""
     prompt = config.prompt or ("\n" if "\n" in text else text[0])
     model.tokenizer.encode(prompt)  # a ValueError now, not after the first interval
     return prompt
-
-
-def _check_finite(loss: float, what: str) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"{what} is {loss}; lower the learning rate, or clip the gradient")
 
 
 def _sample(config: Config, model: Transformer, prompt: str) -> str:
@@ -314,13 +365,11 @@ def _sample(config: Config, model: Transformer, prompt: str) -> str:
     )
 
 
-def _framed(text: str) -> str:
-    return "\n".join(f"    | {line}" for line in text.strip("\n").split("\n"))
-
-
 if __name__ == "__main__":
     options = parse(description="Train a character-level transformer on a text.", epilog=ENVIRONMENT)
     with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
     with plain_errors(ValueError, ImportError, OSError, FloatingPointError):
-        train(options)
+        ended = train(options)
+    if ended.signal is not None:
+        sys.exit(128 + ended.signal)

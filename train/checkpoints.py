@@ -1,0 +1,246 @@
+"""Checkpoints: all that a training run needs to go on as if it had never stopped, on any backend.
+
+In a run's folder, checkpoints/step-00000250/ holds
+
+    model.safetensors       the model, as `russellgrad.checkpoint.save_model` writes it: generate.py takes it
+    optimizer.safetensors   the optimizer's arrays, named after the parameters
+    state.json              the rest: step, configuration, counters of random generators, validation losses, versions
+    SHA256SUMS              checksums of these three, as `sha256sum -c` reads them
+
+A checkpoint is written into a folder beside, brought to the disk, and renamed, so one that has its name is whole, even
+if the process or the machine dies. Nothing in it is code.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from russellgrad.backend import Array
+from russellgrad.checkpoint import load_model, save_model, sync_folder, write_synced
+from russellgrad.optimizer import Optimizer
+from russellgrad.russelltransformer import Transformer
+
+FORMAT = "russellgrad-checkpoint"
+VERSION = 1
+FOLDER = "checkpoints"
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+_SUMS = "SHA256SUMS"
+_WRITING, _GOING = ".writing-", ".going-"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole."""
+
+    path: Path
+    facts: dict[str, Any]  # of state.json
+
+    @property
+    def step(self) -> int:
+        return int(self.facts["step"])
+
+    def restore(self, model: Transformer, optimizer: Optimizer) -> None:
+        """Bring a new model of the same shape, and its optimizer, to where they were.
+
+        Raises ValueError for a model of another shape or vocabulary, or another optimizer; names what differs.
+        """
+        saved = load_model(self.path / "model.safetensors", "numpy")
+        if saved.tokenizer.vocabulary != model.tokenizer.vocabulary:
+            raise ValueError(
+                f"{self.path} is of a model with another vocabulary; train on the text that it was made on"
+            )
+        try:
+            model.load_state_dict(saved.state_dict())
+            optimizer.load_state_dict(self._optimizer_state(model, optimizer))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{self.path} does not fit this run: {error}") from error
+        draws = model.dropout.generator
+        if draws is not None:
+            draws.counter = int(self.facts["dropout_counter"])
+
+    def _optimizer_state(self, model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
+        import safetensors.numpy
+
+        kept: dict[str, dict[str, Any]] = {name: dict(own) for name, own in self.facts["optimizer"]["numbers"].items()}
+        for key, array in safetensors.numpy.load_file(self.path / "optimizer.safetensors").items():
+            parameter, _, name = key.rpartition("/")
+            kept.setdefault(parameter, {})[name] = array
+        names = _names(model)
+        state = [kept.pop(names[id(p)], {}) for p in optimizer.params]
+        if kept:
+            raise ValueError(f"it has optimizer state of {', '.join(sorted(kept))}, which this model has not")
+        return {"steps_taken": self.facts["optimizer"]["steps_taken"], "state": state}
+
+
+def _names(model: Transformer) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+# --- Writing
+
+
+def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, facts: Mapping[str, Any]) -> Path:
+    """Write the checkpoint after `step` steps into a run's folder, and return its path.
+
+    Args:
+        facts: what else state.json is to hold; anything that JSON can.
+
+    Raises:
+        OSError: it cannot be written, as with a full disk; names the last checkpoint that is there.
+        ImportError: `safetensors` is not installed.
+    """
+    folder, names = run / FOLDER, _names(model)
+    state = optimizer.state_dict()
+    arrays: dict[str, Array] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for parameter, own in zip(optimizer.params, state["state"], strict=True):
+        for name, value in own.items():
+            if isinstance(value, np.ndarray):
+                arrays[f"{names[id(parameter)]}/{name}"] = np.ascontiguousarray(value)
+            else:
+                numbers.setdefault(names[id(parameter)], {})[name] = value
+    draws = model.dropout.generator
+    about = {
+        "format": FORMAT, "version": VERSION, "step": step, **facts,
+        "optimizer": {"steps_taken": state["steps_taken"], "numbers": numbers},
+        "dropout_counter": 0 if draws is None else draws.counter,
+    }  # fmt: skip
+    path, beside = folder / f"step-{step:08}", folder / f"{_WRITING}{os.getpid()}"
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        _write(beside, model, arrays, about)
+        _take_the_place_of(path, beside)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        last = newest(run)
+        raise OSError(
+            f"cannot write checkpoint {path}: {error.strerror or error}; "
+            + (f"the last one is {last}: make room there, and --resume" if last else "there is no earlier one")
+        ) from error
+    return path
+
+
+def _write(folder: Path, model: Transformer, arrays: Mapping[str, Array], about: Mapping[str, Any]) -> None:
+    import safetensors.numpy
+
+    save_model(folder / "model.safetensors", model)
+    write_synced(folder / "optimizer.safetensors", safetensors.numpy.save(dict(arrays)))
+    write_synced(folder / "state.json", (json.dumps(about, indent=1) + "\n").encode())
+    sums = [f"{_sum(folder / name)}  {name}\n" for name in _FILES]
+    write_synced(folder / _SUMS, "".join(sums).encode())
+    sync_folder(folder)
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _take_the_place_of(path: Path, beside: Path) -> None:
+    """Rename; a checkpoint that has the name already goes."""
+    if path.exists():
+        _remove(path)
+    beside.rename(path)
+    sync_folder(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """A checkpoint loses its name before its files, so no half one is ever there."""
+    doomed = path.with_name(f"{_GOING}{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def prune(run: Path, keep: int, best: int | None) -> None:
+    """Remove all checkpoints but the last `keep` and that of step `best`."""
+    for step, path in _all(run)[: -keep or None]:
+        if step != best:
+            _remove(path)
+
+
+def tidy(run: Path) -> None:
+    """Remove what a run that was killed had not finished writing, or removing."""
+    for leftover in [*(run / FOLDER).glob(f"{_WRITING}*"), *(run / FOLDER).glob(f"{_GOING}*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def set_aside(run: Path) -> Path | None:
+    """Move the checkpoints of an earlier run, if there are any, to checkpoints.1, or the next number that is free."""
+    if not _all(run):
+        return None
+    number = 1
+    while (aside := run / f"{FOLDER}.{number}").exists():
+        number += 1
+    (run / FOLDER).rename(aside)
+    return aside
+
+
+# --- Reading
+
+
+def _all(run: Path) -> list[tuple[int, Path]]:
+    """Step and path of each checkpoint, the oldest first."""
+    found = [(_NAME.fullmatch(path.name), path) for path in (run / FOLDER).glob("step-*")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def newest(run: Path) -> Path | None:
+    """The path of the last checkpoint in a run's folder; None without one."""
+    checkpoints = _all(run)
+    return checkpoints[-1][1] if checkpoints else None
+
+
+def find(path: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint at a path, or the last one of the run whose folder it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of another version of the format; names the last good one before it.
+    """
+    path = Path(path)
+    checkpoint = path if _NAME.fullmatch(path.name) else newest(path)
+    if checkpoint is None or not checkpoint.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint to resume from in {path}; start the run without --resume")
+    try:
+        return _read(checkpoint)
+    except ValueError as error:
+        step, earlier = int(checkpoint.name.removeprefix("step-")), "there is no earlier one"
+        for _, other in reversed([entry for entry in _all(checkpoint.parent.parent) if entry[0] < step]):
+            try:
+                _read(other)
+            except ValueError:
+                continue
+            earlier = f"the last good one is {other}: --resume {other}"
+            break
+        raise ValueError(f"{error}; {earlier}") from error
+
+
+def _read(path: Path) -> Checkpoint:
+    """Raises ValueError, naming the file, unless everything is as it was written."""
+    try:
+        lines = (path / _SUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: found for found, _, name in (line.partition("  ") for line in lines)}
+        if set(sums) != set(_FILES):
+            raise ValueError(f"checkpoint {path} is damaged: {_SUMS} does not name its files")
+        for name, expected in sums.items():
+            if (found := _sum(path / name)) != expected:
+                raise ValueError(f"checkpoint {path} is damaged: the SHA-256 of {name} is {found}, not {expected}")
+        facts = json.loads((path / "state.json").read_bytes())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"checkpoint {path} is damaged: {error}") from error
+    if (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
+        raise ValueError(
+            f"checkpoint {path} has format {facts.get('format')!r}, version {facts.get('version')!r}; this release "
+            f"reads {FORMAT!r}, {VERSION}: resume with the release that wrote it"
+        )
+    return Checkpoint(path, facts)

@@ -1,0 +1,165 @@
+"""Data-parallel training: the processes that `mpiexec` started, each on its share of every batch.
+
+    mpiexec -n 4 python train/train_transformer.py
+
+Every process has the whole model, computes the gradient of its rows of the batch, and takes the same step with the sum
+of all gradients: one all-reduce of the optimizer's flat gradient buffer. On a CPU that is MPI's, on CUDA devices
+NCCL's, with a device for each process of a machine. docs/distributed.md says what that costs.
+"""
+
+import hashlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from russellgrad.backend import Array, Backend
+from russellgrad.russelltransformer import Transformer
+from train.checkpoints import newest
+
+# By these a launcher tells a process how many it started: MPICH and Intel MPI, Open MPI.
+_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+_LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
+_ASKED_EVERY = 10  # steps: a question to all takes as long as a small message does
+
+
+class Team:
+    """The processes of a run: here, this one alone. What is done together with others does nothing."""
+
+    rank, size = 0, 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def take_device(self, xp: Backend) -> None:
+        """On CUDA, choose this process's device."""
+
+    def agree_on(self, what: Mapping[str, Any]) -> None:
+        """Raises ValueError, in every process, if they differ in one of these; names it and the processes."""
+
+    def add_up(self, gradients: Array, xp: Backend) -> None:
+        """Make an array the sum of everybody's, in place."""
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of everybody's, for each number."""
+        return list(numbers)
+
+    def check_equal(self, model: Transformer) -> None:
+        """Raises RuntimeError, in every process, if the parameters are not the same bits everywhere."""
+
+    def any(self, flag: bool, step: int) -> bool:
+        """Whether somebody's flag is set, as far as everybody asks at the same step."""
+        return flag
+
+    @contextmanager
+    def together(self, folder: Path) -> Iterator[None]:
+        """In the block, an error of one process ends all of them, and says where in the run's folder to go on from."""
+        yield
+
+
+ALONE = Team()
+
+
+class MpiTeam(Team):
+    """Several processes, by the package mpi4py."""
+
+    def __init__(self, communicator: Any) -> None:
+        self._mpi, self.rank, self.size = communicator, communicator.Get_rank(), communicator.Get_size()
+        self._nccl: Any = None
+
+    def take_device(self, xp: Backend) -> None:
+        if xp.name == "cupy":
+            _nccl().use_device(_first_number(_LOCAL_RANKS, default=0))
+
+    def agree_on(self, what: Mapping[str, Any]) -> None:
+        everybody: list[Mapping[str, Any]] = self._mpi.allgather(dict(what))
+        for rank, theirs in enumerate(everybody):
+            for name, value in everybody[0].items():
+                if theirs.get(name) != value:
+                    raise ValueError(
+                        f"the processes were started with different arguments: {name} is {value!r} on rank 0 and "
+                        f"{theirs.get(name)!r} on rank {rank}; start them all alike"
+                    )
+
+    def add_up(self, gradients: Array, xp: Backend) -> None:
+        if xp.name == "cupy":
+            self._nccl = self._nccl or _nccl().Nccl(self.rank, self.size)
+            self._nccl.add_up(gradients)
+        else:  # the array's own memory, of any backend on the host
+            self._mpi.Allreduce(_in_place(), np.from_dlpack(gradients))
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        total = np.array(numbers, np.float64)
+        self._mpi.Allreduce(_in_place(), total)
+        return [float(number) for number in total]
+
+    def check_equal(self, model: Transformer) -> None:
+        digest = hashlib.sha256()
+        for array in model.state_dict().values():
+            digest.update(array.tobytes())
+        everybody = self._mpi.allgather(digest.hexdigest())
+        odd = [rank for rank, theirs in enumerate(everybody) if theirs != everybody[0]]
+        if odd:
+            raise RuntimeError(
+                f"the parameters of ranks {', '.join(map(str, odd))} are no longer those of rank 0, so the processes "
+                "train different models; give all of them the same libraries, processors and number of threads"
+            )
+
+    def any(self, flag: bool, step: int) -> bool:
+        return step % _ASKED_EVERY == 0 and self.sums([flag])[0] > 0
+
+    @contextmanager
+    def together(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            print(
+                f"rank {self.rank} of {self.size} failed, which ends the run: {type(error).__name__}: {error}; "
+                f"last checkpoint: {newest(folder) or 'none'}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            if os.environ.get("RG_TRACEBACK"):
+                traceback.print_exc()
+            self._mpi.Abort(1)
+            raise
+
+
+def _in_place() -> Any:
+    from mpi4py import MPI
+
+    return MPI.IN_PLACE
+
+
+def _nccl() -> Any:
+    return importlib.import_module("russellgrad.backends.nccl")
+
+
+def _first_number(names: Sequence[str], default: int) -> int:
+    """Of the first of these environment variables that is set."""
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default)
+
+
+def join() -> Team:
+    """The team that this process was started in: alone, unless `mpiexec` started several.
+
+    Raises ImportError if it did and mpi4py is not installed: each process would train alone and write the same files.
+    """
+    size = _first_number(_SIZES, default=1)
+    if size < 2:
+        return ALONE
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise ImportError(
+            f"{size} processes were started, and to train together they need the package mpi4py: "
+            'pip install "russellgrad[mpi]"'
+        ) from error
+    return MpiTeam(MPI.COMM_WORLD)

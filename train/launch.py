@@ -1,0 +1,16 @@
+"""What must be settled before NumPy is imported."""
+
+import os
+
+_LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")  # of MPICH and Intel MPI, of Open MPI
+
+
+def share_cores() -> None:
+    """Share this machine's cores out among the processes that `mpiexec` started on it, unless the user has said how.
+
+    NumPy's OpenBLAS starts a thread for each core otherwise, in each of them, and they get in each other's way.
+    """
+    local = next((int(os.environ[name]) for name in _LOCAL_SIZES if os.environ.get(name, "").isdecimal()), 1)
+    if local > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores // local)))
