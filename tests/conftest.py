@@ -5,10 +5,11 @@ RG_BACKEND narrows it to one. RG_CUPY=standin puts the strict stand-in of `tests
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.helpers import largest_differences
+from tests.helpers import TEXT, largest_differences
 
 STANDIN = os.environ.get("RG_CUPY") == "standin"
 if STANDIN:
@@ -36,3 +37,11 @@ def pytest_report_header() -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for dtype, (difference, test) in sorted(largest_differences.items()):
         terminalreporter.write_line(f"largest difference from PyTorch in {dtype}: {difference:.2e} ({test})")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """The path of a text to train on."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)

@@ -9,6 +9,7 @@ import torch
 
 from russellgrad import Tensor
 
+TEXT = "".join(f"SPEAKER {i % 7}:\nThe {i}th line of {i * i}, all told.\n\n" for i in range(60))
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # absolute; rtol is 0
 largest_differences: dict[str, tuple[float, str]] = {}
 

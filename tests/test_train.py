@@ -13,6 +13,7 @@ import pytest
 from russellgrad import get_matmul_precision, set_matmul_precision, use_backend
 from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model
+from tests.helpers import TEXT
 from tests.process import run_python
 from train import train_transformer
 from train.config import Config, parse
@@ -21,7 +22,6 @@ from train.train_transformer import Result, build_model, build_optimizer, build_
 
 pytest.importorskip("safetensors")
 
-TEXT = "".join(f"SPEAKER {i % 7}:\nThe {i}th line of {i * i}, all told.\n\n" for i in range(60))
 SMALL: dict[str, Any] = {
     "layers": 1, "heads": 2, "width": 16, "block": 8, "batch": 4, "steps": 6, "eval_interval": 4, "eval_blocks": 5,
     "sample_tokens": 5, "warmup": 2,
@@ -31,13 +31,6 @@ SMALL: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _uncut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RG_TRAIN_STEPS", raising=False)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> str:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return str(path)
 
 
 def small(text: str, out: Path, **options: Any) -> Result:

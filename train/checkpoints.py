@@ -228,9 +228,9 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
 def _read(path: Path) -> Checkpoint:
     """Raises ValueError, naming the file, unless everything is as it was written."""
     try:
-        lines = (path / _SUMS).read_text(encoding="utf-8").splitlines()
-        sums = {name: found for found, _, name in (line.partition("  ") for line in lines)}
-        if set(sums) != set(_FILES):
+        lines = (path / _SUMS).read_text(encoding="utf-8").splitlines(keepends=True)
+        sums = {name.removesuffix("\n"): found for found, _, name in (line.partition("  ") for line in lines)}
+        if set(sums) != set(_FILES) or not lines[-1].endswith("\n"):
             raise ValueError(f"checkpoint {path} is damaged: {_SUMS} does not name its files")
         for name, expected in sums.items():
             if (found := _sum(path / name)) != expected:

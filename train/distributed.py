@@ -10,6 +10,7 @@ NCCL's, with a device for each process of a machine. docs/distributed.md says wh
 import hashlib
 import importlib
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,10 @@ class Team:
 
     def take_device(self, xp: Backend) -> None:
         """On CUDA, choose this process's device."""
+
+    def introduction(self) -> str:
+        """Who is which process and where: a launcher that reports one killed by the system knows no ranks."""
+        return ""
 
     def agree_on(self, what: Mapping[str, Any]) -> None:
         """Raises ValueError, in every process, if they differ in one of these; names it and the processes."""
@@ -78,6 +83,10 @@ class MpiTeam(Team):
     def take_device(self, xp: Backend) -> None:
         if xp.name == "cupy":
             _nccl().use_device(_first_number(_LOCAL_RANKS, default=0))
+
+    def introduction(self) -> str:
+        everybody = self._mpi.allgather((os.getpid(), platform.node()))
+        return "\n".join(f"rank {rank} is process {pid} on {node}" for rank, (pid, node) in enumerate(everybody))
 
     def agree_on(self, what: Mapping[str, Any]) -> None:
         everybody: list[Mapping[str, Any]] = self._mpi.allgather(dict(what))

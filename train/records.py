@@ -73,12 +73,15 @@ class Records:
                 print(f"checkpoints of an earlier run are now in {aside}", flush=True)
 
     def __enter__(self) -> Self:
+        introduction = self._team.introduction()
         if self._team.leads:
             self._progress = self._stack.enter_context(Progress(self._steps, begun=self.begun))
             metrics = Metrics(self.folder, resume_at=self.begun or None, tensorboard=self.config.tensorboard)
             self._metrics = self._stack.enter_context(metrics)
             parameters, backend = self.model.parameters(), self.model.parameters()[0].backend.name
             self._metrics.run(config=asdict(self.config), parameters=sum(p.size for p in parameters), backend=backend)
+            if introduction:
+                self._progress.say(introduction)
             if self._checkpoint is not None:
                 self._progress.say(f"resumed from {self._checkpoint.path}")
         return self
@@ -125,7 +128,9 @@ class Records:
                 "validation_losses": self.validation_losses, "backend": self.model.parameters()[0].backend.name,
                 "versions": {"russellgrad": __version__, "numpy": np.__version__, "python": platform.python_version()},
             }  # fmt: skip
-            checkpoints.save(self.folder, step, self.model, self.optimizer, facts)
+            path = checkpoints.save(self.folder, step, self.model, self.optimizer, facts)
+            if self._team.size > 1:  # whose end may be the launcher's, which has no last word for it
+                self._progress.say(f"checkpoint: {path}")
             checkpoints.prune(self.folder, self.config.keep, self.best)
             save_model(self.path, self.model, notes={"training": asdict(self.config), "steps": step})
 

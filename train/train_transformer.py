@@ -157,7 +157,7 @@ def _train(config: Config, steps: int, team: Team) -> Result:
     seconds = time.perf_counter() - started
     result = Result(
         config, model.eval(), records.path, losses, records.validation_losses, seconds, speed, step,
-        interruption.signal if stopping else None,
+        interruption.signal or signal.SIGTERM if stopping else None,  # which another process may have got
     )  # fmt: skip
     if team.leads:
         print(summary(result), flush=True)

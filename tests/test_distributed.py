@@ -1,0 +1,177 @@
+"""Several processes that train together, started by a real mpiexec: the run of one process, and how they fail."""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from russellgrad import use_backend
+from tests.process import ROOT, run_python
+from tests.test_train import SMALL, flags
+from train.checkpoints import find
+from train.data import in_parts
+from train.metrics import read_metrics
+from train.train_transformer import train
+
+pytest.importorskip("safetensors")
+
+MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+with_mpi = pytest.mark.skipif(
+    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
+    reason="no mpiexec or no mpi4py here; pip install mpi4py mpich",
+)
+RUN: dict[str, Any] = {**SMALL, "batch": 8, "steps": 20, "eval_interval": 10, "dropout": 0.2, "dtype": "float64"}
+
+
+def start(ranks: int, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    """mpiexec -n RANKS python *arguments, without what this process may have inherited of another launcher."""
+    assert MPIEXEC is not None
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RG_", "PMI", "MPI", "OMPI"))}
+    return subprocess.Popen(
+        [MPIEXEC, "-n", str(ranks), sys.executable, *arguments], cwd=ROOT, text=True,
+        env={**inherited, "RG_BACKEND": "numpy", "OPENBLAS_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def together(ranks: int, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    process = start(ranks, *arguments, **environment)
+    try:
+        output, errors = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        raise AssertionError(f"mpiexec does not end:\n{output}\n{errors}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+TRAIN = "train/train_transformer.py"
+
+
+@with_mpi
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_run_of_one_process(text: str, tmp_path: Path, ranks: int, accumulate: int) -> None:
+    """With dropout, whose draws are the samples' own: loss by loss, and the model at the end."""
+    with use_backend("numpy"):
+        whole = train(dataset=text, out=str(tmp_path / "one"), **RUN)
+    done = together(ranks, TRAIN, *flags(**RUN, dataset=text, out=tmp_path / "several", accumulate=accumulate))
+    assert done.returncode == 0, done.stderr
+    history = read_metrics(tmp_path / "several")
+    np.testing.assert_allclose(history.losses, whole.losses, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(history.gradient_norms, read_metrics(tmp_path / "one").gradient_norms, rtol=0, atol=1e-9)
+    found = find(tmp_path / "several").facts["validation_losses"]
+    np.testing.assert_allclose(found, whole.validation_losses, rtol=0, atol=1e-10)
+    assert done.stdout.count("20 steps, seed 0, validation loss") == 1  # one speaks
+
+
+@with_mpi
+def test_a_resumed_run(text: str, tmp_path: Path) -> None:
+    with use_backend("numpy"):
+        whole = train(dataset=text, out=str(tmp_path / "one"), **RUN)
+    done = together(2, TRAIN, *flags(**RUN, dataset=text, out=tmp_path / "two"), RG_TRAIN_STEPS="7")
+    assert done.returncode == 0, done.stderr
+    done = together(4, TRAIN, "--resume", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(read_metrics(tmp_path / "two").losses, whole.losses, rtol=0, atol=1e-10)
+
+
+@with_mpi
+def test_different_arguments_are_refused(text: str, tmp_path: Path) -> None:
+    program = (
+        "import os; from train.train_transformer import train; "
+        f"train(dataset={text!r}, out={str(tmp_path / 'out')!r}, seed=int(os.environ['PMI_RANK']) // 2, **{SMALL!r})"
+    )
+    done = together(4, "-c", program)
+    assert done.returncode != 0
+    assert "different arguments: seed is 0 on rank 0 and 1 on rank 2; start them all alike" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+FAILS = """
+import os, sys
+from train import train_transformer
+take_step, taken = train_transformer.take_step, []
+def failing(*args, **kwargs):
+    taken.append(1)
+    if len(taken) == 15 and os.environ["PMI_RANK"] == "1":
+        {how}
+    return take_step(*args, **kwargs)
+train_transformer.take_step = failing
+train_transformer.train(dataset={text!r}, out={out!r}, **{options!r})
+"""
+
+
+@with_mpi
+@pytest.mark.parametrize("how", ["raise MemoryError('of a rank')", "os.kill(os.getpid(), 9)"])
+def test_a_rank_that_dies_ends_the_run(text: str, tmp_path: Path, how: str) -> None:
+    out = tmp_path / "out"
+    done = together(2, "-c", FAILS.format(how=how, text=text, out=str(out), options={**RUN, "steps": 100_000}))
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    checkpoint = find(out)
+    assert checkpoint.step == 10
+    if "raise" in how:
+        assert (
+            f"rank 1 of 2 failed, which ends the run: MemoryError: of a rank; last checkpoint: {checkpoint.path}"
+            in said
+        )
+    else:
+        killed = re.search(r"PID (\d+) RUNNING AT", said)  # what MPICH's launcher says
+        assert killed is not None, said
+        assert f"rank 1 is process {killed[1]} on " in said
+        assert said.count(f"checkpoint: {checkpoint.path}") == 1
+
+
+@with_mpi
+def test_a_signal_stops_all(text: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(2, TRAIN, *flags(**{**RUN, "steps": 100_000, "eval_interval": 100_000}, dataset=text, out=out))
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (out / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    ranks = [int(pid) for child in ranks for pid in Path(f"/proc/{child}/task/{child}/children").read_text().split()]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGTERM)  # of which the others hear
+    output, errors = process.communicate(timeout=60)
+    assert find(out).step % 10 == 0, errors
+    assert "go on with: python train/train_transformer.py --resume" in output
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is not None, reason="mpi4py is installed")
+def test_without_mpi4py(tmp_path: Path) -> None:
+    done = run_python(TRAIN, "--out", str(tmp_path / "out"), PMI_SIZE="2", PMI_RANK="0")
+    assert done.returncode != 0
+    assert (
+        '2 processes were started, and to train together they need the package mpi4py: pip install "russ' in done.stderr
+    )
+
+
+def test_parts_count_by_their_tokens() -> None:
+    inputs, targets = np.arange(24).reshape(6, 4), np.arange(24).reshape(6, 4) % 3
+    targets[1, 1:] = 9
+    targets[4] = 9
+    counted = int((targets != 9).sum())
+    for parts, size in ((1, 1), (2, 1), (3, 2), (1, 6)):
+        found = [part for rank in range(size) for part in in_parts(inputs, targets, parts, 9, rank, size)]
+        assert len(found) == parts * size
+        assert np.array_equal(np.concatenate([part.inputs for part in found]), inputs)
+        assert [part.first for part in found] == list(range(0, 6, 6 // (parts * size)))
+        shares = [1 if part.share is None else part.share for part in found]
+        expected = [(part.targets != 9).sum() / counted for part in found]
+        np.testing.assert_allclose(shares, expected, rtol=0, atol=1e-15)
+    with pytest.raises(ValueError, match="a batch of 6 rows cannot be taken in 2 equal parts by 2 processes; choose"):
+        list(in_parts(inputs, targets, 2, 9, 0, 2))
+    with pytest.raises(ValueError, match="no target of the batch counts"):
+        list(in_parts(inputs, np.full_like(targets, 9), 1, 9))
