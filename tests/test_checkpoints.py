@@ -1,0 +1,294 @@
+"""Checkpoints: whole whenever a run is killed, and what is damaged is named; nothing is lost."""
+
+import errno
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from russellgrad.checkpoint import load_model
+from tests.process import ROOT, run_python
+from tests.test_resume import RUN, parameters, run
+from tests.test_train import flags
+from train import checkpoints, train_transformer
+from train.checkpoints import find
+from train.config import Config, configure
+from train.metrics import read_metrics
+from train.train_transformer import train
+
+pytest.importorskip("safetensors")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="files are the same for all backends: tried on NumPy"
+)
+
+
+@pytest.fixture(autouse=True)
+def _uncut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RG_TRAIN_STEPS", raising=False)
+
+
+def names(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+KILLS = 20
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL here")
+def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
+    """By SIGKILL, 20 times, while it computes and while it writes: the weights are those of a run left alone."""
+    options = {**RUN, "steps": 2500, "save_interval": 1, "eval_interval": 50, "keep": 2, "dataset": text}
+    command = [sys.executable, "train/train_transformer.py"]
+    environment = {**os.environ, "RG_BACKEND": "numpy", "OPENBLAS_NUM_THREADS": "1"}
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, *flags(**{**options, "save_interval": 1000}, out=whole)], cwd=ROOT, env=environment,
+                   check=True, capture_output=True)  # fmt: skip
+    draws, kills, reached = random.Random(5), 0, []
+    while True:
+        resume = ["--resume", str(out)] if checkpoints.newest(out) else flags(**options, out=out)
+        process = subprocess.Popen([*command, *resume], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)  # fmt: skip
+        if kills < KILLS:
+            before = checkpoints.newest(out)
+            deadline = time.monotonic() + 60  # the clock of a kill starts with the first new checkpoint
+            while checkpoints.newest(out) == before and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(draws.random() * 0.1)
+            process.kill()
+            kills += 1
+            newest = checkpoints.newest(out)
+            assert newest is not None
+            reached.append(find(newest).step)  # which is whole, whatever was being written
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+    assert kills == KILLS
+    assert reached == sorted(reached) and reached[0] > 0 and reached[-1] < options["steps"]
+    assert parameters(out / "model.safetensors") == parameters(whole / "model.safetensors")
+    assert read_metrics(out).losses == read_metrics(whole).losses
+
+
+# --- Signals
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGTERM here")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number: int) -> None:
+    out = tmp_path / "out"
+    options = {**RUN, "dataset": text, "out": out, "steps": 100_000, "save_interval": 100_000}
+    process = subprocess.Popen(
+        [sys.executable, "train/train_transformer.py", *flags(**options)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    found = re.search(r"Stopped by SIG\w+ after step ([\d,]+) of 100,000; go on with: python (.*)", output)
+    assert found is not None, output
+    assert find(out).step == int(found[1].replace(",", ""))
+    done = run_python(*found[2].split(), "--steps", str(find(out).step + 3), RG_BACKEND="numpy")
+    assert done.returncode == 0, done.stderr
+    assert f"resumed from {find(out).path.parent}" in done.stdout
+
+
+# --- Which are kept
+
+
+def test_the_last_ones_and_the_best_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    tmp_path: Path,
+) -> None:
+    losses = iter([3.0, 1.0, 2.0, 4.0])
+    monkeypatch.setattr(train_transformer, "evaluate", lambda *_: next(losses))
+    result = run(text, tmp_path, keep=2)
+    assert result.validation_losses == [(3, 3.0), (6, 1.0), (9, 2.0), (12, 4.0)]
+    assert names(tmp_path) == ["step-00000006", "step-00000010", "step-00000012"]
+    assert find(tmp_path).facts["validation_losses"] == [[3, 3.0], [6, 1.0], [9, 2.0], [12, 4.0]]
+    assert parameters(tmp_path / "checkpoints/step-00000012/model.safetensors") == parameters(result.path)
+
+
+def test_a_new_run_moves_an_earlier_ones_aside(
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(text, tmp_path, steps=4)
+    earlier = names(tmp_path)
+    for leftover in (".writing-1", ".going-step-00000001"):
+        (tmp_path / "checkpoints" / leftover).mkdir()
+    run(text, tmp_path, steps=5, seed=1)
+    assert f"checkpoints of an earlier run are now in {tmp_path / 'checkpoints.1'}" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "checkpoints.1").iterdir()) == earlier
+    run(text, tmp_path, steps=5)
+    assert (tmp_path / "checkpoints.2" / "step-00000005").is_dir()
+
+
+# --- Bad ones
+
+
+def damage(path: Path, how: str) -> None:
+    file = path / how.partition(": ")[2]
+    match how.partition(": ")[0]:
+        case "cut off":
+            file.write_bytes(file.read_bytes()[:-1])
+        case "empty":
+            file.write_bytes(b"")
+        case "gone":
+            file.unlink()
+        case "changed":
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
+@pytest.mark.parametrize("how", ["cut off", "empty", "gone", "changed"])
+def test_a_damaged_checkpoint(text: str, tmp_path: Path, how: str, file: str) -> None:
+    run(text, tmp_path, steps=8, keep=3)
+    last, before, good = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (8, 6, 4))
+    damage(last, f"{how}: {file}")
+    with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*the last good one is {before}: --resume "):
+        train(resume=str(tmp_path))
+    damage(before, f"{how}: {file}")
+    with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*the last good one is {good}: --resume "):
+        train(resume=str(tmp_path))
+    with pytest.raises(ValueError, match=f"{last} is later than {good}; resume from that, or give this run a folder"):
+        train(resume=str(good))
+    assert train(resume=str(good), out=str(tmp_path / "elsewhere")).steps == 8
+    damage(good, f"{how}: {file}")
+    with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*; there is no earlier one"):
+        train(resume=str(tmp_path))
+
+
+def tampered(path: Path, **changes: Any) -> None:
+    """With new checksums, so that only the content tells."""
+    facts = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**facts, **changes}))
+    sums = [f"{checkpoints._sum(path / name)}  {name}\n" for name in checkpoints._FILES]
+    (path / "SHA256SUMS").write_text("".join(sums))
+
+
+def test_a_checkpoint_of_another_version(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=4)
+    path = find(tmp_path).path
+    tampered(path, version=2)
+    with pytest.raises(ValueError, match="has format 'russellgrad-checkpoint', version 2; this release reads"):
+        train(resume=str(tmp_path))
+
+
+def test_a_checkpoint_of_another_shape(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=4, warmup=1)
+    path = find(tmp_path).path
+    config = find(tmp_path).facts["config"]
+    tampered(path, config={**config, "width": 32})
+    with pytest.raises(ValueError, match=r"does not fit this run: .*has shape \(16, 16\), expected \(32, 32\)"):
+        train(resume=str(tmp_path), steps=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 32}, "width 16, not 32; leave these out, or start a new run"),
+        ({"seed": 1, "batch": 8}, "batch 4, not 8, seed 0, not 1"),
+        ({"preset": "shakespeare-cpu"}, "a resumed run has the settings of its checkpoint; leave the preset out"),
+        ({}, "has all 4 steps; to train on, give more of them with --steps"),
+    ],
+)
+def test_what_a_resumed_run_cannot_change(
+    text: str,
+    tmp_path: Path,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    run(text, tmp_path, steps=4, warmup=1)
+    with pytest.raises(ValueError, match=message):
+        train(resume=str(tmp_path), **change)
+
+
+def test_another_text(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=4, warmup=1)
+    content = Path(text).read_text()
+    Path(text).write_text(content.replace("line", "LINE"))
+    with pytest.raises(ValueError, match="was trained on another text than"):
+        train(resume=str(tmp_path), steps=8)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint to resume from in .*; start the run without"):
+        configure(resume=str(tmp_path))
+    done = run_python("train/train_transformer.py", "--resume", str(tmp_path))
+    assert done.returncode == 2
+    assert "there is no checkpoint to resume from" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_runs_own_folder_is_the_default(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path / "a", steps=4, warmup=1)
+    assert configure(resume="", out=str(tmp_path / "a")) == Config(
+        **{**RUN, "dataset": text, "out": str(tmp_path / "a"), "steps": 4, "warmup": 1,
+           "resume": str(tmp_path / "a/checkpoints/step-00000004")}
+    )  # fmt: skip
+
+
+# --- A disk that takes no more
+
+
+@pytest.mark.parametrize("failing", ["model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
+def test_a_full_disk_keeps_the_last_good_one(
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    tmp_path: Path,
+    failing: str,
+) -> None:
+    run(text, tmp_path, steps=4, warmup=1)
+    good, before = find(tmp_path).path, names(tmp_path)
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name.startswith(failing):
+            path.write_bytes(content[:10])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written(path, content)
+
+    from russellgrad import checkpoint
+
+    written = checkpoint.write_synced
+    for module in (checkpoint, checkpoints):
+        monkeypatch.setattr(module, "write_synced", full)
+    with pytest.raises(OSError, match=f"No space left on device; the last one is {good}: make room there, and --resum"):
+        train(resume=str(tmp_path), steps=12)
+    assert names(tmp_path) == before
+    monkeypatch.undo()
+    monkeypatch.delenv("RG_TRAIN_STEPS", raising=False)
+    assert train(resume=str(tmp_path), steps=12).steps == 12
+
+
+def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=4, warmup=1)
+    path = find(tmp_path).path
+    arrays = load_model(path / "model.safetensors").state_dict()
+    assert arrays
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(
+            FloatingPointError,
+            match=r"the (loss|norm of the gradient) at step \d+ is (nan|inf) on batch \d+ of seed 0; the last good "
+            rf"checkpoint is {tmp_path}/checkpoints/step-\d+: lower the learning rate, or clip the gradient",
+        ),
+    ):
+        train(resume=str(path), steps=400, learning_rate=1e30, schedule="constant", save_interval=1000)
+    assert find(tmp_path).step >= 4
