@@ -82,7 +82,8 @@ def _exported(theirs: str, parts: Sequence[Tensor]) -> HostArray:
 def read_state(source: Any) -> State:
     """The parameters of a `state_dict` or a `torch.nn.Module` as arrays on the host, all float32 or all float64.
 
-    bfloat16 and float16 become float32, which holds them exactly. What torch.compile puts before each name is left out.
+    bfloat16 and float16 become float32, which holds them exactly. What torch.compile puts before each name is left out;
+    the token embedding may have either of its two names, or both: safetensors writes tied parameters once.
     Raises TypeError for another source, ValueError for what is no tensor of floats, and for both dtypes at once.
     """
     if not isinstance(source, Mapping):
@@ -90,12 +91,16 @@ def read_state(source: Any) -> State:
             raise TypeError(f"from_torch: needs a state_dict or a torch.nn.Module, got {type(source).__name__}")
         source = source.state_dict()
     state = {name.removeprefix("_orig_mod."): _on_host(name, value) for name, value in source.items()}
-    dtypes = sorted({array.dtype.name for array in state.values()})
-    if len(dtypes) > 1:
-        narrow = ", ".join(name for name, array in state.items() if array.dtype.name == dtypes[0])
+    if _LOGITS in state:
+        state.setdefault(_TABLE, state[_LOGITS])
+    names_of: dict[str, list[str]] = {}
+    for name, array in state.items():
+        names_of.setdefault(array.dtype.name, []).append(name)
+    if len(names_of) > 1:
+        fewest = min(names_of, key=lambda dtype: len(names_of[dtype]))
         raise ValueError(
-            f"from_torch: a model has one dtype, these are {' and '.join(dtypes)} ({dtypes[0]}: {narrow}); "
-            "bring them to one, with .float() or .double() of the torch.nn.Module"
+            f"from_torch: a model has one dtype, these are {' and '.join(sorted(names_of))} "
+            f"({fewest}: {', '.join(names_of[fewest])}); bring them to one, as a torch.nn.Module's .double() does"
         )
     return state
 

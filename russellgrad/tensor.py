@@ -310,7 +310,7 @@ class Tensor:
             raise TypeError(f"from_dlpack: a {type(source).__name__} has no __dlpack__; copy it with Tensor(data)")
         try:
             array = xp.from_dlpack(source)
-        except (BufferError, RuntimeError, TypeError) as error:
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
             if str(error).startswith("__dlpack__: "):
                 raise  # it speaks for itself
             facts = f"{type(source).__module__}.{type(source).__name__}, {getattr(source, 'dtype', 'of unknown dtype')}"
