@@ -123,7 +123,7 @@ def _on_host(name: str, value: Any) -> HostArray:
 def options_of(state: State, tokenizer: Tokenizer, padding_row: bool) -> dict[str, Any]:
     """The arguments of Transformer that can be read off the state: all but the heads, the activation and dropout.
 
-    Raises ValueError if the embeddings do not fit the tokenizer, or if there are no blocks.
+    Raises ValueError if the embeddings do not fit the tokenizer.
     """
     rows = tokenizer.vocab_size + padding_row
     expected = {_TABLE: (rows, tokenizer.embed_dim), _PLACES: (tokenizer.max_seq_len, tokenizer.embed_dim)}
@@ -136,10 +136,10 @@ def options_of(state: State, tokenizer: Tokenizer, padding_row: bool) -> dict[st
         )
     blocks = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
     first = "transformer.h.0."
-    inner = state.get(first + "mlp.c_fc.weight")
+    inner = state.get(first + "mlp.c_fc.weight")  # (4C, C); `fill` says so if it is not
     return {
         "n_layers": max(1, len(blocks)),
-        "ff_scale_factor": 4 if inner is None else max(1, inner.shape[0] // tokenizer.embed_dim),
+        "ff_scale_factor": 4 if inner is None or not inner.ndim else max(1, inner.shape[0] // tokenizer.embed_dim),
         "output_projection": first + "attn.c_proj.weight" in state,
         "final_norm": "transformer.ln_f.weight" in state,
     }

@@ -329,6 +329,7 @@ def test_all_that_does_not_fit_is_in_one_error(backend: Backend) -> None:
         ({"transformer__h__0__mlp__c_fc__weight": None}, ["missing transformer.h.0.mlp.c_fc.weight (64, 16)"]),
         ({"transformer__h__0__mlp__c_fc__weight": torch.zeros(50, 16)}, ["has shape (50, 16), expected (48, 16)"]),
         ({"transformer__h__0__mlp__c_fc__weight": torch.zeros(5, 16)}, ["has shape (5, 16), expected (16, 16)"]),
+        ({"transformer__h__0__mlp__c_fc__weight": torch.tensor(1.0)}, ["has shape (), expected (64, 16)"]),
         ({"transformer__h__7__ln_1__weight": torch.zeros(16)}, ["missing transformer.h.2.ln_1.weight (16,)",
                                                                "unexpected transformer.h.7.ln_1.weight (16,)"]),
         ({"transformer__wpe__weight": torch.zeros(12, 16).double()}, ["float32 and float64", "float64: ", ".double()"]),
