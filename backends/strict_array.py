@@ -54,6 +54,10 @@ class StrictArray:
         return int(self._host.size)
 
     @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(self._host.strides)
+
+    @property
     def flags(self) -> Any:
         return self._host.flags
 

@@ -7,8 +7,9 @@ Shapes: B texts of T tokens, C = embed_dim = hidden_size, H heads of width D = C
 import math
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
+from . import interchange
 from .autograd import no_grad
 from .functional import add_layer_norm, attention, bias_gelu, bias_leaky_relu, layer_norm, linear
 from .module import Module, constant_parameter, normal_parameter
@@ -256,6 +257,50 @@ class Transformer(Module):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments after the tokenizer, without the seed: what a new model of this shape needs."""
         return dict(self._config)
+
+    @classmethod
+    def from_torch(
+        cls,
+        source: Any,
+        tokenizer: Tokenizer,
+        *,
+        n_attn_heads: int,
+        activation: str,
+        dropout: float = 0.0,
+        padding_row: bool = True,
+    ) -> Self:
+        """The model with the parameters of its twin in PyTorch (docs/torch_twin.py), in evaluation mode.
+
+        The numbers of layers, the feed-forward layer's width, and whether there are an output projection and a final
+        norm are read off the parameters; the heads and the activation cannot be. float32 and float64 are kept, bfloat16
+        and float16 become float32. The model is on the tokenizer's backend, in memory of its own.
+
+        Args:
+            source: a state_dict of torch tensors or NumPy arrays, or a torch.nn.Module. A state_dict without any
+                biases is taken, too: then they are 0. So is one under the names that torch.compile gives.
+            tokenizer: of the sizes the parameters have; its embeddings are set to theirs.
+            n_attn_heads, activation, dropout: as in `Transformer`.
+            padding_row: whether the last row of the token embedding is padding's. nanoGPT has none: False adds a row
+                of zeros, which changes nothing for the characters.
+
+        Raises:
+            ValueError: names that are missing or unexpected, shapes that differ, all of them at once; no floats, or
+                floats of two dtypes; logits not tied to the token embedding. The tokenizer is then as it was.
+            TypeError: neither a state_dict nor a module.
+        """
+        state = interchange.read_state(source)
+        options = interchange.options_of(state, tokenizer, padding_row)
+        model = cls(tokenizer, n_attn_heads=n_attn_heads, activation=activation, dropout=dropout, seed=0, **options)
+        interchange.fill(model, state, padding_row)
+        return model.eval()
+
+    def to_torch_state_dict(self) -> dict[str, Any]:
+        """A copy of every parameter as a NumPy array on the host, under the name and in the shape of its twin's.
+
+        For `twin.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})`, the twin being
+        that of docs/torch_twin.py. float32 and float64 are kept, bfloat16 becomes float32.
+        """
+        return interchange.to_torch_state_dict(self)
 
     def forward(self, batch: Any) -> Tensor:
         """A batch -> logits (B, T, vocab_size + 1) of each place's next token; the last class is padding.

@@ -275,8 +275,18 @@ class Tensor:
         )
 
     def __dlpack__(self, **kwargs: Any) -> Any:
+        """The array's memory for another library, as in `torch.from_dlpack(tensor)`; both then share it.
+
+        After a write from there, call `changed_in_place()`. Raises BufferError for a tensor that tracks gradients, for
+        a view that runs backwards, and as the backend's array does.
+        """
         if self._node is not None:
             raise BufferError("__dlpack__: this tensor tracks gradients, which would be lost; export .detach()")
+        if any(stride < 0 for stride in getattr(self._data, "strides", ())):  # at which PyTorch ends the process
+            raise BufferError(
+                "__dlpack__: this view runs backwards, which PyTorch cannot do; export a copy, "
+                "Tensor(x.data, requires_grad=False)"
+            )
         return self._data.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -286,9 +296,30 @@ class Tensor:
     def from_dlpack(
         source: Any, *, requires_grad: bool | None = None, backend: str | ModuleType | Backend | None = None
     ) -> "Tensor":
-        """A Tensor on the memory of `source` (anything with `__dlpack__`), which both then share."""
+        """A Tensor on the memory of `source` (anything with `__dlpack__`), which both then share.
+
+        It is a leaf: no history of `source` comes with it. After a write from there, call `changed_in_place()`.
+
+        Raises:
+            TypeError: there is no `__dlpack__`.
+            BufferError: `source` does not give its memory away (as PyTorch does not while it tracks gradients), or it
+                is of a dtype or on a device that the backend has not.
+        """
         xp = resolve_backend(backend)
-        tensor = Tensor._wrap(xp.from_dlpack(source), xp)
+        if not hasattr(source, "__dlpack__"):
+            raise TypeError(f"from_dlpack: a {type(source).__name__} has no __dlpack__; copy it with Tensor(data)")
+        try:
+            array = xp.from_dlpack(source)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            if str(error).startswith("__dlpack__: "):
+                raise  # it speaks for itself
+            facts = f"{type(source).__module__}.{type(source).__name__}, {getattr(source, 'dtype', 'of unknown dtype')}"
+            raise BufferError(
+                f"from_dlpack: backend {xp.name!r} cannot share this memory ({facts}): {str(error).rstrip(' .')}; give "
+                "it without gradients, in a dtype and on a device of the backend: in PyTorch .detach(), .float(), "
+                ".cpu() or .cuda()"
+            ) from error
+        tensor = Tensor._wrap(array, xp)
         tensor._start_tracking(requires_grad)
         return tensor
 

@@ -1,23 +1,22 @@
-"""The model in PyTorch, as functions of a dict of parameters named as in `Transformer.state_dict()`."""
+"""The model in PyTorch, as functions of a dict of parameters named as in `state_dict()`.
 
-from collections.abc import Callable, Mapping
+The whole model is docs/torch_twin.py; its parts are written out here.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
 
+from docs import torch_twin as documented
 from russellgrad.module import Module
 from tests.helpers import rng
 
 Params = Mapping[str, torch.Tensor]
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "leaky_relu": F.leaky_relu,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-}
+ACTIVATIONS = documented.ACTIVATIONS
 
 
 def torch_params(module: Module) -> dict[str, torch.Tensor]:
@@ -47,43 +46,30 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Te
     return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
 
 
-def attention_layer(
-    p: Params, x: torch.Tensor, n_heads: int, padding: torch.Tensor | None = None, prefix: str = ""
-) -> torch.Tensor:
+def attention_layer(p: Params, x: torch.Tensor, n_heads: int, padding: torch.Tensor | None = None) -> torch.Tensor:
     batch, length, width = x.shape
 
     def heads(name: str) -> torch.Tensor:
-        return (x @ p[prefix + name]).view(batch, length, n_heads, width // n_heads).transpose(1, 2)
+        return (x @ p[name]).view(batch, length, n_heads, width // n_heads).transpose(1, 2)
 
     hidden = None if padding is None else padding.unsqueeze(1)
     out = _attend(heads("w_q"), heads("w_k"), heads("w_v"), hidden).transpose(1, 2).reshape(x.shape)
-    return out @ p[prefix + "w_out"] if prefix + "w_out" in p else out
+    return out @ p["w_out"] if "w_out" in p else out
 
 
-def feed_forward(p: Params, x: torch.Tensor, activation: str, prefix: str = "") -> torch.Tensor:
-    inner = ACTIVATIONS[activation](x @ p[prefix + "w_in"] + p[prefix + "b_in"])
-    return inner @ p[prefix + "w_out"] + p[prefix + "b_out"]
+def feed_forward(p: Params, x: torch.Tensor, activation: str) -> torch.Tensor:
+    return ACTIVATIONS[activation](x @ p["w_in"] + p["b_in"]) @ p["w_out"] + p["b_out"]
 
 
-def layer_norm(p: Params, x: torch.Tensor, prefix: str = "") -> torch.Tensor:
-    return F.layer_norm(x, x.shape[-1:], p[prefix + "gamma"], p[prefix + "beta"])
+def layer_norm(p: Params, x: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], p["gamma"], p["beta"])
 
 
 def transformer(p: Params, ids: np.ndarray[Any, Any], config: Mapping[str, Any], pad_token_id: int) -> torch.Tensor:
     """Logits (B, T, vocab_size + 1) from ids (B, T)."""
-    tokens = torch.tensor(ids)
-    padding = tokens == pad_token_id
-    table = p["tokenizer.token_embedding"]
-    x = table[tokens] + p["tokenizer.positional_encoding"][: tokens.shape[1]]
-    for i in range(config["n_layers"]):
-        block = f"blocks.{i}."
-        normed = layer_norm(p, x, block + "attention_norm.")
-        x = x + attention_layer(p, normed, config["n_attn_heads"], padding, block + "attention.")
-        normed = layer_norm(p, x, block + "feed_forward_norm.")
-        x = x + feed_forward(p, normed, config["activation"], block + "feed_forward.")
-    if config["final_norm"]:
-        x = layer_norm(p, x, "final_norm.")
-    return x @ table.T
+    length, width = p["tokenizer.positional_encoding"].shape
+    twin = documented.Twin(pad_token_id, length, width, **config)
+    return torch.func.functional_call(twin, documented.renamed(p), torch.tensor(ids))
 
 
 def loss(logits: torch.Tensor, targets: np.ndarray[Any, Any], pad_token_id: int) -> torch.Tensor:

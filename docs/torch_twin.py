@@ -1,0 +1,185 @@
+"""RussellGrad's transformer in PyTorch. Copy this file; it needs PyTorch alone (`load` needs safetensors, too).
+
+Its parameters have nanoGPT's names and PyTorch's shapes, (out, in). What differs from nanoGPT: attention has no biases,
+the embedding has a row more, for padding, which no token sees, and the options of RussellGrad's model are there.
+docs/torch.md says how to bring a model over and back.
+
+Shapes: B texts of T tokens, C = embed_dim, H heads of width D = C / H.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own abbreviation
+
+ACTIVATIONS: Mapping[str, nn.Module] = {
+    "leaky_relu": nn.LeakyReLU(0.01),
+    "relu": nn.ReLU(),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU(approximate="tanh"),
+}
+
+
+class Attention(nn.Module):
+    """Causal self-attention with n_heads heads: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, width: int, n_heads: int, output_projection: bool) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.c_attn = nn.Linear(width, 3 * width, bias=False)  # queries, keys and values, one below the other
+        self.c_proj = nn.Linear(width, width, bias=False) if output_projection else nn.Identity()
+
+    def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
+        """`seen` (B, 1, T, T) is True where a query (third axis) sees a key (fourth); None: all up to itself."""
+        joint = self.c_attn(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, D)
+        q, k, v = joint.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, D)
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
+        return self.c_proj(heads.transpose(1, 2).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with an activation between them: (..., C) -> (..., C)."""
+
+    def __init__(self, width: int, inner_width: int, activation: str) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, inner_width)
+        self.activation = ACTIVATIONS[activation]
+        self.c_proj = nn.Linear(inner_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each of the norm of the stream and added to it."""
+
+    def __init__(self, attention: Attention, feed_forward: FeedForward, width: int, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = attention
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = feed_forward
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
+        x = x + self.drop(self.attn(self.ln_1(x), seen))
+        return x + self.drop(self.mlp(self.ln_2(x)))
+
+
+class Body(nn.Module):
+    """All but the logits: what nanoGPT calls `transformer`."""
+
+    def __init__(self, n_classes: int, max_seq_len: int, blocks: list[Block], width: int, norm: bool, p: float) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(n_classes, width)
+        self.wpe = nn.Embedding(max_seq_len, width)
+        self.drop = nn.Dropout(p)
+        self.h = nn.ModuleList(blocks)
+        self.ln_f = nn.LayerNorm(width) if norm else nn.Identity()
+
+    def forward(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
+        x = self.drop(self.wte(tokens) + self.wpe.weight[: tokens.shape[1]])  # (B, T, C)
+        for block in self.h:
+            x = block(x, seen)
+        return self.ln_f(x)
+
+
+class Twin(nn.Module):
+    """Tokens (B, T) -> logits (B, T, vocab_size + 1); the last class is padding, whose token is `vocab_size`.
+
+    The twin of `model` is `Twin(tokenizer.vocab_size, tokenizer.max_seq_len, tokenizer.embed_dim, **model.config())`
+    with `tokenizer = model.tokenizer`; the arguments are those of `russellgrad.russelltransformer.Transformer`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_seq_len: int,
+        embed_dim: int,
+        n_layers: int,
+        n_attn_heads: int,
+        ff_scale_factor: int = 4,
+        *,
+        activation: str = "leaky_relu",
+        output_projection: bool = False,
+        final_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pad_token_id = vocab_size
+        blocks = [
+            Block(
+                Attention(embed_dim, n_attn_heads, output_projection),
+                FeedForward(embed_dim, ff_scale_factor * embed_dim, activation),
+                embed_dim,
+                dropout,
+            )
+            for _ in range(n_layers)
+        ]
+        self.transformer = Body(vocab_size + 1, max_seq_len, blocks, embed_dim, final_norm, dropout)
+        self.lm_head = nn.Linear(embed_dim, vocab_size + 1, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight  # one parameter
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.lm_head(self.transformer(tokens, self._seen(tokens)))
+
+    def _seen(self, tokens: Tensor) -> Tensor | None:
+        """(B, 1, T, T): True where the key is no later than the query, and no padding. None without padding."""
+        padding = tokens == self.pad_token_id
+        if not padding.any():
+            return None
+        length = tokens.shape[1]
+        earlier = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        return earlier & ~padding[:, None, None, :]
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters in a file that RussellGrad wrote, under the twin's names and in its shapes.
+
+    There a matrix is (in, out), here (out, in); there queries, keys and values have a matrix each.
+    """
+    table = state["tokenizer.token_embedding"]
+    new = {
+        "transformer.wte.weight": table,
+        "transformer.wpe.weight": state["tokenizer.positional_encoding"],
+        "lm_head.weight": table,
+    }
+    if "final_norm.gamma" in state:
+        new["transformer.ln_f.weight"] = state["final_norm.gamma"]
+        new["transformer.ln_f.bias"] = state["final_norm.beta"]
+    for i in range(sum(name.endswith("attention_norm.gamma") for name in state)):
+        old = {name.removeprefix(f"blocks.{i}."): value for name, value in state.items()}
+        block = {
+            "ln_1.weight": old["attention_norm.gamma"],
+            "ln_1.bias": old["attention_norm.beta"],
+            "attn.c_attn.weight": torch.cat([old[f"attention.w_{part}"].T for part in "qkv"]),
+            "ln_2.weight": old["feed_forward_norm.gamma"],
+            "ln_2.bias": old["feed_forward_norm.beta"],
+            "mlp.c_fc.weight": old["feed_forward.w_in"].T,
+            "mlp.c_fc.bias": old["feed_forward.b_in"],
+            "mlp.c_proj.weight": old["feed_forward.w_out"].T,
+            "mlp.c_proj.bias": old["feed_forward.b_out"],
+        }
+        if "attention.w_out" in old:
+            block["attn.c_proj.weight"] = old["attention.w_out"].T
+        new |= {f"transformer.h.{i}.{name}": value for name, value in block.items()}
+    return new
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Twin, str]:
+    """The twin of the model in a file that `russellgrad.checkpoint.save_model` wrote, for evaluation; its vocabulary.
+
+    A character's token is its place in the vocabulary.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        config = json.loads(file.metadata()["config"])
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    vocabulary, sizes = config["tokenizer"]["vocabulary"], config["tokenizer"]
+    twin = Twin(len(vocabulary), sizes["max_seq_len"], sizes["embed_dim"], **config["model"])
+    twin.to(state["tokenizer.token_embedding"].dtype).load_state_dict(renamed(state))
+    return twin.eval(), vocabulary

@@ -1,0 +1,199 @@
+"""A model's parameters to PyTorch and from there, under the names and in the shapes of nanoGPT's checkpoints.
+
+`docs/torch_twin.py` is the model in PyTorch that has them. A matrix is (in, out) here and (out, in) there; queries,
+keys and values have a matrix each here, and one below the other there. PyTorch itself is not needed.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from .backend import Shape
+from .module import Module
+from .tensor import Tensor
+from .tokenizer import Tokenizer
+
+HostArray: TypeAlias = Any  # numpy.ndarray
+State: TypeAlias = dict[str, HostArray]  # by PyTorch's names
+
+_TOKENS = "tokenizer.token_embedding"
+_TABLE, _PLACES, _LOGITS = "transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"
+_OUTSIDE = {
+    _TOKENS: _TABLE,
+    "tokenizer.positional_encoding": _PLACES,
+    "final_norm.gamma": "transformer.ln_f.weight",
+    "final_norm.beta": "transformer.ln_f.bias",
+}
+_IN_BLOCK = {
+    "attention_norm.gamma": "ln_1.weight",
+    "attention_norm.beta": "ln_1.bias",
+    "attention.w_q": "attn.c_attn.weight",  # three of (C, C) side by side, (C, 3C), transposed
+    "attention.w_k": "attn.c_attn.weight",
+    "attention.w_v": "attn.c_attn.weight",
+    "attention.w_out": "attn.c_proj.weight",
+    "feed_forward_norm.gamma": "ln_2.weight",
+    "feed_forward_norm.beta": "ln_2.bias",
+    "feed_forward.w_in": "mlp.c_fc.weight",
+    "feed_forward.b_in": "mlp.c_fc.bias",
+    "feed_forward.w_out": "mlp.c_proj.weight",
+    "feed_forward.b_out": "mlp.c_proj.bias",
+}
+_NAMES = "the names and shapes are those of docs/torch_twin.py"
+
+
+def _layout(names: Iterable[str]) -> dict[str, list[str]]:
+    """Each name there -> the names here, one or three, in the order in which they stand side by side."""
+    layout: dict[str, list[str]] = {}
+    for name in names:
+        if name in _OUTSIDE:
+            theirs = _OUTSIDE[name]
+        else:
+            _, i, rest = name.split(".", 2)  # blocks.0.attention.w_q
+            theirs = f"transformer.h.{i}.{_IN_BLOCK[rest]}"
+        layout.setdefault(theirs, []).append(name)
+    return layout
+
+
+def _is_linear(theirs: str) -> bool:
+    """Whether it is the matrix of a linear map, (out, in)."""
+    return ".c_" in theirs and theirs.endswith(".weight")
+
+
+# --- To PyTorch
+
+
+def to_torch_state_dict(model: Module) -> State:
+    """What `Transformer.to_torch_state_dict` gives."""
+    own = dict(model.named_parameters())
+    state = {theirs: _exported(theirs, [own[name] for name in names]) for theirs, names in _layout(own).items()}
+    state[_LOGITS] = state[_TABLE].copy()  # tied; a copy, since safetensors refuses two names for one memory
+    return state
+
+
+def _exported(theirs: str, parts: Sequence[Tensor]) -> HostArray:
+    xp, array = parts[0].backend, parts[0].data
+    if _is_linear(theirs):
+        array = xp.transpose(xp.concatenate([part.data for part in parts], axis=1))
+    return xp.to_host(xp.astype(array, "float32") if array.dtype.name == "bfloat16" else array)
+
+
+# --- From PyTorch
+
+
+def read_state(source: Any) -> State:
+    """The parameters of a `state_dict` or a `torch.nn.Module` as arrays on the host, all float32 or all float64.
+
+    bfloat16 and float16 become float32, which holds them exactly. What torch.compile puts before each name is left out;
+    the token embedding may have either of its two names, or both: safetensors writes tied parameters once.
+    Raises TypeError for another source, ValueError for what is no tensor of floats, and for both dtypes at once.
+    """
+    if not isinstance(source, Mapping):
+        if not hasattr(source, "state_dict"):
+            raise TypeError(f"from_torch: needs a state_dict or a torch.nn.Module, got {type(source).__name__}")
+        source = source.state_dict()
+    state = {name.removeprefix("_orig_mod."): _on_host(name, value) for name, value in source.items()}
+    if _LOGITS in state:
+        state.setdefault(_TABLE, state[_LOGITS])
+    names_of: dict[str, list[str]] = {}
+    for name, array in state.items():
+        names_of.setdefault(array.dtype.name, []).append(name)
+    if len(names_of) > 1:
+        fewest = min(names_of, key=lambda dtype: len(names_of[dtype]))
+        raise ValueError(
+            f"from_torch: a model has one dtype, these are {' and '.join(sorted(names_of))} "
+            f"({fewest}: {', '.join(names_of[fewest])}); bring them to one, as a torch.nn.Module's .double() does"
+        )
+    return state
+
+
+def _on_host(name: str, value: Any) -> HostArray:
+    if not hasattr(value, "dtype"):
+        raise ValueError(
+            f"from_torch: {name!r} is a {type(value).__name__}, no tensor; of a whole checkpoint, give the state_dict "
+            "in it, such as checkpoint['model']"
+        )
+    of_torch = hasattr(value, "detach")
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in ("float64", "float32", "bfloat16", "float16"):
+        raise ValueError(f"from_torch: {name!r} is of dtype {dtype}; a parameter is of float64, float32 or bfloat16")
+    if dtype in ("bfloat16", "float16"):
+        value = value.float() if of_torch else value.astype("float32")
+    return value.detach().cpu().numpy() if of_torch else value
+
+
+def options_of(state: State, tokenizer: Tokenizer, padding_row: bool) -> dict[str, Any]:
+    """The arguments of Transformer that can be read off the state: all but the heads, the activation and dropout.
+
+    Raises ValueError if the embeddings do not fit the tokenizer.
+    """
+    rows = tokenizer.vocab_size + padding_row
+    expected = {_TABLE: (rows, tokenizer.embed_dim), _PLACES: (tokenizer.max_seq_len, tokenizer.embed_dim)}
+    problems = _misfits(state, expected)
+    if problems:
+        raise ValueError(
+            f"from_torch: {'; '.join(problems)}: the rows are the characters (one more, for padding, unless "
+            "padding_row=False) and max_seq_len, the columns embed_dim; build the tokenizer with these, or give the "
+            f"one that the model was trained with; {_NAMES}"
+        )
+    blocks = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
+    first = "transformer.h.0."
+    inner = state.get(first + "mlp.c_fc.weight")  # (4C, C); `fill` says so if it is not
+    return {
+        "n_layers": max(1, len(blocks)),
+        "ff_scale_factor": 4 if inner is None or not inner.ndim else max(1, inner.shape[0] // tokenizer.embed_dim),
+        "output_projection": first + "attn.c_proj.weight" in state,
+        "final_norm": "transformer.ln_f.weight" in state,
+    }
+
+
+def _misfits(state: State, expected: Mapping[str, Shape]) -> list[str]:
+    return [f"missing {name} {shape}" for name, shape in expected.items() if name not in state] + [
+        f"{name} has shape {tuple(state[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+
+
+def fill(model: Module, state: State, padding_row: bool) -> None:
+    """Give a freshly built model the parameters in `state`, whose embeddings `options_of` has checked.
+
+    Raises ValueError that lists the names missing from `state` and unexpected in it, and the shapes that differ;
+    nothing is then changed.
+    """
+    own = dict(model.named_parameters())
+    layout = _layout(own)
+    if not any(name.endswith(".bias") for name in state):  # of a model without biases, whose biases are 0
+        layout = {theirs: names for theirs, names in layout.items() if not theirs.endswith(".bias")}
+    expected = {
+        theirs: _shape_there(theirs, [own[name].shape for name in names])
+        for theirs, names in layout.items()
+        if theirs != _TABLE
+    }
+    problems = _misfits(state, expected)
+    problems += [f"unexpected {name} {tuple(a.shape)}" for name, a in state.items() if name not in {*layout, _LOGITS}]
+    if _LOGITS in state and state[_LOGITS].tobytes() != state[_TABLE].tobytes():
+        problems.append(f"{_LOGITS} is not {_TABLE}, to which the logits are tied here")
+    if problems:
+        raise ValueError(
+            f"from_torch: the state_dict does not fit: {'; '.join(problems)}; {_NAMES} (attention has no biases: train "
+            "with bias=False in nanoGPT)"
+        )
+    model.to(own[_TOKENS].backend).astype(state[_TABLE].dtype.name)
+    model.load_state_dict(_imported(model.state_dict(), layout, state, padding_row))
+
+
+def _shape_there(theirs: str, shapes: Sequence[Shape]) -> Shape:
+    return (sum(shape[1] for shape in shapes), shapes[0][0]) if _is_linear(theirs) else shapes[0]
+
+
+def _imported(own: State, layout: Mapping[str, list[str]], state: State, padding_row: bool) -> State:
+    """`own`, by the names here, with what `state` has; what it has not are biases, 0 in a fresh model."""
+    table = own[_TOKENS]  # (vocab_size + 1, C)
+    for theirs, names in layout.items():
+        array = state[theirs].T if _is_linear(theirs) else state[theirs]
+        width = array.shape[-1] // len(names)
+        for i, name in enumerate(names):
+            own[name] = array[..., i * width : (i + 1) * width]
+    if not padding_row:
+        table[:-1], table[-1] = state[_TABLE], 0
+        own[_TOKENS] = table
+    return own

@@ -1,0 +1,551 @@
+"""Models to PyTorch and from there, in memory and in files; memory shared with it; batches of its DataLoader."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.dlpack import from_dlpack as torch_from_dlpack  # torch.from_dlpack, which its types do not know
+
+from docs import torch_twin
+from docs.torch_twin import Twin, renamed
+from russellgrad import Tensor
+from russellgrad.backend import Backend, get_backend
+from russellgrad.checkpoint import load_model, save_model
+from russellgrad.loss import cross_entropy_loss
+from russellgrad.random import default_generator
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
+from tests.helpers import assert_close, rng
+from tests.process import output_of
+from tests.torch_twin import randomise
+
+TEXT = "the cat sat on the mat"
+BATCH = ["the cat", "a", "sat sat sat", "mmmm"]  # padded by different amounts
+GPT: dict[str, Any] = {"activation": "gelu", "output_projection": True, "final_norm": True}
+VARIANTS: list[dict[str, Any]] = [
+    {"activation": "leaky_relu"},
+    {"activation": "relu", "final_norm": True, "n_layers": 1},
+    {"activation": "gelu_tanh", "output_projection": True, "ff_scale_factor": 3},
+    {**GPT, "n_attn_heads": 2, "n_layers": 3},
+    {**GPT, "n_attn_heads": 16, "ff_scale_factor": 1, "dropout": 0.5},
+]
+
+
+def small_tokenizer(**options: Any) -> Tokenizer:
+    return Tokenizer.from_text(TEXT, max_seq_len=12, embed_dim=16, seed=1, **options)
+
+
+def small_model(dtype: str = "float64", **options: Any) -> Transformer:
+    """With sizeable random parameters, in evaluation mode."""
+    model = Transformer(small_tokenizer(), **{"n_layers": 2, "n_attn_heads": 4, "seed": 1, **options}).astype(dtype)
+    randomise(model)
+    return model.eval()
+
+
+def empty_twin(model: Transformer, dtype: torch.dtype = torch.float64) -> Twin:
+    tokenizer = model.tokenizer
+    torch.manual_seed(3)
+    sizes = (tokenizer.vocab_size, tokenizer.max_seq_len, tokenizer.embed_dim)
+    return Twin(*sizes, **model.config()).to(dtype).eval()
+
+
+def twin_of(model: Transformer) -> Twin:
+    state = {name: torch.from_numpy(array) for name, array in model.to_torch_state_dict().items()}
+    twin = empty_twin(model, state["lm_head.weight"].dtype)
+    twin.load_state_dict(state)
+    return twin
+
+
+def from_twin(twin: torch.nn.Module | dict[str, Any], **options: Any) -> Transformer:
+    return Transformer.from_torch(twin, small_tokenizer(), **{"n_attn_heads": 4, "activation": "gelu", **options})
+
+
+def tokens(model: Transformer, batch: Any = BATCH) -> torch.Tensor:
+    return torch.from_numpy(Tensor(model.tokenizer.ids(batch).values).numpy())
+
+
+def check_the_same(model: Transformer, twin: Twin, scale: float = 1.0) -> None:
+    """Logits, and with a random gradient of theirs those of all parameters; 1e-12 in float64."""
+    logits, expected = model(BATCH), twin(tokens(model))
+    dtype = str(logits.dtype)
+    atol = None if dtype == "float64" else 2e-5 * scale
+    assert_close(logits, expected, atol=atol, what="logits")
+    upstream = rng(5).normal(size=logits.shape).astype(dtype)
+    logits.backward(Tensor(upstream, requires_grad=False))
+    expected.backward(torch.from_numpy(upstream))
+    ours = {name: torch.from_numpy(Tensor(p.grad).numpy()) for name, p in model.named_parameters()}
+    theirs = dict(twin.named_parameters())  # the logits' weight is the token embedding: once
+    assert {*renamed(ours)} == {*theirs, "lm_head.weight"}
+    for name, parameter in theirs.items():
+        assert_close(renamed(ours)[name], parameter.grad, atol=atol, what=name)
+
+
+# --- A model over and back
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_the_twin_of_a_model_has_its_logits_and_gradients(backend: Backend, options: dict[str, Any]) -> None:
+    model = small_model(**options)
+    check_the_same(model, twin_of(model))
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_the_model_of_a_twin_has_its_logits_and_gradients(backend: Backend, options: dict[str, Any]) -> None:
+    like = small_model(**options)
+    twin = empty_twin(like)
+    for parameter in twin.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    given = {name: like.config()[name] for name in ("n_attn_heads", "activation", "dropout")}
+    model = Transformer.from_torch(twin, small_tokenizer(), **given)
+    assert model.config() == like.config()
+    assert not model.training
+    assert all(p.backend is get_backend() and p.requires_grad for p in model.parameters())
+    check_the_same(model, twin)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_float32(backend: Backend, options: dict[str, Any]) -> None:
+    model = small_model("float32", **options)
+    check_the_same(model, twin_of(model), scale=10)  # gradients are of the order of 10 and more
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_over_and_back_bit_for_bit(backend: Backend, dtype: str) -> None:
+    model = small_model(dtype, **GPT)
+    state, again = model.state_dict(), from_twin(twin_of(model)).state_dict()
+    assert list(again) == list(state)
+    for name, array in state.items():
+        assert again[name].dtype == dtype
+        np.testing.assert_array_equal(again[name], array, strict=True)
+    back = from_twin(model.to_torch_state_dict()).state_dict()  # NumPy arrays do, too
+    assert all(np.array_equal(back[name], array) for name, array in state.items())
+
+
+def test_names_and_shapes_are_nanogpts(backend: Backend) -> None:
+    """Its checkpoints' own, as `bias=True` gives them but for the attention's, which has none here."""
+    block = {
+        "ln_1.weight": (16,), "ln_1.bias": (16,), "attn.c_attn.weight": (48, 16), "attn.c_proj.weight": (16, 16),
+        "ln_2.weight": (16,), "ln_2.bias": (16,), "mlp.c_fc.weight": (64, 16), "mlp.c_fc.bias": (64,),
+        "mlp.c_proj.weight": (16, 64), "mlp.c_proj.bias": (16,),
+    }  # fmt: skip
+    rows = len(set(TEXT)) + 1
+    expected = {
+        "transformer.wte.weight": (rows, 16),
+        "transformer.wpe.weight": (12, 16),
+        **{f"transformer.h.{i}.{name}": shape for i in range(2) for name, shape in block.items()},
+        "transformer.ln_f.weight": (16,),
+        "transformer.ln_f.bias": (16,),
+        "lm_head.weight": (rows, 16),
+    }
+    model = small_model(**GPT)
+    state = model.to_torch_state_dict()
+    assert {name: array.shape for name, array in state.items()} == expected
+    assert {name: tuple(t.shape) for name, t in empty_twin(model).state_dict().items()} == expected
+    w = model.state_dict()
+    joint = np.concatenate([w[f"blocks.1.attention.w_{part}"] for part in "qkv"], axis=1)
+    np.testing.assert_array_equal(state["transformer.h.1.attn.c_attn.weight"], joint.T)
+    np.testing.assert_array_equal(state["transformer.h.1.mlp.c_proj.weight"], w["blocks.1.feed_forward.w_out"].T)
+
+
+def test_what_is_exported_is_a_copy_in_c_order(backend: Backend) -> None:
+    model = small_model(**GPT)
+    before, state = model.state_dict(), model.to_torch_state_dict()
+    for array in state.values():
+        assert type(array) is np.ndarray and array.flags.c_contiguous and array.flags.writeable
+        array[...] = 7.0
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+    state["lm_head.weight"][...] = 8.0
+    assert (state["transformer.wte.weight"] == 7.0).all()
+
+
+def test_what_is_imported_is_a_copy(backend: Backend) -> None:
+    twin = twin_of(small_model(**GPT))
+    model = from_twin(twin)
+    before = model.state_dict()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.fill_(7.0)
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_widened_to_float32(backend: Backend, dtype: torch.dtype) -> None:
+    twin = twin_of(small_model(**GPT))
+    state = from_twin(twin.to(dtype)).to_torch_state_dict()
+    for name, parameter in twin.state_dict().items():
+        assert state[name].dtype == np.float32
+        np.testing.assert_array_equal(state[name], parameter.float().numpy())
+    mixed = {name: t.float() if ".ln_" in name else t for name, t in twin.state_dict().items()}
+    assert str(from_twin(mixed).final_norm.gamma.dtype) == "float32"  # type: ignore[union-attr]
+
+
+def test_a_model_in_bfloat16_is_exported_in_float32(backend: Backend) -> None:
+    if "bfloat16" not in backend.float_dtypes():
+        pytest.skip(f"{backend.name} has no bfloat16")
+    model = small_model("bfloat16", **GPT)
+    state = model.to_torch_state_dict()
+    assert {array.dtype.name for array in state.values()} == {"float32"}
+    same = small_model("float64", **GPT).to_torch_state_dict()
+    for name, array in state.items():
+        expected = torch.from_numpy(same[name]).to(torch.bfloat16).float().numpy()
+        assert_close(array, expected, atol=2.0**-8, what=name)  # rounded once; to float32 in between, perhaps
+
+
+def test_a_model_over_and_back_goes_on_alike(backend: Backend) -> None:
+    model = small_model(**GPT)
+    assert from_twin(twin_of(model)).generate("the", 20, seed=4) == model.generate("the", 20, seed=4)
+
+
+def test_the_model_is_on_the_tokenizers_backend(backend: Backend) -> None:
+    state = small_model(**GPT).to_torch_state_dict()
+    tokenizer = small_tokenizer().to("numpy")
+    model = Transformer.from_torch(state, tokenizer, n_attn_heads=4, activation="gelu")
+    assert isinstance(tokenizer, Tokenizer) and model.tokenizer is tokenizer
+    assert {p.backend.name for p in model.parameters()} == {"numpy"}
+
+
+def test_importing_uses_no_draw_of_the_default_generator(backend: Backend) -> None:
+    state = small_model(**GPT).to_torch_state_dict()
+    before = default_generator().counter
+    from_twin(state)
+    assert default_generator().counter == before
+
+
+def test_pytorch_itself_is_not_imported() -> None:
+    code = """
+import sys
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
+tokenizer = Tokenizer.from_text("abc", 4, 8)
+state = Transformer(tokenizer, 1, 2).to_torch_state_dict()
+Transformer.from_torch(state, tokenizer, n_attn_heads=2, activation="relu")
+print("torch" in sys.modules)
+"""
+    assert output_of(code) == "False"
+
+
+# --- nanoGPT's checkpoints
+
+
+def nanogpt_checkpoint(twin: Twin) -> dict[str, torch.Tensor]:
+    """As nanoGPT's `bias=False` leaves it: no biases, no row for padding, and torch.compile's prefix."""
+    state = {name: tensor for name, tensor in twin.state_dict().items() if not name.endswith(".bias")}
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        state[name] = state[name][:-1]
+    return {"_orig_mod." + name: tensor for name, tensor in state.items()}
+
+
+def test_a_checkpoint_of_nanogpt(backend: Backend) -> None:
+    twin = twin_of(small_model(**GPT))
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
+        twin.transformer.wte.weight[-1] = 0.0
+    model = from_twin(nanogpt_checkpoint(twin), padding_row=False)
+    check_the_same(model, twin)
+    assert (model(BATCH).numpy()[..., -1] == 0).all()
+    assert not set(model.generate("the", 50, seed=2)) - set(TEXT)
+
+
+def test_the_names_that_torch_compile_gives(backend: Backend) -> None:
+    twin = twin_of(small_model(**GPT))
+    compiled: Any = torch.compile(twin, backend="eager")  # only its names matter
+    assert all(name.startswith("_orig_mod.") for name in compiled.state_dict())
+    check_the_same(from_twin(compiled), twin)
+
+
+def test_without_the_tied_name(backend: Backend) -> None:
+    """safetensors and `named_parameters` give tied parameters once."""
+    twin = twin_of(small_model(**GPT))
+    check_the_same(from_twin({name: p.detach() for name, p in twin.named_parameters()}), twin)
+
+
+# --- What does not fit
+
+
+def check_refused(error: type[Exception], source: Any, *messages: str, **options: Any) -> None:
+    """Each message is part of the one error; the tokenizer is as it was."""
+    tokenizer = small_tokenizer()
+    before = tokenizer.state_dict()
+    with pytest.raises(error) as caught:
+        Transformer.from_torch(source, tokenizer, **{"n_attn_heads": 4, "activation": "gelu", **options})
+    for message in ("from_torch: ", *messages):
+        assert message in str(caught.value)
+    after = tokenizer.state_dict()
+    assert all(
+        after[name].dtype == array.dtype and np.array_equal(after[name], array) for name, array in before.items()
+    )
+
+
+def state_with(**changes: Any) -> dict[str, Any]:
+    """A whole state, with names (`__` for the dot) taken out (None) or set."""
+    state: dict[str, Any] = dict(twin_of(small_model("float32", **GPT)).state_dict())
+    for name, value in changes.items():
+        state.pop(name.replace("__", "."), None)
+        if value is not None:
+            state[name.replace("__", ".")] = value
+    return state
+
+
+def test_all_that_does_not_fit_is_in_one_error(backend: Backend) -> None:
+    state = state_with(
+        transformer__h__0__ln_1__weight=None,
+        transformer__h__1__attn__c_attn__weight=torch.zeros(16, 48),
+        transformer__h__1__attn__c_attn__bias=torch.zeros(48),
+        classifier__weight=torch.zeros(2, 3),
+    )
+    check_refused(
+        ValueError,
+        state,
+        "missing transformer.h.0.ln_1.weight (16,)",
+        "transformer.h.1.attn.c_attn.weight has shape (16, 48), expected (48, 16)",
+        "unexpected transformer.h.1.attn.c_attn.bias (48,)",
+        "unexpected classifier.weight (2, 3)",
+        "docs/torch_twin.py",
+        "bias=False in nanoGPT",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {"transformer__wte__weight": torch.zeros(40, 32), "transformer__wpe__weight": torch.zeros(64, 32)},
+            ["wte.weight has shape (40, 32), expected (11, 16)", "wpe.weight has shape (64, 32), expected (12, 16)",
+             "build the tokenizer with these"],
+        ),
+        ({"transformer__wte__weight": torch.zeros(10, 16)}, ["shape (10, 16), expected (11, 16)", "padding_row=False"]),
+        ({"transformer__wte__weight": None, "lm_head__weight": None}, ["missing transformer.wte.weight (11, 16)"]),
+        ({"lm_head__weight": torch.zeros(11, 16)}, ["lm_head.weight is not transformer.wte.weight", "tied"]),
+        ({"lm_head__weight": torch.zeros(3)}, ["lm_head.weight is not transformer.wte.weight"]),
+        ({"transformer__ln_f__weight": None}, ["unexpected transformer.ln_f.bias (16,)"]),
+        ({"transformer__ln_f__bias": None}, ["missing transformer.ln_f.bias (16,)"]),
+        ({"transformer__h__1__attn__c_proj__weight": None}, ["missing transformer.h.1.attn.c_proj.weight (16, 16)"]),
+        ({"transformer__h__0__attn__c_proj__weight": None}, ["unexpected transformer.h.1.attn.c_proj.weight"]),
+        ({"transformer__h__0__mlp__c_fc__weight": None}, ["missing transformer.h.0.mlp.c_fc.weight (64, 16)"]),
+        ({"transformer__h__0__mlp__c_fc__weight": torch.zeros(50, 16)}, ["has shape (50, 16), expected (48, 16)"]),
+        ({"transformer__h__0__mlp__c_fc__weight": torch.zeros(5, 16)}, ["has shape (5, 16), expected (16, 16)"]),
+        ({"transformer__h__0__mlp__c_fc__weight": torch.tensor(1.0)}, ["has shape (), expected (64, 16)"]),
+        ({"transformer__h__7__ln_1__weight": torch.zeros(16)}, ["missing transformer.h.2.ln_1.weight (16,)",
+                                                               "unexpected transformer.h.7.ln_1.weight (16,)"]),
+        ({"transformer__wpe__weight": torch.zeros(12, 16).double()}, ["float32 and float64", "float64: ", ".double()"]),
+        ({"transformer__wpe__weight": torch.zeros(12, 16).long()}, ["'transformer.wpe.weight' is of dtype int64"]),
+        ({"transformer__wpe__weight": np.zeros((12, 16), "int32")}, ["'transformer.wpe.weight' is of dtype int32"]),
+        ({"epoch": 3}, ["'epoch' is a int, no tensor"]),
+    ],
+)  # fmt: skip
+def test_a_state_that_does_not_fit(backend: Backend, changes: dict[str, Any], messages: list[str]) -> None:
+    check_refused(ValueError, state_with(**changes), *messages)
+
+
+def test_what_is_no_state(backend: Backend) -> None:
+    check_refused(ValueError, {"model": state_with(), "optimizer": {}}, "'model' is a dict", "checkpoint['model']")
+    check_refused(ValueError, {}, "missing transformer.wte.weight (11, 16)")
+    check_refused(TypeError, "model.pt", "needs a state_dict or a torch.nn.Module, got str")
+    outside = {name: array for name, array in state_with().items() if ".h." not in name}
+    check_refused(ValueError, outside, "missing transformer.h.0.ln_1.weight (16,)")
+
+
+def test_a_row_for_padding_too_many(backend: Backend) -> None:
+    check_refused(ValueError, state_with(), "wte.weight has shape (11, 16), expected (10, 16)", padding_row=False)
+
+
+# --- Files that open elsewhere
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", [{}, GPT])
+def test_a_model_file_opens_in_pytorch(backend: Backend, tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
+    from safetensors.torch import load_file
+
+    model = small_model(dtype, **options)
+    path = save_model(tmp_path / "model.safetensors", model)
+    twin, vocabulary = torch_twin.load(path)
+    assert vocabulary == model.tokenizer.vocabulary
+    assert not twin.training
+    check_the_same(model, twin, scale=10)
+    by_hand = empty_twin(model, getattr(torch, dtype))
+    by_hand.load_state_dict(renamed(load_file(path)))
+    assert torch.equal(by_hand(tokens(model)), twin(tokens(model)))
+
+
+def test_a_model_file_of_bfloat16_opens_in_pytorch(backend: Backend, tmp_path: Path) -> None:
+    if "bfloat16" not in backend.float_dtypes():
+        pytest.skip(f"{backend.name} has no bfloat16")
+    model = small_model("bfloat16", **GPT)
+    twin, _ = torch_twin.load(save_model(tmp_path / "model.safetensors", model))
+    check_the_same(model.astype("float32"), twin, scale=10)
+
+
+def test_a_file_that_pytorch_wrote(backend: Backend, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_model as save_torch_model
+
+    model = small_model(**GPT)
+    twin, path = twin_of(model), tmp_path / "twin.safetensors"
+    save_torch_model(twin, str(path))
+    check_the_same(from_twin(load_file(path)), twin)
+    save_file({name: torch.from_numpy(a) for name, a in model.to_torch_state_dict().items()}, path)
+    again = from_twin(load_file(path))
+    path = save_model(tmp_path / "model.safetensors", again)
+    assert np.array_equal(load_model(path)(BATCH).numpy(), model(BATCH).numpy())
+
+
+# --- Memory shared by DLPack
+
+
+@pytest.fixture
+def on_host(backend: Backend) -> Backend:
+    if backend.name == "cupy":
+        pytest.skip("the arrays are on a device, and PyTorch's on the host")
+    return backend
+
+
+DTYPES = ["float32", "float64", "int64"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 4), (0, 3)])
+def test_memory_to_pytorch(on_host: Backend, dtype: str, shape: tuple[int, ...]) -> None:
+    values = (10 * rng().normal(size=shape)).astype(dtype)
+    x = Tensor(values, requires_grad=False)
+    theirs = torch_from_dlpack(x)
+    assert_close(theirs, values)
+    theirs += 1
+    assert_close(x, values + np.ones((), dtype))
+    x.data += 2
+    assert_close(theirs, values + np.full((), 3, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 4), (0, 3)])
+def test_memory_from_pytorch(on_host: Backend, dtype: str, shape: tuple[int, ...]) -> None:
+    theirs = torch.from_numpy(np.asarray(10 * rng().normal(size=shape)).astype(dtype))
+    x = Tensor.from_dlpack(theirs)
+    assert (x.backend, x.shape, x.requires_grad) == (on_host, shape, dtype != "int64")
+    assert_close(x, theirs)
+    theirs += 1
+    assert_close(x, theirs)
+    x.data -= 3
+    assert_close(x, theirs)
+
+
+def test_views_keep_their_strides(on_host: Backend) -> None:
+    x = Tensor(rng().normal(size=(4, 6)), requires_grad=False)
+    for view in (x.T, x[1:, ::2], x[:, 3], x[2], x.broadcast_to(2, 4, 6)):
+        theirs = torch_from_dlpack(view)
+        assert_close(theirs, view)
+        x.data += 1.0
+        assert_close(theirs, view)
+    base = torch.from_numpy(rng().normal(size=(4, 6)))
+    for theirs in (base.T, base[1:, ::2], base[:, 3], base.expand(2, 4, 6)):
+        ours = Tensor.from_dlpack(theirs)
+        base += 1.0
+        assert_close(ours, theirs)
+
+
+def test_a_view_that_runs_backwards_is_not_exported(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0, 3.0], requires_grad=False)
+    with pytest.raises(BufferError, match=r"^__dlpack__: this view runs backwards.* export a copy, Tensor\(x.data"):
+        x[::-1].__dlpack__()
+    copied = Tensor(x[::-1].data, requires_grad=False)
+    assert_close(Tensor.from_dlpack(copied), np.array([3.0, 2.0, 1.0]))
+
+
+def test_memory_that_may_not_be_written(on_host: Backend) -> None:
+    """Told by DLPack 1.0, which NumPy heeds; PyTorch knows no such memory."""
+    constant = np.ones(3)
+    constant.flags.writeable = False
+    x = Tensor.from_dlpack(constant, requires_grad=False)
+    with pytest.raises(ValueError, match="read-only"):
+        x.data += 1.0
+    assert not np.from_dlpack(x).flags.writeable
+    with pytest.raises(BufferError, match="readonly"):
+        x.__dlpack__()  # which asks for an older DLPack, that cannot tell
+    assert_close((Tensor.from_dlpack(constant) * 2).sum(), np.array(6.0))
+
+
+def test_gradients_do_not_cross(on_host: Backend) -> None:
+    """A tensor that tracks gradients is not given away; what comes is a leaf of its own."""
+    with pytest.raises(BufferError, match=r"^__dlpack__: this tensor tracks gradients.* export .detach\(\)"):
+        torch_from_dlpack(Tensor([1.0]))
+    leaf = torch.ones(3, requires_grad=True)
+    for theirs in (leaf, leaf * 2, torch.nn.Parameter(torch.ones(3))):
+        with pytest.raises(BufferError, match=r"^from_dlpack: backend '\w+' cannot share.* require grad.*\.detach\(\)"):
+            Tensor.from_dlpack(theirs)
+    x = Tensor.from_dlpack(leaf.detach())
+    (x * x).sum().backward()
+    assert_close(x.grad, np.full(3, 2.0, "float32"))
+    assert leaf.grad is None
+    assert_close(torch_from_dlpack(x.detach()), leaf)
+
+
+def test_a_write_from_pytorch_can_be_told(on_host: Backend) -> None:
+    theirs = torch.ones(3)
+    x = Tensor.from_dlpack(theirs)
+    y = (x * x).sum()
+    theirs[0] = 5.0
+    x.changed_in_place()
+    with pytest.raises(RuntimeError, match="was changed in place"):
+        y.backward()
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [torch.ones(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.complex64), torch.eye(3).to_sparse(),
+     torch.ones(3, device="meta")],
+)  # fmt: skip
+def test_what_cannot_be_shared_is_one_clear_error(backend: Backend, theirs: torch.Tensor) -> None:
+    with pytest.raises(BufferError) as caught:
+        Tensor.from_dlpack(theirs)
+    said = str(caught.value)
+    assert said.startswith(f"from_dlpack: backend {backend.name!r} cannot share this memory (torch.Tensor, torch.")
+    assert ".float()" in said and ".detach()" in said
+
+
+def test_the_remedies_for_what_cannot_be_shared(on_host: Backend) -> None:
+    half = torch.tensor([1.0, 2.5], dtype=torch.bfloat16, requires_grad=True)
+    assert_close(Tensor.from_dlpack(half.detach().float()), np.array([1.0, 2.5], "float32"))
+
+
+@pytest.mark.parametrize("wrong", [[1.0], 2.0, None])
+def test_what_has_no_memory_to_share(backend: Backend, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"^from_dlpack: a \w+ has no __dlpack__; copy it with Tensor\(data\)"):
+        Tensor.from_dlpack(wrong)
+
+
+def test_memory_of_the_host_is_not_a_devices(backend: Backend) -> None:
+    if backend.name != "cupy":
+        pytest.skip("these backends are on the host")
+    for host in (torch.ones(3), np.ones(3)):
+        with pytest.raises(BufferError, match=r"^from_dlpack: backend 'cupy' cannot share .*\.cuda\(\)"):
+            Tensor.from_dlpack(host)
+    assert_close(Tensor(torch.ones(3)), np.ones(3, "float32"))  # a copy can always be had
+
+
+# --- Batches of a DataLoader
+
+
+def test_batches_of_ids_from_a_dataloader(backend: Backend) -> None:
+    model = small_model(**GPT)
+    ids = torch.tensor([model.tokenizer.encode(TEXT[i : i + 9]) for i in range(8)])
+    losses = []
+    for inputs, targets in DataLoader(TensorDataset(ids[:, :-1], ids[:, 1:]), batch_size=4):
+        loss = cross_entropy_loss(model(inputs), targets, model.tokenizer.pad_token_id)
+        expected = cross_entropy_loss(model(inputs.numpy()), targets.numpy(), model.tokenizer.pad_token_id)
+        assert loss.item() == expected.item()
+        loss.backward()
+        losses.append(loss.item())
+    assert len(losses) == 2
+
+
+def test_batches_of_texts_from_a_dataloader(backend: Backend) -> None:
+    model = small_model(**GPT)
+    texts: Any = ["the cat", "a", "sat", "the mat"]
+    for i, batch in enumerate(DataLoader(texts, batch_size=2)):
+        assert_close(model(batch), model(texts[2 * i : 2 * i + 2]))
+        assert model.tokenizer.targets(batch) == model.tokenizer.targets(texts[2 * i : 2 * i + 2])
