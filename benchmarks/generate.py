@@ -53,8 +53,11 @@ def tables(quick: bool = False) -> list[Table]:
     for size in sizes:
         length, everyone = Size.parse(size).length, candidates(size)
         measured(cached, size, everyone, length // 2, rounds)
-        ways = {OURS: ("ours", "cached"), TORCH: ("torch_eager", "recomputed")}
-        filled = {name: (module, "generate", size, str(length), str(past), way) for name, (module, way) in ways.items()}
+        rest = ("generate", size, str(length), str(past))
+        filled: dict[str, Candidate] = {
+            OURS: ("ours", *rest, "cached"),
+            TORCH: ("torch_eager", *rest, "recomputed"),
+        }
         measured(beyond, size, filled, past, rounds)
         if STATUS.exists():
             memory.add(size.rpartition("/")[0], {name: [peak(who)] for name, who in everyone.items()})

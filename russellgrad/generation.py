@@ -192,7 +192,7 @@ def stream(
     See `Transformer.stream`. Raises at once, not at the first piece.
     """
     vocabulary = model.tokenizer.vocabulary
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+    if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):
         raise TypeError("generate: the prompt must be a string or a list of strings")
     if not prompts:
         raise ValueError("generate: the list of prompts is empty; give at least one")
