@@ -285,7 +285,7 @@ class _Reader:
 
 @contextmanager
 def _evaluating(modules: Sequence[Module]) -> Iterator[None]:
-    """Evaluation mode in the block, and each module's own mode again after it: between steps others may train."""
+    """Evaluation mode in the block, and each module's own mode again after it: between pieces it is its user's."""
     modes = [module.training for module in modules]
     for module in modules:
         module.training = False
