@@ -5,17 +5,18 @@ Shapes: B texts of T tokens, C = embed_dim = hidden_size, H heads of width D = C
 """
 
 import math
-import random
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar
 
-from . import interchange
-from .autograd import no_grad
+from . import generation, interchange
 from .functional import add_layer_norm, attention, bias_gelu, bias_leaky_relu, layer_norm, linear
+from .generation import KVCache, LayerCache, Sampling
 from .module import Module, constant_parameter, normal_parameter
 from .random import DROPOUT, Generator, default_generator
 from .tensor import Tensor
 from .tokenizer import Tokenizer
+
+Prompt = TypeVar("Prompt", str, list[str])
 
 _STD = 0.02  # of initial weights, as in GPT-2 (Radford et al. 2019)
 
@@ -130,11 +131,17 @@ class AttentionLayer(Module):
         self.w_v = normal_parameter(square, _STD, generator, "w_v")
         self.w_out = normal_parameter(square, output_std, generator, "w_out") if output_projection else None
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """`padding` (B, T) is True at tokens that are padding, which no token then sees."""
+    def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """`padding` (B, T) is True at tokens that are padding, which no token then sees.
+
+        With a cache of S tokens, x are those that follow them, and see them too; `padding` is then (B, S + T).
+        """
         q, k, v = (self._heads(linear(x, w)) for w in (self.w_q, self.w_k, self.w_v))  # (B, H, T, D)
-        hidden = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, T)
-        heads = attention(q, k, v, mask=hidden, causal=True)  # (B, H, T, D)
+        if cache is not None:
+            k, v = cache.extend(k, v)  # (B, H, S + T, D)
+        hidden = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
+        before = k.shape[-2] - q.shape[-2]  # S
+        heads = attention(q, k, v, mask=hidden, causal=True, offset=before)  # (B, H, T, D)
         joined = heads.swapaxes(-3, -2).reshape(x.shape)  # (B, T, C)
         return joined if self.w_out is None else linear(joined, self.w_out)
 
@@ -190,10 +197,12 @@ class Block(Module):
         self.feed_forward = feed_forward
         self.dropout = dropout
 
-    def forward(self, x: Tensor, r: Tensor | None = None, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, r: Tensor | None = None, padding: Tensor | None = None, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The stream x (B, T, C) and what is still to be added to it -> the same two after this layer."""
         x, normed = self.attention_norm.add(x, r)
-        x, normed = self.feed_forward_norm.add(x, self.dropout(self.attention(normed, padding)))
+        x, normed = self.feed_forward_norm.add(x, self.dropout(self.attention(normed, padding, cache)))
         return x, self.dropout(self.feed_forward(normed))
 
 
@@ -302,68 +311,80 @@ class Transformer(Module):
         """
         return interchange.to_torch_state_dict(self)
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Any, cache: KVCache | None = None) -> Tensor:
         """A batch -> logits (B, T, vocab_size + 1) of each place's next token; the last class is padding.
 
         Args:
             batch: a list of B strings, integer ids (B, T), or what `Tokenizer.ids` gave. Raises as that does.
+            cache: of what this model was fed before: the batch is what follows, and the cache holds it from then on.
+                Raises ValueError for another model's, other texts than it holds, or more than max_seq_len tokens.
         """
+        if cache is not None and cache.model is not self:
+            raise ValueError("forward: the cache is another model's; make one with KVCache(model)")
         ids = self.tokenizer.ids(batch)
+        first: int | Tensor = 0
+        layers: list[LayerCache | None] = [None] * len(self.blocks)
         padding = None if ids.padding is None else Tensor(ids.padding, backend=ids.backend)
-        x = self.dropout(self.tokenizer.embed(ids.values))  # (B, T, C)
+        if cache is not None:
+            first, padding = cache.place(ids.values.shape, padding, ids.backend)
+            layers = list(cache.layers)
+        x = self.dropout(self.tokenizer.embed(ids.values, first))  # (B, T, C)
         r = None
-        for block in self.blocks:
-            x, r = block(x, r, padding)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x, r = block(x, r, padding, layer)
         x = x + r if self.final_norm is None else self.final_norm.add(x, r)[1]
         return linear(x, self.tokenizer.token_embedding.T)
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         max_new_tokens: int,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
+        stop: str | None = None,
         seed: int = 0,
-    ) -> str:
-        """The prompt and `max_new_tokens` characters more, drawn one by one from the model's predictions.
+    ) -> Prompt:
+        """The prompt and what follows it: all that `stream` gives; of a list of prompts, the list of their texts."""
+        sampling = Sampling(temperature, top_k, top_p)
+        if isinstance(prompt, str):
+            return generation.generate(self, [prompt], max_new_tokens, sampling, stop, seed)[0]
+        return generation.generate(self, prompt, max_new_tokens, sampling, stop, seed)
 
-        Past max_seq_len the model sees the last max_seq_len characters. Padding is never drawn.
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop: str | None = None,
+        seed: int = 0,
+    ) -> Iterator[Prompt]:
+        """What follows the prompt, in pieces, as it is drawn character by character from the model's predictions.
+
+        Nothing is held back but what could be the start of `stop`. Of a list of prompts, which are read all at once,
+        each item is a list: a piece for each prompt, "" where there is none. A text is what it would be if the others
+        were others. Past max_seq_len the model sees the last max_seq_len characters. Padding is never drawn, and
+        nothing dropped.
 
         Args:
-            prompt: at least one character.
+            prompt: at least one character; or a list of prompts, at least one.
+            max_new_tokens: the most characters that follow each.
             temperature: divides the logits; 0 takes the most likely character every time.
             top_k: draw from the k most likely characters only.
-            seed: of the draws.
+            top_p: draw only from the most likely ones whose probabilities add up to this: see `generation.Sampling`.
+            stop: a text ends before this string, wherever it comes after the prompt.
+            seed: of the draws, in [0, 2**64). Each row of a list has draws of its own.
 
         Raises:
-            ValueError: an empty prompt, a character outside the vocabulary, a negative temperature or count, top_k < 1.
+            ValueError: an empty prompt, list or stop string, a character outside the vocabulary, a negative
+                temperature or count, top_k < 1, top_p outside (0, 1], a seed out of range; while the pieces are drawn,
+                logits that are not finite. TypeError: a prompt that is neither a string nor a list of strings.
         """
-        if max_new_tokens < 0 or temperature < 0 or top_k is not None and top_k < 1:
-            raise ValueError(
-                "generate: needs max_new_tokens >= 0, temperature >= 0 and top_k >= 1, "
-                f"got {max_new_tokens}, {temperature} and {top_k}"
-            )
-        ids = self.tokenizer.encode(prompt)
-        if not ids:
-            raise ValueError("generate: the prompt is empty; give at least one character of the vocabulary")
-        draws = random.Random(seed)
-        was_training = self.training
-        self.eval()
-        try:
-            with no_grad():
-                for _ in range(max_new_tokens):
-                    logits = self.forward([ids[-self.tokenizer.max_seq_len :]])[0, -1]
-                    ids.append(_draw(logits.numpy().tolist()[: self.tokenizer.vocab_size], temperature, top_k, draws))
-        finally:
-            self.train(was_training)
-        return self.tokenizer.decode(ids)
-
-
-def _draw(logits: list[float], temperature: float, top_k: int | None, draws: random.Random) -> int:
-    """A class number, drawn from softmax(logits / temperature) over the top_k largest."""
-    ranked = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_k]
-    if temperature == 0:
-        return ranked[0]
-    weights = [math.exp((logits[i] - logits[ranked[0]]) / temperature) for i in ranked]
-    return draws.choices(ranked, weights)[0]
+        sampling = Sampling(temperature, top_k, top_p)
+        if isinstance(prompt, str):
+            return (piece for (piece,) in generation.stream(self, [prompt], max_new_tokens, sampling, stop, seed))
+        return generation.stream(self, prompt, max_new_tokens, sampling, stop, seed)

@@ -182,10 +182,17 @@ class Tokenizer(Module):
 
     # --- TokenIds and vectors
 
-    def embed(self, ids: Array) -> Tensor:
-        """(B, T) -> (B, T, C): each token's embedding plus its position's. The ids are those that `ids` gave."""
+    def embed(self, ids: Array, first: int | Tensor = 0) -> Tensor:
+        """(B, T) -> (B, T, C): each token's embedding plus its position's. The ids are those that `ids` gave.
+
+        `first` is the position of each row's first token, the same for all or int64 (B, 1); with the rest of the row
+        after it, it must be below max_seq_len.
+        """
         tokens = apply(rules.embedding, self.token_embedding, ids=ids, checked=True)
-        return tokens + self.positional_encoding[: ids.shape[1]]
+        if isinstance(first, int):
+            return tokens + self.positional_encoding[first : first + ids.shape[1]]
+        positions = first + first.backend.arange(ids.shape[1])  # (B, T)
+        return tokens + apply(rules.embedding, self.positional_encoding, ids=positions, checked=True)
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         """A batch as `ids` takes it -> embeddings (B, T, C), ids (B, T), and True where there is padding (B, T)."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import growth, measure, memory, ops, overhead, readme, train_step
+from benchmarks import generate, growth, measure, memory, ops, overhead, readme, train_step
 from benchmarks.measure import OURS, ROOT, Table, Worker, check_close
 from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
@@ -128,10 +128,12 @@ def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, 
     everything.main()
     data = json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))
     text = (tmp_path / "some.md").read_text(encoding="utf-8")
-    assert list(data["tables"]) == ["generate"]
-    table = Table(**data["tables"]["generate"])
-    check_table(table, 1, {TORCH})
-    assert table.markdown() in text
+    assert list(data["tables"]) == ["generate_cached", "generate", "generate_memory"]
+    cached, past, peak = (Table(**table) for table in data["tables"].values())
+    ways = {TORCH, generate.OURS_ANEW, generate.TORCH_ANEW}
+    for table, cases, peers in ((cached, 1, ways), (past, 1, {TORCH}), (peak, STATUS.exists(), ways)):
+        check_table(table, cases, peers)
+        assert table.markdown() in text
     assert data["command"] == "python -m benchmarks --quick --only generate --name some"
     for fact in ("date", "commit", "processor", "cores", "BLAS of NumPy", "BLAS of torch", "torch threads", "numpy"):
         assert f"\n- {fact}: {data[fact]}\n" in text

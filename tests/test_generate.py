@@ -1,7 +1,10 @@
 """Text from a trained model's file."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +12,8 @@ from russellgrad.backend import Backend
 from russellgrad.checkpoint import save_model
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
-from tests.process import run_python
-from train.generate import generate, parse
+from tests.process import ROOT, run_python
+from train.generate import BETWEEN, generate, parse
 
 pytest.importorskip("safetensors")
 
@@ -23,39 +26,95 @@ def model_file(tmp_path: Path) -> Path:
     return save_model(tmp_path / "model.safetensors", model)
 
 
+def text_of(path: Path, prompt: str = "abc", tokens: int = 40, **options: Any) -> str:
+    return "".join(generate(path, [prompt], tokens, **options))
+
+
 def test_same_seed_same_text(backend: Backend, model_file: Path) -> None:
-    text = generate(model_file, "abc", 40, seed=3)
+    text = text_of(model_file, seed=3)
     assert text.startswith("abc")
     assert len(text) == 43  # far past the 8 characters the model sees
     assert set(text) <= set("abcdef \n")
-    assert generate(model_file, "abc", 40, seed=3) == text
-    assert generate(model_file, "abc", 40, temperature=2.0, seed=4) != text
+    assert text_of(model_file, seed=3) == text
+    assert text_of(model_file, temperature=2.0, seed=4) != text
 
 
 def test_greedy_text_is_the_same_for_any_seed(backend: Backend, model_file: Path) -> None:
-    greedy = generate(model_file, "abc", 20, temperature=0)
-    assert greedy == generate(model_file, "abc", 20, temperature=0, seed=9)
-    assert greedy == generate(model_file, "abc", 20, temperature=5.0, top_k=1, seed=5)
+    greedy = text_of(model_file, temperature=0)
+    assert greedy == text_of(model_file, temperature=0, seed=9)
+    assert greedy == text_of(model_file, temperature=5.0, top_k=1, seed=5)
+    assert greedy == text_of(model_file, temperature=5.0, top_p=1e-9, seed=5)
+
+
+def test_stop(backend: Backend, model_file: Path) -> None:
+    text = text_of(model_file, temperature=2.0)
+    assert text_of(model_file, temperature=2.0, stop=text[10:12]) == text[: text.index(text[10:12], 3)]
 
 
 def test_without_a_prompt(model_file: Path, tmp_path: Path) -> None:
-    assert generate(model_file, tokens=3)[0] == "\n"
+    assert next(generate(model_file, tokens=3)) == "\n"
     no_lines = Transformer(Tokenizer.from_text("abc", 8, 16, seed=0), 1, 2, seed=0)
-    assert generate(save_model(tmp_path / "no-lines.safetensors", no_lines), tokens=3)[0] == "a"
+    assert next(generate(save_model(tmp_path / "no-lines.safetensors", no_lines), tokens=3)) == "a"
+
+
+def test_several_texts(model_file: Path) -> None:
+    pieces = list(generate(model_file, ["ab", "fed"], 20, num_samples=2, temperature=2.0))
+    texts = "".join(pieces).split(BETWEEN)
+    assert [text[:2] for text in texts] == ["ab", "ab", "fe", "fe"]
+    assert [len(text) for text in texts] == [22, 22, 23, 23]
+    assert texts[0] != texts[1]
+    assert texts[0] == text_of(model_file, "ab", 20, temperature=2.0)
+    assert pieces[:21] == ["ab", *texts[0][2:]]  # the first a character at a time
 
 
 def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
     line = ["m.safetensors", "--prompt", "A", "--tokens", "7", "--temperature", "0.5", "--top-k", "4", "--seed", "2"]
-    expected = {"model": "m.safetensors", "prompt": "A", "tokens": 7, "temperature": 0.5, "top_k": 4, "seed": 2}
+    line += ["--prompt", "B", "--num-samples", "3", "--top-p", "0.9", "--stop", "\n"]
+    expected = {
+        "model": "m.safetensors", "prompt": ["A", "B"], "num_samples": 3, "tokens": 7, "temperature": 0.5, "top_k": 4,
+        "top_p": 0.9, "stop": "\n", "seed": 2,
+    }  # fmt: skip
     assert vars(parse(line)) == expected
     monkeypatch.setattr(sys, "argv", ["generate.py", *line])
     assert vars(parse()) == expected
 
 
+def test_what_is_printed(model_file: Path) -> None:
+    """Each option reaches the model."""
+    line = ["--prompt", "ab", "--prompt", "fed", "--num-samples", "2", "--tokens", "9", "--temperature", "1.5"]
+    line += ["--top-k", "5", "--top-p", "0.95", "--stop", "f", "--seed", "3"]
+    run = run_python("train/generate.py", str(model_file), *line)
+    assert run.returncode == 0, run.stderr
+    settings: dict[str, Any] = {"temperature": 1.5, "top_k": 5, "top_p": 0.95, "stop": "f", "seed": 3}
+    assert run.stdout == "".join(generate(model_file, ["ab", "fed"], 9, num_samples=2, **settings)) + "\n"
+
+
+def test_text_is_printed_as_it_is_made(model_file: Path) -> None:
+    """What comes first is less than a pipe's buffer holds, long before the end: the process is ended after it."""
+    command = [sys.executable, "train/generate.py", str(model_file), "--prompt", "abc", "--tokens", "1000000"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RG_", "PYTHON"))}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        begun = process.stdout.read(100_000)
+        process.kill()
+    assert begun.startswith(b"abc")
+    assert len(begun) < 4096
+
+
 def test_help_is_complete() -> None:
     run = run_python("train/generate.py", "--help")
     assert run.returncode == 0, run.stderr
-    for option in ("model", "--prompt", "--tokens", "--temperature", "--top-k", "--seed"):
+    for option in (
+        "model",
+        "--prompt",
+        "--tokens",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--stop",
+        "--num-samples",
+        "--seed",
+    ):
         assert option in run.stdout
 
 
@@ -65,6 +124,9 @@ def test_help_is_complete() -> None:
         (["--prompt", "xyz"], "character 'x' at position 0 is not in the vocabulary"),
         (["--tokens", "-1"], "max_new_tokens >= 0"),
         (["--top-k", "0"], "top_k >= 1"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--stop", ""], "the stop string is empty"),
+        (["--num-samples", "0"], "num_samples >= 1"),
     ],
 )
 def test_errors_are_one_line(model_file: Path, arguments: list[str], message: str) -> None:

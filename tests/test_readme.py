@@ -12,7 +12,15 @@ import pytest
 
 from tests.process import ROOT, run_python
 
-DOCUMENTS = ["README.md", "docs/own_op.md", "docs/own_backend.md", "docs/cuda.md", "docs/torch.md", "CONTRIBUTING.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/own_op.md",
+    "docs/own_backend.md",
+    "docs/cuda.md",
+    "docs/generation.md",
+    "docs/torch.md",
+    "CONTRIBUTING.md",
+]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

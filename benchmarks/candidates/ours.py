@@ -15,7 +15,7 @@ from benchmarks.candidates.model import (
     op_operands,
     random,
 )
-from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear
+from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear, no_grad
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer
 
@@ -36,17 +36,28 @@ def train_step(size: str) -> Callable[[], float]:
     return step
 
 
-def generate(size: str, tokens: str) -> Callable[[], Callable[[], list[int]]]:
-    """Greedy, after a prompt that fills the context."""
+def generate(size: str, n_prompt: str, tokens: str, kind: str) -> Callable[[], Callable[[], list[int]]]:
+    """Greedy, after a prompt of so many characters.
+
+    `kind` is "cached", which is `Transformer.generate`, or "recomputed", the context for every token, as nanoGPT does.
+    """
     model = build_model(Size.parse(size))
     tokenizer = model.tokenizer
-    prompt = tokenizer.decode(next(batches(Size.parse(size)))[0][0].tolist())
+    prompt = next(batches(Size.parse(size)))[0][0, : int(n_prompt)].tolist()
 
-    def call() -> Callable[[], list[int]]:
-        text = model.generate(prompt, int(tokens), temperature=0)
+    def cached() -> Callable[[], list[int]]:
+        text = model.generate(tokenizer.decode(prompt), int(tokens), temperature=0)
         return lambda: tokenizer.encode(text)[len(prompt) :]
 
-    return call
+    def recomputed() -> Callable[[], list[int]]:
+        ids = list(prompt)
+        with no_grad():
+            for _ in range(int(tokens)):
+                logits = model([ids[-tokenizer.max_seq_len :]])[0, -1, : tokenizer.vocab_size]
+                ids.append(int(logits.argmax()))
+        return lambda: ids[len(prompt) :]
+
+    return {"cached": cached, "recomputed": recomputed}[kind]
 
 
 def op(name: str, size: str) -> Callable[[], Callable[[], list[float]]]:

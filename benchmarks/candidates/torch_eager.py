@@ -1,7 +1,7 @@
 """PyTorch's side of each benchmark, eager. A builder takes strings and returns what is to be called and timed."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
@@ -16,13 +16,16 @@ from benchmarks.candidates.model import (
     random,
 )
 
+Cache: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]  # a layer's keys and values, (B, H, S, D)
+
 
 def model(
     size: Size, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> tuple[list[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
-    """The parameters, and the forward pass: tokens (B, T) -> logits (B, T, characters).
+) -> tuple[list[torch.Tensor], Callable[..., torch.Tensor]]:
+    """The parameters, and the forward pass: tokens (B, T), a cache or None -> logits (B, T, characters).
 
-    With the kernels PyTorch would use: scaled_dot_product_attention, linear, layer_norm.
+    With the kernels PyTorch would use: scaled_dot_product_attention, linear, layer_norm. With a cache of S tokens, one
+    token follows them.
     """
     weights = build_model(size).state_dict()
     p = {name: torch.tensor(w, dtype=dtype, device=device, requires_grad=True) for name, w in weights.items()}
@@ -36,14 +39,19 @@ def model(
     def heads(x: torch.Tensor) -> torch.Tensor:
         return x.view(*x.shape[:2], size.heads, size.width // size.heads).transpose(1, 2)
 
-    def forward(tokens: torch.Tensor) -> torch.Tensor:
+    def forward(tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         table = p["tokenizer.token_embedding"]
-        x = F.embedding(tokens, table) + p["tokenizer.positional_encoding"][: tokens.shape[1]]
+        first = cache[0][0].shape[-2] if cache else 0  # S
+        x = F.embedding(tokens, table) + p["tokenizer.positional_encoding"][first : first + tokens.shape[1]]
         for i in range(size.layers):
             attention, ff = f"blocks.{i}.attention", f"blocks.{i}.feed_forward"
             h = norm(x, attention + "_norm")
             q, k, v = (heads(F.linear(h, p[f"{attention}.{w}"])) for w in ("w_q", "w_k", "w_v"))
-            h = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
+            if cache is not None:
+                if first:
+                    k, v = torch.cat([cache[i][0], k], dim=-2), torch.cat([cache[i][1], v], dim=-2)
+                cache[i] = k, v
+            h = F.scaled_dot_product_attention(q, k, v, is_causal=first == 0).transpose(1, 2).reshape(x.shape)
             x = x + F.linear(h, p[attention + ".w_out"])
             h = F.gelu(F.linear(norm(x, ff + "_norm"), p[ff + ".w_in"], p[ff + ".b_in"]))
             x = x + F.linear(h, p[ff + ".w_out"], p[ff + ".b_out"])
@@ -78,16 +86,19 @@ def train_step(size: str, kind: str) -> Callable[[], float]:
     return step
 
 
-def generate(size: str, tokens: str) -> Callable[[], Callable[[], list[int]]]:
-    """Greedy, after a prompt that fills the context; like ours, it computes the whole context for every token."""
+def generate(size: str, n_prompt: str, tokens: str, kind: str) -> Callable[[], Callable[[], list[int]]]:
+    """Greedy, after a prompt of so many characters; `kind` is "cached" or "recomputed", the context for every token."""
     _, forward = model(Size.parse(size))
-    prompt = next(batches(Size.parse(size)))[0][0].tolist()
+    prompt = next(batches(Size.parse(size)))[0][0, : int(n_prompt)].tolist()
+    window = Size.parse(size).length
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def call() -> Callable[[], list[int]]:
         ids = list(prompt)
+        cache: Cache | None = {} if kind == "cached" else None
         for _ in range(int(tokens)):
-            ids.append(int(forward(torch.tensor([ids[-len(prompt) :]]))[0, -1].argmax()))
+            new = ids[-1:] if cache else ids[-window:]
+            ids.append(int(forward(torch.tensor([new]), cache)[0, -1].argmax()))
         return lambda: ids[len(prompt) :]
 
     return call
