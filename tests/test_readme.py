@@ -19,6 +19,8 @@ DOCUMENTS = [
     "docs/cuda.md",
     "docs/generation.md",
     "docs/torch.md",
+    "docs/training.md",
+    "docs/distributed.md",
     "CONTRIBUTING.md",
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
