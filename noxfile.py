@@ -36,7 +36,7 @@ NVRTC = {
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
     """The test suite on NumPy; then, if no tests are chosen, those that tell most on the strict backend too."""
-    session.install(*TEST, "-e", ".[train]")
+    session.install(*TEST, "-e", ".[train,report,tensorboard]")
     session.run("pytest", *session.posargs, env={**THREADS, "RG_BACKEND": "numpy"})
     if not session.posargs:
         files = [f"tests/test_{name}.py" for name in STRICT]

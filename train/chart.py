@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Axis:
             places = (at - low) / (high - low)
         return np.where(np.isfinite(places), places, np.nan)
 
-    def ticks(self, most: int = 6) -> list[float]:
+    def ticks(self, most: int = 5) -> list[float]:
         """Round values within, about `most` of them."""
         if not self.log:
             step = _round_up((self.high - self.low) / most)
@@ -74,6 +75,15 @@ class Axis:
         every = max(1, (high - low) // most)
         values = [factor * 10.0**power for power in range(low, high + 1, every) for factor in factors]
         return [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
+
+    def labelled(self, most: int = 5) -> list[tuple[str, float]]:
+        """The ticks' labels and places."""
+        ticks = self.ticks(most)
+        places = self.place(np.array(ticks, float)).tolist()
+        if self.log or len(ticks) < 2 or not 1e-5 < ticks[1] - ticks[0] < 1e9:
+            return list(zip(map(number, ticks), places, strict=True))
+        decimals = max(0, math.ceil(-math.log10(ticks[1] - ticks[0]) - 1e-9))  # the same for all
+        return [(f"{tick:,.{decimals}f}", place) for tick, place in zip(ticks, places, strict=True)]
 
 
 def _round_up(size: float) -> float:
@@ -111,7 +121,7 @@ def thinned(series: Series) -> tuple[Floats, Floats]:
         return x, y
     edges = np.linspace(0, len(x), BUCKETS + 1).astype(int)
     kept = {0, len(x) - 1}
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         part = y[start:end]
         finite = np.isfinite(part)
         kept.add(start + int(np.where(finite, part, np.inf).argmin()))
@@ -121,10 +131,10 @@ def thinned(series: Series) -> tuple[Floats, Floats]:
 
 
 def number(value: float) -> str:
-    """A value for people: 12,345, 1.814, 0.002, 2e-5."""
+    """A value for people, to about four digits: 12,345, 1.814, 0.002, 2e-5."""
     if not math.isfinite(value):
         return str(value)
-    if value == 0 or 1e-3 <= abs(value) < 1e3:
+    if value == 0 or 1e-4 <= abs(value) < 1e3:
         return f"{value:.4g}"
     if 1e3 <= abs(value) < 1e7:
         return f"{value:,.0f}"
@@ -139,25 +149,22 @@ def chart_html(chart: Chart, steps: Axis, describe: str) -> str:
     """A <figure>. The SVG is stretched to the space there is, so what is lettered stands beside it as HTML."""
     axis = value_axis(chart)
     x_labels = "".join(
-        f'<span style="left:{100 * at:.2f}%">{number(tick)}</span>' for tick, at in _placed(steps, steps.ticks())
+        f'<span{" class=last" if at > 0.95 else ""} style="left:{100 * at:.2f}%">{name}</span>'
+        for name, at in steps.labelled(4)
     )
-    y_labels = "".join(f'<span style="bottom:{100 * at:.2f}%">{number(t)}</span>' for t, at in _placed(axis, axis.ticks()))
-    scale = ", logarithmic" if axis.log else ""
+    y_labels = "".join(f'<span style="bottom:{100 * at:.2f}%">{name}</span>' for name, at in axis.labelled())
+    unit = ", ".join(filter(None, [chart.unit, "logarithmic scale" if axis.log else ""]))
     key, title = html.escape(chart.key), html.escape(chart.title)
     return (
         f'<figure class="chart" id="chart-{key}" data-key="{key}">\n'
-        f"<figcaption><h3>{title}</h3> <span>{html.escape(chart.unit)}{scale}</span>{_legend(chart)}</figcaption>\n"
+        f"<figcaption><h3>{title}</h3> <span>{html.escape(unit)}</span>{_legend(chart)}</figcaption>\n"
         f'<div class="plot"><div class="y" aria-hidden="true">{y_labels}</div>\n'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-labelledby="title-{key} desc-{key}">'
         f'<title id="title-{key}">{title}</title><desc id="desc-{key}">{html.escape(describe)}</desc>\n'
         f"{_svg(chart, steps, axis)}</svg>\n"
-        f'<div class="x" aria-hidden="true">{x_labels}</div></div>\n'
+        f'<div class="x-name" aria-hidden="true">step</div><div class="x" aria-hidden="true">{x_labels}</div></div>\n'
         f'<p class="reading" aria-hidden="true">{html.escape(describe)}</p>\n</figure>\n'
     )
-
-
-def _placed(axis: Axis, ticks: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(ticks, axis.place(np.array(ticks, float)).tolist(), strict=True))
 
 
 def _legend(chart: Chart) -> str:
@@ -176,7 +183,7 @@ def _css(series: Series) -> str:
 
 def _svg(chart: Chart, steps: Axis, axis: Axis) -> str:
     """Grid, reference and curves, in a square of 1000 by 1000 with y downwards."""
-    grid = "".join(f"M0 {1000 - 1000 * at:.1f}H1000" for _, at in _placed(axis, axis.ticks()))
+    grid = "".join(f"M0 {1000 - 1000 * at:.1f}H1000" for _, at in axis.labelled())
     parts = [f'<path class="grid" d="{grid}"/>']
     if chart.reference is not None:
         (at,) = axis.place(np.array([chart.reference[0]]))
@@ -221,7 +228,9 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"report: the PNG files need matplotlib; {INSTALL}, or --no-png for the page alone") from error
+        raise ImportError(
+            f"report: the PNG files need matplotlib; {INSTALL}, or --no-png for the page alone"
+        ) from error
     return Figure
 
 
@@ -241,10 +250,10 @@ def write_png(chart: Chart, steps: Axis, path: Path) -> None:
         axes.axhline(value, color="#555555", linestyle="--", linewidth=1, label=name)
     axes.set_yscale("log" if axis.log else "linear")
     axes.set(xlim=(steps.low, steps.high), ylim=(axis.low, axis.high), xlabel="step", title=chart.title)
-    axes.set_xticks(steps.ticks(), [number(tick) for tick in steps.ticks()])
-    axes.set_yticks(axis.ticks(), [number(tick) for tick in axis.ticks()])
+    axes.set_xticks(steps.ticks(), [name for name, _ in steps.labelled()])
+    axes.set_yticks(axis.ticks(), [name for name, _ in axis.labelled()])
     axes.minorticks_off()
-    axes.set_ylabel(chart.unit, parse_math=False)
+    axes.set_ylabel(chart.unit)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if len(chart.series) > 1 or chart.reference is not None:

@@ -15,8 +15,9 @@ from train.chart import figure_class
 
 Map = npt.NDArray[np.floating[Any]]  # (T, T), query by key
 
+SCALE = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # weights whose ink is shown
 INK = (0, 69, 128)  # of a weight of 1; a weight w is this at an opacity of sqrt(w), so that small ones are seen, too
-_VISIBLE = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"})
+VISIBLE = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"})
 
 
 def maps_html(maps: Sequence[npt.NDArray[Any]], text: str) -> str:
@@ -34,7 +35,7 @@ def maps_html(maps: Sequence[npt.NDArray[Any]], text: str) -> str:
 
 def _letters(text: str) -> str:
     """The axes' labels, once for all maps: each shows them by <use>."""
-    letters = [html.escape(c) for c in text.translate(_VISIBLE)]
+    letters = [html.escape(c) for c in text.translate(VISIBLE)]
     across = "".join(f'<text x="{i + 0.5}" y="-0.4">{c}</text>' for i, c in enumerate(letters))
     down = "".join(f'<text x="-0.7" y="{i + 0.8}">{c}</text>' for i, c in enumerate(letters))
     return f'<svg class="defs" aria-hidden="true"><defs><g id="letters">{across}{down}</g></defs></svg>\n'
@@ -42,20 +43,19 @@ def _letters(text: str) -> str:
 
 def _scale() -> str:
     """What each strength of the ink means."""
-    cells = "".join(
-        f'<li><i style="opacity:{weight**0.5:.3f}"></i>{weight:g}</li>' for weight in (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
-    )
+    cells = "".join(f'<li><i><b style="opacity:{w**0.5:.3f}"></b></i>{w:g}</li>' for w in SCALE)
     return f'<ul class="scale" aria-label="Weight by strength of the ink">{cells}</ul>\n'
 
 
 def _figure(weights: Map, layer: int, head: int) -> str:
-    size = len(weights)
+    size, words = len(weights), summary(weights)
     name = f"Layer {layer}, head {head}"
     return (
-        f'<figure class="map" data-name="{name}"><figcaption>Head {head} <span>{summary(weights)}</span></figcaption>'
-        f'<svg viewBox="-1.4 -1.4 {size + 1.6} {size + 1.6}" role="img" aria-label="{name}: {summary(weights)}">'
+        f'<figure class="map" data-name="{name}"><figcaption>Head {head} <span>{words}</span></figcaption>'
+        f'<svg viewBox="-1.4 -1.4 {size + 1.6} {size + 1.6}" role="img" aria-label="{name}: {words}">'
         f'<use href="#letters"/><rect width="{size}" height="{size}"/>'
-        f'<image width="{size}" height="{size}" preserveAspectRatio="none" href="{_data_url(weights)}"/></svg></figure>\n'
+        f'<image width="{size}" height="{size}" preserveAspectRatio="none" href="{_data_url(weights)}"/>'
+        "</svg></figure>\n"
     )
 
 
@@ -65,8 +65,8 @@ def summary(weights: Map) -> str:
         return "one character, which takes all from itself"
     places = np.arange(1, len(weights))
     means = [weights[places, places - back].mean() for back in (0, 1)] + [weights[places, 0].mean()]
-    itself, before, first = (f"{100 * mean:.0f} %" for mean in means)
-    return f"itself {itself}, one before {before}, first {first}"
+    itself, before, first = (f"{100 * mean:.0f}%" for mean in means)
+    return f"itself {itself}, before {before}, first {first}"
 
 
 def _data_url(weights: Map) -> str:
@@ -98,7 +98,7 @@ def write_maps_png(maps: Sequence[npt.NDArray[Any]], text: str, path: Path) -> N
     rows, columns = len(maps), len(maps[0])
     figure = figure_class()(figsize=(2.4 * columns + 0.6, 2.6 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    letters, places = list(text.translate(_VISIBLE)), range(len(text))
+    letters, places = list(text.translate(VISIBLE)), range(len(text))
     small = {"fontsize": min(7, 110 / len(text)), "parse_math": False}
     for layer, heads in enumerate(maps):
         for head, weights in enumerate(heads):
@@ -109,5 +109,5 @@ def write_maps_png(maps: Sequence[npt.NDArray[Any]], text: str, path: Path) -> N
             axes.set_yticks(places, letters, **small)
             axes.tick_params(length=0, pad=1)
     bar = figure.colorbar(image, ax=grid, shrink=0.4, label="weight of a key (across) for a query (down)")
-    bar.set_ticks([weight**0.5 for weight in (0, 0.01, 0.1, 0.25, 0.5, 1)], labels=["0", "0.01", "0.1", "0.25", "0.5", "1"])
+    bar.set_ticks([weight**0.5 for weight in SCALE], labels=[f"{weight:g}" for weight in SCALE])
     figure.savefig(path, dpi=120)

@@ -28,7 +28,7 @@ if __name__ == "__main__":
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 from train.chart import Chart, Floats, Series, chart_html, figure_class, number, readings, step_axis, write_png
-from train.maps import maps_html, write_maps_png
+from train.maps import VISIBLE, maps_html, write_maps_png
 from train.metrics import History, read_metrics
 from train.progress import clock, plain_errors
 
@@ -103,30 +103,32 @@ def attend(path: Path, history: History, prompt: str | None) -> Attention | None
 def charts_of(history: History) -> list[Chart]:
     """The four charts. Raises nothing."""
     steps, losses = np.array(history.steps, float), np.array(history.losses, float)
-    window = max(1, len(steps) // 50)
-    train = [Series("each step's batch", steps, losses, faint=window > 1)]
-    if window > 1:
-        train.append(Series(f"mean of {window:,} steps", steps, trailing_mean(losses, window)))
     validations = np.array([entry[:2] for entry in history.validations], float).reshape(-1, 2)
     validation = Series("validation", validations[:, 0], validations[:, 1], "validation", dots=len(validations) <= 100)
-    speeds = [i for i in range(len(steps)) if i + 1 == len(steps) or history.seconds[i + 1] != history.seconds[i]]
     clip = setting(history, "clip")
+    # What was read together has one time and one speed: a point at the last of these steps.
+    read = [i for i in range(len(steps)) if i + 1 == len(steps) or history.seconds[i + 1] != history.seconds[i]]
     return [
-        Chart("loss", "Loss", "nats per character", (*train, *([validation] if len(validations) else []))),
-        Chart(
-            "learning_rate", "Learning rate", "per step",
-            (Series("learning rate", steps, np.array(history.learning_rates)),), from_zero=True,
-        ),
-        Chart(
-            "gradient_norm", "Gradient norm", "length of the gradient before clipping",
-            (Series("gradient norm", steps, np.array(history.gradient_norms)),),
-            reference=(float(clip), f"clipped above {number(float(clip))}") if clip else None,
-        ),
-        Chart(
-            "throughput", "Throughput", "tokens per second",
-            (Series("throughput", steps[speeds], np.array(history.tokens_per_second)[speeds]),), from_zero=True,
-        ),
+        Chart("loss", "Loss", "nats per character",
+              (*smoothed("each step's batch", steps, losses), *([validation] if len(validations) else []))),
+        Chart("learning_rate", "Learning rate", "",
+              (Series("learning rate", steps, np.array(history.learning_rates)),), from_zero=True),
+        Chart("gradient_norm", "Gradient norm", "before clipping",
+              smoothed("each step", steps, np.array(history.gradient_norms)),
+              reference=(float(clip), f"clipped at {number(float(clip))}") if clip else None),
+        Chart("throughput", "Throughput", "tokens per second",
+              smoothed("each reading", steps[read], np.array(history.tokens_per_second)[read], "readings"),
+              from_zero=True),
     ]  # fmt: skip
+
+
+def smoothed(name: str, steps: Floats, values: Floats, what: str = "steps") -> tuple[Series, ...]:
+    """The values as they are, and of 500 or more the mean of the last hundredth of them besides."""
+    window = len(steps) // 100
+    if window < 5:
+        return (Series(name, steps, values),)
+    mean = Series(f"mean of {window:,} {what}", steps, trailing_mean(values, window))
+    return Series(name, steps, values, faint=True), mean
 
 
 def trailing_mean(values: Floats, window: int) -> Floats:
@@ -226,12 +228,11 @@ def facts_html(history: History) -> str:
     """The run in a few figures."""
     facts = [("steps", f"{history.steps[-1]:,}")]
     if history.validations:
-        step, loss, blocks = history.validations[-1]
-        facts.append(("validation loss", f"{loss:.4f} nats per character"))
-        facts.append(("that is", f"{loss / math.log(2):.3f} bits per character"))
+        _, loss, blocks = history.validations[-1]
+        facts.append(("validation loss", f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per character"))
         best = min(history.validations, key=lambda entry: (not math.isfinite(entry[1]), entry[1]))
         if best[1] < loss and best[2] == blocks:  # over other blocks it would not compare
-            facts.append(("least", f"{best[1]:.4f} at step {best[0]:,}"))
+            facts.append(("least validation loss", f"{best[1]:.4f} at step {best[0]:,}"))
     facts.append(("time", clock(history.seconds[-1])))
     facts.append(("throughput", f"{statistics.median(history.tokens_per_second):,.0f} tokens per second"))
     if history.runs:
@@ -243,28 +244,21 @@ def facts_html(history: History) -> str:
 
 def numbers_html(history: History) -> str:
     """About ROWS rows of the curves' numbers, for those who cannot see them or want to copy them."""
-    count = len(history.steps)
-    chosen = sorted({round(i) for i in np.linspace(0, count - 1, min(ROWS, count))})
-    rows = "".join(
-        "<tr>" + f'<th scope="row">{history.steps[i]:,}</th>'
-        + "".join(f"<td>{number(values[i])}</td>" for values in (
-            history.losses, history.learning_rates, history.gradient_norms, history.tokens_per_second))
-        + f"<td>{clock(history.seconds[i])}</td></tr>\n" for i in chosen
-    )  # fmt: skip
-    names = ("Step", "Loss, nats per character", "Learning rate", "Gradient norm", "Tokens per second", "Time")
-    heads = "".join(f'<th scope="col">{name}</th>' for name in names)
-    validations = "".join(
-        f'<tr><th scope="row">{step:,}</th><td>{number(loss)}</td><td>{blocks:,}</td></tr>\n'
-        for step, loss, blocks in _spread(history.validations, ROWS)
-    )
-    names = ("Step", "Validation loss, nats per character", "Blocks of text")
-    more = "".join(f'<th scope="col">{name}</th>' for name in names)
+    columns = (history.losses, history.learning_rates, history.gradient_norms, history.tokens_per_second)
+    training = [
+        (f"{history.steps[i]:,}", *(number(values[i]) for values in columns), clock(history.seconds[i]))
+        for i in _spread(range(len(history.steps)), ROWS)
+    ]
+    validation = [
+        (f"{step:,}", number(loss), f"{blocks:,}") for step, loss, blocks in _spread(history.validations, ROWS)
+    ]
+    heads = ("Step", "Loss, nats per character", "Learning rate", "Gradient norm", "Tokens per second", "Time")
     return (
         '<details><summary>The curves in numbers</summary><div class="wide" tabindex="0" role="group" '
         'aria-label="Tables of numbers">\n'
-        f"<table><caption>Training</caption><thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table>\n"
-        f"<table><caption>Validation</caption><thead><tr>{more}</tr></thead><tbody>\n{validations}</tbody></table>\n"
-        "</div></details>\n"
+        + _table("Training", training, heads)
+        + _table("Validation", validation, ("Step", "Loss, nats per character", "Blocks of text"))
+        + "</div></details>\n"
     )
 
 
@@ -273,9 +267,10 @@ def attention_html(attention: Attention | None) -> str:
         content = f"<p>There is no {MODEL} in the folder, so there is no attention to show.</p>\n"
     else:
         cut = f" The prompt had {attention.cut:,} characters more." if attention.cut else ""
+        text = html.escape(attention.text.replace("\n", "\n".translate(VISIBLE)))
         content = (
-            f"<p>Down the characters of <q>{html.escape(attention.text)}</q>, across those each one takes from. Each "
-            f"row adds up to 1, and no character sees a later one.{cut} Under each head: the mean weight on the "
+            f"<p>Down the characters of <q>{text}</q>, across those each one takes from. Each "
+            f"row adds up to 1, and no character sees a later one.{cut} Beside each head: the mean weight on the "
             f"character itself, on the one before it and on the first.</p>\n{maps_html(attention.maps, attention.text)}"
         )
     return f'<section aria-labelledby="attention">\n<h2 id="attention">Attention</h2>\n{content}</section>\n'
@@ -304,26 +299,33 @@ def settings_html(history: History) -> str:
     """The settings and versions, of each part of a run that was resumed."""
     parts = []
     for step, facts in history.runs:
-        rows = [("started", facts.get("started")), ("machine", facts.get("machine")), ("backend", facts.get("backend"))]
-        rows += [(f"version of {name}", version) for name, version in facts.get("versions", {}).items()]
-        about = f"From step {step + 1:,}" if len(history.runs) > 1 else "Settings"
-        tables = _table("Settings", list(facts.get("config", {}).items())) + _table("Where it ran", rows)
-        parts.append(f'<h3>{about}</h3><div class="tables">{tables}</div>\n' if len(history.runs) > 1 else
-                     f'<div class="tables">{tables}</div>\n')  # fmt: skip
+        settings = [(name, _shown(value)) for name, value in facts.get("config", {}).items()]
+        place = [(name, _shown(facts.get(name))) for name in ("started", "machine", "backend")]
+        place += [(f"version of {name}", str(version)) for name, version in facts.get("versions", {}).items()]
+        heading = f"<h3>From step {step + 1:,}</h3>\n" if len(history.runs) > 1 else ""
+        tables = _table("What was asked for", settings) + _table("Where it ran", place)
+        parts.append(f'{heading}<div class="tables">{tables}</div>\n')
     if not parts:
         parts = ["<p>The metrics do not tell the run's settings.</p>\n"]
     return f'<section aria-labelledby="settings">\n<h2 id="settings">Settings</h2>\n{"".join(parts)}</section>\n'
 
 
-def _table(caption: str, rows: Sequence[tuple[str, Any]]) -> str:
-    cells = "".join(
-        f'<tr><th scope="row">{html.escape(str(name))}</th><td>{html.escape(_shown(value))}</td></tr>\n'
-        for name, value in rows
+def _table(caption: str, rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
+    """A <table> the first column of which names its rows."""
+
+    def row(first: str, *cells: str) -> str:
+        others = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        return f'<tr><th scope="row">{html.escape(first)}</th>{others}</tr>\n'
+
+    names = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
+    head = f"<thead><tr>{names}</tr></thead>" if heads else ""
+    return (
+        f"<table><caption>{caption}</caption>{head}<tbody>\n{''.join(row(*cells) for cells in rows)}</tbody></table>\n"
     )
-    return f"<table><caption>{caption}</caption><tbody>\n{cells}</tbody></table>\n"
 
 
 def _shown(value: Any) -> str:
+    """A setting for people."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "default"}[value]
     return number(value) if isinstance(value, float) else str(value)
