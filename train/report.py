@@ -29,7 +29,7 @@ from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 from train.chart import Chart, Floats, Series, chart_html, figure_class, number, readings, step_axis, write_png
 from train.maps import VISIBLE, maps_html, write_maps_png
-from train.metrics import History, read_metrics
+from train.metrics import FILE, History, read_metrics
 from train.progress import clock, plain_errors
 
 MODEL = "model.safetensors"
@@ -67,9 +67,9 @@ def write_report(folder: str | os.PathLike[str], prompt: str | None = None, *, p
     folder = Path(folder)
     if png:
         figure_class()  # an ImportError now, not after the work
-    history = read_metrics(folder)
+    history = read_metrics(folder / FILE)
     if not history.steps:
-        raise ValueError(f"{folder / 'metrics.jsonl'} has no training step yet; train for a while first")
+        raise ValueError(f"{folder / FILE} has no training step yet; train for a while first")
     attention = attend(folder / MODEL, history, prompt)
     charts = charts_of(history)
     page = folder / "report.html"
@@ -174,7 +174,7 @@ def remarks(history: History) -> list[str]:
         found.append(f"The loss was not finite at {len(bad):,} of the steps, first at step {bad[0]:,}.")
     missing = history.steps[-1] - len(history.steps)
     if missing:
-        found.append(f"{missing:,} of the {history.steps[-1]:,} steps are not in metrics.jsonl.")
+        found.append(f"{missing:,} of the {history.steps[-1]:,} steps are not in {FILE}.")
     resumed = [step for step, _ in history.runs if step]
     if resumed:
         found.append(f"The run was resumed after step {', '.join(f'{step:,}' for step in resumed)}.")
