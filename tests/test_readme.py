@@ -12,7 +12,7 @@ import pytest
 
 from tests.process import ROOT, run_python
 
-DOCUMENTS = ["README.md", "docs/own_op.md", "docs/own_backend.md", "docs/cuda.md", "CONTRIBUTING.md"]
+DOCUMENTS = ["README.md", "docs/own_op.md", "docs/own_backend.md", "docs/cuda.md", "docs/report.md", "CONTRIBUTING.md"]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -58,7 +58,7 @@ def test_nox_sessions_named_in_the_documents_exist() -> None:
     assert {"tests-numpy", "tests-cupy"} <= named
 
 
-@pytest.mark.parametrize("script", ["train/train_transformer.py", "train/generate.py"])
+@pytest.mark.parametrize("script", ["train/train_transformer.py", "train/generate.py", "train/report.py"])
 def test_options_named_in_the_documents_exist(script: str) -> None:
     commands = [line for line in shell_lines() if script in line]
     assert commands, f"no document shows {script}"
