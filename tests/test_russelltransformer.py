@@ -92,7 +92,7 @@ def test_attention_maps_are_the_weights_of_the_spelled_out_heads(
 ) -> None:
     """`AttentionHead` gives weights @ v: it gives the weights where x @ w_v is the identity."""
     model = small_model(**options, dropout=0.3)
-    randomise(model)
+    randomise(model, std=0.7)
     maps = model.attention_maps(TEXT[:11])
     assert model.training
     seen, forward = [], AttentionLayer.forward
@@ -114,7 +114,7 @@ def test_attention_maps_are_the_weights_of_the_spelled_out_heads(
             assert_close(weights, head(x)[0], atol=1e-12)
         np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=0, atol=1e-14)
         assert not np.triu(found, 1).any()
-        assert np.ptp(found[:, -1]) > 0.02  # weights that are all alike would not tell layers and heads apart
+        assert np.ptp(found[:, -1]) > 0.2  # weights that are all alike would not tell layers and heads apart
 
 
 def test_attention_maps_of_a_single_character_and_none(backend: Backend) -> None:
