@@ -104,7 +104,7 @@ def test_numbers_that_are_not_finite_are_json_and_come_back(tmp_path: Path) -> N
 
 
 def test_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
-    array = rng().random(3).astype("float32")
+    array: Any = rng().random(3).astype("float32")
     with Metrics(tmp_path) as metrics:
         metrics.steps(1, array, learning_rates=array, gradient_norms=array, tokens_per_second=array[0], seconds=1)
         metrics.validation(3, array[1], 1)

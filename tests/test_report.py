@@ -300,6 +300,12 @@ def test_trailing_mean(window: int) -> None:
     np.testing.assert_allclose(trailing_mean(values, window), expected, rtol=0, atol=1e-13)
 
 
+def test_a_huge_value_does_not_spoil_the_means_after_it() -> None:
+    values = np.full(30, 0.5)
+    values[4] = 1e30
+    np.testing.assert_array_equal(trailing_mean(values, 5)[9:], 0.5)
+
+
 @pytest.mark.parametrize(
     ("axis", "expected"),
     [
@@ -422,7 +428,7 @@ def test_the_command(tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line(
-    damage: str, arguments: list[str], environment: dict[str, str], message: str, tmp_path: Path
+    damage: str, arguments: list[str], environment: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = make_run(tmp_path / "run")
     if damage == "metrics":

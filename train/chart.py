@@ -253,7 +253,7 @@ def write_png(chart: Chart, steps: Axis, path: Path) -> None:
     axes.set_xticks(steps.ticks(), [name for name, _ in steps.labelled()])
     axes.set_yticks(axis.ticks(), [name for name, _ in axis.labelled()])
     axes.minorticks_off()
-    axes.set_ylabel(chart.unit)
+    axes.set_ylabel(chart.unit or chart.title.lower())
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if len(chart.series) > 1 or chart.reference is not None:

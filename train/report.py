@@ -101,7 +101,7 @@ def attend(path: Path, history: History, prompt: str | None) -> Attention | None
 
 
 def charts_of(history: History) -> list[Chart]:
-    """The four charts. Raises nothing."""
+    """Loss, learning rate, gradient norm, throughput."""
     steps, losses = np.array(history.steps, float), np.array(history.losses, float)
     validations = np.array([entry[:2] for entry in history.validations], float).reshape(-1, 2)
     validation = Series("validation", validations[:, 0], validations[:, 1], "validation", dots=len(validations) <= 100)
@@ -113,7 +113,7 @@ def charts_of(history: History) -> list[Chart]:
               (*smoothed("each step's batch", steps, losses), *([validation] if len(validations) else []))),
         Chart("learning_rate", "Learning rate", "",
               (Series("learning rate", steps, np.array(history.learning_rates)),), from_zero=True),
-        Chart("gradient_norm", "Gradient norm", "before clipping",
+        Chart("gradient_norm", "Gradient norm", "norm before clipping",
               smoothed("each step", steps, np.array(history.gradient_norms)),
               reference=(float(clip), f"clipped at {number(float(clip))}") if clip else None),
         Chart("throughput", "Throughput", "tokens per second",
@@ -132,15 +132,12 @@ def smoothed(name: str, steps: Floats, values: Floats, what: str = "steps") -> t
 
 
 def trailing_mean(values: Floats, window: int) -> Floats:
-    """At each place the mean of the last `window` finite values up to it (fewer at the beginning); nan without any."""
-    finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
-    with np.errstate(invalid="ignore"):
-        means: Floats = (sums[ends] - sums[starts]) / (counts[ends] - counts[starts])
-    return means
+    """At each place the mean of those of the last `window` values that are finite, values (n,) -> (n,); nan of none."""
+    finite, ones = np.isfinite(values), np.ones(window)
+    # Each sum by itself: differences of running sums would carry a single huge value into all the later ones.
+    sums = np.convolve(np.where(finite, values, 0.0), ones)[: len(values)]
+    counts = np.convolve(finite.astype(float), ones)[: len(values)]
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
 
 
 def setting(history: History, name: str) -> Any:
