@@ -137,7 +137,8 @@ def trailing_mean(values: Floats, window: int) -> Floats:
     # Each sum by itself: differences of running sums would carry a single huge value into all the later ones.
     sums = np.convolve(np.where(finite, values, 0.0), ones)[: len(values)]
     counts = np.convolve(finite.astype(float), ones)[: len(values)]
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
+    means: Floats = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
+    return means
 
 
 def setting(history: History, name: str) -> Any:
