@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -60,6 +61,7 @@ class Browser:
         os.close(write_there)
         self._commands, self._answers = os.fdopen(write_here, "wb"), os.fdopen(read_here, "rb")
         self._watchdog = threading.Timer(SECONDS, self._process.kill)  # a browser that hangs is an error, too
+        self._watchdog.daemon = True
         self._watchdog.start()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -96,9 +98,10 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=page.resolve().as_uri())
-        while (message := self._next()).get("method") != "Page.loadEventFired":
-            self._note(message)
+        url = page.resolve().as_uri()
+        self.call("Page.navigate", url=url)
+        while self.evaluate("location.href + ' ' + document.readyState") != f"{url} complete":
+            time.sleep(0.01)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression on the page."""
