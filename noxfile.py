@@ -39,7 +39,7 @@ MPI = ("mpi4py>=4.0", "mpich")
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
     """The test suite on NumPy; then, if no tests are chosen, those that tell most on the strict backend too."""
-    session.install(*TEST, "-e", ".[train]")
+    session.install(*TEST, "-e", ".[train,report,tensorboard]")
     for wheels in MPI:  # for several processes; not every system has a wheel
         session.run("python", "-m", "pip", "install", wheels, success_codes=[0, 1], silent=True)
     session.run("pytest", *session.posargs, env={**THREADS, "RG_BACKEND": "numpy"})

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
 from . import generation, interchange
+from .autograd import no_grad
 from .functional import add_layer_norm, attention, bias_gelu, bias_leaky_relu, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
 from .module import Module, constant_parameter, normal_parameter
@@ -144,6 +145,15 @@ class AttentionLayer(Module):
         heads = attention(q, k, v, mask=hidden, causal=True, offset=before)  # (B, H, T, D)
         joined = heads.swapaxes(-3, -2).reshape(x.shape)  # (B, T, C)
         return joined if self.w_out is None else linear(joined, self.w_out)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each token takes from each: (B, T, C) -> (B, H, T, T), query by key, rows that sum to 1.
+
+        `forward` never has them as an array. They are softmax(q k^T / sqrt(D)), Vaswani et al., section 3.2.1.
+        """
+        q, k = self._heads(linear(x, self.w_q)), self._heads(linear(x, self.w_k))  # (B, H, T, D)
+        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+        return scores.masked_fill(_later(x.shape[-2], x), -math.inf).softmax()
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, H, T, D)."""
@@ -388,3 +398,25 @@ class Transformer(Module):
         if isinstance(prompt, str):
             return (piece for (piece,) in generation.stream(self, [prompt], max_new_tokens, sampling, stop, seed))
         return generation.stream(self, prompt, max_new_tokens, sampling, stop, seed)
+
+    def attention_maps(self, text: str) -> list[Any]:
+        """How much each character of a text takes from each, in every layer: arrays (H, T, T), query by key.
+
+        NumPy arrays on the host, of the parameters' dtype; each row sums to 1, and is 0 after the query's own place.
+
+        Raises:
+            ValueError: a text that is empty or longer than max_seq_len, or a character outside the vocabulary.
+        """
+        was_training = self.training
+        self.eval()  # no dropout
+        try:
+            with no_grad():
+                maps, r = [], None
+                x = self.tokenizer.embed(self.tokenizer.ids([text]).values)  # (1, T, C)
+                for block in self.blocks:
+                    _, normed = block.attention_norm.add(x, r)
+                    maps.append(block.attention.weights(normed).numpy()[0])
+                    x, r = block(x, r)
+        finally:
+            self.train(was_training)
+        return maps

@@ -21,6 +21,7 @@ DOCUMENTS = [
     "docs/torch.md",
     "docs/training.md",
     "docs/distributed.md",
+    "docs/report.md",
     "CONTRIBUTING.md",
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -68,7 +69,7 @@ def test_nox_sessions_named_in_the_documents_exist() -> None:
     assert {"tests-numpy", "tests-cupy"} <= named
 
 
-@pytest.mark.parametrize("script", ["train/train_transformer.py", "train/generate.py"])
+@pytest.mark.parametrize("script", ["train/train_transformer.py", "train/generate.py", "train/report.py"])
 def test_options_named_in_the_documents_exist(script: str) -> None:
     commands = [line for line in shell_lines() if script in line]
     assert commands, f"no document shows {script}"

@@ -86,6 +86,47 @@ def test_attention_layer_equals_its_heads_side_by_side(backend: Backend) -> None
     assert_close(layer(x, padding), Tensor.concatenate(heads, axis=-1))
 
 
+@pytest.mark.parametrize("options", VARIANTS[:2])
+def test_attention_maps_are_the_weights_of_the_spelled_out_heads(
+    backend: Backend, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`AttentionHead` gives weights @ v: it gives the weights where x @ w_v is the identity."""
+    model = small_model(**options, dropout=0.3)
+    randomise(model, std=0.7)
+    maps = model.attention_maps(TEXT[:11])
+    assert model.training
+    seen, forward = [], AttentionLayer.forward
+
+    def recording(self: AttentionLayer, x: Tensor, *rest: Any) -> Tensor:
+        seen.append((self, x))
+        return forward(self, x, *rest)
+
+    monkeypatch.setattr(AttentionLayer, "forward", recording)
+    model.eval().forward([TEXT[:11]])
+    assert len(maps) == len(seen) == 2
+    for found, (layer, x) in zip(maps, seen, strict=True):
+        assert found.shape == (4, 11, 11)
+        inverse = np.linalg.pinv(x.numpy()[0])  # (16, 11)
+        for h, weights in enumerate(found):
+            head, columns = AttentionHead(4, 11, 16), np.s_[:, 4 * h : 4 * h + 4]
+            state = {name: getattr(layer, name).numpy()[columns] for name in ("w_q", "w_k")}
+            head.load_state_dict({**state, "w_v": inverse})
+            assert_close(weights, head(x)[0], atol=1e-12)
+        np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=0, atol=1e-14)
+        assert not np.triu(found, 1).any()
+        assert np.ptp(found[:, -1]) > 0.2  # weights that are all alike would not tell layers and heads apart
+
+
+def test_attention_maps_of_a_single_character_and_none(backend: Backend) -> None:
+    (first, second) = small_model().astype("float32").attention_maps("c")
+    for found in (first, second):
+        assert_close(found, np.ones((4, 1, 1), np.float32), atol=0.0)
+    with pytest.raises(ValueError, match="the text '' is empty"):
+        small_model().attention_maps("")
+    with pytest.raises(ValueError, match="a text of 13 tokens is longer than max_seq_len=12"):
+        small_model().attention_maps("the cat sat o")
+
+
 @pytest.mark.parametrize("activation", list(torch_twin.ACTIVATIONS))
 def test_feed_forward(backend: Backend, activation: str) -> None:
     layer = FFLayer(12, 4, activation=activation)

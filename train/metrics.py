@@ -91,7 +91,7 @@ class Metrics:
             "machine": f"{platform.machine()}, {platform.system()}",
             "backend": backend,
             "parameters": parameters,
-            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "started": datetime.now().astimezone().isoformat(" ", "seconds"),
         }
         self._write([{"step": self._resume_at or 0, "run": facts}])
         if self._writer is not None:

@@ -40,7 +40,7 @@ class Records:
         self.folder = _writable(config.folder)
         self.text_sha256 = hashlib.sha256(text.encode()).hexdigest()
         self.validation_losses: list[tuple[int, float]] = []
-        self._stack, self._started = ExitStack(), time.perf_counter()
+        self._stack, self._started, self._seconds = ExitStack(), time.perf_counter(), 0.0
         self._checkpoint = None if config.resume is None else self._find(config.resume)
         self.begun = 0 if self._checkpoint is None else self._checkpoint.step
 
@@ -91,12 +91,11 @@ class Records:
 
     # --- What is told
 
-    def steps(
-        self, last: int, losses: Sequence[float], norms: Sequence[float] | None, tokens_per_second: float
-    ) -> None:
-        """Losses, and norms of the gradients, of the steps up to number `last`."""
+    def steps(self, last: int, losses: Sequence[float], norms: Sequence[float] | None, seconds: float) -> None:
+        """Losses, and norms of the gradients, of the steps up to number `last`, and how long all so far have taken."""
         if self._team.leads:
-            first = last - len(losses) + 1
+            first, tokens = last - len(losses) + 1, len(losses) * self.config.batch * self.config.block
+            tokens_per_second, self._seconds = tokens / (seconds - self._seconds), seconds
             rates = [self.optimizer.lr_schedule(step - 1) for step in range(first, last + 1)]
             self._metrics.steps(
                 first, losses, learning_rates=rates, gradient_norms=norms, tokens_per_second=tokens_per_second,

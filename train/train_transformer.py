@@ -137,8 +137,7 @@ def _train(config: Config, steps: int, team: Team) -> Result:
                     losses += some
                     unread.clear()
             if not unread:
-                speed = (step - records.begun) * config.batch * config.block / watch.seconds
-                records.steps(step, some, norms, speed)
+                records.steps(step, some, norms, watch.seconds)
             if due:
                 blocks = validation_blocks(
                     validation, config.block, None if step == config.steps else config.eval_blocks
@@ -154,7 +153,7 @@ def _train(config: Config, steps: int, team: Team) -> Result:
             if last:
                 break
 
-    seconds = time.perf_counter() - started
+    seconds, speed = time.perf_counter() - started, len(losses) * config.batch * config.block / watch.seconds
     result = Result(
         config, model.eval(), records.path, losses, records.validation_losses, seconds, speed, step,
         interruption.signal or signal.SIGTERM if stopping else None,  # which another process may have got

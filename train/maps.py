@@ -1,0 +1,113 @@
+"""Maps of attention: for each layer and head, how much each character takes from each, as HTML and by matplotlib."""
+
+import base64
+import html
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from train.chart import figure_class
+
+Map = npt.NDArray[np.floating[Any]]  # (T, T), query by key
+
+SCALE = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # weights whose ink is shown
+INK = (0, 69, 128)  # of a weight of 1; a weight w is this at an opacity of sqrt(w), so that small ones are seen, too
+VISIBLE = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"})
+
+
+def maps_html(maps: Sequence[npt.NDArray[Any]], text: str) -> str:
+    """Small multiples, a row for each layer: maps of (H, T, T) each, for a text of T characters."""
+    rows = [f"{_letters(text)}{_scale()}"]
+    for layer, heads in enumerate(maps, start=1):
+        figures = "".join(_figure(weights, layer, head) for head, weights in enumerate(heads, start=1))
+        rows.append(
+            f'<section aria-labelledby="layer-{layer}"><h3 id="layer-{layer}">Layer {layer}</h3>\n'
+            f'<div class="maps" tabindex="0" role="group" aria-label="Heads of layer {layer}">\n{figures}</div>'
+            "</section>\n"
+        )
+    return "".join(rows)
+
+
+def _letters(text: str) -> str:
+    """The axes' labels, once for all maps: each shows them by <use>."""
+    letters = [html.escape(c) for c in text.translate(VISIBLE)]
+    across = "".join(f'<text x="{i + 0.5}" y="-0.4">{c}</text>' for i, c in enumerate(letters))
+    down = "".join(f'<text x="-0.7" y="{i + 0.8}">{c}</text>' for i, c in enumerate(letters))
+    return f'<svg class="defs" aria-hidden="true"><defs><g id="letters">{across}{down}</g></defs></svg>\n'
+
+
+def _scale() -> str:
+    """What each strength of the ink means."""
+    cells = "".join(f'<li><i><b style="opacity:{w**0.5:.3f}"></b></i>{w:g}</li>' for w in SCALE)
+    return f'<ul class="scale" aria-label="Weight by strength of the ink">{cells}</ul>\n'
+
+
+def _figure(weights: Map, layer: int, head: int) -> str:
+    size, words = len(weights), summary(weights)
+    name = f"Layer {layer}, head {head}"
+    return (
+        f'<figure class="map" data-name="{name}"><figcaption>Head {head} <span>{words}</span></figcaption>'
+        f'<svg viewBox="-1.4 -1.4 {size + 1.6} {size + 1.6}" role="img" aria-label="{name}: {words}">'
+        f'<use href="#letters"/><rect width="{size}" height="{size}"/>'
+        f'<image width="{size}" height="{size}" preserveAspectRatio="none" href="{_data_url(weights)}"/>'
+        "</svg></figure>\n"
+    )
+
+
+def summary(weights: Map) -> str:
+    """The map in words: where the weight of a character lies in the mean over all but the first."""
+    if len(weights) < 2:
+        return "one character, which takes all from itself"
+    places = np.arange(1, len(weights))
+    means = [weights[places, places - back].mean() for back in (0, 1)] + [weights[places, 0].mean()]
+    itself, before, first = (f"{100 * mean:.0f}%" for mean in means)
+    return f"itself {itself}, before {before}, first {first}"
+
+
+def _data_url(weights: Map) -> str:
+    opacity = np.round(255 * np.sqrt(np.clip(np.nan_to_num(weights), 0, 1))).astype(np.uint8)
+    return "data:image/png;base64," + base64.b64encode(_png(opacity)).decode()
+
+
+def _png(opacity: npt.NDArray[np.uint8]) -> bytes:
+    """An image (height, width) of one ink with these opacities: PNG (ISO/IEC 15948) with a palette."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = opacity.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)  # 8 bits, palette
+    rows = b"".join(b"\0" + row.tobytes() for row in opacity)  # each begins with its filter: none
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"PLTE", bytes(INK) * 256)
+        + chunk(b"tRNS", bytes(range(256)))
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+def write_maps_png(maps: Sequence[npt.NDArray[Any]], text: str, path: Path) -> None:
+    """All of them as one file, on white. Raises ImportError without matplotlib, OSError if it cannot be written."""
+    rows, columns = len(maps), len(maps[0])
+    figure = figure_class()(figsize=(2.4 * columns + 0.6, 2.6 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    letters, places = list(text.translate(VISIBLE)), range(len(text))
+    small = {"fontsize": min(7, 110 / len(text)), "parse_math": False}
+    for layer, heads in enumerate(maps):
+        for head, weights in enumerate(heads):
+            axes = grid[layer, head]
+            image = axes.imshow(np.sqrt(np.clip(weights, 0, 1)), cmap="Blues", vmin=0, vmax=1)
+            axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+            axes.set_xticks(places, letters, **small)
+            axes.set_yticks(places, letters, **small)
+            axes.tick_params(length=0, pad=1)
+    bar = figure.colorbar(image, ax=grid, shrink=0.4, label="weight of a key (across) for a query (down)")
+    bar.set_ticks([weight**0.5 for weight in SCALE], labels=[f"{weight:g}" for weight in SCALE])
+    figure.savefig(path, dpi=120)
