@@ -11,7 +11,7 @@ from benchmarks.measure import OURS, ROOT, Table, left_out, run_alone
 from benchmarks.train_step import SIZE_HEAD
 from train.metrics import read_metrics
 
-SIZES = ("4/4/128/64/12", "4/4/128/64/48", "6/6/384/256/16")
+SIZES = ("4/4/128/64/12", "4/4/128/64/48", "6/6/192/128/16")
 ALONE, ALL_THREADS = "1 process, 1 thread", "1 process, 2 threads"
 SKIPPED, STEPS, ROUNDS = 10, 30, 5  # steps before the timed ones; timed ones; turns
 
