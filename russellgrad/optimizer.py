@@ -105,7 +105,7 @@ class Optimizer:
         lr: the learning rate: a number, or a schedule, called with the number of steps taken so far.
         flat: keep all parameters in one array and all gradients in another (`flat_grad`), of which each Tensor's
             `.data` and `.grad` are parts. A step is then one pass over each group. Every parameter must get a gradient
-            in every step, the array in `.grad` is used again in the next, and what shared memory with a `.data`
+            in every step, the array in `.grad` is used again by the next backward, and what shared memory with a `.data`
             before, as a `detach()`, no longer does.
         options: the optimizer's own, for groups that do not set them.
 
@@ -114,8 +114,6 @@ class Optimizer:
             parameters of several dtypes or backends.
         TypeError: something that is not a Tensor, or a Tensor made by an operation.
     """
-
-    _kept: tuple[str, ...] = ()  # names of what a step keeps of a parameter for the next
 
     def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
         name = type(self).__name__
@@ -225,8 +223,9 @@ class Optimizer:
         """What the next steps depend on, but for the parameters, the learning rate and the options.
 
         Returns:
-            {"steps_taken": int, "state": [{name: number, or NumPy array of the parameter's shape}, ...]}, a dict for
-            each of `params`, in their order. It is the same whether flat or not, on every backend.
+            {"kind": the class's name, "steps_taken": int, "state": [{name: number, or NumPy array of the parameter's
+            shape}, ...]}, a dict for each of `params`, in their order. It is the same whether flat or not, on every
+            backend.
         """
         state: list[dict[str, Any]] = []
         for place, unit in enumerate(self._units):
@@ -239,7 +238,7 @@ class Optimizer:
                 for each, part in zip(own, values, strict=True):
                     each[name] = part
             state += own
-        return {"steps_taken": self.steps_taken, "state": state}
+        return {"kind": type(self).__name__, "steps_taken": self.steps_taken, "state": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave: on parameters that were loaded before, and with the same options.
@@ -248,12 +247,15 @@ class Optimizer:
             ValueError: it is of other parameters, or of another optimizer or dtype; says where. Nothing is changed.
         """
         given: list[Mapping[str, Any]] = list(state["state"])
+        if state["kind"] != type(self).__name__:
+            raise ValueError(f"{type(self).__name__}: the state is of a {state['kind']}; load it into one of these")
         if len(given) != len(self.params):
             raise ValueError(
                 f"{type(self).__name__}: the state is of {len(given)} parameters, this has {len(self.params)}"
             )
+        kept = [self._kept(group) for group in self.groups for _ in group["params"]]
         for place, (p, own) in enumerate(zip(self.params, given, strict=True)):
-            self._check_state(f"parameter {place}", p, own)
+            self._check_state(f"parameter {place}", p, own, kept[place])
         rest = iter(given)
         for unit in self._units:
             numbers = [{k: v for k, v in next(rest).items() if not hasattr(v, "shape")} for _ in unit.params]
@@ -267,14 +269,18 @@ class Optimizer:
         self.steps_taken = int(state["steps_taken"])
         self._seen = {place: _versions(unit) for place, unit in enumerate(self._units)}
 
-    def _check_state(self, what: str, p: Tensor, own: Mapping[str, Any]) -> None:
+    def _kept(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of what a step keeps of this group's parameters for the next."""
+        return ()
+
+    def _check_state(self, what: str, p: Tensor, own: Mapping[str, Any], kept: tuple[str, ...]) -> None:
         name, low = type(self).__name__, p.dtype.itemsize < 4
         dtype = "float32" if low else str(p.dtype)
-        known = {*self._kept, "master"} if low else set(self._kept)
-        if own and not set(self._kept) <= set(own) <= known:
+        known = {*kept, "master"} if low else set(kept)
+        if own and not set(kept) <= set(own) <= known:
             raise ValueError(
                 f"{name}: the state of {what} has {', '.join(sorted(own))}, but this optimizer keeps "
-                f"{', '.join(sorted(known)) or 'none'}; load it into the kind of optimizer that it comes from"
+                f"{', '.join(sorted(known)) or 'none'}; give this one the options that the state was made with"
             )
         for key, value in own.items():
             if hasattr(value, "shape") and (value.shape != p.shape or str(value.dtype) != dtype):
@@ -372,7 +378,9 @@ class SGDOptimizer(Optimizer):
         if nesterov and not momentum:
             raise ValueError("SGDOptimizer: nesterov needs a momentum")
         super().__init__(params, lr, flat=flat, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-        self._kept = ("velocity",) if any(group["momentum"] for group in self.groups) else ()
+
+    def _kept(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("velocity",) if group["momentum"] else ()
 
     def _update(
         self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
@@ -396,7 +404,6 @@ class AdamOptimizer(Optimizer):
     """
 
     decoupled = False
-    _kept = ("m", "v", "step")
 
     def __init__(
         self,
@@ -412,6 +419,9 @@ class AdamOptimizer(Optimizer):
         for group in self.groups:
             if not all(0 <= beta < 1 for beta in group["betas"]):
                 raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), got {group['betas']}")
+
+    def _kept(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return "m", "v", "step"
 
     def _update(
         self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]

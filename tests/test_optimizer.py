@@ -353,7 +353,7 @@ def test_going_on_from_a_state(
 def test_a_state_before_any_step(backend: Backend) -> None:
     p = Tensor([1.0, 2.0])
     optimizer = AdamOptimizer([p], flat=True)
-    assert optimizer.state_dict() == {"steps_taken": 0, "state": [{}]}
+    assert optimizer.state_dict() == {"kind": "AdamOptimizer", "steps_taken": 0, "state": [{}]}
     optimizer.load_state_dict(optimizer.state_dict())
     p.grad = backend.asarray([1.0, 1.0])
     optimizer.step()
@@ -376,14 +376,39 @@ def test_a_state_that_does_not_fit(backend: Backend) -> None:
         (after_a_step(AdamOptimizer, np.ones(2), np.ones(3)), r"m of parameter 1 is float64 \(3,\), expected"),
         (after_a_step(AdamOptimizer, np.ones(2), np.ones((2, 2), "float32")), "m of parameter 1 is float32"),
         (after_a_step(SGDOptimizer, np.ones(2), np.ones((2, 2)), lr=1.0, momentum=0.9),
-         "the state of parameter 0 has velocity, but this optimizer keeps m, step, v; load it into the kind"),
+         "the state is of a SGDOptimizer; load it into one of these"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=f"AdamOptimizer: {message}"):
             adam.load_state_dict(other.state_dict())
     flat = AdamOptimizer(adam.params, flat=True)
     with pytest.raises(ValueError, match="flat=True needs one state for all"):
-        flat.load_state_dict({"steps_taken": 1, "state": [before["state"][0], {}]})
+        flat.load_state_dict({**before, "state": [before["state"][0], {}]})
+    momentum = after_a_step(SGDOptimizer, np.ones(2), lr=1.0, momentum=0.9)
+    with pytest.raises(ValueError, match="has velocity, but this optimizer keeps none; give this one the options"):
+        SGDOptimizer(momentum.params, lr=1.0).load_state_dict(momentum.state_dict())
     assert all(
         np.array_equal(was[name], own[name])
         for was, own in zip(before["state"], adam.state_dict()["state"], strict=True) for name in was
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_a_state_of_groups_that_differ(backend: Backend, dtype: str) -> None:
+    """One keeps a velocity, the other nothing but, in half precision, its float32 copy."""
+
+    def build(tensors: list[Tensor]) -> SGDOptimizer:
+        return SGDOptimizer([{"params": tensors[:1], "momentum": 0.9}, {"params": tensors[1:]}], lr=0.1)
+
+    tensors = [Tensor(np.ones(2, dtype)) for _ in range(2)]
+    optimizer = build(tensors)
+    for p in tensors:
+        p.grad = backend.asarray(np.ones(2, dtype))
+    optimizer.step()
+    again = build([Tensor(p.numpy()) for p in tensors])
+    again.load_state_dict(optimizer.state_dict())
+    for p, q in zip(tensors, again.params, strict=True):
+        q.grad = p.grad
+    optimizer.step()
+    again.step()
+    for p, q in zip(tensors, again.params, strict=True):
+        assert_close(q, p, atol=0)
