@@ -105,8 +105,8 @@ class Optimizer:
         lr: the learning rate: a number, or a schedule, called with the number of steps taken so far.
         flat: keep all parameters in one array and all gradients in another (`flat_grad`), of which each Tensor's
             `.data` and `.grad` are parts. A step is then one pass over each group. Every parameter must get a gradient
-            in every step, the array in `.grad` is used again by the next backward, and what shared memory with a `.data`
-            before, as a `detach()`, no longer does.
+            in every step, the array in `.grad` is used again by the next backward, and what shared memory with a
+            `.data` before, as a `detach()`, no longer does.
         options: the optimizer's own, for groups that do not set them.
 
     Raises:

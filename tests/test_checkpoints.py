@@ -17,12 +17,12 @@ import pytest
 
 from russellgrad.checkpoint import load_model
 from tests.process import ROOT, run_python
-from tests.test_resume import RUN, parameters, run
+from tests.test_resume import RUN, parameters, run, stopped
 from tests.test_train import flags
-from train import checkpoints, train_transformer
+from train import checkpoints, records, train_transformer
 from train.checkpoints import find
 from train.config import Config, configure
-from train.metrics import read_metrics
+from train.metrics import Metrics, read_metrics
 from train.train_transformer import train
 
 pytest.importorskip("safetensors")
@@ -122,20 +122,80 @@ def test_the_last_ones_and_the_best_are_kept(
     assert parameters(tmp_path / "checkpoints/step-00000012/model.safetensors") == parameters(result.path)
 
 
-def test_a_new_run_moves_an_earlier_ones_aside(
-    text: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_new_run_moves_an_earlier_one_aside(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(text, tmp_path, steps=4)
     earlier = names(tmp_path)
     for leftover in (".writing-1", ".going-step-00000001"):
         (tmp_path / "checkpoints" / leftover).mkdir()
+    (tmp_path / "model.safetensors.77.tmp").touch()
     run(text, tmp_path, steps=5, seed=1)
-    assert f"checkpoints of an earlier run are now in {tmp_path / 'checkpoints.1'}" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "checkpoints.1").iterdir()) == earlier
+    assert f"what an earlier run left in {tmp_path} is now in {tmp_path / 'earlier-1'}" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "earlier-1" / "checkpoints").iterdir()) == earlier
+    assert read_metrics(tmp_path / "earlier-1").steps == [1, 2, 3, 4]
+    assert parameters(tmp_path / "earlier-1/model.safetensors") != parameters(tmp_path / "model.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "text.txt") == [
+        ".lock", "checkpoints", "earlier-1", "metrics.jsonl", "model.safetensors"
+    ]  # fmt: skip
     run(text, tmp_path, steps=5)
-    assert (tmp_path / "checkpoints.2" / "step-00000005").is_dir()
+    assert (tmp_path / "earlier-2" / "checkpoints" / "step-00000005").is_dir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"somebody's")
+    run(text, tmp_path / "other", steps=4)
+    assert (tmp_path / "other" / "earlier-1" / "model.safetensors").read_bytes() == b"somebody's"
+
+
+def test_a_run_resumed_elsewhere_leaves_what_is_there(text: str, tmp_path: Path) -> None:
+    """In another run's folder, and from an earlier run's checkpoint."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(text, first, steps=4, warmup=1)
+    run(text, second, steps=6, seed=7)
+    train(resume=str(first), out=str(second), steps=8)
+    assert find(second / "earlier-1" / "checkpoints").step == 6
+    assert read_metrics(second / "earlier-1").steps == list(range(1, 7))
+    assert read_metrics(second).steps == list(range(5, 9))
+    assert find(second).facts["config"]["seed"] == 0
+    moved = second / "earlier-1" / "checkpoints"
+    elsewhere = tmp_path / "copy"
+    moved.rename(elsewhere)
+    with pytest.raises(ValueError, match="is in no run's folder; say with out where the run is to go on"):
+        train(resume=str(elsewhere), steps=8)
+    assert train(resume=str(elsewhere), out=str(tmp_path / "third"), steps=8).steps == 8
+
+
+def test_a_run_that_was_complete_is_completed(text: str, tmp_path: Path) -> None:
+    """It may have been killed between its last checkpoint and its model file, or before its last validation."""
+    whole = run(text, tmp_path)
+    found = parameters(whole.path)
+    whole.path.write_bytes(b"of an earlier step")
+    again = train(resume=str(tmp_path))
+    assert parameters(again.path) == found
+    assert again.validation_losses == whole.validation_losses
+    assert again.losses == []
+    path = find(tmp_path).path
+    tampered(path, validation_losses=whole.validation_losses[:-1])
+    assert train(resume=str(tmp_path)).validation_losses == whole.validation_losses
+
+
+def test_a_run_stopped_at_a_validation_does_it_when_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path
+) -> None:
+    whole = run(text, tmp_path / "whole")
+    assert stopped(monkeypatch, 6, text, tmp_path / "parts").steps == 6
+    assert train(resume=str(tmp_path / "parts")).validation_losses == whole.validation_losses
+    one, two = find(tmp_path / "whole"), find(tmp_path / "parts")
+    assert one.facts["validation_losses"] == two.facts["validation_losses"]
+
+
+def test_a_signal_in_the_last_step_changes_nothing(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
+    result = stopped(monkeypatch, 12, text, tmp_path)
+    assert result.signal is None
+    assert result.validation_losses[-1][0] == 12
+
+
+def test_one_run_at_a_time_in_a_folder(text: str, tmp_path: Path) -> None:
+    with records._locked(tmp_path), pytest.raises(OSError, match=f"another run is writing into {tmp_path}; choose"):
+        run(text, tmp_path)
+    assert run(text, tmp_path, steps=4, warmup=1).steps == 4
 
 
 # --- Bad ones
@@ -167,12 +227,25 @@ def test_a_damaged_checkpoint(text: str, tmp_path: Path, how: str, file: str) ->
     damage(before, f"{how}: {file}")
     with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*the last good one is {good}: --resume "):
         train(resume=str(tmp_path))
+    elsewhere = train(resume=str(good), out=str(tmp_path / "elsewhere"))
+    assert train(resume=str(good)).losses == elsewhere.losses  # as the error says; the damaged ones stay, marked
+    assert {"damaged-step-00000006", "damaged-step-00000008", "step-00000008"} <= set(names(tmp_path))
+    assert find(tmp_path).step == 8
+
+
+def test_only_damaged_ones(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=4, keep=1)
+    for name in names(tmp_path):
+        damage(tmp_path / "checkpoints" / name, "empty: state.json")
+    with pytest.raises(ValueError, match=r"step-00000004 is damaged: state.json: .*; there is no earlier one"):
+        train(resume=str(tmp_path))
+
+
+def test_a_later_good_one_is_not_lost(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=8, keep=3)
+    last, good = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (8, 4))
     with pytest.raises(ValueError, match=f"{last} is later than {good}; resume from that, or give this run a folder"):
         train(resume=str(good))
-    assert train(resume=str(good), out=str(tmp_path / "elsewhere")).steps == 8
-    damage(good, f"{how}: {file}")
-    with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*; there is no earlier one"):
-        train(resume=str(tmp_path))
 
 
 def tampered(path: Path, **changes: Any) -> None:
@@ -187,7 +260,11 @@ def test_a_checkpoint_of_another_version(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4)
     path = find(tmp_path).path
     tampered(path, version=2)
+    (path / "SHA256SUMS").write_text("of another form\n")
     with pytest.raises(ValueError, match="has format 'russellgrad-checkpoint', version 2; this release reads"):
+        train(resume=str(tmp_path))
+    tampered(path, version=1, config={**run(text, tmp_path / "b", steps=4).config.__dict__, "flux": 1})
+    with pytest.raises(ValueError, match=r"is of another release, with other settings: .*flux"):
         train(resume=str(tmp_path))
 
 
@@ -200,13 +277,32 @@ def test_a_checkpoint_of_another_shape(text: str, tmp_path: Path) -> None:
         train(resume=str(tmp_path), steps=8)
 
 
+def test_a_checkpoint_of_what_is_not_finite_is_never_written(text: str, tmp_path: Path) -> None:
+    result = run(text, tmp_path, steps=4, warmup=1, grad_clip=0.0)
+    optimizer = train_transformer.build_optimizer(result.config, result.model)
+    xp = result.model.blocks[0].attention.w_q.backend
+    result.model.blocks[0].attention.w_q.data = xp.full((16, 16), float("nan"), "float32")
+    with pytest.raises(
+        FloatingPointError, match=f"after step 6 .*w_q is not finite; the last good checkpoint is {tmp_path}"
+    ):
+        checkpoints.save(tmp_path, 6, result.model, optimizer, {})
+    assert find(tmp_path).step == 4
+
+
+def test_resume_beside_a_config_is_refused(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=4, warmup=1)
+    with pytest.raises(ValueError, match="resume has the settings of its checkpoint; give it without a config"):
+        train(Config(**{**RUN, "dataset": text}), resume=str(tmp_path))
+    with pytest.raises(ValueError, match="is of a run with seed 0, not 5"):
+        train(Config(**{**RUN, "dataset": text, "seed": 5, "resume": str(tmp_path), "out": str(tmp_path)}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"width": 32}, "width 16, not 32; leave these out, or start a new run"),
         ({"seed": 1, "batch": 8}, "batch 4, not 8, seed 0, not 1"),
         ({"preset": "shakespeare-cpu"}, "a resumed run has the settings of its checkpoint; leave the preset out"),
-        ({}, "has all 4 steps; to train on, give more of them with --steps"),
     ],
 )
 def test_what_a_resumed_run_cannot_change(
@@ -269,7 +365,7 @@ def test_a_full_disk_keeps_the_last_good_one(
     written = checkpoint.write_synced
     for module in (checkpoint, checkpoints):
         monkeypatch.setattr(module, "write_synced", full)
-    with pytest.raises(OSError, match=f"No space left on device; the last one is {good}: make room there, and --resum"):
+    with pytest.raises(OSError, match=f"No space left on device; the last one is {good}: put that right, and --resum"):
         train(resume=str(tmp_path), steps=12)
     assert names(tmp_path) == before
     monkeypatch.undo()
@@ -292,3 +388,16 @@ def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(text: str, tmp_pat
     ):
         train(resume=str(path), steps=400, learning_rate=1e30, schedule="constant", save_interval=1000)
     assert find(tmp_path).step >= 4
+
+
+def test_a_full_disk_for_the_metrics(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=4, warmup=1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Metrics, "steps", full)
+    with pytest.raises(
+        OSError, match=f"cannot write into {tmp_path}: No space left on device; the last checkpoint is "
+    ):
+        train(resume=str(tmp_path), steps=12)

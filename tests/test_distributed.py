@@ -97,6 +97,66 @@ def test_different_arguments_are_refused(text: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@with_mpi
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("os.chdir(out + rank); train(dataset='text.txt', out=out, **options)", "different arguments: text is '"),
+        ("train(dataset=text, out=out, **{**options, 'accumulate': 1 + 2 * int(rank)})", "accumulate must divide"),
+        ("os.environ['RG_TRAIN_STEPS'] = str(3 + int(rank)); train(dataset=text, out=out, **options)",
+         "different arguments: RG_TRAIN_STEPS is 3 on rank 0 and 4 on rank 1"),
+        ("train(dataset=text, out=out, **{**options, 'batch': 9})", "batch 9 cannot be divided into 1 parts for each"),
+    ],
+)  # fmt: skip
+def test_what_one_process_cannot_begin_ends_all(text: str, tmp_path: Path, program: str, message: str) -> None:
+    out = tmp_path / "out"
+    for rank in (0, 1):
+        (tmp_path / f"out{rank}").mkdir()
+        (tmp_path / f"out{rank}" / "text.txt").write_text(Path(text).read_text()[:: 1 - 2 * rank])  # or backwards
+    header = "import os; from train.train_transformer import train; rank = os.environ['PMI_RANK']; "
+    header += f"text, out, options = {text!r}, {str(out)!r}, {SMALL!r}; "
+    done = together(2, "-c", header + program)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (out / "checkpoints").exists()
+
+
+@with_mpi
+def test_arguments_that_one_process_cannot_read(text: str, tmp_path: Path) -> None:
+    good, bad = (flags(**SMALL, dataset=text, out=tmp_path / "out", seed=seed) for seed in (0, -1))
+    done = together(1, TRAIN, *good, ":", "-n", "1", sys.executable, TRAIN, *bad)
+    assert done.returncode != 0
+    assert "seed must not be negative" in done.stderr
+
+
+@with_mpi
+def test_parameters_that_differ_are_refused(text: str, tmp_path: Path) -> None:
+    """Before anything is computed with them, and before they are saved."""
+    program = (
+        "import os; from train import train_transformer; build = train_transformer.build_model\n"
+        "def other(config, text):\n"
+        "    model = build(config, text)\n"
+        "    w = model.blocks[0].attention.w_q\n"
+        "    w.data *= 1 + int(os.environ['PMI_RANK'])\n"
+        "    return model\n"
+        "train_transformer.build_model = other\n"
+        f"train_transformer.train(dataset={text!r}, out={str(tmp_path / 'out')!r}, **{SMALL!r})"
+    )
+    done = together(2, "-c", program)
+    assert done.returncode != 0
+    assert "the parameters of ranks 1 are no longer those of rank 0" in done.stderr
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@with_mpi
+def test_another_mpis_launcher(tmp_path: Path) -> None:
+    """Each process would train alone, and write the same files."""
+    done = run_python(TRAIN, "--out", str(tmp_path / "out"), OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="1")
+    assert done.returncode != 0
+    assert "2 processes were started, but mpi4py sees 1: it is built on MPICH" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 FAILS = """
 import os, sys
 from train import train_transformer
@@ -146,7 +206,7 @@ def test_a_signal_stops_all(text: str, tmp_path: Path) -> None:
     os.kill(ranks[1], signal.SIGTERM)  # of which the others hear
     output, errors = process.communicate(timeout=60)
     assert find(out).step % 10 == 0, errors
-    assert "go on with: python train/train_transformer.py --resume" in output
+    assert "go on with: mpiexec -n 2 python train/train_transformer.py --resume" in output
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mpi4py") is not None, reason="mpi4py is installed")

@@ -397,7 +397,8 @@ def test_a_state_of_groups_that_differ(backend: Backend, dtype: str) -> None:
     """One keeps a velocity, the other nothing but, in half precision, its float32 copy."""
 
     def build(tensors: list[Tensor]) -> SGDOptimizer:
-        return SGDOptimizer([{"params": tensors[:1], "momentum": 0.9}, {"params": tensors[1:]}], lr=0.1)
+        groups: list[dict[str, Any]] = [{"params": tensors[:1], "momentum": 0.9}, {"params": tensors[1:]}]
+        return SGDOptimizer(groups, lr=0.1)
 
     tensors = [Tensor(np.ones(2, dtype)) for _ in range(2)]
     optimizer = build(tensors)

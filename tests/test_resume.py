@@ -77,7 +77,7 @@ def test_a_resumed_run_is_one_that_never_stopped(
         assert first.signal == signal.SIGTERM
     rest = train(resume=str(tmp_path / "parts"))
     assert first.losses + rest.losses == whole.losses
-    assert rest.validation_losses[-3:] == whole.validation_losses[-3:]
+    assert rest.validation_losses == whole.validation_losses
     assert rest.steps == 12
     assert parameters(rest.path) == parameters(whole.path)
     one, two = (checkpoints.newest(out) for out in (tmp_path / "whole", tmp_path / "parts"))

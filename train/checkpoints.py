@@ -34,6 +34,7 @@ FOLDER = "checkpoints"
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _SUMS = "SHA256SUMS"
 _WRITING, _GOING = ".writing-", ".going-"
+_OF_A_RUN = ("model.safetensors", FOLDER, "metrics.jsonl", "tensorboard")
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -78,7 +79,7 @@ class Checkpoint:
         state = [kept.pop(names[id(p)], {}) for p in optimizer.params]
         if kept:
             raise ValueError(f"it has optimizer state of {', '.join(sorted(kept))}, which this model has not")
-        return {"steps_taken": self.facts["optimizer"]["steps_taken"], "state": state}
+        return {**self.facts["optimizer"], "state": state}
 
 
 def _names(model: Transformer) -> dict[int, str]:
@@ -95,6 +96,7 @@ def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, facts: 
         facts: what else state.json is to hold; anything that JSON can.
 
     Raises:
+        FloatingPointError: a parameter, or what the optimizer keeps of one, is not finite: it would be no good.
         OSError: it cannot be written, as with a full disk; names the last checkpoint that is there.
         ImportError: `safetensors` is not installed.
     """
@@ -108,15 +110,25 @@ def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, facts: 
                 arrays[f"{names[id(parameter)]}/{name}"] = np.ascontiguousarray(value)
             else:
                 numbers.setdefault(names[id(parameter)], {})[name] = value
+    if broken := [
+        name for name, array in [*model.state_dict().items(), *arrays.items()] if not np.isfinite(array).all()
+    ]:
+        raise FloatingPointError(
+            f"after step {step} {broken[0]} is not finite; the last good checkpoint is {newest(run)}: lower the "
+            "learning rate, or clip the gradient"
+        )
     draws = model.dropout.generator
     about = {
         "format": FORMAT, "version": VERSION, "step": step, **facts,
-        "optimizer": {"steps_taken": state["steps_taken"], "numbers": numbers},
+        "optimizer": {"kind": state["kind"], "steps_taken": state["steps_taken"], "numbers": numbers},
         "dropout_counter": 0 if draws is None else draws.counter,
     }  # fmt: skip
     path, beside = folder / f"step-{step:08}", folder / f"{_WRITING}{os.getpid()}"
     try:
-        beside.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            sync_folder(run)
+        beside.mkdir(exist_ok=True)
         _write(beside, model, arrays, about)
         _take_the_place_of(path, beside)
     except OSError as error:
@@ -124,7 +136,7 @@ def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, facts: 
         last = newest(run)
         raise OSError(
             f"cannot write checkpoint {path}: {error.strerror or error}; "
-            + (f"the last one is {last}: make room there, and --resume" if last else "there is no earlier one")
+            + (f"the last one is {last}: put that right, and --resume" if last else "there is no earlier one")
         ) from error
     return path
 
@@ -146,7 +158,7 @@ def _sum(path: Path) -> str:
 
 
 def _take_the_place_of(path: Path, beside: Path) -> None:
-    """Rename; a checkpoint that has the name already goes."""
+    """Rename; a checkpoint that has the name already, as in a run that is resumed from an earlier one, goes."""
     if path.exists():
         _remove(path)
     beside.rename(path)
@@ -163,7 +175,7 @@ def _remove(path: Path) -> None:
 
 def prune(run: Path, keep: int, best: int | None) -> None:
     """Remove all checkpoints but the last `keep` and that of step `best`."""
-    for step, path in _all(run)[: -keep or None]:
+    for step, path in _all(run / FOLDER)[:-keep]:
         if step != best:
             _remove(path)
 
@@ -172,50 +184,79 @@ def tidy(run: Path) -> None:
     """Remove what a run that was killed had not finished writing, or removing."""
     for leftover in [*(run / FOLDER).glob(f"{_WRITING}*"), *(run / FOLDER).glob(f"{_GOING}*")]:
         shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in run.glob("*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def set_aside(run: Path) -> Path | None:
-    """Move the checkpoints of an earlier run, if there are any, to checkpoints.1, or the next number that is free."""
-    if not _all(run):
+    """Move what an earlier run left in its folder to earlier-1 there, or the next number that is free."""
+    found = [path for name in _OF_A_RUN if (path := run / name).exists()]
+    if not found:
         return None
     number = 1
-    while (aside := run / f"{FOLDER}.{number}").exists():
+    while (aside := run / f"earlier-{number}").exists():
         number += 1
-    (run / FOLDER).rename(aside)
+    aside.mkdir()
+    for path in found:
+        path.rename(aside / path.name)
     return aside
+
+
+def later(checkpoint: Checkpoint) -> tuple[list[Path], list[Path]]:
+    """The checkpoints beside this one and after it: good ones, and damaged ones."""
+    good: list[Path] = []
+    damaged: list[Path] = []
+    for step, path in _all(checkpoint.path.parent):
+        if step > checkpoint.step:
+            try:
+                _read(path)
+                good.append(path)
+            except ValueError:
+                damaged.append(path)
+    return good, damaged
+
+
+def mark_damaged(path: Path) -> Path:
+    """Take a checkpoint's name away, so that none of its number is in the way."""
+    marked = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(marked, ignore_errors=True)
+    return path.rename(marked)
 
 
 # --- Reading
 
 
-def _all(run: Path) -> list[tuple[int, Path]]:
-    """Step and path of each checkpoint, the oldest first."""
-    found = [(_NAME.fullmatch(path.name), path) for path in (run / FOLDER).glob("step-*")]
+def _all(folder: Path) -> list[tuple[int, Path]]:
+    """Step and path of each checkpoint in a folder of them, the oldest first."""
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def newest(run: Path) -> Path | None:
     """The path of the last checkpoint in a run's folder; None without one."""
-    checkpoints = _all(run)
+    checkpoints = _all(run / FOLDER)
     return checkpoints[-1][1] if checkpoints else None
 
 
 def find(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint at a path, or the last one of the run whose folder it is.
+    """The checkpoint at a path, or the last one of the run whose folder, or folder of checkpoints, it is.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or of another version of the format; names the last good one before it.
     """
-    path = Path(path)
-    checkpoint = path if _NAME.fullmatch(path.name) else newest(path)
+    path = Path(path).resolve()
+    checkpoint: Path | None = path
+    if not _NAME.fullmatch(path.name):
+        beside = _all(path)
+        checkpoint = beside[-1][1] if beside else newest(path)
     if checkpoint is None or not checkpoint.is_dir():
         raise FileNotFoundError(f"there is no checkpoint to resume from in {path}; start the run without --resume")
     try:
         return _read(checkpoint)
     except ValueError as error:
         step, earlier = int(checkpoint.name.removeprefix("step-")), "there is no earlier one"
-        for _, other in reversed([entry for entry in _all(checkpoint.parent.parent) if entry[0] < step]):
+        for _, other in reversed([entry for entry in _all(checkpoint.parent) if entry[0] < step]):
             try:
                 _read(other)
             except ValueError:
@@ -228,6 +269,7 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
 def _read(path: Path) -> Checkpoint:
     """Raises ValueError, naming the file, unless everything is as it was written."""
     try:
+        _check_version(path)
         lines = (path / _SUMS).read_text(encoding="utf-8").splitlines(keepends=True)
         sums = {name.removesuffix("\n"): found for found, _, name in (line.partition("  ") for line in lines)}
         if set(sums) != set(_FILES) or not lines[-1].endswith("\n"):
@@ -238,9 +280,18 @@ def _read(path: Path) -> Checkpoint:
         facts = json.loads((path / "state.json").read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"checkpoint {path} is damaged: {error}") from error
-    if (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
-        raise ValueError(
-            f"checkpoint {path} has format {facts.get('format')!r}, version {facts.get('version')!r}; this release "
-            f"reads {FORMAT!r}, {VERSION}: resume with the release that wrote it"
-        )
     return Checkpoint(path, facts)
+
+
+def _check_version(path: Path) -> None:
+    """First: another version may have other files, and other checksums."""
+    try:
+        facts = json.loads((path / "state.json").read_bytes())
+        found = facts["format"], facts["version"]
+    except (ValueError, TypeError, KeyError) as error:  # of JSON and of Unicode, too
+        raise ValueError(f"checkpoint {path} is damaged: state.json: {error}") from error
+    if found != (FORMAT, VERSION):
+        raise ValueError(
+            f"checkpoint {path} has format {found[0]!r}, version {found[1]!r}; this release reads {FORMAT!r}, "
+            f"{VERSION}: resume with the release that wrote it"
+        )

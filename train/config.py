@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from train.checkpoints import find
+from train.checkpoints import FOLDER, find
 
 _ACTIVATIONS = ("leaky_relu", "relu", "gelu", "gelu_tanh")
 _SCHEDULES = ("constant", "exponential", "cosine", "cosine_with_warmup")
@@ -129,17 +129,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# What a checkpoint is of: a resumed run cannot have others.
-_FIXED = ("dataset", "layers", "heads", "width", "ff_scale", "block", "activation", "output_projection", "final_norm",
-          "dropout", "dtype", "batch", "seed")  # fmt: skip
+# What a checkpoint is of: a resumed run cannot have others. (Nor another text, of which the checksum is compared.)
+FIXED = ("layers", "heads", "width", "ff_scale", "block", "activation", "output_projection", "final_norm",
+         "dropout", "dtype", "batch", "seed")  # fmt: skip
 
 
 def configure(preset: str | None = None, **given: Any) -> Config:
     """A configuration: what is given, and the rest of a preset, of the checkpoint that is resumed, or by default.
 
     Raises:
-        ValueError: a value out of range, an unknown preset, a preset and a checkpoint; a setting that a resumed run
-            cannot change; a damaged checkpoint. TypeError: an unknown setting. FileNotFoundError: no checkpoint.
+        ValueError: a value out of range, an unknown preset, a preset and a checkpoint, a damaged checkpoint or one that
+            is in no run's folder. TypeError: an unknown setting. FileNotFoundError: no checkpoint.
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
@@ -149,15 +149,15 @@ def configure(preset: str | None = None, **given: Any) -> Config:
         raise ValueError("resume and preset: a resumed run has the settings of its checkpoint; leave the preset out")
     where = {name: given[name] for name in ("out", "dataset") if name in given}
     checkpoint = find(given["resume"] or Config(**where).folder)
-    saved = checkpoint.facts["config"]
-    if changed := [name for name in _FIXED if name in given and given[name] != saved[name]]:
-        raise ValueError(
-            f"resume: {checkpoint.path} is of a run with "
-            + ", ".join(f"{name} {saved[name]!r}, not {given[name]!r}" for name in changed)
-            + "; leave these out, or start a new run"
-        )
-    own = {"out": str(checkpoint.path.parent.parent), **given, "resume": str(checkpoint.path)}
-    return Config(**{**saved, **own})
+    own = {**given, "resume": str(checkpoint.path)}
+    if "out" not in given:
+        if checkpoint.path.parent.name != FOLDER:
+            raise ValueError(f"resume: {checkpoint.path} is in no run's folder; say with out where the run is to go on")
+        own["out"] = str(checkpoint.path.parent.parent)
+    try:
+        return Config(**{**checkpoint.facts["config"], **own})
+    except TypeError as error:
+        raise ValueError(f"resume: {checkpoint.path} is of another release, with other settings: {error}") from error
 
 
 def parse(arguments: Sequence[str] | None = None, **about: Any) -> Config:

@@ -12,9 +12,11 @@ import importlib
 import os
 import platform
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from russellgrad.backend import Array, Backend
 from russellgrad.russelltransformer import Transformer
 from train.checkpoints import newest
 
-# By these a launcher tells a process how many it started: MPICH and Intel MPI, Open MPI.
+# By these a launcher tells a process how many it started: MPICH and Intel MPI, Open MPI; and Slurm's, that it did.
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+_PMIX = "PMIX_RANK"
 _LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
 _ASKED_EVERY = 10  # steps: a question to all takes as long as a small message does
 
@@ -34,6 +37,7 @@ class Team:
     """The processes of a run: here, this one alone. What is done together with others does nothing."""
 
     rank, size = 0, 1
+    folder: Path | None = None  # of the run, once it is known
 
     @property
     def leads(self) -> bool:
@@ -50,7 +54,7 @@ class Team:
     def agree_on(self, what: Mapping[str, Any]) -> None:
         """Raises ValueError, in every process, if they differ in one of these; names it and the processes."""
 
-    def add_up(self, gradients: Array, xp: Backend) -> None:
+    def all_reduce(self, gradients: Array, xp: Backend) -> None:
         """Make an array the sum of everybody's, in place."""
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
@@ -60,12 +64,12 @@ class Team:
     def check_equal(self, model: Transformer) -> None:
         """Raises RuntimeError, in every process, if the parameters are not the same bits everywhere."""
 
-    def any(self, flag: bool, step: int) -> bool:
-        """Whether somebody's flag is set, as far as everybody asks at the same step."""
+    def anyone(self, flag: bool, step: int) -> bool:
+        """Whether somebody's flag is set. Everybody asks, at every step; several processes hear at some of them."""
         return flag
 
     @contextmanager
-    def together(self, folder: Path) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
         """In the block, an error of one process ends all of them, and says where in the run's folder to go on from."""
         yield
 
@@ -79,6 +83,7 @@ class MpiTeam(Team):
     def __init__(self, communicator: Any) -> None:
         self._mpi, self.rank, self.size = communicator, communicator.Get_rank(), communicator.Get_size()
         self._nccl: Any = None
+        self._together = False
 
     def take_device(self, xp: Backend) -> None:
         if xp.name == "cupy":
@@ -98,10 +103,10 @@ class MpiTeam(Team):
                         f"{theirs.get(name)!r} on rank {rank}; start them all alike"
                     )
 
-    def add_up(self, gradients: Array, xp: Backend) -> None:
+    def all_reduce(self, gradients: Array, xp: Backend) -> None:
         if xp.name == "cupy":
             self._nccl = self._nccl or _nccl().Nccl(self.rank, self.size)
-            self._nccl.add_up(gradients)
+            self._nccl.all_reduce(gradients)
         else:  # the array's own memory, of any backend on the host
             self._mpi.Allreduce(_in_place(), np.from_dlpack(gradients))
 
@@ -122,23 +127,30 @@ class MpiTeam(Team):
                 "train different models; give all of them the same libraries, processors and number of threads"
             )
 
-    def any(self, flag: bool, step: int) -> bool:
+    def anyone(self, flag: bool, step: int) -> bool:
         return step % _ASKED_EVERY == 0 and self.sums([flag])[0] > 0
 
     @contextmanager
-    def together(self, folder: Path) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
+        outermost, self._together = not self._together, True
         try:
             yield
-        except (Exception, KeyboardInterrupt) as error:
-            print(
-                f"rank {self.rank} of {self.size} failed, which ends the run: {type(error).__name__}: {error}; "
-                f"last checkpoint: {newest(folder) or 'none'}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-            if os.environ.get("RG_TRACEBACK"):
-                traceback.print_exc()
-            self._mpi.Abort(1)
+        except BaseException as error:
+            if outermost and not (isinstance(error, SystemExit) and error.code in (None, 0)):
+                self._end(error)
             raise
+
+    def _end(self, error: BaseException) -> None:
+        """The others may wait for this process for ever, so the launcher is told to end them."""
+        kind = "" if isinstance(error, SystemExit) else f"{type(error).__name__}: "
+        last = (newest(self.folder) if self.folder is not None else None) or "none"
+        words = f"rank {self.rank} of {self.size} failed, which ends the run: {kind}{error}; last checkpoint: {last}"
+        if os.environ.get("RG_TRACEBACK"):
+            words += "\n" + "".join(traceback.format_exception(error))
+        sys.stderr.write(words + "\n")  # at once, so that two processes' lines do not mix
+        sys.stderr.flush()
+        time.sleep(0.3)  # what the launcher has not passed on when it ends the run is lost
+        self._mpi.Abort(1)
 
 
 def _in_place() -> Any:
@@ -156,19 +168,28 @@ def _first_number(names: Sequence[str], default: int) -> int:
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default)
 
 
+@cache
 def join() -> Team:
-    """The team that this process was started in: alone, unless `mpiexec` started several.
+    """The team that this process was started in: alone, unless a launcher as `mpiexec` started several.
 
-    Raises ImportError if it did and mpi4py is not installed: each process would train alone and write the same files.
+    Raises ImportError if one did and mpi4py is not installed, and RuntimeError if mpi4py is another MPI's than the
+    launcher: each process would train alone, and write the same files.
     """
-    size = _first_number(_SIZES, default=1)
-    if size < 2:
+    announced = _first_number(_SIZES, default=1)
+    if announced < 2 and _PMIX not in os.environ:
         return ALONE
     try:
         from mpi4py import MPI
     except ImportError as error:
         raise ImportError(
-            f"{size} processes were started, and to train together they need the package mpi4py: "
+            f"{announced} processes were started, and to train together they need the package mpi4py: "
             'pip install "russellgrad[mpi]"'
         ) from error
-    return MpiTeam(MPI.COMM_WORLD)
+    size = MPI.COMM_WORLD.Get_size()
+    if size < announced:
+        library = MPI.Get_library_version().splitlines()[0]
+        raise RuntimeError(
+            f"{announced} processes were started, but mpi4py sees {size}: it is built on {library}, and the launcher "
+            "is another MPI's; start them with the mpiexec of that one"
+        )
+    return MpiTeam(MPI.COMM_WORLD) if size > 1 else ALONE

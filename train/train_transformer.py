@@ -15,6 +15,7 @@ of threads; on another backend within rounding.
 
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -99,36 +100,54 @@ def train(config: Config | None = None, **settings: Any) -> Result:
         OSError: the folder cannot be written to, or the dataset cannot be read.
         FloatingPointError: a loss or gradient is not finite; names the step, its batch and the last checkpoint.
     """
-    config = configure(**settings) if config is None else replace(config, **settings)
     team = join()
-    with team.together(config.folder):
+    with team.together():
+        if config is not None and "resume" in settings:
+            raise ValueError("train: resume has the settings of its checkpoint; give it without a config")
+        config = configure(**settings) if config is None else replace(config, **settings)
+        team.folder = config.folder
         team.take_device(get_backend())
-        team.agree_on({"version": __version__, "backend": get_backend().name, **asdict(config)})
-        return _train(config, _steps_allowed(config.steps), team)
+        steps = _steps_allowed(config.steps)
+        team.agree_on(
+            {"version": __version__, "backend": get_backend().name, "RG_TRAIN_STEPS": steps, **asdict(config)}
+        )
+        return _train(config, steps, team)
 
 
 def _train(config: Config, steps: int, team: Team) -> Result:
     """The training loop."""
-    _check_dtype(config)
+    _check(config, team)
     started, watch, text = time.perf_counter(), Stopwatch(), load_text(config.dataset)
     model = build_model(config, text)
     optimizer = build_optimizer(config, model)
-    training, validation = split(model.tokenizer.encode(text), config.block)
+    training, held_back = split(model.tokenizer.encode(text), config.block)
     prompt = _checked_prompt(config, model, text)
-    records = Records(config, steps, text, team)
-    records.start(model, optimizer)
-    stream = batches(training, config.batch, config.block, config.seed, start=records.begun)
+    records = Records(config, text, team, model, optimizer)
+    team.agree_on(records.identity)
     next_step = partial(take_step, model, optimizer, clip=config.grad_clip, team=team)
     # Between processes, MPI or NCCL adds gradients up, which is no part of a recording.
     take_next = compile_step(next_step) if team.size == 1 else next_step
     losses: list[float] = []
     unread: list[tuple[Tensor, Tensor | None]] = []
 
+    def validate(step: int) -> None:
+        blocks = validation_blocks(held_back, config.block, None if step == config.steps else config.eval_blocks)
+        loss = evaluate(model, *blocks, config.batch, team)
+        _check_finite(loss, f"validation loss after step {step}", records)
+        records.validation(step, loss, len(blocks[0]))
+        if config.sample_tokens and team.leads:
+            records.sample(step, _sample(config, model, prompt))
+
     with records, Interruption() as interruption, _matmul_precision(config):
-        for step, batch in enumerate(islice(stream, steps - records.begun), start=records.begun + 1):
+        team.check_equal(model)
+        if records.lacks_validation:
+            validate(records.begun)
+        step, stopping = records.begun, False
+        stream = batches(training, config.batch, config.block, config.seed, start=records.begun)
+        for step, batch in enumerate(islice(stream, max(0, steps - records.begun)), start=records.begun + 1):
             with watch:
                 unread.append(take_next(*_parts(config, model, batch, team)))
-                stopping = team.any(interruption.signal is not None, step)
+                stopping = step < steps and team.anyone(interruption.signal is not None, step)
                 last = step == steps or stopping
                 due = not stopping and (step % config.eval_interval == 0 or last)
                 saving = last or step % config.checkpoint_interval == 0
@@ -138,28 +157,25 @@ def _train(config: Config, steps: int, team: Team) -> Result:
                     unread.clear()
             if not unread:
                 records.steps(step, some, norms, watch.seconds)
-            if due:
-                blocks = validation_blocks(
-                    validation, config.block, None if step == config.steps else config.eval_blocks
-                )
+            if due or saving:
                 team.check_equal(model)
-                loss = evaluate(model, *blocks, config.batch, team)
-                _check_finite(loss, f"validation loss after step {step}", records)
-                records.validation(step, loss, len(blocks[0]))
-                if config.sample_tokens and team.leads:
-                    records.sample(step, _sample(config, model, prompt))
+            if due:
+                validate(step)
             if saving or due and records.best == step:
                 records.save(step)
-            if last:
+            if stopping:
                 break
+        if not losses:  # resumed after its last step: it may have been killed before this
+            records.save_model(step)
 
-    seconds, speed = time.perf_counter() - started, len(losses) * config.batch * config.block / watch.seconds
+    model.dropout.rows_from(0)
+    seconds, speed = time.perf_counter() - started, len(losses) * config.batch * config.block / (watch.seconds or 1.0)
     result = Result(
         config, model.eval(), records.path, losses, records.validation_losses, seconds, speed, step,
         interruption.signal or signal.SIGTERM if stopping else None,  # which another process may have got
     )  # fmt: skip
     if team.leads:
-        print(summary(result), flush=True)
+        print(summary(result, team.size), flush=True)
     return result
 
 
@@ -225,7 +241,7 @@ def take_step(
         part = part if share is None else part * share
         part.backward()
         loss = part.detach() if loss is None else loss + part.detach()
-    team.add_up(optimizer.flat_grad, get_backend())
+    team.all_reduce(optimizer.flat_grad, get_backend())
     norm = optimizer.step(max_norm=clip or None)
     assert loss is not None
     return loss, norm
@@ -275,19 +291,20 @@ def evaluate(model: Transformer, inputs: Ids, targets: Ids, batch: int, team: Te
     return total / len(inputs)
 
 
-def summary(result: Result) -> str:
-    """The line a run ends with."""
+def summary(result: Result, processes: int = 1) -> str:
+    """What a run ends with."""
     peak, config = peak_memory(), result.config
     loss = f"validation loss {result.validation_losses[-1][1]:.4f}, " if result.validation_losses else ""
+    speed = f"{result.tokens_per_second:,.0f} tokens/s, " if result.losses else "none of them now, "
     stopped = ""
     if result.signal is not None:
+        launcher = f"mpiexec -n {processes} " if processes > 1 else ""
         stopped = (
             f"Stopped by {signal.Signals(result.signal).name} after step {result.steps:,} of {config.steps:,}; go on "
-            f"with: python train/train_transformer.py --resume {config.folder}\n"
+            f"with: {launcher}python train/train_transformer.py --resume {shlex.quote(str(config.folder))}\n"
         )
     return (
-        f"{stopped}{result.steps:,} steps, seed {config.seed}, {loss}{clock(result.seconds)} wall time, "
-        + f"{result.tokens_per_second:,.0f} tokens/s, "
+        f"{stopped}{result.steps:,} steps, seed {config.seed}, {loss}{clock(result.seconds)} wall time, {speed}"
         + (f"peak memory {peak / 2**20:,.0f} MiB, " if peak else "")
         + f"model in {result.path}"
     )
@@ -322,8 +339,15 @@ class Interruption:
 # --- Checks before the work, and small things
 
 
-def _check_dtype(config: Config) -> None:
+def _check(config: Config, team: Team) -> None:
     xp = get_backend()
+    if config.batch % (config.accumulate * team.size):
+        raise ValueError(
+            f"batch {config.batch} cannot be divided into {config.accumulate} parts for each of {team.size} processes; "
+            f"choose a multiple of {config.accumulate * team.size}"
+        )
+    if team.size > 1 and xp.name == "cupy" and config.dtype == "bfloat16":
+        raise ValueError("dtype bfloat16: CuPy's NCCL adds no bfloat16 up; with several processes choose float32")
     if config.dtype not in xp.float_dtypes():
         raise ValueError(
             f"dtype {config.dtype}: backend {xp.name!r} computes in {', '.join(xp.float_dtypes())}; choose one of them"
@@ -364,11 +388,18 @@ def _sample(config: Config, model: Transformer, prompt: str) -> str:
     )
 
 
+def main() -> None:
+    with plain_errors(ImportError, RuntimeError):
+        team = join()  # before anything that can fail, so that no process waits for one that has not begun
+    with team.together():
+        config = parse(description="Train a character-level transformer on a text.", epilog=ENVIRONMENT)
+        with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
+            get_backend()
+        with plain_errors(ValueError, ImportError, OSError, FloatingPointError):
+            result = train(config)
+    if result.signal is not None:
+        sys.exit(128 + result.signal)
+
+
 if __name__ == "__main__":
-    options = parse(description="Train a character-level transformer on a text.", epilog=ENVIRONMENT)
-    with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
-        get_backend()
-    with plain_errors(ValueError, ImportError, OSError, FloatingPointError):
-        ended = train(options)
-    if ended.signal is not None:
-        sys.exit(128 + ended.signal)
+    main()
