@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from russellgrad import Tensor
 from russellgrad.backend import Backend, available_backends, use_backend
 from russellgrad.checkpoint import load_model
+from russellgrad.optimizer import SGDOptimizer
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
+from tests.helpers import rng
 from tests.test_train import SMALL
 from train import checkpoints, train_transformer
+from train.data import in_parts
 from train.metrics import read_metrics
-from train.train_transformer import Result, train
+from train.train_transformer import Result, take_step, train
 
 pytest.importorskip("safetensors")
 
@@ -121,3 +127,29 @@ def test_parts_of_a_batch_are_the_batch(
         np.testing.assert_allclose(result.losses, whole.losses, rtol=0, atol=1e-12)
         for name, array in whole.model.state_dict().items():
             np.testing.assert_allclose(result.model.state_dict()[name], array, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("share_out", [(2, 1), (3, 1), (1, 3), (2, 3)], ids=str)
+def test_parts_of_a_padded_batch_are_the_batch(backend: Backend, share_out: tuple[int, int]) -> None:
+    """Each part's mean counts by its tokens: the sum of all parts' gradients is the whole batch's, with dropout too."""
+    parts, size = share_out
+    ids = rng(3).integers(0, 5, (6, 9))
+    ids[0, 4:], ids[3, 2:], ids[5, 7:] = 5, 5, 5
+    gradients, losses = [], []
+    for divided in (False, True):
+        model = Transformer(Tokenizer.from_text("abcde", 8, 8, seed=1), 1, 2, dropout=0.3, seed=2)
+        optimizer = SGDOptimizer(model.parameters(), lr=0.0, flat=True)
+        ranks = range(size) if divided else range(1)
+        total, loss = 0.0, 0.0
+        for rank in ranks:
+            assert model.dropout.generator is not None
+            model.dropout.generator.counter = 0
+            given = in_parts(ids[:, :-1], ids[:, 1:], parts if divided else 1, 5, rank, len(ranks))
+            part, _ = take_step(model, optimizer, *given, clip=0.0)
+            total = total + Tensor(optimizer.flat_grad).numpy()
+            loss += part.item()
+        gradients.append(total)
+        losses.append(loss)
+    assert abs(losses[0] - losses[1]) <= 1e-12
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=0, atol=1e-12)
+    assert np.abs(gradients[0]).max() > 0.01

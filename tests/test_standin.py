@@ -588,6 +588,24 @@ def test_agrees_with_the_real_cupy() -> None:
     assert done.stdout.strip() == ""
 
 
+NCCL = """
+import inspect, warnings
+warnings.simplefilter("ignore")  # there is no NCCL without a device
+from cupyx.distributed import NCCLBackend
+inspect.signature(NCCLBackend).bind(4, 1, use_mpi=True)
+inspect.signature(NCCLBackend.all_reduce).bind(None, "in", "out", op="sum", stream=None)
+import cupy
+cupy.cuda.Device.use, cupy.cuda.runtime.getDeviceCount
+"""
+
+
+def test_what_several_devices_need_is_in_the_real_cupy() -> None:
+    """As backends/nccl.py calls it; nothing of it can run without devices."""
+    needs_the_real_cupy()
+    done = run_python("-c", NCCL)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_stand_in_has_all_that_the_backend_uses() -> None:
     for file in compare.BACKENDS.glob("cupy*.py"):
         assert list(compare.unusable(file.read_text(), MODULES)) == []

@@ -47,7 +47,7 @@ from russellgrad import (
     set_matmul_precision,
 )
 from russellgrad.loss import cross_entropy_loss
-from russellgrad.optimizer import AdamWOptimizer
+from russellgrad.optimizer import AdamWOptimizer, Optimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from russellgrad.tokenizer import Tokenizer
@@ -226,7 +226,7 @@ def build_schedule(config: Config) -> Schedule:
 
 
 def take_step(
-    model: Transformer, optimizer: AdamWOptimizer, *parts: Part, clip: float, team: Team = ALONE
+    model: Transformer, optimizer: Optimizer, *parts: Part, clip: float, team: Team = ALONE
 ) -> tuple[Tensor, Tensor | None]:
     """One optimizer step on a batch, in parts of ids that are on the device: see `train.data.in_parts`.
 
