@@ -50,8 +50,21 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
     # Rows in order: safetensors writes the memory of an array as it lies.
     state = {name: np.ascontiguousarray(_widened(array)) for name, array in model.state_dict().items()}
     header = {"format": FORMAT, "version": VERSION, "config": json.dumps(config)}
-    _replace_file(Path(path), safetensors.numpy.save(state, header))
+    _replace_file(Path(path), _in_order(safetensors.numpy.save(state, header)))
     return Path(path)
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in any order, and equal models are equal files.
+
+    The format: 8 bytes, the header's length; the header, JSON, with blanks to a multiple of 8; the arrays.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    new = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    new += b" " * (-len(new) % 8)
+    return len(new).to_bytes(8, "little") + new + content[end:]
 
 
 def _widened(array: Any) -> Any:

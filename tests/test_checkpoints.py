@@ -82,7 +82,7 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGTERM here")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
     options = {**RUN, "dataset": text, "out": out, "steps": 100_000, "save_interval": 100_000}
@@ -103,6 +103,22 @@ def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number:
     done = run_python(*found[2].split(), "--steps", str(find(out).step + 3), RG_BACKEND="numpy")
     assert done.returncode == 0, done.stderr
     assert f"resumed from {find(out).path.parent}" in done.stdout
+
+
+def test_a_pipe_that_nobody_reads_ends_nothing(text: str, tmp_path: Path) -> None:
+    options = {**RUN, "steps": 60, "dataset": text, "out": tmp_path / "o"}
+    process = subprocess.Popen(
+        [sys.executable, "train/train_transformer.py", *flags(**options)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0, process.stderr and process.stderr.read()
+    assert find(tmp_path / "o").step == 60
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
 
 
 # --- Which are kept
@@ -287,6 +303,12 @@ def test_a_checkpoint_of_what_is_not_finite_is_never_written(text: str, tmp_path
     ):
         checkpoints.save(tmp_path, 6, result.model, optimizer, {})
     assert find(tmp_path).step == 4
+
+
+def test_fewer_steps_than_there_are(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=4, warmup=1)
+    with pytest.raises(ValueError, match="has 4 steps already, and steps is 3; give more, or leave it out"):
+        train(resume=str(tmp_path), steps=3)
 
 
 def test_resume_beside_a_config_is_refused(text: str, tmp_path: Path) -> None:

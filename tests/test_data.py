@@ -150,6 +150,15 @@ def test_tiny_shakespeare_of_another_checksum_is_refused(monkeypatch: pytest.Mon
         data.load_text("tinyshakespeare")
 
 
+def test_a_data_folder_without_the_file_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And not a download: the folder was named so that there is none."""
+    monkeypatch.setenv("RG_DATA_DIR", str(tmp_path))
+    with pytest.raises(
+        OSError, match=f"RG_DATA_DIR is {tmp_path}, and there is no {tmp_path}/tinyshakespeare.txt; put"
+    ):
+        data.load_text("tinyshakespeare")
+
+
 def test_offline_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     pooch = pytest.importorskip("pooch")
 

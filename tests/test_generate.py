@@ -140,3 +140,21 @@ def test_no_such_file() -> None:
     run = run_python("train/generate.py", "nowhere.safetensors")
     assert run.returncode == 1
     assert "generate.py: error: load_model: there is no file nowhere.safetensors" in run.stderr
+
+
+def test_a_folder_for_the_model_in_it(model_file: Path) -> None:
+    assert list(generate(model_file.parent, ["a"], 5)) == list(generate(model_file, ["a"], 5))
+
+
+def test_a_pipe_that_nobody_reads_is_no_error(model_file: Path) -> None:
+    """As of `| head -c 1`."""
+    process = subprocess.Popen(
+        [sys.executable, "train/generate.py", str(model_file), "--tokens", "3000"], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from russellgrad.random import manual_seed
 from tests.process import ROOT, run_python
 
 DOCUMENTS = [
@@ -38,6 +39,7 @@ def test_python_blocks_run_and_print_what_is_shown(
     document: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """In order and in one namespace, as a reader would; a text block after one is its output."""
+    manual_seed(0)  # as in a new process
     monkeypatch.setenv("RG_TRAIN_STEPS", "2")
     monkeypatch.chdir(tmp_path)  # where training writes
     namespace: dict[str, Any] = {"__name__": "__main__"}

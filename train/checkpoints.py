@@ -34,7 +34,8 @@ FOLDER = "checkpoints"
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _SUMS = "SHA256SUMS"
 _WRITING, _GOING = ".writing-", ".going-"
-_OF_A_RUN = ("model.safetensors", FOLDER, "metrics.jsonl", "tensorboard")
+_OF_A_RUN = ("model.safetensors", FOLDER, "metrics.jsonl", "tensorboard", "report.html", "attention.png", "loss.png",
+             "learning_rate.png", "gradient_norm.png", "throughput.png")  # fmt: skip
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -246,6 +247,8 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
         ValueError: it is damaged, or of another version of the format; names the last good one before it.
     """
     path = Path(path).resolve()
+    if path.is_file():
+        path = path.parent  # of a file in a run's folder, or in a checkpoint's
     checkpoint: Path | None = path
     if not _NAME.fullmatch(path.name):
         beside = _all(path)

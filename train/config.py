@@ -93,7 +93,10 @@ class Config:
         if self.seed >= 2**64:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
         if self.schedule == "cosine_with_warmup" and self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup must be less than steps: {self.warmup_steps} is not less than {self.steps}")
+            raise ValueError(
+                f"warmup must be less than steps: {self.warmup_steps} is not less than {self.steps}; give another "
+                "warmup, or cut the run short with RG_TRAIN_STEPS"
+            )
         if self.last_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
         if self.schedule == "exponential" and not self.last_learning_rate:
@@ -178,4 +181,4 @@ def parse(arguments: Sequence[str] | None = None, **about: Any) -> Config:
     try:
         return configure(**vars(parser.parse_args(arguments)))
     except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {error}\n")

@@ -161,8 +161,10 @@ def tiny_shakespeare() -> str:
         ImportError: `pooch` is needed for the cache and is not installed.
         OSError: the download failed.
     """
-    folder = os.environ.get("RG_DATA_DIR")
-    if folder and (path := Path(folder) / "tinyshakespeare.txt").exists():
+    if folder := os.environ.get("RG_DATA_DIR"):
+        path = Path(folder) / "tinyshakespeare.txt"
+        if not path.exists():
+            raise OSError(f"dataset tinyshakespeare: RG_DATA_DIR is {folder}, and there is no {path}; put it there")
         raw = path.read_bytes()
         found = hashlib.sha256(raw).hexdigest()
         if found != TINY_SHA256:

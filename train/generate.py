@@ -13,14 +13,14 @@ if __name__ == "__main__":
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
-from train.progress import plain_errors
+from train.progress import plain_errors, say
 
 BETWEEN = "\n" + 15 * "-" + "\n"  # two texts
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write text with a model that train_transformer.py trained.")
-    parser.add_argument("model", help="a model.safetensors")
+    parser.add_argument("model", help="a model.safetensors, or the folder of a run")
     parser.add_argument(
         "--prompt", action="append", help="how the text begins; several times for several texts (default: a new line)"
     )
@@ -48,14 +48,16 @@ def generate(
     stop: str | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """What the model in the file `path` writes, in pieces: each prompt with what follows, a line between two texts.
+    """What the model in a file, or in a run's or a checkpoint's folder, writes.
 
+    In pieces: each prompt with what follows, a line between two texts.
     All texts are made at once; the first comes as it is made, the others when all are done.
     Raises as `load_model` and `Transformer.stream` do, and ValueError for num_samples < 1.
     """
     if num_samples < 1:
         raise ValueError(f"generate: needs num_samples >= 1, got {num_samples}")
-    model = load_model(path)
+    path = Path(path)
+    model = load_model(path / "model.safetensors" if path.is_dir() else path)
     vocabulary = model.tokenizer.vocabulary
     default = "\n" if "\n" in vocabulary else vocabulary[0]
     texts = [prompt for prompt in prompts or [default] for _ in range(num_samples)]
@@ -75,5 +77,6 @@ if __name__ == "__main__":
         get_backend()
     with plain_errors(ValueError, ImportError, OSError):
         for piece in generate(options.pop("model"), options.pop("prompt"), **options):
-            print(piece, end="", flush=True)
-        print()
+            if not say(piece, end=""):
+                break
+        say("")

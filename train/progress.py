@@ -1,5 +1,6 @@
 """What a training run says: a bar on a terminal, plain lines elsewhere or without the package `rich`."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -66,14 +67,27 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=step, facts=facts)
         elif step // self._every > self._said or step == self.total:
             self._said = step // self._every
-            print(f"step {step:,}/{self.total:,}  {facts}", flush=True)
+            say(f"step {step:,}/{self.total:,}  {facts}")
 
     def say(self, text: str) -> None:
         """Print a text, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, flush=True)
+            say(text)
+
+
+def say(text: str, end: str = "\n") -> bool:
+    """Print a text at once. Where nobody reads the output any more, as in `| head`, nothing is said from then on.
+
+    Returns whether somebody may have read it.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _rich_bar() -> Any:

@@ -28,7 +28,7 @@ from train import checkpoints
 from train.config import FIXED, Config
 from train.distributed import Team
 from train.metrics import Metrics
-from train.progress import Progress
+from train.progress import Progress, say
 
 
 class Records:
@@ -56,6 +56,11 @@ class Records:
                 f"resume: {checkpoint.path} is of a run with "
                 + ", ".join(f"{name} {saved[name]!r}, not {getattr(self.config, name)!r}" for name in changed)
                 + "; leave these out, or start a new run"
+            )
+        if checkpoint.step > self.config.steps:
+            raise ValueError(
+                f"{checkpoint.path} has {checkpoint.step:,} steps already, and steps is {self.config.steps:,}; give "
+                "more, or leave it out"
             )
         if checkpoint.facts["text_sha256"] != self.text_sha256:
             raise ValueError(f"{checkpoint.path} was trained on another text than {self.config.dataset!r} is now")
@@ -108,10 +113,10 @@ class Records:
         checkpoints.tidy(self.folder)
         if self._checkpoint is None or not self._goes_on_there(self._checkpoint):
             if aside := checkpoints.set_aside(self.folder):
-                print(f"what an earlier run left in {self.folder} is now in {aside}", flush=True)
+                say(f"what an earlier run left in {self.folder} is now in {aside}")
         else:
             for damaged in checkpoints.later(self._checkpoint)[1]:
-                print(f"a damaged checkpoint is now {checkpoints.mark_damaged(damaged)}", flush=True)
+                say(f"a damaged checkpoint is now {checkpoints.mark_damaged(damaged)}")
 
     def _restore_validation(self, facts: Mapping[str, Any]) -> None:
         """Without those of where RG_TRAIN_STEPS or fewer steps ended the run before: they are over other blocks."""

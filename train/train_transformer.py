@@ -54,7 +54,7 @@ from russellgrad.tokenizer import Tokenizer
 from train.config import Config, configure, parse
 from train.data import Ids, Part, batches, in_parts, load_text, split, validation_blocks
 from train.distributed import ALONE, Team, join
-from train.progress import Stopwatch, clock, peak_memory, plain_errors
+from train.progress import Stopwatch, clock, peak_memory, plain_errors, say
 from train.records import Records
 
 ENVIRONMENT = (
@@ -84,9 +84,9 @@ def train(config: Config | None = None, **settings: Any) -> Result:
     """Train a model on the backend in use; its model, checkpoints and metrics go to the configuration's folder.
 
     The validation loss is a mean over non-overlapping blocks of the text's last tenth: at intervals over `eval_blocks`
-    of them, evenly spaced and always the same; once all the configured steps are done, over every one. SIGINT (Ctrl-C)
-    and SIGTERM end the run after the step at hand, with a checkpoint to resume from. A resumed run gives the bits of
-    one that never stopped.
+    of them, evenly spaced and always the same; once all the configured steps are done, over every one. SIGINT (Ctrl-C),
+    SIGTERM and SIGHUP end the run after the step at hand, with a checkpoint to resume from. A resumed run gives the
+    bits of one that never stopped.
 
     Args:
         config: by default what `train.config.configure` makes of the settings.
@@ -175,7 +175,7 @@ def _train(config: Config, steps: int, team: Team) -> Result:
         interruption.signal or signal.SIGTERM if stopping else None,  # which another process may have got
     )  # fmt: skip
     if team.leads:
-        print(summary(result, team.size), flush=True)
+        say(summary(result, team.size))
     return result
 
 
@@ -294,8 +294,9 @@ def evaluate(model: Transformer, inputs: Ids, targets: Ids, batch: int, team: Te
 def summary(result: Result, processes: int = 1) -> str:
     """What a run ends with."""
     peak, config = peak_memory(), result.config
-    loss = f"validation loss {result.validation_losses[-1][1]:.4f}, " if result.validation_losses else ""
-    speed = f"{result.tokens_per_second:,.0f} tokens/s, " if result.losses else "none of them now, "
+    losses = dict(result.validation_losses)
+    loss = f"validation loss {losses[result.steps]:.4f}, " if result.steps in losses else ""
+    speed = f"{result.tokens_per_second:,.0f} tokens/s, " if result.losses else "no step was left to take, "
     stopped = ""
     if result.signal is not None:
         launcher = f"mpiexec -n {processes} " if processes > 1 else ""
@@ -310,8 +311,14 @@ def summary(result: Result, processes: int = 1) -> str:
     )
 
 
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 class Interruption:
-    """In the block Ctrl-C and SIGTERM only set `signal`, so no step is left half done; another ends the program."""
+    """In the block signals that end a program only set `signal`, so no step is left half done; a second one ends it.
+
+    They are SIGINT (Ctrl-C), SIGTERM, and SIGHUP, which the end of a terminal sends, unless `nohup` had it ignored.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -319,9 +326,9 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there may a handler be set
-            self._previous = {
-                number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            for number in _ENDING:
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
