@@ -61,7 +61,8 @@ def other_table(data: dict[str, Any]) -> str:
 
 def figures() -> str:
     """What stands between BEGIN and END in the README."""
-    cpu, avx2 = load("cpu"), load("cpu-avx2")
+    cpu, avx2, generation = load("cpu"), load("cpu-avx2"), load("generate")
+    others = {**cpu, "tables": {**cpu["tables"], **generation["tables"]}}
     where = (
         f"{cpu['processor']}, {cpu['cores']} cores, {cpu['torch threads']} threads; Python {cpu['python']}, NumPy "
         f"{cpu['numpy']} ({cpu['BLAS of NumPy']}), PyTorch {cpu['torch']} ({cpu['BLAS of torch']}); "
@@ -72,8 +73,9 @@ def figures() -> str:
         step_table(RUNS, memory=True),
         f"With OpenBLAS held to the kernels of processors without AVX-512 ({avx2['BLAS of NumPy']}):",
         step_table(AVX2_RUNS, memory=False),
-        "The NumPy backend besides (`overhead`, `generate` and `growth`):",
-        other_table(cpu),
+        "The NumPy backend besides (`overhead` and `growth`; `generate`, with a cache of keys and values in both, of "
+        f"{generation['date'][:10]}, commit {generation['commit']}):",
+        other_table(others),
     ]) + "\n"  # fmt: skip
 
 
