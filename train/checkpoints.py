@@ -185,8 +185,9 @@ def tidy(run: Path) -> None:
     """Remove what a run that was killed had not finished writing, or removing."""
     for leftover in [*(run / FOLDER).glob(f"{_WRITING}*"), *(run / FOLDER).glob(f"{_GOING}*")]:
         shutil.rmtree(leftover, ignore_errors=True)
-    for leftover in run.glob("*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        for unfinished in run.glob(f"{name}.*.tmp"):
+            unfinished.unlink(missing_ok=True)
 
 
 def set_aside(run: Path) -> Path | None:
