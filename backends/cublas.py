@@ -51,10 +51,11 @@ def matmul(a: Array, b: Array, into: Array | None = None, precision: str | None 
     Raises:
         ValueError: shapes that do not fit. RuntimeError: what cuBLAS refuses.
     """
-    if a.ndim == 1:
-        return _without(-2, matmul(a[None], b if b.ndim > 1 else b[:, None], None, precision), b.ndim == 1)
-    if b.ndim == 1:
-        return _without(-1, matmul(a, b[:, None], None, precision))
+    if a.ndim == 1 or b.ndim == 1:
+        rows, columns = a[None] if a.ndim == 1 else a, b[:, None] if b.ndim == 1 else b
+        out = matmul(rows, columns, None, precision)  # (..., n, m)
+        n, m = out.shape[-2:]
+        return out.reshape(out.shape[:-2] + (n,) * (a.ndim > 1) + (m,) * (b.ndim > 1))
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul: {a.shape} and {b.shape} do not fit: {a.shape[-1]} is not {b.shape[-2]}")
     batch = _broadcast(a.shape[:-2], b.shape[:-2])
@@ -131,13 +132,6 @@ def _batch_step(a: Array) -> int | None:
             return None
         count *= length
     return step if step >= 0 else None  # which cuBLAS may refuse
-
-
-def _without(axis: int, out: Array, also_last: bool = False) -> Array:
-    """`out` without an axis of length 1."""
-    shape = list(out.shape)
-    del shape[axis]
-    return out.reshape(shape[:-1] if also_last else shape)
 
 
 # --- Handles

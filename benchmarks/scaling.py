@@ -16,11 +16,16 @@ ALONE, ALL_THREADS = "1 process, 1 thread", "1 process, 2 threads"
 SKIPPED, STEPS, ROUNDS = 10, 30, 5  # steps before the timed ones; timed ones; turns
 
 
+def launcher() -> str | None:
+    """The path of mpiexec: where Python is, as PyPI's packages put it there, or on the system's path."""
+    return shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
 def seconds_a_step(size: str, processes: int, threads: int, steps: int) -> float:
     """Of training by `train/train_transformer.py`, its loop's reading of losses included, but no evaluation."""
     layers, heads, width, block, batch = size.split("/")
-    launcher = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert launcher is not None
+    mpiexec = launcher()
+    assert mpiexec is not None
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "layers": layers, "heads": heads, "width": width, "block": block, "batch": batch, "out": folder,
@@ -28,7 +33,7 @@ def seconds_a_step(size: str, processes: int, threads: int, steps: int) -> float
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         subprocess.run(
-            [launcher, "-n", str(processes), sys.executable, "train/train_transformer.py", *arguments],
+            [mpiexec, "-n", str(processes), sys.executable, "train/train_transformer.py", *arguments],
             cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
             env={**os.environ, "OPENBLAS_NUM_THREADS": str(threads), "RG_TRAIN_STEPS": str(SKIPPED + steps)},
         )  # fmt: skip
@@ -44,7 +49,7 @@ def tables(quick: bool = False) -> list[Table]:
         "be perfect.",
     ]
     result = Table("scaling", "Two processes", SIZE_HEAD, "milliseconds", notes)
-    if shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") is None:
+    if launcher() is None:
         result.notes += left_out(["mpiexec (pip install mpi4py mpich)"])
         return [result]
     rounds, steps = (1, 10) if quick else (ROUNDS, STEPS)

@@ -50,7 +50,7 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
     # Rows in order: safetensors writes the memory of an array as it lies.
     state = {name: np.ascontiguousarray(_widened(array)) for name, array in model.state_dict().items()}
     header = {"format": FORMAT, "version": VERSION, "config": json.dumps(config)}
-    _replace_file(Path(path), _in_order(safetensors.numpy.save(state, header)))
+    replace_file(Path(path), _in_order(safetensors.numpy.save(state, header)))
     return Path(path)
 
 
@@ -120,8 +120,11 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         raise ValueError(f"load_model: {path} is not a whole safetensors file: {error}") from error
 
 
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write beside `path`, bring it to the disk, and only then take the place of what is there."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Write beside `path`, bring it to the disk, and only then take the place of what is there.
+
+    A process that is killed meanwhile leaves a file whose name is that of `path`, its own number, and .tmp.
+    """
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         write_synced(beside, content)

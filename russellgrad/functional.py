@@ -43,9 +43,8 @@ def add_layer_norm(
     Shapes: x and r (..., C), gamma and beta (C,) or None -> (..., C), (..., C). Raises ValueError for others.
     """
     dtypes = {getattr(t, "dtype", None) for t in (x, r, gamma, beta) if t is not None}
-    if len(dtypes) > 1 or not all(
-        dtype and is_float(dtype) for dtype in dtypes
-    ):  # each op brings them to one float dtype for itself
+    of_one_float = len(dtypes) == 1 and all(dtype and is_float(dtype) for dtype in dtypes)
+    if not of_one_float:  # each op brings them to one for itself
         total = x + r
         return total, layer_norm(total, gamma, beta, eps)
     made: list[Any] = []

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.scaling import launcher
 from russellgrad import use_backend
 from tests.process import ROOT, run_python
 from tests.test_train import SMALL, flags
@@ -24,7 +24,7 @@ from train.train_transformer import train
 
 pytest.importorskip("safetensors")
 
-MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+MPIEXEC = launcher()
 with_mpi = pytest.mark.skipif(
     MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
     reason="no mpiexec or no mpi4py here; pip install mpi4py mpich",

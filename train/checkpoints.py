@@ -206,16 +206,9 @@ def set_aside(run: Path) -> Path | None:
 
 def later(checkpoint: Checkpoint) -> tuple[list[Path], list[Path]]:
     """The checkpoints beside this one and after it: good ones, and damaged ones."""
-    good: list[Path] = []
-    damaged: list[Path] = []
-    for step, path in _all(checkpoint.path.parent):
-        if step > checkpoint.step:
-            try:
-                _read(path)
-                good.append(path)
-            except ValueError:
-                damaged.append(path)
-    return good, damaged
+    after = [path for step, path in _all(checkpoint.path.parent) if step > checkpoint.step]
+    good = [path for path in after if _is_good(path)]
+    return good, [path for path in after if path not in good]
 
 
 def mark_damaged(path: Path) -> Path:
@@ -259,15 +252,19 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         return _read(checkpoint)
     except ValueError as error:
-        step, earlier = int(checkpoint.name.removeprefix("step-")), "there is no earlier one"
-        for _, other in reversed([entry for entry in _all(checkpoint.parent) if entry[0] < step]):
-            try:
-                _read(other)
-            except ValueError:
-                continue
-            earlier = f"the last good one is {other}: --resume {other}"
-            break
+        last = int(checkpoint.name.removeprefix("step-"))
+        before = [path for step, path in _all(checkpoint.parent) if step < last]
+        good = next(filter(_is_good, reversed(before)), None)
+        earlier = f"the last good one is {good}: --resume {good}" if good else "there is no earlier one"
         raise ValueError(f"{error}; {earlier}") from error
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        _read(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _read(path: Path) -> Checkpoint:

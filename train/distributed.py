@@ -25,6 +25,7 @@ import numpy as np
 from russellgrad.backend import Array, Backend
 from russellgrad.russelltransformer import Transformer
 from train.checkpoints import newest
+from train.launch import first_number
 
 # By these a launcher tells a process how many it started: MPICH and Intel MPI, Open MPI; and Slurm's, that it did.
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -87,7 +88,7 @@ class MpiTeam(Team):
 
     def take_device(self, xp: Backend) -> None:
         if xp.name == "cupy":
-            _nccl().use_device(_first_number(_LOCAL_RANKS, default=0))
+            _nccl().use_device(first_number(_LOCAL_RANKS, default=0))
 
     def introduction(self) -> str:
         everybody = self._mpi.allgather((os.getpid(), platform.node()))
@@ -163,11 +164,6 @@ def _nccl() -> Any:
     return importlib.import_module("russellgrad.backends.nccl")
 
 
-def _first_number(names: Sequence[str], default: int) -> int:
-    """Of the first of these environment variables that is set."""
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default)
-
-
 @cache
 def join() -> Team:
     """The team that this process was started in: alone, unless a launcher as `mpiexec` started several.
@@ -175,7 +171,7 @@ def join() -> Team:
     Raises ImportError if one did and mpi4py is not installed, and RuntimeError if mpi4py is another MPI's than the
     launcher: each process would train alone, and write the same files.
     """
-    announced = _first_number(_SIZES, default=1)
+    announced = first_number(_SIZES, default=1)
     if announced < 2 and _PMIX not in os.environ:
         return ALONE
     try:

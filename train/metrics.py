@@ -23,10 +23,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from russellgrad import __version__
+from russellgrad.checkpoint import replace_file
+
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"  # the folder of its files, in the run's
 INSTALL_TENSORBOARD = 'pip install "russellgrad[tensorboard]"'
-PACKAGES = ("russellgrad", "numpy", "numba", "cupy-cuda12x", "cupy-cuda13x")  # whose versions a run tells, if installed
+PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x")  # whose versions a run tells, if installed
 
 
 class Metrics:
@@ -65,7 +68,7 @@ class Metrics:
         elif self.path.exists():
             kept = [line for line in _lines(self.path) if _is_before(line, self._resume_at)]
             self._seconds_before = max((line["seconds"] for line in kept if "seconds" in line), default=0.0)
-            _replace(self.path, kept)
+            replace_file(self.path, "".join(map(_to_json, kept)).encode())
         self._file = self.path.open("a", encoding="utf-8", newline="\n")
         if self._make_writer is not None:
             purge = None if self._resume_at is None else self._resume_at + 1  # this step and later ones are hidden
@@ -174,8 +177,8 @@ class Metrics:
 
 
 def versions() -> dict[str, str]:
-    """The version of Python, and of those of PACKAGES that are installed."""
-    found = {"python": platform.python_version()}
+    """The versions of this library and of Python, and of those of PACKAGES that are installed."""
+    found = {"russellgrad": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -295,16 +298,6 @@ def _is_before(line: Mapping[str, Any], resume_at: int) -> bool:
     """Whether a line stays on resuming; the facts of a run that took no step before that do not."""
     step: int = line["step"]
     return step < resume_at if "run" in line else step <= resume_at
-
-
-def _replace(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write beside `path`, bring it to the disk, and only then take the place of what is there."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("".join(map(_to_json, lines)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _move_aside(folder: Path) -> None:

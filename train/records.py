@@ -8,7 +8,6 @@ try:
 except ImportError:  # as on Windows
     fcntl = None  # type: ignore[assignment]
 import hashlib
-import platform
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
-from russellgrad import __version__
 from russellgrad.checkpoint import save_model
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
 from train import checkpoints
 from train.config import FIXED, Config
 from train.distributed import Team
-from train.metrics import Metrics
+from train.metrics import Metrics, versions
 from train.progress import Progress, say
 
 
@@ -185,7 +181,7 @@ class Records:
             facts = {
                 "config": asdict(self.config), "text_sha256": self.text_sha256,
                 "validation_losses": self.validation_losses, "backend": self._model.parameters()[0].backend.name,
-                "versions": {"russellgrad": __version__, "numpy": np.__version__, "python": platform.python_version()},
+                "versions": versions(),
             }  # fmt: skip
             path = checkpoints.save(self.folder, step, self._model, self._optimizer, facts)
             if self._team.size > 1:  # whose end may be the launcher's, which has no last word for it
