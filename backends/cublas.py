@@ -39,13 +39,12 @@ def takes(a: Array, b: Array) -> bool:
     return a.dtype == b.dtype and a.dtype.name in _DATA_TYPES and a.ndim > 0 and b.ndim > 0
 
 
-def matmul(a: Array, b: Array, into: Array | None = None, precision: str | None = None) -> Array:
+def matmul(a: Array, b: Array, precision: str | None = None) -> Array:
     """(..., n, k) @ (..., k, m) -> (..., n, m), of float16, bfloat16, float32 or float64; batch axes broadcast.
 
     One axis (k,) is a row at the left and a column at the right, without which the result is given, as in NumPy.
 
     Args:
-        into: memory for it, contiguous and of the same dtype.
         precision: of float32, in place of the one that `set_precision` chose.
 
     Raises:
@@ -53,14 +52,14 @@ def matmul(a: Array, b: Array, into: Array | None = None, precision: str | None 
     """
     if a.ndim == 1 or b.ndim == 1:
         rows, columns = a[None] if a.ndim == 1 else a, b[:, None] if b.ndim == 1 else b
-        out = matmul(rows, columns, None, precision)  # (..., n, m)
+        out = matmul(rows, columns, precision)  # (..., n, m)
         n, m = out.shape[-2:]
         return out.reshape(out.shape[:-2] + (n,) * (a.ndim > 1) + (m,) * (b.ndim > 1))
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul: {a.shape} and {b.shape} do not fit: {a.shape[-1]} is not {b.shape[-2]}")
     batch = _broadcast(a.shape[:-2], b.shape[:-2])
     n, k, m = a.shape[-2], a.shape[-1], b.shape[-1]
-    out = cupy.empty((*batch, n, m), a.dtype) if into is None else into
+    out = cupy.empty((*batch, n, m), a.dtype)
     if out.size == 0:
         return out
     if k == 0:

@@ -355,29 +355,24 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return rows.reshape(*x.shape[:-1], weight.shape[1])
 
 
-def linear_backward(
-    g: Array, x: Array, weight: Array, needs: Sequence[bool], into: Sequence[Array | None]
-) -> tuple[Array | None, ...]:
+def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
     need_x, need_weight, need_bias = needs
-    _, into_weight, into_bias = into
     g2 = _rows(g)  # (N, o)
     return (
         matmul(g2, weight.T).reshape(x.shape) if need_x else None,
-        _product(_rows(x).T, g2, into_weight) if need_weight else None,
-        _sum_of_rows(g2, into_bias) if need_bias else None,
+        matmul(_rows(x).T, g2) if need_weight else None,
+        _sum_of_rows(g2) if need_bias else None,
     )
 
 
-def _product(a: Array, b: Array, into: Array | None, precision: str | None = None) -> Array:
-    if cublas.takes(a, b):
-        return cublas.matmul(a, b, into, precision)
-    return cupy.matmul(a, b, out=into)
+def _exact_product(a: Array, b: Array) -> Array:
+    """a @ b with all bits of the factors, whatever the matmul precision: for products that stand for sums."""
+    return cublas.matmul(a, b, "highest") if cublas.takes(a, b) else cupy.matmul(a, b)
 
 
-def _sum_of_rows(a: Array, into: Array | None) -> Array:
+def _sum_of_rows(a: Array) -> Array:
     """(N, C) -> (C,), as a product with ones: CuPy's sum along the first axis is slow (cupy#2562)."""
-    row = _product(cupy.ones((1, len(a)), a.dtype), a, None if into is None else into[None], "highest")
-    return row[0] if into is None else into
+    return _exact_product(cupy.ones((1, len(a)), a.dtype), a)[0]
 
 
 def _rows(a: Array) -> Array:
@@ -409,11 +404,10 @@ def bias_gelu_backward(
     bias: Array | None,
     approximate: str,
     needs: Sequence[bool],
-    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
     if cupy_kernels.takes(g, saved, bias) and g.ndim:
-        return cupy_kernels.bias_gelu_backward(g, saved, bias, approximate, needs, into)
-    return _biased_backward(g * saved, needs, into)
+        return cupy_kernels.bias_gelu_backward(g, saved, bias, approximate, needs)
+    return _biased_backward(g * saved, needs)
 
 
 def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]:
@@ -430,16 +424,15 @@ def bias_leaky_relu_backward(
     bias: Array | None,
     alpha: float,
     needs: Sequence[bool],
-    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
     if cupy_kernels.takes(g, saved, bias) and g.ndim:
-        return cupy_kernels.bias_leaky_relu_backward(g, saved, bias, alpha, needs, into)
-    return _biased_backward(g * saved, needs, into)
+        return cupy_kernels.bias_leaky_relu_backward(g, saved, bias, alpha, needs)
+    return _biased_backward(g * saved, needs)
 
 
-def _biased_backward(g: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]:
+def _biased_backward(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
     need_a, need_bias = needs
-    return g if need_a else None, _sum_of_rows(_rows(g), into[1]) if need_bias else None
+    return g if need_a else None, _sum_of_rows(_rows(g)) if need_bias else None
 
 
 # --- Fused: rows
@@ -513,10 +506,9 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
     so_far: Array | None,
-    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
     if cupy_kernels.takes(g, x, gamma, so_far):
-        return cupy_kernels.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far, into)
+        return cupy_kernels.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
     need_x, need_gamma, need_beta = needs
     normed = (x - mean) * rstd  # (..., C)
     gx = ggamma = gbeta = None
@@ -526,9 +518,9 @@ def layer_norm_backward(
         gx = rstd * (h - cupy.mean(h, axis=-1, keepdims=True) - normed * cupy.mean(h * normed, axis=-1, keepdims=True))
         gx = gx if so_far is None else gx + so_far
     if need_gamma:
-        ggamma = _sum_of_rows(_rows(g * normed), into[1])
+        ggamma = _sum_of_rows(_rows(g * normed))
     if need_beta:
-        gbeta = _sum_of_rows(_rows(g), into[2])
+        gbeta = _sum_of_rows(_rows(g))
     return gx, ggamma, gbeta
 
 
@@ -553,7 +545,7 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
     block = _ONE_HOT_ELEMENTS // n_rows + 1 if n_rows else 1
     for start in range(0, flat.size, block):
         part = slice(start, start + block)
-        out += _product((classes == flat[None, part]).astype(g.dtype), rows[part], None, "highest")
+        out += _exact_product((classes == flat[None, part]).astype(g.dtype), rows[part])
     return out
 
 

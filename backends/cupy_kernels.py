@@ -140,11 +140,6 @@ def _column_sums(type_name: str, partial: Array, *outs: Array | None) -> None:
     _launch(f"column_sums<{type_name}>", (-(-c // 32), sets), 1024, partial, first, second, m, c)
 
 
-def _vector(need: bool, c: int, dtype: DType, into: Array | None) -> Array | None:
-    """Memory for a gradient (C,), if it is needed: `into`, if given."""
-    return None if not need else cupy.empty((c,), dtype) if into is None else into
-
-
 # --- Activations on a + bias
 
 
@@ -159,10 +154,9 @@ def bias_gelu_backward(
     bias: Array | None,
     approximate: str,
     needs: Sequence[bool],
-    into: Sequence[Array | None] = (None, None),
 ) -> tuple[Array | None, Array | None]:
     """(..., C) (..., C) (C,) -> gradients of a (..., C) and of bias (C,), None where not needed."""
-    return _bias_activation_backward("bias_gelu_backward", g, a, bias, _GELU[approximate], 0.0, needs, into)
+    return _bias_activation_backward("bias_gelu_backward", g, a, bias, _GELU[approximate], 0.0, needs)
 
 
 def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> Array:
@@ -176,10 +170,9 @@ def bias_leaky_relu_backward(
     bias: Array | None,
     alpha: float,
     needs: Sequence[bool],
-    into: Sequence[Array | None] = (None, None),
 ) -> tuple[Array | None, Array | None]:
     """(..., C) (..., C) (C,) -> gradients of a (..., C) and of bias (C,), None where not needed."""
-    return _bias_activation_backward("bias_leaky_relu_backward", g, a, bias, _LEAKY_RELU, alpha, needs, into)
+    return _bias_activation_backward("bias_leaky_relu_backward", g, a, bias, _LEAKY_RELU, alpha, needs)
 
 
 def _bias_activation(op: str, a: Array, bias: Array | None, kind: str, alpha: float) -> Array:
@@ -201,7 +194,6 @@ def _bias_activation_backward(
     kind: str,
     alpha: float,
     needs: Sequence[bool],
-    into: Sequence[Array | None],
 ) -> tuple[Array | None, Array | None]:
     t = _common_type(op, g, a, bias)
     need_a, need_bias = needs
@@ -216,7 +208,7 @@ def _bias_activation_backward(
     _launch(name, grid, _BLOCK, g, a, bias, ga, partial, n, c, chunk, float(alpha))
     if partial is None:
         return ga, None
-    gbias = _vector(True, c, a.dtype, into[1])
+    gbias = cupy.empty((c,), a.dtype)
     _column_sums(t, partial, gbias)
     return ga, gbias
 
@@ -260,7 +252,6 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
     so_far: Array | None = None,
-    into: Sequence[Array | None] = (None, None, None),
 ) -> tuple[Array | None, ...]:
     """Gradients of x, gamma and beta, None where not needed. To that of x, `so_far` (..., C) is added."""
     t = _common_type("layer_norm_backward", g, x, gamma, so_far)
@@ -280,7 +271,7 @@ def layer_norm_backward(
     grid, chunk = _by_columns(n, c, pack)
     partial = cupy.empty((2, grid[1], c), np.float32)
     _launch(f"layer_norm_backward_columns<{t}, {pack}>", grid, _BLOCK, g, x, mean, rstd, partial, n, c, chunk)
-    ggamma, gbeta = _vector(need_gamma, c, x.dtype, into[1]), _vector(need_beta, c, x.dtype, into[2])
+    ggamma, gbeta = (cupy.empty((c,), x.dtype) if need else None for need in (need_gamma, need_beta))
     _column_sums(t, partial, ggamma, gbeta)
     return gx, ggamma, gbeta
 

@@ -271,10 +271,9 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
     so_far: Array | None,
-    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
     if not _single(g, x, gamma, mean, rstd, so_far) or x.size == 0:
-        return numpy_backend.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far, into)
+        return numpy_backend.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
     gs, xs = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(x))
     others = None if so_far is None else np.ascontiguousarray(_rows(so_far))
     means, rstds = mean.ravel(), rstd.ravel()
@@ -288,7 +287,7 @@ def layer_norm_backward(
         _layer_norm_backward(gs[some], xs[some], scale, means[some], rstds[some], more, gx[some], sums[start:stop])
 
     in_parts(len(sums), x.size * 3.5e-4, part)
-    gradients = gx.reshape(x.shape), _total(sums[:, 0], into[1]), _total(sums[:, 1], into[2])
+    gradients = gx.reshape(x.shape), _total(sums[:, 0]), _total(sums[:, 1])
     return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
 
 

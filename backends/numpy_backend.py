@@ -423,16 +423,13 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[1])
 
 
-def linear_backward(
-    g: Array, x: Array, weight: Array, needs: Sequence[bool], into: Sequence[Array | None]
-) -> tuple[Array | None, ...]:
+def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
     need_x, need_weight, need_bias = needs
-    _, into_weight, into_bias = into
     g2, rows = _rows(g), _rows(x)  # (N, o), (N, i)
     (n, o), i = g2.shape, weight.shape[0]
     gx = np.empty((n, i), g.dtype) if need_x else None
-    gw = None if not need_weight else np.empty((i, o), g.dtype) if into_weight is None else into_weight
-    gb = None if not need_bias else np.empty(o, g.dtype) if into_bias is None else into_bias
+    gw = np.empty((i, o), g.dtype) if need_weight else None
+    gb = np.empty(o, g.dtype) if need_bias else None
     shares = 64  # of each gradient; a thread takes the same share of all three
 
     def part(start: int, stop: int) -> None:
@@ -478,9 +475,8 @@ def bias_gelu_backward(
     bias: Array | None,
     approximate: str,
     needs: Sequence[bool],
-    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
-    return _biased_backward(g, saved, needs, into)
+    return _biased_backward(g, saved, needs)
 
 
 def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
@@ -535,9 +531,8 @@ def bias_leaky_relu_backward(
     bias: Array | None,
     alpha: float,
     needs: Sequence[bool],
-    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
-    return _biased_backward(g, saved, needs, into)
+    return _biased_backward(g, saved, needs)
 
 
 def _biased(
@@ -554,9 +549,7 @@ def _biased(
     return out.reshape(a.shape), slope.reshape(a.shape)
 
 
-def _biased_backward(
-    g: Array, slope: Array, needs: Sequence[bool], into: Sequence[Array | None]
-) -> tuple[Array | None, ...]:
+def _biased_backward(g: Array, slope: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
     """g * slope, and its sum over rows, (C,), block by block: so in the same order with any threads."""
     need_a, need_bias = needs
     rows, slopes = (_rows(array) if need_bias else array.reshape(-1, 1) for array in (g, slope))
@@ -571,12 +564,12 @@ def _biased_backward(
             np.sum(ga[block], axis=0, out=sums[block.start // length])
 
     _in_blocks(formula, 3, n, width)
-    return ga.reshape(g.shape) if need_a else None, _total(sums, into[1]) if need_bias else None
+    return ga.reshape(g.shape) if need_a else None, _total(sums) if need_bias else None
 
 
-def _total(sums: Array, into: Array | None) -> Array:
-    """(blocks, C) -> (C,), in the memory of `into` if given."""
-    return np.asarray(np.sum(sums, axis=0, out=into))
+def _total(sums: Array) -> Array:
+    """(blocks, C) -> (C,)."""
+    return np.asarray(np.sum(sums, axis=0))
 
 
 # --- Fused: rows
@@ -690,7 +683,6 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
     so_far: Array | None,
-    into: Sequence[Array | None],
 ) -> tuple[Array | None, ...]:
     need_x, need_gamma, need_beta = needs
     gs, xs, means, rstds = _rows(g), _rows(x), _rows(mean), _rows(rstd)
@@ -722,8 +714,8 @@ def layer_norm_backward(
     _in_blocks(formula, 12, n, width)
     return (
         None if gx is None else gx.reshape(x.shape),
-        _total(sums[0], into[1]) if need_gamma else None,
-        _total(sums[1], into[2]) if need_beta else None,
+        _total(sums[0]) if need_gamma else None,
+        _total(sums[1]) if need_beta else None,
     )
 
 

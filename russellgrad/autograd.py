@@ -30,18 +30,15 @@ class Joint(NamedTuple):
     """One pullback for all operands: (gradient, which operands need one) -> a gradient or None for each.
 
     If `adds`, it takes another argument, `so_far`: what has reached its first operand by other ways so far, an array or
-    None. Its first result then includes that, which saves a pass over both; it must not write into it. If `fills`, it
-    takes another, `into`: for each operand None, or memory that it may write the gradient into, and return.
+    None. Its first result then includes that, which saves a pass over both; it must not write into it.
     """
 
     pull: Callable[..., tuple[Array | None, ...]]
     adds: bool = False
-    fills: bool = False
 
 
 class HoldsGrad(Protocol):
     grad: Array | None
-    grad_buffer: Array | None
 
 
 class Node:
@@ -96,8 +93,6 @@ class Node:
             more: dict[str, Any] = {}
             if pullbacks[0].adds:
                 more["so_far"] = None if parents[0] is None else grads.pop(parents[0].order, None)
-            if pullbacks[0].fills:
-                more["into"] = [None if parent is None else parent.buffer_for(g, grads) for parent in parents]
             results = pullbacks[0].pull(g, needs, **more)
             del pullbacks
             for parent, result in zip(parents, results, strict=True):
@@ -110,15 +105,6 @@ class Node:
             parent, pull = waiting.pop()
             if parent is not None and pull is not None:
                 yield parent, pull(g)
-
-    def buffer_for(self, g: Array, grads: dict[int, Array]) -> Array | None:
-        """Memory that an optimizer keeps for this leaf's gradient, if that is g's dtype and nothing has reached it."""
-        if self.parents != () or self.order in grads:
-            return None
-        tensor = self.holder() if self.holder else None
-        if tensor is None or tensor.grad is not None or tensor.grad_buffer is None:
-            return None
-        return tensor.grad_buffer if tensor.grad_buffer.dtype == g.dtype else None
 
     def deliver(self, g: Array) -> Array:
         """Run the hooks on the whole gradient, and hand it to the tensor that wants it."""
@@ -137,14 +123,8 @@ class Node:
         if tensor is not None:
             _note_filled(tensor)
             # A gradient may be shared with another tensor's or be a view, so .grad is always an array of its own.
-            had, buffer = tensor.grad, tensor.grad_buffer
-            total = g if had is None else self.xp.asarray(self.xp.add(had, g))
-            if buffer is not None and (had is None or had is buffer):
-                if total is not buffer:
-                    self.xp.assign(buffer, total)
-                tensor.grad = buffer
-            else:
-                tensor.grad = self.xp.copy(g) if had is None else total
+            had = tensor.grad
+            tensor.grad = self.xp.copy(g) if had is None else self.xp.asarray(self.xp.add(had, g))
         return g
 
 

@@ -103,15 +103,14 @@ class Backend(Protocol):
     def set_matmul_precision(self, level: str) -> None: ...                      # of float32 factors, from here on: "highest" all of it, "high" TF32, "medium" bfloat16, or better
     def matmul(self, a: Array, b: Array) -> Array: ...                           # (..., n, k) @ (..., k, m) -> (..., n, m); 1-D as in NumPy
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array: ...  # (..., i) (i, o) (o,) -> (..., o)
-    def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,), the last two in the memory of `into` where there is some
+    def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,)
 
     # Fused: activations
-    # `saved` is what the backend wants again in backward: its own business. `into` is memory for the gradients of
-    # vectors (C,) where there is some.
+    # `saved` is what the backend wants again in backward: its own business.
     def bias_gelu(self, a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]: ...  # (..., C) (C,) -> x phi(x) for x = a + bias, saved; "none": phi is the normal distribution, "tanh": near it
-    def bias_gelu_backward(self, g: Array, saved: Array, bias: Array | None, approximate: str, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,)
+    def bias_gelu_backward(self, g: Array, saved: Array, bias: Array | None, approximate: str, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,)
     def bias_leaky_relu(self, a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]: ...  # (..., C) (C,) -> x where x > 0, else alpha x, for x = a + bias; saved
-    def bias_leaky_relu_backward(self, g: Array, saved: Array, bias: Array | None, alpha: float, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,)
+    def bias_leaky_relu_backward(self, g: Array, saved: Array, bias: Array | None, alpha: float, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,)
 
     # Fused: rows
     def softmax(self, a: Array, axis: int) -> Array: ...                         # e^a / sum e^a along axis
@@ -120,7 +119,7 @@ class Backend(Protocol):
     def log_softmax_backward(self, g: Array, y: Array, axis: int) -> Array: ...  # y is log_softmax's output
     def layer_norm(self, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]: ...  # (..., C) (C,) (C,) -> (..., C), mean (..., 1), 1/std (..., 1)
     def add_layer_norm(self, x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array, Array]: ...  # (..., C) (..., C) -> x + r, and layer_norm of that
-    def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool], so_far: Array | None, into: Sequence[Array | None]) -> tuple[Array | None, ...]: ...  # -> (..., C), plus so_far; (C,) (C,)
+    def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool], so_far: Array | None) -> tuple[Array | None, ...]: ...  # -> (..., C), plus so_far; (C,) (C,)
     def embedding(self, weight: Array, ids: Array) -> Array: ...                 # (V, C) (...) -> (..., C)
     def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (V, C), the same bits every time
     def cross_entropy(self, logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]: ...  # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities

@@ -122,7 +122,7 @@ def _replace(parameter: Tensor, xp: Backend, array: Any) -> None:
     """Give a parameter another array, so that whoever holds the parameter sees it."""
     tracked = parameter.requires_grad
     parameter.requires_grad = False
-    parameter.backend, parameter.grad, parameter.grad_buffer = xp, None, None
+    parameter.backend, parameter.grad = xp, None
     parameter.data = array
     parameter.requires_grad = tracked
 

@@ -74,7 +74,6 @@ class _Flat:
             if p.grad is not None and p.grad is not grad:
                 p.backend.assign(grad, p.grad)
                 p.grad = grad
-            p.grad_buffer = grad
 
     def split(self, array: Array) -> list[Array]:
         xp = self.params[0].backend
@@ -104,9 +103,9 @@ class Optimizer:
             [{"params": matrices}, {"params": rest, "weight_decay": 0.0}].
         lr: the learning rate: a number, or a schedule, called with the number of steps taken so far.
         flat: keep all parameters in one array and all gradients in another (`flat_grad`), of which each Tensor's
-            `.data` and `.grad` are parts. A step is then one pass over each group. Every parameter must get a gradient
-            in every step, the array in `.grad` is used again by the next backward, and what shared memory with a
-            `.data` before, as a `detach()`, no longer does.
+            `.data` is a part, and each `.grad` once `gather_grads` or `step` has collected it. A step is then one pass
+            over each group. Every parameter must have a gradient at every step. What shared memory with a `.data`
+            before, such as a `detach()`, no longer does.
         options: the optimizer's own, for groups that do not set them.
 
     Raises:
@@ -183,6 +182,17 @@ class Optimizer:
         for p in self.params:
             p.zero_grad()
 
+    def gather_grads(self) -> Array | None:
+        """Copy every parameter's gradient into the flat gradient array, and return it; None unless flat.
+
+        `step` does this by itself. Call it before `step` to change all gradients at once, as an all-reduce does.
+        Raises RuntimeError while a step is recorded if a parameter was given a new array.
+        """
+        for unit in self._units:
+            if isinstance(unit, _Flat):
+                unit.gather()
+        return self.flat_grad
+
     def step(self, max_norm: float | None = None) -> Tensor | None:
         """Change every parameter that has a gradient, in place.
 
@@ -198,9 +208,7 @@ class Optimizer:
                 parameter, and flat; a max_norm that is not positive.
         """
         self._check_grads()
-        for unit in self._units:
-            if isinstance(unit, _Flat):
-                unit.gather()
+        self.gather_grads()
         arrays = [p.data for p in self.params]
         on_replay(lambda: self._check_unchanged(arrays))
         on_host(self._choose_rate)

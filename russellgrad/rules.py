@@ -121,10 +121,10 @@ def leaky_relu(xp: Backend, a: Array, bias: Array | None, *, alpha: float) -> Re
     _check_bias("leaky_relu", a, bias)
     out, saved = xp.bias_leaky_relu(a, bias, alpha)
 
-    def pull(g: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]:
-        return xp.bias_leaky_relu_backward(g, saved, bias, alpha, needs, into)
+    def pull(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+        return xp.bias_leaky_relu_backward(g, saved, bias, alpha, needs)
 
-    return out, Joint(pull, fills=True)
+    return out, Joint(pull)
 
 
 def gelu(xp: Backend, a: Array, bias: Array | None, *, approximate: str) -> Result:
@@ -134,10 +134,10 @@ def gelu(xp: Backend, a: Array, bias: Array | None, *, approximate: str) -> Resu
     _check_bias("gelu", a, bias)
     out, saved = xp.bias_gelu(a, bias, approximate)
 
-    def pull(g: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]:
-        return xp.bias_gelu_backward(g, saved, bias, approximate, needs, into)
+    def pull(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+        return xp.bias_gelu_backward(g, saved, bias, approximate, needs)
 
-    return out, Joint(pull, fills=True)
+    return out, Joint(pull)
 
 
 def _check_bias(op: str, a: Array, bias: Array | None) -> None:
@@ -441,10 +441,10 @@ def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
     if bias is not None and shape_of(bias) != shape[1:]:
         raise ValueError(f"linear: bias {shape_of(bias)} does not fit weight {shape}; it must be (out,)")
 
-    def pull(g: Array, needs: Sequence[bool], into: Sequence[Array | None]) -> tuple[Array | None, ...]:
-        return xp.linear_backward(g, x, weight, needs, into)
+    def pull(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+        return xp.linear_backward(g, x, weight, needs)
 
-    return xp.linear(x, weight, bias), Joint(pull, fills=True)
+    return xp.linear(x, weight, bias), Joint(pull)
 
 
 # --- Fused
@@ -469,12 +469,10 @@ def layer_norm(
     _check_norm("layer_norm", x, gamma, beta)
     out, mean, rstd = made.pop() if made else xp.layer_norm(x, gamma, beta, eps)
 
-    def pull(
-        g: Array, needs: Sequence[bool], so_far: Array | None, into: Sequence[Array | None]
-    ) -> tuple[Array | None, ...]:
-        return xp.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far, into)
+    def pull(g: Array, needs: Sequence[bool], so_far: Array | None) -> tuple[Array | None, ...]:
+        return xp.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
 
-    return out, Joint(pull, adds=True, fills=True)
+    return out, Joint(pull, adds=True)
 
 
 def add_layer_norm(

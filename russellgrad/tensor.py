@@ -56,12 +56,11 @@ class Tensor:
             requires_grad=True with an integer or bool dtype.
     """
 
-    __slots__ = ("_data", "_node", "_version", "backend", "grad", "grad_buffer", "label", "__weakref__")
+    __slots__ = ("_data", "_node", "_version", "backend", "grad", "label", "__weakref__")
     __array_ufunc__ = None  # array + tensor is the tensor's business, not that of NumPy or CuPy
 
     backend: Backend
     grad: Array | None
-    grad_buffer: Array | None  # memory that an optimizer keeps for `.grad`; backward makes new memory where it is None
     label: str
 
     def __init__(
@@ -81,7 +80,7 @@ class Tensor:
             dtype = get_default_dtype()
         self.backend = xp
         self.label = label
-        self.grad = self.grad_buffer = None
+        self.grad = None
         self._data = xp.copy(array if dtype is None else xp.asarray(array, dtype))
         self._node: Node | None = None
         self._version: Version = [0]
@@ -92,7 +91,7 @@ class Tensor:
         """A Tensor around an array as it is; with the version of another Tensor if it is a view of that one's."""
         tensor = cls.__new__(cls)
         tensor._data, tensor._node, tensor.backend, tensor.label = data, node, xp, ""
-        tensor.grad = tensor.grad_buffer = None
+        tensor.grad = None
         tensor._version = [0] if version is None else version
         return tensor
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import russellgrad as rg
 from russellgrad import Tensor
 from russellgrad.backend import Backend
 from russellgrad.optimizer import (
@@ -268,7 +269,21 @@ def test_flat_takes_in_what_was_put_elsewhere(backend: Backend) -> None:
     optimizer.zero_grad()
     assert p.grad is None
     ((p * 1).sum() + (q * 1).sum()).backward()
-    assert [g for g in Tensor(optimizer.flat_grad).numpy() if g] == [1, 1, 1]
+    assert [g for g in Tensor(optimizer.gather_grads()).numpy() if g] == [1, 1, 1]
+
+
+def test_flat_sums_the_gradients_of_a_leaf_used_twice(backend: Backend) -> None:
+    """Each use of a leaf by one op, or by two, adds its own gradient."""
+    w = Tensor(rng().normal(size=(3, 3)))
+    optimizer = SGDOptimizer([w], lr=1.0, flat=True)
+    for _ in range(2):  # the second time its gradient has been in the flat array before
+        before = w.numpy()
+        optimizer.zero_grad()
+        rg.linear(w, w).sum().backward()
+        optimizer.step()
+        t = torch.tensor(before, requires_grad=True)
+        (t @ t).sum().backward()
+        assert_close(w, before - t.grad.numpy())  # type: ignore[union-attr]
 
 
 def test_two_flat_optimizers_share_parameters(backend: Backend) -> None:

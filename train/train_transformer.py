@@ -241,7 +241,7 @@ def take_step(
         part = part if share is None else part * share
         part.backward()
         loss = part.detach() if loss is None else loss + part.detach()
-    team.all_reduce(optimizer.flat_grad, get_backend())
+    team.all_reduce(optimizer.gather_grads(), get_backend())
     norm = optimizer.step(max_norm=clip or None)
     assert loss is not None
     return loss, norm
