@@ -505,10 +505,9 @@ def layer_norm_backward(
     mean: Array,
     rstd: Array,
     needs: Sequence[bool],
-    so_far: Array | None,
 ) -> tuple[Array | None, ...]:
-    if cupy_kernels.takes(g, x, gamma, so_far):
-        return cupy_kernels.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
+    if cupy_kernels.takes(g, x, gamma):
+        return cupy_kernels.layer_norm_backward(g, x, gamma, mean, rstd, needs)
     need_x, need_gamma, need_beta = needs
     normed = (x - mean) * rstd  # (..., C)
     gx = ggamma = gbeta = None
@@ -516,7 +515,6 @@ def layer_norm_backward(
         h = g if gamma is None else g * gamma
         # The gradient of centring takes out h's mean; that of scaling, its part along `normed`.
         gx = rstd * (h - cupy.mean(h, axis=-1, keepdims=True) - normed * cupy.mean(h * normed, axis=-1, keepdims=True))
-        gx = gx if so_far is None else gx + so_far
     if need_gamma:
         ggamma = _sum_of_rows(_rows(g * normed))
     if need_beta:

@@ -259,13 +259,13 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     }
 }
 
-// With h = g gamma and normed = (x - mean) rstd: gx = rstd (h - mean(h) - normed mean(h normed)) + so_far, a warp a
-// row. The gradient of centring takes out h's mean; that of scaling, its part along `normed`. so_far (n, c) or null.
+// With h = g gamma and normed = (x - mean) rstd: gx = rstd (h - mean(h) - normed mean(h normed)), a warp a row.
+// The gradient of centring takes out h's mean; that of scaling, its part along `normed`.
 template <typename T, int V>
 __global__ void __launch_bounds__(32 * WARPS, 4)
     layer_norm_backward(const T* __restrict__ g, const T* __restrict__ x, const T* __restrict__ gamma,
-                        const float* __restrict__ mean, const float* __restrict__ rstd, const T* __restrict__ so_far,
-                        T* __restrict__ gx, long long n, long long c) {
+                        const float* __restrict__ mean, const float* __restrict__ rstd, T* __restrict__ gx,
+                        long long n, long long c) {
     const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
     const int first = threadIdx.x % 32 * V;
     if (row >= n) return;
@@ -294,11 +294,6 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
         for (int j = 0; j < V; j++) {
             if (gamma) h[j] *= w[j];
             h[j] = s * (h[j] - total - (normed[j] - m) * s * along);
-        }
-        if (so_far) {
-            load(w, so_far + row * c + i);
-#pragma unroll
-            for (int j = 0; j < V; j++) h[j] += w[j];
         }
         store(gx + row * c + i, h);
     }

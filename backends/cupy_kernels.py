@@ -251,21 +251,20 @@ def layer_norm_backward(
     mean: Array,
     rstd: Array,
     needs: Sequence[bool],
-    so_far: Array | None = None,
 ) -> tuple[Array | None, ...]:
-    """Gradients of x, gamma and beta, None where not needed. To that of x, `so_far` (..., C) is added."""
-    t = _common_type("layer_norm_backward", g, x, gamma, so_far)
+    """Gradients of x, gamma and beta, None where not needed."""
+    t = _common_type("layer_norm_backward", g, x, gamma)
     _check("layer_norm_backward", "float32", mean=mean, rstd=rstd)
     need_x, need_gamma, need_beta = needs
-    g, x, gamma, so_far, c = _dense(g), _dense(x), _dense(gamma), _dense(so_far), x.shape[-1]
+    g, x, gamma, c = _dense(g), _dense(x), _dense(gamma), x.shape[-1]
     mean, rstd = _dense(mean), _dense(rstd)
     gx = cupy.empty(x.shape, x.dtype) if need_x else None
     if not x.size:
         return gx, *(cupy.zeros((c,), x.dtype) if need else None for need in (need_gamma, need_beta))
-    n, pack = x.size // c, _pack(t, c, g, x, gamma, so_far, gx)
+    n, pack = x.size // c, _pack(t, c, g, x, gamma, gx)
     if need_x:
         name = f"layer_norm_backward<{t}, {pack}>"
-        _launch(name, _row_blocks(n), _BLOCK, g, x, gamma, mean, rstd, so_far, gx, n, c)
+        _launch(name, _row_blocks(n), _BLOCK, g, x, gamma, mean, rstd, gx, n, c)
     if not need_gamma and not need_beta:
         return gx, None, None
     grid, chunk = _by_columns(n, c, pack)

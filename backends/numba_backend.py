@@ -270,12 +270,10 @@ def layer_norm_backward(
     mean: Array,
     rstd: Array,
     needs: Sequence[bool],
-    so_far: Array | None,
 ) -> tuple[Array | None, ...]:
-    if not _single(g, x, gamma, mean, rstd, so_far) or x.size == 0:
-        return numpy_backend.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
+    if not _single(g, x, gamma, mean, rstd) or x.size == 0:
+        return numpy_backend.layer_norm_backward(g, x, gamma, mean, rstd, needs)
     gs, xs = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(x))
-    others = None if so_far is None else np.ascontiguousarray(_rows(so_far))
     means, rstds = mean.ravel(), rstd.ravel()
     n, width = xs.shape
     scale = _or_full(gamma, width, 1.0)
@@ -283,8 +281,7 @@ def layer_norm_backward(
 
     def part(start: int, stop: int) -> None:
         some = slice(start * _ROWS, stop * _ROWS)
-        more = None if others is None else others[some]
-        _layer_norm_backward(gs[some], xs[some], scale, means[some], rstds[some], more, gx[some], sums[start:stop])
+        _layer_norm_backward(gs[some], xs[some], scale, means[some], rstds[some], gx[some], sums[start:stop])
 
     in_parts(len(sums), x.size * 3.5e-4, part)
     gradients = gx.reshape(x.shape), _total(sums[:, 0]), _total(sums[:, 1])
@@ -292,9 +289,7 @@ def layer_norm_backward(
 
 
 @_compiled("contract", "reassoc")
-def _layer_norm_backward(
-    g: Array, x: Array, gamma: Array, mean: Array, rstd: Array, so_far: Array | None, gx: Array, sums: Array
-) -> None:
+def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Array, gx: Array, sums: Array) -> None:
     """With h = g gamma: centring takes out h's mean, scaling its part along the normed row."""
     n, width = x.shape
     for i in range(n):
@@ -311,9 +306,6 @@ def _layer_norm_backward(
         along /= _f(width)
         for j in range(width):
             gx[i, j] = (g[i, j] * gamma[j] - total - (x[i, j] - m) * r * along) * r
-        if so_far is not None:
-            for j in range(width):
-                gx[i, j] += so_far[i, j]
 
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:

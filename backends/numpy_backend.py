@@ -682,11 +682,9 @@ def layer_norm_backward(
     mean: Array,
     rstd: Array,
     needs: Sequence[bool],
-    so_far: Array | None,
 ) -> tuple[Array | None, ...]:
     need_x, need_gamma, need_beta = needs
     gs, xs, means, rstds = _rows(g), _rows(x), _rows(mean), _rows(rstd)
-    others = None if so_far is None else _rows(so_far)
     n, width = xs.shape
     gx = np.empty(xs.shape, g.dtype) if need_x else None
     scale = np.ones(width, g.dtype) if gamma is None else gamma
@@ -708,8 +706,6 @@ def layer_norm_backward(
             normed *= along @ average
             h -= normed
             h *= rstds[block]
-            if others is not None:
-                h += others[block]
 
     _in_blocks(formula, 12, n, width)
     return (

@@ -27,14 +27,9 @@ _grad_enabled: ContextVar[bool] = ContextVar("russellgrad_grad_enabled", default
 
 
 class Joint(NamedTuple):
-    """One pullback for all operands: (gradient, which operands need one) -> a gradient or None for each.
+    """One pullback for all operands: (gradient, which operands need one) -> a gradient or None for each."""
 
-    If `adds`, it takes another argument, `so_far`: what has reached its first operand by other ways so far, an array or
-    None. Its first result then includes that, which saves a pass over both; it must not write into it.
-    """
-
-    pull: Callable[..., tuple[Array | None, ...]]
-    adds: bool = False
+    pull: Callable[[Array, Sequence[bool]], tuple[Array | None, ...]]
 
 
 class HoldsGrad(Protocol):
@@ -69,11 +64,8 @@ class Node:
         self.holder: ReferenceType[HoldsGrad] | None = None  # the tensor whose .grad is to be filled
         self.hooks: dict[int, Hook] | None = None
 
-    def gradients(self, g: Array, retain_graph: bool, grads: dict[int, Array]) -> "Iterator[tuple[Node, Array]]":
-        """Each operand's node with the gradient for it. Lets go of every pullback as soon as it is done.
-
-        `grads` is what has reached each node so far; what a pullback includes of it is taken out of there.
-        """
+    def gradients(self, g: Array, retain_graph: bool) -> "Iterator[tuple[Node, Array]]":
+        """Each operand's node with the gradient for it. Lets go of every pullback as soon as it is done."""
         parents, pullbacks = self.parents, self.pullbacks
         if parents is None or pullbacks is None:
             raise RuntimeError(
@@ -89,11 +81,7 @@ class Node:
         if not retain_graph and parents:
             self.parents = self.pullbacks = None
         if len(pullbacks) == 1 and isinstance(pullbacks[0], Joint):
-            needs = [parent is not None for parent in parents]
-            more: dict[str, Any] = {}
-            if pullbacks[0].adds:
-                more["so_far"] = None if parents[0] is None else grads.pop(parents[0].order, None)
-            results = pullbacks[0].pull(g, needs, **more)
+            results = pullbacks[0].pull(g, [parent is not None for parent in parents])
             del pullbacks
             for parent, result in zip(parents, results, strict=True):
                 if parent is not None and result is not None:
@@ -201,7 +189,7 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
         order = -heappop(heap)
         node, g = nodes.pop(order), grads.pop(order)
         g = node.deliver(g)
-        for parent, result in node.gradients(g, retain_graph, grads):
+        for parent, result in node.gradients(g, retain_graph):
             part = fit(parent, result, node.name)
             if parent.order in grads:
                 # Never +=: add hands the same array to both its parents.

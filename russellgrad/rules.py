@@ -469,10 +469,7 @@ def layer_norm(
     _check_norm("layer_norm", x, gamma, beta)
     out, mean, rstd = made.pop() if made else xp.layer_norm(x, gamma, beta, eps)
 
-    def pull(g: Array, needs: Sequence[bool], so_far: Array | None) -> tuple[Array | None, ...]:
-        return xp.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far)
-
-    return out, Joint(pull, adds=True)
+    return out, Joint(lambda g, needs: xp.layer_norm_backward(g, x, gamma, mean, rstd, needs))
 
 
 def add_layer_norm(

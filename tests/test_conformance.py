@@ -143,21 +143,14 @@ def layer_norm_that_cancels(x: Array, gamma: Any, beta: Any, eps: float) -> Any:
     return (x - mean) * rstd * (1 if gamma is None else gamma) + (0 if beta is None else beta), mean, rstd
 
 
-def layer_norm_backward_without_centring(
-    g: Array, x: Array, gamma: Any, mean: Array, rstd: Array, needs: Any, so_far: Any, into: Any
-) -> Any:
-    _, *others = numpy.layer_norm_backward(g, x, gamma, mean, rstd, needs, so_far, into)
+def layer_norm_backward_without_centring(g: Array, x: Array, gamma: Any, mean: Array, rstd: Array, needs: Any) -> Any:
+    _, *others = numpy.layer_norm_backward(g, x, gamma, mean, rstd, needs)
     return (g if gamma is None else g * gamma) * rstd, *others
 
 
 def attention_of_nan_where_all_is_hidden(*args: Any) -> Any:
     out, log_sum = numpy.attention(*args)
     return np.where(np.isinf(log_sum), np.nan, out).astype(out.dtype), log_sum
-
-
-def layer_norm_backward_of_g_twice(g: Array, *args: Any) -> Any:
-    *operands, so_far, into = args
-    return numpy.layer_norm_backward(g, *operands, None if so_far is None else g, into)
 
 
 def sgd_step_in_half(p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, *rest: Any) -> None:
@@ -258,8 +251,6 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "the variance cancels": ("layer_norm", layer_norm_that_cancels),
     "eps is left out": given("layer_norm", eps=0.0),
     "the sum is left out": ("add_layer_norm", add_layer_norm_of_one),
-    "what was there before is left out": given("layer_norm_backward", so_far=None),
-    "the gradient again for what was there before": ("layer_norm_backward", layer_norm_backward_of_g_twice),
     "no gradient of centring": ("layer_norm_backward", layer_norm_backward_without_centring),
     "the wrong rows": given("embedding", ids=lambda ids: ids[..., ::-1] if ids.ndim else ids),
     "repeated ids are lost": ("embedding_backward", embedding_backward_without_repeats),

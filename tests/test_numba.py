@@ -108,20 +108,9 @@ def test_layer_norm_and_its_backward(threads: int, shape: tuple[int, ...], affin
     _, mean, rstd = numpy_backend.layer_norm(x, gamma, beta, 1e-1) if width else (x, x[..., :0], x[..., :0])
     if width:
         for needs in [(True, True, True), (True, False, False), (False, True, False)]:
-            check("layer_norm_backward", g, x, gamma, mean, rstd, needs, None, atol=2e-5)
-        check(
-            "layer_norm_backward",
-            g,
-            x,
-            gamma,
-            mean,
-            rstd,
-            (True, True, True),
-            normal(*shape, seed=4),
-            atol=2e-5,
-        )
+            check("layer_norm_backward", g, x, gamma, mean, rstd, needs, atol=2e-5)
         doubled = np.stack([x, x], -1)[..., 0]
-        check("layer_norm_backward", doubled, doubled, gamma, mean, rstd, (True, True, True), None, atol=2e-5)
+        check("layer_norm_backward", doubled, doubled, gamma, mean, rstd, (True, True, True), atol=2e-5)
 
 
 def test_the_number_of_threads_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +120,7 @@ def test_the_number_of_threads_does_not_change_a_bit(monkeypatch: pytest.MonkeyP
     for n in (1, 2, 3):
         monkeypatch.setattr(cpu, "_n_threads", n)
         _, mean, rstd = numba_backend.layer_norm(x, gamma, None, 1e-5)
-        gradients = numba_backend.layer_norm_backward(g, x, gamma, mean, rstd, (True, True, True), None)
+        gradients = numba_backend.layer_norm_backward(g, x, gamma, mean, rstd, (True, True, True))
         found.append([*gradients, *numba_backend.bias_gelu(x, gamma, "none"), numba_backend.softmax(x, -1)])
     for others in found[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(others, found[0], strict=True))
