@@ -489,15 +489,6 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
     return y, mean, rstd
 
 
-def add_layer_norm(
-    x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float
-) -> tuple[Array, Array, Array, Array]:
-    if cupy_kernels.takes(x, r, gamma, beta):
-        return cupy_kernels.add_layer_norm(x, r, gamma, beta, eps)
-    total = x + r
-    return total, *layer_norm(total, gamma, beta, eps)
-
-
 def layer_norm_backward(
     g: Array,
     x: Array,

@@ -205,13 +205,12 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
 }
 
 // --- Layer norm: y = (x - mean) rstd gamma + beta for each row of (n, c), a warp a row. gamma, beta (c,) or null.
-// With r (n, c) not null, x + r takes the place of x, and is stored in `sum`.
 // Ba, Kiros & Hinton, arXiv:1607.06450, equation 4.
 
 template <typename T, int V>
 __global__ void __launch_bounds__(32 * WARPS, 4)
-    layer_norm(const T* x, const T* r, const T* gamma, const T* beta, T* sum, T* y, float* mean, float* rstd,
-               long long n, long long c, double eps) {
+    layer_norm(const T* __restrict__ x, const T* __restrict__ gamma, const T* __restrict__ beta, T* __restrict__ y,
+               float* __restrict__ mean, float* __restrict__ rstd, long long n, long long c, double eps) {
     const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
     const int first = threadIdx.x % 32 * V;
     if (row >= n) return;
@@ -220,16 +219,9 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     float total = 0, squares = 0, v[V], w[V];
     for (long long i = first; i < c; i += 32 * V) {
         load(v, x + i);
-        if (r) {
-            load(w, r + row * c + i);
-#pragma unroll
-            for (int j = 0; j < V; j++) v[j] = to_float(rounded<T>(v[j] + w[j]));
-            store(sum + row * c + i, v);
-        }
 #pragma unroll
         for (int j = 0; j < V; j++) total += v[j];
     }
-    if (r) x = sum + row * c;  // each lane reads what it wrote itself
     const float m = lane_sum(total) / c;
     for (long long i = first; i < c; i += 32 * V) {  // from centred values: E[x^2] - E[x]^2 cancels when m is large
         load(v, x + i);

@@ -218,30 +218,16 @@ def _bias_activation_backward(
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """(..., C) (C,) (C,) -> y (..., C), mean (..., 1) and 1 / standard deviation (..., 1), both float32."""
-    return _layer_norm("layer_norm", x, None, gamma, beta, eps)[1:]
-
-
-def add_layer_norm(
-    x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float
-) -> tuple[Array, Array, Array, Array]:
-    """x + r (..., C), and what `layer_norm` gives for it, in one launch."""
-    return _layer_norm("add_layer_norm", x, r, gamma, beta, eps)
-
-
-def _layer_norm(
-    op: str, x: Array, r: Array | None, gamma: Array | None, beta: Array | None, eps: float
-) -> tuple[Array, Array, Array, Array]:
-    t = _common_type(op, x, r, gamma, beta)
-    x, r, gamma, beta, c = _dense(x), _dense(r), _dense(gamma), _dense(beta), x.shape[-1]
-    total = x if r is None else cupy.empty(x.shape, x.dtype)
+    t = _common_type("layer_norm", x, gamma, beta)
+    x, gamma, beta, c = _dense(x), _dense(gamma), _dense(beta), x.shape[-1]
     y, per_row = cupy.empty(x.shape, x.dtype), (*x.shape[:-1], 1)
     if not x.size:
-        return total, y, cupy.full(per_row, nan, np.float32), cupy.full(per_row, nan, np.float32)
+        return y, cupy.full(per_row, nan, np.float32), cupy.full(per_row, nan, np.float32)
     mean, rstd = cupy.empty(per_row, np.float32), cupy.empty(per_row, np.float32)
-    n, pack, stored = x.size // c, _pack(t, c, x, r, gamma, beta, total, y), None if r is None else total
+    n, pack = x.size // c, _pack(t, c, x, gamma, beta, y)
     name = f"layer_norm<{t}, {pack}>"
-    _launch(name, _row_blocks(n), _BLOCK, x, r, gamma, beta, stored, y, mean, rstd, n, c, float(eps))
-    return total, y, mean, rstd
+    _launch(name, _row_blocks(n), _BLOCK, x, gamma, beta, y, mean, rstd, n, c, float(eps))
+    return y, mean, rstd
 
 
 def layer_norm_backward(

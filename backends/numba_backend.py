@@ -16,7 +16,7 @@ import numpy as np
 from . import numpy_backend
 from .cpu import in_parts
 from .numpy_backend import *  # noqa: F403 - what is not defined again below
-from .numpy_backend import Array, Shape, _Heads, _in_blocks, _Part, _rows, _total
+from .numpy_backend import Array, _Heads, _in_blocks, _Part, _rows, _total
 
 try:
     import numba
@@ -199,44 +199,17 @@ def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
     if not _single(x, gamma, beta) or x.size == 0:
         return numpy_backend.layer_norm(x, gamma, beta, eps)
-    return _normed(np.ascontiguousarray(_rows(x)), None, gamma, beta, eps, x.shape)
-
-
-def add_layer_norm(
-    x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float
-) -> tuple[Array, Array, Array, Array]:
-    if not _single(x, r, gamma, beta) or x.size == 0:
-        return numpy_backend.add_layer_norm(x, r, gamma, beta, eps)
-    xs, rs, total = _rows(x), _rows(r), np.empty(x.shape, _f)
-    sums = _rows(total)
-
-    def add(some: slice) -> None:
-        np.add(xs[some], rs[some], out=sums[some])
-
-    return total, *_normed(sums, add, gamma, beta, eps, x.shape)
-
-
-def _normed(
-    rows: Array,
-    fill: Callable[[slice], None] | None,
-    gamma: Array | None,
-    beta: Array | None,
-    eps: float,
-    shape: Shape,
-) -> tuple[Array, Array, Array]:
-    """Of rows (N, C), each block of which `fill` fills first; the results with the leading axes of `shape`."""
+    rows = np.ascontiguousarray(_rows(x))
     n, width = rows.shape
     y, mean, rstd = np.empty_like(rows), np.empty(n, _f), np.empty(n, _f)
     scale, shift = _or_full(gamma, width, 1.0), _or_full(beta, width, 0.0)
 
     def formula(some: slice) -> None:
-        if fill is not None:
-            fill(some)
         _layer_norm(rows[some], scale, shift, _f(eps), y[some], mean[some], rstd[some])
 
     _in_blocks(formula, 1, n, width)
-    per_row = (*shape[:-1], 1)
-    return y.reshape(shape), mean.reshape(per_row), rstd.reshape(per_row)
+    per_row = (*x.shape[:-1], 1)
+    return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
 
 
 def _or_full(a: Array | None, n: int, value: float) -> Array:

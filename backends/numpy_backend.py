@@ -626,36 +626,11 @@ def _along(axis: int, formula: Callable[..., None], passes: int, *arrays: Array)
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    return _layer_norm(_rows(x), None, gamma, beta, eps, x.shape)
-
-
-def add_layer_norm(
-    x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float
-) -> tuple[Array, Array, Array, Array]:
-    xs, rs, total = _rows(x), _rows(r), np.empty(x.shape, x.dtype)
-    sums = _rows(total)
-
-    def add(block: slice) -> None:
-        np.add(xs[block], rs[block], out=sums[block])
-
-    return total, *_layer_norm(sums, add, gamma, beta, eps, x.shape)
-
-
-def _layer_norm(
-    rows: Array,
-    fill: Callable[[slice], None] | None,
-    gamma: Array | None,
-    beta: Array | None,
-    eps: float,
-    shape: Shape,
-) -> tuple[Array, Array, Array]:
-    """Of rows (N, C), each block of which `fill` fills first; the results with the leading axes of `shape`."""
+    rows = _rows(x)
     n, width = rows.shape
     y, mean, rstd = (np.empty((n, columns), rows.dtype) for columns in (width, 1, 1))
 
     def formula(block: slice) -> None:
-        if fill is not None:
-            fill(block)
         centred, m, r = y[block], mean[block], rstd[block]
         np.divide(_row_sums(rows[block]), width, out=m)
         np.subtract(rows[block], m, out=centred)
@@ -671,8 +646,8 @@ def _layer_norm(
             centred += beta
 
     _in_blocks(formula, 8, n, width)
-    per_row = (*shape[:-1], 1)
-    return y.reshape(shape), mean.reshape(per_row), rstd.reshape(per_row)
+    per_row = (*x.shape[:-1], 1)
+    return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
 
 
 def layer_norm_backward(

@@ -5,7 +5,6 @@ from .backend import available_backends, get_backend, set_backend, use_backend
 from .compiled import compile_step
 from .dtype import get_default_dtype, set_default_dtype
 from .functional import (
-    add_layer_norm,
     attention,
     bias_gelu,
     bias_leaky_relu,
@@ -32,7 +31,6 @@ __all__ = [
     "Joint",
     "Module",
     "Tensor",
-    "add_layer_norm",
     "attention",
     "available_backends",
     "bias_gelu",

@@ -118,7 +118,6 @@ class Backend(Protocol):
     def log_softmax(self, a: Array, axis: int) -> Array: ...                     # a - log sum e^a along axis
     def log_softmax_backward(self, g: Array, y: Array, axis: int) -> Array: ...  # y is log_softmax's output
     def layer_norm(self, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]: ...  # (..., C) (C,) (C,) -> (..., C), mean (..., 1), 1/std (..., 1)
-    def add_layer_norm(self, x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array, Array]: ...  # (..., C) (..., C) -> x + r, and layer_norm of that
     def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,) (C,)
     def embedding(self, weight: Array, ids: Array) -> Array: ...                 # (V, C) (...) -> (..., C)
     def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (V, C), the same bits every time

@@ -3,7 +3,6 @@
 from typing import Any
 
 from . import rules
-from .dtype import is_float
 from .tensor import Mask, Operand, Tensor, apply
 
 
@@ -33,23 +32,6 @@ def layer_norm(x: Tensor, gamma: Operand = None, beta: Operand = None, eps: floa
     Shapes: x (..., C), gamma and beta (C,) or None -> (..., C). Raises ValueError for shapes that do not fit.
     """
     return apply(rules.layer_norm, x, gamma, beta, eps=eps)
-
-
-def add_layer_norm(
-    x: Tensor, r: Tensor, gamma: Operand = None, beta: Operand = None, eps: float = 1e-5
-) -> tuple[Tensor, Tensor]:
-    """x + r and its `layer_norm`, in one pass: a residual connection and the norm after it.
-
-    Shapes: x and r (..., C), gamma and beta (C,) or None -> (..., C), (..., C). Raises ValueError for others.
-    """
-    dtypes = {getattr(t, "dtype", None) for t in (x, r, gamma, beta) if t is not None}
-    of_one_float = len(dtypes) == 1 and all(dtype and is_float(dtype) for dtype in dtypes)
-    if not of_one_float:  # each op brings them to one for itself
-        total = x + r
-        return total, layer_norm(total, gamma, beta, eps)
-    made: list[Any] = []
-    total = apply(rules.add_layer_norm, x, r, gamma=gamma, beta=beta, eps=eps, made=made)
-    return total, apply(rules.layer_norm, total, gamma, beta, eps=eps, made=made)
 
 
 def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:

@@ -462,34 +462,17 @@ def log_softmax(xp: Backend, a: Array, *, axis: int) -> Result:
     return out, lambda g: xp.log_softmax_backward(g, out, axis)
 
 
-def layer_norm(
-    xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *, eps: float, made: list[Any] | None = None
-) -> Result:
-    """`made` holds its output, mean and 1/std where `add_layer_norm` has worked them out already."""
-    _check_norm("layer_norm", x, gamma, beta)
-    out, mean, rstd = made.pop() if made else xp.layer_norm(x, gamma, beta, eps)
-
-    return out, Joint(lambda g, needs: xp.layer_norm_backward(g, x, gamma, mean, rstd, needs))
-
-
-def add_layer_norm(
-    xp: Backend, x: Array, r: Array, *, gamma: Array, beta: Array, eps: float, made: list[Any]
-) -> Result:
-    """x + r, and into `made` what `layer_norm` of that sum gives: both in one pass."""
-    if x.shape != r.shape:
-        raise ValueError(f"add_layer_norm: x {x.shape} and r {r.shape} must have one shape")
-    _check_norm("add_layer_norm", x, gamma, beta)
-    out, *normed = xp.add_layer_norm(x, r, gamma, beta, eps)
-    made.append(normed)
-    return out, lambda g: g, lambda g: g
-
-
-def _check_norm(op: str, x: Array, gamma: Array | None, beta: Array | None) -> None:
+def layer_norm(xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *, eps: float) -> Result:
     if x.ndim == 0:
-        raise ValueError(f"{op}: x is 0-d; it normalises over the last axis, so give it one")
+        raise ValueError("layer_norm: x is 0-d; it normalises over the last axis, so give it one")
     for name, parameter in (("gamma", gamma), ("beta", beta)):
         if parameter is not None and shape_of(parameter) != x.shape[-1:]:
-            raise ValueError(f"{op}: {name} {shape_of(parameter)} does not fit x {x.shape}; it must be {x.shape[-1:]}")
+            raise ValueError(
+                f"layer_norm: {name} {shape_of(parameter)} does not fit x {x.shape}; it must be {x.shape[-1:]}"
+            )
+    out, mean, rstd = xp.layer_norm(x, gamma, beta, eps)
+
+    return out, Joint(lambda g, needs: xp.layer_norm_backward(g, x, gamma, mean, rstd, needs))
 
 
 def embedding(xp: Backend, weight: Array, *, ids: Any, checked: bool = False) -> Result:

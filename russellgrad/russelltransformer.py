@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from . import generation, interchange
 from .autograd import no_grad
-from .functional import add_layer_norm, attention, bias_gelu, bias_leaky_relu, layer_norm, linear
+from .functional import attention, bias_gelu, bias_leaky_relu, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
 from .module import Module, constant_parameter, normal_parameter
 from .random import DROPOUT, Generator, default_generator
@@ -39,10 +39,6 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.gamma, self.beta, self.eps)
-
-    def add(self, x: Tensor, r: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x + r, and the norm of that; x and its norm where r is None."""
-        return (x, self(x)) if r is None else add_layer_norm(x, r, self.gamma, self.beta, self.eps)
 
 
 class Dropout(Module):
@@ -195,10 +191,7 @@ class FFLayer(Module):
 
 
 class Block(Module):
-    """One layer of the transformer: attention, then feed-forward, each added to what came in.
-
-    A sum and the norm after it are one pass, so a block leaves its last sum to the norm of the next.
-    """
+    """One layer of the transformer: attention, then feed-forward, each normalised first and added to its input."""
 
     def __init__(self, attention: AttentionLayer, feed_forward: FFLayer, hidden_size: int, dropout: Dropout) -> None:
         self.attention_norm = LayerNorm(hidden_size)
@@ -207,13 +200,11 @@ class Block(Module):
         self.feed_forward = feed_forward
         self.dropout = dropout
 
-    def forward(
-        self, x: Tensor, r: Tensor | None = None, padding: Tensor | None = None, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The stream x (B, T, C) and what is still to be added to it -> the same two after this layer."""
-        x, normed = self.attention_norm.add(x, r)
-        x, normed = self.feed_forward_norm.add(x, self.dropout(self.attention(normed, padding, cache)))
-        return x, self.dropout(self.feed_forward(normed))
+    def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """The residual stream (B, T, C) -> (B, T, C). `padding` and `cache` are those of `AttentionLayer`."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), padding, cache))
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x
 
 
 class Transformer(Module):
@@ -339,10 +330,10 @@ class Transformer(Module):
             first, padding = cache.place(ids.values.shape, padding, ids.backend)
             layers = list(cache.layers)
         x = self.dropout(self.tokenizer.embed(ids.values, first))  # (B, T, C)
-        r = None
         for block, layer in zip(self.blocks, layers, strict=True):
-            x, r = block(x, r, padding, layer)
-        x = x + r if self.final_norm is None else self.final_norm.add(x, r)[1]
+            x = block(x, padding, layer)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
         return linear(x, self.tokenizer.token_embedding.T)
 
     def generate(
@@ -411,12 +402,11 @@ class Transformer(Module):
         self.eval()  # no dropout
         try:
             with no_grad():
-                maps, r = [], None
+                maps = []
                 x = self.tokenizer.embed(self.tokenizer.ids([text]).values)  # (1, T, C)
                 for block in self.blocks:
-                    _, normed = block.attention_norm.add(x, r)
-                    maps.append(block.attention.weights(normed).numpy()[0])
-                    x, r = block(x, r)
+                    maps.append(block.attention.weights(block.attention_norm(x)).numpy()[0])
+                    x = block(x)
         finally:
             self.train(was_training)
         return maps

@@ -67,7 +67,7 @@ class Pair:
 
 def cases() -> Iterator[Case]:
     yield Case("embedding_backward", "the same bits every time", embedding_backward_is_deterministic)
-    for pair in (*activations, softmax, log_softmax, layer_norm, add_layer_norm, linear, embedding, cross_entropy,
+    for pair in (*activations, softmax, log_softmax, layer_norm, linear, embedding, cross_entropy,
                  attention, *getitem):  # fmt: skip
         for situation in pair.situations:
             yield from _forward(pair, situation)
@@ -252,44 +252,6 @@ layer_norm = Pair(
     joint=True,
 )
 
-
-def _add_layer_norm_backward(
-    xp: Backend, g: Array, results: Arrays, needs: Sequence[bool],
-    x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float,
-) -> Arrays:  # fmt: skip
-    """With 2 g for the sum and g for the norm of it."""
-    total, _, mean, rstd = results
-    some = needs[0] or needs[1], needs[2], needs[3]
-    gx, ggamma, gbeta = xp.layer_norm_backward(g, total, gamma, mean, rstd, some)
-    gx = xp.add(xp.add(g, g), gx) if some[0] else None
-    return gx if needs[0] else None, gx if needs[1] else None, ggamma, gbeta
-
-
-def _both(xp: Backend, x: Array, r: Array, gamma: Array | None, beta: Array | None, eps: float) -> Arrays:
-    """Twice the sum plus the norm of it, so that one gradient reaches both; then the sum, mean and 1 / std."""
-    total, y, mean, rstd = xp.add_layer_norm(x, r, gamma, beta, eps)
-    return xp.add(xp.add(total, total), y), total, mean, rstd
-
-
-add_layer_norm = Pair(
-    "add_layer_norm",
-    "layer_norm_backward",
-    _both,
-    lambda xp, g, results, needs, *rest: _add_layer_norm_backward(
-        xp, g, (results[1], None, *results[2:]), needs, *rest
-    ),
-    [
-        Situation("a sum", (cube, cube[::-1], gamma, beta), (eps,)),
-        Situation("a sum, one row", (cube[0, 0], cube[1, 0], gamma, beta), (eps,)),
-        Situation("a sum, neither gamma nor beta", (cube, cube[::-1], None, None), (eps,)),
-        Situation("a sum, long rows", (normal(3, 70), normal(3, 70, seed=3), normal(70, seed=1), None), (eps,),
-                  differences=False),
-        Situation("a sum, many rows", (normal(2, 75, 4), normal(2, 75, 4, seed=3), gamma, beta), (eps,),
-                  differences=False),
-        Situation("a sum, no rows", (np.zeros((0, 4)), np.zeros((0, 4)), gamma, beta), (eps,)),
-    ],
-    joint=True,
-)  # fmt: skip
 
 # --- Products
 
