@@ -385,54 +385,32 @@ def _rows(a: Array) -> Array:
 _GELU_C = _sqrt(2.0 / pi)
 
 
-def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]:
-    if cupy_kernels.takes(a, bias) and a.ndim:
-        return cupy_kernels.bias_gelu(a, bias, approximate), a
-    x = a if bias is None else a + bias
+def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
+    if cupy_kernels.takes(a):
+        return cupy_kernels.gelu(a, approximate), a
     if approximate == "none":  # phi is the normal distribution function, its slope the normal density
-        phi = 0.5 * (1.0 + erf(x * _sqrt(0.5)))
-        density = cupy.exp(-0.5 * x * x) / _sqrt(2.0 * pi)
+        phi = 0.5 * (1.0 + erf(a * _sqrt(0.5)))
+        density = cupy.exp(-0.5 * a * a) / _sqrt(2.0 * pi)
     else:  # (1 - tanh^2) / 2 = 2 phi (1 - phi)
-        phi = 0.5 * (1.0 + cupy.tanh(_GELU_C * (x + 0.044715 * x * x * x)))
-        density = 2.0 * phi * (1.0 - phi) * _GELU_C * (1.0 + 3.0 * 0.044715 * x * x)
-    return x * phi, phi + x * density
+        phi = 0.5 * (1.0 + cupy.tanh(_GELU_C * (a + 0.044715 * a * a * a)))
+        density = 2.0 * phi * (1.0 - phi) * _GELU_C * (1.0 + 3.0 * 0.044715 * a * a)
+    return a * phi, phi + a * density
 
 
-def bias_gelu_backward(
-    g: Array,
-    saved: Array,
-    bias: Array | None,
-    approximate: str,
-    needs: Sequence[bool],
-) -> tuple[Array | None, ...]:
-    if cupy_kernels.takes(g, saved, bias) and g.ndim:
-        return cupy_kernels.bias_gelu_backward(g, saved, bias, approximate, needs)
-    return _biased_backward(g * saved, needs)
+def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
+    if cupy_kernels.takes(g, saved):
+        return cupy_kernels.gelu_backward(g, saved, approximate)
+    return g * saved
 
 
-def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]:
-    if cupy_kernels.takes(a, bias) and a.ndim:
-        return cupy_kernels.bias_leaky_relu(a, bias, alpha), a
-    x = a if bias is None else a + bias
-    slope = cupy.where(x > 0, 1.0, alpha).astype(x.dtype)
-    return x * slope, slope
+def leaky_relu(a: Array, alpha: float) -> Array:
+    return cupy_kernels.leaky_relu(a, alpha) if cupy_kernels.takes(a) else cupy.where(a > 0, a, alpha * a)
 
 
-def bias_leaky_relu_backward(
-    g: Array,
-    saved: Array,
-    bias: Array | None,
-    alpha: float,
-    needs: Sequence[bool],
-) -> tuple[Array | None, ...]:
-    if cupy_kernels.takes(g, saved, bias) and g.ndim:
-        return cupy_kernels.bias_leaky_relu_backward(g, saved, bias, alpha, needs)
-    return _biased_backward(g * saved, needs)
-
-
-def _biased_backward(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
-    need_a, need_bias = needs
-    return g if need_a else None, _sum_of_rows(_rows(g)) if need_bias else None
+def leaky_relu_backward(g: Array, a: Array, alpha: float) -> Array:
+    if cupy_kernels.takes(g, a):
+        return cupy_kernels.leaky_relu_backward(g, a, alpha)
+    return cupy.where(a > 0, g, alpha * g)
 
 
 # --- Fused: rows

@@ -127,8 +127,8 @@ __global__ void column_sums(const float* partial, T* out_of_first, T* out_of_sec
     if (lane == 0 && first + warp < c) out[first + warp] = rounded<T>(total);
 }
 
-// --- Activations, on what a matrix product gave plus its bias (c,) or null. A block has 32 V columns of `chunk` rows
-// of (n, c). Hendrycks & Gimpel, arXiv:1606.08415, section 2; phi is the normal distribution function, or near it.
+// --- Activations. Hendrycks & Gimpel, arXiv:1606.08415, section 2; phi is the normal distribution function, or its
+// tanh approximation.
 
 enum Activation { GELU, GELU_TANH, LEAKY_RELU };
 constexpr float GELU_C = 0.7978845608f;  // sqrt(2 / pi)
@@ -143,30 +143,6 @@ __device__ inline float leaky(float z, float y, float alpha) {
     return z > 0 || (alpha == 0 && z != z) ? y : alpha == 0 ? 0.0f : alpha * y;
 }
 
-// out = act(a + bias): (n, c) -> (n, c).
-template <typename T, int V, Activation KIND>
-__global__ void __launch_bounds__(32 * WARPS, 4)
-    bias_activation(const T* __restrict__ a, const T* __restrict__ bias, T* __restrict__ out, long long n, long long c,
-                    long long chunk, double alpha) {
-    const long long pack = blockIdx.x * 32LL + threadIdx.x % 32, start = blockIdx.y * chunk;
-    if (pack * V >= c) return;
-    float b[V] = {};
-    if (bias) load(b, bias + pack * V);
-    const long long end = start + chunk < n ? start + chunk : n;
-#pragma unroll 2
-    for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
-        const long long at = (row * (c / V) + pack) * V;  // so put that the compiler sees it is a multiple of V
-        float z[V];
-        load(z, a + at);
-#pragma unroll
-        for (int i = 0; i < V; i++) {
-            z[i] += b[i];
-            z[i] = KIND == LEAKY_RELU ? leaky(z[i], z[i], alpha) : z[i] * phi<KIND>(z[i]);
-        }
-        store(out + at, z);
-    }
-}
-
 // phi + z phi', with phi' the normal density, or 2 phi (1 - phi) GELU_C (1 + 3 * 0.044715 z^2) for the one near it.
 template <Activation KIND>
 __device__ inline float gelu_slope(float z) {
@@ -176,32 +152,21 @@ __device__ inline float gelu_slope(float z) {
     return bend == 0 ? p : p + bend * (2.0f * GELU_C + 6.0f * GELU_C * 0.044715f * z * z);
 }
 
-// ga = g act'(a + bias): (n, c), or null; partial (chunks, c), or null: each block's part of the bias's gradient.
+// out = act(a), or g act'(a) if g is not null. A thread has V elements; n threads have some.
 template <typename T, int V, Activation KIND>
-__global__ void __launch_bounds__(32 * WARPS, 4)
-    bias_activation_backward(const T* __restrict__ g, const T* __restrict__ a, const T* __restrict__ bias,
-                             T* __restrict__ ga, float* __restrict__ partial, long long n, long long c,
-                             long long chunk, double alpha) {
-    __shared__ float of_warp[WARPS][32 * V];
-    const long long pack = blockIdx.x * 32LL + threadIdx.x % 32, start = blockIdx.y * chunk;
-    const long long end = pack * V >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
-    float b[V] = {}, sums[V] = {};
-    if (bias && pack * V < c) load(b, bias + pack * V);
-#pragma unroll 1
-    for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
-        const long long at = (row * (c / V) + pack) * V;
-        float z[V], slope[V];
-        load(z, a + at);
-        load(slope, g + at);
+__global__ void activation(const T* __restrict__ a, const T* __restrict__ g, T* __restrict__ out, long long n,
+                           double alpha) {
+    const long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
+    if (i >= n) return;
+    float z[V], y[V];
+    load(z, a + i * V);
+    if (g) load(y, g + i * V);
 #pragma unroll
-        for (int i = 0; i < V; i++) {
-            z[i] += b[i];
-            slope[i] = KIND == LEAKY_RELU ? leaky(z[i], slope[i], alpha) : slope[i] * gelu_slope<KIND>(z[i]);
-            sums[i] += slope[i];
-        }
-        if (ga) store(ga + at, slope);
+    for (int j = 0; j < V; j++) {
+        if (KIND == LEAKY_RELU) z[j] = leaky(z[j], g ? y[j] : z[j], alpha);
+        else z[j] = g ? y[j] * gelu_slope<KIND>(z[j]) : z[j] * phi<KIND>(z[j]);
     }
-    if (partial) store_sums(of_warp, partial + blockIdx.y * c, sums, c);
+    store(out + i * V, z);
 }
 
 // --- Layer norm: y = (x - mean) rstd gamma + beta for each row of (n, c), a warp a row. gamma, beta (c,) or null.

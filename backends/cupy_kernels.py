@@ -37,7 +37,7 @@ _PER_TYPE = (
     "squares", "adam_step",
 )  # fmt: skip
 _PER_PACK = ("layer_norm", "layer_norm_backward", "layer_norm_backward_columns")
-_PER_ACTIVATION = ("bias_activation", "bias_activation_backward")
+_PER_ACTIVATION = ("activation",)
 _GELU, _LEAKY_RELU = {"none": "GELU", "tanh": "GELU_TANH"}, "LEAKY_RELU"
 _PER_WIDTH = ("attention", "attention_backward_q", "attention_backward_kv")
 _WIDTHS = (32, 64, 128)  # of attention's tiles in shared memory
@@ -140,77 +140,38 @@ def _column_sums(type_name: str, partial: Array, *outs: Array | None) -> None:
     _launch(f"column_sums<{type_name}>", (-(-c // 32), sets), 1024, partial, first, second, m, c)
 
 
-# --- Activations on a + bias
+# --- Activations
 
 
-def bias_gelu(a: Array, bias: Array | None, approximate: str) -> Array:
-    """(..., C) (C,) -> (..., C); `approximate` is "none" or "tanh"."""
-    return _bias_activation("bias_gelu", a, bias, _GELU[approximate], 0.0)
+def gelu(a: Array, approximate: str) -> Array:
+    """(...) -> (...); `approximate` is "none" or "tanh"."""
+    return _activation("gelu", _GELU[approximate], 0.0, a)
 
 
-def bias_gelu_backward(
-    g: Array,
-    a: Array,
-    bias: Array | None,
-    approximate: str,
-    needs: Sequence[bool],
-) -> tuple[Array | None, Array | None]:
-    """(..., C) (..., C) (C,) -> gradients of a (..., C) and of bias (C,), None where not needed."""
-    return _bias_activation_backward("bias_gelu_backward", g, a, bias, _GELU[approximate], 0.0, needs)
+def gelu_backward(g: Array, a: Array, approximate: str) -> Array:
+    """(...) (...) -> the gradient of a (...)."""
+    return _activation("gelu_backward", _GELU[approximate], 0.0, a, g)
 
 
-def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> Array:
-    """(..., C) (C,) -> (..., C); alpha 0 is ReLU."""
-    return _bias_activation("bias_leaky_relu", a, bias, _LEAKY_RELU, alpha)
+def leaky_relu(a: Array, alpha: float) -> Array:
+    """(...) -> (...); alpha 0 is ReLU."""
+    return _activation("leaky_relu", _LEAKY_RELU, alpha, a)
 
 
-def bias_leaky_relu_backward(
-    g: Array,
-    a: Array,
-    bias: Array | None,
-    alpha: float,
-    needs: Sequence[bool],
-) -> tuple[Array | None, Array | None]:
-    """(..., C) (..., C) (C,) -> gradients of a (..., C) and of bias (C,), None where not needed."""
-    return _bias_activation_backward("bias_leaky_relu_backward", g, a, bias, _LEAKY_RELU, alpha, needs)
+def leaky_relu_backward(g: Array, a: Array, alpha: float) -> Array:
+    """(...) (...) -> the gradient of a (...)."""
+    return _activation("leaky_relu_backward", _LEAKY_RELU, alpha, a, g)
 
 
-def _bias_activation(op: str, a: Array, bias: Array | None, kind: str, alpha: float) -> Array:
-    t = _common_type(op, a, bias)
-    a, bias, out = _dense(a), _dense(bias), cupy.empty(a.shape, a.dtype)
+def _activation(op: str, kind: str, alpha: float, a: Array, g: Array | None = None) -> Array:
+    """act(a), or g act'(a) if there is a g."""
+    t = _common_type(op, a, g)
+    a, g, out = _dense(a), _dense(g), cupy.empty(a.shape, a.dtype)
     if out.size:
-        c = a.shape[-1]
-        n, pack = a.size // c, _pack(t, c, a, bias, out)
-        grid, chunk = _by_columns(n, c, pack)
-        _launch(f"bias_activation<{t}, {pack}, {kind}>", grid, _BLOCK, a, bias, out, n, c, chunk, float(alpha))
+        pack = _pack(t, out.size, a, g, out)
+        threads = out.size // pack
+        _launch(f"activation<{t}, {pack}, {kind}>", (-(-threads // _BLOCK),), _BLOCK, a, g, out, threads, float(alpha))
     return out
-
-
-def _bias_activation_backward(
-    op: str,
-    g: Array,
-    a: Array,
-    bias: Array | None,
-    kind: str,
-    alpha: float,
-    needs: Sequence[bool],
-) -> tuple[Array | None, Array | None]:
-    t = _common_type(op, g, a, bias)
-    need_a, need_bias = needs
-    g, a, bias, c = _dense(g), _dense(a), _dense(bias), a.shape[-1]
-    ga = cupy.empty(a.shape, a.dtype) if need_a else None
-    if not a.size:
-        return ga, cupy.zeros((c,), a.dtype) if need_bias else None
-    n, pack = a.size // c, _pack(t, c, g, a, bias, ga)
-    grid, chunk = _by_columns(n, c, pack)
-    partial = cupy.empty((1, grid[1], c), np.float32) if need_bias else None
-    name = f"bias_activation_backward<{t}, {pack}, {kind}>"
-    _launch(name, grid, _BLOCK, g, a, bias, ga, partial, n, c, chunk, float(alpha))
-    if partial is None:
-        return ga, None
-    gbias = cupy.empty((c,), a.dtype)
-    _column_sums(t, partial, gbias)
-    return ga, gbias
 
 
 # --- Layer norm

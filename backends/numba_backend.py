@@ -83,18 +83,17 @@ def _exp(x: Any) -> Any:
 # --- Fused: activations
 
 
-def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]:
-    if not _single(a, bias) or a.size == 0:
-        return numpy_backend.bias_gelu(a, bias, approximate)
-    rows = np.ascontiguousarray(_rows(a) if bias is not None else a.reshape(-1, 1))  # (N, C)
-    out, slope = np.empty_like(rows), np.empty_like(rows)
-    shift = _or_full(bias, rows.shape[1], 0.0)
+def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
+    if not _single(a) or a.size == 0:
+        return numpy_backend.gelu(a, approximate)
+    flat = np.ascontiguousarray(a).reshape(-1)
+    out, slope = np.empty_like(flat), np.empty_like(flat)
     kernel = _gelu_exact if approximate == "none" else _gelu_tanh
 
     def part(start: int, stop: int) -> None:
-        kernel(rows[start:stop], shift, out[start:stop], slope[start:stop])
+        kernel(flat[start:stop], out[start:stop], slope[start:stop])
 
-    in_parts(len(rows), rows.size * 3.3e-4, part)
+    in_parts(flat.size, flat.size * 3.3e-4, part)
     return out.reshape(a.shape), slope.reshape(a.shape)
 
 
@@ -105,36 +104,32 @@ _P, _A1, _A2, _A3, _A4, _A5 = map(
 
 
 @_compiled("contract", "reassoc")
-def _gelu_exact(a: Array, bias: Array, out: Array, slope: Array) -> None:
+def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
     """phi by Abramowitz & Stegun, "Handbook of mathematical functions", 7.1.26; largest error 1e-7, absolute.
 
     erfc(x) = polynomial(1 / (1 + p x)) e^(-x^2) for x >= 0: the same exponential as the density's.
     """
-    n, width = a.shape
-    for i in range(n):
-        for j in range(width):
-            x = a[i, j] + bias[j]
-            bell = _exp(-_HALF * x * x)
-            t = _ONE / (_ONE + _P * _SQRT_HALF * np.abs(x))
-            tail = _HALF * bell * t * (_A1 + t * (_A2 + t * (_A3 + t * (_A4 + t * _A5))))
-            phi = tail if x < _ZERO else _ONE - tail
-            out[i, j] = x * phi
-            slope[i, j] = phi + x * bell * _DENSITY_AT_0
+    for i in range(a.size):
+        x = a[i]
+        bell = _exp(-_HALF * x * x)
+        t = _ONE / (_ONE + _P * _SQRT_HALF * np.abs(x))
+        tail = _HALF * bell * t * (_A1 + t * (_A2 + t * (_A3 + t * (_A4 + t * _A5))))
+        phi = tail if x < _ZERO else _ONE - tail
+        out[i] = x * phi
+        slope[i] = phi + x * bell * _DENSITY_AT_0
 
 
 _GELU_C, _GELU_C3 = _f(_sqrt(2.0 / pi)), _f(_sqrt(2.0 / pi) * 0.044715)
 
 
 @_compiled("contract", "reassoc")
-def _gelu_tanh(a: Array, bias: Array, out: Array, slope: Array) -> None:
+def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
     """phi = (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u)), u = c (a + 0.044715 a^3), and so phi' = 2 phi (1 - phi) u'."""
-    n, width = a.shape
-    for i in range(n):
-        for j in range(width):
-            x = a[i, j] + bias[j]
-            phi = _ONE / (_ONE + _exp(-_TWO * x * (_GELU_C + _GELU_C3 * x * x)))
-            out[i, j] = x * phi
-            slope[i, j] = phi + x * phi * (_ONE - phi) * _TWO * (_GELU_C + _f(3.0) * _GELU_C3 * x * x)
+    for i in range(a.size):
+        x = a[i]
+        phi = _ONE / (_ONE + _exp(-_TWO * x * (_GELU_C + _GELU_C3 * x * x)))
+        out[i] = x * phi
+        slope[i] = phi + x * phi * (_ONE - phi) * _TWO * (_GELU_C + _f(3.0) * _GELU_C3 * x * x)
 
 
 # --- Fused: rows

@@ -464,19 +464,17 @@ def _row_sums(a: Array) -> Array:
 _GELU_C = _sqrt(2.0 / pi)
 
 
-def bias_gelu(a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]:
-    """x phi(x) for x = a + bias, and its slope, phi(x) + x phi'(x), computed together while x is in the cache."""
-    return _biased(_gelu_exact if approximate == "none" else _gelu_tanh, 25, a, bias)
+def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
+    """a phi(a), and its slope, phi(a) + a phi'(a), computed together while a is in the cache."""
+    formula = _gelu_exact if approximate == "none" else _gelu_tanh
+    flat = a.reshape(-1)
+    out, slope = np.empty(flat.shape, a.dtype), np.empty(flat.shape, a.dtype)
+    _in_blocks(lambda block: formula(flat[block], out[block], slope[block]), 25, flat.size)
+    return out.reshape(a.shape), slope.reshape(a.shape)
 
 
-def bias_gelu_backward(
-    g: Array,
-    saved: Array,
-    bias: Array | None,
-    approximate: str,
-    needs: Sequence[bool],
-) -> tuple[Array | None, ...]:
-    return _biased_backward(g, saved, needs)
+def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
+    return _multiplied(g, saved)
 
 
 def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
@@ -514,57 +512,26 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 # Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML workshop 2013, section 2.
 
 
-def bias_leaky_relu(a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]:
-    """x where x > 0, else alpha x, for x = a + bias, and its slope."""
-    one, low = np.asarray([1.0, alpha], a.dtype)
-
-    def formula(x: Array, out: Array, slope: Array) -> None:
-        slope[...] = np.where(x > 0, one, low)
-        np.multiply(x, slope, out=out)
-
-    return _biased(formula, 4, a, bias)
+def leaky_relu(a: Array, alpha: float) -> Array:
+    return _multiplied(a, a, alpha)
 
 
-def bias_leaky_relu_backward(
-    g: Array,
-    saved: Array,
-    bias: Array | None,
-    alpha: float,
-    needs: Sequence[bool],
-) -> tuple[Array | None, ...]:
-    return _biased_backward(g, saved, needs)
+def leaky_relu_backward(g: Array, a: Array, alpha: float) -> Array:
+    return _multiplied(g, a, alpha)
 
 
-def _biased(
-    formula: Callable[[Array, Array, Array], None], passes: int, a: Array, bias: Array | None
-) -> tuple[Array, Array]:
-    """formula(x, out, slope) for x = a + bias, (..., C) + (C,), in blocks."""
-    rows = a.reshape(-1, 1) if bias is None else _rows(a)
-    out, slope = np.empty(rows.shape, a.dtype), np.empty(rows.shape, a.dtype)
-
-    def one(block: slice) -> None:
-        formula(rows[block] if bias is None else rows[block] + bias, out[block], slope[block])
-
-    _in_blocks(one, passes, *rows.shape)
-    return out.reshape(a.shape), slope.reshape(a.shape)
-
-
-def _biased_backward(g: Array, slope: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
-    """g * slope, and its sum over rows, (C,), block by block: so in the same order with any threads."""
-    need_a, need_bias = needs
-    rows, slopes = (_rows(array) if need_bias else array.reshape(-1, 1) for array in (g, slope))
-    n, width = rows.shape
-    ga = np.empty(rows.shape, g.dtype)
-    length = _block_length(n, width) or 1
-    sums = np.zeros((-(-n // length), width if need_bias else 0), g.dtype)
+def _multiplied(g: Array, by: Array, alpha: float | None = None) -> Array:
+    """g * by; with an alpha, g * (1 where by > 0, else alpha)."""
+    gs, slopes = g.reshape(-1), by.reshape(-1)
+    out = np.empty(gs.shape, g.dtype)
+    low = None if alpha is None else np.asarray([1.0, alpha], g.dtype)
 
     def formula(block: slice) -> None:
-        np.multiply(rows[block], slopes[block], out=ga[block])
-        if need_bias:
-            np.sum(ga[block], axis=0, out=sums[block.start // length])
+        slope = slopes[block] if low is None else np.where(slopes[block] > 0, low[0], low[1])
+        np.multiply(gs[block], slope, out=out[block])
 
-    _in_blocks(formula, 3, n, width)
-    return ga.reshape(g.shape) if need_a else None, _total(sums) if need_bias else None
+    _in_blocks(formula, 1 if low is None else 3, gs.size)
+    return out.reshape(g.shape)
 
 
 def _total(sums: Array) -> Array:

@@ -6,8 +6,6 @@ from .compiled import compile_step
 from .dtype import get_default_dtype, set_default_dtype
 from .functional import (
     attention,
-    bias_gelu,
-    bias_leaky_relu,
     cross_entropy,
     embedding,
     layer_norm,
@@ -33,8 +31,6 @@ __all__ = [
     "Tensor",
     "attention",
     "available_backends",
-    "bias_gelu",
-    "bias_leaky_relu",
     "compile_step",
     "cross_entropy",
     "custom_op",

@@ -105,12 +105,11 @@ class Backend(Protocol):
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array: ...  # (..., i) (i, o) (o,) -> (..., o)
     def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,)
 
-    # Fused: activations
-    # `saved` is what the backend wants again in backward: its own business.
-    def bias_gelu(self, a: Array, bias: Array | None, approximate: str) -> tuple[Array, Array]: ...  # (..., C) (C,) -> x phi(x) for x = a + bias, saved; "none": phi is the normal distribution, "tanh": near it
-    def bias_gelu_backward(self, g: Array, saved: Array, bias: Array | None, approximate: str, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,)
-    def bias_leaky_relu(self, a: Array, bias: Array | None, alpha: float) -> tuple[Array, Array]: ...  # (..., C) (C,) -> x where x > 0, else alpha x, for x = a + bias; saved
-    def bias_leaky_relu_backward(self, g: Array, saved: Array, bias: Array | None, alpha: float, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,)
+    # Activations. `saved` is for the backward: what it is, is the backend's own business.
+    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # a phi(a), saved; phi is the normal distribution function ("none") or its tanh approximation ("tanh")
+    def gelu_backward(self, g: Array, saved: Array, approximate: str) -> Array: ...
+    def leaky_relu(self, a: Array, alpha: float) -> Array: ...                   # a where a > 0, else alpha a
+    def leaky_relu_backward(self, g: Array, a: Array, alpha: float) -> Array: ...  # g where a > 0, else alpha g
 
     # Fused: rows
     def softmax(self, a: Array, axis: int) -> Array: ...                         # e^a / sum e^a along axis

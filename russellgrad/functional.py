@@ -34,16 +34,6 @@ def layer_norm(x: Tensor, gamma: Operand = None, beta: Operand = None, eps: floa
     return apply(rules.layer_norm, x, gamma, beta, eps=eps)
 
 
-def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
-    """GELU of x + bias in one pass: (..., C), (C,) -> (..., C). Raises ValueError for other shapes."""
-    return apply(rules.gelu, x, bias, approximate=approximate)
-
-
-def bias_leaky_relu(x: Tensor, bias: Tensor, alpha: float = 0.01) -> Tensor:
-    """Leaky ReLU of x + bias in one pass: (..., C), (C,) -> (..., C). Raises ValueError for other shapes."""
-    return apply(rules.leaky_relu, x, bias, alpha=alpha)
-
-
 def linear(x: Tensor, weight: Tensor, bias: Operand = None) -> Tensor:
     """x @ weight + bias: (..., in), (in, out), (out,) or None -> (..., out). Raises ValueError for other shapes."""
     return apply(rules.linear, x, weight, bias)

@@ -116,33 +116,15 @@ def relu(xp: Backend, a: Array) -> Result:
     return out, lambda g: xp.where(xp.less_equal(out, 0), 0, g)
 
 
-def leaky_relu(xp: Backend, a: Array, bias: Array | None, *, alpha: float) -> Result:
-    """Of a + bias."""
-    _check_bias("leaky_relu", a, bias)
-    out, saved = xp.bias_leaky_relu(a, bias, alpha)
-
-    def pull(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
-        return xp.bias_leaky_relu_backward(g, saved, bias, alpha, needs)
-
-    return out, Joint(pull)
+def leaky_relu(xp: Backend, a: Array, *, alpha: float) -> Result:
+    return xp.leaky_relu(a, alpha), lambda g: xp.leaky_relu_backward(g, a, alpha)
 
 
-def gelu(xp: Backend, a: Array, bias: Array | None, *, approximate: str) -> Result:
-    """Of a + bias."""
+def gelu(xp: Backend, a: Array, *, approximate: str) -> Result:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    _check_bias("gelu", a, bias)
-    out, saved = xp.bias_gelu(a, bias, approximate)
-
-    def pull(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
-        return xp.bias_gelu_backward(g, saved, bias, approximate, needs)
-
-    return out, Joint(pull)
-
-
-def _check_bias(op: str, a: Array, bias: Array | None) -> None:
-    if bias is not None and (a.ndim == 0 or shape_of(bias) != a.shape[-1:]):
-        raise ValueError(f"{op}: bias {shape_of(bias)} does not fit x {a.shape}; it must be {a.shape[-1:]}")
+    out, saved = xp.gelu(a, approximate)
+    return out, lambda g: xp.gelu_backward(g, saved, approximate)
 
 
 def maximum(xp: Backend, a: Array, b: Array) -> Result:

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from . import generation, interchange
 from .autograd import no_grad
-from .functional import attention, bias_gelu, bias_leaky_relu, layer_norm, linear
+from .functional import attention, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
 from .module import Module, constant_parameter, normal_parameter
 from .random import DROPOUT, Generator, default_generator
@@ -21,11 +21,11 @@ Prompt = TypeVar("Prompt", str, list[str])
 
 _STD = 0.02  # of initial weights, as in GPT-2 (Radford et al. 2019)
 
-_ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of x + bias
-    "leaky_relu": lambda x, bias: bias_leaky_relu(x, bias),
-    "relu": lambda x, bias: (x + bias).relu(),
-    "gelu": lambda x, bias: bias_gelu(x, bias),
-    "gelu_tanh": lambda x, bias: bias_gelu(x, bias, "tanh"),
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "leaky_relu": lambda x: x.leaky_relu(),
+    "relu": lambda x: x.relu(),
+    "gelu": lambda x: x.gelu(),
+    "gelu_tanh": lambda x: x.gelu("tanh"),
 }
 
 
@@ -187,7 +187,8 @@ class FFLayer(Module):
         self.b_out = constant_parameter((hidden_size,), 0, "b_out")
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(_ACTIVATIONS[self.activation](linear(x, self.w_in), self.b_in), self.w_out, self.b_out)
+        hidden = _ACTIVATIONS[self.activation](linear(x, self.w_in, self.b_in))
+        return linear(hidden, self.w_out, self.b_out)
 
 
 class Block(Module):

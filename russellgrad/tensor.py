@@ -384,9 +384,9 @@ class Tensor:
     def cos(self) -> "Tensor":                              return apply(rules.cos, self)
     def sigmoid(self) -> "Tensor":                          return apply(rules.sigmoid, self)
     def relu(self) -> "Tensor":                             return apply(rules.relu, self)
-    def leaky_relu(self, alpha: float = 0.01) -> "Tensor":  return apply(rules.leaky_relu, self, None, alpha=alpha)
+    def leaky_relu(self, alpha: float = 0.01) -> "Tensor":  return apply(rules.leaky_relu, self, alpha=alpha)
     def gelu(self, approximate: str = "none") -> "Tensor":
-        return apply(rules.gelu, self, None, approximate=approximate)
+        return apply(rules.gelu, self, approximate=approximate)
     def maximum(self, other: Operand) -> "Tensor":          return apply(rules.maximum, self, other)
     def minimum(self, other: Operand) -> "Tensor":          return apply(rules.minimum, self, other)
     def astype(self, dtype: DType) -> "Tensor":             return apply(rules.astype, self, dtype=dtype)

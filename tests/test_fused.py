@@ -159,7 +159,7 @@ def test_layer_norm_errors(backend: Backend) -> None:
 ids = np.array([[0, 2, 2], [4, 2, 0]])
 
 
-# --- A sum and the norm after it; a bias and the activation after it
+# --- A sum and the norm after it
 
 
 def residual(x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
@@ -206,48 +206,6 @@ def test_layer_norm_of_a_sum_used_again(backend: Backend) -> None:
         return norm(x) * norm(x * 2) + x.tanh() + norm(norm(x))
 
     check_against_torch(several, several, normal(3, 4))
-
-
-BIASED = pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (rg.bias_gelu, lambda x, bias: F.gelu(x + bias)),
-        (lambda x, bias: rg.bias_gelu(x, bias, "tanh"), lambda x, bias: F.gelu(x + bias, approximate="tanh")),
-        (rg.bias_leaky_relu, lambda x, bias: F.leaky_relu(x + bias)),
-        (lambda x, bias: rg.bias_leaky_relu(x, bias, 0.3), lambda x, bias: F.leaky_relu(x + bias, 0.3)),
-    ],
-    ids=["gelu", "gelu_tanh", "leaky_relu", "leaky_relu_0.3"],
-)
-
-
-@DTYPES
-@BIASED
-@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 5), (0, 4), (3, 0), (3, 1)])
-def test_bias_and_activation(backend: Backend, ours: Any, theirs: Any, shape: tuple[int, ...], dtype: str) -> None:
-    check_against_torch(ours, theirs, normal(*shape), normal(shape[-1], seed=1), dtype=dtype)
-
-
-@BIASED
-@pytest.mark.parametrize("needs", [(True, False), (False, True)])
-def test_bias_and_activation_with_constants(backend: Backend, ours: Any, theirs: Any, needs: Sequence[bool]) -> None:
-    check_against_torch(ours, theirs, normal(3, 4), normal(4, seed=1), needs=needs)
-
-
-@BIASED
-def test_bias_and_activation_of_views(backend: Backend, ours: Any, theirs: Any) -> None:
-    check_against_torch(
-        lambda x, b: ours(x.T[::-1], b[::2]), lambda x, b: theirs(x.T.flip(0), b[::2]), normal(4, 3), normal(8, seed=1)
-    )
-
-
-def test_bias_and_activation_errors(backend: Backend) -> None:
-    for op in (rg.bias_gelu, rg.bias_leaky_relu):
-        with pytest.raises(
-            ValueError, match=r"gelu|leaky_relu: bias \(3,\) does not fit x \(2, 4\); it must be \(4,\)"
-        ):
-            op(Tensor(normal(2, 4)), Tensor(normal(3)))
-        with pytest.raises(ValueError, match=r"bias \(1,\) does not fit x \(\)"):
-            op(Tensor(1.0), Tensor([1.0]))
 
 
 @DTYPES

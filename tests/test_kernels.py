@@ -155,76 +155,58 @@ def layout(request: pytest.FixtureRequest) -> Callable[[Array], Array]:
     return LAYOUTS[request.param]
 
 
-def reference_activation(kind: str | float, a: Array, bias: Array | None) -> tuple[Array, Callable[[Array], Array]]:
+def reference_activation(kind: str | float, a: Array) -> tuple[Array, Callable[[Array], Array]]:
     """In float64: the output, and the function from its gradient to that of a."""
-    z = a if bias is None else a + bias
     if isinstance(kind, str):
-        out, slope = numpy_backend.bias_gelu(z, None, kind)
+        out, slope = numpy_backend.gelu(a, kind)
         return out, lambda g: g * slope
     if kind == 0:  # rules.relu
-        return np.maximum(z, 0), lambda g: np.where(np.maximum(z, 0) <= 0, 0, g)
-    return np.where(z > 0, z, kind * z), lambda g: np.where(z > 0, g, kind * g)
+        return np.maximum(a, 0), lambda g: np.where(np.maximum(a, 0) <= 0, 0, g)
+    return np.where(a > 0, a, kind * a), lambda g: np.where(a > 0, g, kind * g)
 
 
 def forward_of(kernels: Any, kind: str | float) -> Callable[..., Any]:
-    f = kernels.bias_gelu if isinstance(kind, str) else kernels.bias_leaky_relu
-    return lambda a, bias: f(a, bias, kind)
+    f = kernels.gelu if isinstance(kind, str) else kernels.leaky_relu
+    return lambda a: f(a, kind)
 
 
 def backward_of(kernels: Any, kind: str | float) -> Callable[..., Any]:
-    f = kernels.bias_gelu_backward if isinstance(kind, str) else kernels.bias_leaky_relu_backward
-    return lambda g, a, bias, needs: f(g, a, bias, kind, needs)
+    f = kernels.gelu_backward if isinstance(kind, str) else kernels.leaky_relu_backward
+    return lambda g, a: f(g, a, kind)
 
 
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [(), *SHAPES, (1000, 40)], ids=str)
 @pytest.mark.parametrize("kind", ["none", "tanh", 0.1, 0.0])
-def test_bias_activation(kernels: Any, dtype: Any, kind: str | float, shape: Sequence[int], with_bias: bool) -> None:
+def test_activation(kernels: Any, dtype: Any, kind: str | float, shape: Sequence[int]) -> None:
     a, g = numbers(shape, dtype, scale=2.0), numbers(shape, dtype, 1)
     a.reshape(-1)[:3] = [0, -0.0, 30][: a.size]  # a tie at 0, and far out
-    bias = numbers(shape[-1:], dtype, 2) if with_bias else None
-    da, dg, db = device(a, g, bias)
-    out, gradient = reference_activation(kind, *wide(a, bias))
-    check(lambda: forward_of(kernels, kind)(da, db), out, dtype)
-    ga = gradient(g.astype(np.float64))
-    sums = ga.reshape(-1, shape[-1]).sum(0) if ga.size else np.zeros(shape[-1])
-    backward = backward_of(kernels, kind)
-    for needs in [(True, True), (True, False), (False, True)]:
-        expected = [x if need else None for x, need in zip((ga, sums), needs, strict=True)]
-        check(partial(backward, dg, da, db, needs), expected, dtype)
+    da, dg = device(a, g)
+    out, gradient = reference_activation(kind, *wide(a))
+    check(lambda: forward_of(kernels, kind)(da), out, dtype)
+    check(lambda: backward_of(kernels, kind)(dg, da), gradient(g.astype(np.float64)), dtype)
 
 
 @pytest.mark.parametrize("kind", ["none", 0.1])
-def test_bias_activation_of_any_layout(kernels: Any, dtype: Any, kind: str | float, layout: Any) -> None:
-    a, g, bias = numbers((6, 5, 24), dtype), numbers((6, 5, 24), dtype, 1), numbers((24,), dtype, 2)
-    out, gradient = reference_activation(kind, *wide(a, bias))
-    da, dg, db = layout(a), layout(g), layout(bias)
-    check(lambda: forward_of(kernels, kind)(da, db), out, dtype)
-    ga = gradient(g.astype(np.float64))
-    check(lambda: backward_of(kernels, kind)(dg, da, db, (True, True)), (ga, ga.sum((0, 1))), dtype)
-
-
-def test_bias_activation_with_many_rows(kernels: Any, dtype: Any) -> None:
-    """Several chunks of rows, and a last one that is not full."""
-    a, g, bias = numbers((1000, 40), dtype), numbers((1000, 40), dtype, 1, scale=0.1), numbers((40,), dtype, 2)
-    _, gradient = reference_activation("none", *wide(a, bias))
-    ga = gradient(g.astype(np.float64))
-    da, dg, db = device(a, g, bias)
-    check(lambda: kernels.bias_gelu_backward(dg, da, db, "none", (True, True)), (ga, ga.sum(0)), dtype)
+def test_activation_of_any_layout(kernels: Any, dtype: Any, kind: str | float, layout: Any) -> None:
+    a, g = numbers((6, 5, 24), dtype), numbers((6, 5, 24), dtype, 1)
+    out, gradient = reference_activation(kind, *wide(a))
+    da, dg = layout(a), layout(g)
+    check(lambda: forward_of(kernels, kind)(da), out, dtype)
+    check(lambda: backward_of(kernels, kind)(dg, da), gradient(g.astype(np.float64)), dtype)
 
 
 @pytest.mark.parametrize("kind", ["none", "tanh", 0.1, 0.0])
-def test_bias_activation_at_the_ends_of_the_numbers(kernels: Any, kind: str | float) -> None:
+def test_activation_at_the_ends_of_the_numbers(kernels: Any, kind: str | float) -> None:
     a = np.array([np.nan, np.inf, -np.inf, 1e20, -1e20, 3e38, -3e38, 1e-30], np.float32)
     with np.errstate(all="ignore"):
-        out, gradient = reference_activation(kind, *wide(a, None))
+        out, gradient = reference_activation(kind, *wide(a))
         slope = gradient(np.ones(8))
     if kind == "tanh":
         slope[3:7] = [1, 0, 1, 0]  # where z^2 is infinite times 0 in the reference
-    (actual,) = twice(lambda: forward_of(kernels, kind)(cupy.asarray(a), None))
+    (actual,) = twice(lambda: forward_of(kernels, kind)(cupy.asarray(a)))
     np.testing.assert_allclose(actual, out.astype(np.float32), rtol=1e-6)
     ones = cupy.asarray(np.ones(8, np.float32))
-    actual, _ = twice(lambda: backward_of(kernels, kind)(ones, cupy.asarray(a), None, (True, False)))
+    (actual,) = twice(lambda: backward_of(kernels, kind)(ones, cupy.asarray(a)))
     np.testing.assert_allclose(actual, slope, rtol=0, atol=1e-6)
 
 
@@ -720,7 +702,7 @@ def test_other_dtypes_are_an_error(kernels: Any) -> None:
     double, single, ids = cupy.zeros((2, 3)), cupy.zeros((2, 3), "float32"), cupy.zeros((2,), "int32")
     for call in (
         lambda: kernels.softmax(double),
-        lambda: kernels.bias_gelu(single, cupy.zeros((3,)), "none"),
+        lambda: kernels.gelu_backward(single, cupy.zeros((3,)), "none"),
         lambda: kernels.layer_norm_backward(single, single, None, double, double, (True, False, False)),
         lambda: kernels.cross_entropy(single, ids, None, None),
         lambda: kernels.attention(single, single, single, ids, False, 0),
@@ -774,7 +756,7 @@ def call_layer_norm(kernels: Any) -> None:
 
 
 def call_gelu(kernels: Any) -> None:
-    kernels.bias_gelu(cupy.zeros((1, 33), "float32"), None, "none")
+    kernels.gelu(cupy.zeros((1, 33), "float32"), "none")
 
 
 def call_attention(kernels: Any) -> None:
@@ -804,12 +786,7 @@ PLANTED: dict[
     str, tuple[str, str, str, Callable[[Any], None]]
 ] = {  # kernel, what stands there, what is planted, a call
     "a row too many": ("layer_norm<float, 1>", "if (row >= n) return;", "if (row > n) return;", call_layer_norm),
-    "a column too many": (
-        "bias_activation<float, 1, GELU>",
-        "if (pack * V >= c) return;",
-        "if (pack * V > c) return;",
-        call_gelu,
-    ),
+    "an element too many": ("activation<float, 1, GELU>", "if (i >= n) return;", "if (i > n) return;", call_gelu),
     "a key too many": (FORWARD, "start + row < n &&", "start + row <= n &&", call_attention),
     "a query too many": (
         FORWARD,

@@ -434,7 +434,7 @@ def test_a_step_stays_in_its_budget_of_launches(xp: Any) -> None:
                 step(Part(ids, ids))
         assert not log.syncs
         assert log.uploads == {"array": 1}  # the optimizer's rates
-        assert log.launches.total() <= 440, log.launches
+        assert log.launches.total() <= 450, log.launches
         step(Part(ids, ids))
         with record() as log:
             step(Part(ids, ids))
@@ -557,7 +557,7 @@ def test_sums_by_products_are_in_float32_whatever_the_precision(xp: Any) -> None
     weight, ids = cupy.ones((3, 3), "float32"), cupy.asarray(rng(2).integers(0, 600, 50))
 
     def sums() -> list[Array]:
-        gradients = xp.linear_backward(g, x, weight, (False, False, True), (None, None, None))
+        gradients = xp.linear_backward(g, x, weight, (False, False, True))
         return [gradients[2].get(), xp.embedding_backward(g, ids, 600).get()]
 
     exact = sums()
