@@ -139,7 +139,7 @@ class Twin(nn.Module):
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The parameters in a file that RussellGrad wrote, under the twin's names and in its shapes.
 
-    There a matrix is (in, out), here (out, in); there queries, keys and values have a matrix each.
+    There a matrix is (in, out), here (out, in).
     """
     table = state["tokenizer.token_embedding"]
     new = {
@@ -155,7 +155,7 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         block = {
             "ln_1.weight": old["attention_norm.gamma"],
             "ln_1.bias": old["attention_norm.beta"],
-            "attn.c_attn.weight": torch.cat([old[f"attention.w_{part}"].T for part in "qkv"]),
+            "attn.c_attn.weight": old["attention.w_qkv"].T,
             "ln_2.weight": old["feed_forward_norm.gamma"],
             "ln_2.bias": old["feed_forward_norm.beta"],
             "mlp.c_fc.weight": old["feed_forward.w_in"].T,

@@ -6,6 +6,7 @@ from .compiled import compile_step
 from .dtype import get_default_dtype, set_default_dtype
 from .functional import (
     attention,
+    attention_qkvpacked,
     cross_entropy,
     embedding,
     layer_norm,
@@ -30,6 +31,7 @@ __all__ = [
     "Module",
     "Tensor",
     "attention",
+    "attention_qkvpacked",
     "available_backends",
     "compile_step",
     "cross_entropy",

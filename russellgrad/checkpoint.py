@@ -18,7 +18,8 @@ from .russelltransformer import Transformer
 from .tokenizer import Tokenizer
 
 FORMAT = "russellgrad-transformer"
-VERSION = "1"
+VERSION = "2"
+_READABLE = ("1", "2")  # version 1 has separate matrices for queries, keys and values: see `upgrade_state`
 
 
 def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mapping[str, Any] | None = None) -> Path:
@@ -83,9 +84,10 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
     header, state = _read(Path(path))
     if header.get("format") != FORMAT:
         raise ValueError(f"load_model: {path} was not written by save_model: its metadata does not say {FORMAT!r}")
-    if header.get("version") != VERSION:
+    if header.get("version") not in _READABLE:
         raise ValueError(
-            f"load_model: {path} has format version {header.get('version')!r}, this release reads {VERSION!r}; "
+            f"load_model: {path} has format version {header.get('version')!r}, this release reads "
+            f"{' and '.join(map(repr, _READABLE))}; "
             "load it with the release that wrote it"
         )
     try:
@@ -93,11 +95,24 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
         dtypes = {str(array.dtype) for array in state.values()} or {"float64"}
         if not dtypes <= {"float32", "float64"} or len(dtypes) > 1:
             raise ValueError(f"its parameters have dtype {', '.join(sorted(dtypes))}; a model has float32 or float64")
-        model.astype(dtypes.pop()).load_state_dict(state)
+        model.astype(dtypes.pop()).load_state_dict(upgrade_state(state))
     except (KeyError, TypeError, ValueError) as error:
         what = f"its metadata lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load_model: {path} does not hold a whole model: {what}") from error
     return model.to(resolve_backend(backend)).eval()
+
+
+def upgrade_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's state under today's names.
+
+    The matrices w_q, w_k and w_v (C, C) of an attention layer become one, w_qkv (C, 3 C). It works for whatever else
+    is kept of each parameter, too, such as Adam's moments; of numbers, which are the same for all three, one stays.
+    """
+    upgraded = dict(state)
+    for layer in [name.removesuffix(".w_q") for name in state if name.endswith(".attention.w_q")]:
+        parts = [upgraded.pop(f"{layer}.{name}") for name in ("w_q", "w_k", "w_v")]
+        upgraded[f"{layer}.w_qkv"] = np.concatenate(parts, axis=1) if np.ndim(parts[0]) else parts[0]
+    return upgraded
 
 
 def _build(config: Mapping[str, Any]) -> Transformer:

@@ -75,3 +75,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, causal: bool =
     A query that sees nothing gives zeros, and zero gradients. Raises ValueError for shapes that do not fit.
     """
     return apply(rules.attention, q, k, v, mask=mask, causal=causal, offset=offset)
+
+
+def attention_qkvpacked(qkv: Tensor, n_heads: int, mask: Mask = None, causal: bool = False) -> Tensor:
+    """`attention` of n_heads heads on packed queries, keys and values, as a single product with (C, 3 C) gives them.
+
+    Shapes: qkv (..., T, 3 C): q, k and v side by side, each with its heads side by side -> (..., T, C).
+
+    Args:
+        mask: bool, broadcast to (..., n_heads, T, T); True hides a key from a query.
+        causal: query i sees keys up to i.
+
+    Raises ValueError for shapes that do not fit. The name is FlashAttention's.
+    """
+    return apply(rules.attention_qkvpacked, qkv, n_heads=n_heads, mask=mask, causal=causal)

@@ -1,10 +1,10 @@
 """A model's parameters to PyTorch and from there, under the names and in the shapes of nanoGPT's checkpoints.
 
-`docs/torch_twin.py` is the model in PyTorch that has them. A matrix is (in, out) here and (out, in) there; queries,
-keys and values have a matrix each here, and one below the other there. PyTorch itself is not needed.
+`docs/torch_twin.py` is the model in PyTorch that has them. A matrix is (in, out) here and (out, in) there.
+PyTorch itself is not needed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from .backend import Shape
@@ -26,9 +26,7 @@ _OUTSIDE = {
 _IN_BLOCK = {
     "attention_norm.gamma": "ln_1.weight",
     "attention_norm.beta": "ln_1.bias",
-    "attention.w_q": "attn.c_attn.weight",  # three of (C, C) side by side, (C, 3C), transposed
-    "attention.w_k": "attn.c_attn.weight",
-    "attention.w_v": "attn.c_attn.weight",
+    "attention.w_qkv": "attn.c_attn.weight",  # queries, keys and values side by side, (C, 3C), transposed
     "attention.w_out": "attn.c_proj.weight",
     "feed_forward_norm.gamma": "ln_2.weight",
     "feed_forward_norm.beta": "ln_2.bias",
@@ -40,16 +38,15 @@ _IN_BLOCK = {
 _NAMES = "the names and shapes are those of docs/torch_twin.py"
 
 
-def _layout(names: Iterable[str]) -> dict[str, list[str]]:
-    """Each name there -> the names here, one or three, in the order in which they stand side by side."""
-    layout: dict[str, list[str]] = {}
+def _layout(names: Iterable[str]) -> dict[str, str]:
+    """Each name there -> the name here."""
+    layout: dict[str, str] = {}
     for name in names:
         if name in _OUTSIDE:
-            theirs = _OUTSIDE[name]
+            layout[_OUTSIDE[name]] = name
         else:
-            _, i, rest = name.split(".", 2)  # blocks.0.attention.w_q
-            theirs = f"transformer.h.{i}.{_IN_BLOCK[rest]}"
-        layout.setdefault(theirs, []).append(name)
+            _, i, rest = name.split(".", 2)  # blocks.0.attention.w_qkv
+            layout[f"transformer.h.{i}.{_IN_BLOCK[rest]}"] = name
     return layout
 
 
@@ -64,15 +61,15 @@ def _is_linear(theirs: str) -> bool:
 def to_torch_state_dict(model: Module) -> State:
     """What `Transformer.to_torch_state_dict` gives."""
     own = dict(model.named_parameters())
-    state = {theirs: _exported(theirs, [own[name] for name in names]) for theirs, names in _layout(own).items()}
+    state = {theirs: _exported(theirs, own[name]) for theirs, name in _layout(own).items()}
     state[_LOGITS] = state[_TABLE].copy()  # tied; a copy, since safetensors refuses two names for one memory
     return state
 
 
-def _exported(theirs: str, parts: Sequence[Tensor]) -> HostArray:
-    xp, array = parts[0].backend, parts[0].data
+def _exported(theirs: str, parameter: Tensor) -> HostArray:
+    xp, array = parameter.backend, parameter.data
     if _is_linear(theirs):
-        array = xp.transpose(xp.concatenate([part.data for part in parts], axis=1))
+        array = xp.transpose(array)
     return xp.to_host(xp.astype(array, "float32") if array.dtype.name == "bfloat16" else array)
 
 
@@ -162,10 +159,10 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     own = dict(model.named_parameters())
     layout = _layout(own)
     if not any(name.endswith(".bias") for name in state):  # of a model without biases, whose biases are 0
-        layout = {theirs: names for theirs, names in layout.items() if not theirs.endswith(".bias")}
+        layout = {theirs: name for theirs, name in layout.items() if not theirs.endswith(".bias")}
     expected = {
-        theirs: _shape_there(theirs, [own[name].shape for name in names])
-        for theirs, names in layout.items()
+        theirs: own[name].shape[::-1] if _is_linear(theirs) else own[name].shape
+        for theirs, name in layout.items()
         if theirs != _TABLE
     }
     problems = _misfits(state, expected)
@@ -181,18 +178,11 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     model.load_state_dict(_imported(model.state_dict(), layout, state, padding_row))
 
 
-def _shape_there(theirs: str, shapes: Sequence[Shape]) -> Shape:
-    return (sum(shape[1] for shape in shapes), shapes[0][0]) if _is_linear(theirs) else shapes[0]
-
-
-def _imported(own: State, layout: Mapping[str, list[str]], state: State, padding_row: bool) -> State:
+def _imported(own: State, layout: Mapping[str, str], state: State, padding_row: bool) -> State:
     """`own`, by the names here, with what `state` has; what it has not are biases, 0 in a fresh model."""
     table = own[_TOKENS]  # (vocab_size + 1, C)
-    for theirs, names in layout.items():
-        array = state[theirs].T if _is_linear(theirs) else state[theirs]
-        width = array.shape[-1] // len(names)
-        for i, name in enumerate(names):
-            own[name] = array[..., i * width : (i + 1) * width]
+    for theirs, name in layout.items():
+        own[name] = state[theirs].T if _is_linear(theirs) else state[theirs]
     if not padding_row:
         table[:-1], table[-1] = state[_TABLE], 0
         own[_TOKENS] = table

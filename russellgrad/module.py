@@ -1,6 +1,6 @@
 """Module: what has parameters, and other modules inside."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ class Module:
         return self.forward(*args, **kwargs)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter once, with its path of attribute names: "blocks.0.attention.w_q"."""
+        """Each parameter once, with its path of attribute names: "blocks.0.attention.w_qkv"."""
         seen: set[int] = set()
         for name, member in self._members():
             if isinstance(member, Tensor) and id(member) not in seen:
@@ -132,6 +132,11 @@ def normal_parameter(shape: Shape, std: float, generator: Generator | None, labe
     xp = get_backend()
     draw = (generator or default_generator()).normal(shape, get_default_dtype(), xp)
     return Tensor(xp.multiply(draw, std), requires_grad=True, label=label)
+
+
+def packed_parameter(parts: Sequence[Tensor], label: str) -> Tensor:
+    """One parameter that holds several matrices (rows, columns_i) side by side."""
+    return Tensor(parts[0].backend.concatenate([part.data for part in parts], 1), requires_grad=True, label=label)
 
 
 def constant_parameter(shape: Shape, value: float, label: str) -> Tensor:

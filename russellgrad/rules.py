@@ -514,6 +514,30 @@ def attention(xp: Backend, q: Array, k: Array, v: Array, *, mask: Any, causal: b
     return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, hidden, causal, offset, needs))
 
 
+def attention_qkvpacked(xp: Backend, qkv: Array, *, n_heads: int, mask: Any, causal: bool) -> Result:
+    """`attention` of each head, on queries, keys and values side by side: (..., T, 3 C) -> (..., T, C)."""
+    if qkv.ndim < 2 or n_heads < 1 or qkv.shape[-1] % (3 * n_heads) or not qkv.shape[-1]:
+        raise ValueError(
+            f"attention_qkvpacked: qkv {qkv.shape} does not hold q, k and v of {n_heads} heads; "
+            "it must be (..., T, 3 * n_heads * d)"
+        )
+    *batch, length, width = qkv.shape
+    n, d = len(batch), width // (3 * n_heads)
+    hidden = None if mask is None else _fitting_mask(xp, (*batch, n_heads, length, length), mask, "attention_qkvpacked")
+    to_heads = (*range(n), n + 1, n, n + 2)  # (..., T, H, d) -> (..., H, T, d), and back
+    separate = xp.reshape(qkv, (*batch, length, 3, n_heads, d))
+    q, k, v = (xp.transpose(xp.getitem(separate, (..., i, slice(None), slice(None))), to_heads) for i in range(3))
+    out, log_sum = xp.attention(q, k, v, hidden, causal, 0)
+
+    def pull(g: Array) -> Array:
+        g = xp.transpose(xp.reshape(g, (*batch, length, n_heads, d)), to_heads)
+        grads = xp.attention_backward(g, q, k, v, out, log_sum, hidden, causal, 0, (True, True, True))
+        rows = [xp.reshape(xp.transpose(grad, to_heads), (*batch, length, n_heads * d)) for grad in grads]
+        return xp.concatenate(rows, n + 1)
+
+    return xp.reshape(xp.transpose(out, to_heads), (*batch, length, n_heads * d)), pull
+
+
 def shape_of(operand: Array | float) -> Shape:
     """The shape of an array; of a number, that of a 0-d one."""
     return getattr(operand, "shape", ())

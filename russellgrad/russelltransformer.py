@@ -10,9 +10,9 @@ from typing import Any, Self, TypeVar
 
 from . import generation, interchange
 from .autograd import no_grad
-from .functional import attention, layer_norm, linear
+from .functional import attention, attention_qkvpacked, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
-from .module import Module, constant_parameter, normal_parameter
+from .module import Module, constant_parameter, normal_parameter, packed_parameter
 from .random import DROPOUT, Generator, default_generator
 from .tensor import Tensor
 from .tokenizer import Tokenizer
@@ -96,9 +96,10 @@ def _later(length: int, like: Tensor) -> Tensor:
 
 
 class AttentionLayer(Module):
-    """Causal self-attention with n_heads heads in one batched product: (B, T, hidden_size) -> the same.
+    """Causal self-attention with n_heads heads at once: (B, T, hidden_size) -> (B, T, hidden_size).
 
-    Head h owns columns h D to (h + 1) D of each weight, so this equals the heads' outputs side by side.
+    `w_qkv` (C, 3 C) holds the weights of queries, keys and values side by side, so one product gives all three. In
+    each, head h has columns h D to (h + 1) D: the output is that of n_heads `AttentionHead`s side by side.
 
     Args:
         n_heads: must divide hidden_size.
@@ -123,9 +124,8 @@ class AttentionLayer(Module):
             raise ValueError(f"AttentionLayer: n_heads={n_heads} does not divide hidden_size={hidden_size}")
         self.n_heads = n_heads
         square = (hidden_size, hidden_size)
-        self.w_q = normal_parameter(square, _STD, generator, "w_q")
-        self.w_k = normal_parameter(square, _STD, generator, "w_k")
-        self.w_v = normal_parameter(square, _STD, generator, "w_v")
+        # Drawn as three matrices: a seed gives the weights of three separate ones.
+        self.w_qkv = packed_parameter([normal_parameter(square, _STD, generator, "") for _ in range(3)], "w_qkv")
         self.w_out = normal_parameter(square, output_std, generator, "w_out") if output_projection else None
 
     def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
@@ -133,13 +133,15 @@ class AttentionLayer(Module):
 
         With a cache of S tokens, x are those that follow them, and see them too; `padding` is then (B, S + T).
         """
-        q, k, v = (self._heads(linear(x, w)) for w in (self.w_q, self.w_k, self.w_v))  # (B, H, T, D)
-        if cache is not None:
-            k, v = cache.extend(k, v)  # (B, H, S + T, D)
         hidden = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
-        before = k.shape[-2] - q.shape[-2]  # S
-        heads = attention(q, k, v, mask=hidden, causal=True, offset=before)  # (B, H, T, D)
-        joined = heads.swapaxes(-3, -2).reshape(x.shape)  # (B, T, C)
+        qkv = linear(x, self.w_qkv)  # (B, T, 3 C)
+        if cache is None:
+            joined = attention_qkvpacked(qkv, self.n_heads, mask=hidden, causal=True)  # (B, T, C)
+        else:
+            q, k, v = self._heads(qkv)  # (B, H, T, D)
+            k, v = cache.extend(k, v)  # (B, H, S + T, D)
+            heads = attention(q, k, v, mask=hidden, causal=True, offset=k.shape[-2] - q.shape[-2])  # (B, H, T, D)
+            joined = heads.swapaxes(-3, -2).reshape(x.shape)
         return joined if self.w_out is None else linear(joined, self.w_out)
 
     def weights(self, x: Tensor) -> Tensor:
@@ -147,13 +149,14 @@ class AttentionLayer(Module):
 
         `forward` never has them as an array. They are softmax(q k^T / sqrt(D)), Vaswani et al., section 3.2.1.
         """
-        q, k = self._heads(linear(x, self.w_q)), self._heads(linear(x, self.w_k))  # (B, H, T, D)
+        q, k, _ = self._heads(linear(x, self.w_qkv))  # (B, H, T, D)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         return scores.masked_fill(_later(x.shape[-2], x), -math.inf).softmax()
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, H, T, D)."""
-        return x.reshape(*x.shape[:-1], self.n_heads, x.shape[-1] // self.n_heads).swapaxes(-3, -2)
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """(B, T, 3 C) -> queries, keys and values, each (B, H, T, D)."""
+        separate = qkv.reshape(*qkv.shape[:-1], 3, self.n_heads, -1)  # (B, T, 3, H, D)
+        return tuple(separate[..., i, :, :].swapaxes(-3, -2) for i in range(3))
 
 
 class FFLayer(Module):

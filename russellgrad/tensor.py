@@ -26,6 +26,7 @@ _PYTHON_NUMBERS: set[type] = {int, float, bool}
 # Of these the result is a float whatever the operand, so integers are brought to the default dtype first.
 _FLOAT_RESULT = {rules.divide, rules.exp, rules.log, rules.sqrt, rules.tanh, rules.sin, rules.cos, rules.sigmoid,
                  rules.leaky_relu, rules.gelu, rules.softmax, rules.log_softmax, rules.layer_norm, rules.attention,
+                 rules.attention_qkvpacked,
                  rules.cross_entropy}  # fmt: skip
 
 # Of these the result may share its memory with the operand, so a change in place of one is one of the other.

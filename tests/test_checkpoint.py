@@ -149,7 +149,7 @@ def test_a_foreign_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "99"}, "has format version '99', this release reads '1'"),
+        ({"version": "99"}, "has format version '99', this release reads '1' and '2'"),
         ({"version": None}, "has format version None"),
         ({"config": None}, "its metadata lacks 'config'"),
         ({"config": "{"}, "does not hold a whole model"),

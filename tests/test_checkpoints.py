@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,13 +276,33 @@ def tampered(path: Path, **changes: Any) -> None:
 def test_a_checkpoint_of_another_version(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4)
     path = find(tmp_path).path
-    tampered(path, version=2)
+    tampered(path, version=3)
     (path / "SHA256SUMS").write_text("of another form\n")
-    with pytest.raises(ValueError, match="has format 'russellgrad-checkpoint', version 2; this release reads"):
+    with pytest.raises(ValueError, match="has format 'russellgrad-checkpoint', version 3; this release reads"):
         train(resume=str(tmp_path))
-    tampered(path, version=1, config={**run(text, tmp_path / "b", steps=4).config.__dict__, "flux": 1})
+    tampered(path, version=2, config={**run(text, tmp_path / "b", steps=4).config.__dict__, "flux": 1})
     with pytest.raises(ValueError, match=r"is of another release, with other settings: .*flux"):
         train(resume=str(tmp_path))
+
+
+SEPARATE_QKV = ROOT / "tests" / "data" / "separate_qkv" / "step-00000003"  # of version 1
+
+
+def test_a_checkpoint_with_separate_queries_keys_and_values(text: str, tmp_path: Path) -> None:
+    """Of an earlier release: its matrices and Adam's moments are merged, and the run goes on as it did there."""
+    shutil.copytree(SEPARATE_QKV, tmp_path / "checkpoints" / SEPARATE_QKV.name)
+    result = train(resume=str(tmp_path), dataset=text)
+    assert result.steps == 6
+    expected = [3.45991668404866, 3.4520936491035945, 3.4399514298664053]
+    np.testing.assert_allclose(result.losses, expected, rtol=0, atol=1e-12)
+    assert result.validation_losses[-1][1] == pytest.approx(3.450331794080012, abs=1e-12)
+
+
+def test_a_model_file_with_separate_queries_keys_and_values() -> None:
+    logits = load_model(SEPARATE_QKV / "model.safetensors", "numpy")(["The 1", "line"]).numpy()
+    np.testing.assert_allclose(logits.sum(axis=(1, 2)), [0.948636510434471, 0.8506753897704595], rtol=0, atol=1e-12)
+    expected = [-0.11115427455690244, 0.06307124390664731, -0.003687309028489759, 0.1081287531668413]
+    np.testing.assert_allclose(logits[0, 4, :4], expected, rtol=0, atol=1e-14)
 
 
 def test_a_checkpoint_of_another_shape(text: str, tmp_path: Path) -> None:
@@ -296,10 +317,10 @@ def test_a_checkpoint_of_another_shape(text: str, tmp_path: Path) -> None:
 def test_a_checkpoint_of_what_is_not_finite_is_never_written(text: str, tmp_path: Path) -> None:
     result = run(text, tmp_path, steps=4, warmup=1, grad_clip=0.0)
     optimizer = train_transformer.build_optimizer(result.config, result.model)
-    xp = result.model.blocks[0].attention.w_q.backend
-    result.model.blocks[0].attention.w_q.data = xp.full((16, 16), float("nan"), "float32")
+    xp = result.model.blocks[0].attention.w_qkv.backend
+    result.model.blocks[0].attention.w_qkv.data = xp.full((16, 48), float("nan"), "float32")
     with pytest.raises(
-        FloatingPointError, match=f"after step 6 .*w_q is not finite; the last good checkpoint is {tmp_path}"
+        FloatingPointError, match=f"after step 6 .*w_qkv is not finite; the last good checkpoint is {tmp_path}"
     ):
         checkpoints.save(tmp_path, 6, result.model, optimizer, {})
     assert find(tmp_path).step == 4

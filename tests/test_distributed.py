@@ -136,7 +136,7 @@ def test_parameters_that_differ_are_refused(text: str, tmp_path: Path) -> None:
         "import os; from train import train_transformer; build = train_transformer.build_model\n"
         "def other(config, text):\n"
         "    model = build(config, text)\n"
-        "    w = model.blocks[0].attention.w_q\n"
+        "    w = model.blocks[0].attention.w_qkv\n"
         "    w.data *= 1 + int(os.environ['PMI_RANK'])\n"
         "    return model\n"
         "train_transformer.build_model = other\n"

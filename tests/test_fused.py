@@ -510,6 +510,47 @@ def test_attention_of_views(backend: Backend) -> None:
     )
 
 
+def reference_qkvpacked(qkv: torch.Tensor, hidden: torch.Tensor | None = None, heads: int = 2) -> torch.Tensor:
+    separate = [part.unflatten(-1, (heads, -1)).transpose(-3, -2) for part in qkv.chunk(3, dim=-1)]
+    return reference_attention(separate[0], separate[1], separate[2], hidden).transpose(-3, -2).flatten(-2)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(4, 12), (2, 4, 12), (2, 3, 1, 6), (0, 4, 12), (2, 0, 6)], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_qkvpacked(backend: Backend, shape: tuple[int, ...], dtype: str, causal: bool) -> None:
+    length = shape[-2]
+    hidden = torch.tensor(causal_mask(length, length, 0)) if causal else torch.zeros(length, length, dtype=torch.bool)
+    check_against_torch(
+        lambda qkv: rg.attention_qkvpacked(qkv, 2, causal=causal),
+        lambda qkv: reference_qkvpacked(qkv, hidden),
+        normal(*shape),
+        dtype=dtype,
+    )
+
+
+def test_attention_qkvpacked_with_a_mask_and_of_views(backend: Backend) -> None:
+    mask = np.asarray(rng(7).random((2, 1, 4, 4)) > 0.5)
+    check_against_torch(
+        lambda qkv: rg.attention_qkvpacked(qkv, 2, mask, causal=True),
+        lambda qkv: reference_qkvpacked(qkv, torch.tensor(mask | causal_mask(4, 4, 0))),
+        normal(2, 4, 12),
+    )
+    check_against_torch(
+        lambda x: rg.attention_qkvpacked(x.swapaxes(0, 2)[:, ::-1], 2),
+        lambda x: reference_qkvpacked(x.transpose(0, 2).flip(1), torch.zeros(4, 4, dtype=torch.bool)),
+        normal(12, 4, 2),
+    )
+
+
+def test_attention_qkvpacked_errors(backend: Backend) -> None:
+    for shape, heads in (((4, 10), 2), ((4, 12), 0), ((12,), 2), ((4, 0), 2)):
+        with pytest.raises(ValueError, match=r"attention_qkvpacked: qkv .* does not hold q, k and v"):
+            rg.attention_qkvpacked(Tensor(normal(*shape)), heads)
+    with pytest.raises(ValueError, match="attention_qkvpacked: a mask of shape"):
+        rg.attention_qkvpacked(Tensor(normal(4, 12)), 2, np.zeros((3, 3), bool))
+
+
 def test_attention_errors(backend: Backend) -> None:
     q, k, v = Tensor(normal(4, 3)), Tensor(normal(5, 3)), Tensor(normal(5, 2))
     message = r"^attention: q \(.*\), k \(.*\) and v \(.*\) do not fit; they must be \(..., L, d\)"

@@ -145,8 +145,7 @@ def test_names_and_shapes_are_nanogpts(backend: Backend) -> None:
     assert {name: array.shape for name, array in state.items()} == expected
     assert {name: tuple(t.shape) for name, t in empty_twin(model).state_dict().items()} == expected
     w = model.state_dict()
-    joint = np.concatenate([w[f"blocks.1.attention.w_{part}"] for part in "qkv"], axis=1)
-    np.testing.assert_array_equal(state["transformer.h.1.attn.c_attn.weight"], joint.T)
+    np.testing.assert_array_equal(state["transformer.h.1.attn.c_attn.weight"], w["blocks.1.attention.w_qkv"].T)
     np.testing.assert_array_equal(state["transformer.h.1.mlp.c_proj.weight"], w["blocks.1.feed_forward.w_out"].T)
 
 

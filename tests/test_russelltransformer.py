@@ -77,11 +77,11 @@ def test_attention_layer_equals_its_heads_side_by_side(backend: Backend) -> None
     randomise(layer)
     x = Tensor(rng(1).normal(size=(3, 5, 8)))
     padding = Tensor(padding_of(x.numpy()))
-    weights = layer.state_dict()
+    separate = dict(zip(("w_q", "w_k", "w_v"), np.split(layer.w_qkv.numpy(), 3, axis=1), strict=True))
     heads = []
     for h in range(4):
         head = AttentionHead(2, 2, 8)
-        head.load_state_dict({name: weight[:, 2 * h : 2 * h + 2] for name, weight in weights.items()})
+        head.load_state_dict({name: weight[:, 2 * h : 2 * h + 2] for name, weight in separate.items()})
         heads.append(head(x, padding))
     assert_close(layer(x, padding), Tensor.concatenate(heads, axis=-1))
 
@@ -109,8 +109,8 @@ def test_attention_maps_are_the_weights_of_the_spelled_out_heads(
         inverse = np.linalg.pinv(x.numpy()[0])  # (16, 11)
         for h, weights in enumerate(found):
             head, columns = AttentionHead(4, 11, 16), np.s_[:, 4 * h : 4 * h + 4]
-            state = {name: getattr(layer, name).numpy()[columns] for name in ("w_q", "w_k")}
-            head.load_state_dict({**state, "w_v": inverse})
+            w_q, w_k, _ = np.split(layer.w_qkv.numpy(), 3, axis=1)
+            head.load_state_dict({"w_q": w_q[columns], "w_k": w_k[columns], "w_v": inverse})
             assert_close(weights, head(x)[0], atol=1e-12)
         np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=0, atol=1e-14)
         assert not np.triu(found, 1).any()
@@ -335,8 +335,14 @@ def test_a_model_drops_in_training_only(backend: Backend) -> None:
 def test_the_same_seed_gives_the_same_model(backend: Backend) -> None:
     first, same, other = (small_model(seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(np.array_equal(first[name], same[name]) for name in first)
-    assert not np.array_equal(first["blocks.0.attention.w_q"], other["blocks.0.attention.w_q"])
-    assert not np.array_equal(first["blocks.0.attention.w_q"], first["blocks.1.attention.w_q"])
+    assert not np.array_equal(first["blocks.0.attention.w_qkv"], other["blocks.0.attention.w_qkv"])
+    assert not np.array_equal(first["blocks.0.attention.w_qkv"], first["blocks.1.attention.w_qkv"])
+
+
+def test_the_packed_weights_are_those_of_three_draws(backend: Backend) -> None:
+    """A seed gives the weights that it gives three matrices of their own."""
+    layer, head = AttentionLayer(2, 8, generator=Generator(5)), AttentionHead(8, 8, 8, generator=Generator(5))
+    assert np.array_equal(layer.w_qkv.numpy(), np.concatenate([w.numpy() for w in (head.w_q, head.w_k, head.w_v)], 1))
 
 
 def test_bad_sizes_are_named(backend: Backend) -> None:

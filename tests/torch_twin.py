@@ -49,11 +49,12 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Te
 def attention_layer(p: Params, x: torch.Tensor, n_heads: int, padding: torch.Tensor | None = None) -> torch.Tensor:
     batch, length, width = x.shape
 
-    def heads(name: str) -> torch.Tensor:
-        return (x @ p[name]).view(batch, length, n_heads, width // n_heads).transpose(1, 2)
+    def heads(w: torch.Tensor) -> torch.Tensor:
+        return (x @ w).view(batch, length, n_heads, width // n_heads).transpose(1, 2)
 
     hidden = None if padding is None else padding.unsqueeze(1)
-    out = _attend(heads("w_q"), heads("w_k"), heads("w_v"), hidden).transpose(1, 2).reshape(x.shape)
+    q, k, v = map(heads, p["w_qkv"].chunk(3, dim=1))
+    out = _attend(q, k, v, hidden).transpose(1, 2).reshape(x.shape)
     return out @ p["w_out"] if "w_out" in p else out
 
 

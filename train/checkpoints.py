@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from russellgrad.backend import Array
-from russellgrad.checkpoint import load_model, save_model, sync_folder, write_synced
+from russellgrad.checkpoint import load_model, save_model, sync_folder, upgrade_state, write_synced
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
 
 FORMAT = "russellgrad-checkpoint"
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)  # version 1 has separate matrices for queries, keys and values
 FOLDER = "checkpoints"
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _SUMS = "SHA256SUMS"
@@ -72,10 +73,17 @@ class Checkpoint:
     def _optimizer_state(self, model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
         import safetensors.numpy
 
-        kept: dict[str, dict[str, Any]] = {name: dict(own) for name, own in self.facts["optimizer"]["numbers"].items()}
+        by_name: dict[str, dict[str, Any]] = {}  # "m", "v" or "step" -> of each parameter
+        for parameter, numbers in self.facts["optimizer"]["numbers"].items():
+            for name, number in numbers.items():
+                by_name.setdefault(name, {})[parameter] = number
         for key, array in safetensors.numpy.load_file(self.path / "optimizer.safetensors").items():
             parameter, _, name = key.rpartition("/")
-            kept.setdefault(parameter, {})[name] = array
+            by_name.setdefault(name, {})[parameter] = array
+        kept: dict[str, dict[str, Any]] = {}
+        for name, values in by_name.items():
+            for parameter, value in upgrade_state(values).items():
+                kept.setdefault(parameter, {})[name] = value
         names = _names(model)
         state = [kept.pop(names[id(p)], {}) for p in optimizer.params]
         if kept:
@@ -291,8 +299,8 @@ def _check_version(path: Path) -> None:
         found = facts["format"], facts["version"]
     except (ValueError, TypeError, KeyError) as error:  # of JSON and of Unicode, too
         raise ValueError(f"checkpoint {path} is damaged: state.json: {error}") from error
-    if found != (FORMAT, VERSION):
+    if found[0] != FORMAT or found[1] not in _READABLE:
         raise ValueError(
             f"checkpoint {path} has format {found[0]!r}, version {found[1]!r}; this release reads {FORMAT!r}, "
-            f"{VERSION}: resume with the release that wrote it"
+            f"{' and '.join(map(str, _READABLE))}: resume with the release that wrote it"
         )

@@ -57,11 +57,8 @@ def _attention(library: Library, h: Value, w: Mapping[str, Value], size: Size) -
     xp, inner = library.numpy, size.width // size.heads
     later = np.triu(np.full((size.length, size.length), -np.inf, np.float32), 1)
 
-    def heads(name: str) -> Value:
-        projected = xp.reshape(xp.matmul(h, w[f"attention.{name}"]), (size.batch, size.length, size.heads, inner))
-        return xp.transpose(projected, (0, 2, 1, 3))
-
-    q, k, v = heads("w_q"), heads("w_k"), heads("w_v")
+    qkv = xp.reshape(xp.matmul(h, w["attention.w_qkv"]), (size.batch, size.length, 3, size.heads, inner))
+    q, k, v = (xp.transpose(qkv[:, :, i], (0, 2, 1, 3)) for i in range(3))
     scores = xp.matmul(q, xp.transpose(k, (0, 1, 3, 2))) * (1 / math.sqrt(inner)) + later
     return xp.reshape(xp.transpose(xp.matmul(library.softmax(scores), v), (0, 2, 1, 3)), h.shape)
 

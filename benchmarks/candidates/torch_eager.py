@@ -46,7 +46,7 @@ def model(
         for i in range(size.layers):
             attention, ff = f"blocks.{i}.attention", f"blocks.{i}.feed_forward"
             h = norm(x, attention + "_norm")
-            q, k, v = (heads(F.linear(h, p[f"{attention}.{w}"])) for w in ("w_q", "w_k", "w_v"))
+            q, k, v = map(heads, F.linear(h, p[attention + ".w_qkv"]).chunk(3, dim=-1))
             if cache is not None:
                 if first:
                     k, v = torch.cat([cache[i][0], k], dim=-2), torch.cat([cache[i][1], v], dim=-2)
