@@ -254,36 +254,36 @@ def _softmax(name: str, logarithm: int, *arrays: Array) -> Array:
 # --- Cross-entropy
 
 
-def cross_entropy(logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]:
+def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> tuple[Array, Array]:
     """(N, C) (N,) int64 (N,) bool -> the mean loss () float32, and the probabilities (N, C)."""
     t = _common_type("cross_entropy", logits)
     _check("cross_entropy", "int64", ids=ids)
-    _check("cross_entropy", "bool", counted=counted)
-    logits, ids, counted, (n, c) = _dense(logits), _dense(ids), _dense(counted), logits.shape
+    _check("cross_entropy", "bool", valid=valid)
+    logits, ids, valid, (n, c) = _dense(logits), _dense(ids), _dense(valid), logits.shape
     probs = cupy.empty((n, c), logits.dtype)
     if not probs.size:
         return cupy.full((), nan, np.float32), probs
     losses, loss, count = cupy.empty((n,), np.float32), cupy.empty((), np.float32), cupy.empty((), np.float32)
-    none = -1 if excluded is None else excluded
-    _launch(f"cross_entropy<{t}>", _row_blocks(n), _BLOCK, logits, ids, counted, losses, probs, n, c, none)
-    _launch("counted_mean", (1,), 1024, losses, counted, count, loss, n)
+    none = -1 if excluded_class is None else excluded_class
+    _launch(f"cross_entropy<{t}>", _row_blocks(n), _BLOCK, logits, ids, valid, losses, probs, n, c, none)
+    _launch("counted_mean", (1,), 1024, losses, valid, count, loss, n)
     return loss, probs
 
 
-def cross_entropy_backward(g: Array, probs: Array, ids: Array, counted: Array | None) -> Array:
+def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | None) -> Array:
     """() float32 (N, C) (N,) int64 (N,) bool -> (N, C)."""
     t = _common_type("cross_entropy_backward", probs)
     _check("cross_entropy_backward", "float32", g=g)
     _check("cross_entropy_backward", "int64", ids=ids)
-    _check("cross_entropy_backward", "bool", counted=counted)
-    probs, ids, counted, (n, c) = _dense(probs), _dense(ids), _dense(counted), probs.shape
+    _check("cross_entropy_backward", "bool", valid=valid)
+    probs, ids, valid, (n, c) = _dense(probs), _dense(ids), _dense(valid), probs.shape
     out = cupy.empty((n, c), probs.dtype)
     if not out.size:
         return out
-    count = None if counted is None else cupy.empty((), np.float32)
-    if counted is not None:
-        _launch("counted_mean", (1,), 1024, None, counted, count, None, n)
-    _launch(f"cross_entropy_backward<{t}>", _row_blocks(n), _BLOCK, g, probs, ids, counted, count, out, n, c)
+    count = None if valid is None else cupy.empty((), np.float32)
+    if valid is not None:
+        _launch("counted_mean", (1,), 1024, None, valid, count, None, n)
+    _launch(f"cross_entropy_backward<{t}>", _row_blocks(n), _BLOCK, g, probs, ids, valid, count, out, n, c)
     return out
 
 

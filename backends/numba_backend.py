@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import numpy_backend
+from . import numpy_fused
 from .cpu import in_parts
 from .numpy_backend import *  # noqa: F403 - what is not defined again below
-from .numpy_backend import Array, _Heads, _in_blocks, _Part, _rows, _total
+from .numpy_fused import Array, _Heads, _in_blocks, _Part, _rows, _total
 
 try:
     import numba
@@ -85,7 +85,7 @@ def _exp(x: Any) -> Any:
 
 def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
     if not _single(a) or a.size == 0:
-        return numpy_backend.gelu(a, approximate)
+        return numpy_fused.gelu(a, approximate)
     flat = np.ascontiguousarray(a).reshape(-1)
     out, slope = np.empty_like(flat), np.empty_like(flat)
     kernel = _gelu_exact if approximate == "none" else _gelu_tanh
@@ -137,7 +137,7 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 
 def softmax(a: Array, axis: int) -> Array:
     if not _single(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
-        return numpy_backend.softmax(a, axis)
+        return numpy_fused.softmax(a, axis)
     out = np.array(a, order="C")
     _softmax_in_place(_rows(out))
     return out
@@ -193,7 +193,7 @@ def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
     if not _single(x, gamma, beta) or x.size == 0:
-        return numpy_backend.layer_norm(x, gamma, beta, eps)
+        return numpy_fused.layer_norm(x, gamma, beta, eps)
     rows = np.ascontiguousarray(_rows(x))
     n, width = rows.shape
     y, mean, rstd = np.empty_like(rows), np.empty(n, _f), np.empty(n, _f)
@@ -240,7 +240,7 @@ def layer_norm_backward(
     needs: Sequence[bool],
 ) -> tuple[Array | None, ...]:
     if not _single(g, x, gamma, mean, rstd) or x.size == 0:
-        return numpy_backend.layer_norm_backward(g, x, gamma, mean, rstd, needs)
+        return numpy_fused.layer_norm_backward(g, x, gamma, mean, rstd, needs)
     gs, xs = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(x))
     means, rstds = mean.ravel(), rstd.ravel()
     n, width = xs.shape
@@ -278,7 +278,7 @@ def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
     if not _single(g):
-        return numpy_backend.embedding_backward(g, ids, n_rows)
+        return numpy_fused.embedding_backward(g, ids, n_rows)
     out = np.zeros((n_rows, g.shape[-1]), g.dtype)
     _embedding_backward(np.ascontiguousarray(_rows(g)), ids.ravel(), out)
     return out
@@ -293,24 +293,24 @@ def _embedding_backward(g: Array, ids: Array, out: Array) -> None:
             row[j] += g[i, j]
 
 
-def cross_entropy(logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]:
+def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> tuple[Array, Array]:
     if not _single(logits) or logits.size == 0:
-        return numpy_backend.cross_entropy(logits, ids, counted, excluded)
+        return numpy_fused.cross_entropy(logits, ids, valid, excluded_class)
     probs = np.array(logits, order="C")  # (N, C), logits until the softmax
-    if excluded is not None:
-        probs[:, excluded] = -inf
+    if excluded_class is not None:
+        probs[:, excluded_class] = -inf
     target = probs[np.arange(len(ids)), ids]  # (N,)
     top, total = _softmax_in_place(probs)
     losses = np.log(total) - (target - top)
-    if counted is None:
+    if valid is None:
         return np.asarray(np.mean(losses)), probs
-    return np.asarray(np.sum(np.where(counted, losses, 0)) / np.count_nonzero(counted)).astype(_f), probs
+    return np.asarray(np.sum(np.where(valid, losses, 0)) / np.count_nonzero(valid)).astype(_f), probs
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
     """The blocks and the products are NumPy's; what lies between the products is one pass."""
     if not _single(q, k, v):
-        return numpy_backend.attention(q, k, v, mask, causal, offset)
+        return numpy_fused.attention(q, k, v, mask, causal, offset)
     heads = _Heads(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))
     log_sum = np.full(heads.q.shape[:-1], inf, _f)
@@ -361,9 +361,9 @@ def adam_step(
     weight_decay: float,
     decoupled: bool,
     low: Array | None,
-) -> None:
+) -> tuple[Array, Array, Array, Array | None]:
     if not _single(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
-        return numpy_backend.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, low)
+        return numpy_fused.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, low)
     rate, scale, decay = rates.tolist()
     grow = 1.0 if clip is None else float(clip)
     if weight_decay and not decoupled:
@@ -378,6 +378,7 @@ def adam_step(
     in_parts(p.size, p.size * 2e-4, part)
     if low is not None:
         low[...] = p
+    return p, m, v, low
 
 
 @_compiled("contract", "reassoc")

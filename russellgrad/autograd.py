@@ -54,7 +54,7 @@ class Node:
         self.name = name
         self.xp = xp
         self.shape: Shape = array.shape
-        self.dtype: DType = array.dtype
+        self.dtype: DType = xp.dtype(array)
         self.order = next(_order)
         # One entry an operand; None where it needs no gradient. Both are None once backward has freed the node.
         self.parents: Sequence[Node | None] | None = parents
@@ -173,7 +173,7 @@ def fit(operand: Node, g: Array, op: str) -> Array:
             raise ValueError(f"backward: {op!r} gave a gradient of shape {g.shape} for an operand of shape {shape}")
         stretched = [i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1]
         g = xp.reshape(xp.sum(g, axis=(*range(extra), *stretched)), shape)
-    return g if g.dtype == operand.dtype else xp.astype(g, operand.dtype)
+    return g if xp.dtype(g) == operand.dtype else xp.astype(g, operand.dtype)
 
 
 def backward(root: Node, gradient: Array, retain_graph: bool) -> None:

@@ -1,10 +1,13 @@
-"""The contract that every backend module offers, and the choice of the one in use.
+"""The contract of a backend, and the choice of the one in use.
 
-The contract owes this: the names of `Backend`, as functions of a module, one line a primitive. Arrays go in and come
-out as the backend's own; Python numbers may stand for any operand; results of dimension 0 are arrays too, except that
-elementwise ones may be scalars which behave as such; nothing is converted to the host unless its line says so. Shapes
-are in the comments: `...` is any number of axes. A fused primitive has its backward on the next line, or gives its
-derivative with its value. `russellgrad.conformance` holds a backend against all this.
+A backend is a module that offers one array library's functions under the names of `Core`, one line each. `Derived`
+primitives have a formula in core primitives (`backends/formulas.py`), which the loader fills in where a module lacks
+the name; `Optional` ones may be missing. `russellgrad.conformance` checks a backend against all of this.
+
+Arrays go in and come out as the backend's own. An array needs a tuple `shape` and an `ndim`; everything else is asked
+of the backend. Results without axes may be the library's scalars, except from `asarray` and `copy`. Nothing is copied
+to the host unless the primitive's line says so. In the comments, `...` is any number of axes. A primitive's backward
+is on the next line.
 """
 
 import importlib
@@ -14,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial, wraps
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -27,121 +31,146 @@ Index: TypeAlias = Any  # what stands between the brackets of x[...]
 
 
 # fmt: off
-class Backend(Protocol):
-    """The primitives. A module with these functions, in these signatures, is a backend."""
+class Core(Protocol):
+    """What an array library has by itself. A module with these names is a backend."""
 
     @property
-    def name(self) -> str: ...                                                   # "numpy", "numba", "strict", "cupy", ...
+    def name(self) -> str: ...                                                   # "numpy", "cupy", ...: its own
 
-    # In and out of the backend
+    # Conversion and creation
+    def float_dtypes(self) -> tuple[str, ...]: ...                               # the names of the float dtypes it computes in
+    def is_array(self, x: Any, /) -> bool: ...                                   # is x one of this backend's own arrays?
+    def asarray(self, data: Any, /, dtype: DType = None) -> Array: ...           # numbers, lists, host arrays, own arrays; copies only if it must
+    def copy(self, a: Array, /) -> Array: ...                                    # (...) -> (...), C order, owned
+    def to_host(self, a: Array, /) -> Any: ...                                   # (...) -> numpy.ndarray, a copy in C order; waits for the device
+    def dtype(self, a: Array, /) -> Any: ...                                     # (...) -> numpy.dtype
+    def astype(self, a: Array, dtype: DType, /) -> Array: ...                    # (...) -> (...)
+    def full(self, shape: Shape, value: float, /, dtype: DType) -> Array: ...    # -> shape
+    def arange(self, n: int, /) -> Array: ...                                    # -> (n,) int64
+
+    # Elementwise, broadcasting. A Python number may be any operand, and does not change the dtype.
+    def add(self, a: Array, b: Array, /) -> Array: ...                           # a + b
+    def subtract(self, a: Array, b: Array, /) -> Array: ...                      # a - b
+    def multiply(self, a: Array, b: Array, /) -> Array: ...                      # a * b
+    def divide(self, a: Array, b: Array, /) -> Array: ...                        # a / b
+    def power(self, a: Array, b: Array, /) -> Array: ...                         # a ** b
+    def negative(self, a: Array, /) -> Array: ...                                # -a
+    def exp(self, a: Array, /) -> Array: ...                                     # e ** a
+    def log(self, a: Array, /) -> Array: ...                                     # natural logarithm
+    def sqrt(self, a: Array, /) -> Array: ...                                    # square root
+    def tanh(self, a: Array, /) -> Array: ...                                    # hyperbolic tangent
+    def sin(self, a: Array, /) -> Array: ...                                     # sine
+    def cos(self, a: Array, /) -> Array: ...                                     # cosine
+    def abs(self, a: Array, /) -> Array: ...                                     # |a|
+    def sign(self, a: Array, /) -> Array: ...                                    # -1, 0 or 1
+    def maximum(self, a: Array, b: Array, /) -> Array: ...                       # the larger; nan wins
+    def minimum(self, a: Array, b: Array, /) -> Array: ...                       # the smaller; nan wins
+    def equal(self, a: Array, b: Array, /) -> Array: ...                         # bool
+    def not_equal(self, a: Array, b: Array, /) -> Array: ...                     # bool
+    def less(self, a: Array, b: Array, /) -> Array: ...                          # bool
+    def less_equal(self, a: Array, b: Array, /) -> Array: ...                    # bool
+    def greater(self, a: Array, b: Array, /) -> Array: ...                       # bool
+    def greater_equal(self, a: Array, b: Array, /) -> Array: ...                 # bool
+    def logical_and(self, a: Array, b: Array, /) -> Array: ...                   # bool
+    def logical_or(self, a: Array, b: Array, /) -> Array: ...                    # bool
+    def logical_not(self, a: Array, /) -> Array: ...                             # bool
+    def where(self, condition: Array, a: Array, b: Array, /) -> Array: ...       # a where condition, else b
+
+    # Reductions: axis None is all axes, a tuple several
+    def sum(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # bools and integers give int64
+    def max(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # nan wins
+    def min(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # nan wins
+    def argmax(self, a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array: ...  # int64; the first of equal ones
+
+    # Shapes, indices, products
+    def reshape(self, a: Array, shape: Shape, /) -> Array: ...                   # (...) -> shape, C order; -1 is inferred
+    def transpose(self, a: Array, axes: Sequence[int] | None = None, /) -> Array: ...  # axes permuted; None reverses them
+    def broadcast_to(self, a: Array, shape: Shape, /) -> Array: ...              # (...) -> shape
+    def expand_dims(self, a: Array, axis: int | tuple[int, ...], /) -> Array: ...  # a new axis of length 1 at axis
+    def concatenate(self, arrays: Sequence[Array], axis: int, /) -> Array: ...   # n x (..., k_i, ...) -> (..., sum k_i, ...)
+    def getitem(self, a: Array, index: Index, /) -> Array: ...                   # a[index], for what `prepare_index` gives
+    def getitem_backward(self, g: Array, index: Index, shape: Shape, /) -> Array: ...  # zeros(shape), [index] += g; repeated indices accumulate
+    def matmul(self, a: Array, b: Array, /) -> Array: ...                        # (..., n, k) @ (..., k, m) -> (..., n, m); 1-D operands as in NumPy
+
+
+class Derived(Protocol):
+    """What has a formula in core primitives, in `backends/formulas.py`. A backend defines a name here only to be faster.
+
+    A function that a backend defines may return NotImplemented for arguments that it does not take: then the formula
+    is used. `needs` says which gradients are wanted; the others may be None.
+    """
+
+    # Setup and creation
     def require_usable(self) -> None: ...                                        # raises RuntimeError saying what to install or set
-    def float_dtypes(self) -> tuple[str, ...]: ...                               # the names of those it computes in
-    def is_array(self, x: Any) -> bool: ...                                      # is x one of this backend's own arrays?
-    def asarray(self, data: Any, dtype: DType = None) -> Array: ...              # numbers, lists, host arrays, own arrays; copies only if it must
-    def copy(self, a: Array) -> Array: ...                                       # (...) -> (...), C order, owned
-    def to_host(self, a: Array) -> Any: ...                                      # (...) -> numpy.ndarray, a copy; waits for the device
-    def from_dlpack(self, x: Any) -> Array: ...                                  # shares memory with the exporter
-    def astype(self, a: Array, dtype: DType) -> Array: ...                       # (...) -> (...)
     def zeros(self, shape: Shape, dtype: DType) -> Array: ...                    # -> shape
-    def full(self, shape: Shape, value: float, dtype: DType) -> Array: ...       # -> shape
-    def arange(self, n: int) -> Array: ...                                       # -> (n,) int64
-    def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...   # -> shape; a function of (seed, counter) alone
-    def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array: ...      # (4,) uint64: seed, counter's lower and upper half, number of the first -> shape, in [0, 1); likewise
-    def numbers(self, values: Sequence[float], dtype: DType) -> Array: ...       # -> (n,); in a capture memory for them, which `renumber` is to fill
-    def renumber(self, target: Array, values: Sequence[float]) -> None: ...      # target[:] = values, on the host (n,)
-    def assign(self, target: Array, source: Array) -> None: ...                  # target[...] = source, brought to its dtype
-    def parts(self, flat: Array, shapes: Sequence[Shape]) -> list[Array]: ...    # (n,) -> arrays of these shapes on its memory, one after the other
-    def ids(self, ids: Any, upper: int, op: str) -> Array: ...                   # (...) -> (...) int64, each in [0, upper), checked on the host
-    def targets(self, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]: ...  # ids, and a bool array of those not `ignore`, or None if all count
+    def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...   # -> shape; standard normal, a function of (seed, counter) alone
+    def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array: ...      # key (4,) uint64: seed, low and high half of the counter, position of the first element -> shape, in [0, 1)
+    def host_scalars(self, values: Sequence[float], dtype: DType) -> Array: ...  # -> (n,); during a capture, memory that `update_scalars` fills
+    def check_ids(self, ids: Any, upper: int, op: str) -> Array: ...             # (...) -> (...) int64, each in [0, upper), checked on the host
+    def check_targets(self, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]: ...  # ids, and a bool array, False where they are `ignore`; None if all are valid
+    def prepare_index(self, index: Index, shape: Shape) -> Index: ...            # index arrays copied to the backend, bounds checked
+    def set_matmul_precision(self, level: str) -> None: ...                      # of float32 factors: "highest" float32, "high" TF32, "medium" bfloat16, or better
 
-    # Elementwise, broadcasting
-    def add(self, a: Array, b: Array) -> Array: ...                              # a + b
-    def subtract(self, a: Array, b: Array) -> Array: ...                         # a - b
-    def multiply(self, a: Array, b: Array) -> Array: ...                         # a * b
-    def divide(self, a: Array, b: Array) -> Array: ...                           # a / b
-    def power(self, a: Array, b: Array) -> Array: ...                            # a ** b
-    def negative(self, a: Array) -> Array: ...                                   # -a
-    def exp(self, a: Array) -> Array: ...                                        # e ** a
-    def log(self, a: Array) -> Array: ...                                        # natural logarithm
-    def sqrt(self, a: Array) -> Array: ...                                       # square root
-    def tanh(self, a: Array) -> Array: ...                                       # hyperbolic tangent
-    def sin(self, a: Array) -> Array: ...                                        # sine
-    def cos(self, a: Array) -> Array: ...                                        # cosine
+    # Activations: (...) -> (...)
     def erf(self, a: Array) -> Array: ...                                        # error function, to 1e-15 in float64
-    def abs(self, a: Array) -> Array: ...                                        # |a|
-    def sign(self, a: Array) -> Array: ...                                       # -1, 0 or 1
-    def maximum(self, a: Array, b: Array) -> Array: ...                          # the larger; nan wins
-    def minimum(self, a: Array, b: Array) -> Array: ...                          # the smaller; nan wins
-    def where(self, condition: Array, a: Array, b: Array) -> Array: ...          # a where condition, else b
-    def equal(self, a: Array, b: Array) -> Array: ...                            # bool
-    def not_equal(self, a: Array, b: Array) -> Array: ...                        # bool
-    def less(self, a: Array, b: Array) -> Array: ...                             # bool
-    def less_equal(self, a: Array, b: Array) -> Array: ...                       # bool
-    def greater(self, a: Array, b: Array) -> Array: ...                          # bool
-    def greater_equal(self, a: Array, b: Array) -> Array: ...                    # bool
-    def logical_and(self, a: Array, b: Array) -> Array: ...                      # bool
-    def logical_or(self, a: Array, b: Array) -> Array: ...                       # bool
-    def logical_not(self, a: Array) -> Array: ...                                # bool
-
-    # Reductions: axis None is all axes
-    def sum(self, a: Array, axis: Axis = None, keepdims: bool = False) -> Array: ...      # (...) -> (...) without axis
-    def max(self, a: Array, axis: Axis = None, keepdims: bool = False) -> Array: ...      # likewise; nan wins
-    def min(self, a: Array, axis: Axis = None, keepdims: bool = False) -> Array: ...      # likewise; nan wins
-    def argmax(self, a: Array, axis: int | None = None, keepdims: bool = False) -> Array: ...  # likewise, int64; the first of several
-
-    # Shapes
-    def reshape(self, a: Array, shape: Shape) -> Array: ...                      # (...) -> shape, C order; -1 is inferred
-    def transpose(self, a: Array, axes: Sequence[int] | None = None) -> Array: ...  # axes permuted; None reverses them
-    def broadcast_to(self, a: Array, shape: Shape) -> Array: ...                 # (...) -> shape
-    def expand_dims(self, a: Array, axis: int | tuple[int, ...]) -> Array: ...   # a new axis of length 1 at axis
-    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array: ...      # n x (..., k_i, ...) -> (..., sum k_i, ...)
-    def prepare_index(self, index: Index, shape: Shape) -> Index: ...            # index arrays moved here, bounds checked
-    def getitem(self, a: Array, index: Index) -> Array: ...                      # a[index]
-    def getitem_backward(self, g: Array, index: Index, shape: Shape) -> Array: ...  # zeros(shape), [index] += g; repeats accumulate
+    def sigmoid(self, a: Array) -> Array: ...                                    # 1 / (1 + e^-a)
+    def relu(self, a: Array) -> Array: ...                                       # max(a, 0)
+    def clip(self, a: Array, low: Array | None, high: Array | None) -> Array: ...  # min(max(a, low), high)
+    def leaky_relu(self, a: Array, alpha: float) -> Array: ...                   # a where a > 0, else alpha a
+    def leaky_relu_backward(self, g: Array, a: Array, alpha: float) -> Array: ...
+    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # a phi(a), and what the backend saves for the backward; phi: "none" exact, "tanh" approximate
+    def gelu_backward(self, g: Array, saved: Array, approximate: str) -> Array: ...
 
     # Products
-    def set_matmul_precision(self, level: str) -> None: ...                      # of float32 factors, from here on: "highest" all of it, "high" TF32, "medium" bfloat16, or better
-    def matmul(self, a: Array, b: Array) -> Array: ...                           # (..., n, k) @ (..., k, m) -> (..., n, m); 1-D as in NumPy
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array: ...  # (..., i) (i, o) (o,) -> (..., o)
     def linear_backward(self, g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., o) -> (..., i) (i, o) (o,)
 
-    # Activations. `saved` is for the backward: what it is, is the backend's own business.
-    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # a phi(a), saved; phi is the normal distribution function ("none") or its tanh approximation ("tanh")
-    def gelu_backward(self, g: Array, saved: Array, approximate: str) -> Array: ...
-    def leaky_relu(self, a: Array, alpha: float) -> Array: ...                   # a where a > 0, else alpha a
-    def leaky_relu_backward(self, g: Array, a: Array, alpha: float) -> Array: ...  # g where a > 0, else alpha g
-
-    # Fused: rows
+    # Rows
     def softmax(self, a: Array, axis: int) -> Array: ...                         # e^a / sum e^a along axis
     def softmax_backward(self, g: Array, y: Array, axis: int) -> Array: ...      # y is softmax's output
     def log_softmax(self, a: Array, axis: int) -> Array: ...                     # a - log sum e^a along axis
     def log_softmax_backward(self, g: Array, y: Array, axis: int) -> Array: ...  # y is log_softmax's output
     def layer_norm(self, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]: ...  # (..., C) (C,) (C,) -> (..., C), mean (..., 1), 1/std (..., 1)
-    def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # -> (..., C) (C,) (C,)
+    def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., C) -> (..., C) (C,) (C,)
     def embedding(self, weight: Array, ids: Array) -> Array: ...                 # (V, C) (...) -> (..., C)
-    def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (V, C), the same bits every time
-    def cross_entropy(self, logits: Array, ids: Array, counted: Array | None, excluded: int | None) -> tuple[Array, Array]: ...  # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities
-    def cross_entropy_backward(self, g: Array, probs: Array, ids: Array, counted: Array | None) -> Array: ...  # () -> (N, C)
+    def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (n_rows, C), the same bits every time
+    def cross_entropy(self, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> tuple[Array, Array]: ...  # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities
+    def cross_entropy_backward(self, g: Array, probs: Array, ids: Array, valid: Array | None) -> Array: ...  # () -> (N, C)
     def attention(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]: ...  # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), log sum exp of the scores (..., L, 1)
     def attention_backward(self, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool, offset: int, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., L, e) -> gradients of q, k, v
 
-    # Fused: one optimizer step, in place on p and its state. What changes from step to step comes as an array, so that
-    # a captured step can be replayed; g is scaled by `clip` () if it is given.
+    # Optimizer steps. They return the new arrays, which may be the given ones, written into. What changes from step to
+    # step is an array, so that a captured step can be replayed; g is scaled by `clip` () if it is given.
     def clip_scale(self, grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]: ...  # -> () their common norm, () min(1, max_norm / (norm + 1e-6))
-    def sgd_step(self, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float, nesterov: bool, weight_decay: float) -> None: ...  # rates (1,): lr
-    def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, low: Array | None) -> None: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay; low = p, rounded to its dtype
+    def sgd_step(self, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float, nesterov: bool, weight_decay: float) -> tuple[Array, Array | None]: ...  # rates (1,): lr -> p, velocity
+    def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, low: Array | None) -> tuple[Array, Array, Array, Array | None]: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay -> p, m, v, and p in the dtype of low
 
-    # A step as one recording
-    def can_capture(self) -> bool: ...                                           # is there a device that `capture` could record?
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...       # records what work() does on the device, without doing it; -> replay; RuntimeError names what cannot be recorded
+
+class Optional(Protocol):
+    """What a backend may lack: sharing memory, writing in place, flat buffers, capturing a step."""
+
+    def from_dlpack(self, x: Any) -> Array: ...                                  # shares memory with the exporter
+    def assign(self, target: Array, source: Array) -> None: ...                  # target[...] = source, cast to its dtype
+    def split_flat(self, flat: Array, shapes: Sequence[Shape]) -> list[Array]: ...  # (n,) -> views of these shapes on its memory, one after the other
+    def update_scalars(self, target: Array, values: Sequence[float]) -> None: ...  # target[:] = values, on the host (n,)
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...       # records what work() does on the device, without doing it -> replay; RuntimeError names what cannot be recorded
+
+
+class Backend(Core, Derived, Optional, Protocol):
+    """All primitives. `hasattr(backend, name)` says whether it has an optional one."""
 # fmt: on
 
 
-PRIMITIVES: tuple[str, ...] = tuple(name for name in vars(Backend) if not name.startswith("_"))
+CORE: tuple[str, ...] = tuple(name for name in vars(Core) if not name.startswith("_"))
+DERIVED: tuple[str, ...] = tuple(name for name in vars(Derived) if not name.startswith("_"))
+OPTIONAL: tuple[str, ...] = tuple(name for name in vars(Optional) if not name.startswith("_"))
+PRIMITIVES = (*CORE, *DERIVED, *OPTIONAL)
+ELEMENTWISE = CORE[CORE.index("add") : CORE.index("where")]
 BUILTIN = ("numpy", "numba", "strict", "cupy")
 ENTRY_POINT_GROUP = "russellgrad.backends"
 
 _loaded: dict[str, Backend] = {}
+_modules: dict[ModuleType, Backend] = {}
 _precision = "highest"
 _default: Backend | None = None  # set by set_backend, or from RG_BACKEND at first use; None before that
 _override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", default=None)
@@ -169,20 +198,54 @@ def _adopt_neighbour() -> None:
 _adopt_neighbour()
 
 
-def _as_backend(module: ModuleType, name: str) -> Backend:
-    """`module` as a backend, once it is known to have every name of the contract and to be usable.
+class _Loaded:
+    """A backend as the library uses it: a module's primitives, and formulas for the derived ones that it lacks."""
+
+    def __init__(self, module: ModuleType) -> None:
+        formulas = importlib.import_module(f"{__package__}.backends.formulas")
+        own = vars(self)
+        own.update({name: getattr(module, name) for name in (*CORE, *OPTIONAL) if hasattr(module, name)})
+        for name in DERIVED:
+            formula = partial(getattr(formulas, name), self)
+            own[name] = _or_formula(getattr(module, name), formula) if hasattr(module, name) else formula
+
+    def __repr__(self) -> str:
+        return f"<backend {vars(self)['name']!r}>"
+
+
+def _or_formula(own: Callable[..., Any], formula: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(own)
+    def primitive(*args: Any) -> Any:
+        result = own(*args)
+        return formula(*args) if result is NotImplemented else result
+
+    return primitive
+
+
+def _build(module: ModuleType, name: str) -> Backend:
+    """The backend of a module, once it is known to be one and to be usable.
 
     Raises:
-        TypeError: names the missing primitives. RuntimeError: says what is missing on this machine.
+        TypeError: names the core primitives that are missing. ValueError: its name is another backend's.
+        RuntimeError: says what is missing on this machine.
     """
-    missing = [primitive for primitive in PRIMITIVES if not hasattr(module, primitive)]
+    missing = [primitive for primitive in CORE if not hasattr(module, primitive)]
     if missing:
         raise TypeError(
             f"backend {name!r}: module {module.__name__} lacks {', '.join(missing)}; "
-            "the contract is russellgrad.backend.Backend"
+            "a backend has all names of russellgrad.backend.CORE"
         )
-    backend = cast(Backend, module)
+    own = module.name
+    taken = {f"{__package__}.backends.{builtin}_backend": builtin for builtin in BUILTIN}
+    taken.update({other.__name__: backend.name for other, backend in _modules.items()})
+    if owner := next((other for other, its in taken.items() if its == own and other != module.__name__), None):
+        raise ValueError(
+            f"backend {name!r}: module {module.__name__} says that its name is {own!r}, which is the name of {owner}; "
+            "set `name` in it to a name of its own"
+        )
+    backend = cast(Backend, _Loaded(module))
     backend.require_usable()
+    backend.set_matmul_precision(_precision)
     return backend
 
 
@@ -193,7 +256,7 @@ def load_backend(name: str) -> Backend:
         ValueError: no backend of that name; lists those there are.
         ImportError: the array library it needs is not installed; says what to install.
         RuntimeError: the library is there but cannot be used, as CuPy without a CUDA device; says what is missing.
-        TypeError: the module lacks names of the contract.
+        TypeError: the module lacks core primitives. ValueError, too: its `name` is another backend's.
     """
     if name not in _loaded:
         if name in BUILTIN:
@@ -207,21 +270,22 @@ def load_backend(name: str) -> Backend:
                 f"unknown backend {name!r}: known are {', '.join(_known_names())}; "
                 "or give the dotted path of a module, RG_BACKEND=package.module"
             )
-        _adopt(name, module)
+        _loaded[name] = _of_module(module, name)
     return _loaded[name]
 
 
-def _adopt(name: str, module: ModuleType) -> None:
-    backend = _as_backend(module, name)
-    backend.set_matmul_precision(_precision)
-    _loaded[name] = backend
+def _of_module(module: ModuleType, name: str) -> Backend:
+    """The one backend of a module, under however many names it is loaded."""
+    if module not in _modules:
+        _modules[module] = _build(module, name)
+    return _modules[module]
 
 
 def set_precision_of_backends(level: str) -> None:
     """Of those that are loaded, and those that will be."""
     global _precision
     _precision = level
-    for backend in _loaded.values():
+    for backend in _modules.values():
         backend.set_matmul_precision(level)
 
 
@@ -246,22 +310,22 @@ def available_backends() -> tuple[str, ...]:
     for name in _known_names():
         try:
             load_backend(name)
-        except (ImportError, RuntimeError, TypeError, AttributeError):  # the last two: a third party's faulty one
+        except (ImportError, RuntimeError, TypeError, ValueError, AttributeError):  # the last three: a faulty module
             continue
         usable.append(name)
     return tuple(usable)
 
 
 def resolve_backend(backend: "str | ModuleType | Backend | None") -> Backend:
-    """A backend from its name, its module, or None for the one in use. Raises as `load_backend` does."""
+    """A backend from its name, its module, itself, or None for the one in use. Raises as `load_backend` does."""
     if backend is None:
         return get_backend()
     if isinstance(backend, str):
         return load_backend(backend)
-    if isinstance(backend, ModuleType):
-        if not any(backend is known for known in _loaded.values()):
-            _adopt(backend.__name__, backend)
+    if isinstance(backend, _Loaded):
         return cast(Backend, backend)
+    if isinstance(backend, ModuleType):
+        return _of_module(backend, backend.__name__)
     raise TypeError(f"backend must be a name or a module, got {type(backend).__name__}")
 
 
@@ -280,14 +344,14 @@ def get_backend() -> Backend:
     return _default
 
 
-def set_backend(backend: str | ModuleType) -> None:
+def set_backend(backend: str | ModuleType | Backend) -> None:
     """Make `backend` the one that new tensors live on, in the whole process. Raises as `load_backend` does."""
     global _default
     _default = resolve_backend(backend)
 
 
 @contextmanager
-def use_backend(backend: str | ModuleType) -> Iterator[Backend]:
+def use_backend(backend: str | ModuleType | Backend) -> Iterator[Backend]:
     """`with use_backend("cupy"):` new tensors in the block live on that backend. Raises as `load_backend` does."""
     token = _override.set(resolve_backend(backend))
     try:
@@ -300,7 +364,7 @@ if TYPE_CHECKING:
     # mypy does not follow the mapping of backends/ to russellgrad.backends, but here it holds all against the contract.
     from backends import cupy_backend, numba_backend, numpy_backend, strict_backend
 
-    _numpy: Backend = numpy_backend
-    _numba: Backend = numba_backend
-    _strict: Backend = strict_backend
-    _cupy: Backend = cupy_backend
+    _numpy: Core = numpy_backend
+    _numba: Core = numba_backend
+    _strict: Core = strict_backend
+    _cupy: Core = cupy_backend

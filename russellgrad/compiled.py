@@ -61,7 +61,7 @@ class _Compiled(Generic[P, R]):
         if any(backend is not xp for backend in backends):
             names = ", ".join(sorted({backend.name for backend in backends}))
             raise TypeError(f"compile_step: the arguments live on several backends ({names}); move them to one")
-        if not xp.can_capture():
+        if not hasattr(xp, "capture"):
             return cast(R, _detached(self.step(*args, **kwargs)))
         if key not in self.variants:
             self.variants[key] = _Variant(xp, self.step)

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from .backend import Array, DType
+from .backend import Array, Backend, DType
 
 _FLOATS = ("float32", "float64", "bfloat16")
 _default: str | None = None  # set by set_default_dtype, or from RG_DTYPE at first use
@@ -38,12 +38,12 @@ def is_float(dtype: Any) -> bool:
     return bool(dtype.kind == "f" or dtype.kind == "V" and dtype.name == "bfloat16")  # which NumPy itself has not
 
 
-def common_float(arrays: list[Array]) -> DType | None:
-    """The float dtype that arrays of different dtypes are brought to, or None if none of them is a float.
+def common_float(xp: Backend, arrays: list[Array]) -> DType | None:
+    """The float dtype that arrays of different dtypes are cast to, or None if none of them is a float.
 
     PyTorch's rule: an integer array never widens a float one, and a 0-d array never widens one with axes. NumPy's
     would turn float32 times int64 into float64.
     """
-    floats = [array for array in arrays if is_float(array.dtype)]
-    with_axes = [array for array in floats if array.ndim]
-    return max((array.dtype for array in with_axes or floats), key=lambda dtype: int(dtype.itemsize), default=None)
+    floats = [(xp.dtype(array), array.ndim) for array in arrays if is_float(xp.dtype(array))]
+    with_axes = [dtype for dtype, ndim in floats if ndim]
+    return max(with_axes or [dtype for dtype, _ in floats], key=lambda dtype: int(dtype.itemsize), default=None)

@@ -59,7 +59,7 @@ def cross_entropy(logits: Tensor, ids: Any, ignore_index: int | None = None) -> 
     Raises:
         IndexError: an id out of range. ValueError: shapes that do not fit, or no id that counts.
     """
-    return apply(rules.cross_entropy, logits, ids=ids, ignore_index=ignore_index, excluded=None)
+    return apply(rules.cross_entropy, logits, ids=ids, ignore_index=ignore_index, excluded_class=None)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, causal: bool = False, offset: int = 0) -> Tensor:

@@ -70,7 +70,7 @@ def _exported(theirs: str, parameter: Tensor) -> HostArray:
     xp, array = parameter.backend, parameter.data
     if _is_linear(theirs):
         array = xp.transpose(array)
-    return xp.to_host(xp.astype(array, "float32") if array.dtype.name == "bfloat16" else array)
+    return xp.to_host(xp.astype(array, "float32") if parameter.dtype.name == "bfloat16" else array)
 
 
 # --- From PyTorch

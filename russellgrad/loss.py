@@ -22,9 +22,8 @@ def cross_entropy_loss(predicted: Tensor, correct_indices: Any, pad_token_id: in
         IndexError: an id out of range. ValueError: shapes that do not fit, or nothing but padding.
     """
     classes = predicted.shape[-1] if predicted.ndim else 0
-    excluded = pad_token_id if 0 <= pad_token_id < classes else None
+    excluded_class = pad_token_id if 0 <= pad_token_id < classes else None
     if isinstance(correct_indices, TokenIds):
-        checked = correct_indices.values, correct_indices.padding
         if (
             correct_indices.upper > max(classes, pad_token_id + 1)
             or correct_indices.values.shape != predicted.shape[:-1]
@@ -33,5 +32,10 @@ def cross_entropy_loss(predicted: Tensor, correct_indices: Any, pad_token_id: in
                 f"cross_entropy_loss: predicted {predicted.shape} does not fit ids {correct_indices.values.shape} "
                 f"below {correct_indices.upper}; they must be of one batch, and of the model's own tokenizer"
             )
-        return apply(rules.cross_entropy, predicted, ids=None, checked=checked, ignore_index=None, excluded=excluded)
-    return apply(rules.cross_entropy, predicted, ids=correct_indices, ignore_index=pad_token_id, excluded=excluded)
+        return apply(
+            rules.cross_entropy, predicted, ids=correct_indices.values, ignore_index=None,
+            excluded_class=excluded_class, padding=correct_indices.padding, check=False,
+        )  # fmt: skip
+    return apply(
+        rules.cross_entropy, predicted, ids=correct_indices, ignore_index=pad_token_id, excluded_class=excluded_class
+    )

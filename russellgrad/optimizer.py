@@ -4,10 +4,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from .autograd import Version
 from .backend import Array, Backend
 from .dtype import common_float
-from .replay import host_numbers, is_recording, on_host, on_replay
+from .param_group import (
+    FlatGroup,
+    Param,
+    Versions,
+    flat_groups,
+    refuse_while_recording,
+    same_versions,
+    supports_flat,
+    versions,
+)
+from .replay import host_scalars, on_host, on_replay
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from .tensor import Tensor
 
@@ -22,74 +31,10 @@ __all__ = [
     "cosine",
     "cosine_with_warmup",
     "exponential",
+    "supports_flat",
 ]
 
 Params: TypeAlias = Iterable[Tensor] | Sequence[Mapping[str, Any]]
-
-
-class _One:
-    """A parameter by itself, as the optimizer changes it."""
-
-    def __init__(self, p: Tensor, options: dict[str, Any]) -> None:
-        self.params, self.options = [p], options
-
-    @property
-    def value(self) -> Array:
-        return self.params[0].data
-
-    @property
-    def grad(self) -> Array | None:
-        return self.params[0].grad
-
-    def split(self, array: Array) -> list[Array]:
-        """The parts of an array like `value` that belong to each parameter, to be written into."""
-        return [array]
-
-
-def _refuse_in_recording(what: str) -> None:
-    """What the optimizer has to bring in once would be recorded, and done again in every replay."""
-    if is_recording():
-        raise RuntimeError(f"step: {what} since the last step; take a step as it is, and then compile_step again")
-
-
-def _padded(size: int) -> int:
-    """Elements from one parameter to the next: 16 bytes at least, the most that a GPU reads at once."""
-    return -(-size // 8) * 8
-
-
-class _Flat:
-    """Parameters side by side in one array, and their gradients in another; each Tensor has its part of both."""
-
-    def __init__(self, params: list[Tensor], value: Array, grad: Array, options: dict[str, Any]) -> None:
-        self.params, self.value, self.grad, self.options = params, value, grad, options
-        self._parts = list(zip(params, self.split(value), self.split(grad), strict=True))
-
-    def gather(self) -> None:
-        """Bring in what was put elsewhere: a new array as `.data`, or as `.grad`."""
-        for p, value, grad in self._parts:
-            if p.data is not value:
-                _refuse_in_recording("a parameter was given a new array")
-                p.backend.assign(value, p.data)
-                p.data = value
-            if p.grad is not None and p.grad is not grad:
-                p.backend.assign(grad, p.grad)
-                p.grad = grad
-
-    def split(self, array: Array) -> list[Array]:
-        xp = self.params[0].backend
-        chunks = xp.parts(array, [(_padded(p.size),) for p in self.params])
-        return [xp.parts(chunk, [p.shape])[0] for p, chunk in zip(self.params, chunks, strict=True)]
-
-
-_Versions: TypeAlias = list[tuple[Version, int]]
-
-
-def _versions(unit: _One | _Flat) -> _Versions:
-    return [(p._version, p._version[0]) for p in unit.params]
-
-
-def _same_versions(a: _Versions | None, b: _Versions) -> bool:
-    return a is not None and all(one is other and m == n for (one, m), (other, n) in zip(a, b, strict=True))
 
 
 class Optimizer:
@@ -105,12 +50,12 @@ class Optimizer:
         flat: keep all parameters in one array and all gradients in another (`flat_grad`), of which each Tensor's
             `.data` is a part, and each `.grad` once `gather_grads` or `step` has collected it. A step is then one pass
             over each group. Every parameter must have a gradient at every step. What shared memory with a `.data`
-            before, such as a `detach()`, no longer does.
+            before, such as a `detach()`, no longer does. `supports_flat` says whether a backend allows it.
         options: the optimizer's own, for groups that do not set them.
 
     Raises:
         ValueError: no parameters, one that comes twice, an unknown or negative option, a negative lr; flat and
-            parameters of several dtypes or backends.
+            parameters of several dtypes or backends, or a backend that cannot write in place.
         TypeError: something that is not a Tensor, or a Tensor made by an operation.
     """
 
@@ -131,13 +76,15 @@ class Optimizer:
         self.lr_schedule: Schedule = lr if callable(lr) else constant(lr)
         self.steps_taken = 0
         self.flat_grad: Array | None = None
-        self._units: Sequence[_One | _Flat] = (
-            self._flat_units() if flat else [_One(p, group) for group in self.groups for p in group["params"]]
-        )
+        self._units: Sequence[Param | FlatGroup]
+        if flat:
+            self._units, self.flat_grad = flat_groups(self.groups, name)
+        else:
+            self._units = [Param(p, group) for group in self.groups for p in group["params"]]
         # By the parameter's place in `params`; if flat, by the group's among those that have parameters.
         self.state: dict[int, dict[str, Any]] = {}
         self._rate = 0.0  # the learning rate of the step at hand
-        self._seen: dict[int, _Versions] = {}  # the versions of parameters that their copies in float32 are of
+        self._seen: dict[int, Versions] = {}  # the versions of parameters that their copies in float32 are of
 
     def _check_params(self) -> None:
         name = type(self).__name__
@@ -148,20 +95,6 @@ class Optimizer:
                 raise TypeError(f"{name}: can only change leaf Tensors, got {type(p).__name__} made by an operation")
         if len({id(p) for p in self.params}) < len(self.params):
             raise ValueError(f"{name}: a parameter comes twice, so a step would change it twice")
-
-    def _flat_units(self) -> list[_Flat]:
-        kinds = {(p.backend.name, str(p.dtype)) for p in self.params}
-        if len(kinds) > 1:
-            raise ValueError(f"{type(self).__name__}: flat=True needs parameters of one backend and dtype, got {kinds}")
-        xp, dtype = self.params[0].backend, self.params[0].dtype
-        groups = [group for group in self.groups if group["params"]]
-        sizes = [(sum(_padded(p.size) for p in group["params"]),) for group in groups]
-        value, self.flat_grad = (xp.zeros((sum(size for (size,) in sizes),), dtype) for _ in range(2))
-        arrays = zip(groups, xp.parts(value, sizes), xp.parts(self.flat_grad, sizes), strict=True)
-        units = [_Flat(group["params"], values, grads, group) for group, values, grads in arrays]
-        for unit in units:
-            unit.gather()
-        return units
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise TypeError(
@@ -189,8 +122,7 @@ class Optimizer:
         Raises RuntimeError while a step is recorded if a parameter was given a new array.
         """
         for unit in self._units:
-            if isinstance(unit, _Flat):
-                unit.gather()
+            unit.gather()
         return self.flat_grad
 
     def step(self, max_norm: float | None = None) -> Tensor | None:
@@ -220,10 +152,14 @@ class Optimizer:
         for place, unit in enumerate(self._units):
             if unit.grad is not None:
                 state = self.state.setdefault(place, {})
-                value = self._in_float32(place, unit, state) if unit.value.dtype.itemsize < 4 else unit.value
-                low = None if value is unit.value else unit.value
-                scale = clip if clip is None or clip.dtype == value.dtype else xp.astype(clip, value.dtype)
-                self._update(value, unit.grad, scale, low, state, unit.options)
+                low = unit.value if xp.dtype(unit.value).itemsize < 4 else None
+                value = unit.value if low is None else self._master(place, unit, state)
+                dtype = xp.dtype(value)
+                scale = clip if clip is None or xp.dtype(clip) == dtype else xp.astype(clip, dtype)
+                new, new_low = self._update(value, unit.grad, scale, low, state, unit.options)
+                if low is not None:
+                    state["master"] = new
+                unit.value = new if low is None else new_low
         on_host(self._count)
         return None if norm is None else Tensor._wrap(norm, xp)
 
@@ -239,7 +175,7 @@ class Optimizer:
         for place, unit in enumerate(self._units):
             own: list[dict[str, Any]] = [{} for _ in unit.params]
             for name, value in self.state.get(place, {}).items():
-                if name == "master" and not _same_versions(self._seen.get(place), _versions(unit)):
+                if name == "master" and not same_versions(self._seen.get(place), versions(unit)):
                     continue  # out of date: the next step makes it anew
                 xp = unit.params[0].backend
                 values = map(xp.to_host, unit.split(value)) if xp.is_array(value) else [value] * len(own)
@@ -270,12 +206,11 @@ class Optimizer:
             if any(own != numbers[0] for own in numbers):
                 raise ValueError(f"{type(self).__name__}: flat=True needs one state for all, got {numbers}")
         for place, unit in enumerate(self._units):
-            if isinstance(unit, _Flat):
-                unit.gather()
+            unit.gather()
             self._load(unit, self.state.setdefault(place, {}), given[: len(unit.params)])
             given = given[len(unit.params) :]
         self.steps_taken = int(state["steps_taken"])
-        self._seen = {place: _versions(unit) for place, unit in enumerate(self._units)}
+        self._seen = {place: versions(unit) for place, unit in enumerate(self._units)}
 
     def _kept(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of what a step keeps of this group's parameters for the next."""
@@ -296,7 +231,7 @@ class Optimizer:
                     f"{name}: {key} of {what} is {value.dtype} {tuple(value.shape)}, expected {dtype} {p.shape}"
                 )
 
-    def _load(self, unit: _One | _Flat, state: dict[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
+    def _load(self, unit: Param | FlatGroup, state: dict[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
         """In place where there is an array already: a recorded step may use it."""
         xp, first = unit.params[0].backend, given[0]
         for name in [name for name in state if name not in first]:
@@ -304,6 +239,9 @@ class Optimizer:
         for name, value in first.items():
             if not hasattr(value, "shape"):  # a number
                 state[name] = value
+                continue
+            if not hasattr(xp, "assign"):
+                state[name] = xp.copy(xp.asarray(value))
                 continue
             if name not in state:
                 state[name] = xp.zeros(unit.value.shape, value.dtype)
@@ -323,12 +261,12 @@ class Optimizer:
                     f"{name}: parameter {place} has shape {p.shape}, its gradient {p.grad.shape}; they must agree"
                 )
 
-    def _in_float32(self, place: int, unit: _One | _Flat, state: dict[str, Any]) -> Array:
-        """The copy, made anew if a parameter was changed by anything but a step."""
+    def _master(self, place: int, unit: Param | FlatGroup, state: dict[str, Any]) -> Array:
+        """The float32 copy, made again if a parameter was changed by anything but a step."""
         xp = unit.params[0].backend
-        if not _same_versions(self._seen.get(place), _versions(unit)):
-            _refuse_in_recording("a parameter in half precision was changed")
-            if "master" in state:  # in place: a recorded step may use it
+        if not same_versions(self._seen.get(place), versions(unit)):
+            refuse_while_recording("a parameter in half precision was changed")
+            if "master" in state and hasattr(xp, "assign"):  # in place: a recorded step may use it
                 xp.assign(state["master"], unit.value)
             else:
                 state["master"] = xp.astype(unit.value, "float32")
@@ -344,7 +282,7 @@ class Optimizer:
                     "call compile_step again"
                 )
         for place, unit in enumerate(self._units):
-            if "master" in self.state.get(place, {}) and not _same_versions(self._seen[place], _versions(unit)):
+            if "master" in self.state.get(place, {}) and not same_versions(self._seen[place], versions(unit)):
                 raise RuntimeError(
                     f"{name}: a parameter in half precision was changed after the step was recorded, and its float32 "
                     "copy was not; take a step as it is, and call compile_step again"
@@ -357,13 +295,13 @@ class Optimizer:
         for p in self.params:
             if p.grad is not None:
                 p.changed_in_place()
-        self._seen = {place: _versions(unit) for place, unit in enumerate(self._units)}
+        self._seen = {place: versions(unit) for place, unit in enumerate(self._units)}
         self.steps_taken += 1
 
     def _update(
         self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
-    ) -> None:
-        """Step p along g times clip; if p is a copy in float32, of `low`, that too."""
+    ) -> tuple[Array, Array | None]:
+        """Take a step along g times clip. Returns p and `low`, of which p is the float32 copy, as `_stored` does."""
         raise NotImplementedError
 
 
@@ -392,16 +330,18 @@ class SGDOptimizer(Optimizer):
 
     def _update(
         self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
-    ) -> None:
+    ) -> tuple[Array, Array | None]:
         xp = self.params[0].backend
         if options["momentum"] and "velocity" not in state:
-            state["velocity"] = xp.zeros(p.shape, p.dtype)
-        rates = host_numbers(xp, lambda: (self._rate,), p.dtype)
-        xp.sgd_step(
-            p, g, state.get("velocity"), rates, clip, options["momentum"], options["nesterov"], options["weight_decay"]
+            state["velocity"] = xp.zeros(p.shape, xp.dtype(p))
+        rates = host_scalars(xp, lambda: (self._rate,), xp.dtype(p))
+        velocity = state.get("velocity")
+        new, new_velocity = xp.sgd_step(
+            p, g, velocity, rates, clip, options["momentum"], options["nesterov"], options["weight_decay"]
         )
-        if low is not None:
-            xp.assign(low, p)
+        if velocity is not None:
+            state["velocity"] = _stored(xp, velocity, new_velocity)
+        return _stored(xp, p, new), None if low is None else _stored(xp, low, xp.astype(new, xp.dtype(low)))
 
 
 class AdamOptimizer(Optimizer):
@@ -433,10 +373,10 @@ class AdamOptimizer(Optimizer):
 
     def _update(
         self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
-    ) -> None:
+    ) -> tuple[Array, Array | None]:
         xp = self.params[0].backend
         if "m" not in state:
-            state.update(m=xp.zeros(p.shape, p.dtype), v=xp.zeros(p.shape, p.dtype), step=0)
+            state.update(m=xp.zeros(p.shape, xp.dtype(p)), v=xp.zeros(p.shape, xp.dtype(p)), step=0)
         beta1, beta2 = options["betas"]
 
         def rates() -> tuple[float, float, float]:
@@ -444,10 +384,13 @@ class AdamOptimizer(Optimizer):
             rate = self._rate / (1 - beta1 ** state["step"])
             return rate, math.sqrt(1 - beta2 ** state["step"]), self._rate * options["weight_decay"]
 
-        xp.adam_step(
-            p, g, state["m"], state["v"], host_numbers(xp, rates, p.dtype), clip, beta1, beta2, options["eps"],
+        given = p, state["m"], state["v"], low
+        new = xp.adam_step(
+            p, g, state["m"], state["v"], host_scalars(xp, rates, xp.dtype(p)), clip, beta1, beta2, options["eps"],
             options["weight_decay"], self.decoupled, low,
         )  # fmt: skip
+        p, state["m"], state["v"], low = (_stored(xp, old, array) for old, array in zip(given, new, strict=True))
+        return p, low
 
 
 class AdamWOptimizer(AdamOptimizer):
@@ -466,6 +409,16 @@ class AdamWOptimizer(AdamOptimizer):
         flat: bool = False,
     ) -> None:
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, flat=flat)
+
+
+def _stored(xp: Backend, old: Array, new: Array) -> Array:
+    """`old` with the numbers of `new`, if the backend can write in place, as a recorded step needs; else `new`."""
+    if new is None or new is old:
+        return new
+    if not hasattr(xp, "assign"):
+        return xp.asarray(new)
+    xp.assign(old, new)
+    return old
 
 
 def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
@@ -493,5 +446,5 @@ def _grads(op: str, params: list[Tensor]) -> list[Array]:
 def _clip_scale(op: str, xp: Backend, grads: list[Array], max_norm: float) -> tuple[Array, Array]:
     if not max_norm > 0:
         raise ValueError(f"{op}: max_norm is {max_norm}; it must be positive")
-    dtype = common_float(grads)
-    return xp.clip_scale([g if g.dtype == dtype else xp.astype(g, dtype) for g in grads], max_norm)
+    dtype = common_float(xp, grads)
+    return xp.clip_scale([g if xp.dtype(g) == dtype else xp.astype(g, dtype) for g in grads], max_norm)

@@ -7,7 +7,7 @@ state of a `Generator` is three integers.
 from math import prod
 
 from .backend import Array, Backend, DType, Shape
-from .replay import host_numbers, on_host
+from .replay import host_scalars, on_host
 
 WEIGHTS, EMBEDDINGS, DROPOUT = range(3)  # streams: draws of one seed for different ends never coincide
 
@@ -54,7 +54,7 @@ class Generator:
             number = self._next()
             return self.seed, number % 2**64, number >> 64, self._first_row * row
 
-        return xp.uniform(shape, host_numbers(xp, key, "uint64"), dtype)
+        return xp.uniform(shape, host_scalars(xp, key, "uint64"), dtype)
 
     def _next(self) -> int:
         number = self.stream << 64 | self.counter

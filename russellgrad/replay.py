@@ -53,12 +53,12 @@ def on_host(work: HostWork) -> None:
     on_replay(work)
 
 
-def host_numbers(xp: Backend, work: Callable[[], Sequence[float]], dtype: DType) -> Array:
+def host_scalars(xp: Backend, work: Callable[[], Sequence[float]], dtype: DType) -> Array:
     """A new array (n,) with the numbers that `work()` gives, which it is asked for once in every step."""
     values = work()
-    array = xp.numbers(values, dtype)
+    array = xp.host_scalars(values, dtype)
     record = _recording.get()
     if record is not None:
-        record.before_first.append(lambda: xp.renumber(array, values))
-        record.before_replay.append(lambda: xp.renumber(array, work()))
+        record.before_first.append(lambda: xp.update_scalars(array, values))
+        record.before_replay.append(lambda: xp.update_scalars(array, work()))
     return array

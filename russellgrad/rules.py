@@ -1,19 +1,24 @@
 """The op table: each op's forward and pullbacks side by side.
 
 A rule is a pure function of (xp, arrays, parameters). It returns the output and one pullback for each operand, or one
-`Joint` pullback for all. xp is the backend module; every primitive goes through it, and no operator is applied to an
-array, so anything that offers the contract can run a rule. An operand may be a Python number. A pullback takes the
-gradient of the output, `g`, and returns that of its operand; the engine then sums it over broadcast axes, so no rule
-speaks of broadcasting. A pullback captures what it needs and nothing else: a shape rather than an array.
+`Joint` pullback for all. A pullback takes the gradient of the output, `g`, and returns that of its operand; None in
+its place says that the operand gets no gradient. `xp` is the backend: every primitive goes through it, and no operator
+is applied to an array, so anything that offers the contract can run a rule. An operand may be a Python number.
 
-None in place of a pullback says that the output does not vary smoothly with the operand.
+The engine sums a gradient over broadcast axes, so no rule speaks of broadcasting. A pullback captures what it needs
+and nothing else: a shape rather than an array.
+
+Annotations mark what else there is to know of a rule. An operand that is `Float` makes the result a float: integers
+become the default dtype before the rule runs. A rule that returns a `View` may return memory of its first operand, so
+a change in place of one is a change of the other. `@remedy` is added to an error of the array library.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from math import prod
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from .autograd import Joint
 from .backend import Array, Axis, Backend, DType, Index, Shape
@@ -21,6 +26,30 @@ from .dtype import is_float
 
 Rule: TypeAlias = Callable[..., tuple[Any, ...]]
 Result: TypeAlias = tuple[Any, ...]  # (output, pullback, ...)
+View = Annotated[Result, "the output may share memory with the first operand"]
+Float = Annotated[Array, "the result is a float"]
+_R = TypeVar("_R", bound=Rule)
+
+
+@cache
+def has_float_result(rule: Rule) -> bool:
+    return Float in getattr(rule, "__annotations__", {}).values()
+
+
+@cache
+def is_view(rule: Rule) -> bool:
+    return getattr(rule, "__annotations__", {}).get("return") == View
+
+
+def remedy(text: str) -> Callable[[_R], _R]:
+    """What to do about an error that the array library raises in this rule."""
+
+    def mark(rule: _R) -> _R:
+        vars(rule)["remedy"] = text
+        return rule
+
+    return mark
+
 
 # fmt: off
 # --- Arithmetic
@@ -39,16 +68,23 @@ def less_equal(xp: Backend, a: Array, b: Array) -> Result:    return xp.less_equ
 def greater(xp: Backend, a: Array, b: Array) -> Result:       return xp.greater(a, b),       None, None
 def greater_equal(xp: Backend, a: Array, b: Array) -> Result: return xp.greater_equal(a, b), None, None
 
+# --- Logic: of bools
+
+def logical_and(xp: Backend, a: Array, b: Array) -> Result: return xp.logical_and(*_bools("logical_and", xp, a, b)), None, None
+def logical_or(xp: Backend, a: Array, b: Array) -> Result:  return xp.logical_or(*_bools("logical_or", xp, a, b)),   None, None
+def logical_xor(xp: Backend, a: Array, b: Array) -> Result: return xp.not_equal(*_bools("logical_xor", xp, a, b)),   None, None
+def logical_not(xp: Backend, a: Array) -> Result:           return xp.logical_not(*_bools("logical_not", xp, a)),    None
+
 # --- Elementwise
 
-def log(xp: Backend, a: Array) -> Result: return xp.log(a), lambda g: xp.divide(g, a)
-def sin(xp: Backend, a: Array) -> Result: return xp.sin(a), lambda g: xp.multiply(g, xp.cos(a))
-def cos(xp: Backend, a: Array) -> Result: return xp.cos(a), lambda g: xp.multiply(g, xp.negative(xp.sin(a)))
+def log(xp: Backend, a: Float) -> Result: return xp.log(a), lambda g: xp.divide(g, a)
+def sin(xp: Backend, a: Float) -> Result: return xp.sin(a), lambda g: xp.multiply(g, xp.cos(a))
+def cos(xp: Backend, a: Float) -> Result: return xp.cos(a), lambda g: xp.multiply(g, xp.negative(xp.sin(a)))
 def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multiply(g, xp.sign(a))
 # fmt: on
 
 
-def divide(xp: Backend, a: Array, b: Array) -> Result:
+def divide(xp: Backend, a: Float, b: Float) -> Result:
     out = xp.divide(a, b)
     return out, lambda g: xp.divide(g, b), lambda g: xp.negative(xp.multiply(g, xp.divide(out, b)))
 
@@ -60,7 +96,7 @@ def power(xp: Backend, a: Array, b: Array) -> Result:
     def pull_a(g: Array) -> Array:
         if isinstance(b, (int, float)):
             if b == 0:
-                return xp.zeros(g.shape, g.dtype)
+                return xp.zeros(g.shape, xp.dtype(g))
             return xp.multiply(g, xp.multiply(_power(xp, a, b - 1), b))
         flat = xp.equal(b, 0)
         slope = xp.multiply(xp.power(a, xp.where(flat, 0, xp.subtract(b, 1))), b)
@@ -89,38 +125,36 @@ def _power(xp: Backend, a: Array, b: Array) -> Array:
     return xp.power(a, b)
 
 
-def exp(xp: Backend, a: Array) -> Result:
+def exp(xp: Backend, a: Float) -> Result:
     out = xp.exp(a)
     return out, lambda g: xp.multiply(g, out)
 
 
-def sqrt(xp: Backend, a: Array) -> Result:
+def sqrt(xp: Backend, a: Float) -> Result:
     out = xp.sqrt(a)
     return out, lambda g: xp.divide(g, xp.multiply(out, 2))
 
 
-def tanh(xp: Backend, a: Array) -> Result:
+def tanh(xp: Backend, a: Float) -> Result:
     out = xp.tanh(a)
     return out, lambda g: xp.multiply(g, xp.subtract(1, xp.multiply(out, out)))
 
 
-def sigmoid(xp: Backend, a: Array) -> Result:
-    """1 / (1 + e^-a), from e^-|a|, which cannot overflow."""
-    e = xp.exp(xp.negative(xp.abs(a)))
-    out = xp.divide(xp.where(xp.greater_equal(a, 0), 1, e), xp.add(e, 1))
+def sigmoid(xp: Backend, a: Float) -> Result:
+    out = xp.sigmoid(a)
     return out, lambda g: xp.multiply(g, xp.multiply(out, xp.subtract(1, out)))
 
 
 def relu(xp: Backend, a: Array) -> Result:
-    out = xp.maximum(a, 0)
+    out = xp.relu(a)
     return out, lambda g: xp.where(xp.less_equal(out, 0), 0, g)
 
 
-def leaky_relu(xp: Backend, a: Array, *, alpha: float) -> Result:
+def leaky_relu(xp: Backend, a: Float, *, alpha: float) -> Result:
     return xp.leaky_relu(a, alpha), lambda g: xp.leaky_relu_backward(g, a, alpha)
 
 
-def gelu(xp: Backend, a: Array, *, approximate: str) -> Result:
+def gelu(xp: Backend, a: Float, *, approximate: str) -> Result:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
     out, saved = xp.gelu(a, approximate)
@@ -151,8 +185,7 @@ def where(xp: Backend, a: Array, b: Array, *, condition: Any) -> Result:
 
 def clip(xp: Backend, a: Array, low: Array, high: Array) -> Result:
     """min(max(a, low), high), so `high` wins where low > high. The gradient of a is 1 at the bounds, too."""
-    out = a if low is None else xp.maximum(a, low)
-    out = out if high is None else xp.minimum(out, high)
+    out = xp.clip(a, low, high)
 
     def pull_a(g: Array) -> Array:
         if low is not None:
@@ -172,20 +205,30 @@ def clip(xp: Backend, a: Array, low: Array, high: Array) -> Result:
 
 def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
     out = xp.astype(a, dtype)
-    if out.dtype.kind not in "biu" and not is_float(out.dtype):
-        raise TypeError(f"astype: a tensor holds real numbers or bools, not {out.dtype}")
-    # The engine brings every gradient to its operand's dtype.
-    return out, (lambda g: g) if is_float(out.dtype) else None
+    made = xp.dtype(out)
+    if made.kind not in "biu" and not is_float(made):
+        raise TypeError(f"astype: a tensor holds real numbers or bools, not {made}")
+    # The engine casts every gradient to its operand's dtype.
+    return out, (lambda g: g) if is_float(made) else None
 
 
 # --- Masks
 
 
+def _bools(op: str, xp: Backend, *operands: Array) -> tuple[Array, ...]:
+    """The operands. Raises TypeError for one that is not of bools."""
+    for operand in operands:
+        if not (isinstance(operand, bool) or xp.is_array(operand) and xp.dtype(operand).kind == "b"):
+            got = xp.dtype(operand) if xp.is_array(operand) else type(operand).__name__
+            raise TypeError(f"{op}: the operands must be bool, got {got}; compare first, as in x > 0")
+    return operands
+
+
 def as_mask(xp: Backend, mask: Any, op: str) -> Array:
     """A bool array of the backend from an array or nested list. Raises TypeError for any other dtype."""
     array = xp.asarray(mask)
-    if array.dtype.kind != "b":
-        raise TypeError(f"{op}: a mask must be boolean, got dtype {array.dtype}; compare first, as in x > 0")
+    if xp.dtype(array).kind != "b":
+        raise TypeError(f"{op}: a mask must be boolean, got dtype {xp.dtype(array)}; compare first, as in x > 0")
     return array
 
 
@@ -249,13 +292,13 @@ def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     return out, lambda g: xp.broadcast_to(xp.reshape(g, _kept(shape, axes)), shape)
 
 
-def _check_float(op: str, a: Array) -> None:
-    if not is_float(a.dtype):
-        raise TypeError(f"{op}: needs a float tensor, got dtype {a.dtype}; call .astype('float64') first")
+def _check_float(op: str, dtype: DType) -> None:
+    if not is_float(dtype):
+        raise TypeError(f"{op}: needs a float tensor, got dtype {dtype}; call .astype('float64') first")
 
 
 def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
-    _check_float("mean", a)
+    _check_float("mean", xp.dtype(a))
     axes = axes_of("mean", axis, a.ndim)
     total, pull = sum(xp, a, axis=axes, keepdims=keepdims)
     n = prod(a.shape[i] for i in axes)
@@ -264,7 +307,7 @@ def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
 
 def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool) -> Result:
     """The mean of squared deviations: two passes, since E[x^2] - E[x]^2 cancels. Over n - correction, at least 0."""
-    _check_float("var", a)
+    _check_float("var", xp.dtype(a))
     axes, shape = axes_of("var", axis, a.ndim), a.shape
     centred = xp.subtract(a, mean(xp, a, axis=axes, keepdims=True)[0])
     n = prod(shape[i] for i in axes)
@@ -295,7 +338,7 @@ def _extreme(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> Resu
     kept = _kept(a.shape, axes)
 
     def pull(g: Array) -> Array:
-        ties = xp.astype(xp.equal(a, xp.reshape(out, kept)), g.dtype)
+        ties = xp.astype(xp.equal(a, xp.reshape(out, kept)), xp.dtype(g))
         count = xp.sum(ties, axis=axes, keepdims=True) if axes else ties
         return xp.multiply(ties, xp.divide(xp.reshape(g, kept), count))
 
@@ -311,7 +354,7 @@ def argmax(xp: Backend, a: Array, *, axis: int | None, keepdims: bool) -> Result
 # --- Shapes
 
 
-def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> Result:
+def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> View:
     if axes is None:
         return xp.transpose(a), lambda g: xp.transpose(g)
     order = axes_of("transpose", tuple(axes), a.ndim)
@@ -321,26 +364,28 @@ def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> Result:
     return xp.transpose(a, order), lambda g: xp.transpose(g, inverse)
 
 
-def reshape(xp: Backend, a: Array, *, shape: Shape) -> Result:
+@remedy("the number of elements must stay the same")
+def reshape(xp: Backend, a: Array, *, shape: Shape) -> View:
     old = a.shape
     return xp.reshape(a, shape), lambda g: xp.reshape(g, old)
 
 
-def broadcast_to(xp: Backend, a: Array, *, shape: Shape) -> Result:
+def broadcast_to(xp: Backend, a: Array, *, shape: Shape) -> View:
     return xp.broadcast_to(a, shape), lambda g: g
 
 
-def squeeze(xp: Backend, a: Array, *, axis: Axis) -> Result:
+def squeeze(xp: Backend, a: Array, *, axis: Axis) -> View:
     """Drop axes of length 1; a named axis that is longer stays (PyTorch)."""
     axes = axes_of("squeeze", axis, a.ndim)
     return reshape(xp, a, shape=tuple(n for i, n in enumerate(a.shape) if i not in axes or n != 1))
 
 
-def expand_dims(xp: Backend, a: Array, *, axis: int | tuple[int, ...]) -> Result:
+def expand_dims(xp: Backend, a: Array, *, axis: int | tuple[int, ...]) -> View:
     old = a.shape
     return xp.expand_dims(a, axis), lambda g: xp.reshape(g, old)
 
 
+@remedy("all axes but the joined one must agree")
 def concatenate(xp: Backend, *arrays: Array, axis: int) -> Result:
     (along,) = axes_of("concatenate", axis, arrays[0].ndim)
     pulls, start = [], 0
@@ -368,7 +413,8 @@ def _picker(xp: Backend, axis: int, i: int) -> Callable[[Array], Array]:
     return lambda g: xp.getitem(g, (*(slice(None),) * axis, i))
 
 
-def getitem(xp: Backend, a: Array, *, index: Index) -> Result:
+@remedy("check the index against the shape")
+def getitem(xp: Backend, a: Array, *, index: Index) -> View:
     shape, prepared = a.shape, xp.prepare_index(index, a.shape)
     return xp.getitem(a, prepared), lambda g: xp.getitem_backward(g, prepared, shape)
 
@@ -423,28 +469,25 @@ def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
     if bias is not None and shape_of(bias) != shape[1:]:
         raise ValueError(f"linear: bias {shape_of(bias)} does not fit weight {shape}; it must be (out,)")
 
-    def pull(g: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
-        return xp.linear_backward(g, x, weight, needs)
-
-    return xp.linear(x, weight, bias), Joint(pull)
+    return xp.linear(x, weight, bias), Joint(lambda g, needs: xp.linear_backward(g, x, weight, needs))
 
 
 # --- Fused
 
 
-def softmax(xp: Backend, a: Array, *, axis: int) -> Result:
+def softmax(xp: Backend, a: Float, *, axis: int) -> Result:
     axes_of("softmax", axis, a.ndim)
     out = xp.softmax(a, axis)
     return out, lambda g: xp.softmax_backward(g, out, axis)
 
 
-def log_softmax(xp: Backend, a: Array, *, axis: int) -> Result:
+def log_softmax(xp: Backend, a: Float, *, axis: int) -> Result:
     axes_of("log_softmax", axis, a.ndim)
     out = xp.log_softmax(a, axis)
     return out, lambda g: xp.log_softmax_backward(g, out, axis)
 
 
-def layer_norm(xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *, eps: float) -> Result:
+def layer_norm(xp: Backend, x: Float, gamma: Array | None, beta: Array | None, *, eps: float) -> Result:
     if x.ndim == 0:
         raise ValueError("layer_norm: x is 0-d; it normalises over the last axis, so give it one")
     for name, parameter in (("gamma", gamma), ("beta", beta)):
@@ -457,38 +500,33 @@ def layer_norm(xp: Backend, x: Array, gamma: Array | None, beta: Array | None, *
     return out, Joint(lambda g, needs: xp.layer_norm_backward(g, x, gamma, mean, rstd, needs))
 
 
-def embedding(xp: Backend, weight: Array, *, ids: Any, checked: bool = False) -> Result:
-    """`checked` says that `ids` are an array of the backend and in range: to check them again, a device would wait."""
+def embedding(xp: Backend, weight: Array, *, ids: Any, check: bool = True) -> Result:
+    """Without `check`, ids are an array of the backend that is known to be in range: a check waits for the device."""
     if weight.ndim != 2:
         raise ValueError(f"embedding: weight must be (rows, columns), got shape {weight.shape}")
     n_rows = weight.shape[0]
-    rows = ids if checked else xp.ids(ids, n_rows, "embedding")
+    rows = xp.check_ids(ids, n_rows, "embedding") if check else ids
     return xp.embedding(weight, rows), lambda g: xp.embedding_backward(g, rows, n_rows)
 
 
 def cross_entropy(
-    xp: Backend,
-    logits: Array,
-    *,
-    ids: Any,
-    ignore_index: int | None,
-    excluded: int | None,
-    checked: tuple[Array, Array | None] | None = None,
-) -> Result:
-    """The mean over targets that count; class `excluded` is left out of the softmax.
+    xp: Backend, logits: Float, *, ids: Any, ignore_index: int | None, excluded_class: int | None,
+    padding: Array | None = None, check: bool = True,
+) -> Result:  # fmt: skip
+    """The mean over the valid targets; `excluded_class` is left out of the softmax.
 
-    `checked` are ids that are in range and on the device, and True where they do not count, in the place of `ids`.
+    Without `check`, ids are an array of the backend that is known to be in range, and `padding` is True where they are
+    not valid.
     """
     if logits.ndim == 0:
         raise ValueError("cross_entropy: logits are 0-d; they must be (..., classes)")
     classes, shape = logits.shape[-1], logits.shape
-    if checked is None:
-        targets, counted = xp.targets(ids, classes, ignore_index, "cross_entropy")
-    else:
-        targets, hidden = checked
-        counted = None if hidden is None else xp.logical_not(hidden)
-        # What does not count may be an id that is no class.
-        targets = targets if hidden is None else xp.where(hidden, 0, targets)
+    if check:
+        targets, valid = xp.check_targets(ids, classes, ignore_index, "cross_entropy")
+    elif padding is None:
+        targets, valid = ids, None
+    else:  # the id of padding may not be a class
+        targets, valid = xp.where(padding, 0, ids), xp.logical_not(padding)
     if targets.shape != shape[:-1]:
         raise ValueError(
             f"cross_entropy: logits {shape} need ids of shape {shape[:-1]}, got {targets.shape}; "
@@ -496,12 +534,12 @@ def cross_entropy(
         )
     n = prod(shape[:-1])
     targets = xp.reshape(targets, (n,))
-    counted = None if counted is None else xp.reshape(counted, (n,))
-    loss, probs = xp.cross_entropy(xp.reshape(logits, (n, classes)), targets, counted, excluded)
-    return loss, lambda g: xp.reshape(xp.cross_entropy_backward(g, probs, targets, counted), shape)
+    valid = None if valid is None else xp.reshape(valid, (n,))
+    loss, probs = xp.cross_entropy(xp.reshape(logits, (n, classes)), targets, valid, excluded_class)
+    return loss, lambda g: xp.reshape(xp.cross_entropy_backward(g, probs, targets, valid), shape)
 
 
-def attention(xp: Backend, q: Array, k: Array, v: Array, *, mask: Any, causal: bool, offset: int) -> Result:
+def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: bool, offset: int) -> Result:
     fits = min_ndim(q, k, v) >= 2 and q.shape[-1] == k.shape[-1] > 0 and k.shape[-2] == v.shape[-2]
     if not fits:
         raise ValueError(
@@ -514,7 +552,7 @@ def attention(xp: Backend, q: Array, k: Array, v: Array, *, mask: Any, causal: b
     return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, hidden, causal, offset, needs))
 
 
-def attention_qkvpacked(xp: Backend, qkv: Array, *, n_heads: int, mask: Any, causal: bool) -> Result:
+def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool) -> Result:
     """`attention` of each head, on queries, keys and values side by side: (..., T, 3 C) -> (..., T, C)."""
     if qkv.ndim < 2 or n_heads < 1 or qkv.shape[-1] % (3 * n_heads) or not qkv.shape[-1]:
         raise ValueError(

@@ -7,6 +7,7 @@ Everything that computes goes through `apply`: it takes the arrays out of the op
 from collections.abc import Callable, Iterator, Sequence
 from functools import update_wrapper
 from itertools import accumulate
+from math import prod
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any, NoReturn, TypeAlias, cast
@@ -22,22 +23,6 @@ Operand: TypeAlias = Any  # a Tensor, a number, or an array of the tensor's back
 Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 
 _PYTHON_NUMBERS: set[type] = {int, float, bool}
-
-# Of these the result is a float whatever the operand, so integers are brought to the default dtype first.
-_FLOAT_RESULT = {rules.divide, rules.exp, rules.log, rules.sqrt, rules.tanh, rules.sin, rules.cos, rules.sigmoid,
-                 rules.leaky_relu, rules.gelu, rules.softmax, rules.log_softmax, rules.layer_norm, rules.attention,
-                 rules.attention_qkvpacked,
-                 rules.cross_entropy}  # fmt: skip
-
-# Of these the result may share its memory with the operand, so a change in place of one is one of the other.
-_VIEWS: set[rules.Rule] = {rules.transpose, rules.reshape, rules.broadcast_to, rules.squeeze, rules.expand_dims,
-                           rules.getitem}  # fmt: skip
-
-_REMEDY = {
-    "reshape": "the number of elements must stay",
-    "concatenate": "all axes but the joined one must agree",
-    "getitem": "check the index against the shape",
-}
 
 
 class Tensor:
@@ -77,7 +62,7 @@ class Tensor:
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
         array = xp.asarray(data)  # first as it is: asked for floats, NumPy would parse strings and take None for nan
-        if dtype is None and not hasattr(data, "dtype") and array.dtype.kind != "b":
+        if dtype is None and not hasattr(data, "dtype") and xp.dtype(array).kind != "b":
             dtype = get_default_dtype()
         self.backend = xp
         self.label = label
@@ -115,10 +100,11 @@ class Tensor:
     def data(self, array: Array) -> None:
         if not self.backend.is_array(array):
             raise TypeError(f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}")
-        if self._node is not None and (array.shape != self.shape or array.dtype != self.dtype):
+        dtype = self.backend.dtype(array)
+        if self._node is not None and (array.shape != self.shape or dtype != self.dtype):
             raise ValueError(
                 f"data: this tensor tracks gradients as {self.shape} {self.dtype}; "
-                f"{array.shape} {array.dtype} needs a new Tensor"
+                f"{array.shape} {dtype} needs a new Tensor"
             )
         if array is self._data:
             self.changed_in_place()
@@ -139,11 +125,12 @@ class Tensor:
 
     @property
     def dtype(self) -> Any:
-        return self._data.dtype
+        """NumPy's dtype object, on every backend."""
+        return self.backend.dtype(self._data)
 
     @property
     def size(self) -> int:
-        return int(self._data.size)
+        return prod(self.shape)
 
     @property
     def is_leaf(self) -> bool:
@@ -306,6 +293,8 @@ class Tensor:
                 is of a dtype or on a device that the backend has not.
         """
         xp = resolve_backend(backend)
+        if not hasattr(xp, "from_dlpack"):
+            raise TypeError(f"from_dlpack: backend {xp.name!r} cannot share memory; copy the data with Tensor(data)")
         if not hasattr(source, "__dlpack__"):
             raise TypeError(f"from_dlpack: a {type(source).__name__} has no __dlpack__; copy it with Tensor(data)")
         try:
@@ -373,6 +362,16 @@ class Tensor:
     def __gt__(self, other: Operand) -> "Tensor":           return _binary(rules.greater, self, other)
     def __ge__(self, other: Operand) -> "Tensor":           return _binary(rules.greater_equal, self, other)
     __hash__ = object.__hash__  # by identity: == compares elements
+
+    # --- Logic: bool tensors, of bool operands
+
+    def __and__(self, other: Operand) -> "Tensor":          return _binary(rules.logical_and, self, other)
+    def __rand__(self, other: Operand) -> "Tensor":         return _binary(rules.logical_and, other, self)
+    def __or__(self, other: Operand) -> "Tensor":           return _binary(rules.logical_or, self, other)
+    def __ror__(self, other: Operand) -> "Tensor":          return _binary(rules.logical_or, other, self)
+    def __xor__(self, other: Operand) -> "Tensor":          return _binary(rules.logical_xor, self, other)
+    def __rxor__(self, other: Operand) -> "Tensor":         return _binary(rules.logical_xor, other, self)
+    def __invert__(self) -> "Tensor":                       return apply(rules.logical_not, self)
 
     # --- Elementwise: (...) -> (...)
 
@@ -527,7 +526,7 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     arrays: list[Any] = [o._data if isinstance(o, Tensor) else _operand(name, o, xp, keep) for o in operands]
     if len(arrays) > 1:
         arrays = _promote(xp, arrays)
-    if rule in _FLOAT_RESULT and not any(is_float(a.dtype) for a in arrays if xp.is_array(a)):
+    if rules.has_float_result(rule) and not any(is_float(xp.dtype(a)) for a in arrays if xp.is_array(a)):
         arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
     if params:
         params = {key: _plain(value, xp, keep) for key, value in params.items()}
@@ -536,13 +535,13 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         if str(error).startswith(f"{name}: "):
             raise  # it speaks for itself
-        raise _explained(name, arrays, params, error) from error
+        raise _explained(rule, arrays, params, error) from error
     if not isinstance(result, tuple):
         raise TypeError(f"{name}: a rule must return a tuple (output, pullback, ...), not a {type(result).__name__}")
     out, *pullbacks = result
     if out.ndim == 0:
         out = xp.asarray(out)  # NumPy gives scalars, which are not arrays
-    version = tensors[0]._version if rule in _VIEWS else [0]
+    version = tensors[0]._version if rules.is_view(rule) else [0]
     node = None
     if recording:
         nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
@@ -607,9 +606,14 @@ def _index(part: Any, xp: Backend) -> Any:
     if isinstance(part, Tensor):
         _same_backend("getitem", xp, part.backend)
         part = part._data
-    if isinstance(part, bool) or getattr(part, "shape", None) == () and part.dtype.kind == "b":
+    if isinstance(part, bool) or getattr(part, "shape", None) == () and _dtype(xp, part).kind == "b":
         raise TypeError("getitem: an index may not be one bool, which NumPy takes for a new axis; use a mask with axes")
     return int(part) if isinstance(part, Integral) else part
+
+
+def _dtype(xp: Backend, part: Any) -> Any:
+    """Of an array of the backend, or of NumPy's."""
+    return xp.dtype(part) if xp.is_array(part) else part.dtype
 
 
 def _same_backend(op: str, first: Backend, second: Backend) -> None:
@@ -621,28 +625,29 @@ def _same_backend(op: str, first: Backend, second: Backend) -> None:
 
 def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
     """Bring arrays of different dtypes to their common float dtype, if one of them is a float."""
-    typed = [a for a in arrays if hasattr(a, "dtype")]
-    if typed and (dtype := typed[0].dtype).kind == "f" and [a.dtype for a in typed].count(dtype) == len(typed):
+    typed = [a for a in arrays if hasattr(a, "shape")]
+    dtypes = [xp.dtype(a) for a in typed]
+    if typed and dtypes[0].kind == "f" and dtypes.count(dtypes[0]) == len(typed):
         return arrays
-    common = common_float(typed)
+    common = common_float(xp, typed)
     if common is None:
         if not any(type(a) is float for a in arrays):
             return arrays
         common = get_default_dtype()
     if not typed:  # numbers alone: where(mask, 1.0, 0.0)
         return [xp.asarray(a, common) for a in arrays]
-    return [xp.astype(a, common) if hasattr(a, "dtype") and a.dtype != common else a for a in arrays]
+    return [xp.astype(a, common) if hasattr(a, "shape") and xp.dtype(a) != common else a for a in arrays]
 
 
-def _explained(op: str, arrays: Sequence[Any], params: dict[str, Any], error: Exception) -> Exception:
+def _explained(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, Any], error: Exception) -> Exception:
     """The error with the op, the shapes and, where there is one, a remedy."""
     shapes = " and ".join(str(a.shape) if hasattr(a, "shape") else repr(a) for a in arrays)
     given = "".join(f", {key}={value!r}" for key, value in params.items() if not hasattr(value, "shape"))
-    remedy = _REMEDY.get(op, "")
+    remedy = getattr(rule, "remedy", "")
     if not remedy and "broadcast" in str(error):
         remedy = "shapes must be equal or broadcast: reshape or expand_dims one of them"
     kind = next(k for k in (IndexError, TypeError, OverflowError, ValueError) if isinstance(error, k))
-    return kind(f"{op}: {shapes}{given}: {str(error).strip()}" + (f"; {remedy}" if remedy else ""))
+    return kind(f"{rule.__name__}: {shapes}{given}: {str(error).strip()}" + (f"; {remedy}" if remedy else ""))
 
 
 def _shape(shape: tuple[Any, ...]) -> Shape:

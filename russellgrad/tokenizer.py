@@ -129,7 +129,7 @@ class Tokenizer(Module):
             return self._checked_again(batch)
         xp, pad = self.token_embedding.backend, self.pad_token_id
         batch = self._rows(batch)
-        ids, counted = xp.targets(batch, self.vocab_size + 1, pad, "Tokenizer")
+        ids, valid = xp.check_targets(batch, self.vocab_size + 1, pad, "Tokenizer")
         if ids.ndim != 2:
             raise ValueError(f"Tokenizer: ids must be (batch, length), got shape {ids.shape}")
         if ids.shape[1] > self.max_seq_len:
@@ -138,9 +138,9 @@ class Tokenizer(Module):
                 "cut it, or build the tokenizer with a larger max_seq_len"
             )
         upper = self.vocab_size + 1
-        if counted is None:
+        if valid is None:
             return TokenIds(ids, None, upper, xp)
-        return TokenIds(xp.where(counted, ids, pad), xp.logical_not(counted), upper, xp)
+        return TokenIds(xp.where(valid, ids, pad), xp.logical_not(valid), upper, xp)
 
     def _checked_again(self, ids: TokenIds) -> TokenIds:
         """What another tokenizer gave may not fit this one; only what the host knows is looked at."""
@@ -188,11 +188,11 @@ class Tokenizer(Module):
         `first` is the position of each row's first token, the same for all or int64 (B, 1); with the rest of the row
         after it, it must be below max_seq_len.
         """
-        tokens = apply(rules.embedding, self.token_embedding, ids=ids, checked=True)
+        tokens = apply(rules.embedding, self.token_embedding, ids=ids, check=False)
         if isinstance(first, int):
             return tokens + self.positional_encoding[first : first + ids.shape[1]]
         positions = first + first.backend.arange(ids.shape[1])  # (B, T)
-        return tokens + apply(rules.embedding, self.positional_encoding, ids=positions, checked=True)
+        return tokens + apply(rules.embedding, self.positional_encoding, ids=positions, check=False)
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         """A batch as `ids` takes it -> embeddings (B, T, C), ids (B, T), and True where there is padding (B, T)."""

@@ -26,5 +26,5 @@ def _counted(primitive: str, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 for _primitive in PRIMITIVES:
-    if _primitive != "name":
+    if _primitive != "name" and hasattr(load_backend("numpy"), _primitive):
         setattr(sys.modules[__name__], _primitive, _counted(_primitive, getattr(load_backend("numpy"), _primitive)))

@@ -2,18 +2,28 @@
 
 import os
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from russellgrad import Tensor
+from russellgrad.backend import PRIMITIVES
 
 TEXT = "".join(f"SPEAKER {i % 7}:\nThe {i}th line of {i * i}, all told.\n\n" for i in range(60))
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # absolute; rtol is 0
 largest_differences: dict[str, tuple[float, str]] = {}
 
 Array = Any
+
+
+def module_of(backend: Any, name: str, **changes: Any) -> ModuleType:
+    """A module with a backend's primitives under another name, and with changes."""
+    module = ModuleType(name)
+    own = {primitive: getattr(backend, primitive) for primitive in PRIMITIVES if hasattr(backend, primitive)}
+    vars(module).update({**own, "name": name, **changes})
+    return module
 
 
 def rng(seed: int = 0) -> np.random.Generator:

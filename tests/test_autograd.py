@@ -6,7 +6,6 @@ import pickle
 import sys
 import threading
 import tracemalloc
-import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +16,8 @@ import torch
 
 import russellgrad as rg
 from russellgrad import Tensor, custom_op, no_grad
-from russellgrad.backend import PRIMITIVES, Backend, load_backend
-from tests.helpers import assert_close, check_against_torch, rng, to_numpy
+from russellgrad.backend import Backend, load_backend
+from tests.helpers import assert_close, check_against_torch, module_of, rng, to_numpy
 from tests.process import run_python
 
 MIB = 1 << 20
@@ -513,11 +512,7 @@ def test_backward_casts_its_gradient(backend: Backend) -> None:
 @pytest.fixture
 def twin(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Another backend, of the same functions under another name."""
-    module = types.ModuleType("twin")
-    for name in PRIMITIVES:
-        setattr(module, name, getattr(backend, name))
-    module.name = "twin"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tests.twin_backend", module)
+    monkeypatch.setitem(sys.modules, "tests.twin_backend", module_of(backend, "twin"))
     return load_backend("tests.twin_backend")
 
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,9 @@ import pytest
 
 from russellgrad import Tensor, available_backends, get_backend, set_backend, use_backend
 from russellgrad import backend as selection
-from russellgrad.backend import PRIMITIVES, Backend, load_backend, resolve_backend
+from russellgrad.backend import CORE, DERIVED, OPTIONAL, PRIMITIVES, Backend, load_backend, resolve_backend
 from tests import counting_backend
-from tests.helpers import assert_close, check_against_torch, rng
+from tests.helpers import assert_close, check_against_torch, module_of, rng
 from tests.process import ROOT, output_of, run_python
 
 COUNTING = "tests.counting_backend"
@@ -27,6 +26,7 @@ counting: Any = counting_backend
 def _own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test loads and sets is forgotten after it."""
     monkeypatch.setattr(selection, "_loaded", dict(selection._loaded))
+    monkeypatch.setattr(selection, "_modules", dict(selection._modules))
     monkeypatch.setattr(selection, "_default", None)
     monkeypatch.delenv("RG_BACKEND", raising=False)
 
@@ -53,7 +53,7 @@ def test_numpy_is_the_default() -> None:
 def test_set_backend_is_for_the_process() -> None:
     set_backend(COUNTING)
     assert get_backend() is load_backend(COUNTING)
-    assert Tensor([1.0]).backend is counting
+    assert Tensor([1.0]).backend is load_backend(COUNTING)
     set_backend(importlib.import_module("russellgrad.backends.numpy_backend"))
     assert get_backend() is load_backend("numpy")
 
@@ -61,14 +61,14 @@ def test_set_backend_is_for_the_process() -> None:
 def test_use_backend_nests_and_is_undone() -> None:
     numpy = load_backend("numpy")
     with use_backend(COUNTING) as xp:
-        assert xp is counting
-        assert get_backend() is counting
+        assert xp is load_backend(COUNTING)
+        assert get_backend() is xp
         with use_backend("numpy"):
             assert get_backend() is numpy
             set_backend(COUNTING)  # what is set holds after the blocks
             assert get_backend() is numpy
-        assert get_backend() is counting
-    assert get_backend() is counting
+        assert get_backend() is xp
+    assert get_backend() is xp
     set_backend("numpy")
     with pytest.raises(KeyError), use_backend(COUNTING):
         raise KeyError
@@ -80,7 +80,7 @@ def test_a_tensors_own_backend_goes_first() -> None:
         x = Tensor([1.0], backend="numpy")
         assert x.backend.name == "numpy"
         assert (x + 1).backend.name == "numpy"
-    assert Tensor([1.0], backend=counting).backend is counting
+    assert Tensor([1.0], backend=counting).backend is load_backend(COUNTING)
 
 
 def test_available_backends(entry_point: str) -> None:
@@ -103,14 +103,23 @@ def test_resolve_backend_takes_names_and_modules_only() -> None:
         resolve_backend(1)  # type: ignore[arg-type]
 
 
-def test_a_module_that_lacks_primitives_is_a_type_error_that_lists_them() -> None:
-    half = ModuleType("half")
-    vars(half).update({name: getattr(counting, name) for name in PRIMITIVES if name != "exp"})
-    del half.matmul
-    with pytest.raises(
-        TypeError, match=r"'half': module half lacks exp, matmul; the contract is russellgrad\.backend\."
-    ):
+def test_a_module_that_lacks_core_primitives_is_a_type_error_that_lists_them() -> None:
+    half = module_of(load_backend("numpy"), "half")
+    del half.exp, half.matmul, half.softmax, half.assign
+    with pytest.raises(TypeError, match=r"'half': module half lacks exp, matmul; a backend has all names of .*\.CORE"):
         set_backend(half)
+
+
+def test_a_module_with_the_name_of_another_is_refused() -> None:
+    """It would be taken for the other one where a backend is asked for by its name."""
+    numpy = load_backend("numpy")
+    for name, owner in (("numpy", "numpy_backend"), ("cupy", "cupy_backend"), ("counting", COUNTING)):
+        load_backend(COUNTING)
+        module = module_of(numpy, "mine")
+        module.name = name  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match=f"module mine says that its name is '{name}', which is .*{owner}; set"):
+            set_backend(module)
+    assert load_backend("numpy") is numpy
 
 
 def test_an_error_inside_a_backend_module_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +160,7 @@ def step_of_linear_regression(name: str) -> None:
         calls = dict(counting.calls)
         assert w.grad is not None
         w.data -= 0.1 * w.grad
-    assert w.backend is counting
+    assert w.backend is load_backend(COUNTING)
     assert calls["matmul"] == 2  # forward, and the gradient of w; that of the inputs nobody wants
     assert calls["subtract"] == calls["sum"] == 1
     assert calls["multiply"] == 3
@@ -197,7 +206,7 @@ def test_to_moves_values_forth_and_gradients_back(backend: Backend) -> None:
 
     def there_and_back(x: Tensor) -> Tensor:
         moved = (x * x).to(COUNTING)
-        assert moved.backend is counting
+        assert moved.backend is load_backend(COUNTING)
         assert moved.requires_grad
         return (moved * moved.exp()).to(here) * x
 
@@ -217,41 +226,39 @@ def test_to_shares_nothing_with_another_backend_and_all_with_its_own(backend: Ba
 # --- The contract
 
 
-def functions_of(body: list[ast.stmt]) -> dict[str, str]:
-    """The public functions, in their order, each with its parameters and their defaults, annotations left out."""
+def functions_of(body: list[ast.stmt]) -> dict[str, list[str]]:
+    """The public functions, each with the names of its parameters."""
     found = {}
     for node in body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            for argument in [*node.args.args, *node.args.kwonlyargs]:
-                argument.annotation = None
-            found[node.name] = ast.unparse(node.args)
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            found[node.name] = [argument.arg for argument in arguments if argument.arg not in ("self", "xp")]
     return found
 
 
-def contract() -> dict[str, str]:
+def contract() -> dict[str, list[str]]:
     tree = ast.parse((ROOT / "russellgrad" / "backend.py").read_text())
-    (protocol,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Backend")
-    methods = functions_of(protocol.body)
-    return {name: parameters.removeprefix("self").removeprefix(", ") for name, parameters in methods.items()}
+    named = {node.name: functions_of(node.body) for node in tree.body if isinstance(node, ast.ClassDef)}
+    return {**named["Core"], **named["Derived"], **named["Optional"]}
 
 
-@pytest.mark.parametrize("module", ["numpy_backend", "cupy_backend"])
-def test_a_backend_module_has_the_contracts_names_order_and_parameters(module: str) -> None:
+def test_the_contract_in_three_tuples() -> None:
+    assert tuple(contract()) == (*CORE, *DERIVED, *OPTIONAL) == PRIMITIVES
+    assert len(set(PRIMITIVES)) == len(PRIMITIVES)
+
+
+def test_every_derived_primitive_has_a_formula_with_its_parameters() -> None:
+    found = functions_of(ast.parse((ROOT / "backends" / "formulas.py").read_text()).body)
+    del found["derived_names"]
+    assert found == {name: contract()[name] for name in DERIVED}
+
+
+@pytest.mark.parametrize("module", ["numpy_backend", "numpy_fused", "numba_backend", "strict_backend", "cupy_backend"])
+def test_what_a_backend_module_defines_has_the_contracts_parameters(module: str) -> None:
     """Read, not imported: CuPy need not be there."""
-    expected = contract()
-    assert tuple(expected) == PRIMITIVES
-    del expected["name"]  # a string, not a function
     found = functions_of(ast.parse((ROOT / "backends" / f"{module}.py").read_text()).body)
-    assert list(found) == list(expected)
-    assert found == expected
-
-
-def test_what_the_numba_module_defines_again_has_the_contracts_order_and_parameters() -> None:
-    """All else in it is NumPy's own."""
-    found = functions_of(ast.parse((ROOT / "backends" / "numba_backend.py").read_text()).body)
-    assert found
-    assert found == {name: parameters for name, parameters in contract().items() if name in found}
-    assert list(found) == [name for name in contract() if name in found]
+    known = {name: parameters for name, parameters in found.items() if name in PRIMITIVES}
+    assert known == {name: contract()[name] for name in known}
 
 
 def test_the_name_of_a_backend_is_the_name_it_is_chosen_by(backend: Backend) -> None:
@@ -378,12 +385,10 @@ def test_a_checkout_and_an_installation_each_take_their_own_backends(tmp_path: P
 
 def test_a_backend_given_as_a_module_is_asked_whether_it_can_be_used() -> None:
     numpy_backend = load_backend("numpy")
-    module = ModuleType("unusable_backend")
-    vars(module).update({name: getattr(numpy_backend, name) for name in PRIMITIVES})
 
     def refuse() -> None:
         raise RuntimeError("backend 'unusable': no such device")
 
-    vars(module)["require_usable"] = refuse
+    module = module_of(numpy_backend, "unusable", require_usable=refuse)
     with pytest.raises(RuntimeError, match="no such device"):
         Tensor([1.0], backend=module)

@@ -152,7 +152,7 @@ def test_arrays_of_the_host_are_refused(backend: Backend) -> None:
     ids=["item", "host data", "mask"],
 )
 def test_what_cannot_be_recorded_is_named(backend: Backend, work: Callable[[Tensor], Tensor], op: str) -> None:
-    if not backend.can_capture():
+    if not hasattr(backend, "capture"):
         pytest.skip(f"{backend.name} records nothing")
     step = compile_step(lambda x: work(x.sum() if op == "to_host" else x))
     x = Tensor([1.0, 2.0], requires_grad=False)
@@ -188,7 +188,7 @@ def test_a_parameter_that_was_replaced(backend: Backend, flat: bool, before: int
     w.requires_grad = False
     w.data = backend.asarray([10.0, 20.0])
     w.requires_grad = True
-    if backend.can_capture() and (flat or before == 4):
+    if hasattr(backend, "capture") and (flat or before == 4):
         with pytest.raises(RuntimeError, match=r"was given a new array .* compile_step again"):
             step(Tensor(ONE, requires_grad=False))
     else:
@@ -204,7 +204,7 @@ def test_a_half_precision_parameter_that_was_changed(backend: Backend) -> None:
     for _ in range(4):
         step(one)
     w.data -= w.data
-    if backend.can_capture():
+    if hasattr(backend, "capture"):
         with pytest.raises(RuntimeError, match="in half precision was changed after the step was recorded"):
             step(one)
     else:
@@ -243,7 +243,7 @@ def test_adding_up_gradients_over_calls_is_an_error(backend: Backend) -> None:
     for _ in range(2):
         step(x)
     assert_close(w.grad, 2 * ONE)
-    if backend.can_capture():
+    if hasattr(backend, "capture"):
         with pytest.raises(RuntimeError, match=r"a gradient from before .* call zero_grad\(\) within the step"):
             step(x)
     else:

@@ -17,7 +17,7 @@ from russellgrad import backend as selection
 from russellgrad import conformance
 from russellgrad.backend import PRIMITIVES, Backend, load_backend
 from russellgrad.conformance import Report
-from tests.helpers import Array
+from tests.helpers import Array, module_of
 from tests.process import run_python
 
 numpy: Any = load_backend("numpy")
@@ -41,8 +41,7 @@ def test_every_case_has_a_name_of_its_own() -> None:
 
 
 def planted(primitive: str, fault: Callable[..., Any]) -> ModuleType:
-    module = ModuleType(f"planted_{primitive}")
-    vars(module).update({name: getattr(numpy, name) for name in PRIMITIVES}, name="planted")
+    module = module_of(numpy, f"planted_{primitive}")
     vars(module)[primitive] = fault
     return module
 
@@ -51,6 +50,7 @@ def planted(primitive: str, fault: Callable[..., Any]) -> ModuleType:
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted modules are not kept among the loaded backends."""
     monkeypatch.setattr(selection, "_loaded", dict(selection._loaded))
+    monkeypatch.setattr(selection, "_modules", dict(selection._modules))
 
 
 def report_of(module: ModuleType, primitive: str) -> Report:

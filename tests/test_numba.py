@@ -18,7 +18,8 @@ from tests.process import ROOT, output_of, run_python
 pytest.importorskip("numba")
 
 cpu: Any = importlib.import_module("russellgrad.backends.cpu")
-numba_backend: Any = load_backend("numba")
+load_backend("numba")  # so that it is set up
+numba_backend: Any = importlib.import_module("russellgrad.backends.numba_backend")
 numpy_backend: Any = load_backend("numpy")
 
 

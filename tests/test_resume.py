@@ -74,7 +74,7 @@ def test_a_resumed_run_is_one_that_never_stopped(
     if options.get("dtype", "float32") not in backend.float_dtypes():
         pytest.skip(f"{backend.name} has no bfloat16")
     whole = run(text, tmp_path / "whole", **options)
-    if backend.can_capture():  # a recorded step does not come here, so it is told to stop by its number of steps
+    if hasattr(backend, "capture"):  # a recorded step does not come here, so it is told to stop by its number of steps
         monkeypatch.setenv("RG_TRAIN_STEPS", "5")
         first = run(text, tmp_path / "parts", **options)
         monkeypatch.delenv("RG_TRAIN_STEPS")

@@ -107,7 +107,7 @@ REFUSALS: list[tuple[type[Exception], str, str, dict[str, Callable[[], Any]]]] =
         "a primitive of both": lambda: xp.add(ones(), HOST),
         "a primitive of a list": lambda: xp.add(ones(), [1.0, 2.0, 3.0]),
         "NumPy arrays among several": lambda: xp.concatenate([ones(), HOST], 0),
-        "a NumPy array by keyword": lambda: xp.where(ones() > 0, a=ones(), b=HOST),
+        "a NumPy array in the last place": lambda: xp.where(ones() > 0, ones(), HOST),
         "a NumPy array is assigned": lambda: assign(ones(), 0, HOST[0]),
         "a list is assigned": lambda: assign(ones(), 0, [1.0, 2.0, 3.0]),
     }),

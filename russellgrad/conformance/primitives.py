@@ -300,20 +300,20 @@ def steps() -> Iterator[Case]:
 
 def _sgd(xp: Backend, step: int, g: Array, p: Array, velocity: Array | None, options: dict[str, Any]) -> None:
     clip = None if step == 1 else xp.full((), 0.5, p.dtype)
-    xp.sgd_step(p, g, velocity, xp.numbers([0.1 * step], p.dtype), clip, **options)
+    xp.sgd_step(p, g, velocity, xp.host_scalars([0.1 * step], p.dtype), clip, **options)
 
 
 def _adam(xp: Backend, step: int, g: Array, p: Array, m: Array, v: Array, options: dict[str, Any]) -> None:
     clip = None if step == 1 else xp.full((), 0.5, p.dtype)
     rates = [0.1 / (1 - 0.9**step), (1 - 0.99**step) ** 0.5, 0.1 * options["weight_decay"]]
-    xp.adam_step(p, g, m, v, xp.numbers(rates, p.dtype), clip, 0.9, 0.99, 1e-8, **options, low=None)
+    xp.adam_step(p, g, m, v, xp.host_scalars(rates, p.dtype), clip, 0.9, 0.99, 1e-8, **options, low=None)
 
 
 def _adam_writes_low(t: Trial) -> None:
     for low_dtype in _halves(t):
         p, g, m, v = (t.backend.copy(t.backend.asarray(normal(5, seed=i).astype("float32") ** 2)) for i in range(4))
         low = t.backend.zeros((5,), low_dtype)
-        rates = t.backend.numbers([0.1, 0.5, 0.01], "float32")
+        rates = t.backend.host_scalars([0.1, 0.5, 0.01], "float32")
         t.xp.adam_step(p, g, m, v, rates, None, 0.9, 0.99, 1e-8, 0.1, True, low)
         t.require(str(low.dtype) == low_dtype, low_dtype, str(low.dtype))
         t.same(t.backend.astype(low, "float32"), t.host(t.backend.astype(t.backend.astype(p, low_dtype), "float32")))

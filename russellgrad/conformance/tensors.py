@@ -5,14 +5,17 @@ from types import ModuleType
 
 import numpy as np
 
-from ..backend import PRIMITIVES
+from ..backend import PRIMITIVES, resolve_backend
 from ..tensor import Tensor
 from .trial import Case, Trial, reference
 from .values import normal
 
 # Another backend, whatever the one on trial is: NumPy's functions under a name of their own.
-stranger = ModuleType(f"{__package__}.stranger")
-vars(stranger).update({primitive: getattr(reference, primitive) for primitive in PRIMITIVES}, name="stranger")
+_module = ModuleType(f"{__package__}.stranger")
+vars(_module).update(
+    {name: getattr(reference, name) for name in PRIMITIVES if hasattr(reference, name)}, name="stranger"
+)
+stranger = resolve_backend(_module)
 
 
 def cases() -> list[Case]:

@@ -1,0 +1,470 @@
+"""The derived primitives: what each one computes, in core primitives.
+
+Each function takes the backend, `xp`, as its first argument, and then the arguments of the primitive of its name in
+`russellgrad/backend.py`. It calls primitives of `xp` alone, asks of an array its `shape` and `ndim`, and writes into
+no array. A backend that lacks a name gets the formula here; one that has a faster way defines the name itself. The
+conformance suite compares both, in float64.
+
+Shapes: `...` is any number of axes; C is the length of the last one, and N the number of rows before it.
+"""
+
+from collections.abc import Sequence
+from math import inf, pi, prod, sqrt
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from . import host
+
+Xp: TypeAlias = Any  # a backend
+Array: TypeAlias = Any  # its array
+DType: TypeAlias = Any
+Shape: TypeAlias = tuple[int, ...]
+
+
+def derived_names() -> tuple[str, ...]:
+    """The names of the formulas."""
+    return tuple(
+        name
+        for name, value in globals().items()
+        if getattr(value, "__module__", "") == __name__ and not name.startswith("_") and name != "derived_names"
+    )
+
+
+# --- Shapes and dtypes
+
+
+def _rows(xp: Xp, a: Array) -> Array:
+    """(..., C) -> (N, C). The number of rows is given: with C = 0 it could not be inferred."""
+    return xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1]))
+
+
+def _swap(xp: Xp, a: Array) -> Array:
+    """(..., n, m) -> (..., m, n)."""
+    return xp.transpose(a, (*range(a.ndim - 2), a.ndim - 1, a.ndim - 2))
+
+
+def _cast(xp: Xp, a: Array, dtype: DType) -> Array:
+    return a if xp.dtype(a) == dtype else xp.astype(a, dtype)
+
+
+def _at_least_float32(xp: Xp, a: Array) -> Array:
+    """Half precision as float32: sums and squares in it overflow at 65,504."""
+    return a if xp.dtype(a).itemsize > 2 else xp.astype(a, "float32")
+
+
+# --- Setup and creation
+
+
+def require_usable(xp: Xp) -> None:
+    """Nothing is missing."""
+
+
+def zeros(xp: Xp, shape: Shape, dtype: DType) -> Array:
+    return xp.full(shape, 0, dtype)
+
+
+def normal(xp: Xp, shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
+    return xp.astype(xp.asarray(host.normal(shape, seed, counter)), dtype)
+
+
+def uniform(xp: Xp, shape: Shape, key: Array, dtype: DType) -> Array:
+    seed, low, high, start = (int(word) for word in xp.to_host(key))
+    return xp.astype(xp.asarray(host.uniform(shape, seed, high << 64 | low, start)), dtype)
+
+
+def host_scalars(xp: Xp, values: Sequence[float], dtype: DType) -> Array:
+    return xp.asarray(np.array(values, dtype))
+
+
+def check_ids(xp: Xp, ids: Any, upper: int, op: str) -> Array:
+    return xp.asarray(host.checked_ids(xp.to_host(ids) if xp.is_array(ids) else ids, upper, op))
+
+
+def check_targets(xp: Xp, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]:
+    checked, valid = host.checked_targets(xp.to_host(ids) if xp.is_array(ids) else ids, upper, ignore, op)
+    return xp.asarray(checked), None if valid is None else xp.asarray(valid)
+
+
+def prepare_index(xp: Xp, index: Any, shape: Shape) -> Any:
+    """Index arrays are checked on the host and moved; a mask becomes the integer positions of its True elements."""
+    parts = host.as_tuple(index)
+    prepared: list[Any] = []
+    for part, axis in zip(parts, host.axes_of(parts, len(shape)), strict=True):
+        if part is None or part is Ellipsis or isinstance(part, (slice, int)):
+            prepared.append(part)
+            continue
+        array = host.index_array(xp.to_host(part) if xp.is_array(part) else part)
+        host.check_index_array(array, axis, shape)
+        if array.dtype.kind == "b":
+            prepared.extend(xp.asarray(positions) for positions in np.nonzero(array))
+        else:
+            prepared.append(xp.asarray(array))
+    return tuple(prepared)
+
+
+def set_matmul_precision(xp: Xp, level: str) -> None:
+    """Products are computed in full at every level."""
+
+
+# --- Elementwise: (...) -> (...)
+
+# Coefficients of the three rational approximations in W. J. Cody, "Rational Chebyshev approximations for the error
+# function", Mathematics of Computation 23 (1969), tables II to IV, as in his Fortran CALERF: numerator, denominator,
+# highest power first.
+ERF_SMALL = (
+    (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
+     3.20937758913846947e3),
+    (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3),
+)  # fmt: skip
+ERFC_MIDDLE = (
+    (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
+     2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3,
+     1.23033935479799725e3),
+    (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
+     3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3, 1.23033935480374942e3),
+)  # fmt: skip
+ERFC_LARGE = (
+    (1.63153871373020978e-2, 3.05326634961232344e-1, 3.60344899949804439e-1, 1.25781726111229246e-1,
+     1.60837851487422766e-2, 6.58749161529837803e-4),
+    (1.0, 2.56852019228982242e0, 1.87295284992346725e0, 5.27905102951428412e-1, 6.05183413124413191e-2,
+     2.33520497626869185e-3),
+)  # fmt: skip
+
+
+def erf(xp: Xp, a: Array) -> Array:
+    """Cody (1969): three ranges of |a|, each a rational function; relative error below 1e-15 in float64."""
+    x = _at_least_float32(xp, a)
+    y = xp.abs(x)
+    small = xp.where(xp.less_equal(y, 0.46875), x, 0)
+    below = xp.multiply(small, _ratio(xp, ERF_SMALL, xp.multiply(small, small)))
+    middle = xp.minimum(xp.maximum(y, 0.46875), 4.0)
+    erfc = xp.multiply(xp.exp(xp.negative(xp.multiply(middle, middle))), _ratio(xp, ERFC_MIDDLE, middle))
+    large = xp.minimum(xp.maximum(y, 4.0), 6.0)  # beyond 6 it is 1 to double precision
+    z = xp.divide(1.0, xp.multiply(large, large))
+    tail = xp.divide(xp.exp(xp.negative(xp.multiply(large, large))), large)
+    far = xp.multiply(tail, xp.subtract(1 / sqrt(pi), xp.multiply(z, _ratio(xp, ERFC_LARGE, z))))
+    above = xp.multiply(xp.sign(x), xp.subtract(1, xp.where(xp.less_equal(y, 4.0), erfc, far)))
+    return _cast(xp, xp.where(xp.less_equal(y, 0.46875), below, above), xp.dtype(a))
+
+
+def _ratio(xp: Xp, coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Array) -> Array:
+    """Numerator over denominator at x, both by Horner's scheme."""
+    values = []
+    for first, second, *rest in coefficients:
+        value = xp.add(xp.multiply(x, first), second)
+        for c in rest:
+            value = xp.add(xp.multiply(value, x), c)
+        values.append(value)
+    return xp.divide(values[0], values[1])
+
+
+def sigmoid(xp: Xp, a: Array) -> Array:
+    """1 / (1 + e^-a), from e^-|a|, which does not overflow."""
+    e = xp.exp(xp.negative(xp.abs(a)))
+    return xp.divide(xp.where(xp.greater_equal(a, 0), 1, e), xp.add(e, 1))
+
+
+def relu(xp: Xp, a: Array) -> Array:
+    return xp.maximum(a, 0)
+
+
+def clip(xp: Xp, a: Array, low: Array | None, high: Array | None) -> Array:
+    """min(max(a, low), high); either bound may be None."""
+    out = a if low is None else xp.maximum(a, low)
+    return out if high is None else xp.minimum(out, high)
+
+
+def leaky_relu(xp: Xp, a: Array, alpha: float) -> Array:
+    """Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML workshop 2013."""
+    return xp.where(xp.greater(a, 0), a, xp.multiply(a, alpha))
+
+
+def leaky_relu_backward(xp: Xp, g: Array, a: Array, alpha: float) -> Array:
+    return xp.where(xp.greater(a, 0), g, xp.multiply(g, alpha))
+
+
+_GELU_C = sqrt(2 / pi)
+
+
+def gelu(xp: Xp, a: Array, approximate: str) -> tuple[Array, Array]:
+    """a phi(a), where phi is the normal distribution function or its tanh approximation.
+
+    Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2. Saves a.
+    """
+    return xp.multiply(a, _phi(xp, a, approximate)), a
+
+
+def gelu_backward(xp: Xp, g: Array, saved: Array, approximate: str) -> Array:
+    """g (phi(a) + a phi'(a))."""
+    a = saved
+    phi = _phi(xp, a, approximate)
+    if approximate == "none":  # phi' is the normal density
+        a_slope = xp.multiply(a, xp.multiply(xp.exp(xp.multiply(xp.multiply(a, a), -0.5)), 1 / sqrt(2 * pi)))
+    else:  # phi' = 2 phi (1 - phi) c (1 + 3 * 0.044715 a^2). a phi (1 - phi) is 0 far out, before a^2 overflows.
+        inner = xp.add(xp.multiply(xp.multiply(a, a), 6 * _GELU_C * 0.044715), 2 * _GELU_C)
+        a_slope = xp.multiply(xp.multiply(xp.multiply(a, phi), xp.subtract(1, phi)), inner)
+    return xp.multiply(g, xp.add(phi, a_slope))
+
+
+def _phi(xp: Xp, a: Array, approximate: str) -> Array:
+    if approximate == "none":
+        return xp.multiply(xp.add(xp.erf(xp.multiply(a, sqrt(0.5))), 1), 0.5)
+    inner = xp.multiply(a, xp.add(xp.multiply(xp.multiply(a, a), _GELU_C * 0.044715), _GELU_C))
+    return xp.multiply(xp.add(xp.tanh(inner), 1), 0.5)
+
+
+# --- Products
+
+
+def linear(xp: Xp, x: Array, weight: Array, bias: Array | None) -> Array:
+    """x weight + bias: (..., i) (i, o) (o,) -> (..., o)."""
+    out = xp.matmul(_rows(xp, x), weight)  # one product, whatever the batch axes
+    if bias is not None:
+        out = xp.add(out, bias)
+    return xp.reshape(out, (*x.shape[:-1], weight.shape[1]))
+
+
+def linear_backward(
+    xp: Xp, g: Array, x: Array, weight: Array, needs: Sequence[bool]
+) -> tuple[Array | None, Array | None, Array | None]:
+    """g weight^T, x^T g, and the sum of g over the rows."""
+    rows = _rows(xp, g)
+    return (
+        xp.reshape(xp.matmul(rows, xp.transpose(weight)), x.shape) if needs[0] else None,
+        xp.matmul(xp.transpose(_rows(xp, x)), rows) if needs[1] else None,
+        xp.sum(rows, axis=0) if needs[2] else None,
+    )
+
+
+# --- Rows
+
+
+def softmax(xp: Xp, a: Array, axis: int) -> Array:
+    """e^a / sum e^a along `axis`. The maximum is subtracted first, so the largest exponent is 0 and none overflows."""
+    if 0 in a.shape:
+        return xp.copy(a)
+    e = xp.exp(xp.subtract(a, xp.max(a, axis=axis, keepdims=True)))
+    return xp.divide(e, xp.sum(e, axis=axis, keepdims=True))
+
+
+def softmax_backward(xp: Xp, g: Array, y: Array, axis: int) -> Array:
+    """y (g - sum g y), from the output y."""
+    return xp.multiply(y, xp.subtract(g, xp.sum(xp.multiply(g, y), axis=axis, keepdims=True)))
+
+
+def log_softmax(xp: Xp, a: Array, axis: int) -> Array:
+    """a - log sum e^a along `axis`."""
+    if 0 in a.shape:
+        return xp.copy(a)
+    z = xp.subtract(a, xp.max(a, axis=axis, keepdims=True))
+    return xp.subtract(z, xp.log(xp.sum(xp.exp(z), axis=axis, keepdims=True)))
+
+
+def log_softmax_backward(xp: Xp, g: Array, y: Array, axis: int) -> Array:
+    """g - softmax(a) sum g, from the output y = log softmax(a)."""
+    return xp.subtract(g, xp.multiply(xp.exp(y), xp.sum(g, axis=axis, keepdims=True)))
+
+
+def layer_norm(xp: Xp, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
+    """(x - mean) / sqrt(variance + eps) * gamma + beta over the last axis: (..., C) (C,) (C,) -> (..., C).
+
+    Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450, equation 4. Also returns the mean and
+    1 / sqrt(variance + eps), both (..., 1). The variance is that of centred values: E[x^2] - E[x]^2 would cancel.
+    """
+    mean = _mean_of_rows(xp, x)
+    centred = xp.subtract(x, mean)
+    rstd = xp.divide(1, xp.sqrt(xp.add(_mean_of_rows(xp, xp.multiply(centred, centred)), eps)))
+    y = xp.multiply(centred, rstd)
+    if gamma is not None:
+        y = xp.multiply(y, gamma)
+    if beta is not None:
+        y = xp.add(y, beta)
+    return y, mean, rstd
+
+
+def layer_norm_backward(
+    xp: Xp, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Gradients of x, gamma and beta.
+
+    With h = g gamma and normed = (x - mean) rstd: rstd (h - mean(h) - normed mean(h normed)), sum g normed, sum g. The
+    gradient of centring removes the mean of h; that of scaling removes its component along `normed`.
+    """
+    normed = xp.multiply(xp.subtract(x, mean), rstd)
+    gx = ggamma = gbeta = None
+    if needs[0]:
+        h = g if gamma is None else xp.multiply(g, gamma)
+        along = xp.multiply(normed, _mean_of_rows(xp, xp.multiply(h, normed)))
+        gx = xp.multiply(rstd, xp.subtract(xp.subtract(h, _mean_of_rows(xp, h)), along))
+    if needs[1]:
+        ggamma = xp.sum(_rows(xp, xp.multiply(g, normed)), axis=0)
+    if needs[2]:
+        gbeta = xp.sum(_rows(xp, g), axis=0)
+    return gx, ggamma, gbeta
+
+
+def _mean_of_rows(xp: Xp, a: Array) -> Array:
+    """(..., C) -> (..., 1)."""
+    return xp.divide(xp.sum(a, axis=-1, keepdims=True), a.shape[-1])
+
+
+def embedding(xp: Xp, weight: Array, ids: Array) -> Array:
+    """Rows of a table: (V, C) (...) -> (..., C)."""
+    return xp.getitem(weight, (ids,))
+
+
+def embedding_backward(xp: Xp, g: Array, ids: Array, n_rows: int) -> Array:
+    """The rows of g added up by id: (..., C) (...) -> (n_rows, C)."""
+    return xp.getitem_backward(g, (ids,), (n_rows, g.shape[-1]))
+
+
+def cross_entropy(
+    xp: Xp, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None
+) -> tuple[Array, Array]:
+    """The mean of -log softmax(logits)[id] over the valid rows: (N, C) (N,) (N,) -> (), and the softmax (N, C).
+
+    `excluded_class` has probability 0.
+    """
+    n, classes = logits.shape
+    z = logits
+    if excluded_class is not None:
+        z = xp.where(xp.equal(xp.arange(classes), excluded_class), -inf, z)
+    z = xp.subtract(z, xp.max(z, axis=1, keepdims=True))
+    e = xp.exp(z)
+    total = xp.sum(e, axis=1)
+    losses = xp.subtract(xp.log(total), xp.getitem(z, (xp.arange(n), ids)))
+    probs = xp.divide(e, xp.expand_dims(total, 1))
+    if valid is None:
+        return xp.divide(xp.sum(losses), n), probs
+    return xp.divide(xp.sum(xp.where(valid, losses, 0)), _count(xp, valid, logits)), probs
+
+
+def cross_entropy_backward(xp: Xp, g: Array, probs: Array, ids: Array, valid: Array | None) -> Array:
+    """(softmax - one-hot) g / n, with n the number of valid rows: () -> (N, C). Invalid rows get 0."""
+    n, classes = probs.shape
+    one_hot = xp.astype(xp.equal(xp.expand_dims(ids, 1), xp.arange(classes)), xp.dtype(probs))
+    delta = xp.subtract(probs, one_hot)
+    if valid is None:
+        return xp.multiply(delta, xp.divide(g, n))
+    return xp.multiply(delta, xp.expand_dims(xp.where(valid, xp.divide(g, _count(xp, valid, probs)), 0), 1))
+
+
+def _count(xp: Xp, valid: Array, like: Array) -> Array:
+    """How many are True, a 0-d array of the dtype of `like`."""
+    return xp.astype(xp.asarray(xp.sum(valid)), xp.dtype(like))
+
+
+# --- Attention. Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1.
+
+
+def attention(
+    xp: Xp, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int
+) -> tuple[Array, Array]:
+    """softmax(q k^T / sqrt(d)) v: (..., L, d) (..., S, d) (..., S, e) -> (..., L, e).
+
+    Also returns log sum exp of each query's scores, (..., L, 1), inf where every key is hidden: backward gets the
+    weights from it (Dao et al., "FlashAttention", arXiv:2205.14135, algorithm 4).
+    """
+    scores = _scores(xp, q, k, mask, causal, offset)
+    if k.shape[-2] == 0:
+        return xp.matmul(_cast(xp, scores, xp.dtype(v)), v), xp.full((*scores.shape[:-1], 1), inf, xp.dtype(scores))
+    top = xp.max(scores, axis=-1, keepdims=True)
+    top = xp.where(xp.equal(top, -inf), 0, top)  # every key is hidden: weights of 0, not nan
+    weights = xp.exp(xp.subtract(scores, top))
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    hidden = xp.equal(total, 0)
+    total = xp.where(hidden, 1, total)
+    out = xp.matmul(_cast(xp, xp.divide(weights, total), xp.dtype(v)), v)
+    return out, xp.where(hidden, inf, xp.add(xp.log(total), top))
+
+
+def attention_backward(
+    xp: Xp, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
+    offset: int, needs: Sequence[bool],
+) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+    """Gradients of q, k and v, with all batch axes.
+
+    The sum that softmax's backward subtracts, of g_weights * weights over a row, is that of g * out.
+    """
+    weights = xp.exp(xp.subtract(_scores(xp, q, k, mask, causal, offset), log_sum))
+    gv = xp.matmul(_swap(xp, _cast(xp, weights, xp.dtype(g))), g) if needs[2] else None
+    if not (needs[0] or needs[1]):
+        return None, None, gv
+    g_weights = xp.subtract(xp.matmul(g, _swap(xp, v)), xp.sum(xp.multiply(g, out), axis=-1, keepdims=True))
+    g_scores = xp.multiply(xp.multiply(g_weights, weights), 1 / sqrt(q.shape[-1]))
+    g_scores = _cast(xp, g_scores, xp.dtype(g))
+    gq = xp.matmul(g_scores, k) if needs[0] else None
+    gk = xp.matmul(_swap(xp, g_scores), q) if needs[1] else None
+    return gq, gk, gv
+
+
+def _scores(xp: Xp, q: Array, k: Array, mask: Array | None, causal: bool, offset: int) -> Array:
+    """q k^T / sqrt(d), (..., L, S), -inf where a key is hidden. If causal, query i sees keys up to i + offset."""
+    scores = xp.matmul(xp.multiply(q, 1 / sqrt(q.shape[-1])), _swap(xp, k))
+    scores = _at_least_float32(xp, scores)
+    if mask is not None:
+        scores = xp.where(mask, -inf, scores)
+    if causal:
+        last = xp.add(xp.expand_dims(xp.arange(q.shape[-2]), 1), offset)  # (L, 1)
+        scores = xp.where(xp.greater(xp.arange(k.shape[-2]), last), -inf, scores)
+    return scores
+
+
+# --- Optimizer steps. They return new arrays; a backend may write into the ones it is given, and return those.
+
+
+def clip_scale(xp: Xp, grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]:
+    """The norm of all gradients, and min(1, max_norm / (norm + 1e-6)), both ().
+
+    Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063, section 3.2.
+    """
+    squares: Any = 0.0
+    for g in grads:
+        g = _at_least_float32(xp, g)
+        squares = xp.add(xp.sum(xp.multiply(g, g)), squares)
+    norm = xp.asarray(xp.sqrt(squares))
+    return norm, xp.asarray(xp.minimum(xp.divide(max_norm, xp.add(norm, 1e-6)), 1.0))
+
+
+def sgd_step(
+    xp: Xp, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float,
+    nesterov: bool, weight_decay: float,
+) -> tuple[Array, Array | None]:  # fmt: skip
+    """Sutskever et al., "On the importance of initialization and momentum", ICML 2013, in the form PyTorch uses.
+
+    Returns p and the velocity, which is None without momentum, and zeros before the first step.
+    """
+    g = _gradient(xp, p, g, clip)
+    if weight_decay:
+        g = xp.add(g, xp.multiply(p, weight_decay))
+    if velocity is not None:
+        velocity = xp.add(xp.multiply(velocity, momentum), g)
+        g = xp.add(g, xp.multiply(velocity, momentum)) if nesterov else velocity
+    return xp.subtract(p, xp.multiply(g, xp.getitem(rates, (0,)))), velocity
+
+
+def adam_step(
+    xp: Xp, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float,
+    eps: float, weight_decay: float, decoupled: bool, low: Array | None,
+) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
+    """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101.
+
+    Returns p, m, v, and p in the dtype of `low`, if there is one.
+    """
+    rate, scale, decay = (xp.getitem(rates, (i,)) for i in range(3))
+    g = _gradient(xp, p, g, clip)
+    if weight_decay and decoupled:
+        p = xp.multiply(p, xp.subtract(1.0, decay))
+    elif weight_decay:
+        g = xp.add(g, xp.multiply(p, weight_decay))
+    m = xp.add(xp.multiply(m, beta1), xp.multiply(g, 1.0 - beta1))
+    v = xp.add(xp.multiply(v, beta2), xp.multiply(xp.multiply(g, g), 1.0 - beta2))
+    p = xp.subtract(p, xp.multiply(xp.divide(m, xp.add(xp.divide(xp.sqrt(v), scale), eps)), rate))
+    return p, m, v, None if low is None else xp.astype(p, xp.dtype(low))
+
+
+def _gradient(xp: Xp, p: Array, g: Array, clip: Array | None) -> Array:
+    """g in the dtype of p, times the clipping factor."""
+    g = _cast(xp, g, xp.dtype(p))
+    return g if clip is None else xp.multiply(g, clip)
