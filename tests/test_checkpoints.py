@@ -19,7 +19,7 @@ from russellgrad.checkpoint import load_model
 from tests.process import ROOT, run_python
 from tests.test_resume import RUN, parameters, run, stopped
 from tests.test_train import flags
-from train import checkpoints, records, train_transformer
+from train import checkpointer, checkpoints, train_transformer
 from train.checkpoints import find
 from train.config import Config, configure
 from train.metrics import Metrics, read_metrics
@@ -54,18 +54,20 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
                    check=True, capture_output=True)  # fmt: skip
     draws, kills, reached = random.Random(5), 0, []
     while True:
-        resume = ["--resume", str(out)] if checkpoints.newest(out) else flags(**options, out=out)
+        resume = ["--resume", str(out)] if checkpoints.latest_checkpoint(out) else flags(**options, out=out)
         process = subprocess.Popen([*command, *resume], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)  # fmt: skip
         if kills < KILLS:
-            before = checkpoints.newest(out)
+            before = checkpoints.latest_checkpoint(out)
             deadline = time.monotonic() + 60  # the clock of a kill starts with the first new checkpoint
-            while checkpoints.newest(out) == before and process.poll() is None and time.monotonic() < deadline:
+            while (
+                checkpoints.latest_checkpoint(out) == before and process.poll() is None and time.monotonic() < deadline
+            ):
                 time.sleep(0.005)
             time.sleep(draws.random() * 0.1)
             process.kill()
             kills += 1
-            newest = checkpoints.newest(out)
+            newest = checkpoints.latest_checkpoint(out)
             assert newest is not None
             reached.append(find(newest).step)  # which is whole, whatever was being written
         _, errors = process.communicate()
@@ -97,7 +99,7 @@ def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number:
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
-    found = re.search(r"Stopped by SIG\w+ after step ([\d,]+) of 100,000; go on with: python (.*)", output)
+    found = re.search(r"Stopped by SIG\w+ after step ([\d,]+) of 100,000; resume with: python (.*)", output)
     assert found is not None, output
     assert find(out).step == int(found[1].replace(",", ""))
     done = run_python(*found[2].split(), "--steps", str(find(out).step + 3), RG_BACKEND="numpy")
@@ -134,7 +136,7 @@ def test_the_last_ones_and_the_best_are_kept(
     result = run(text, tmp_path, keep=2)
     assert result.validation_losses == [(3, 3.0), (6, 1.0), (9, 2.0), (12, 4.0)]
     assert names(tmp_path) == ["step-00000006", "step-00000010", "step-00000012"]
-    assert find(tmp_path).facts["validation_losses"] == [[3, 3.0], [6, 1.0], [9, 2.0], [12, 4.0]]
+    assert find(tmp_path).state["validation_losses"] == [[3, 3.0], [6, 1.0], [9, 2.0], [12, 4.0]]
     assert parameters(tmp_path / "checkpoints/step-00000012/model.safetensors") == parameters(result.path)
 
 
@@ -145,7 +147,7 @@ def test_a_new_run_moves_an_earlier_one_aside(text: str, tmp_path: Path, capsys:
         (tmp_path / "checkpoints" / leftover).mkdir()
     (tmp_path / "model.safetensors.77.tmp").touch()
     run(text, tmp_path, steps=5, seed=1)
-    assert f"what an earlier run left in {tmp_path} is now in {tmp_path / 'earlier-1'}" in capsys.readouterr().out
+    assert f"the outputs of an earlier run in {tmp_path} are now in {tmp_path / 'earlier-1'}" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "earlier-1" / "checkpoints").iterdir()) == earlier
     assert read_metrics(tmp_path / "earlier-1").steps == [1, 2, 3, 4]
     assert parameters(tmp_path / "earlier-1/model.safetensors") != parameters(tmp_path / "model.safetensors")
@@ -169,7 +171,7 @@ def test_a_run_resumed_elsewhere_leaves_what_is_there(text: str, tmp_path: Path)
     assert find(second / "earlier-1" / "checkpoints").step == 6
     assert read_metrics(second / "earlier-1").steps == list(range(1, 7))
     assert read_metrics(second).steps == list(range(5, 9))
-    assert find(second).facts["config"]["seed"] == 0
+    assert find(second).state["config"]["seed"] == 0
     moved = second / "earlier-1" / "checkpoints"
     elsewhere = tmp_path / "copy"
     moved.rename(elsewhere)
@@ -199,7 +201,7 @@ def test_a_run_stopped_at_a_validation_does_it_when_it_goes_on(
     assert stopped(monkeypatch, 6, text, tmp_path / "parts").steps == 6
     assert train(resume=str(tmp_path / "parts")).validation_losses == whole.validation_losses
     one, two = find(tmp_path / "whole"), find(tmp_path / "parts")
-    assert one.facts["validation_losses"] == two.facts["validation_losses"]
+    assert one.state["validation_losses"] == two.state["validation_losses"]
 
 
 def test_a_signal_in_the_last_step_changes_nothing(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
@@ -209,7 +211,10 @@ def test_a_signal_in_the_last_step_changes_nothing(monkeypatch: pytest.MonkeyPat
 
 
 def test_one_run_at_a_time_in_a_folder(text: str, tmp_path: Path) -> None:
-    with records._locked(tmp_path), pytest.raises(OSError, match=f"another run is writing into {tmp_path}; choose"):
+    with (
+        checkpointer._locked(tmp_path),
+        pytest.raises(OSError, match=f"another run is writing into {tmp_path}; choose"),
+    ):
         run(text, tmp_path)
     assert run(text, tmp_path, steps=4, warmup=1).steps == 4
 
@@ -260,7 +265,9 @@ def test_only_damaged_ones(text: str, tmp_path: Path) -> None:
 def test_a_later_good_one_is_not_lost(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=8, keep=3)
     last, good = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (8, 4))
-    with pytest.raises(ValueError, match=f"{last} is later than {good}; resume from that, or give this run a folder"):
+    with pytest.raises(
+        ValueError, match=f"{last} is later than {good}; resume from the later one, or choose another folder"
+    ):
         train(resume=str(good))
 
 
@@ -268,7 +275,7 @@ def tampered(path: Path, **changes: Any) -> None:
     """With new checksums, so that only the content tells."""
     facts = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**facts, **changes}))
-    sums = [f"{checkpoints._sum(path / name)}  {name}\n" for name in checkpoints._FILES]
+    sums = [f"{checkpoints._sha256(path / name)}  {name}\n" for name in checkpoints._FILES]
     (path / "SHA256SUMS").write_text("".join(sums))
 
 
@@ -287,7 +294,7 @@ def test_a_checkpoint_of_another_version(text: str, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_shape(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     path = find(tmp_path).path
-    config = find(tmp_path).facts["config"]
+    config = find(tmp_path).state["config"]
     tampered(path, config={**config, "width": 32})
     with pytest.raises(ValueError, match=r"does not fit this run: .*has shape \(16, 16\), expected \(32, 32\)"):
         train(resume=str(tmp_path), steps=8)
@@ -307,22 +314,22 @@ def test_a_checkpoint_of_what_is_not_finite_is_never_written(text: str, tmp_path
 
 def test_fewer_steps_than_there_are(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
-    with pytest.raises(ValueError, match="has 4 steps already, and steps is 3; give more, or leave it out"):
+    with pytest.raises(ValueError, match="has 4 steps already, and steps is 3; set a larger number, or leave it out"):
         train(resume=str(tmp_path), steps=3)
 
 
 def test_resume_beside_a_config_is_refused(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
-    with pytest.raises(ValueError, match="resume has the settings of its checkpoint; give it without a config"):
+    with pytest.raises(ValueError, match="resume uses the settings of its checkpoint; pass it without a config"):
         train(Config(**{**RUN, "dataset": text}), resume=str(tmp_path))
-    with pytest.raises(ValueError, match="is of a run with seed 0, not 5"):
+    with pytest.raises(ValueError, match="belongs to a run with seed 0, not 5"):
         train(Config(**{**RUN, "dataset": text, "seed": 5, "resume": str(tmp_path), "out": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 32}, "width 16, not 32; leave these out, or start a new run"),
+        ({"width": 32}, "width 16, not 32; leave these options out, or start a new run"),
         ({"seed": 1, "batch": 8}, "batch 4, not 8, seed 0, not 1"),
         ({"preset": "shakespeare-cpu"}, "a resumed run has the settings of its checkpoint; leave the preset out"),
     ],
@@ -387,7 +394,7 @@ def test_a_full_disk_keeps_the_last_good_one(
     written = checkpoint.write_synced
     for module in (checkpoint, checkpoints):
         monkeypatch.setattr(module, "write_synced", full)
-    with pytest.raises(OSError, match=f"No space left on device; the last one is {good}: put that right, and --resum"):
+    with pytest.raises(OSError, match=f"No space left on device; the last one is {good}: fix the cause, and --resum"):
         train(resume=str(tmp_path), steps=12)
     assert names(tmp_path) == before
     monkeypatch.undo()
@@ -404,7 +411,7 @@ def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(text: str, tmp_pat
         np.errstate(all="ignore"),
         pytest.raises(
             FloatingPointError,
-            match=r"the (loss|norm of the gradient) at step \d+ is (nan|inf) on batch \d+ of seed 0; the last good "
+            match=r"the (loss|gradient norm) at step \d+ is (nan|inf) on batch \d+ of seed 0; the last good "
             rf"checkpoint is {tmp_path}/checkpoints/step-\d+: lower the learning rate, or clip the gradient",
         ),
     ):

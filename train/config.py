@@ -97,9 +97,9 @@ class Config:
                 f"warmup must be less than steps: {self.warmup_steps} is not less than {self.steps}; give another "
                 "warmup, or cut the run short with RG_TRAIN_STEPS"
             )
-        if self.last_learning_rate > self.learning_rate:
+        if self.final_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        if self.schedule == "exponential" and not self.last_learning_rate:
+        if self.schedule == "exponential" and not self.final_learning_rate:
             raise ValueError("min_learning_rate must be positive for the schedule exponential")
 
     @property
@@ -107,7 +107,7 @@ class Config:
         return self.steps // 20 if self.warmup is None else self.warmup
 
     @property
-    def last_learning_rate(self) -> float:
+    def final_learning_rate(self) -> float:
         return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
 
     @property
@@ -133,7 +133,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # What a checkpoint is of: a resumed run cannot have others. (Nor another text, of which the checksum is compared.)
-FIXED = ("layers", "heads", "width", "ff_scale", "block", "activation", "output_projection", "final_norm",
+FIXED_ON_RESUME = ("layers", "heads", "width", "ff_scale", "block", "activation", "output_projection", "final_norm",
          "dropout", "dtype", "batch", "seed")  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def configure(preset: str | None = None, **given: Any) -> Config:
             raise ValueError(f"resume: {checkpoint.path} is in no run's folder; say with out where the run is to go on")
         own["out"] = str(checkpoint.path.parent.parent)
     try:
-        return Config(**{**checkpoint.facts["config"], **own})
+        return Config(**{**checkpoint.state["config"], **own})
     except TypeError as error:
         raise ValueError(f"resume: {checkpoint.path} is of another release, with other settings: {error}") from error
 

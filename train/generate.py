@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
-from train.progress import plain_errors, say
+from train.progress import echo, exit_on_error
 
 BETWEEN = "\n" + 15 * "-" + "\n"  # two texts
 
@@ -73,10 +73,10 @@ def generate(
 
 if __name__ == "__main__":
     options = vars(parse())
-    with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
+    with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
-    with plain_errors(ValueError, ImportError, OSError):
+    with exit_on_error(ValueError, ImportError, OSError):
         for piece in generate(options.pop("model"), options.pop("prompt"), **options):
-            if not say(piece, end=""):
+            if not echo(piece, end=""):
                 break
-        say("")
+        echo("")

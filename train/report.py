@@ -30,7 +30,7 @@ from russellgrad.checkpoint import load_model
 from train.chart import Chart, Floats, Series, chart_html, figure_class, number, readings, step_axis, write_png
 from train.maps import VISIBLE, maps_html, write_maps_png
 from train.metrics import FILE, History, read_metrics
-from train.progress import clock, plain_errors
+from train.progress import exit_on_error, format_duration
 
 MODEL = "model.safetensors"
 PROMPT = 32  # characters of a prompt, if none is given
@@ -231,7 +231,7 @@ def facts_html(history: History) -> str:
         best = min(history.validations, key=lambda entry: (not math.isfinite(entry[1]), entry[1]))
         if best[1] < loss and best[2] == blocks:  # over other blocks it would not compare
             facts.append(("least validation loss", f"{best[1]:.4f} at step {best[0]:,}"))
-    facts.append(("time", clock(history.seconds[-1])))
+    facts.append(("time", format_duration(history.seconds[-1])))
     facts.append(("throughput", f"{statistics.median(history.tokens_per_second):,.0f} tokens per second"))
     if history.runs:
         facts.append(("parameters", f"{history.runs[-1][1].get('parameters', 0):,}"))
@@ -244,7 +244,7 @@ def numbers_html(history: History) -> str:
     """About ROWS rows of the curves' numbers, for those who cannot see them or want to copy them."""
     columns = (history.losses, history.learning_rates, history.gradient_norms, history.tokens_per_second)
     training = [
-        (f"{history.steps[i]:,}", *(number(values[i]) for values in columns), clock(history.seconds[i]))
+        (f"{history.steps[i]:,}", *(number(values[i]) for values in columns), format_duration(history.seconds[i]))
         for i in _spread(range(len(history.steps)), ROWS)
     ]
     validation = [
@@ -349,7 +349,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     options = parse()
-    with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
+    with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
-    with plain_errors(ValueError, ImportError, OSError):
+    with exit_on_error(ValueError, ImportError, OSError):
         print(write_report(options.folder, options.prompt, png=options.png))
