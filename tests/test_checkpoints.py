@@ -175,7 +175,7 @@ def test_a_run_resumed_elsewhere_leaves_what_is_there(text: str, tmp_path: Path)
     moved = second / "earlier-1" / "checkpoints"
     elsewhere = tmp_path / "copy"
     moved.rename(elsewhere)
-    with pytest.raises(ValueError, match="is in no run's folder; say with out where the run is to go on"):
+    with pytest.raises(ValueError, match="is not in a run's folder; set out to the folder of the resumed run"):
         train(resume=str(elsewhere), steps=8)
     assert train(resume=str(elsewhere), out=str(tmp_path / "third"), steps=8).steps == 8
 
@@ -287,7 +287,7 @@ def test_a_checkpoint_of_another_version(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has format 'russellgrad-checkpoint', version 2; this release reads"):
         train(resume=str(tmp_path))
     tampered(path, version=1, config={**run(text, tmp_path / "b", steps=4).config.__dict__, "flux": 1})
-    with pytest.raises(ValueError, match=r"is of another release, with other settings: .*flux"):
+    with pytest.raises(ValueError, match=r"was written by another release, with other settings: .*flux"):
         train(resume=str(tmp_path))
 
 
