@@ -19,7 +19,7 @@ _WARM_UP = 2  # steps run as they are: what is built or allocated at first use i
 def compile_step(step: Callable[P, R]) -> Callable[P, R]:
     """`step` as a function that, on CuPy, is recorded as one CUDA graph and replayed: no Python between its kernels.
 
-        step = compile_step(lambda inputs, targets: take_step(model, optimizer, inputs, targets))
+        step = compile_step(lambda inputs, targets: train_step(model, optimizer, inputs, targets))
         loss = step(model.tokenizer.ids(inputs), model.tokenizer.ids(targets))
 
     The first two calls run `step` as it is, the third records it, and each call is one step, with an uncompiled one's

@@ -15,8 +15,8 @@ WEIGHTS, EMBEDDINGS, DROPOUT = range(3)  # streams: draws of one seed for differ
 class Generator:
     """A sequence of draws. `counter` is the number of the next one; set it to go back.
 
-    Each sample of a batch has draws of its own by its number in the batch, so a batch that is shared out among
-    processes or taken in parts gets the draws of the whole one: see `rows_from`.
+    Each row of a batch has its own draws, by its number in the batch. Micro-batches, and the rows of a batch on several
+    processes, therefore get the draws of the whole batch: see `start_batch` and `continue_batch`.
     """
 
     def __init__(self, seed: int, stream: int = WEIGHTS) -> None:
@@ -28,19 +28,23 @@ class Generator:
         self._first_row = 0
         self._counter_of_batch = 0
 
-    def rows_from(self, first: int, *, again: bool = False) -> None:
-        """What is drawn next are rows `first`, `first` + 1, ... of what is drawn for the whole batch.
+    def start_batch(self, first_row: int = 0) -> None:
+        """Start a new batch: the rows drawn next are rows `first_row`, `first_row` + 1, ... of the batch."""
+        on_host(lambda: self._start_batch(first_row))
 
-        Args:
-            first: number of the first sample at hand in the batch.
-            again: for more rows of the batch that the last call without `again` began: its draws begin anew.
+    def continue_batch(self, first_row: int) -> None:
+        """Continue the batch that `start_batch` started with its rows `first_row`, `first_row` + 1, ...
+
+        `counter` goes back to its value at `start_batch`, so these rows get the numbers that they would have got in one
+        draw for the whole batch.
         """
-        on_host(lambda: self._set_rows(first, again))
+        on_host(lambda: self._continue_batch(first_row))
 
-    def _set_rows(self, first: int, again: bool) -> None:
-        if again:
-            self.counter = self._counter_of_batch
-        self._first_row, self._counter_of_batch = first, self.counter
+    def _start_batch(self, first_row: int) -> None:
+        self._first_row, self._counter_of_batch = first_row, self.counter
+
+    def _continue_batch(self, first_row: int) -> None:
+        self._first_row, self.counter = first_row, self._counter_of_batch
 
     def normal(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
         """Standard normal numbers of this shape, an array of backend `xp`."""

@@ -55,9 +55,13 @@ class Dropout(Module):
         self.p = p
         self.generator = generator
 
-    def rows_from(self, first: int, *, again: bool = False) -> None:
-        """What comes next are samples `first`, ... of the batch, which draw as in the whole: `Generator.rows_from`."""
-        (self.generator or default_generator()).rows_from(first, again=again)
+    def start_batch(self, first_row: int = 0) -> None:
+        """Start a new batch, of which the next input has rows `first_row`, ...: see `Generator.start_batch`."""
+        (self.generator or default_generator()).start_batch(first_row)
+
+    def continue_batch(self, first_row: int) -> None:
+        """Continue the batch with a micro-batch, its rows `first_row`, ...: see `Generator.continue_batch`."""
+        (self.generator or default_generator()).continue_batch(first_row)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:

@@ -20,7 +20,7 @@ from russellgrad.checkpoint import load_model
 from tests.process import ROOT, run_python
 from tests.test_resume import RUN, parameters, run, stopped
 from tests.test_train import flags
-from train import checkpoints, records, train_transformer
+from train import checkpointer, checkpoints, train_transformer
 from train.checkpoints import find
 from train.config import Config, configure
 from train.metrics import Metrics, read_metrics
@@ -55,18 +55,20 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
                    check=True, capture_output=True)  # fmt: skip
     draws, kills, reached = random.Random(5), 0, []
     while True:
-        resume = ["--resume", str(out)] if checkpoints.newest(out) else flags(**options, out=out)
+        resume = ["--resume", str(out)] if checkpoints.latest_checkpoint(out) else flags(**options, out=out)
         process = subprocess.Popen([*command, *resume], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)  # fmt: skip
         if kills < KILLS:
-            before = checkpoints.newest(out)
+            before = checkpoints.latest_checkpoint(out)
             deadline = time.monotonic() + 60  # the clock of a kill starts with the first new checkpoint
-            while checkpoints.newest(out) == before and process.poll() is None and time.monotonic() < deadline:
+            while (
+                checkpoints.latest_checkpoint(out) == before and process.poll() is None and time.monotonic() < deadline
+            ):
                 time.sleep(0.005)
             time.sleep(draws.random() * 0.1)
             process.kill()
             kills += 1
-            newest = checkpoints.newest(out)
+            newest = checkpoints.latest_checkpoint(out)
             assert newest is not None
             reached.append(find(newest).step)  # which is whole, whatever was being written
         _, errors = process.communicate()
@@ -98,7 +100,7 @@ def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number:
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
-    found = re.search(r"Stopped by SIG\w+ after step ([\d,]+) of 100,000; go on with: python (.*)", output)
+    found = re.search(r"Stopped by SIG\w+ after step ([\d,]+) of 100,000; resume with: python (.*)", output)
     assert found is not None, output
     assert find(out).step == int(found[1].replace(",", ""))
     done = run_python(*found[2].split(), "--steps", str(find(out).step + 3), RG_BACKEND="numpy")
@@ -135,7 +137,7 @@ def test_the_last_ones_and_the_best_are_kept(
     result = run(text, tmp_path, keep=2)
     assert result.validation_losses == [(3, 3.0), (6, 1.0), (9, 2.0), (12, 4.0)]
     assert names(tmp_path) == ["step-00000006", "step-00000010", "step-00000012"]
-    assert find(tmp_path).facts["validation_losses"] == [[3, 3.0], [6, 1.0], [9, 2.0], [12, 4.0]]
+    assert find(tmp_path).state["validation_losses"] == [[3, 3.0], [6, 1.0], [9, 2.0], [12, 4.0]]
     assert parameters(tmp_path / "checkpoints/step-00000012/model.safetensors") == parameters(result.path)
 
 
@@ -146,7 +148,7 @@ def test_a_new_run_moves_an_earlier_one_aside(text: str, tmp_path: Path, capsys:
         (tmp_path / "checkpoints" / leftover).mkdir()
     (tmp_path / "model.safetensors.77.tmp").touch()
     run(text, tmp_path, steps=5, seed=1)
-    assert f"what an earlier run left in {tmp_path} is now in {tmp_path / 'earlier-1'}" in capsys.readouterr().out
+    assert f"the outputs of an earlier run in {tmp_path} are now in {tmp_path / 'earlier-1'}" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "earlier-1" / "checkpoints").iterdir()) == earlier
     assert read_metrics(tmp_path / "earlier-1").steps == [1, 2, 3, 4]
     assert parameters(tmp_path / "earlier-1/model.safetensors") != parameters(tmp_path / "model.safetensors")
@@ -170,11 +172,11 @@ def test_a_run_resumed_elsewhere_leaves_what_is_there(text: str, tmp_path: Path)
     assert find(second / "earlier-1" / "checkpoints").step == 6
     assert read_metrics(second / "earlier-1").steps == list(range(1, 7))
     assert read_metrics(second).steps == list(range(5, 9))
-    assert find(second).facts["config"]["seed"] == 0
+    assert find(second).state["config"]["seed"] == 0
     moved = second / "earlier-1" / "checkpoints"
     elsewhere = tmp_path / "copy"
     moved.rename(elsewhere)
-    with pytest.raises(ValueError, match="is in no run's folder; say with out where the run is to go on"):
+    with pytest.raises(ValueError, match="is not in a run's folder; set out to the folder of the resumed run"):
         train(resume=str(elsewhere), steps=8)
     assert train(resume=str(elsewhere), out=str(tmp_path / "third"), steps=8).steps == 8
 
@@ -200,7 +202,7 @@ def test_a_run_stopped_at_a_validation_does_it_when_it_goes_on(
     assert stopped(monkeypatch, 6, text, tmp_path / "parts").steps == 6
     assert train(resume=str(tmp_path / "parts")).validation_losses == whole.validation_losses
     one, two = find(tmp_path / "whole"), find(tmp_path / "parts")
-    assert one.facts["validation_losses"] == two.facts["validation_losses"]
+    assert one.state["validation_losses"] == two.state["validation_losses"]
 
 
 def test_a_signal_in_the_last_step_changes_nothing(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
@@ -210,7 +212,10 @@ def test_a_signal_in_the_last_step_changes_nothing(monkeypatch: pytest.MonkeyPat
 
 
 def test_one_run_at_a_time_in_a_folder(text: str, tmp_path: Path) -> None:
-    with records._locked(tmp_path), pytest.raises(OSError, match=f"another run is writing into {tmp_path}; choose"):
+    with (
+        checkpointer._locked(tmp_path),
+        pytest.raises(OSError, match=f"another run is writing into {tmp_path}; choose"),
+    ):
         run(text, tmp_path)
     assert run(text, tmp_path, steps=4, warmup=1).steps == 4
 
@@ -261,7 +266,9 @@ def test_only_damaged_ones(text: str, tmp_path: Path) -> None:
 def test_a_later_good_one_is_not_lost(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=8, keep=3)
     last, good = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (8, 4))
-    with pytest.raises(ValueError, match=f"{last} is later than {good}; resume from that, or give this run a folder"):
+    with pytest.raises(
+        ValueError, match=f"{last} is later than {good}; resume from the later one, or choose another folder"
+    ):
         train(resume=str(good))
 
 
@@ -269,7 +276,7 @@ def tampered(path: Path, **changes: Any) -> None:
     """With new checksums, so that only the content tells."""
     facts = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**facts, **changes}))
-    sums = [f"{checkpoints._sum(path / name)}  {name}\n" for name in checkpoints._FILES]
+    sums = [f"{checkpoints._sha256(path / name)}  {name}\n" for name in checkpoints._FILES]
     (path / "SHA256SUMS").write_text("".join(sums))
 
 
@@ -281,7 +288,7 @@ def test_a_checkpoint_of_another_version(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has format 'russellgrad-checkpoint', version 3; this release reads"):
         train(resume=str(tmp_path))
     tampered(path, version=2, config={**run(text, tmp_path / "b", steps=4).config.__dict__, "flux": 1})
-    with pytest.raises(ValueError, match=r"is of another release, with other settings: .*flux"):
+    with pytest.raises(ValueError, match=r"was written by another release, with other settings: .*flux"):
         train(resume=str(tmp_path))
 
 
@@ -308,7 +315,7 @@ def test_a_model_file_with_separate_queries_keys_and_values() -> None:
 def test_a_checkpoint_of_another_shape(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     path = find(tmp_path).path
-    config = find(tmp_path).facts["config"]
+    config = find(tmp_path).state["config"]
     tampered(path, config={**config, "width": 32})
     with pytest.raises(ValueError, match=r"does not fit this run: .*has shape \(16, 16\), expected \(32, 32\)"):
         train(resume=str(tmp_path), steps=8)
@@ -328,22 +335,22 @@ def test_a_checkpoint_of_what_is_not_finite_is_never_written(text: str, tmp_path
 
 def test_fewer_steps_than_there_are(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
-    with pytest.raises(ValueError, match="has 4 steps already, and steps is 3; give more, or leave it out"):
+    with pytest.raises(ValueError, match="has 4 steps already, and steps is 3; set a larger number, or leave it out"):
         train(resume=str(tmp_path), steps=3)
 
 
 def test_resume_beside_a_config_is_refused(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
-    with pytest.raises(ValueError, match="resume has the settings of its checkpoint; give it without a config"):
+    with pytest.raises(ValueError, match="resume uses the settings of its checkpoint; pass it without a config"):
         train(Config(**{**RUN, "dataset": text}), resume=str(tmp_path))
-    with pytest.raises(ValueError, match="is of a run with seed 0, not 5"):
+    with pytest.raises(ValueError, match="belongs to a run with seed 0, not 5"):
         train(Config(**{**RUN, "dataset": text, "seed": 5, "resume": str(tmp_path), "out": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 32}, "width 16, not 32; leave these out, or start a new run"),
+        ({"width": 32}, "width 16, not 32; leave these options out, or start a new run"),
         ({"seed": 1, "batch": 8}, "batch 4, not 8, seed 0, not 1"),
         ({"preset": "shakespeare-cpu"}, "a resumed run has the settings of its checkpoint; leave the preset out"),
     ],
@@ -408,7 +415,7 @@ def test_a_full_disk_keeps_the_last_good_one(
     written = checkpoint.write_synced
     for module in (checkpoint, checkpoints):
         monkeypatch.setattr(module, "write_synced", full)
-    with pytest.raises(OSError, match=f"No space left on device; the last one is {good}: put that right, and --resum"):
+    with pytest.raises(OSError, match=f"No space left on device; the last one is {good}: fix the cause, and --resum"):
         train(resume=str(tmp_path), steps=12)
     assert names(tmp_path) == before
     monkeypatch.undo()
@@ -425,7 +432,7 @@ def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(text: str, tmp_pat
         np.errstate(all="ignore"),
         pytest.raises(
             FloatingPointError,
-            match=r"the (loss|norm of the gradient) at step \d+ is (nan|inf) on batch \d+ of seed 0; the last good "
+            match=r"the (loss|gradient norm) at step \d+ is (nan|inf) on batch \d+ of seed 0; the last good "
             rf"checkpoint is {tmp_path}/checkpoints/step-\d+: lower the learning rate, or clip the gradient",
         ),
     ):

@@ -13,8 +13,8 @@ from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer, cosine_with_warm
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, rng
-from train.data import Part
-from train.train_transformer import take_step
+from train.data import MicroBatch
+from train.train_transformer import train_step
 
 Step = Callable[..., Any]
 
@@ -45,7 +45,7 @@ def batch(seed: int, shape: tuple[int, int] = (3, 8), padded: bool = False) -> t
 
 
 def take(model: Transformer, step: Step, inputs: Any, targets: Any) -> float:
-    return float(step(Part(model.tokenizer.ids(inputs), model.tokenizer.ids(targets)))[0].item())
+    return float(step(MicroBatch(model.tokenizer.ids(inputs), model.tokenizer.ids(targets)))[0].item())
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -55,10 +55,10 @@ def test_it_is_the_step(backend: Backend, dtype: str, options: dict[str, Any]) -
     runs = []
     for wrap in (lambda step: step, compile_step):
         model, optimizer = model_and_optimizer(dtype, **options)
-        step = wrap(partial(take_step, model, optimizer, clip=0.5))
+        step = wrap(partial(train_step, model, optimizer, grad_clip=0.5))
         losses = [take(model, step, *batch(seed)) for seed in range(8)]
         losses += [
-            take_step(model, optimizer, Part(*batch(9)), clip=0.5)[0].item()
+            train_step(model, optimizer, MicroBatch(*batch(9)), grad_clip=0.5)[0].item()
         ]  # as it is, after the recorded ones
         runs.append((losses, model.state_dict(), optimizer.steps_taken, optimizer.state))
     (losses, state, taken, kept), (others, other_state, also_taken, also_kept) = runs
@@ -78,7 +78,7 @@ def test_other_shapes_are_recorded_anew(backend: Backend) -> None:
     runs = []
     for wrap in (lambda step: step, compile_step):
         model, optimizer = model_and_optimizer()
-        step = wrap(partial(take_step, model, optimizer, clip=1.0))
+        step = wrap(partial(train_step, model, optimizer, grad_clip=1.0))
         runs.append(([take(model, step, *some) for some in given], model.state_dict()))
     assert runs[0][0] == runs[1][0]
     for name, array in runs[0][1].items():
@@ -90,7 +90,7 @@ def test_another_precision_is_recorded_anew(backend: Backend) -> None:
     runs = []
     for wrap in (lambda step: step, compile_step):
         model, optimizer = model_and_optimizer("float32")
-        step, losses = wrap(partial(take_step, model, optimizer, clip=0.5)), []
+        step, losses = wrap(partial(train_step, model, optimizer, grad_clip=0.5)), []
         try:
             for seed, level in enumerate(levels):
                 set_matmul_precision(level)
@@ -127,19 +127,19 @@ def test_tensors_numbers_and_keywords(backend: Backend) -> None:
 
 def test_results_stay_when_the_next_step_is_taken(backend: Backend) -> None:
     model, optimizer = model_and_optimizer()
-    step = compile_step(partial(take_step, model, optimizer, clip=0.0))
+    step = compile_step(partial(train_step, model, optimizer, grad_clip=0.0))
     ids = model.tokenizer.ids
-    losses = [step(Part(ids(inputs), ids(targets)))[0] for inputs, targets in map(batch, range(6))]
+    losses = [step(MicroBatch(ids(inputs), ids(targets)))[0] for inputs, targets in map(batch, range(6))]
     assert len({loss.item() for loss in losses}) == 6
 
 
 def test_arrays_of_the_host_are_refused(backend: Backend) -> None:
     model, optimizer = model_and_optimizer()
-    step = compile_step(partial(take_step, model, optimizer, clip=0.0))
+    step = compile_step(partial(train_step, model, optimizer, grad_clip=0.0))
     with pytest.raises(
         TypeError, match=r"compile_step: argument 0\[1\] is a ndarray; pass Tensors, numbers, or ids that"
     ):
-        step(Part(model.tokenizer.ids(batch(0)[0]), batch(0)[1]))
+        step(MicroBatch(model.tokenizer.ids(batch(0)[0]), batch(0)[1]))
 
 
 @pytest.mark.parametrize(

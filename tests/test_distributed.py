@@ -18,7 +18,7 @@ from russellgrad import use_backend
 from tests.process import ROOT, run_python
 from tests.test_train import SMALL, flags
 from train.checkpoints import find
-from train.data import in_parts
+from train.data import split_batch
 from train.metrics import read_metrics
 from train.train_transformer import train
 
@@ -69,7 +69,7 @@ def test_the_run_of_one_process(text: str, tmp_path: Path, ranks: int, accumulat
     history = read_metrics(tmp_path / "several")
     np.testing.assert_allclose(history.losses, whole.losses, rtol=0, atol=1e-10)
     np.testing.assert_allclose(history.gradient_norms, read_metrics(tmp_path / "one").gradient_norms, rtol=0, atol=1e-9)
-    found = find(tmp_path / "several").facts["validation_losses"]
+    found = find(tmp_path / "several").state["validation_losses"]
     np.testing.assert_allclose(found, whole.validation_losses, rtol=0, atol=1e-10)
     assert done.stdout.count("20 steps, seed 0, validation loss") == 1  # one speaks
 
@@ -93,7 +93,9 @@ def test_different_arguments_are_refused(text: str, tmp_path: Path) -> None:
     )
     done = together(4, "-c", program)
     assert done.returncode != 0
-    assert "different arguments: seed is 0 on rank 0 and 1 on rank 2; start them all alike" in done.stderr
+    assert (
+        "different arguments: seed is 0 on rank 0 and 1 on rank 2; start all of them with the same ones" in done.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -105,7 +107,8 @@ def test_different_arguments_are_refused(text: str, tmp_path: Path) -> None:
         ("train(dataset=text, out=out, **{**options, 'accumulate': 1 + 2 * int(rank)})", "accumulate must divide"),
         ("os.environ['RG_TRAIN_STEPS'] = str(3 + int(rank)); train(dataset=text, out=out, **options)",
          "different arguments: RG_TRAIN_STEPS is 3 on rank 0 and 4 on rank 1"),
-        ("train(dataset=text, out=out, **{**options, 'batch': 9})", "batch 9 cannot be divided into 1 parts for each"),
+        ("train(dataset=text, out=out, **{**options, 'batch': 9})",
+         "batch 9 cannot be split into 1 micro-batches for each"),
     ],
 )  # fmt: skip
 def test_what_one_process_cannot_begin_ends_all(text: str, tmp_path: Path, program: str, message: str) -> None:
@@ -144,7 +147,7 @@ def test_parameters_that_differ_are_refused(text: str, tmp_path: Path) -> None:
     )
     done = together(2, "-c", program)
     assert done.returncode != 0
-    assert "the parameters of ranks 1 are no longer those of rank 0" in done.stderr
+    assert "the parameters on ranks 1 differ from those on rank 0" in done.stderr
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
@@ -160,13 +163,13 @@ def test_another_mpis_launcher(tmp_path: Path) -> None:
 FAILS = """
 import os, sys
 from train import train_transformer
-take_step, taken = train_transformer.take_step, []
+train_step, taken = train_transformer.train_step, []
 def failing(*args, **kwargs):
     taken.append(1)
     if len(taken) == 15 and os.environ["PMI_RANK"] == "1":
         {how}
-    return take_step(*args, **kwargs)
-train_transformer.take_step = failing
+    return train_step(*args, **kwargs)
+train_transformer.train_step = failing
 train_transformer.train(dataset={text!r}, out={out!r}, **{options!r})
 """
 
@@ -206,7 +209,7 @@ def test_a_signal_stops_all(text: str, tmp_path: Path) -> None:
     os.kill(ranks[1], signal.SIGTERM)  # of which the others hear
     output, errors = process.communicate(timeout=60)
     assert find(out).step % 10 == 0, errors
-    assert "go on with: mpiexec -n 2 python train/train_transformer.py --resume" in output
+    assert "resume with: mpiexec -n 2 python train/train_transformer.py --resume" in output
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mpi4py") is not None, reason="mpi4py is installed")
@@ -214,7 +217,7 @@ def test_without_mpi4py(tmp_path: Path) -> None:
     done = run_python(TRAIN, "--out", str(tmp_path / "out"), PMI_SIZE="2", PMI_RANK="0")
     assert done.returncode != 0
     assert (
-        '2 processes were started, and to train together they need the package mpi4py: pip install "russ' in done.stderr
+        '2 processes were started; to train together they need the package mpi4py: pip install "russel' in done.stderr
     )
 
 
@@ -224,14 +227,16 @@ def test_parts_count_by_their_tokens() -> None:
     targets[4] = 9
     counted = int((targets != 9).sum())
     for parts, size in ((1, 1), (2, 1), (3, 2), (1, 6)):
-        found = [part for rank in range(size) for part in in_parts(inputs, targets, parts, 9, rank, size)]
+        found = [part for rank in range(size) for part in split_batch(inputs, targets, parts, 9, rank, size)]
         assert len(found) == parts * size
         assert np.array_equal(np.concatenate([part.inputs for part in found]), inputs)
-        assert [part.first for part in found] == list(range(0, 6, 6 // (parts * size)))
-        shares = [1 if part.share is None else part.share for part in found]
+        assert [part.first_row for part in found] == list(range(0, 6, 6 // (parts * size)))
+        shares = [1 if part.loss_weight is None else part.loss_weight for part in found]
         expected = [(part.targets != 9).sum() / counted for part in found]
         np.testing.assert_allclose(shares, expected, rtol=0, atol=1e-15)
-    with pytest.raises(ValueError, match="a batch of 6 rows cannot be taken in 2 equal parts by 2 processes; choose"):
-        list(in_parts(inputs, targets, 2, 9, 0, 2))
-    with pytest.raises(ValueError, match="no target of the batch counts"):
-        list(in_parts(inputs, np.full_like(targets, 9), 1, 9))
+    with pytest.raises(
+        ValueError, match="a batch of 6 rows cannot be split into 2 micro-batches for each of 2 processes; use"
+    ):
+        list(split_batch(inputs, targets, 2, 9, 0, 2))
+    with pytest.raises(ValueError, match="all targets of the batch are padding"):
+        list(split_batch(inputs, np.full_like(targets, 9), 1, 9))

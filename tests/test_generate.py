@@ -13,7 +13,7 @@ from russellgrad.checkpoint import save_model
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.process import ROOT, run_python
-from train.generate import BETWEEN, generate, parse
+from train.generate import SEPARATOR, generate, parse
 
 pytest.importorskip("safetensors")
 
@@ -59,7 +59,7 @@ def test_without_a_prompt(model_file: Path, tmp_path: Path) -> None:
 
 def test_several_texts(model_file: Path) -> None:
     pieces = list(generate(model_file, ["ab", "fed"], 20, num_samples=2, temperature=2.0))
-    texts = "".join(pieces).split(BETWEEN)
+    texts = "".join(pieces).split(SEPARATOR)
     assert [text[:2] for text in texts] == ["ab", "ab", "fe", "fe"]
     assert [len(text) for text in texts] == [22, 22, 23, 23]
     assert texts[0] != texts[1]

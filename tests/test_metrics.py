@@ -142,7 +142,7 @@ def test_nothing_is_touched_before_it_is_entered(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("mine", encoding="utf-8")
     metrics = Metrics(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-    with pytest.raises(RuntimeError, match="nothing is open; write inside a `with Metrics"):
+    with pytest.raises(RuntimeError, match="the file is not open; write inside a `with Metrics"):
         metrics.sample(1, "text")
 
 
@@ -253,7 +253,7 @@ def test_resuming_before_the_first_step(step: int, tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("nonsense", "line 2, is not JSON"),
-        ("[1]", "line 2: not a step, a validation, a sample or the facts of a run"),
+        ("[1]", "line 2: not a step, a validation, a sample or a run"),
         ('{"step": 1}', "line 2: not a step, a validation"),
         ('{"step": "1", "sample": "a"}', "line 2: step is '1', not of type int"),
         ('{"step": true, "sample": "a"}', "line 2: step is True, not of type int"),

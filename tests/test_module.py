@@ -175,7 +175,7 @@ def test_rows_of_a_batch_have_their_own_draws(backend: Backend) -> None:
         expected = draw(whole, 6)
         found = []
         for first, rows in ((0, 1), (1, 3), (4, 2)):
-            parts.rows_from(first, again=first > 0)
+            parts.continue_batch(first) if first else parts.start_batch()
             found.append(draw(parts, rows))
         for array, pieces in zip(expected, zip(*found, strict=True), strict=True):
             assert np.array_equal(array, np.concatenate(pieces))

@@ -23,7 +23,7 @@ from russellgrad.tokenizer import Tokenizer
 from tests.browser import Browser, find_browser
 from tests.helpers import rng
 from tests.process import run_python
-from train.chart import BUCKETS, Axis, Chart, Series, number, thinned, value_axis
+from train.chart import BUCKETS, Axis, Chart, Series, downsample, format_number, value_axis
 from train.maps import maps_html
 from train.metrics import Metrics
 from train.report import trailing_mean, write_report
@@ -181,7 +181,7 @@ def test_the_numbers_and_settings_are_there(tmp_path: Path) -> None:
     assert facts["time"] == "0:31"
     assert facts["throughput"] == "25,016 tokens per second"
     assert facts["parameters"] == "1,234"
-    assert {"Training", "Validation", "What was asked for", "Where it ran"} == set(page.text["caption"])
+    assert {"Training", "Validation", "Configuration", "Environment"} == set(page.text["caption"])
     assert {"version of numpy", "dropout", "40"} <= set(page.text["th"])
     assert "Step 10, validation loss 3.5000" in page.text["summary"]
 
@@ -205,7 +205,7 @@ def test_a_run_that_diverged(tmp_path: Path) -> None:
     assert not any("nan" in given["d"] for given in page.all("path"))
 
 
-def test_a_long_run_is_thinned_out(tmp_path: Path) -> None:
+def test_a_long_run_is_downsampled(tmp_path: Path) -> None:
     losses = (3 + 0.1 * rng(0).normal(size=50_000)).tolist()
     losses[12_345] = 9.75  # a peak must not get lost
     folder = make_run(tmp_path, 50_000, losses=losses, sample="abc " * 1000)
@@ -215,8 +215,8 @@ def test_a_long_run_is_thinned_out(tmp_path: Path) -> None:
     assert points[0]["y"][points[0]["x"].index(12_346)] == "9.75"
     assert len(points[0]["x"]) <= 2 * BUCKETS + 2
     assert all(len(text) < 2100 for text in page.text["pre"])
-    assert "... and 2,000 characters more" in page.text["pre"][0]
-    assert "12 of 5,000." in page.text["p"]
+    assert "... and 2,000 more characters" in page.text["pre"][0]
+    assert "12 of 5,000 samples." in page.text["p"]
 
 
 # --- Attention
@@ -257,17 +257,17 @@ def test_the_prompt_is_the_last_sample_or_what_the_model_writes(tmp_path: Path) 
 def test_a_long_prompt_is_cut_and_said_so(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path), prompt="abc" * 40)
     assert "abc" * 16 in page.text["q"]
-    assert "The prompt had 72 characters more." in " ".join(page.text["p"])
+    assert "The prompt has 72 more characters." in " ".join(page.text["p"])
 
 
 def test_weights_of_one_character() -> None:
     text = maps_html([np.ones((1, 1, 1))], "a")
-    assert "one character, which takes all from itself" in text
+    assert "one character, which attends to itself" in text
 
 
 def test_a_run_without_a_model(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path, model=False))
-    assert "There is no model.safetensors in the folder, so there is no attention to show." in page.text["p"]
+    assert "The folder has no model.safetensors, so there are no attention maps." in page.text["p"]
     with pytest.raises(FileNotFoundError, match=r"there is no file .*model\.safetensors"):
         write_report(tmp_path, "abc", png=False)
 
@@ -280,8 +280,8 @@ def test_thinning_keeps_all_of_a_few_points_and_the_extremes_of_many() -> None:
     y = rng(1).normal(size=10_000)
     y[100:200] = np.nan
     few = Series("few", x[: 2 * BUCKETS], y[: 2 * BUCKETS])
-    np.testing.assert_array_equal(thinned(few), (few.x, few.y))
-    kept_x, kept_y = thinned(Series("many", x, y))
+    np.testing.assert_array_equal(downsample(few), (few.x, few.y))
+    kept_x, kept_y = downsample(Series("many", x, y))
     assert len(kept_x) <= 2 * BUCKETS + 2
     np.testing.assert_array_equal(kept_y, y[kept_x.astype(int)])
     assert (np.diff(kept_x) > 0).all()
@@ -321,10 +321,10 @@ def test_a_huge_value_does_not_spoil_the_means_after_it() -> None:
 def test_ticks(axis: Axis, expected: list[float]) -> None:
     ticks = axis.ticks()
     assert ticks == pytest.approx(expected, rel=1e-9)
-    places = axis.place(np.array(ticks))
+    places = axis.positions(np.array(ticks))
     assert (places > -0.001).all()
     assert (places < 1.001).all()
-    labels = [label for label, _ in axis.labelled()]
+    labels = [label for label, _ in axis.tick_labels()]
     assert len(set(labels)) == len(labels)
     assert [float(label.replace(",", "")) for label in labels] == pytest.approx(expected, rel=1e-9)
 
@@ -356,7 +356,7 @@ def test_the_axis_of_values(values: list[float], expected: Axis) -> None:
     ],
 )  # fmt: skip
 def test_numbers_for_people(value: float, shown: str) -> None:
-    assert number(value) == shown
+    assert format_number(value) == shown
 
 
 # --- PNG files
@@ -385,7 +385,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
-        ImportError, match=r'PNG files need matplotlib; pip install "russellgrad\[report\]", or --no-png'
+        ImportError, match=r'PNG files need matplotlib; pip install "russellgrad\[report\]", or use --no-png'
     ):
         write_report(folder)
     assert not (folder / "report.html").exists()
@@ -404,7 +404,7 @@ def test_metrics_without_a_step(tmp_path: Path) -> None:
 
 def test_a_model_of_another_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path, sample="\u00a7")
-    with pytest.raises(ValueError, match="does not know the last sample's characters: it is of another run"):
+    with pytest.raises(ValueError, match="lacks characters of the last sample, so it is of another run"):
         write_report(folder, png=False)
 
 
@@ -423,7 +423,7 @@ def test_the_command(tmp_path: Path) -> None:
         ("none", ["--prompt", "\u00a7"], {}, "character '\u00a7' at position 0 is not in the vocabulary"),
         ("metrics", [], {}, "line 2, is not JSON"),
         ("model", [], {}, "is not a whole safetensors file"),
-        ("folder", [], {}, "metrics.jsonl; a training run writes it into its folder"),
+        ("folder", [], {}, "metrics.jsonl; a training run writes it to its folder"),
         ("none", [], {"RG_BACKEND": "nympy"}, "unknown backend 'nympy'"),
     ],
 )

@@ -16,9 +16,9 @@ from russellgrad.tokenizer import Tokenizer
 from tests.helpers import rng
 from tests.test_train import SMALL
 from train import checkpoints, train_transformer
-from train.data import in_parts
+from train.data import split_batch
 from train.metrics import read_metrics
-from train.train_transformer import Result, take_step, train
+from train.train_transformer import Result, train, train_step
 
 pytest.importorskip("safetensors")
 
@@ -36,16 +36,16 @@ def run(text: str, out: Path, **options: Any) -> Result:
 
 def stopped(monkeypatch: pytest.MonkeyPatch, after: int, text: str, out: Path, **options: Any) -> Result:
     """A run that SIGTERM ends after so many steps."""
-    take_step, taken = train_transformer.take_step, []
+    train_step, taken = train_transformer.train_step, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         taken.append(1)
         if len(taken) == after:
             signal.raise_signal(signal.SIGTERM)
-        return take_step(*args, **kwargs)
+        return train_step(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_transformer, "take_step", interrupted)
+        patch.setattr(train_transformer, "train_step", interrupted)
         return run(text, out, **options)
 
 
@@ -86,7 +86,7 @@ def test_a_resumed_run_is_one_that_never_stopped(
     assert rest.validation_losses == whole.validation_losses
     assert rest.steps == 12
     assert parameters(rest.path) == parameters(whole.path)
-    one, two = (checkpoints.newest(out) for out in (tmp_path / "whole", tmp_path / "parts"))
+    one, two = (checkpoints.latest_checkpoint(out) for out in (tmp_path / "whole", tmp_path / "parts"))
     assert one is not None and two is not None
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert (one / file).read_bytes() == (two / file).read_bytes()
@@ -145,8 +145,8 @@ def test_parts_of_a_padded_batch_are_the_batch(backend: Backend, share_out: tupl
         for rank in ranks:
             assert model.dropout.generator is not None
             model.dropout.generator.counter = 0
-            given = in_parts(ids[:, :-1], ids[:, 1:], parts if divided else 1, 5, rank, len(ranks))
-            part, _ = take_step(model, optimizer, *given, clip=0.0)
+            given = split_batch(ids[:, :-1], ids[:, 1:], parts if divided else 1, 5, rank, len(ranks))
+            part, _ = train_step(model, optimizer, *given, grad_clip=0.0)
             total = total + Tensor(optimizer.flat_grad).numpy()
             loss += part.item()
         gradients.append(total)

@@ -30,8 +30,8 @@ from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, check_against_torch, rng
 from tests.process import output_of, run_python
 from tests.standin import MODULES, Misuse, compare, load_backend, record
-from train.data import Part
-from train.train_transformer import take_step
+from train.data import MicroBatch
+from train.train_transformer import train_step
 
 cupy: Any = MODULES["cupy"]
 cupyx: Any = MODULES["cupyx"]
@@ -411,7 +411,7 @@ def test_a_step_of_training_never_waits_for_the_device(xp: Any, padded: bool) ->
         if padded:
             ids[1, 5:] = pad
         with record() as log:
-            take_step(model, optimizer, Part(ids, ids), clip=1.0)
+            train_step(model, optimizer, MicroBatch(ids, ids), grad_clip=1.0)
             cross_entropy_loss(model(["abc", "ab"]), model.tokenizer.targets(["abc", "ab"]), pad).backward()
         assert not log.syncs
 
@@ -428,16 +428,16 @@ def test_a_step_stays_in_its_budget_of_launches(xp: Any) -> None:
         finally:
             set_default_dtype("float64")
         ids = tokenizer.ids(rng().integers(0, 6, (2, 16)))
-        step = compile_step(partial(take_step, model, optimizer, clip=1.0))
+        step = compile_step(partial(train_step, model, optimizer, grad_clip=1.0))
         for _ in range(2):
             with record() as log:
-                step(Part(ids, ids))
+                step(MicroBatch(ids, ids))
         assert not log.syncs
         assert log.uploads == {"array": 1}  # the optimizer's rates
         assert log.launches.total() <= 380, log.launches
-        step(Part(ids, ids))
+        step(MicroBatch(ids, ids))
         with record() as log:
-            step(Part(ids, ids))
+            step(MicroBatch(ids, ids))
         assert log.graph_launches == 1
         assert log.launches.total() <= 4  # the ids into the graph's memory, the loss and the norm out of it
         assert not log.syncs

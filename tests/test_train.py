@@ -17,7 +17,7 @@ from tests.helpers import TEXT
 from tests.process import run_python
 from train import train_transformer
 from train.config import Config, parse
-from train.progress import Progress, clock
+from train.progress import Progress, format_duration
 from train.train_transformer import Result, build_model, build_optimizer, build_schedule, train
 
 pytest.importorskip("safetensors")
@@ -185,22 +185,22 @@ def test_a_bad_cut(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_keeps_what_is_trained(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    take_step, taken = train_transformer.take_step, []
+    train_step, taken = train_transformer.train_step, []
     handler = signal.getsignal(signal.SIGINT)
 
     def interrupted_step(*args: Any, **kwargs: Any) -> Any:
         taken.append(1)
         if len(taken) == 3:
             signal.raise_signal(signal.SIGINT)
-        return take_step(*args, **kwargs)
+        return train_step(*args, **kwargs)
 
-    monkeypatch.setattr(train_transformer, "take_step", interrupted_step)
+    monkeypatch.setattr(train_transformer, "train_step", interrupted_step)
     result = small(text, tmp_path)
     assert result.signal == signal.SIGINT
     assert len(result.losses) == 3
     assert result.validation_losses == []
     assert (
-        f"Stopped by SIGINT after step 3 of 6; go on with: python train/train_transformer.py --resume {tmp_path}"
+        f"Stopped by SIGINT after step 3 of 6; resume with: python train/train_transformer.py --resume {tmp_path}"
         in (capsys.readouterr().out)
     )
     assert load_model(result.path).state_dict().keys() == result.model.state_dict().keys()
@@ -292,7 +292,7 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
     with Progress(10, terminal=True) as progress:
         progress.update(5, 1.25, 1000)
-        progress.say("[bold]as it is[/bold]")
+        progress.echo("[bold]as it is[/bold]")
         progress.update(10, 1.25, 1000)
     out = capsys.readouterr().out
     assert "10/10" in out
@@ -304,7 +304,7 @@ def test_a_terminal_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with Progress(10, terminal=True) as progress:
         progress.update(10, 1.25, 1000)
-        progress.say("as it is")
+        progress.echo("as it is")
     hint, step, text = capsys.readouterr().out.splitlines()
     assert 'pip install "russellgrad[train]"' in hint
     assert step == "step 10/10  loss 1.2500  1,000 tokens/s  0:00 left"
@@ -319,8 +319,8 @@ def test_a_long_run_says_about_twenty_lines(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (247, "4:07"), (3723, "1:02:03")])
-def test_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+def test_durations(seconds: float, shown: str) -> None:
+    assert format_duration(seconds) == shown
 
 
 # --- The command line

@@ -1,4 +1,4 @@
-"""Curves over the steps of a run, described once and drawn twice: as HTML with inline SVG, and by matplotlib."""
+"""Charts of curves over the steps of a run, rendered as HTML with inline SVG, and as PNG by matplotlib."""
 
 import html
 import math
@@ -13,32 +13,32 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-BUCKETS = 400  # a curve keeps the least and the greatest value of each of so many parts of the run
+BUCKETS = 400  # a long curve is downsampled to the minimum and the maximum of each bucket
 INSTALL = 'pip install "russellgrad[report]"'
-# Okabe and Ito's colours for all kinds of colour vision, on white: blue, and vermilion.
+# Blue and vermilion of Okabe and Ito's palette, which is made for all kinds of colour vision; on white.
 COLOURS = {"train": "#0072b2", "validation": "#d55e00"}
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: y over x, which rises. Where y is not finite it has a gap."""
+    """One curve: y over increasing x, with a gap where y is not finite."""
 
     name: str
     x: Floats
     y: Floats
-    colour: str = "train"  # of COLOURS
+    colour: str = "train"  # a key of COLOURS
     faint: bool = False
-    dots: bool = False  # at each point
+    dots: bool = False  # whether to draw a dot at each point
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over steps, with one axis for their values.
+    """Curves over steps, with a common axis for their values.
 
     Args:
-        key: of its elements' ids, and the name of its file.
-        reference: a value to mark with a dashed line, and what to call it.
-        from_zero: whether the axis begins at 0.
+        key: part of the ids of its HTML elements, and the name of its PNG file.
+        reference: a value to mark with a dashed line, and its label.
+        from_zero: whether the axis starts at 0.
     """
 
     key: str
@@ -51,21 +51,21 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from low to high, placed from 0 to 1 in proportion, or in that of their logarithms."""
+    """An axis from low to high, linear or logarithmic. Positions on it are from 0 to 1."""
 
     low: float
     high: float
     log: bool = False
 
-    def place(self, values: Floats) -> Floats:
-        """Values (n,) -> places (n,); nan where there is none, as for 0 on a logarithmic axis."""
+    def positions(self, values: Floats) -> Floats:
+        """Values (n,) -> positions (n,); nan where there is none, as for 0 on a logarithmic axis."""
         with np.errstate(divide="ignore", invalid="ignore"):
             low, high, at = (np.log(v) if self.log else v for v in (self.low, self.high, np.asarray(values, float)))
             places = (at - low) / (high - low)
         return np.where(np.isfinite(places), places, np.nan)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """Round values within, about `most` of them."""
+        """Round values on the axis, about `most` of them."""
         if not self.log:
             step = _round_up((self.high - self.low) / most)
             first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
@@ -76,31 +76,33 @@ class Axis:
         values = [factor * 10.0**power for power in range(low, high + 1, every) for factor in factors]
         return [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
 
-    def labelled(self, most: int = 5) -> list[tuple[str, float]]:
-        """The ticks' labels and places."""
+    def tick_labels(self, most: int = 5) -> list[tuple[str, float]]:
+        """The label and the position of each tick."""
         ticks = self.ticks(most)
-        places = self.place(np.array(ticks, float)).tolist()
+        places = self.positions(np.array(ticks, float)).tolist()
         if self.log or len(ticks) < 2 or not 1e-5 < ticks[1] - ticks[0] < 1e9:
-            return list(zip(map(number, ticks), places, strict=True))
-        decimals = max(0, math.ceil(-math.log10(ticks[1] - ticks[0]) - 1e-9))  # the same for all
+            return list(zip(map(format_number, ticks), places, strict=True))
+        decimals = max(
+            0, math.ceil(-math.log10(ticks[1] - ticks[0]) - 1e-9)
+        )  # the same number of decimals for all labels
         return [(f"{tick:,.{decimals}f}", place) for tick, place in zip(ticks, places, strict=True)]
 
 
 def _round_up(size: float) -> float:
-    """The least of 1, 2, 5, 10 ... times a power of ten that is not below `size`."""
+    """The smallest of 1, 2 and 5 times a power of ten that is not less than `size`."""
     power = 10.0 ** math.floor(math.log10(size))
     return next((factor * power for factor in (1, 2, 5) if factor * power >= size * (1 - 1e-9)), 10 * power)
 
 
 def step_axis(charts: Sequence[Chart]) -> Axis:
-    """The one that all share, so that the same step is at the same place in each."""
+    """The axis of steps, which all charts share: a step has the same position in each."""
     ends = [series.x[i] for chart in charts for series in chart.series if len(series.x) for i in (0, -1)]
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     return Axis(low, high) if low < high else Axis(low - 0.5, high + 0.5)
 
 
 def value_axis(chart: Chart) -> Axis:
-    """Wide enough for all; logarithmic for positive values the greatest of which is more than 30 times the least."""
+    """The axis of values: logarithmic if all are positive and the largest is more than 30 times the smallest."""
     parts = [series.y[np.isfinite(series.y)] for series in chart.series]
     values = np.concatenate([*parts, [chart.reference[0]] if chart.reference else []])
     if not values.size:
@@ -114,8 +116,8 @@ def value_axis(chart: Chart) -> Axis:
     return Axis(low - margin, high + margin)
 
 
-def thinned(series: Series) -> tuple[Floats, Floats]:
-    """Its points, or of many of them the least and the greatest of each of BUCKETS parts, so that no peak is lost."""
+def downsample(series: Series) -> tuple[Floats, Floats]:
+    """The points of a series (x, y). Of a long series, the minimum and the maximum of each of BUCKETS parts."""
     x, y = series.x, series.y
     if len(x) <= 2 * BUCKETS:
         return x, y
@@ -130,8 +132,8 @@ def thinned(series: Series) -> tuple[Floats, Floats]:
     return x[chosen], y[chosen]
 
 
-def number(value: float) -> str:
-    """A value for people, to about four digits: 12,345, 1.814, 0.002, 2e-5."""
+def format_number(value: float) -> str:
+    """Format a value with about four digits: 12,345, 1.814, 0.002, 2e-5."""
     if not math.isfinite(value):
         return str(value)
     if value == 0 or 1e-4 <= abs(value) < 1e3:
@@ -146,13 +148,13 @@ def number(value: float) -> str:
 
 
 def chart_html(chart: Chart, steps: Axis, describe: str) -> str:
-    """A <figure>. The SVG is stretched to the space there is, so what is lettered stands beside it as HTML."""
+    """A <figure>. Labels are HTML beside the SVG, because the SVG is stretched to the available space."""
     axis = value_axis(chart)
     x_labels = "".join(
         f'<span{" class=last" if at > 0.95 else ""} style="left:{100 * at:.2f}%">{name}</span>'
-        for name, at in steps.labelled(4)
+        for name, at in steps.tick_labels(4)
     )
-    y_labels = "".join(f'<span style="bottom:{100 * at:.2f}%">{name}</span>' for name, at in axis.labelled())
+    y_labels = "".join(f'<span style="bottom:{100 * at:.2f}%">{name}</span>' for name, at in axis.tick_labels())
     unit = ", ".join(filter(None, [chart.unit, "logarithmic scale" if axis.log else ""]))
     key, title = html.escape(chart.key), html.escape(chart.title)
     return (
@@ -182,15 +184,15 @@ def _css(series: Series) -> str:
 
 
 def _svg(chart: Chart, steps: Axis, axis: Axis) -> str:
-    """Grid, reference and curves, in a square of 1000 by 1000 with y downwards."""
-    grid = "".join(f"M0 {1000 - 1000 * at:.1f}H1000" for _, at in axis.labelled())
+    """Grid, reference line and curves, in a square of 1000 by 1000 with y downwards."""
+    grid = "".join(f"M0 {1000 - 1000 * at:.1f}H1000" for _, at in axis.tick_labels())
     parts = [f'<path class="grid" d="{grid}"/>']
     if chart.reference is not None:
-        (at,) = axis.place(np.array([chart.reference[0]]))
+        (at,) = axis.positions(np.array([chart.reference[0]]))
         parts.append(f'<path class="reference" d="M0 {1000 - 1000 * at:.1f}H1000"/>')
     for series in chart.series:
-        x, y = thinned(series)
-        places = list(zip(1000 * steps.place(x), 1000 - 1000 * axis.place(y), strict=True))
+        x, y = downsample(series)
+        places = list(zip(1000 * steps.positions(x), 1000 - 1000 * axis.positions(y), strict=True))
         parts.append(f'<path class="{_css(series)}" d="{_path(places)}"/>')
         if series.dots or len(x) == 1:
             dots = "".join(f"M{h:.1f} {v:.1f}h0" for h, v in places if math.isfinite(v))
@@ -198,10 +200,10 @@ def _svg(chart: Chart, steps: Axis, axis: Axis) -> str:
     return "\n".join(parts)
 
 
-def _path(places: Sequence[tuple[float, float]]) -> str:
-    """Lines through places, lifted over those that are nan."""
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    """An SVG path through points, with gaps where a point is nan."""
     words, drawing = [], False
-    for h, v in places:
+    for h, v in points:
         finite = math.isfinite(v)
         if finite:
             words.append(f"{'L' if drawing else 'M'}{h:.1f} {v:.1f}")
@@ -209,12 +211,12 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
     return "".join(words)
 
 
-def readings(charts: Sequence[Chart], steps: Axis) -> dict[str, Any]:
-    """What the page's script reads out: the ends of the axis of steps, and each chart's points."""
+def script_data(charts: Sequence[Chart], steps: Axis) -> dict[str, Any]:
+    """The data of the page's script: the ends of the axis of steps, and the points of each chart."""
 
     def points(series: Series) -> dict[str, Any]:
-        x, y = thinned(series)
-        return {"name": series.name, "x": x.tolist(), "y": [number(v) for v in y.tolist()]}
+        x, y = downsample(series)
+        return {"name": series.name, "x": x.tolist(), "y": [format_number(v) for v in y.tolist()]}
 
     by_key = {chart.key: {"unit": chart.unit, "series": [points(s) for s in chart.series]} for chart in charts}
     return {"low": steps.low, "high": steps.high, "charts": by_key}
@@ -224,22 +226,22 @@ def readings(charts: Sequence[Chart], steps: Axis) -> dict[str, Any]:
 
 
 def figure_class() -> Any:
-    """matplotlib's Figure. Raises ImportError that says how to get it."""
+    """matplotlib.figure.Figure. Raises ImportError, with the command to install it, if it is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            f"report: the PNG files need matplotlib; {INSTALL}, or --no-png for the page alone"
+            f"report: the PNG files need matplotlib; {INSTALL}, or use --no-png to write the page only"
         ) from error
     return Figure
 
 
 def write_png(chart: Chart, steps: Axis, path: Path) -> None:
-    """The same picture as a file, on white. Raises ImportError without matplotlib, OSError if it cannot be written."""
+    """Write a chart to a PNG file. Raises ImportError without matplotlib, OSError if the file cannot be written."""
     figure = figure_class()(figsize=(8, 4.2), layout="constrained")
     axes, axis = figure.subplots(), value_axis(chart)
     for series in chart.series:
-        x, y = thinned(series)
+        x, y = downsample(series)
         colour, marker = COLOURS[series.colour], "o" if series.dots or len(x) == 1 else None
         axes.plot(
             x, y, color=colour, marker=marker, markersize=4, label=series.name,
@@ -250,8 +252,8 @@ def write_png(chart: Chart, steps: Axis, path: Path) -> None:
         axes.axhline(value, color="#555555", linestyle="--", linewidth=1, label=name)
     axes.set_yscale("log" if axis.log else "linear")
     axes.set(xlim=(steps.low, steps.high), ylim=(axis.low, axis.high), xlabel="step", title=chart.title)
-    axes.set_xticks(steps.ticks(), [name for name, _ in steps.labelled()])
-    axes.set_yticks(axis.ticks(), [name for name, _ in axis.labelled()])
+    axes.set_xticks(steps.ticks(), [name for name, _ in steps.tick_labels()])
+    axes.set_yticks(axis.ticks(), [name for name, _ in axis.tick_labels()])
     axes.minorticks_off()
     axes.set_ylabel(chart.unit or chart.title.lower())
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)

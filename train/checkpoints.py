@@ -1,14 +1,14 @@
-"""Checkpoints: all that a training run needs to go on as if it had never stopped, on any backend.
+"""Checkpoint files: everything that a training run needs to resume, on any backend.
 
-In a run's folder, checkpoints/step-00000250/ holds
+In a run's folder, checkpoints/step-00000250/ has
 
-    model.safetensors       the model, as `russellgrad.checkpoint.save_model` writes it: generate.py takes it
+    model.safetensors       the model, written by `russellgrad.checkpoint.save_model`; generate.py reads it
     optimizer.safetensors   the optimizer's arrays, named after the parameters
-    state.json              the rest: step, configuration, counters of random generators, validation losses, versions
-    SHA256SUMS              checksums of these three, as `sha256sum -c` reads them
+    state.json              step, configuration, counters of random generators, validation losses, versions
+    SHA256SUMS              checksums of these three files, in the format of `sha256sum`
 
-A checkpoint is written into a folder beside, brought to the disk, and renamed, so one that has its name is whole, even
-if the process or the machine dies. Nothing in it is code.
+A checkpoint is written to a temporary folder, flushed to the disk, and renamed. A checkpoint with its final name is
+therefore complete, even after a crash of the process or the machine. No file contains code.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,49 +33,49 @@ FORMAT = "russellgrad-checkpoint"
 VERSION = 2
 _READABLE = (1, 2)  # version 1 has separate matrices for queries, keys and values
 FOLDER = "checkpoints"
-_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-_SUMS = "SHA256SUMS"
-_WRITING, _GOING = ".writing-", ".going-"
-_OF_A_RUN = ("model.safetensors", FOLDER, "metrics.jsonl", "tensorboard", "report.html", "attention.png", "loss.png",
-             "learning_rate.png", "gradient_norm.png", "throughput.png")  # fmt: skip
+MODEL = "model.safetensors"
+_FILES = (MODEL, "optimizer.safetensors", "state.json")
+_CHECKSUMS = "SHA256SUMS"
+_WRITING, _REMOVING = ".writing-", ".going-"  # prefixes of folders that are being written or removed
+_RUN_OUTPUTS = (MODEL, FOLDER, "metrics.jsonl", "tensorboard", "report.html", "attention.png", "loss.png",
+                "learning_rate.png", "gradient_norm.png", "throughput.png")  # fmt: skip
 _NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found whole."""
+    """A checkpoint whose checksums are correct."""
 
     path: Path
-    facts: dict[str, Any]  # of state.json
+    state: dict[str, Any]  # the content of state.json
 
     @property
     def step(self) -> int:
-        return int(self.facts["step"])
+        return int(self.state["step"])
 
     def restore(self, model: Transformer, optimizer: Optimizer) -> None:
-        """Bring a new model of the same shape, and its optimizer, to where they were.
+        """Load parameters, optimizer state and dropout's counter into a model of the same shape and its optimizer.
 
-        Raises ValueError for a model of another shape or vocabulary, or another optimizer; names what differs.
+        Raises:
+            ValueError: the model has another shape or vocabulary, or the optimizer differs; names the difference.
         """
-        saved = load_model(self.path / "model.safetensors", "numpy")
+        saved = load_model(self.path / MODEL, "numpy")
         if saved.tokenizer.vocabulary != model.tokenizer.vocabulary:
-            raise ValueError(
-                f"{self.path} is of a model with another vocabulary; train on the text that it was made on"
-            )
+            raise ValueError(f"{self.path} has a model with another vocabulary; train on the same text")
         try:
             model.load_state_dict(saved.state_dict())
             optimizer.load_state_dict(self._optimizer_state(model, optimizer))
         except (KeyError, ValueError) as error:
             raise ValueError(f"{self.path} does not fit this run: {error}") from error
-        draws = model.dropout.generator
-        if draws is not None:
-            draws.counter = int(self.facts["dropout_counter"])
+        generator = model.dropout.generator
+        if generator is not None:
+            generator.counter = int(self.state["dropout_counter"])
 
     def _optimizer_state(self, model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
         import safetensors.numpy
 
         by_name: dict[str, dict[str, Any]] = {}  # "m", "v" or "step" -> of each parameter
-        for parameter, numbers in self.facts["optimizer"]["numbers"].items():
+        for parameter, numbers in self.state["optimizer"]["numbers"].items():
             for name, number in numbers.items():
                 by_name.setdefault(name, {})[parameter] = number
         for key, array in safetensors.numpy.load_file(self.path / "optimizer.safetensors").items():
@@ -84,143 +85,157 @@ class Checkpoint:
         for name, values in by_name.items():
             for parameter, value in upgrade_state(values).items():
                 kept.setdefault(parameter, {})[name] = value
-        names = _names(model)
+        names = _parameter_names(model)
         state = [kept.pop(names[id(p)], {}) for p in optimizer.params]
         if kept:
-            raise ValueError(f"it has optimizer state of {', '.join(sorted(kept))}, which this model has not")
-        return {**self.facts["optimizer"], "state": state}
+            raise ValueError(f"it has optimizer state for {', '.join(sorted(kept))}, which this model does not have")
+        return {**self.state["optimizer"], "state": state}
 
 
-def _names(model: Transformer) -> dict[int, str]:
+def _parameter_names(model: Transformer) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
 # --- Writing
 
 
-def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, facts: Mapping[str, Any]) -> Path:
+def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, extra: Mapping[str, Any]) -> Path:
     """Write the checkpoint after `step` steps into a run's folder, and return its path.
 
     Args:
-        facts: what else state.json is to hold; anything that JSON can.
+        extra: more entries for state.json; anything that JSON can represent.
 
     Raises:
-        FloatingPointError: a parameter, or what the optimizer keeps of one, is not finite: it would be no good.
-        OSError: it cannot be written, as with a full disk; names the last checkpoint that is there.
+        FloatingPointError: a parameter or an array of the optimizer is not finite; nothing is written.
+        OSError: the checkpoint cannot be written, as on a full disk; names the last checkpoint that exists.
         ImportError: `safetensors` is not installed.
     """
-    folder, names = run / FOLDER, _names(model)
-    state = optimizer.state_dict()
+    folder, names = run / FOLDER, _parameter_names(model)
+    optimizer_state = optimizer.state_dict()
     arrays: dict[str, Array] = {}
     numbers: dict[str, dict[str, Any]] = {}
-    for parameter, own in zip(optimizer.params, state["state"], strict=True):
-        for name, value in own.items():
+    for parameter, entries in zip(optimizer.params, optimizer_state["state"], strict=True):
+        for name, value in entries.items():
             if isinstance(value, np.ndarray):
                 arrays[f"{names[id(parameter)]}/{name}"] = np.ascontiguousarray(value)
             else:
                 numbers.setdefault(names[id(parameter)], {})[name] = value
-    if broken := [
-        name for name, array in [*model.state_dict().items(), *arrays.items()] if not np.isfinite(array).all()
-    ]:
-        raise FloatingPointError(
-            f"after step {step} {broken[0]} is not finite; the last good checkpoint is {newest(run)}: lower the "
-            "learning rate, or clip the gradient"
-        )
-    draws = model.dropout.generator
-    about = {
-        "format": FORMAT, "version": VERSION, "step": step, **facts,
-        "optimizer": {"kind": state["kind"], "steps_taken": state["steps_taken"], "numbers": numbers},
-        "dropout_counter": 0 if draws is None else draws.counter,
+    for name, array in [*model.state_dict().items(), *arrays.items()]:
+        if not np.isfinite(array).all():
+            raise FloatingPointError(
+                f"after step {step} {name} is not finite; the last good checkpoint is {latest_checkpoint(run)}: lower "
+                "the learning rate, or clip the gradient"
+            )
+    generator = model.dropout.generator
+    state = {
+        "format": FORMAT, "version": VERSION, "step": step, **extra,
+        "optimizer": {
+            "kind": optimizer_state["kind"], "steps_taken": optimizer_state["steps_taken"], "numbers": numbers,
+        },
+        "dropout_counter": 0 if generator is None else generator.counter,
     }  # fmt: skip
-    path, beside = folder / f"step-{step:08}", folder / f"{_WRITING}{os.getpid()}"
+    path, temporary = folder / f"step-{step:08}", folder / f"{_WRITING}{os.getpid()}"
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True)
             sync_folder(run)
-        beside.mkdir(exist_ok=True)
-        _write(beside, model, arrays, about)
-        _take_the_place_of(path, beside)
+        temporary.mkdir(exist_ok=True)
+        _write_files(temporary, model, arrays, state)
+        if path.exists():  # as in a run that was resumed from an earlier checkpoint
+            _remove(path)
+        temporary.rename(path)
+        sync_folder(folder)
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        last = newest(run)
+        shutil.rmtree(temporary, ignore_errors=True)
+        last = latest_checkpoint(run)
         raise OSError(
             f"cannot write checkpoint {path}: {error.strerror or error}; "
-            + (f"the last one is {last}: put that right, and --resume" if last else "there is no earlier one")
+            + (f"the last one is {last}: fix the cause, and --resume" if last else "there is no earlier one")
         ) from error
     return path
 
 
-def _write(folder: Path, model: Transformer, arrays: Mapping[str, Array], about: Mapping[str, Any]) -> None:
+def _write_files(folder: Path, model: Transformer, arrays: Mapping[str, Array], state: Mapping[str, Any]) -> None:
     import safetensors.numpy
 
-    save_model(folder / "model.safetensors", model)
+    save_model(folder / MODEL, model)
     write_synced(folder / "optimizer.safetensors", safetensors.numpy.save(dict(arrays)))
-    write_synced(folder / "state.json", (json.dumps(about, indent=1) + "\n").encode())
-    sums = [f"{_sum(folder / name)}  {name}\n" for name in _FILES]
-    write_synced(folder / _SUMS, "".join(sums).encode())
+    write_synced(folder / "state.json", (json.dumps(state, indent=1) + "\n").encode())
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in _FILES]
+    write_synced(folder / _CHECKSUMS, "".join(lines).encode())
     sync_folder(folder)
 
 
-def _sum(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _take_the_place_of(path: Path, beside: Path) -> None:
-    """Rename; a checkpoint that has the name already, as in a run that is resumed from an earlier one, goes."""
-    if path.exists():
-        _remove(path)
-    beside.rename(path)
-    sync_folder(path.parent)
-
-
 def _remove(path: Path) -> None:
-    """A checkpoint loses its name before its files, so no half one is ever there."""
-    doomed = path.with_name(f"{_GOING}{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    """Remove a checkpoint. It is renamed first, so that no incomplete checkpoint has its name at any time."""
+    renamed = path.with_name(f"{_REMOVING}{path.name}")
+    shutil.rmtree(renamed, ignore_errors=True)
+    path.rename(renamed)
+    shutil.rmtree(renamed)
+
+
+@contextmanager
+def explain_write_errors(run: Path) -> Iterator[None]:
+    """In the block, an OSError gets a message that names the run's folder and its last checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write into {run}: {error.strerror or error}; the last checkpoint is "
+            f"{latest_checkpoint(run) or 'none'}: fix the cause, and --resume"
+        ) from error
+
+
+# --- A run's folder
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:
-    """Remove all checkpoints but the last `keep` and that of step `best`."""
-    for step, path in _all(run / FOLDER)[:-keep]:
+    """Remove all checkpoints except the last `keep` and that of step `best`."""
+    for step, path in _list_checkpoints(run / FOLDER)[:-keep]:
         if step != best:
             _remove(path)
 
 
-def tidy(run: Path) -> None:
-    """Remove what a run that was killed had not finished writing, or removing."""
-    for leftover in [*(run / FOLDER).glob(f"{_WRITING}*"), *(run / FOLDER).glob(f"{_GOING}*")]:
-        shutil.rmtree(leftover, ignore_errors=True)
-    for name in ("model.safetensors", "metrics.jsonl"):
-        for unfinished in run.glob(f"{name}.*.tmp"):
-            unfinished.unlink(missing_ok=True)
+def remove_unfinished(run: Path) -> None:
+    """Remove what a killed run had not finished writing or removing."""
+    for path in [*(run / FOLDER).glob(f"{_WRITING}*"), *(run / FOLDER).glob(f"{_REMOVING}*")]:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (MODEL, "metrics.jsonl"):
+        for path in run.glob(f"{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
-def set_aside(run: Path) -> Path | None:
-    """Move what an earlier run left in its folder to earlier-1 there, or the next number that is free."""
-    found = [path for name in _OF_A_RUN if (path := run / name).exists()]
+def move_earlier_run(run: Path) -> Path | None:
+    """Move the outputs of an earlier run to the subfolder earlier-1, or the next free number. Return its path.
+
+    Returns None if there are no such outputs.
+    """
+    found = [path for name in _RUN_OUTPUTS if (path := run / name).exists()]
     if not found:
         return None
     number = 1
-    while (aside := run / f"earlier-{number}").exists():
+    while (destination := run / f"earlier-{number}").exists():
         number += 1
-    aside.mkdir()
+    destination.mkdir()
     for path in found:
-        path.rename(aside / path.name)
-    return aside
+        path.rename(destination / path.name)
+    return destination
 
 
-def later(checkpoint: Checkpoint) -> tuple[list[Path], list[Path]]:
-    """The checkpoints beside this one and after it: good ones, and damaged ones."""
-    after = [path for step, path in _all(checkpoint.path.parent) if step > checkpoint.step]
-    good = [path for path in after if _is_good(path)]
-    return good, [path for path in after if path not in good]
+def later_checkpoints(checkpoint: Checkpoint) -> tuple[list[Path], list[Path]]:
+    """The checkpoints in the same folder that have more steps: (good ones, damaged ones)."""
+    later = [path for step, path in _list_checkpoints(checkpoint.path.parent) if step > checkpoint.step]
+    good = [path for path in later if _is_good(path)]
+    return good, [path for path in later if path not in good]
 
 
 def mark_damaged(path: Path) -> Path:
-    """Take a checkpoint's name away, so that none of its number is in the way."""
+    """Rename a damaged checkpoint to damaged-step-..., so that a new one can have its name. Return the new path."""
     marked = path.with_name(f"damaged-{path.name}")
     shutil.rmtree(marked, ignore_errors=True)
     return path.rename(marked)
@@ -229,42 +244,42 @@ def mark_damaged(path: Path) -> Path:
 # --- Reading
 
 
-def _all(folder: Path) -> list[tuple[int, Path]]:
-    """Step and path of each checkpoint in a folder of them, the oldest first."""
+def _list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Step and path of each checkpoint in a folder, in order of steps."""
     found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def newest(run: Path) -> Path | None:
-    """The path of the last checkpoint in a run's folder; None without one."""
-    checkpoints = _all(run / FOLDER)
+def latest_checkpoint(run: Path) -> Path | None:
+    """The path of the checkpoint with the most steps in a run's folder; None if there is none."""
+    checkpoints = _list_checkpoints(run / FOLDER)
     return checkpoints[-1][1] if checkpoints else None
 
 
 def find(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint at a path, or the last one of the run whose folder, or folder of checkpoints, it is.
+    """The checkpoint at a path, or the latest one if the path is a run's folder or a folder of checkpoints.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or of another version of the format; names the last good one before it.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the checkpoint is damaged or has another format version; names the last good one before it.
     """
     path = Path(path).resolve()
     if path.is_file():
-        path = path.parent  # of a file in a run's folder, or in a checkpoint's
+        path = path.parent  # a file in a checkpoint, or in a run's folder
     checkpoint: Path | None = path
     if not _NAME.fullmatch(path.name):
-        beside = _all(path)
-        checkpoint = beside[-1][1] if beside else newest(path)
+        siblings = _list_checkpoints(path)
+        checkpoint = siblings[-1][1] if siblings else latest_checkpoint(path)
     if checkpoint is None or not checkpoint.is_dir():
         raise FileNotFoundError(f"there is no checkpoint to resume from in {path}; start the run without --resume")
     try:
         return _read(checkpoint)
     except ValueError as error:
         last = int(checkpoint.name.removeprefix("step-"))
-        before = [path for step, path in _all(checkpoint.parent) if step < last]
-        good = next(filter(_is_good, reversed(before)), None)
-        earlier = f"the last good one is {good}: --resume {good}" if good else "there is no earlier one"
-        raise ValueError(f"{error}; {earlier}") from error
+        earlier = [path for step, path in _list_checkpoints(checkpoint.parent) if step < last]
+        good = next(filter(_is_good, reversed(earlier)), None)
+        remedy = f"the last good one is {good}: --resume {good}" if good else "there is no earlier one"
+        raise ValueError(f"{error}; {remedy}") from error
 
 
 def _is_good(path: Path) -> bool:
@@ -276,28 +291,28 @@ def _is_good(path: Path) -> bool:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Raises ValueError, naming the file, unless everything is as it was written."""
+    """Read a checkpoint. Raises ValueError, which names the file, if a file is missing or its checksum is wrong."""
     try:
         _check_version(path)
-        lines = (path / _SUMS).read_text(encoding="utf-8").splitlines(keepends=True)
-        sums = {name.removesuffix("\n"): found for found, _, name in (line.partition("  ") for line in lines)}
-        if set(sums) != set(_FILES) or not lines[-1].endswith("\n"):
-            raise ValueError(f"checkpoint {path} is damaged: {_SUMS} does not name its files")
-        for name, expected in sums.items():
-            if (found := _sum(path / name)) != expected:
+        lines = (path / _CHECKSUMS).read_text(encoding="utf-8").splitlines(keepends=True)
+        checksums = {name.removesuffix("\n"): digest for digest, _, name in (line.partition("  ") for line in lines)}
+        if set(checksums) != set(_FILES) or not lines[-1].endswith("\n"):
+            raise ValueError(f"checkpoint {path} is damaged: {_CHECKSUMS} does not list its files")
+        for name, expected in checksums.items():
+            if (found := _sha256(path / name)) != expected:
                 raise ValueError(f"checkpoint {path} is damaged: the SHA-256 of {name} is {found}, not {expected}")
-        facts = json.loads((path / "state.json").read_bytes())
+        state = json.loads((path / "state.json").read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"checkpoint {path} is damaged: {error}") from error
-    return Checkpoint(path, facts)
+    return Checkpoint(path, state)
 
 
 def _check_version(path: Path) -> None:
-    """First: another version may have other files, and other checksums."""
+    """Check the format version, before the rest: another version may have other files and other checksums."""
     try:
-        facts = json.loads((path / "state.json").read_bytes())
-        found = facts["format"], facts["version"]
-    except (ValueError, TypeError, KeyError) as error:  # of JSON and of Unicode, too
+        state = json.loads((path / "state.json").read_bytes())
+        found = state["format"], state["version"]
+    except (ValueError, TypeError, KeyError) as error:  # ValueError includes errors in JSON and in Unicode
         raise ValueError(f"checkpoint {path} is damaged: state.json: {error}") from error
     if found[0] != FORMAT or found[1] not in _READABLE:
         raise ValueError(

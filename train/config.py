@@ -1,4 +1,4 @@
-"""The settings of a training run: one frozen dataclass, from which the command line is derived; and named ones."""
+"""The configuration of a training run: a dataclass, the command line derived from it, and presets."""
 
 import argparse
 import math
@@ -20,54 +20,55 @@ def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> 
 # fmt: off
 @dataclass(frozen=True)
 class Config:
-    """What `train` is to do. Each field is an option of the command line too, and its text is the option's help.
+    """The configuration of `train`. Each field is also a command-line option, and its text is the option's help.
 
     Raises:
-        ValueError: a value out of range; names the field.
+        ValueError: a value is out of range; names the field.
     """
 
     dataset: str = _option("shakespeare", "shakespeare, tinyshakespeare (downloaded once), or the path of a UTF-8 text")
-    out: str | None = _option(None, "the run's folder, for its model, checkpoints and metrics (default: runs/ and the "
-                              "dataset's name)")
-    resume: str | None = _option(None, "go on from the last checkpoint of this run's folder, or from this checkpoint, "
-                                 "with its settings (default without a path: the folder of --out)")
+    out: str | None = _option(None, "folder for the model, the checkpoints and the metrics (default: runs/ and the "
+                              "name of the dataset)")
+    resume: str | None = _option(None, "resume from a checkpoint, or from the last one in a run's folder, with its "
+                                 "settings (without a path: from the folder of --out)")
 
     layers: int = _option(4, "transformer blocks")
-    heads: int = _option(4, "attention heads of each block; must divide the width")
-    width: int = _option(128, "length of a token's vector")
+    heads: int = _option(4, "attention heads in each block; must divide the width")
+    width: int = _option(128, "embedding dimension")
     ff_scale: int = _option(4, "width of the feed-forward layers, as a multiple of the width")
-    block: int = _option(64, "characters the model sees at once")
-    activation: str = _option("gelu", "of the feed-forward layers", _ACTIVATIONS)
-    output_projection: bool = _option(True, "mix the heads' outputs by a learned matrix")
-    final_norm: bool = _option(True, "a layer norm before the logits")
-    dropout: float = _option(0.0, "probability of dropping an element")
-    dtype: str = _option("float32", "of the parameters and what is computed; bfloat16 needs CuPy, and keeps float32 "
+    block: int = _option(64, "context length in characters")
+    activation: str = _option("gelu", "activation function of the feed-forward layers", _ACTIVATIONS)
+    output_projection: bool = _option(True, "apply a learned matrix to the concatenated heads")
+    final_norm: bool = _option(True, "apply a layer norm before the logits")
+    dropout: float = _option(0.0, "probability that an element is set to 0")
+    dtype: str = _option("float32", "dtype of parameters and activations; bfloat16 needs CuPy, and keeps float32 "
                          "copies of the parameters", ("float32", "float64", "bfloat16"))
-    matmul_precision: str | None = _option(None, "how a GPU multiplies float32: all of it, as TF32 or as bfloat16 "
-                                           "(default: highest)", ("highest", "high", "medium"))
+    matmul_precision: str | None = _option(None, "precision of float32 matrix products on a GPU: float32, TF32 or "
+                                           "bfloat16 (default: highest)", ("highest", "high", "medium"))
 
     steps: int = _option(2000, "optimizer steps")
-    batch: int = _option(12, "blocks of text in a step")
-    learning_rate: float = _option(2e-3, "the largest learning rate")
-    min_learning_rate: float | None = _option(None, "that at the end of the schedule (default: a tenth of it)")
-    schedule: str = _option("cosine_with_warmup", "of the learning rate over the steps", _SCHEDULES)
-    warmup: int | None = _option(None, "steps of warm-up (default: a twentieth of all)")
-    beta1: float = _option(0.9, "AdamW's decay of the mean of gradients")
-    beta2: float = _option(0.99, "AdamW's decay of the mean of squared gradients")
-    weight_decay: float = _option(0.1, "AdamW's weight decay, of matrices only")
-    grad_clip: float = _option(1.0, "largest norm of the gradient; 0 does not clip")
-    accumulate: int = _option(1, "parts that a step's batch is taken in, one after the other, to need less memory")
-    seed: int = _option(0, "of initial weights, batches, dropout and samples")
+    batch: int = _option(12, "batch size: blocks of text in each step")
+    learning_rate: float = _option(2e-3, "maximum learning rate")
+    min_learning_rate: float | None = _option(None, "learning rate at the end of the schedule (default: a tenth of "
+                                              "the maximum)")
+    schedule: str = _option("cosine_with_warmup", "learning-rate schedule", _SCHEDULES)
+    warmup: int | None = _option(None, "warmup steps (default: a twentieth of the steps)")
+    beta1: float = _option(0.9, "AdamW's decay rate for the mean of the gradient")
+    beta2: float = _option(0.99, "AdamW's decay rate for the mean of the squared gradient")
+    weight_decay: float = _option(0.1, "AdamW's weight decay, for matrices only")
+    grad_clip: float = _option(1.0, "maximum norm of the gradient; 0 does not clip")
+    accumulate: int = _option(1, "micro-batches that each batch is split into, to use less memory")
+    seed: int = _option(0, "random seed for initial weights, batches, dropout and samples")
 
-    eval_interval: int = _option(250, "steps from one validation loss and sample to the next")
-    eval_blocks: int = _option(240, "blocks of the validation part used for it; the last one uses them all")
-    save_interval: int | None = _option(None, "steps from one checkpoint to the next (default: those of eval-interval)")
-    keep: int = _option(2, "how many checkpoints to keep, besides the best; the oldest go")
-    tensorboard: bool = _option(False, "write the metrics for TensorBoard, too")
-    prompt: str | None = _option(None, "how a sample begins (default: a new line)")
-    sample_tokens: int = _option(200, "characters of a sample; 0 for none")
-    temperature: float = _option(0.8, "of samples; 0 takes the most likely character every time")
-    top_k: int | None = _option(None, "draw samples from so many of the most likely characters (default: from all)")
+    eval_interval: int = _option(250, "steps between validations, each with a sample")
+    eval_blocks: int = _option(240, "validation blocks to use; the last validation uses all")
+    save_interval: int | None = _option(None, "steps between checkpoints (default: eval-interval)")
+    keep: int = _option(2, "number of recent checkpoints to keep, besides the best")
+    tensorboard: bool = _option(False, "also write the metrics for TensorBoard")
+    prompt: str | None = _option(None, "prompt of the samples (default: a newline)")
+    sample_tokens: int = _option(200, "length of a sample in characters; 0 for no samples")
+    temperature: float = _option(0.8, "temperature of the samples; 0 always takes the most likely character")
+    top_k: int | None = _option(None, "sample from the k most likely characters only (default: all)")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -94,33 +95,37 @@ class Config:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
         if self.schedule == "cosine_with_warmup" and self.warmup_steps >= self.steps:
             raise ValueError(
-                f"warmup must be less than steps: {self.warmup_steps} is not less than {self.steps}; give another "
-                "warmup, or cut the run short with RG_TRAIN_STEPS"
+                f"warmup must be less than steps: {self.warmup_steps} is not less than {self.steps}; set another "
+                "warmup, or limit the steps of the run with RG_TRAIN_STEPS"
             )
-        if self.last_learning_rate > self.learning_rate:
+        if self.final_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        if self.schedule == "exponential" and not self.last_learning_rate:
+        if self.schedule == "exponential" and not self.final_learning_rate:
             raise ValueError("min_learning_rate must be positive for the schedule exponential")
 
     @property
     def warmup_steps(self) -> int:
+        """The number of warmup steps."""
         return self.steps // 20 if self.warmup is None else self.warmup
 
     @property
-    def last_learning_rate(self) -> float:
+    def final_learning_rate(self) -> float:
+        """The learning rate at the end of the schedule."""
         return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
 
     @property
     def checkpoint_interval(self) -> int:
+        """The number of steps between checkpoints."""
         return self.eval_interval if self.save_interval is None else self.save_interval
 
     @property
     def folder(self) -> Path:
+        """The run's folder."""
         return Path("runs", Path(self.dataset).stem) if self.out is None else Path(self.out)
 
 
-# nanoGPT's set-up for characters of Tiny Shakespeare (its config/train_shakespeare_char.py, and its README for a CPU).
-# On the CPU the learning rate is twice its: see the figures in the README.
+# nanoGPT's settings for Tiny Shakespeare: config/train_shakespeare_char.py, and those of its README for a CPU. The CPU
+# preset has twice nanoGPT's learning rate, which gives a smaller validation loss.
 PRESETS: dict[str, dict[str, Any]] = {
     "shakespeare-cpu": {
         "dataset": "tinyshakespeare", "layers": 4, "heads": 4, "width": 128, "block": 64, "batch": 12, "dropout": 0.0,
@@ -132,17 +137,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# What a checkpoint is of: a resumed run cannot have others. (Nor another text, of which the checksum is compared.)
-FIXED = ("layers", "heads", "width", "ff_scale", "block", "activation", "output_projection", "final_norm",
+# Fields that a resumed run cannot change. (It cannot change the text either: its checksum is compared.)
+FIXED_ON_RESUME = ("layers", "heads", "width", "ff_scale", "block", "activation", "output_projection", "final_norm",
          "dropout", "dtype", "batch", "seed")  # fmt: skip
 
 
 def configure(preset: str | None = None, **given: Any) -> Config:
-    """A configuration: what is given, and the rest of a preset, of the checkpoint that is resumed, or by default.
+    """Return a configuration with the given fields; the others come from the checkpoint, the preset or the defaults.
+
+    Args:
+        preset: a name in PRESETS; not together with `resume`.
+        given: fields of Config. `resume` names a checkpoint or a run's folder; "" means the folder of `out`.
 
     Raises:
-        ValueError: a value out of range, an unknown preset, a preset and a checkpoint, a damaged checkpoint or one that
-            is in no run's folder. TypeError: an unknown setting. FileNotFoundError: no checkpoint.
+        ValueError: a value is out of range; the preset is unknown, or given together with `resume`; the checkpoint is
+            damaged, or is not in a run's folder and `out` is not given.
+        TypeError: a field is unknown.
+        FileNotFoundError: there is no checkpoint to resume from.
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
@@ -150,23 +161,27 @@ def configure(preset: str | None = None, **given: Any) -> Config:
         return Config(**{**PRESETS.get(preset or "", {}), **given})
     if preset is not None:
         raise ValueError("resume and preset: a resumed run has the settings of its checkpoint; leave the preset out")
-    where = {name: given[name] for name in ("out", "dataset") if name in given}
-    checkpoint = find(given["resume"] or Config(**where).folder)
-    own = {**given, "resume": str(checkpoint.path)}
+    location = {name: given[name] for name in ("out", "dataset") if name in given}
+    checkpoint = find(given["resume"] or Config(**location).folder)
+    overrides = {**given, "resume": str(checkpoint.path)}
     if "out" not in given:
         if checkpoint.path.parent.name != FOLDER:
-            raise ValueError(f"resume: {checkpoint.path} is in no run's folder; say with out where the run is to go on")
-        own["out"] = str(checkpoint.path.parent.parent)
+            raise ValueError(
+                f"resume: {checkpoint.path} is not in a run's folder; set out to the folder of the resumed run"
+            )
+        overrides["out"] = str(checkpoint.path.parent.parent)
     try:
-        return Config(**{**checkpoint.facts["config"], **own})
+        return Config(**{**checkpoint.state["config"], **overrides})
     except TypeError as error:
-        raise ValueError(f"resume: {checkpoint.path} is of another release, with other settings: {error}") from error
+        raise ValueError(
+            f"resume: {checkpoint.path} was written by another release, with other settings: {error}"
+        ) from error
 
 
-def parse(arguments: Sequence[str] | None = None, **about: Any) -> Config:
-    """The configuration that a command line asks for; by default the process's. Exits with usage if it is not valid."""
-    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, **about)
-    parser.add_argument("--preset", choices=PRESETS, help="settings of a known run, which others given change")
+def parse(arguments: Sequence[str] | None = None, **parser_options: Any) -> Config:
+    """Parse a command line, by default that of this process. Exits with an error message if it is not valid."""
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, **parser_options)
+    parser.add_argument("--preset", choices=PRESETS, help="a set of settings; other options override it")
     types = get_type_hints(Config)
     for option in fields(Config):
         kind = (get_args(types[option.name]) or (types[option.name],))[0]  # int | None reads an int

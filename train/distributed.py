@@ -1,10 +1,10 @@
-"""Data-parallel training: the processes that `mpiexec` started, each on its share of every batch.
+"""Data-parallel training: process groups over MPI and NCCL, in the words of torch.distributed.
 
     mpiexec -n 4 python train/train_transformer.py
 
-Every process has the whole model, computes the gradient of its rows of the batch, and takes the same step with the sum
-of all gradients: one all-reduce of the optimizer's flat gradient buffer. On a CPU that is MPI's, on CUDA devices
-NCCL's, with a device for each process of a machine. docs/distributed.md says what that costs.
+Every process has the whole model, computes the gradient for its rows of the batch, and takes the same optimizer step
+with the sum of all gradients, which is one all-reduce of the optimizer's flat gradient array: by MPI on a CPU, by NCCL
+on CUDA, with one device for each process of a machine. docs/distributed.md describes the costs.
 """
 
 import hashlib
@@ -24,133 +24,139 @@ import numpy as np
 
 from russellgrad.backend import Array, Backend
 from russellgrad.russelltransformer import Transformer
-from train.checkpoints import newest
-from train.launch import first_number
+from train.checkpoints import latest_checkpoint
+from train.launch import env_int
 
-# By these a launcher tells a process how many it started: MPICH and Intel MPI, Open MPI; and Slurm's, that it did.
-_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
-_PMIX = "PMIX_RANK"
+# The launchers of MPICH and Intel MPI, and of Open MPI, set the number of processes; Slurm only sets a rank.
+_WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+_PMIX_RANK = "PMIX_RANK"
 _LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
-_ASKED_EVERY = 10  # steps: a question to all takes as long as a small message does
+_STOP_INTERVAL = 10  # steps between two calls of `any_rank` that communicate: each takes the time of a small message
 
 
-class Team:
-    """The processes of a run: here, this one alone. What is done together with others does nothing."""
+class ProcessGroup:
+    """The processes of a run. This class is a group of one process, for which every operation is trivial."""
 
-    rank, size = 0, 1
-    folder: Path | None = None  # of the run, once it is known
+    rank, world_size = 0, 1
+    run_folder: Path | None = None  # for the message of `abort_on_error`
 
     @property
-    def leads(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes the files and prints."""
         return self.rank == 0
 
-    def take_device(self, xp: Backend) -> None:
-        """On CUDA, choose this process's device."""
+    def set_device(self, xp: Backend) -> None:
+        """On CUDA, use the device with this process's local rank."""
 
-    def introduction(self) -> str:
-        """Who is which process and where: a launcher that reports one killed by the system knows no ranks."""
+    def describe(self) -> str:
+        """Rank, process id and host name of each process: a launcher that reports a killed process has no ranks."""
         return ""
 
-    def agree_on(self, what: Mapping[str, Any]) -> None:
-        """Raises ValueError, in every process, if they differ in one of these; names it and the processes."""
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        """Raise ValueError, in every process, if a value is not equal on all ranks; names it and the rank."""
 
-    def all_reduce(self, gradients: Array, xp: Backend) -> None:
-        """Make an array the sum of everybody's, in place."""
+    def check_same_parameters(self, model: Transformer) -> None:
+        """Raise RuntimeError, in every process, if the parameters are not bitwise equal on all ranks."""
 
-    def sums(self, numbers: Sequence[float]) -> list[float]:
-        """The sum of everybody's, for each number."""
-        return list(numbers)
+    def all_reduce(self, array: Array, xp: Backend) -> None:
+        """Replace an array, in place, by its sum over all ranks."""
 
-    def check_equal(self, model: Transformer) -> None:
-        """Raises RuntimeError, in every process, if the parameters are not the same bits everywhere."""
+    def all_reduce_scalars(self, values: Sequence[float]) -> list[float]:
+        """The sum of each number over all ranks."""
+        return list(values)
 
-    def anyone(self, flag: bool, step: int) -> bool:
-        """Whether somebody's flag is set. Everybody asks, at every step; several processes hear at some of them."""
+    def any_rank(self, flag: bool, step: int) -> bool:
+        """Whether the flag is set on any rank. Every rank calls this after every step.
+
+        Several processes communicate in every tenth step only; in other steps the result is False.
+        """
         return flag
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """In the block, an error of one process ends all of them, and says where in the run's folder to go on from."""
+    def abort_on_error(self) -> Iterator[None]:
+        """In the block, an exception in one process ends all of them, with a message that names the last checkpoint."""
         yield
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()
 
 
-class MpiTeam(Team):
-    """Several processes, by the package mpi4py."""
+class MpiProcessGroup(ProcessGroup):
+    """Several processes, which communicate through mpi4py, and through NCCL for arrays on CUDA devices."""
 
     def __init__(self, communicator: Any) -> None:
-        self._mpi, self.rank, self.size = communicator, communicator.Get_rank(), communicator.Get_size()
+        self._mpi, self.rank, self.world_size = communicator, communicator.Get_rank(), communicator.Get_size()
         self._nccl: Any = None
-        self._together = False
+        self._aborts_on_error = False
 
-    def take_device(self, xp: Backend) -> None:
+    def set_device(self, xp: Backend) -> None:
         if xp.name == "cupy":
-            _nccl().use_device(first_number(_LOCAL_RANKS, default=0))
+            _nccl().use_device(env_int(_LOCAL_RANKS, default=0))
 
-    def introduction(self) -> str:
-        everybody = self._mpi.allgather((os.getpid(), platform.node()))
-        return "\n".join(f"rank {rank} is process {pid} on {node}" for rank, (pid, node) in enumerate(everybody))
+    def describe(self) -> str:
+        processes = self._mpi.allgather((os.getpid(), platform.node()))
+        return "\n".join(f"rank {rank} is process {pid} on {node}" for rank, (pid, node) in enumerate(processes))
 
-    def agree_on(self, what: Mapping[str, Any]) -> None:
-        everybody: list[Mapping[str, Any]] = self._mpi.allgather(dict(what))
-        for rank, theirs in enumerate(everybody):
-            for name, value in everybody[0].items():
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        gathered: list[Mapping[str, Any]] = self._mpi.allgather(dict(values))
+        for rank, theirs in enumerate(gathered):
+            for name, value in gathered[0].items():
                 if theirs.get(name) != value:
                     raise ValueError(
                         f"the processes were started with different arguments: {name} is {value!r} on rank 0 and "
-                        f"{theirs.get(name)!r} on rank {rank}; start them all alike"
+                        f"{theirs.get(name)!r} on rank {rank}; start all of them with the same ones"
                     )
 
-    def all_reduce(self, gradients: Array, xp: Backend) -> None:
-        if xp.name == "cupy":
-            self._nccl = self._nccl or _nccl().Nccl(self.rank, self.size)
-            self._nccl.all_reduce(gradients)
-        else:  # the array's own memory, of any backend on the host
-            self._mpi.Allreduce(_in_place(), np.from_dlpack(gradients))
-
-    def sums(self, numbers: Sequence[float]) -> list[float]:
-        total = np.array(numbers, np.float64)
-        self._mpi.Allreduce(_in_place(), total)
-        return [float(number) for number in total]
-
-    def check_equal(self, model: Transformer) -> None:
+    def check_same_parameters(self, model: Transformer) -> None:
         digest = hashlib.sha256()
         for array in model.state_dict().values():
             digest.update(array.tobytes())
-        everybody = self._mpi.allgather(digest.hexdigest())
-        odd = [rank for rank, theirs in enumerate(everybody) if theirs != everybody[0]]
-        if odd:
+        gathered = self._mpi.allgather(digest.hexdigest())
+        different = [rank for rank, theirs in enumerate(gathered) if theirs != gathered[0]]
+        if different:
             raise RuntimeError(
-                f"the parameters of ranks {', '.join(map(str, odd))} are no longer those of rank 0, so the processes "
-                "train different models; give all of them the same libraries, processors and number of threads"
+                f"the parameters on ranks {', '.join(map(str, different))} differ from those on rank 0, so the "
+                "processes train different models; use the same libraries, processors and number of threads for all"
             )
 
-    def anyone(self, flag: bool, step: int) -> bool:
-        return step % _ASKED_EVERY == 0 and self.sums([flag])[0] > 0
+    def all_reduce(self, array: Array, xp: Backend) -> None:
+        if xp.name == "cupy":
+            self._nccl = self._nccl or _nccl().Nccl(self.rank, self.world_size)
+            self._nccl.all_reduce(array)
+        else:  # from_dlpack shares memory with the array of any backend on the host
+            self._mpi.Allreduce(_in_place(), np.from_dlpack(array))
+
+    def all_reduce_scalars(self, values: Sequence[float]) -> list[float]:
+        total = np.array(values, np.float64)
+        self._mpi.Allreduce(_in_place(), total)
+        return [float(value) for value in total]
+
+    def any_rank(self, flag: bool, step: int) -> bool:
+        return step % _STOP_INTERVAL == 0 and self.all_reduce_scalars([flag])[0] > 0
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        outermost, self._together = not self._together, True
+    def abort_on_error(self) -> Iterator[None]:
+        outermost, self._aborts_on_error = not self._aborts_on_error, True
         try:
             yield
         except BaseException as error:
             if outermost and not (isinstance(error, SystemExit) and error.code in (None, 0)):
-                self._end(error)
+                self._abort(error)
             raise
 
-    def _end(self, error: BaseException) -> None:
-        """The others may wait for this process for ever, so the launcher is told to end them."""
+    def _abort(self, error: BaseException) -> None:
+        """Print the error and end all processes: the others may wait for this one forever."""
         kind = "" if isinstance(error, SystemExit) else f"{type(error).__name__}: "
-        last = (newest(self.folder) if self.folder is not None else None) or "none"
-        words = f"rank {self.rank} of {self.size} failed, which ends the run: {kind}{error}; last checkpoint: {last}"
+        checkpoint = (latest_checkpoint(self.run_folder) if self.run_folder is not None else None) or "none"
+        message = (
+            f"rank {self.rank} of {self.world_size} failed, which ends the run: {kind}{error}; "
+            f"last checkpoint: {checkpoint}"
+        )
         if os.environ.get("RG_TRACEBACK"):
-            words += "\n" + "".join(traceback.format_exception(error))
-        sys.stderr.write(words + "\n")  # at once, so that two processes' lines do not mix
+            message += "\n" + "".join(traceback.format_exception(error))
+        sys.stderr.write(message + "\n")  # in one call, so that the lines of two processes do not mix
         sys.stderr.flush()
-        time.sleep(0.3)  # what the launcher has not passed on when it ends the run is lost
+        time.sleep(0.3)  # Abort discards output that the launcher has not forwarded yet
         self._mpi.Abort(1)
 
 
@@ -165,27 +171,29 @@ def _nccl() -> Any:
 
 
 @cache
-def join() -> Team:
-    """The team that this process was started in: alone, unless a launcher as `mpiexec` started several.
+def init_process_group() -> ProcessGroup:
+    """The process group of this run: of one process, unless a launcher such as `mpiexec` started several.
 
-    Raises ImportError if one did and mpi4py is not installed, and RuntimeError if mpi4py is another MPI's than the
-    launcher: each process would train alone, and write the same files.
+    Raises:
+        ImportError: several processes were started and mpi4py is not installed.
+        RuntimeError: mpi4py is built on another MPI than the launcher's: each process would train alone and write the
+            same files.
     """
-    announced = first_number(_SIZES, default=1)
-    if announced < 2 and _PMIX not in os.environ:
-        return ALONE
+    launched = env_int(_WORLD_SIZES, default=1)
+    if launched < 2 and _PMIX_RANK not in os.environ:
+        return SINGLE_PROCESS
     try:
         from mpi4py import MPI
     except ImportError as error:
         raise ImportError(
-            f"{announced} processes were started, and to train together they need the package mpi4py: "
+            f"{launched} processes were started; to train together they need the package mpi4py: "
             'pip install "russellgrad[mpi]"'
         ) from error
     size = MPI.COMM_WORLD.Get_size()
-    if size < announced:
+    if size < launched:
         library = MPI.Get_library_version().splitlines()[0]
         raise RuntimeError(
-            f"{announced} processes were started, but mpi4py sees {size}: it is built on {library}, and the launcher "
-            "is another MPI's; start them with the mpiexec of that one"
+            f"{launched} processes were started, but mpi4py sees {size}: it is built on {library}, and the launcher "
+            "belongs to another MPI; start the processes with the mpiexec of mpi4py's MPI"
         )
-    return MpiTeam(MPI.COMM_WORLD) if size > 1 else ALONE
+    return MpiProcessGroup(MPI.COMM_WORLD) if size > 1 else SINGLE_PROCESS

@@ -1,6 +1,6 @@
-"""Write text with a trained model: `python train/generate.py runs/shakespeare/model.safetensors --prompt "ROMEO:"`.
+"""Generate text with a trained model: `python train/generate.py runs/shakespeare/model.safetensors --prompt "ROMEO:"`.
 
-RG_BACKEND chooses the backend.
+RG_BACKEND selects the backend.
 """
 
 import argparse
@@ -13,26 +13,28 @@ if __name__ == "__main__":
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
-from train.progress import plain_errors, say
+from train.progress import echo, exit_on_error
 
-BETWEEN = "\n" + 15 * "-" + "\n"  # two texts
+SEPARATOR = "\n" + 15 * "-" + "\n"  # between two texts
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Write text with a model that train_transformer.py trained.")
-    parser.add_argument("model", help="a model.safetensors, or the folder of a run")
+    parser = argparse.ArgumentParser(description="Generate text with a model that train_transformer.py trained.")
+    parser.add_argument("model", help="a model.safetensors file, or a run's folder")
     parser.add_argument(
-        "--prompt", action="append", help="how the text begins; several times for several texts (default: a new line)"
+        "--prompt", action="append", help="start of the text; may be repeated for several texts (default: a newline)"
     )
-    parser.add_argument("--num-samples", type=int, default=1, help="texts for each prompt (default: 1)")
-    parser.add_argument("--tokens", type=int, default=500, help="characters to add to it, at most (default: 500)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely one (default: 0.8)")
-    parser.add_argument("--top-k", type=int, help="draw from so many of the most likely ones (default: from all)")
+    parser.add_argument("--num-samples", type=int, default=1, help="number of texts for each prompt (default: 1)")
+    parser.add_argument("--tokens", type=int, default=500, help="maximum number of new characters (default: 500)")
     parser.add_argument(
-        "--top-p", type=float, help="draw from the most likely ones that have this probability together"
+        "--temperature", type=float, default=0.8, help="0 always takes the most likely character (default: 0.8)"
     )
-    parser.add_argument("--stop", help="end a text before this string")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--top-k", type=int, help="sample from the k most likely characters only (default: all)")
+    parser.add_argument(
+        "--top-p", type=float, help="sample from the smallest set of characters with this total probability"
+    )
+    parser.add_argument("--stop", help="end each text before this string")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     return parser.parse_args(arguments)
 
 
@@ -48,11 +50,19 @@ def generate(
     stop: str | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """What the model in a file, or in a run's or a checkpoint's folder, writes.
+    """Generate texts and yield them in pieces, with SEPARATOR between two texts.
 
-    In pieces: each prompt with what follows, a line between two texts.
-    All texts are made at once; the first comes as it is made, the others when all are done.
-    Raises as `load_model` and `Transformer.stream` do, and ValueError for num_samples < 1.
+    All texts are generated in one batch. The first is yielded as it is generated, the others after that.
+
+    Args:
+        path: a model file, or the folder of a run or of a checkpoint.
+        prompts: starts of the texts; by default a newline, or the first character of a vocabulary without newlines.
+        tokens: the maximum number of new characters in each text.
+        num_samples: the number of texts for each prompt.
+        temperature, top_k, top_p, stop, seed: as in `Transformer.stream`.
+
+    Raises:
+        ValueError: num_samples < 1; and the exceptions of `load_model` and `Transformer.stream`.
     """
     if num_samples < 1:
         raise ValueError(f"generate: needs num_samples >= 1, got {num_samples}")
@@ -68,15 +78,15 @@ def generate(
         yield piece
         others = [text + more for text, more in zip(others, pieces, strict=True)]
     for text in others:
-        yield BETWEEN + text
+        yield SEPARATOR + text
 
 
 if __name__ == "__main__":
     options = vars(parse())
-    with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
+    with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
-    with plain_errors(ValueError, ImportError, OSError):
+    with exit_on_error(ValueError, ImportError, OSError):
         for piece in generate(options.pop("model"), options.pop("prompt"), **options):
-            if not say(piece, end=""):
+            if not echo(piece, end=""):
                 break
-        say("")
+        echo("")

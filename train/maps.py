@@ -1,4 +1,4 @@
-"""Maps of attention: for each layer and head, how much each character takes from each, as HTML and by matplotlib."""
+"""Attention maps: the attention weights of each layer and head, rendered as HTML, and as PNG by matplotlib."""
 
 import base64
 import html
@@ -15,13 +15,18 @@ from train.chart import figure_class
 
 Map = npt.NDArray[np.floating[Any]]  # (T, T), query by key
 
-SCALE = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # weights whose ink is shown
-INK = (0, 69, 128)  # of a weight of 1; a weight w is this at an opacity of sqrt(w), so that small ones are seen, too
+SCALE = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # weights in the colour scale
+COLOUR = (0, 69, 128)  # the colour of weight 1; weight w has opacity sqrt(w), so that small weights are visible
 VISIBLE = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"})
 
 
 def maps_html(maps: Sequence[npt.NDArray[Any]], text: str) -> str:
-    """Small multiples, a row for each layer: maps of (H, T, T) each, for a text of T characters."""
+    """One figure for each head, in a row for each layer.
+
+    Args:
+        maps: the weights of each layer, (H, T, T): head, query, key.
+        text: the T characters.
+    """
     rows = [f"{_letters(text)}{_scale()}"]
     for layer, heads in enumerate(maps, start=1):
         figures = "".join(_figure(weights, layer, head) for head, weights in enumerate(heads, start=1))
@@ -34,7 +39,7 @@ def maps_html(maps: Sequence[npt.NDArray[Any]], text: str) -> str:
 
 
 def _letters(text: str) -> str:
-    """The axes' labels, once for all maps: each shows them by <use>."""
+    """The labels of the axes, defined once; each map shows them with <use>."""
     letters = [html.escape(c) for c in text.translate(VISIBLE)]
     across = "".join(f'<text x="{i + 0.5}" y="-0.4">{c}</text>' for i, c in enumerate(letters))
     down = "".join(f'<text x="-0.7" y="{i + 0.8}">{c}</text>' for i, c in enumerate(letters))
@@ -42,31 +47,31 @@ def _letters(text: str) -> str:
 
 
 def _scale() -> str:
-    """What each strength of the ink means."""
+    """The colour scale."""
     cells = "".join(f'<li><i><b style="opacity:{w**0.5:.3f}"></b></i>{w:g}</li>' for w in SCALE)
-    return f'<ul class="scale" aria-label="Weight by strength of the ink">{cells}</ul>\n'
+    return f'<ul class="scale" aria-label="Colour scale of the weights">{cells}</ul>\n'
 
 
 def _figure(weights: Map, layer: int, head: int) -> str:
-    size, words = len(weights), summary(weights)
+    size, description = len(weights), describe_map(weights)
     name = f"Layer {layer}, head {head}"
     return (
-        f'<figure class="map" data-name="{name}"><figcaption>Head {head} <span>{words}</span></figcaption>'
-        f'<svg viewBox="-1.4 -1.4 {size + 1.6} {size + 1.6}" role="img" aria-label="{name}: {words}">'
+        f'<figure class="map" data-name="{name}"><figcaption>Head {head} <span>{description}</span></figcaption>'
+        f'<svg viewBox="-1.4 -1.4 {size + 1.6} {size + 1.6}" role="img" aria-label="{name}: {description}">'
         f'<use href="#letters"/><rect width="{size}" height="{size}"/>'
         f'<image width="{size}" height="{size}" preserveAspectRatio="none" href="{_data_url(weights)}"/>'
         "</svg></figure>\n"
     )
 
 
-def summary(weights: Map) -> str:
-    """The map in words: where the weight of a character lies in the mean over all but the first."""
+def describe_map(weights: Map) -> str:
+    """The mean weight of a character on itself, on the one before it and on the first, over all but the first."""
     if len(weights) < 2:
-        return "one character, which takes all from itself"
+        return "one character, which attends to itself"
     places = np.arange(1, len(weights))
     means = [weights[places, places - back].mean() for back in (0, 1)] + [weights[places, 0].mean()]
-    itself, before, first = (f"{100 * mean:.0f}%" for mean in means)
-    return f"itself {itself}, before {before}, first {first}"
+    itself, previous, first = (f"{100 * mean:.0f}%" for mean in means)
+    return f"itself {itself}, previous {previous}, first {first}"
 
 
 def _data_url(weights: Map) -> str:
@@ -75,18 +80,18 @@ def _data_url(weights: Map) -> str:
 
 
 def _png(opacity: npt.NDArray[np.uint8]) -> bytes:
-    """An image (height, width) of one ink with these opacities: PNG (ISO/IEC 15948) with a palette."""
+    """A PNG (ISO/IEC 15948) of one colour with these opacities (height, width), as a palette image."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     height, width = opacity.shape
     header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)  # 8 bits, palette
-    rows = b"".join(b"\0" + row.tobytes() for row in opacity)  # each begins with its filter: none
+    rows = b"".join(b"\0" + row.tobytes() for row in opacity)  # each row starts with its filter type: none
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
-        + chunk(b"PLTE", bytes(INK) * 256)
+        + chunk(b"PLTE", bytes(COLOUR) * 256)
         + chunk(b"tRNS", bytes(range(256)))
         + chunk(b"IDAT", zlib.compress(rows, 9))
         + chunk(b"IEND", b"")
@@ -94,7 +99,7 @@ def _png(opacity: npt.NDArray[np.uint8]) -> bytes:
 
 
 def write_maps_png(maps: Sequence[npt.NDArray[Any]], text: str, path: Path) -> None:
-    """All of them as one file, on white. Raises ImportError without matplotlib, OSError if it cannot be written."""
+    """Write all maps to one PNG file. Raises ImportError without matplotlib, OSError if the file cannot be written."""
     rows, columns = len(maps), len(maps[0])
     figure = figure_class()(figsize=(2.4 * columns + 0.6, 2.6 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -108,6 +113,6 @@ def write_maps_png(maps: Sequence[npt.NDArray[Any]], text: str, path: Path) -> N
             axes.set_xticks(places, letters, **small)
             axes.set_yticks(places, letters, **small)
             axes.tick_params(length=0, pad=1)
-    bar = figure.colorbar(image, ax=grid, shrink=0.4, label="weight of a key (across) for a query (down)")
+    bar = figure.colorbar(image, ax=grid, shrink=0.4, label="attention weight, query (down) by key (across)")
     bar.set_ticks([weight**0.5 for weight in SCALE], labels=[f"{weight:g}" for weight in SCALE])
     figure.savefig(path, dpi=120)

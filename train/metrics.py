@@ -1,14 +1,15 @@
-"""The numbers of a training run: `metrics.jsonl` in the run's folder, and TensorBoard's files if they are wanted.
+"""The metrics of a training run: `metrics.jsonl` in the run's folder and, optionally, TensorBoard files.
 
-One JSON object a line, each with its "step", in this order of events:
+Each line is a JSON object with a "step". Lines are in the order of events:
 
     {"step": 0, "run": {"config": {...}, "versions": {...}, "backend": ..., "parameters": ..., "started": ...}}
     {"step": 1, "loss": ..., "learning_rate": ..., "gradient_norm": ..., "tokens_per_second": ..., "seconds": ...}
     {"step": 250, "validation_loss": ..., "blocks": 240}
     {"step": 250, "sample": "..."}
 
-A line "run" comes first, and again wherever the run was resumed, with the step it went on from. JSON has no numbers
-that are not finite: they are the strings "NaN", "Infinity" and "-Infinity", which Python's `float` reads.
+A "run" line is the first line, and the first line after each resumption, with the step that the run resumed from.
+Numbers that are not finite, which JSON does not have, are written as the strings "NaN", "Infinity" and "-Infinity";
+Python's `float` reads them.
 """
 
 import json
@@ -27,25 +28,25 @@ from russellgrad import __version__
 from russellgrad.checkpoint import replace_file
 
 FILE = "metrics.jsonl"
-TENSORBOARD = "tensorboard"  # the folder of its files, in the run's
+TENSORBOARD = "tensorboard"  # folder of its files, in the run's folder
 INSTALL_TENSORBOARD = 'pip install "russellgrad[tensorboard]"'
-PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x")  # whose versions a run tells, if installed
+PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x")  # whose versions are written, if they are installed
 
 
 class Metrics:
-    """`with Metrics(folder) as metrics:` appends what it is told to `metrics.jsonl`, and brings it there at once.
+    """`with Metrics(folder) as metrics:` appends lines to `metrics.jsonl`, and flushes the file after each call.
 
-    What an earlier run left in the folder is moved aside, to `metrics.1.jsonl` and so on; nothing is overwritten.
+    An existing file is not overwritten: it is renamed to `metrics.1.jsonl`, or the next free number.
 
     Args:
-        folder: of the run; must exist.
-        resume_at: go on after this step: the lines of later ones are dropped, as is a last line that was cut short.
-            Without a file to go on with, a new one is begun.
-        tensorboard: whether to write the same for TensorBoard, into the folder `tensorboard` of the run's.
+        folder: the run's folder; must exist.
+        resume_at: append to an existing file after this step. Lines of later steps are removed, and so is an incomplete
+            last line. If there is no file, a new one is created.
+        tensorboard: whether to write the same metrics for TensorBoard, to the subfolder `tensorboard`.
 
     Raises:
-        ValueError: resume_at is less than 1; on entering, a line of the file that is resumed is not one of this format.
-        ImportError: tensorboard is asked for and the package tensorboardX is not installed.
+        ValueError: resume_at is less than 1; on entering, a line of the existing file has another format.
+        ImportError: `tensorboard` is set and the package tensorboardX is not installed.
         OSError: on entering or later, the folder cannot be written to.
     """
 
@@ -57,22 +58,24 @@ class Metrics:
         self.path = Path(folder) / FILE
         self._resume_at = resume_at
         self._last_step = resume_at or 0
-        self._seconds_before = 0.0  # of a resumed run, by its earlier parts
+        self._seconds_before = 0.0  # of the earlier parts of a resumed run
         self._file: TextIO | None = None
         self._make_writer = _summary_writer() if tensorboard else None
         self._writer: Any = None
 
     def __enter__(self) -> Self:
         if self._resume_at is None:
-            _move_aside(self.path.parent)
+            _rename_existing(self.path.parent)
         elif self.path.exists():
-            kept = [line for line in _lines(self.path) if _is_before(line, self._resume_at)]
+            kept = [line for line in _lines(self.path) if _is_kept(line, self._resume_at)]
             self._seconds_before = max((line["seconds"] for line in kept if "seconds" in line), default=0.0)
             replace_file(self.path, "".join(map(_to_json, kept)).encode())
         self._file = self.path.open("a", encoding="utf-8", newline="\n")
         if self._make_writer is not None:
-            purge = None if self._resume_at is None else self._resume_at + 1  # this step and later ones are hidden
-            suffix = f".{os.getpid()}.{self._last_step}"  # its names tell seconds only: two in one would be one file
+            purge = (
+                None if self._resume_at is None else self._resume_at + 1
+            )  # TensorBoard hides this step and later ones
+            suffix = f".{os.getpid()}.{self._last_step}"  # the default name only has seconds, and may not be unique
             folder = str(self.path.parent / TENSORBOARD)
             self._writer = self._make_writer(folder, purge_step=purge, filename_suffix=suffix)
         return self
@@ -84,9 +87,9 @@ class Metrics:
             self._writer.close()
 
     def run(self, *, config: Mapping[str, Any], parameters: int, backend: str) -> None:
-        """The facts of the run, before all else: its settings, the number of its parameters, its backend's name.
+        """Write the "run" line: the configuration, the number of parameters and the backend's name.
 
-        The versions of Python and of the packages, the machine, and the time are added.
+        Versions of Python and of packages, the machine and the time are added. Call this first.
         """
         facts = {
             "config": dict(config),
@@ -111,25 +114,25 @@ class Metrics:
         tokens_per_second: float,
         seconds: float,
     ) -> None:
-        """What one reading of the device gave: the numbers of the steps first_step, first_step + 1, ...
+        """Write the lines of steps first_step, first_step + 1, ..., whose losses were read from the device together.
 
         Args:
-            first_step: the number of the first of them; steps are counted from 1.
-            losses: of each step's batch, before the step, in nats per token.
-            learning_rates: of each step.
-            gradient_norms: of each step, before clipping; None where nobody computed them.
-            tokens_per_second: over these steps; stands at each of them.
-            seconds: since this process began to train, at the end of these steps; stands at each of them, with what
-                the earlier parts of a resumed run took added.
+            first_step: the number of the first of these steps; steps are counted from 1.
+            losses: the loss of each step's batch, before the step, in nats per token.
+            learning_rates: the learning rate of each step.
+            gradient_norms: the gradient norm of each step, before clipping; None if it was not computed.
+            tokens_per_second: the mean over these steps; written for each of them.
+            seconds: the time since this process started training; written for each of these steps, plus the time of the
+                earlier parts of a resumed run.
 
         Raises:
-            ValueError: sequences of different lengths; a step that is already there.
+            ValueError: the sequences have different lengths, or a step is already in the file.
         """
         norms: Sequence[float | None] = [None] * len(losses) if gradient_norms is None else gradient_norms
         if not len(losses) == len(learning_rates) == len(norms):
             raise ValueError(
                 f"Metrics.steps: {len(losses)} losses, {len(learning_rates)} learning rates and {len(norms)} gradient "
-                "norms; give one of each for a step"
+                "norms; pass one of each for every step"
             )
         if first_step <= self._last_step:
             raise ValueError(f"Metrics.steps: step {first_step} is already there; the last one is {self._last_step}")
@@ -150,21 +153,21 @@ class Metrics:
             self._scalars(line, "loss", "learning_rate", "gradient_norm", "tokens_per_second")
 
     def validation(self, step: int, loss: float, blocks: int) -> None:
-        """The validation loss after `step` steps, in nats per token, a mean over so many blocks of text."""
+        """Write the validation loss after `step` steps, in nats per token: a mean over `blocks` blocks of text."""
         line = {"step": step, "validation_loss": float(loss), "blocks": blocks}
         self._write([line])
         self._scalars(line, "validation_loss")
 
     def sample(self, step: int, text: str) -> None:
-        """A text that the model wrote after `step` steps."""
+        """Write a text that the model generated after `step` steps."""
         self._write([{"step": step, "sample": text}])
         if self._writer is not None:
-            self._writer.add_text("sample", "    " + text.replace("\n", "\n    "), step)  # a block of code, in Markdown
+            self._writer.add_text("sample", "    " + text.replace("\n", "\n    "), step)  # a Markdown code block
             self._writer.flush()
 
     def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         if self._file is None:
-            raise RuntimeError("Metrics: nothing is open; write inside a `with Metrics(...) as metrics:`")
+            raise RuntimeError("Metrics: the file is not open; write inside a `with Metrics(...) as metrics:`")
         self._file.write("".join(map(_to_json, lines)))
         self._file.flush()
 
@@ -177,7 +180,7 @@ class Metrics:
 
 
 def versions() -> dict[str, str]:
-    """The versions of this library and of Python, and of those of PACKAGES that are installed."""
+    """The versions of this library, of Python, and of the packages in PACKAGES that are installed."""
     found = {"russellgrad": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -192,10 +195,10 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class History:
-    """What a metrics.jsonl holds, as lists for pictures. Numbers that nobody computed are nan."""
+    """The content of a metrics.jsonl, as lists. Gradient norms that were not computed are nan."""
 
-    runs: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # (step it began after, facts)
-    steps: list[int] = field(default_factory=list)  # this list and the next five belong together
+    runs: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # (step it started after, "run" object)
+    steps: list[int] = field(default_factory=list)  # this list and the next five have one entry for each step
     losses: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
@@ -206,16 +209,17 @@ class History:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> History:
-    """The history in a metrics.jsonl, or in that of a run's folder. A last line that was cut short is left out.
+    """Read a metrics.jsonl file, or that in a run's folder. An incomplete last line is ignored.
 
     Raises:
-        FileNotFoundError: there is none. OSError: it cannot be read.
-        ValueError: a line is not one of this format; names it.
+        FileNotFoundError: there is no such file.
+        OSError: the file cannot be read.
+        ValueError: a line has another format; names the line.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; a training run writes it into its folder")
+        raise FileNotFoundError(f"there is no {path}; a training run writes it to its folder")
     history = History()
     for line in _lines(path):
         step = line["step"]
@@ -235,7 +239,7 @@ def read_metrics(path: str | os.PathLike[str]) -> History:
     return history
 
 
-_KINDS: tuple[dict[str, type], ...] = (  # the keys of a line, one of these sets, and what float() or isinstance takes
+_KINDS: tuple[dict[str, type], ...] = (  # the kinds of lines: keys and the types of their values
     {"step": int, "run": dict},
     {"step": int, "validation_loss": float, "blocks": int},
     {"step": int, "sample": str},
@@ -251,9 +255,9 @@ _KINDS: tuple[dict[str, type], ...] = (  # the keys of a line, one of these sets
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, one a line, checked. One that has no end of line and is not whole was cut short: no error.
+    """Yield the checked object of each line. An incomplete last line, from a killed process, is ignored.
 
-    Raises ValueError for any other that is not of this format.
+    Raises ValueError for any other line that has another format.
     """
     raw = path.read_bytes().split(b"\n")
     for number, text in enumerate(raw, start=1):
@@ -272,10 +276,10 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _checked(line: Any) -> dict[str, Any]:
-    """A line with its numbers as such. Raises TypeError or ValueError if it is none of the kinds."""
+    """Convert the numbers of a line to float. Raises TypeError or ValueError if the line is of no known kind."""
     kind = next((kind for kind in _KINDS if isinstance(line, dict) and kind.keys() <= line.keys()), None)
     if kind is None:
-        raise ValueError("not a step, a validation, a sample or the facts of a run")
+        raise ValueError("not a step, a validation, a sample or a run")
     for name, wanted in kind.items():
         value = line[name]
         if wanted is float and not (name == "gradient_norm" and value is None):
@@ -291,31 +295,33 @@ def _checked(line: Any) -> dict[str, Any]:
 
 def _to_json(line: Mapping[str, Any]) -> str:
     numbers = {k: json.dumps(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-    return json.dumps(numbers, allow_nan=False) + "\n"  # ASCII alone, so that any text a sample holds can be written
+    return json.dumps(numbers, allow_nan=False) + "\n"  # only ASCII, so that any sample can be written
 
 
-def _is_before(line: Mapping[str, Any], resume_at: int) -> bool:
-    """Whether a line stays on resuming; the facts of a run that took no step before that do not."""
+def _is_kept(line: Mapping[str, Any], resume_at: int) -> bool:
+    """Whether a line is kept on resuming: lines up to this step, except the \"run\" line of a part without steps."""
     step: int = line["step"]
     return step < resume_at if "run" in line else step <= resume_at
 
 
-def _move_aside(folder: Path) -> None:
-    """metrics.jsonl becomes metrics.1.jsonl, or the next number that is free, and TensorBoard's folder likewise."""
+def _rename_existing(folder: Path) -> None:
+    """Rename metrics.jsonl to metrics.1.jsonl, or the next free number, and TensorBoard's folder accordingly."""
     if not (folder / FILE).exists() and not (folder / TENSORBOARD).exists():
         return
     number = 1
     while (folder / f"metrics.{number}.jsonl").exists() or (folder / f"{TENSORBOARD}.{number}").exists():
         number += 1
-    for name, aside in ((FILE, f"metrics.{number}.jsonl"), (TENSORBOARD, f"{TENSORBOARD}.{number}")):
+    for name, new_name in ((FILE, f"metrics.{number}.jsonl"), (TENSORBOARD, f"{TENSORBOARD}.{number}")):
         if (folder / name).exists():
-            (folder / name).rename(folder / aside)
+            (folder / name).rename(folder / new_name)
 
 
 def _summary_writer() -> Any:
-    """tensorboardX's class: TensorBoard has no writer of its own, and PyTorch's needs PyTorch."""
+    """tensorboardX.SummaryWriter: the package tensorboard has no writer, and PyTorch's writer needs PyTorch."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise ImportError(f"tensorboard: its files need the package tensorboardX; {INSTALL_TENSORBOARD}") from error
+        raise ImportError(
+            f"tensorboard: writing its files needs the package tensorboardX; {INSTALL_TENSORBOARD}"
+        ) from error
     return SummaryWriter

@@ -1,8 +1,8 @@
-"""A training run in pictures: `python train/report.py runs/shakespeare` writes `report.html` into that folder.
+"""Report of a training run: `python train/report.py runs/shakespeare` writes `report.html` to that folder.
 
-The page is one file that needs no network: curves of the losses, the learning rate, the gradient's norm and the speed,
-the samples, maps of the model's attention, the settings. The pictures are written as PNG files besides. docs/report.md
-says how to read them. RG_BACKEND chooses the backend that computes the attention.
+The page is one file that needs no network. It has curves of the losses, the learning rate, the gradient norm and the
+throughput, attention maps, samples and settings. Curves and maps are also written as PNG files. docs/report.md explains
+how to read them. RG_BACKEND selects the backend that computes the attention.
 """
 
 import argparse
@@ -27,51 +27,62 @@ if __name__ == "__main__":
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
-from train.chart import Chart, Floats, Series, chart_html, figure_class, number, readings, step_axis, write_png
+from train.chart import (
+    Chart,
+    Floats,
+    Series,
+    chart_html,
+    figure_class,
+    format_number,
+    script_data,
+    step_axis,
+    write_png,
+)
 from train.maps import VISIBLE, maps_html, write_maps_png
 from train.metrics import FILE, History, read_metrics
-from train.progress import clock, plain_errors
+from train.progress import exit_on_error, format_duration
 
 MODEL = "model.safetensors"
-PROMPT = 32  # characters of a prompt, if none is given
-LONGEST_PROMPT = 48  # characters of any: more could not be read beside the maps
-SAMPLES = 12  # shown on the page, evenly over the run
-SAMPLE_CHARACTERS = 2000  # shown of each
-ROWS = 20  # of the table of numbers
+PROMPT = 32  # characters of the default prompt
+MAX_PROMPT = 48  # characters: the labels of more would be too small to read
+SAMPLES = 12  # on the page, evenly spaced over the run
+SAMPLE_CHARACTERS = 2000  # of each sample on the page
+ROWS = 20  # of each table of numbers
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Of a model for a text of T characters."""
+    """The attention weights of a model on a text of T characters."""
 
     text: str
-    cut: int  # characters that the prompt had beyond it
-    maps: list[npt.NDArray[Any]]  # (H, T, T) of each layer, query by key
+    cut: int  # characters of the prompt after this text
+    maps: list[npt.NDArray[Any]]  # one for each layer, (H, T, T): head, query, key
 
 
 def write_report(folder: str | os.PathLike[str], prompt: str | None = None, *, png: bool = True) -> Path:
-    """Write report.html, and the same pictures as PNG files, into a run's folder. Returns the page's path.
+    """Write report.html, and its charts and maps as PNG files, to a run's folder. Return the path of the page.
 
     Args:
-        folder: with the run's metrics.jsonl, and its model.safetensors for the maps of attention.
-        prompt: the text of these maps; by default how the last sample begins. Of a long one the beginning is taken.
-        png: whether to write the PNG files, for which matplotlib is needed.
+        folder: the run's folder, with metrics.jsonl, and model.safetensors for the attention maps.
+        prompt: the text of the attention maps; by default the start of the last sample. A long prompt is cut.
+        png: whether to write the PNG files, which needs matplotlib.
 
     Raises:
         FileNotFoundError: the folder has no metrics.jsonl, or a prompt is given and there is no model.
-        ValueError: a damaged metrics.jsonl or model; metrics without a step; a prompt outside the model's vocabulary.
+        ValueError: metrics.jsonl or the model is damaged; metrics.jsonl has no step; the prompt has characters that are
+            not in the model's vocabulary.
         ImportError: matplotlib or safetensors is needed and not installed.
         OSError: the folder cannot be written to.
     """
     folder = Path(folder)
     if png:
-        figure_class()  # an ImportError now, not after the work
+        figure_class()  # raises ImportError now, not at the end
     history = read_metrics(folder / FILE)
     if not history.steps:
         raise ValueError(f"{folder / FILE} has no training step yet; train for a while first")
-    attention = attend(folder / MODEL, history, prompt)
-    charts = charts_of(history)
+    attention = compute_attention(folder / MODEL, history, prompt)
+    charts = make_charts(history)
     page = folder / "report.html"
     page.write_text(page_html(folder.resolve().name, history, charts, attention), encoding="utf-8", newline="\n")
     if png:
@@ -83,30 +94,30 @@ def write_report(folder: str | os.PathLike[str], prompt: str | None = None, *, p
     return page
 
 
-# --- What is shown
+# --- The data
 
 
-def attend(path: Path, history: History, prompt: str | None) -> Attention | None:
-    """The attention of the model in `path`; None without one, unless a prompt is given. Raises as `write_report`."""
+def compute_attention(path: Path, history: History, prompt: str | None) -> Attention | None:
+    """The attention maps of the model in `path`; None if there is no file and no prompt. Raises as `write_report`."""
     if prompt is None and not path.exists():
         return None
     model = load_model(path)
     if prompt is None:
         last = history.samples[-1][1].strip()[:PROMPT] if history.samples else ""
         if not set(last) <= set(model.tokenizer.vocabulary):
-            raise ValueError(f"{path} does not know the last sample's characters: it is of another run; give a prompt")
+            raise ValueError(f"{path} lacks characters of the last sample, so it is of another run; give a prompt")
         prompt = last or model.generate(model.tokenizer.vocabulary[0], PROMPT - 1, temperature=0)
-    text = prompt[: min(LONGEST_PROMPT, model.tokenizer.max_seq_len)]
+    text = prompt[: min(MAX_PROMPT, model.tokenizer.max_seq_len)]
     return Attention(text, len(prompt) - len(text), model.attention_maps(text))
 
 
-def charts_of(history: History) -> list[Chart]:
-    """Loss, learning rate, gradient norm, throughput."""
+def make_charts(history: History) -> list[Chart]:
+    """The charts of loss, learning rate, gradient norm and throughput."""
     steps, losses = np.array(history.steps, float), np.array(history.losses, float)
     validations = np.array([entry[:2] for entry in history.validations], float).reshape(-1, 2)
     validation = Series("validation", validations[:, 0], validations[:, 1], "validation", dots=len(validations) <= 100)
     clip = setting(history, "grad_clip")
-    # What was read together has one time and one speed: a point at the last of these steps.
+    # Steps whose losses were read together have the same time and throughput: one point, at the last of them.
     read = [i for i in range(len(steps)) if i + 1 == len(steps) or history.seconds[i + 1] != history.seconds[i]]
     return [
         Chart("loss", "Loss", "nats per character",
@@ -115,7 +126,7 @@ def charts_of(history: History) -> list[Chart]:
               (Series("learning rate", steps, np.array(history.learning_rates)),), from_zero=True),
         Chart("gradient_norm", "Gradient norm", "norm before clipping",
               smoothed("each step", steps, np.array(history.gradient_norms)),
-              reference=(float(clip), f"clipped at {number(float(clip))}") if clip else None),
+              reference=(float(clip), f"clipped at {format_number(float(clip))}") if clip else None),
         Chart("throughput", "Throughput", "tokens per second",
               smoothed("each reading", steps[read], np.array(history.tokens_per_second)[read], "readings"),
               from_zero=True),
@@ -123,7 +134,7 @@ def charts_of(history: History) -> list[Chart]:
 
 
 def smoothed(name: str, steps: Floats, values: Floats, what: str = "steps") -> tuple[Series, ...]:
-    """The values as they are, and of 500 or more the mean of the last hundredth of them besides."""
+    """The values; for 500 or more, also a trailing mean over a hundredth of them."""
     window = len(steps) // 100
     if window < 5:
         return (Series(name, steps, values),)
@@ -132,9 +143,9 @@ def smoothed(name: str, steps: Floats, values: Floats, what: str = "steps") -> t
 
 
 def trailing_mean(values: Floats, window: int) -> Floats:
-    """At each place the mean of those of the last `window` values that are finite, values (n,) -> (n,); nan of none."""
+    """The mean of the finite ones among the last `window` values, (n,) -> (n,); nan if there is none."""
     finite, ones = np.isfinite(values), np.ones(window)
-    # Each sum by itself: differences of running sums would carry a single huge value into all the later ones.
+    # Not by differences of cumulative sums: there the rounding of one huge value stays in all later means.
     sums = np.convolve(np.where(finite, values, 0.0), ones)[: len(values)]
     counts = np.convolve(finite.astype(float), ones)[: len(values)]
     means: Floats = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
@@ -142,12 +153,12 @@ def trailing_mean(values: Floats, window: int) -> Floats:
 
 
 def setting(history: History, name: str) -> Any:
-    """A setting of the run, of its last part if it was resumed; None if the metrics do not tell."""
+    """A setting of the run, of its last part if it was resumed; None if it is not in the metrics."""
     return history.runs[-1][1].get("config", {}).get(name) if history.runs else None
 
 
 def describe(chart: Chart) -> str:
-    """A chart in words: each curve's first, least, greatest and last value."""
+    """Describe a chart in words: the first, last, smallest and largest value of each curve."""
     parts = []
     for series in chart.series:
         finite = series.y[np.isfinite(series.y)]
@@ -157,15 +168,15 @@ def describe(chart: Chart) -> str:
             parts.append(f"{series.name}: no finite value")
             continue
         x = series.x[np.isfinite(series.y)]
+        first, last, smallest, largest = map(format_number, (finite[0], finite[-1], finite.min(), finite.max()))
         parts.append(
-            f"{series.name}: {number(finite[0])} at step {x[0]:,.0f}, {number(finite[-1])} at step {x[-1]:,.0f}, "
-            f"least {number(finite.min())}, greatest {number(finite.max())}"
+            f"{series.name}: {first} at step {x[0]:,.0f}, {last} at step {x[-1]:,.0f}, min {smallest}, max {largest}"
         )
     return ". ".join(parts) + "."
 
 
-def remarks(history: History) -> list[str]:
-    """What a reader should know before believing the curves."""
+def notes_on(history: History) -> list[str]:
+    """Notes on what makes the curves incomplete: losses that are not finite, missing steps, resumptions."""
     found = []
     bad = [step for step, loss in zip(history.steps, history.losses, strict=True) if not math.isfinite(loss)]
     if bad:
@@ -183,15 +194,15 @@ def remarks(history: History) -> list[str]:
 
 
 def page_html(name: str, history: History, charts: Sequence[Chart], attention: Attention | None) -> str:
-    """The whole page. Its policy forbids it to load anything and to run any script but its own."""
+    """The page. Its Content-Security-Policy allows no requests, and no script but its own."""
     steps = step_axis(charts)
     title = html.escape(f"Training run: {name}")
     style, script = ((ASSETS / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    data = json.dumps(readings(charts, steps)).replace("<", "\\u003c")  # no text can end the element
+    data = json.dumps(script_data(charts, steps)).replace("<", "\\u003c")  # so that no text can close the element
     figures = "".join(chart_html(chart, steps, describe(chart)) for chart in charts)
-    notes = "".join(f'<p class="remark">{html.escape(remark)}</p>\n' for remark in remarks(history))
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in notes_on(history))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -223,15 +234,15 @@ def page_html(name: str, history: History, charts: Sequence[Chart], attention: A
 
 
 def facts_html(history: History) -> str:
-    """The run in a few figures."""
+    """The most important numbers of the run."""
     facts = [("steps", f"{history.steps[-1]:,}")]
     if history.validations:
         _, loss, blocks = history.validations[-1]
         facts.append(("validation loss", f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per character"))
         best = min(history.validations, key=lambda entry: (not math.isfinite(entry[1]), entry[1]))
-        if best[1] < loss and best[2] == blocks:  # over other blocks it would not compare
-            facts.append(("least validation loss", f"{best[1]:.4f} at step {best[0]:,}"))
-    facts.append(("time", clock(history.seconds[-1])))
+        if best[1] < loss and best[2] == blocks:  # means over other blocks are not comparable
+            facts.append(("smallest validation loss", f"{best[1]:.4f} at step {best[0]:,}"))
+    facts.append(("time", format_duration(history.seconds[-1])))
     facts.append(("throughput", f"{statistics.median(history.tokens_per_second):,.0f} tokens per second"))
     if history.runs:
         facts.append(("parameters", f"{history.runs[-1][1].get('parameters', 0):,}"))
@@ -241,18 +252,23 @@ def facts_html(history: History) -> str:
 
 
 def numbers_html(history: History) -> str:
-    """About ROWS rows of the curves' numbers, for those who cannot see them or want to copy them."""
+    """Tables of the curves, at most ROWS rows each, for readers who cannot see the curves or want to copy numbers."""
     columns = (history.losses, history.learning_rates, history.gradient_norms, history.tokens_per_second)
     training = [
-        (f"{history.steps[i]:,}", *(number(values[i]) for values in columns), clock(history.seconds[i]))
-        for i in _spread(range(len(history.steps)), ROWS)
+        (
+            f"{history.steps[i]:,}",
+            *(format_number(values[i]) for values in columns),
+            format_duration(history.seconds[i]),
+        )
+        for i in _evenly_spaced(range(len(history.steps)), ROWS)
     ]
     validation = [
-        (f"{step:,}", number(loss), f"{blocks:,}") for step, loss, blocks in _spread(history.validations, ROWS)
+        (f"{step:,}", format_number(loss), f"{blocks:,}")
+        for step, loss, blocks in _evenly_spaced(history.validations, ROWS)
     ]
     heads = ("Step", "Loss, nats per character", "Learning rate", "Gradient norm", "Tokens per second", "Time")
     return (
-        '<details><summary>The curves in numbers</summary><div class="wide" tabindex="0" role="group" '
+        '<details><summary>The curves as tables</summary><div class="wide" tabindex="0" role="group" '
         'aria-label="Tables of numbers">\n'
         + _table("Training", training, heads)
         + _table("Validation", validation, ("Step", "Loss, nats per character", "Blocks of text"))
@@ -261,55 +277,56 @@ def numbers_html(history: History) -> str:
 
 
 def attention_html(attention: Attention | None) -> str:
+    """The attention maps, with an explanation."""
     if attention is None:
-        content = f"<p>There is no {MODEL} in the folder, so there is no attention to show.</p>\n"
+        content = f"<p>The folder has no {MODEL}, so there are no attention maps.</p>\n"
     else:
-        cut = f" The prompt had {attention.cut:,} characters more." if attention.cut else ""
+        cut = f" The prompt has {attention.cut:,} more characters." if attention.cut else ""
         text = html.escape(attention.text.replace("\n", "\n".translate(VISIBLE)))
         content = (
-            f"<p>Down the characters of <q>{text}</q>, across those each one takes from. Each "
-            f"row adds up to 1, and no character sees a later one.{cut} Beside each head: the mean weight on the "
-            f"character itself, on the one before it and on the first.</p>\n{maps_html(attention.maps, attention.text)}"
+            f"<p>Attention weights for <q>{text}</q>: each row is a query, each column a key. A row sums to 1, and no "
+            f"character attends to a later one.{cut} The numbers of each head are the mean weights on the character "
+            f"itself, on the previous one and on the first.</p>\n{maps_html(attention.maps, attention.text)}"
         )
     return f'<section aria-labelledby="attention">\n<h2 id="attention">Attention</h2>\n{content}</section>\n'
 
 
 def samples_html(history: History) -> str:
-    """Samples evenly over the run; the last one is open."""
+    """At most SAMPLES samples, evenly spaced over the run; the last one is expanded."""
     if not history.samples:
         return ""
-    shown = _spread(history.samples, SAMPLES)
+    shown = _evenly_spaced(history.samples, SAMPLES)
     losses = {step: loss for step, loss, _ in history.validations}
     parts = []
     for i, (step, text) in enumerate(shown, start=1):
         loss = f", validation loss {losses[step]:.4f}" if step in losses else ""
-        cut = f"\n... and {len(text) - SAMPLE_CHARACTERS:,} characters more" if len(text) > SAMPLE_CHARACTERS else ""
+        cut = f"\n... and {len(text) - SAMPLE_CHARACTERS:,} more characters" if len(text) > SAMPLE_CHARACTERS else ""
         parts.append(
             f"<details{' open' if i == len(shown) else ''}><summary>Step {step:,}{loss}</summary>\n"
             f"<pre>{html.escape(text[:SAMPLE_CHARACTERS] + cut)}</pre></details>\n"
         )
-    left = f"<p>{len(shown)} of {len(history.samples):,}.</p>\n" if len(shown) < len(history.samples) else ""
+    left = f"<p>{len(shown)} of {len(history.samples):,} samples.</p>\n" if len(shown) < len(history.samples) else ""
     heading = '<h2 id="samples">Samples</h2>\n'
     return f'<section aria-labelledby="samples">\n{heading}{left}{"".join(parts)}</section>\n'
 
 
 def settings_html(history: History) -> str:
-    """The settings and versions, of each part of a run that was resumed."""
+    """Tables of the configuration and the environment, for each part of a resumed run."""
     parts = []
     for step, facts in history.runs:
-        settings = [(name, _shown(value)) for name, value in facts.get("config", {}).items()]
-        place = [(name, _shown(facts.get(name))) for name in ("started", "machine", "backend")]
-        place += [(f"version of {name}", str(version)) for name, version in facts.get("versions", {}).items()]
+        settings = [(name, _format_setting(value)) for name, value in facts.get("config", {}).items()]
+        environment = [(name, _format_setting(facts.get(name))) for name in ("started", "machine", "backend")]
+        environment += [(f"version of {name}", str(version)) for name, version in facts.get("versions", {}).items()]
         heading = f"<h3>From step {step + 1:,}</h3>\n" if len(history.runs) > 1 else ""
-        tables = _table("What was asked for", settings) + _table("Where it ran", place)
+        tables = _table("Configuration", settings) + _table("Environment", environment)
         parts.append(f'{heading}<div class="tables">{tables}</div>\n')
     if not parts:
-        parts = ["<p>The metrics do not tell the run's settings.</p>\n"]
+        parts = ["<p>The metrics do not have the run's settings.</p>\n"]
     return f'<section aria-labelledby="settings">\n<h2 id="settings">Settings</h2>\n{"".join(parts)}</section>\n'
 
 
 def _table(caption: str, rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    """A <table> the first column of which names its rows."""
+    """A <table> whose first column has the row headers."""
 
     def row(first: str, *cells: str) -> str:
         others = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
@@ -322,15 +339,15 @@ def _table(caption: str, rows: Sequence[Sequence[str]], heads: Sequence[str] = (
     )
 
 
-def _shown(value: Any) -> str:
-    """A setting for people."""
+def _format_setting(value: Any) -> str:
+    """Format a setting."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "default"}[value]
-    return number(value) if isinstance(value, float) else str(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
-def _spread(entries: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of them, evenly, the first and the last included."""
+def _evenly_spaced(entries: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of the entries, evenly spaced, with the first and the last."""
     if len(entries) <= most:
         return list(entries)
     return [entries[round(i)] for i in np.linspace(0, len(entries) - 1, most)]
@@ -340,16 +357,16 @@ def _spread(entries: Sequence[Any], most: int) -> list[Any]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Write report.html and PNG files into the folder of a training run.")
-    parser.add_argument("folder", help="the run's folder, with its metrics.jsonl and model.safetensors")
-    parser.add_argument("--prompt", help="the text to show attention for (default: how the last sample begins)")
+    parser = argparse.ArgumentParser(description="Write report.html and PNG files to the folder of a training run.")
+    parser.add_argument("folder", help="the run's folder, with metrics.jsonl and model.safetensors")
+    parser.add_argument("--prompt", help="text of the attention maps (default: the start of the last sample)")
     parser.add_argument("--png", action=argparse.BooleanOptionalAction, default=True, help="also write PNG files")
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
     options = parse()
-    with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
+    with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
-    with plain_errors(ValueError, ImportError, OSError):
+    with exit_on_error(ValueError, ImportError, OSError):
         print(write_report(options.folder, options.prompt, png=options.png))

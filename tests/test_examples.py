@@ -1,0 +1,64 @@
+"""The examples run, and do what they say."""
+
+import math
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from russellgrad import get_default_dtype, set_default_dtype, use_backend
+from tests.helpers import TEXT
+from tests.process import ROOT, run_python
+from train.config import Config
+from train.train_transformer import build_model, build_optimizer
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the example is the same on all backends: tried on NumPy"
+)
+
+
+def test_the_gpt_is_the_model_and_the_training_of_the_command_line(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpt.py", text, "--steps", "6"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    default = get_default_dtype()
+    try:
+        with use_backend("numpy"):
+            script = runpy.run_path(str(ROOT / "examples/gpt.py"), run_name="__main__")
+            config = Config(steps=6)
+            model = build_model(config, TEXT)
+            optimizer = build_optimizer(config, model)
+    finally:
+        set_default_dtype(default)
+
+    found = script["model"]
+    assert found.config() == model.config()
+    assert found.tokenizer.vocabulary == model.tokenizer.vocabulary
+    shapes = {name: (array.shape, str(array.dtype)) for name, array in model.state_dict().items()}
+    assert {name: (array.shape, str(array.dtype)) for name, array in found.state_dict().items()} == shapes
+    for ours, theirs in zip(script["optimizer"].groups, optimizer.groups, strict=True):
+        assert [p.shape for p in ours["params"]] == [p.shape for p in theirs["params"]]
+        assert {**ours, "params": None} == {**theirs, "params": None}
+    for step in range(6):
+        assert script["schedule"](step) == optimizer.lr_schedule(step)
+
+    output = capsys.readouterr().out
+    steps = re.findall(r"^step +(\d+): loss (\d\.\d{4}), validation loss (\d\.\d{4})$", output, re.MULTILINE)
+    assert [int(step) for step, _, _ in steps] == [0, 5]
+    (_, first, _), (_, last, validation) = steps
+    assert float(first) == pytest.approx(math.log(len(set(TEXT))), abs=0.1)  # a new model predicts all alike
+    assert max(float(last), float(validation)) < float(first) - 0.3
+    sample = output.split("\n", 2)[2]
+    assert len(sample) == 1 + 500 + 1  # the prompt, the new characters, the newline of print
+    assert set(sample) <= set(TEXT)
+
+
+def test_the_gpt_runs_from_a_checkout(tmp_path: Path) -> None:
+    """In any folder, on the file that is given; a missing one is an error."""
+    done = run_python(str(ROOT / "examples/gpt.py"), "input.txt", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "gpt.py: error: there is no file input.txt" in done.stderr

@@ -1,0 +1,140 @@
+"""Logging of a run: metrics.jsonl, TensorBoard, and the terminal.
+
+If several processes train together, rank 0 alone writes and prints.
+"""
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from russellgrad import Tensor
+from russellgrad.optimizer import Optimizer
+from russellgrad.russelltransformer import Transformer
+from train.checkpoints import explain_write_errors, latest_checkpoint
+from train.config import Config
+from train.distributed import ProcessGroup
+from train.metrics import Metrics
+from train.progress import Progress
+
+READ_INTERVAL = 10  # steps: reading a loss waits for the device, so several losses are read at once
+
+
+class RunLogger:
+    """`with RunLogger(...) as logger:` logs losses, validation losses and samples. The run's folder must exist.
+
+    Args:
+        start_step: the number of steps that were taken before, in a resumed run.
+
+    Raises:
+        OSError: the files cannot be written; names the last checkpoint.
+        ImportError: `config.tensorboard` is set and tensorboardX is not installed.
+    """
+
+    def __init__(
+        self, config: Config, model: Transformer, optimizer: Optimizer, group: ProcessGroup, start_step: int = 0
+    ) -> None:
+        self.config, self._model, self._optimizer, self._group = config, model, optimizer, group
+        self.losses: list[float] = []  # of each step since start_step that has been read
+        self.seconds = 0.0  # of these steps, without validation and checkpoints
+        self._start_step = start_step
+        self._unread: list[tuple[Tensor, Tensor | None]] = []  # losses and gradient norms on the device
+        self._start_time = self._resumed_at = time.perf_counter()
+        self._exit_stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        processes = self._group.describe()
+        if self._group.is_main:
+            folder, parameters = self.config.folder, self._model.parameters()
+            with ExitStack() as stack, explain_write_errors(folder):
+                self._progress = stack.enter_context(Progress(self.config.steps, first_step=self._start_step))
+                self._metrics = stack.enter_context(
+                    Metrics(folder, resume_at=self._start_step or None, tensorboard=self.config.tensorboard)
+                )
+                self._metrics.run(
+                    config=asdict(self.config),
+                    parameters=sum(p.size for p in parameters),
+                    backend=parameters[0].backend.name,
+                )
+                if processes:
+                    self._progress.echo(processes)
+                self._exit_stack = stack.pop_all()
+        self._resumed_at = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._exit_stack.__exit__(kind, error, tb)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens per second in the steps so far."""
+        return len(self.losses) * self.config.batch * self.config.block / (self.seconds or 1.0)
+
+    def log_step(self, step: int, loss: Tensor, gradient_norm: Tensor | None, flush: bool = False) -> None:
+        """Log a step: this process's part of the loss, and the gradient norm. Every rank calls this for every step.
+
+        The values stay on the device until ten steps are logged, or until `flush`.
+
+        Raises:
+            FloatingPointError: a loss or gradient norm is not finite; names the step and its batch.
+        """
+        self._unread.append((loss, gradient_norm))
+        if flush or step % READ_INTERVAL == 0:
+            self._flush(step)
+
+    def _flush(self, last: int) -> None:
+        losses = self._group.all_reduce_scalars(Tensor.stack([loss for loss, _ in self._unread]).numpy().tolist())
+        on_device = [norm for _, norm in self._unread if norm is not None]
+        norms: list[float] | None = Tensor.stack(on_device).numpy().tolist() if on_device else None
+        self._unread.clear()
+        first = last - len(losses) + 1
+        for what, values in (("loss", losses), ("gradient norm", norms or [])):
+            for step, value in enumerate(values, start=first):
+                batch = f" on batch {step - 1} of seed {self.config.seed}"
+                check_finite(value, f"{what} at step {step}", self.config.folder, batch)
+        seconds = time.perf_counter() - self._resumed_at
+        self.losses += losses
+        self.seconds += seconds
+        if self._group.is_main:
+            tokens_per_second = len(losses) * self.config.batch * self.config.block / seconds
+            with explain_write_errors(self.config.folder):
+                self._metrics.steps(
+                    first,
+                    losses,
+                    learning_rates=[self._optimizer.lr_schedule(step - 1) for step in range(first, last + 1)],
+                    gradient_norms=norms,
+                    tokens_per_second=tokens_per_second,
+                    seconds=time.perf_counter() - self._start_time,
+                )
+            self._progress.update(last, losses[-1], tokens_per_second)
+        self._resumed_at = time.perf_counter()
+
+    def log_validation(self, step: int, loss: float, n_blocks: int, sample: str | None = None) -> None:
+        """Log the validation loss after `step` steps, a mean over `n_blocks` blocks of text, and a sample."""
+        if self._group.is_main:
+            with explain_write_errors(self.config.folder):
+                self._metrics.validation(step, loss, n_blocks)
+                if sample is not None:
+                    self._metrics.sample(step, sample)
+            self._progress.echo(f"step {step:,}: validation loss {loss:.4f} over {n_blocks:,} blocks")
+            if sample is not None:
+                self._progress.echo("\n".join(f"    | {line}" for line in sample.strip("\n").split("\n")))
+        self._resumed_at = time.perf_counter()
+
+    def log_checkpoint(self, path: Path | None) -> None:
+        """Print the path of a checkpoint if several processes train: the launcher may end a run without a message."""
+        if path is not None and self._group.world_size > 1:
+            self._progress.echo(f"checkpoint: {path}")
+        self._resumed_at = time.perf_counter()
+
+
+def check_finite(value: float, what: str, run: Path, where: str = "") -> None:
+    """Raise FloatingPointError if a value is not finite; the message names it and the last checkpoint of the run."""
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the {what} is {value}{where}; the last good checkpoint is {latest_checkpoint(run) or 'none'}: lower the "
+            "learning rate, or clip the gradient"
+        )
