@@ -25,6 +25,16 @@ Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 _PYTHON_NUMBERS: set[type] = {int, float, bool}
 
 
+def _elementwise(rule: rules.Rule, doc: str) -> "Callable[[Tensor], Tensor]":
+    """The method of Tensor that applies an elementwise rule."""
+
+    def method(self: "Tensor") -> "Tensor":
+        return apply(rule, self)
+
+    method.__name__, method.__qualname__, method.__doc__ = rule.__name__, f"Tensor.{rule.__name__}", doc
+    return method
+
+
 class Tensor:
     """An array that remembers how it was computed.
 
@@ -373,26 +383,51 @@ class Tensor:
     def __rxor__(self, other: Operand) -> "Tensor":         return _binary(rules.logical_xor, other, self)
     def __invert__(self) -> "Tensor":                       return apply(rules.logical_not, self)
 
+    # fmt: on
+
     # --- Elementwise: (...) -> (...)
 
-    def exp(self) -> "Tensor":                              return apply(rules.exp, self)
-    def log(self) -> "Tensor":                              return apply(rules.log, self)
-    def sqrt(self) -> "Tensor":                             return apply(rules.sqrt, self)
-    def tanh(self) -> "Tensor":                             return apply(rules.tanh, self)
-    def abs(self) -> "Tensor":                              return apply(rules.abs, self)
-    def sin(self) -> "Tensor":                              return apply(rules.sin, self)
-    def cos(self) -> "Tensor":                              return apply(rules.cos, self)
-    def sigmoid(self) -> "Tensor":                          return apply(rules.sigmoid, self)
-    def relu(self) -> "Tensor":                             return apply(rules.relu, self)
-    def leaky_relu(self, alpha: float = 0.01) -> "Tensor":  return apply(rules.leaky_relu, self, alpha=alpha)
+    exp = _elementwise(rules.exp, "e ** x.")
+    log = _elementwise(rules.log, "The natural logarithm.")
+    sqrt = _elementwise(rules.sqrt, "The square root.")
+    tanh = _elementwise(rules.tanh, "The hyperbolic tangent.")
+    abs = _elementwise(rules.abs, "The absolute value. Its gradient at 0 is 0.")
+    sin = _elementwise(rules.sin, "The sine of x in radians.")
+    cos = _elementwise(rules.cos, "The cosine of x in radians.")
+    sigmoid = _elementwise(rules.sigmoid, "1 / (1 + e ** -x).")
+    relu = _elementwise(rules.relu, "max(x, 0). Its gradient at 0 is 0.")
+
+    def leaky_relu(self, alpha: float = 0.01) -> "Tensor":
+        """x where x > 0, else alpha * x (Maas et al., ICML workshop 2013)."""
+        return apply(rules.leaky_relu, self, alpha=alpha)
+
     def gelu(self, approximate: str = "none") -> "Tensor":
+        """x * phi(x), phi being the normal distribution function (Hendrycks & Gimpel, arXiv:1606.08415).
+
+        Args:
+            approximate: "none", or "tanh" for the approximation by tanh. Raises ValueError for another string.
+        """
         return apply(rules.gelu, self, approximate=approximate)
-    def maximum(self, other: Operand) -> "Tensor":          return apply(rules.maximum, self, other)
-    def minimum(self, other: Operand) -> "Tensor":          return apply(rules.minimum, self, other)
-    def astype(self, dtype: DType) -> "Tensor":             return apply(rules.astype, self, dtype=dtype)
-    def softmax(self, axis: int = -1) -> "Tensor":          return apply(rules.softmax, self, axis=axis)
-    def log_softmax(self, axis: int = -1) -> "Tensor":      return apply(rules.log_softmax, self, axis=axis)
-    # fmt: on
+
+    def maximum(self, other: Operand) -> "Tensor":
+        """The larger of self and other, elementwise; nan wins; at ties each gets half the gradient."""
+        return apply(rules.maximum, self, other)
+
+    def minimum(self, other: Operand) -> "Tensor":
+        """The smaller of self and other, elementwise; nan wins; at ties each gets half the gradient."""
+        return apply(rules.minimum, self, other)
+
+    def astype(self, dtype: DType) -> "Tensor":
+        """The elements cast to another dtype. The gradient is cast back; integer results have none."""
+        return apply(rules.astype, self, dtype=dtype)
+
+    def softmax(self, axis: int = -1) -> "Tensor":
+        """exp(x) / sum(exp(x)) along `axis`, without overflow. Raises IndexError for an axis that x does not have."""
+        return apply(rules.softmax, self, axis=axis)
+
+    def log_softmax(self, axis: int = -1) -> "Tensor":
+        """x - log(sum(exp(x))) along `axis`, without overflow. Raises IndexError for an axis that x does not have."""
+        return apply(rules.log_softmax, self, axis=axis)
 
     def clip(self, min: Operand | None = None, max: Operand | None = None) -> "Tensor":
         """The elements, no less than `min` and no more than `max`: numbers or tensors; `max` wins where they cross."""
