@@ -161,6 +161,7 @@ power = _keeps_bfloat16(cupy.power)
 negative = cupy.negative
 exp = cupy.exp
 log = cupy.log
+log1p = cupy.log1p
 sqrt = cupy.sqrt
 tanh = cupy.tanh
 sin = cupy.sin

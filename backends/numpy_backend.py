@@ -68,6 +68,7 @@ power = np.power
 negative = np.negative
 exp = np.exp
 log = np.log
+log1p = np.log1p
 sqrt = np.sqrt
 tanh = np.tanh
 sin = np.sin

@@ -57,6 +57,7 @@ class Core(Protocol):
     def negative(self, a: Array, /) -> Array: ...                                # -a
     def exp(self, a: Array, /) -> Array: ...                                     # e ** a
     def log(self, a: Array, /) -> Array: ...                                     # natural logarithm
+    def log1p(self, a: Array, /) -> Array: ...                                   # log(1 + a), accurate near 0
     def sqrt(self, a: Array, /) -> Array: ...                                    # square root
     def tanh(self, a: Array, /) -> Array: ...                                    # hyperbolic tangent
     def sin(self, a: Array, /) -> Array: ...                                     # sine

@@ -80,6 +80,7 @@ def logical_not(xp: Backend, a: Array) -> Result:           return xp.logical_no
 def log(xp: Backend, a: Float) -> Result: return xp.log(a), lambda g: xp.divide(g, a)
 def sin(xp: Backend, a: Float) -> Result: return xp.sin(a), lambda g: xp.multiply(g, xp.cos(a))
 def cos(xp: Backend, a: Float) -> Result: return xp.cos(a), lambda g: xp.multiply(g, xp.negative(xp.sin(a)))
+def log1p(xp: Backend, a: Float) -> Result: return xp.log1p(a), lambda g: xp.divide(g, xp.add(a, 1))
 def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multiply(g, xp.sign(a))
 # fmt: on
 

@@ -389,6 +389,7 @@ class Tensor:
 
     exp = _elementwise(rules.exp, "e ** x.")
     log = _elementwise(rules.log, "The natural logarithm.")
+    log1p = _elementwise(rules.log1p, "log(1 + x), accurate for x near 0.")
     sqrt = _elementwise(rules.sqrt, "The square root.")
     tanh = _elementwise(rules.tanh, "The hyperbolic tangent.")
     abs = _elementwise(rules.abs, "The absolute value. Its gradient at 0 is 0.")

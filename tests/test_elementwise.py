@@ -26,6 +26,7 @@ UNARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
     "neg": (lambda x: -x, lambda x: -x, normal),
     "exp": (Tensor.exp, torch.exp, normal),
     "log": (Tensor.log, torch.log, positive),
+    "log1p": (Tensor.log1p, torch.log1p, positive),
     "sqrt": (Tensor.sqrt, torch.sqrt, positive),
     "tanh": (Tensor.tanh, torch.tanh, normal),
     "abs": (Tensor.abs, torch.abs, normal),
