@@ -160,6 +160,7 @@ divide = _keeps_bfloat16(cupy.divide)
 power = _keeps_bfloat16(cupy.power)
 negative = cupy.negative
 exp = cupy.exp
+expm1 = cupy.expm1
 log = cupy.log
 log1p = cupy.log1p
 sqrt = cupy.sqrt

@@ -67,6 +67,7 @@ divide = np.divide
 power = np.power
 negative = np.negative
 exp = np.exp
+expm1 = np.expm1
 log = np.log
 log1p = np.log1p
 sqrt = np.sqrt

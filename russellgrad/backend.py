@@ -56,6 +56,7 @@ class Core(Protocol):
     def power(self, a: Array, b: Array, /) -> Array: ...                         # a ** b
     def negative(self, a: Array, /) -> Array: ...                                # -a
     def exp(self, a: Array, /) -> Array: ...                                     # e ** a
+    def expm1(self, a: Array, /) -> Array: ...                                   # e ** a - 1, accurate near 0
     def log(self, a: Array, /) -> Array: ...                                     # natural logarithm
     def log1p(self, a: Array, /) -> Array: ...                                   # log(1 + a), accurate near 0
     def sqrt(self, a: Array, /) -> Array: ...                                    # square root

@@ -388,6 +388,7 @@ class Tensor:
     # --- Elementwise: (...) -> (...)
 
     exp = _elementwise(rules.exp, "e ** x.")
+    expm1 = _elementwise(rules.expm1, "e ** x - 1, accurate for x near 0.")
     log = _elementwise(rules.log, "The natural logarithm.")
     log1p = _elementwise(rules.log1p, "log(1 + x), accurate for x near 0.")
     sqrt = _elementwise(rules.sqrt, "The square root.")

@@ -25,6 +25,7 @@ factor = np.where(other < 0, other - 0.5, other + 0.5)  # away from 0, to divide
 UNARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
     "neg": (lambda x: -x, lambda x: -x, normal),
     "exp": (Tensor.exp, torch.exp, normal),
+    "expm1": (Tensor.expm1, torch.expm1, normal),
     "log": (Tensor.log, torch.log, positive),
     "log1p": (Tensor.log1p, torch.log1p, positive),
     "sqrt": (Tensor.sqrt, torch.sqrt, positive),
