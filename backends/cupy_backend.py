@@ -163,6 +163,7 @@ exp = cupy.exp
 expm1 = cupy.expm1
 log = cupy.log
 log1p = cupy.log1p
+log2 = cupy.log2
 sqrt = cupy.sqrt
 tanh = cupy.tanh
 sin = cupy.sin

@@ -70,6 +70,7 @@ exp = np.exp
 expm1 = np.expm1
 log = np.log
 log1p = np.log1p
+log2 = np.log2
 sqrt = np.sqrt
 tanh = np.tanh
 sin = np.sin

@@ -59,6 +59,7 @@ class Core(Protocol):
     def expm1(self, a: Array, /) -> Array: ...                                   # e ** a - 1, accurate near 0
     def log(self, a: Array, /) -> Array: ...                                     # natural logarithm
     def log1p(self, a: Array, /) -> Array: ...                                   # log(1 + a), accurate near 0
+    def log2(self, a: Array, /) -> Array: ...                                    # logarithm to the base 2
     def sqrt(self, a: Array, /) -> Array: ...                                    # square root
     def tanh(self, a: Array, /) -> Array: ...                                    # hyperbolic tangent
     def sin(self, a: Array, /) -> Array: ...                                     # sine

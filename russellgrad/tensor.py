@@ -391,6 +391,7 @@ class Tensor:
     expm1 = _elementwise(rules.expm1, "e ** x - 1, accurate for x near 0.")
     log = _elementwise(rules.log, "The natural logarithm.")
     log1p = _elementwise(rules.log1p, "log(1 + x), accurate for x near 0.")
+    log2 = _elementwise(rules.log2, "The logarithm to the base 2.")
     sqrt = _elementwise(rules.sqrt, "The square root.")
     tanh = _elementwise(rules.tanh, "The hyperbolic tangent.")
     abs = _elementwise(rules.abs, "The absolute value. Its gradient at 0 is 0.")

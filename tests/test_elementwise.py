@@ -28,6 +28,7 @@ UNARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
     "expm1": (Tensor.expm1, torch.expm1, normal),
     "log": (Tensor.log, torch.log, positive),
     "log1p": (Tensor.log1p, torch.log1p, positive),
+    "log2": (Tensor.log2, torch.log2, positive),
     "sqrt": (Tensor.sqrt, torch.sqrt, positive),
     "tanh": (Tensor.tanh, torch.tanh, normal),
     "abs": (Tensor.abs, torch.abs, normal),
