@@ -168,6 +168,7 @@ sqrt = cupy.sqrt
 tanh = cupy.tanh
 sin = cupy.sin
 cos = cupy.cos
+arctan = cupy.arctan
 erf = cupyx.scipy.special.erf
 abs = cupy.abs
 sign = cupy.sign

@@ -75,6 +75,7 @@ sqrt = np.sqrt
 tanh = np.tanh
 sin = np.sin
 cos = np.cos
+arctan = np.arctan
 abs = np.absolute
 sign = np.sign
 maximum = np.maximum

@@ -83,6 +83,7 @@ def cos(xp: Backend, a: Float) -> Result: return xp.cos(a), lambda g: xp.multipl
 def log1p(xp: Backend, a: Float) -> Result: return xp.log1p(a), lambda g: xp.divide(g, xp.add(a, 1))
 def expm1(xp: Backend, a: Float) -> Result: return xp.expm1(a), lambda g: xp.multiply(g, xp.exp(a))
 def log2(xp: Backend, a: Float) -> Result: return xp.log2(a), lambda g: xp.divide(g, xp.multiply(a, math.log(2)))
+def arctan(xp: Backend, a: Float) -> Result: return xp.arctan(a), lambda g: xp.divide(g, xp.add(xp.multiply(a, a), 1))
 def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multiply(g, xp.sign(a))
 # fmt: on
 

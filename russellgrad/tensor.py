@@ -397,6 +397,7 @@ class Tensor:
     abs = _elementwise(rules.abs, "The absolute value. Its gradient at 0 is 0.")
     sin = _elementwise(rules.sin, "The sine of x in radians.")
     cos = _elementwise(rules.cos, "The cosine of x in radians.")
+    arctan = _elementwise(rules.arctan, "The inverse tangent, in radians.")
     sigmoid = _elementwise(rules.sigmoid, "1 / (1 + e ** -x).")
     relu = _elementwise(rules.relu, "max(x, 0). Its gradient at 0 is 0.")
 

@@ -35,6 +35,7 @@ UNARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
     "builtin_abs": (abs, abs, normal),
     "sin": (Tensor.sin, torch.sin, normal),
     "cos": (Tensor.cos, torch.cos, normal),
+    "arctan": (Tensor.arctan, torch.arctan, normal),
     "sigmoid": (Tensor.sigmoid, torch.sigmoid, normal),
     "relu": (Tensor.relu, torch.relu, normal),
     "leaky_relu": (Tensor.leaky_relu, torch.nn.functional.leaky_relu, normal),
