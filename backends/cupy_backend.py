@@ -169,6 +169,7 @@ tanh = cupy.tanh
 sin = cupy.sin
 cos = cupy.cos
 arctan = cupy.arctan
+floor = cupy.floor
 erf = cupyx.scipy.special.erf
 abs = cupy.abs
 sign = cupy.sign

@@ -76,6 +76,7 @@ tanh = np.tanh
 sin = np.sin
 cos = np.cos
 arctan = np.arctan
+floor = np.floor
 abs = np.absolute
 sign = np.sign
 maximum = np.maximum
