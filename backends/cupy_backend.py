@@ -170,6 +170,7 @@ sin = cupy.sin
 cos = cupy.cos
 arctan = cupy.arctan
 floor = cupy.floor
+ceil = cupy.ceil
 erf = cupyx.scipy.special.erf
 abs = cupy.abs
 sign = cupy.sign

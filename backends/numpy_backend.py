@@ -77,6 +77,7 @@ sin = np.sin
 cos = np.cos
 arctan = np.arctan
 floor = np.floor
+ceil = np.ceil
 abs = np.absolute
 sign = np.sign
 maximum = np.maximum

@@ -66,6 +66,7 @@ class Core(Protocol):
     def cos(self, a: Array, /) -> Array: ...                                     # cosine
     def arctan(self, a: Array, /) -> Array: ...                                  # inverse tangent
     def floor(self, a: Array, /) -> Array: ...                                   # the largest integer that is not above a
+    def ceil(self, a: Array, /) -> Array: ...                                    # the smallest integer that is not below a
     def abs(self, a: Array, /) -> Array: ...                                     # |a|
     def sign(self, a: Array, /) -> Array: ...                                    # -1, 0 or 1
     def maximum(self, a: Array, b: Array, /) -> Array: ...                       # the larger; nan wins

@@ -85,6 +85,7 @@ def expm1(xp: Backend, a: Float) -> Result: return xp.expm1(a), lambda g: xp.mul
 def log2(xp: Backend, a: Float) -> Result: return xp.log2(a), lambda g: xp.divide(g, xp.multiply(a, math.log(2)))
 def arctan(xp: Backend, a: Float) -> Result: return xp.arctan(a), lambda g: xp.divide(g, xp.add(xp.multiply(a, a), 1))
 def floor(xp: Backend, a: Float) -> Result: return xp.floor(a), lambda g: xp.zeros(g.shape, xp.dtype(g))
+def ceil(xp: Backend, a: Float) -> Result: return xp.ceil(a), lambda g: xp.zeros(g.shape, xp.dtype(g))
 def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multiply(g, xp.sign(a))
 # fmt: on
 

@@ -399,6 +399,7 @@ class Tensor:
     cos = _elementwise(rules.cos, "The cosine of x in radians.")
     arctan = _elementwise(rules.arctan, "The inverse tangent, in radians.")
     floor = _elementwise(rules.floor, "The largest integer not above x, as a float. Its gradient is 0.")
+    ceil = _elementwise(rules.ceil, "The smallest integer not below x, as a float. Its gradient is 0.")
     sigmoid = _elementwise(rules.sigmoid, "1 / (1 + e ** -x).")
     relu = _elementwise(rules.relu, "max(x, 0). Its gradient at 0 is 0.")
 

@@ -37,6 +37,7 @@ UNARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
     "cos": (Tensor.cos, torch.cos, normal),
     "arctan": (Tensor.arctan, torch.arctan, normal),
     "floor": (Tensor.floor, torch.floor, 3 * normal),
+    "ceil": (Tensor.ceil, torch.ceil, 3 * normal),
     "sigmoid": (Tensor.sigmoid, torch.sigmoid, normal),
     "relu": (Tensor.relu, torch.relu, normal),
     "leaky_relu": (Tensor.leaky_relu, torch.nn.functional.leaky_relu, normal),
