@@ -75,7 +75,7 @@ def n_threads() -> int:
     return _n_threads
 
 
-def in_parts(n: int, cost: float, work: Callable[[int, int], None]) -> None:
+def run_parallel(n: int, cost: float, work: Callable[[int, int], None]) -> None:
     """Call work(start, stop) for parts that together make up range(n), in as many threads as pay for themselves.
 
     Args:

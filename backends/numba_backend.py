@@ -1,9 +1,9 @@
-"""The CPU backend with its slowest fused primitives compiled by Numba; all else is NumPy's own function.
+"""The CPU backend with its slowest primitives compiled by Numba; the others are those of `numpy_backend.py`.
 
-NumPy goes through an array once for each step of a formula, a compiled loop once for all of them, and several numbers
-at a time. The formulas are those of `numpy_backend.py`, but for exact GELU's. They are compiled for float32, which is
-what models are trained in; any other dtype is handed to NumPy. The kernels run in the threads of `cpu.in_parts`, each
-on a range of rows: Numba's own threads may end the process when two of the caller's use them at once.
+NumPy passes over an array once for each step of a formula; a compiled loop does all steps in one pass, on several
+numbers at a time. The kernels are for float32, in which models are trained; other dtypes go to NumPy's functions. The
+kernels run in the threads of `cpu.run_parallel`, each on a range of rows: Numba's own threads may end the process when
+two threads of the caller use them at the same time.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import numpy_fused
-from .cpu import in_parts
+from .cpu import run_parallel
 from .numpy_backend import *  # noqa: F403 - what is not defined again below
 from .numpy_fused import Array, _Heads, _in_blocks, _Part, _rows, _total
 
@@ -93,7 +93,7 @@ def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
     def part(start: int, stop: int) -> None:
         kernel(flat[start:stop], out[start:stop], slope[start:stop])
 
-    in_parts(flat.size, flat.size * 3.3e-4, part)
+    run_parallel(flat.size, flat.size * 3.3e-4, part)
     return out.reshape(a.shape), slope.reshape(a.shape)
 
 
@@ -150,7 +150,7 @@ def _softmax_in_place(rows: Array) -> tuple[Array, Array]:
     def part(start: int, stop: int) -> None:
         _softmax(rows[start:stop], top[start:stop], total[start:stop])
 
-    in_parts(len(rows), rows.size * 7e-4, part)
+    run_parallel(len(rows), rows.size * 7e-4, part)
     return top, total
 
 
@@ -251,7 +251,7 @@ def layer_norm_backward(
         some = slice(start * _ROWS, stop * _ROWS)
         _layer_norm_backward(gs[some], xs[some], scale, means[some], rstds[some], gx[some], sums[start:stop])
 
-    in_parts(len(sums), x.size * 3.5e-4, part)
+    run_parallel(len(sums), x.size * 3.5e-4, part)
     gradients = gx.reshape(x.shape), _total(sums[:, 0]), _total(sums[:, 1])
     return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
 
@@ -375,7 +375,7 @@ def adam_step(
     def part(start: int, stop: int) -> None:
         _adam_step(*(array[start:stop] for array in arrays), *numbers)
 
-    in_parts(p.size, p.size * 2e-4, part)
+    run_parallel(p.size, p.size * 2e-4, part)
     if low is not None:
         low[...] = p
     return p, m, v, low

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .cpu import in_parts
+from .cpu import run_parallel
 from .formulas import ERF_SMALL, ERFC_LARGE, ERFC_MIDDLE
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -23,7 +23,7 @@ Shape: TypeAlias = tuple[int, ...]
 # --- Blocks and threads
 
 _BLOCK = 1 << 17  # elements: smaller ones would stay in a nearer cache, but cost more in calls than that saves
-_PASS = 2e-4  # microseconds for one elementary step on one element, about; `in_parts` only needs the order of it
+_PASS = 2e-4  # microseconds for one elementary step on one element, about; `run_parallel` only needs the order of it
 _FLOP = 1e-5  # microseconds for one operation of a product, likewise
 
 
@@ -43,7 +43,7 @@ def _in_blocks(formula: Callable[[slice], None], passes: int, n: int, width: int
         for i in range(start, stop):
             formula(slice(i * length, min((i + 1) * length, n)))
 
-    in_parts(-(-n // length), n * width * passes * _PASS, part)
+    run_parallel(-(-n // length), n * width * passes * _PASS, part)
 
 
 # --- Error function
@@ -119,7 +119,7 @@ def matmul(a: Array, b: Array) -> Array:
     def part(start: int, stop: int) -> None:  # of the batch, or of the rows
         np.matmul(a[start:stop], b[start:stop] if batch else b, out=out[start:stop])
 
-    in_parts(len(out), 2 * out.size * k * _FLOP, part)
+    run_parallel(len(out), 2 * out.size * k * _FLOP, part)
     return out
 
 
@@ -133,7 +133,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
         if bias is not None:
             out[start:stop] += bias
 
-    in_parts(len(rows), 2 * out.size * weight.shape[0] * _FLOP, part)
+    run_parallel(len(rows), 2 * out.size * weight.shape[0] * _FLOP, part)
     return out.reshape(*x.shape[:-1], weight.shape[1])
 
 
@@ -157,7 +157,7 @@ def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) ->
         if gb is not None:
             np.sum(g2[:, share(o)], axis=0, out=gb[share(o)])
 
-    in_parts(shares, 2 * n * i * o * (need_x + need_weight) * _FLOP, part)
+    run_parallel(shares, 2 * n * i * o * (need_x + need_weight) * _FLOP, part)
     return None if gx is None else gx.reshape(x.shape), gw, gb
 
 
@@ -545,7 +545,7 @@ class _Heads:
                     if seen > 0:
                         one((*some, slice(i, end)), (*some, slice(0, seen)))
 
-        in_parts(len(units), 2 * products * n_batch * n_heads * n_queries * n_keys * width * _FLOP, part)
+        run_parallel(len(units), 2 * products * n_batch * n_heads * n_queries * n_keys * width * _FLOP, part)
 
 
 # --- Optimizer steps, in place

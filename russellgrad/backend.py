@@ -11,15 +11,12 @@ is on the next line.
 """
 
 import importlib
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
@@ -180,28 +177,6 @@ _modules: dict[ModuleType, Backend] = {}
 _precision = "highest"
 _default: Backend | None = None  # set by set_backend, or from RG_BACKEND at first use; None before that
 _override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", default=None)
-
-
-def _adopt_neighbour() -> None:
-    """In a checkout, make the folder `backends/` beside this package the package `russellgrad.backends`.
-
-    An installed `russellgrad` has it inside. A checkout must never take it from another installation, so the
-    neighbour is bound here, before anything can import it by another way.
-    """
-    root = Path(__file__).resolve().parent.parent
-    init = root / "backends" / "__init__.py"
-    name = f"{__package__}.backends"
-    if name in sys.modules or not (init.exists() and (root / "pyproject.toml").exists()):
-        return
-    spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(init.parent)])
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    vars(sys.modules[__package__ or ""])["backends"] = module
-
-
-_adopt_neighbour()
 
 
 class _Loaded:

@@ -10,15 +10,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from .autograd import no_grad
 from .backend import Backend, Shape
 from .module import Module
 from .tensor import Tensor
+from .tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from .russelltransformer import Transformer
+
+class LanguageModel(Protocol):
+    """What generation needs of a model: `russelltransformer.Transformer` is one."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def blocks(self) -> Sequence[Module]: ...
+
+    def modules(self) -> Iterator[Module]: ...
+
+    def forward(self, batch: Any, cache: "KVCache | None" = None) -> Tensor:
+        """The logits (B, T, vocab_size + 1) of a batch that follows what the cache holds."""
 
 
 # --- The cache
@@ -50,7 +62,7 @@ class KVCache:
         model: whose keys and values they are. They are those of its parameters when they were fed.
     """
 
-    def __init__(self, model: "Transformer") -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.layers = [LayerCache() for _ in model.blocks]
         self.length = 0  # S: the places taken in every row, max_seq_len at most
@@ -180,7 +192,7 @@ class _Text:
 
 
 def stream(
-    model: "Transformer",
+    model: LanguageModel,
     prompts: Sequence[str],
     max_new_tokens: int,
     sampling: Sampling,
@@ -212,7 +224,7 @@ def stream(
 
 
 def generate(
-    model: "Transformer",
+    model: LanguageModel,
     prompts: Sequence[str],
     max_new_tokens: int,
     sampling: Sampling,
@@ -225,7 +237,7 @@ def generate(
     return [start + "".join(pieces[row] for pieces in steps) for row, start in enumerate(starts)]
 
 
-def _encode(model: "Transformer", prompt: str) -> list[int]:
+def _encode(model: LanguageModel, prompt: str) -> list[int]:
     ids = model.tokenizer.encode(prompt)
     if not ids:
         why = "is empty" if not prompt else f"{prompt!r} has no character of the vocabulary"
@@ -233,7 +245,7 @@ def _encode(model: "Transformer", prompt: str) -> list[int]:
     return ids
 
 
-def _pieces(model: "Transformer", texts: list[_Text], max_new_tokens: int, sampling: Sampling) -> Iterator[list[str]]:
+def _pieces(model: LanguageModel, texts: list[_Text], max_new_tokens: int, sampling: Sampling) -> Iterator[list[str]]:
     reader, writing = _Reader(model), list(enumerate(texts))  # those that go on, with their rows
     for _ in range(max_new_tokens):
         pieces = [""] * len(texts)
@@ -254,7 +266,7 @@ def _pieces(model: "Transformer", texts: list[_Text], max_new_tokens: int, sampl
 class _Reader:
     """Reads texts as they grow by a token at a time, and says what may come next."""
 
-    def __init__(self, model: "Transformer") -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.cache = KVCache(model)
         self._modules = list(model.modules())
@@ -272,7 +284,7 @@ class _Reader:
         lengths = [len(row) for row in new]
         padded = [row + [tokenizer.pad_token_id] * (max(lengths) - len(row)) for row in new]
         with no_grad(), _evaluating(self._modules):
-            logits = self.model(padded, self.cache)  # (B, T, vocab_size + 1)
+            logits = self.model.forward(padded, self.cache)  # (B, T, vocab_size + 1)
             even = min(lengths) == max(lengths)
             last = logits[:, -1] if even else logits[list(range(len(rows))), [n - 1 for n in lengths]]
         return [row[: tokenizer.vocab_size] for row in last.numpy().tolist()]  # without padding's

@@ -18,7 +18,7 @@ from tests.helpers import check_against_torch, rng
 from tests.process import output_of, run_python
 
 cpu: Any = importlib.import_module("russellgrad.backends.cpu")
-numpy_backend: Any = importlib.import_module("russellgrad.backends.numpy_backend")
+numpy_fused: Any = importlib.import_module("russellgrad.backends.numpy_fused")
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
@@ -31,8 +31,8 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cpu, "_n_threads", request.param)
     monkeypatch.setattr(cpu, "_queue", None)
     monkeypatch.setattr(cpu, "WORTH", 1e-9)
-    monkeypatch.setattr(numpy_backend, "_BLOCK", 100)
-    monkeypatch.setattr(numpy_backend._Heads, "queries_at_once", 4)
+    monkeypatch.setattr(numpy_fused, "_BLOCK", 100)
+    monkeypatch.setattr(numpy_fused._Heads, "queries_at_once", 4)
     with use_backend("numpy"):
         yield request.param
 
@@ -96,7 +96,7 @@ def test_attention_never_looks_at_hidden_keys_after_the_block(threads: int) -> N
 
 
 def test_the_number_of_threads_does_not_change_a_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numpy_backend, "_BLOCK", 100)
+    monkeypatch.setattr(numpy_fused, "_BLOCK", 100)
     monkeypatch.setattr(cpu, "WORTH", 1e-9)
     found: list[tuple[Any, Any]] = []
     for n in (1, 2, 3):
@@ -119,7 +119,7 @@ def test_parts_cover_the_range_once(threads: int) -> None:
         def work(start: int, stop: int, counts: Any = counts) -> None:
             counts[start:stop] += 1
 
-        cpu.in_parts(n, 1.0, work)
+        cpu.run_parallel(n, 1.0, work)
         assert (counts == 1).all()
 
 
@@ -131,10 +131,10 @@ def test_work_that_does_not_pay_stays_in_the_callers_thread(monkeypatch: pytest.
         calls.append((start, stop, threading.current_thread().name))
 
     caller = threading.current_thread().name
-    cpu.in_parts(10, 1.9 * cpu.WORTH, work)
+    cpu.run_parallel(10, 1.9 * cpu.WORTH, work)
     assert calls == [(0, 10, caller)]
     calls.clear()
-    cpu.in_parts(10, 2 * cpu.WORTH, work)
+    cpu.run_parallel(10, 2 * cpu.WORTH, work)
     assert sorted(calls) == [(0, 5, caller), (5, 10, "russellgrad")]
 
 
@@ -145,27 +145,27 @@ def test_an_error_in_a_part_reaches_the_caller(threads: int) -> None:
             raise KeyError(start)
 
     with pytest.raises(KeyError):
-        cpu.in_parts(10, 1.0, fail)
-    cpu.in_parts(10, 1.0, lambda start, stop: None)  # and the threads live on
+        cpu.run_parallel(10, 1.0, fail)
+    cpu.run_parallel(10, 1.0, lambda start, stop: None)  # and the threads live on
 
 
 def test_errstate_is_the_callers(threads: int) -> None:
     x = np.ones(1000)
     x[-1] = 0  # in the last part
     with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
-        cpu.in_parts(len(x), 1.0, lambda start, stop: 1 / x[start:stop])
+        cpu.run_parallel(len(x), 1.0, lambda start, stop: 1 / x[start:stop])
     with np.errstate(divide="ignore"):
-        cpu.in_parts(len(x), 1.0, lambda start, stop: 1 / x[start:stop])
+        cpu.run_parallel(len(x), 1.0, lambda start, stop: 1 / x[start:stop])
 
 
 @pytest.mark.parametrize("threads", [2, 3], indirect=True)
-def test_a_part_may_call_in_parts(threads: int) -> None:
+def test_a_part_may_call_run_parallel(threads: int) -> None:
     counts = np.zeros(100, int)
 
     def inner(start: int, stop: int) -> None:
         counts[start:stop] += 1
 
-    cpu.in_parts(10, 1.0, lambda *outer: cpu.in_parts(100, 1.0, inner))
+    cpu.run_parallel(10, 1.0, lambda *outer: cpu.run_parallel(100, 1.0, inner))
     assert len(set(counts)) == 1  # every outer part did all of it
 
 
@@ -174,11 +174,11 @@ def test_the_blas_has_one_thread_within_and_its_own_after(threads: int) -> None:
     if count is None:
         pytest.skip("NumPy's BLAS is not OpenBLAS")
     before, within = count(), []
-    cpu.in_parts(10, 1.0, lambda start, stop: within.append(count()))
+    cpu.run_parallel(10, 1.0, lambda start, stop: within.append(count()))
     assert set(within) == ({1} if threads > 1 else {before})
     assert count() == before
     with pytest.raises(ZeroDivisionError):
-        cpu.in_parts(10, 1.0, lambda start, stop: within.append(1 // 0))
+        cpu.run_parallel(10, 1.0, lambda start, stop: within.append(1 // 0))
     assert count() == before
 
 
@@ -188,7 +188,7 @@ def test_several_callers_at_once(threads: int) -> None:
 
     def caller() -> None:
         for _ in range(50):
-            wrong.extend([] if np.allclose(numpy_backend.matmul(a, a.T), expected, atol=1e-12) else ["wrong"])
+            wrong.extend([] if np.allclose(numpy_fused.matmul(a, a.T), expected, atol=1e-12) else ["wrong"])
 
     callers = [threading.Thread(target=caller) for _ in range(4)]
     for thread in callers:

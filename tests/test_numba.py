@@ -214,7 +214,10 @@ def test_nowhere_to_keep_what_was_compiled(tmp_path: Path) -> None:
     library = tmp_path / "library"
     shutil.copytree(ROOT / "russellgrad", library / "russellgrad", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(
-        ROOT / "backends", library / "russellgrad" / "backends", ignore=shutil.ignore_patterns("__pycache__")
+        ROOT / "backends",
+        library / "russellgrad" / "backends",
+        ignore=shutil.ignore_patterns("__pycache__"),
+        dirs_exist_ok=True,
     )
     in_the_way = library / "russellgrad" / "backends" / "__pycache__"  # a file, which holds for the superuser too
     in_the_way.touch()
