@@ -1,9 +1,13 @@
-"""Reverse-mode differentiation over a graph of nodes. It knows no op: a node's pullbacks are all it has.
+"""Reverse-mode automatic differentiation: the graph of nodes, `backward`, and `no_grad`.
 
-A tensor that needs a gradient has one node. A node links to the nodes of its operands, never to tensors, so an
-intermediate array lives only as long as a pullback holds it, and there are no reference cycles. Leaf gradients reach
-their tensor by a weak reference. Every node has a number larger than those of its operands; backward walks nodes by
-falling number, so each is reached after all that depends on it, however deep the graph.
+The engine knows no op. A node holds pullbacks: functions that turn the gradient of the node's output into the gradient
+of one operand. (PyTorch calls them backward functions.)
+
+A tensor that requires a gradient has one node. A node links to the nodes of its operands, never to tensors. An
+intermediate array is therefore freed as soon as no pullback holds it, and there are no reference cycles. A leaf's node
+refers to its tensor by a weak reference. Every node has a number larger than those of its operands. Backward visits
+nodes by decreasing number, so it visits a node after all nodes that depend on it. It uses no recursion, so the depth
+of the graph is not limited.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,27 +23,33 @@ from .backend import Array, Backend, DType, Shape
 
 Pullback: TypeAlias = Callable[[Array], Array]  # gradient of the output -> gradient of one operand
 Hook: TypeAlias = Callable[[Array], Array | None]
-Version: TypeAlias = list[int]  # [how often an array was changed in place], one list for all tensors that share it
+Version: TypeAlias = list[int]  # [number of in-place changes of an array], one list for all tensors that share memory
 
 _order = count()
-_filled: "ContextVar[dict[int, HoldsGrad] | None]" = ContextVar("russellgrad_filled", default=None)
+_filled_grads: "ContextVar[dict[int, HasGrad] | None]" = ContextVar("russellgrad_filled", default=None)
 _grad_enabled: ContextVar[bool] = ContextVar("russellgrad_grad_enabled", default=True)
 
 
 class Joint(NamedTuple):
-    """One pullback for all operands: (gradient, which operands need one) -> a gradient or None for each."""
+    """One pullback for all operands of a rule.
+
+    `pull(g, needs)` takes the gradient of the output and one bool for each operand, True where its gradient is needed.
+    It returns one gradient, or None, for each operand. A rule returns `out, Joint(pull)`.
+    """
 
     pull: Callable[[Array, Sequence[bool]], tuple[Array | None, ...]]
 
 
-class HoldsGrad(Protocol):
+class HasGrad(Protocol):
+    """A tensor, as far as backward knows it."""
+
     grad: Array | None
 
 
 class Node:
-    """What backward needs to know of one array: where its gradient goes, and how."""
+    """A node of the graph: the operation that made an array, its operands' nodes, and its pullbacks."""
 
-    __slots__ = ("name", "xp", "shape", "dtype", "order", "parents", "pullbacks", "versions", "holder", "hooks",
+    __slots__ = ("name", "xp", "shape", "dtype", "order", "parents", "pullbacks", "versions", "tensor_ref", "hooks",
                  "__weakref__")  # fmt: skip
 
     def __init__(
@@ -56,24 +66,24 @@ class Node:
         self.shape: Shape = array.shape
         self.dtype: DType = xp.dtype(array)
         self.order = next(_order)
-        # One entry an operand; None where it needs no gradient. Both are None once backward has freed the node.
+        # One entry for each operand, None where it needs no gradient. Backward sets both to None to free the node.
         self.parents: Sequence[Node | None] | None = parents
         self.pullbacks: Sequence[Any] | None = pullbacks
-        # An array changed in place after a pullback captured it would give wrong gradients in silence.
+        # Saved to detect in-place changes: a pullback whose array has changed would give a wrong gradient.
         self.versions = [(version, version[0]) for version in versions]
-        self.holder: ReferenceType[HoldsGrad] | None = None  # the tensor whose .grad is to be filled
+        self.tensor_ref: ReferenceType[HasGrad] | None = None  # the tensor whose .grad backward fills
         self.hooks: dict[int, Hook] | None = None
 
     def gradients(self, g: Array, retain_graph: bool) -> "Iterator[tuple[Node, Array]]":
-        """Each operand's node with the gradient for it. Lets go of every pullback as soon as it is done."""
+        """Yield each operand's node and gradient. Frees each pullback after its call, unless `retain_graph`."""
         parents, pullbacks = self.parents, self.pullbacks
         if parents is None or pullbacks is None:
             raise RuntimeError(
                 f"backward: the graph at {self.name!r} was freed by an earlier backward(); "
                 "pass retain_graph=True to the earlier one"
             )
-        for version, then in self.versions:
-            if version[0] != then:
+        for version, saved in self.versions:
+            if version[0] != saved:
                 raise RuntimeError(
                     f"backward: an operand of {self.name!r} was changed in place after it was used "
                     "(by an optimizer step?); run the forward pass again"
@@ -87,54 +97,57 @@ class Node:
                 if parent is not None and result is not None:
                     yield parent, result
             return
-        waiting = list(zip(parents, pullbacks, strict=True))[::-1]
+        remaining = list(zip(parents, pullbacks, strict=True))[::-1]
         del pullbacks
-        while waiting:
-            parent, pull = waiting.pop()
+        while remaining:
+            parent, pull = remaining.pop()
             if parent is not None and pull is not None:
                 yield parent, pull(g)
 
-    def deliver(self, g: Array) -> Array:
-        """Run the hooks on the whole gradient, and hand it to the tensor that wants it."""
+    def accumulate_grad(self, g: Array) -> Array:
+        """Run the hooks on the complete gradient, add it to the tensor's `.grad`, and return it."""
         for hook in list(self.hooks.values()) if self.hooks else ():
-            changed = hook(self.xp.copy(g))  # others may share g, and a hook may write
+            changed = hook(self.xp.copy(g))  # g may be shared, and a hook may write into it
             if changed is not None:
-                if isinstance(changed, Real):  # what NumPy makes of a 0-d array times two
+                if isinstance(changed, Real):  # NumPy returns a scalar for a 0-d array times two
                     changed = self.xp.asarray(changed)
                 if not self.xp.is_array(changed) or changed.shape != self.shape:
                     raise ValueError(
                         f"register_hook: the hook of {self.name!r} must return None or an array of "
                         f"backend {self.xp.name!r} and shape {self.shape}"
                     )
-                g = fit(self, changed, "register_hook")
-        tensor = self.holder() if self.holder else None
+                g = unbroadcast(self, changed, "register_hook")
+        tensor = self.tensor_ref() if self.tensor_ref else None
         if tensor is not None:
             _note_filled(tensor)
-            # A gradient may be shared with another tensor's or be a view, so .grad is always an array of its own.
-            had = tensor.grad
-            tensor.grad = self.xp.copy(g) if had is None else self.xp.asarray(self.xp.add(had, g))
+            # g may be a view or shared with another tensor, so .grad gets a copy.
+            old = tensor.grad
+            tensor.grad = self.xp.copy(g) if old is None else self.xp.asarray(self.xp.add(old, g))
         return g
 
 
 @contextmanager
-def filled_grads() -> "Iterator[dict[int, HoldsGrad]]":
-    """In the block, the tensors whose `.grad` backward fills are noted, by id; one that has a gradient is an error."""
-    filled: dict[int, HoldsGrad] = {}
-    token = _filled.set(filled)
+def track_filled_grads() -> "Iterator[dict[int, HasGrad]]":
+    """Collect, by id, the tensors whose `.grad` backward fills inside the block.
+
+    Inside the block, backward raises RuntimeError for a tensor that already had a gradient.
+    """
+    filled: dict[int, HasGrad] = {}
+    token = _filled_grads.set(filled)
     try:
         yield filled
     finally:
-        _filled.reset(token)
+        _filled_grads.reset(token)
 
 
-def _note_filled(tensor: HoldsGrad) -> None:
-    filled = _filled.get()
+def _note_filled(tensor: HasGrad) -> None:
+    filled = _filled_grads.get()
     if filled is None:
         return
     if tensor.grad is not None and id(tensor) not in filled:
         raise RuntimeError(
-            "backward: a tensor has a gradient from before the step that is recorded, to which each replay would add "
-            "what it was then; call zero_grad() within the step, before backward()"
+            "backward: a tensor has a gradient from before the recorded step, so every replay would add that old "
+            "value; call zero_grad() within the step, before backward()"
         )
     filled[id(tensor)] = tensor
 
@@ -147,7 +160,7 @@ def record(
     pullbacks: Sequence[Any],
     versions: Sequence[Version] = (),
 ) -> Node | None:
-    """A node for `out`, or None if no operand needs a gradient. Pullbacks that nobody needs are let go here."""
+    """Return a node for `out`, or None if no operand needs a gradient. Pullbacks of other operands are dropped."""
     if not _grad_enabled.get() or not any(nodes):
         return None
     if len(pullbacks) == 1 and isinstance(pullbacks[0], Joint):
@@ -156,15 +169,15 @@ def record(
         raise TypeError(f"{name}: the rule has {len(nodes)} operands but returned {len(pullbacks)} pullbacks")
     needed = [pull if node is not None else None for node, pull in zip(nodes, pullbacks, strict=True)]
     if not any(needed):
-        return None  # a step of the function with no gradient: a comparison, a cast to integers
+        return None  # the op has no gradient: a comparison, a cast to integers
     return Node(name, xp, out, nodes, needed, versions)
 
 
-def fit(operand: Node, g: Array, op: str) -> Array:
-    """Sum a gradient over the axes along which its operand was broadcast, and bring it to the operand's dtype.
+def unbroadcast(operand: Node, g: Array, op: str) -> Array:
+    """Sum a gradient over the axes along which its operand was broadcast, and cast it to the operand's dtype.
 
     Raises:
-        ValueError: the operand does not broadcast to the gradient's shape; the rule of `op` is wrong.
+        ValueError: the operand's shape does not broadcast to the gradient's shape, so the rule of `op` is wrong.
     """
     xp, shape = operand.xp, operand.shape
     if g.shape != shape:
@@ -177,10 +190,10 @@ def fit(operand: Node, g: Array, op: str) -> Array:
 
 
 def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
-    """Send `gradient` from `root` down to the leaves, and add to their tensors' `.grad`.
+    """Propagate `gradient` from `root` to the leaves, and add each leaf's gradient to the `.grad` of its tensor.
 
     Raises:
-        RuntimeError: a node was freed by an earlier backward, or an array it needs has changed since.
+        RuntimeError: a node was freed by an earlier backward, or an array that it needs was changed in place.
     """
     grads: dict[int, Array] = {root.order: gradient}
     nodes: dict[int, Node] = {root.order: root}
@@ -188,23 +201,26 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
     while heap:
         order = -heappop(heap)
         node, g = nodes.pop(order), grads.pop(order)
-        g = node.deliver(g)
+        g = node.accumulate_grad(g)
         for parent, result in node.gradients(g, retain_graph):
-            part = fit(parent, result, node.name)
+            part = unbroadcast(parent, result, node.name)
             if parent.order in grads:
-                # Never +=: add hands the same array to both its parents.
+                # Never +=: the rule of `add` returns the same array for both operands.
                 grads[parent.order] = parent.xp.add(grads[parent.order], part)
             else:
                 grads[parent.order] = part
             if parent.order not in nodes:
                 nodes[parent.order] = parent
                 heappush(heap, -parent.order)
-            del result, part  # before the next pullback makes another of their size
+            del result, part  # free them before the next pullback allocates
 
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """`with no_grad():` or `@no_grad()`: operations inside record nothing, and new tensors track no gradients."""
+    """Disable gradient tracking, as a context manager, `with no_grad():`, or a decorator, `@no_grad()`.
+
+    Operations inside record no graph, and new tensors do not require gradients.
+    """
     token = _grad_enabled.set(False)
     try:
         yield
@@ -213,5 +229,5 @@ def no_grad() -> Iterator[None]:
 
 
 def is_grad_enabled() -> bool:
-    """Whether operations are being recorded here: not inside `no_grad()`."""
+    """Whether operations record a graph: False inside `no_grad()`."""
     return _grad_enabled.get()

@@ -1,108 +1,110 @@
-"""compile_step: a training step as one recording that the device replays, where the backend can."""
+"""compile_step: capture a training step as one CUDA graph and replay it, on backends that support it."""
 
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-from .autograd import filled_grads
+from .autograd import track_filled_grads
 from .backend import Array, Backend, get_backend
 from .precision import get_matmul_precision
-from .replay import Recording, recording
+from .replay import HostRecording, record_host_work
 from .tensor import Tensor
 from .tokenizer import TokenIds
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_WARM_UP = 2  # steps run as they are: what is built or allocated at first use is then there
+_WARM_UP = 2  # calls that run without capture, so that kernels are compiled and state is allocated beforehand
 
 
 def compile_step(step: Callable[P, R]) -> Callable[P, R]:
-    """`step` as a function that, on CuPy, is recorded as one CUDA graph and replayed: no Python between its kernels.
+    """Compile a training step: on CuPy, capture it as one CUDA graph and replay that, without Python between kernels.
 
         step = compile_step(lambda inputs, targets: train_step(model, optimizer, inputs, targets))
         loss = step(model.tokenizer.ids(inputs), model.tokenizer.ids(targets))
 
-    The first two calls run `step` as it is, the third records it, and each call is one step, with an uncompiled one's
-    results. A call with other shapes, dtypes or numbers, or under another `set_matmul_precision`, records anew and
-    keeps both. On a backend without graphs, as NumPy, every call runs `step`.
+    The first two calls run `step` normally and the third captures it. Every call performs one step, with the results
+    of an uncompiled one. A call with other shapes, dtypes or numbers, or under another `set_matmul_precision`, captures
+    the step again; both graphs are kept. On a backend without graphs, such as NumPy, every call runs `step`.
 
-    A recording is of what the device did. From replay to replay the arguments change, and the parameters, learning
-    rates and draws of optimizers and dropout. All else stays as it was: training or evaluation mode, betas and
-    weight decay, and every array that the step reads besides, which must stay where it is. To change one of these,
-    call compile_step again. zero_grad, backward and the optimizer's step belong into one step together.
+    A replay uses new arguments, the current parameters and learning rates, and new random numbers for dropout.
+    Everything else is fixed at capture: training or evaluation mode, betas, weight decay, and the memory of every other
+    array that the step reads. To change one of these, call compile_step again. zero_grad, backward and the optimizer's
+    step must be in the same compiled step.
 
     Args:
-        step: a function of Tensors without history, of what `Tokenizer.ids` gives, of numbers, strings and None, and of
-            tuples of such, that returns Tensors (one, or a tuple of them) or None. What else it does on the host, as
-            printing or counting, it does only while it runs as it is.
+        step: a function that returns a Tensor, a tuple of Tensors, or None. Its arguments are Tensors that track no
+            gradients, results of `Tokenizer.ids`, numbers, strings, None, or tuples of these. Other host work, such as
+            printing, runs only in calls that are not replays.
 
     Returns:
-        The function. What it returns are new Tensors without history.
+        A function with the arguments of `step`. It returns new Tensors that track no gradients.
 
-    Raises:
-        TypeError: by the function, for an argument of another kind (NumPy arrays and lists would have to be copied to
-            the device within the recording), one that tracks gradients, or on another backend; for a result that is
-            no Tensor. RuntimeError: something in `step` cannot be recorded; names the op.
+    The returned function raises:
+        TypeError: an argument has another type (NumPy arrays and lists would need a copy to the device during the
+            capture), tracks gradients, or is on another backend; or `step` returned something other than Tensors.
+        RuntimeError: an operation in `step` cannot be captured; names the op.
     """
-    return _Compiled(step)
+    return _CompiledStep(step)
 
 
-class _Compiled(Generic[P, R]):
+class _CompiledStep(Generic[P, R]):
+    """What `compile_step` returns: the step, and one capture of it for each kind of arguments."""
+
     def __init__(self, step: Callable[P, R]) -> None:
         self.step = step
-        self.variants: dict[Any, _Variant] = {}
+        self.captured: dict[Any, _CapturedStep] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         values: dict[int | str, Any] = dict(enumerate(args))
         values.update(kwargs)
-        key = get_matmul_precision(), *(_kind(name, value) for name, value in values.items())
+        key = get_matmul_precision(), *(_cache_key(name, value) for name, value in values.items())
         backends = [leaf.backend for leaf in _leaves(tuple(values.values())) if isinstance(leaf, (Tensor, TokenIds))]
         xp = backends[0] if backends else get_backend()
         if any(backend is not xp for backend in backends):
             names = ", ".join(sorted({backend.name for backend in backends}))
             raise TypeError(f"compile_step: the arguments live on several backends ({names}); move them to one")
         if not hasattr(xp, "capture"):
-            return cast(R, _detached(self.step(*args, **kwargs)))
-        if key not in self.variants:
-            self.variants[key] = _Variant(xp, self.step)
-        return cast(R, self.variants[key](values))
+            return cast(R, _detach(self.step(*args, **kwargs)))
+        if key not in self.captured:
+            self.captured[key] = _CapturedStep(xp, self.step)
+        return cast(R, self.captured[key](values))
 
 
-class _Variant:
-    """The step for arguments of one kind: run, then recorded, then replayed."""
+class _CapturedStep:
+    """The step for arguments of one kind: the first calls run it, the next captures it, later ones replay it."""
 
     def __init__(self, xp: Backend, step: Callable[..., Any]) -> None:
         self.xp, self.step = xp, step
         self.calls = 0
-        self.inputs: dict[int | str, Any] = {}  # the arguments in memory of their own, which the recording reads
-        self.host = Recording()
+        self.inputs: dict[int | str, Any] = {}  # copies of the arguments, in the memory that the graph reads
+        self.host = HostRecording()
         self.replay: Callable[[], None] | None = None
         self.result: Any = None
-        self.grads: list[tuple[Any, Array | None]] = []  # each leaf that backward filled, and what its .grad is after
+        self.grads: list[tuple[Any, Array | None]] = []  # each leaf that backward filled, and its .grad after a step
 
     def __call__(self, values: dict[int | str, Any]) -> Any:
         self.calls += 1
         if self.calls <= _WARM_UP:
-            return _detached(self._run(values))
+            return _detach(self._run(values))
         if self.replay is None:
-            self.inputs = {name: _map(value, _own_copy) for name, value in values.items()}
-            with recording() as self.host, filled_grads() as filled:
+            self.inputs = {name: _map_tensors(value, _clone) for name, value in values.items()}
+            with record_host_work() as self.host, track_filled_grads() as filled:
                 self.replay = self.xp.capture(self._record)
             self.grads = [(tensor, tensor.grad) for tensor in filled.values()]
-            due = self.host.before_first
+            host_work = self.host.before_first
         else:
             for name, value in values.items():
-                _assign(self.xp, self.inputs[name], value)
-            due = self.host.before_replay
-        for work in due:
+                _copy_into(self.xp, self.inputs[name], value)
+            host_work = self.host.before_replay
+        for work in host_work:
             work()
         self.replay()
         for tensor, grad in self.grads:
             tensor.grad = grad
-        return _map(self.result, _own_copy)
+        return _map_tensors(self.result, _clone)
 
     def _record(self) -> None:
-        self.result = _detached(self._run(self.inputs))
+        self.result = _detach(self._run(self.inputs))
 
     def _run(self, values: dict[int | str, Any]) -> Any:
         positional = [value for name, value in values.items() if isinstance(name, int)]
@@ -113,13 +115,13 @@ def _leaves(value: Any) -> list[Any]:
     return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, tuple) else [value]
 
 
-def _kind(name: int | str, value: Any) -> Any:
-    """What must be the same for a recording to serve again."""
+def _cache_key(name: int | str, value: Any) -> Any:
+    """Cache key of an argument: a captured step is replayed only for arguments with the same keys."""
     if isinstance(value, tuple):
-        return tuple(_kind(f"{name}[{i}]", part) for i, part in enumerate(value))
+        return tuple(_cache_key(f"{name}[{i}]", part) for i, part in enumerate(value))
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(
-            f"compile_step: argument {name} is a Tensor that tracks gradients, which a replay could not fill; "
+            f"compile_step: argument {name} is a Tensor that tracks gradients, and a replay cannot fill its .grad; "
             "pass .detach(), or use it within the step as a parameter"
         )
     if isinstance(value, Tensor):
@@ -134,38 +136,38 @@ def _kind(name: int | str, value: Any) -> Any:
     )
 
 
-def _map(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
-    """f of the Tensor, of each in the tuple, or of what the TokenIds hold; other values as they are."""
+def _map_tensors(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `f` to every Tensor in `value`: a Tensor, TokenIds, or a tuple of these. Return other values unchanged."""
     if isinstance(value, Tensor):
         return f(value)
     if isinstance(value, TokenIds):
         ids, padding = value.values, value.padding
 
-        def moved(array: Array) -> Array:
+        def map_array(array: Array) -> Array:
             return f(Tensor._wrap(array, value.backend)).data
 
-        return TokenIds(moved(ids), None if padding is None else moved(padding), value.upper, value.backend)
-    return tuple(_map(part, f) for part in value) if isinstance(value, tuple) else value
+        return TokenIds(map_array(ids), None if padding is None else map_array(padding), value.upper, value.backend)
+    return tuple(_map_tensors(part, f) for part in value) if isinstance(value, tuple) else value
 
 
-def _detached(result: Any) -> Any:
+def _detach(result: Any) -> Any:
     for part in result if isinstance(result, tuple) else (result,):
         if part is not None and not isinstance(part, Tensor):
             raise TypeError(f"compile_step: the step returned a {type(part).__name__}; return Tensors, or None")
-    return _map(result, lambda tensor: tensor.detach())
+    return _map_tensors(result, lambda tensor: tensor.detach())
 
 
-def _own_copy(tensor: Tensor) -> Tensor:
+def _clone(tensor: Tensor) -> Tensor:
     return Tensor._wrap(tensor.backend.copy(tensor.data), tensor.backend)
 
 
-def _assign(xp: Backend, own: Any, value: Any) -> None:
-    if isinstance(own, tuple):
-        for own_part, part in zip(own, value, strict=True):
-            _assign(xp, own_part, part)
-    elif isinstance(own, Tensor):
-        xp.assign(own.data, value.data)
-    elif isinstance(own, TokenIds):
-        xp.assign(own.values, value.values)
-        if own.padding is not None:
-            xp.assign(own.padding, value.padding)
+def _copy_into(xp: Backend, target: Any, source: Any) -> None:
+    if isinstance(target, tuple):
+        for target_part, part in zip(target, source, strict=True):
+            _copy_into(xp, target_part, part)
+    elif isinstance(target, Tensor):
+        xp.assign(target.data, source.data)
+    elif isinstance(target, TokenIds):
+        xp.assign(target.values, source.values)
+        if target.padding is not None:
+            xp.assign(target.padding, source.padding)

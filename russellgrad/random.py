@@ -1,22 +1,32 @@
-"""Random numbers: the same for the same seed on every backend.
+"""Random number generators that give the same numbers for the same seed on every backend.
 
-A draw is a pure function of (seed, stream, number of the draw), made by a counter-based generator on the host, so the
-state of a `Generator` is three integers.
+The numbers come from a counter-based generator on the host. A draw (one array of random numbers) is a pure function of
+the seed, the stream and the number of the draw, so the state of a `Generator` is three integers.
 """
 
 from math import prod
 
 from .backend import Array, Backend, DType, Shape
-from .replay import host_scalars, on_host
+from .replay import host_scalars, run_in_every_step
 
-WEIGHTS, EMBEDDINGS, DROPOUT = range(3)  # streams: draws of one seed for different ends never coincide
+WEIGHTS, EMBEDDINGS, DROPOUT = range(3)  # streams: independent sequences of one seed, one for each purpose
 
 
 class Generator:
-    """A sequence of draws. `counter` is the number of the next one; set it to go back.
+    """A pseudorandom number generator, as `torch.Generator`.
 
-    Each row of a batch has its own draws, by its number in the batch. Micro-batches, and the rows of a batch on several
-    processes, therefore get the draws of the whole batch: see `start_batch` and `continue_batch`.
+    `counter` is the number of the next draw. Set it to an earlier value to repeat draws.
+
+    The numbers for a row of a batch depend on the row's index in the batch. A batch that is split into micro-batches,
+    or over several processes, therefore gets the same numbers as the whole batch: see `start_batch` and
+    `continue_batch`.
+
+    Args:
+        seed: in [0, 2**64).
+        stream: selects one of the independent sequences of a seed (`WEIGHTS`, `EMBEDDINGS`, `DROPOUT`).
+
+    Raises:
+        ValueError: the seed is out of range.
     """
 
     def __init__(self, seed: int, stream: int = WEIGHTS) -> None:
@@ -29,16 +39,16 @@ class Generator:
         self._counter_of_batch = 0
 
     def start_batch(self, first_row: int = 0) -> None:
-        """Start a new batch: the rows drawn next are rows `first_row`, `first_row` + 1, ... of the batch."""
-        on_host(lambda: self._start_batch(first_row))
+        """Start a new batch. The next draws are for its rows `first_row`, `first_row` + 1, ..."""
+        run_in_every_step(lambda: self._start_batch(first_row))
 
     def continue_batch(self, first_row: int) -> None:
-        """Continue the batch that `start_batch` started with its rows `first_row`, `first_row` + 1, ...
+        """Continue the batch of the last `start_batch` with its rows `first_row`, `first_row` + 1, ...
 
-        `counter` goes back to its value at `start_batch`, so these rows get the numbers that they would have got in one
-        draw for the whole batch.
+        Resets `counter` to its value at `start_batch`, so these rows get the same numbers as in one draw for the whole
+        batch.
         """
-        on_host(lambda: self._continue_batch(first_row))
+        run_in_every_step(lambda: self._continue_batch(first_row))
 
     def _start_batch(self, first_row: int) -> None:
         self._first_row, self._counter_of_batch = first_row, self.counter
@@ -47,16 +57,16 @@ class Generator:
         self._first_row, self.counter = first_row, self._counter_of_batch
 
     def normal(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
-        """Standard normal numbers of this shape, an array of backend `xp`."""
+        """Draw an array of this shape and dtype from the standard normal distribution, on backend `xp`."""
         return xp.normal(shape, self.seed, self._next(), dtype)
 
     def uniform(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
-        """Numbers uniform on [0, 1) of this shape, an array of backend `xp`; the first axis is that of rows."""
-        row = prod(shape[1:])  # elements of one
+        """Draw an array of this shape and dtype, uniform on [0, 1), on backend `xp`. The first axis is the batch's."""
+        row_size = prod(shape[1:])
 
         def key() -> tuple[int, int, int, int]:
             number = self._next()
-            return self.seed, number % 2**64, number >> 64, self._first_row * row
+            return self.seed, number % 2**64, number >> 64, self._first_row * row_size
 
         return xp.uniform(shape, host_scalars(xp, key, "uint64"), dtype)
 
@@ -70,11 +80,14 @@ _default = Generator(0)
 
 
 def manual_seed(seed: int) -> None:
-    """Start the draws that name no generator of their own anew: the initial weights of layers built from here on."""
+    """Set the seed of the default generator, which draws the weights of layers built without a seed or generator.
+
+    Raises ValueError for a seed outside [0, 2**64).
+    """
     global _default
     _default = Generator(seed)
 
 
 def default_generator() -> Generator:
-    """The generator of layers that are given none. It starts with seed 0."""
+    """The generator that layers use by default. Its initial seed is 0."""
     return _default

@@ -1,8 +1,9 @@
-"""What the host does anew for every run of a captured step.
+"""Host-side work of a captured training step, repeated before each replay.
 
-A captured step (`russellgrad/compiled.py`) is a recording of what a device did. Replaying it runs no Python, so what
-changes on the host from step to step, as the learning rate or the number of a draw, goes through here: outside a
-capture it is done once, at once; in one it is kept, and done again before each replay.
+`compile_step` (`russellgrad/compiled.py`) captures the device work of a step and replays it. A replay runs no Python
+code of the step. Values that the host computes in every step, such as the learning rate or the counter of a random
+generator, are updated through the functions here. Outside a capture they run the work once. During a capture they also
+record it, and `compile_step` runs the recorded work before each replay.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,21 +15,21 @@ from .backend import Array, Backend, DType
 HostWork = Callable[[], None]
 
 
-class Recording:
-    """The host's part of a captured step."""
+class HostRecording:
+    """The host work of a captured step: what to run before its first replay, and before each later one."""
 
     def __init__(self) -> None:
-        self.before_first: list[HostWork] = []  # what the capture itself could not do: copies to the device
+        self.before_first: list[HostWork] = []  # copies to the device, which do not run during a capture
         self.before_replay: list[HostWork] = []
 
 
-_recording: ContextVar[Recording | None] = ContextVar("russellgrad_recording", default=None)
+_recording: ContextVar[HostRecording | None] = ContextVar("russellgrad_recording", default=None)
 
 
 @contextmanager
-def recording() -> Iterator[Recording]:
-    """In the block, host work is recorded."""
-    record = Recording()
+def record_host_work() -> Iterator[HostRecording]:
+    """Record the host work that runs inside the block."""
+    record = HostRecording()
     token = _recording.set(record)
     try:
         yield record
@@ -37,24 +38,25 @@ def recording() -> Iterator[Recording]:
 
 
 def is_recording() -> bool:
+    """Whether a step is being recorded in this context."""
     return _recording.get() is not None
 
 
-def on_replay(work: HostWork) -> None:
-    """Do `work()` before each replay of the step that is being recorded, if one is."""
+def run_before_replay(work: HostWork) -> None:
+    """Run `work()` before each replay of the step that is being recorded. Without a recording, do nothing."""
     record = _recording.get()
     if record is not None:
         record.before_replay.append(work)
 
 
-def on_host(work: HostWork) -> None:
-    """Do `work()`, once in every step."""
+def run_in_every_step(work: HostWork) -> None:
+    """Run `work()` now, and again before each replay if a step is being recorded."""
     work()
-    on_replay(work)
+    run_before_replay(work)
 
 
 def host_scalars(xp: Backend, work: Callable[[], Sequence[float]], dtype: DType) -> Array:
-    """A new array (n,) with the numbers that `work()` gives, which it is asked for once in every step."""
+    """An array (n,) of the numbers that `work()` returns. Each replay calls `work()` again and updates the array."""
     values = work()
     array = xp.host_scalars(values, dtype)
     record = _recording.get()

@@ -161,7 +161,7 @@ class Tensor:
             raise TypeError(f"requires_grad: only float tensors track gradients, this one is {self.dtype}")
         elif self._node is None:
             self._node = Node("leaf", self.backend, self._data)
-            self._node.holder = ref(self)
+            self._node.tensor_ref = ref(self)
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -223,7 +223,7 @@ class Tensor:
         """Have `backward` fill `.grad` of this tensor, too, which is no leaf. Raises RuntimeError without history."""
         if self._node is None:
             raise RuntimeError("retain_grad: this tensor tracks no gradients")
-        self._node.holder = ref(self)
+        self._node.tensor_ref = ref(self)
 
     def register_hook(self, hook: Hook) -> Callable[[], None]:
         """Call `hook(gradient)` when this tensor's whole gradient, an array, is known in a backward.
