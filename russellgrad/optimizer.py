@@ -1,4 +1,4 @@
-"""Optimizers: a step changes each parameter in place, given its gradient. And clipping, and the schedules."""
+"""Optimizers (SGD, Adam, AdamW), gradient clipping, and learning-rate schedules."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from .param_group import (
     supports_flat,
     versions,
 )
-from .replay import host_scalars, on_host, on_replay
+from .replay import host_scalars, run_before_replay, run_in_every_step
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from .tensor import Tensor
 
@@ -38,25 +38,35 @@ Params: TypeAlias = Iterable[Tensor] | Sequence[Mapping[str, Any]]
 
 
 class Optimizer:
-    """What the optimizers share: groups of parameters, and the learning rate.
+    """Base class of the optimizers: parameter groups, the learning rate, and the state of each parameter.
 
-    Of parameters in half precision it keeps a copy in float32 ("master"), to which the steps are added: most would be
-    lost in a rounding otherwise (Micikevicius et al., "Mixed precision training", arXiv:1710.03740, section 3.1).
+    For parameters in half precision the optimizer keeps a float32 copy ("master") and adds the updates to it. Most
+    updates would be rounded away otherwise (Micikevicius et al., "Mixed precision training", arXiv:1710.03740,
+    section 3.1).
+
+        optimizer = AdamOptimizer(model.parameters(), lr=1e-3)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
 
     Args:
-        params: parameters; or groups, each a dict with its "params" and options that differ from the optimizer's own:
+        params: parameters, or parameter groups: dicts with a list "params" and options for that group only, as in
             [{"params": matrices}, {"params": rest, "weight_decay": 0.0}].
-        lr: the learning rate: a number, or a schedule, called with the number of steps taken so far.
-        flat: keep all parameters in one array and all gradients in another (`flat_grad`), of which each Tensor's
-            `.data` is a part, and each `.grad` once `gather_grads` or `step` has collected it. A step is then one pass
-            over each group. Every parameter must have a gradient at every step. What shared memory with a `.data`
-            before, such as a `detach()`, no longer does. `supports_flat` says whether a backend allows it.
-        options: the optimizer's own, for groups that do not set them.
+        lr: the learning rate: a number, or a schedule, which is called with the number of steps taken so far.
+        flat: store all parameters in one array and all gradients in another (`flat_grad`), so that a step is one pass
+            over each group. Each `.data` becomes a view of the flat array, and so does each `.grad` after
+            `gather_grads` or `step`. Every parameter must have a gradient at every step. Tensors that shared memory
+            with a `.data` before, such as a `detach()`, no longer do. `supports_flat` tells whether a backend can.
+        options: the defaults of the optimizer's options, for groups that do not set them.
+
+    Attributes:
+        params: all parameters, in order.
+        groups: the parameter groups, with all options.
+        steps_taken: the number of steps taken so far.
+        flat_grad: the flat array of all gradients; None unless flat.
 
     Raises:
-        ValueError: no parameters, one that comes twice, an unknown or negative option, a negative lr; flat and
+        ValueError: no parameters, a parameter given twice, an unknown or negative option, or a negative lr. With flat:
             parameters of several dtypes or backends, or a backend that cannot write in place.
-        TypeError: something that is not a Tensor, or a Tensor made by an operation.
+        TypeError: a parameter that is not a Tensor, or a Tensor that an operation returned.
     """
 
     def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
@@ -81,10 +91,12 @@ class Optimizer:
             self._units, self.flat_grad = flat_groups(self.groups, name)
         else:
             self._units = [Param(p, group) for group in self.groups for p in group["params"]]
-        # By the parameter's place in `params`; if flat, by the group's among those that have parameters.
+        # Keys: the parameter's index in `params`; if flat, the group's index among the groups that have parameters.
         self.state: dict[int, dict[str, Any]] = {}
-        self._rate = 0.0  # the learning rate of the step at hand
-        self._seen: dict[int, Versions] = {}  # the versions of parameters that their copies in float32 are of
+        self._lr = 0.0  # the learning rate of the current step
+        self._master_versions: dict[
+            int, Versions
+        ] = {}  # the parameters' versions at the last update of their master copies
 
     def _check_params(self) -> None:
         name = type(self).__name__
@@ -103,7 +115,7 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step. Assign a number to make it constant."""
         return self.lr_schedule(self.steps_taken)
 
     @lr.setter
@@ -111,39 +123,41 @@ class Optimizer:
         self.lr_schedule = constant(value)
 
     def zero_grad(self) -> None:
-        """Forget every parameter's gradient."""
+        """Set every parameter's `.grad` to None."""
         for p in self.params:
             p.zero_grad()
 
     def gather_grads(self) -> Array | None:
-        """Copy every parameter's gradient into the flat gradient array, and return it; None unless flat.
+        """Copy every parameter's gradient into the flat gradient array and return that array; None unless flat.
 
-        `step` does this by itself. Call it before `step` to change all gradients at once, as an all-reduce does.
-        Raises RuntimeError while a step is recorded if a parameter was given a new array.
+        `step` calls this itself. Call it before `step` to modify all gradients at once, as an all-reduce does.
+
+        Raises:
+            RuntimeError: a parameter was given a new array, and the step is being recorded.
         """
         for unit in self._units:
             unit.gather()
         return self.flat_grad
 
     def step(self, max_norm: float | None = None) -> Tensor | None:
-        """Change every parameter that has a gradient, in place.
+        """Update every parameter that has a gradient.
 
         Args:
-            max_norm: scale the gradients for this step so that their common Euclidean norm is at most this, by
-                min(1, max_norm / (norm + 1e-6)), PyTorch's form; the arrays in `.grad` stay as they are.
+            max_norm: clip the gradients for this step: scale them by min(1, max_norm / (norm + 1e-6)), with norm their
+                total Euclidean norm, as `torch.nn.utils.clip_grad_norm_` does. The arrays in `.grad` do not change.
 
         Returns:
-            That norm before scaling, a 0-d Tensor; None without max_norm. Nothing waits for the device.
+            The norm before clipping, a 0-d Tensor; None without max_norm. The call does not wait for the device.
 
         Raises:
-            ValueError: a gradient of another shape than its parameter; none at all, and a max_norm; none of some
-                parameter, and flat; a max_norm that is not positive.
+            ValueError: a gradient's shape differs from its parameter's; max_norm is not positive; with max_norm, no
+                parameter has a gradient; with flat, some parameter has no gradient.
         """
         self._check_grads()
         self.gather_grads()
         arrays = [p.data for p in self.params]
-        on_replay(lambda: self._check_unchanged(arrays))
-        on_host(self._choose_rate)
+        run_before_replay(lambda: self._check_unchanged(arrays))
+        run_in_every_step(self._set_rate)
         norm = clip = None
         xp = self.params[0].backend
         if max_norm is not None:
@@ -153,30 +167,30 @@ class Optimizer:
             if unit.grad is not None:
                 state = self.state.setdefault(place, {})
                 low = unit.value if xp.dtype(unit.value).itemsize < 4 else None
-                value = unit.value if low is None else self._master(place, unit, state)
+                value = unit.value if low is None else self._master_copy(place, unit, state)
                 dtype = xp.dtype(value)
                 scale = clip if clip is None or xp.dtype(clip) == dtype else xp.astype(clip, dtype)
                 new, new_low = self._update(value, unit.grad, scale, low, state, unit.options)
                 if low is not None:
                     state["master"] = new
                 unit.value = new if low is None else new_low
-        on_host(self._count)
+        run_in_every_step(self._finish_step)
         return None if norm is None else Tensor._wrap(norm, xp)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next steps depend on, but for the parameters, the learning rate and the options.
+        """The optimizer's state, for a checkpoint. It does not include the parameters, the learning rate and options.
 
         Returns:
-            {"kind": the class's name, "steps_taken": int, "state": [{name: number, or NumPy array of the parameter's
-            shape}, ...]}, a dict for each of `params`, in their order. It is the same whether flat or not, on every
-            backend.
+            {"kind": class name, "steps_taken": int, "state": list with one dict for each parameter, in order}. Each
+            dict maps names ("m", "v", ...) to numbers or to NumPy arrays of the parameter's shape. The format does not
+            depend on flat or on the backend.
         """
         state: list[dict[str, Any]] = []
         for place, unit in enumerate(self._units):
             own: list[dict[str, Any]] = [{} for _ in unit.params]
             for name, value in self.state.get(place, {}).items():
-                if name == "master" and not same_versions(self._seen.get(place), versions(unit)):
-                    continue  # out of date: the next step makes it anew
+                if name == "master" and not same_versions(self._master_versions.get(place), versions(unit)):
+                    continue  # out of date: the next step copies the parameter again
                 xp = unit.params[0].backend
                 values = map(xp.to_host, unit.split(value)) if xp.is_array(value) else [value] * len(own)
                 for each, part in zip(own, values, strict=True):
@@ -185,10 +199,13 @@ class Optimizer:
         return {"kind": type(self).__name__, "steps_taken": self.steps_taken, "state": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave: on parameters that were loaded before, and with the same options.
+        """Load a state that `state_dict` returned.
+
+        Load the parameters first, and build the optimizer with the options it had.
 
         Raises:
-            ValueError: it is of other parameters, or of another optimizer or dtype; says where. Nothing is changed.
+            ValueError: the state belongs to another optimizer class, or to parameters of other shapes or dtypes; names
+                the parameter. The optimizer does not change then.
         """
         given: list[Mapping[str, Any]] = list(state["state"])
         if state["kind"] != type(self).__name__:
@@ -197,7 +214,7 @@ class Optimizer:
             raise ValueError(
                 f"{type(self).__name__}: the state is of {len(given)} parameters, this has {len(self.params)}"
             )
-        kept = [self._kept(group) for group in self.groups for _ in group["params"]]
+        kept = [self._state_names(group) for group in self.groups for _ in group["params"]]
         for place, (p, own) in enumerate(zip(self.params, given, strict=True)):
             self._check_state(f"parameter {place}", p, own, kept[place])
         rest = iter(given)
@@ -210,10 +227,10 @@ class Optimizer:
             self._load(unit, self.state.setdefault(place, {}), given[: len(unit.params)])
             given = given[len(unit.params) :]
         self.steps_taken = int(state["steps_taken"])
-        self._seen = {place: versions(unit) for place, unit in enumerate(self._units)}
+        self._master_versions = {place: versions(unit) for place, unit in enumerate(self._units)}
 
-    def _kept(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """Names of what a step keeps of this group's parameters for the next."""
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the entries in a parameter's state, for this group's options."""
         return ()
 
     def _check_state(self, what: str, p: Tensor, own: Mapping[str, Any], kept: tuple[str, ...]) -> None:
@@ -232,7 +249,7 @@ class Optimizer:
                 )
 
     def _load(self, unit: Param | FlatGroup, state: dict[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
-        """In place where there is an array already: a recorded step may use it."""
+        """Load one unit's state. Existing arrays are updated in place, because a recorded step may use them."""
         xp, first = unit.params[0].backend, given[0]
         for name in [name for name in state if name not in first]:
             del state[name]
@@ -261,10 +278,10 @@ class Optimizer:
                     f"{name}: parameter {place} has shape {p.shape}, its gradient {p.grad.shape}; they must agree"
                 )
 
-    def _master(self, place: int, unit: Param | FlatGroup, state: dict[str, Any]) -> Array:
-        """The float32 copy, made again if a parameter was changed by anything but a step."""
+    def _master_copy(self, place: int, unit: Param | FlatGroup, state: dict[str, Any]) -> Array:
+        """The float32 copy of the parameters, updated first if anything but a step has changed them."""
         xp = unit.params[0].backend
-        if not same_versions(self._seen.get(place), versions(unit)):
+        if not same_versions(self._master_versions.get(place), versions(unit)):
             refuse_while_recording("a parameter in half precision was changed")
             if "master" in state and hasattr(xp, "assign"):  # in place: a recorded step may use it
                 xp.assign(state["master"], unit.value)
@@ -273,7 +290,11 @@ class Optimizer:
         return state["master"]
 
     def _check_unchanged(self, arrays: list[Array]) -> None:
-        """Before a replay: it goes on changing the arrays that it was recorded with, and float32 copies as they are."""
+        """Check before a replay that parameters and master copies still are the recorded ones.
+
+        Raises:
+            RuntimeError: a parameter has a new array, or was changed without its float32 copy.
+        """
         name = type(self).__name__
         for p, array in zip(self.params, arrays, strict=True):
             if p.data is not array:
@@ -282,33 +303,47 @@ class Optimizer:
                     "call compile_step again"
                 )
         for place, unit in enumerate(self._units):
-            if "master" in self.state.get(place, {}) and not same_versions(self._seen[place], versions(unit)):
+            if "master" in self.state.get(place, {}) and not same_versions(
+                self._master_versions[place], versions(unit)
+            ):
                 raise RuntimeError(
                     f"{name}: a parameter in half precision was changed after the step was recorded, and its float32 "
-                    "copy was not; take a step as it is, and call compile_step again"
+                    "copy was not; take one step uncompiled, then call compile_step again"
                 )
 
-    def _choose_rate(self) -> None:
-        self._rate = self.lr
+    def _set_rate(self) -> None:
+        self._lr = self.lr
 
-    def _count(self) -> None:
+    def _finish_step(self) -> None:
         for p in self.params:
             if p.grad is not None:
                 p.changed_in_place()
-        self._seen = {place: versions(unit) for place, unit in enumerate(self._units)}
+        self._master_versions = {place: versions(unit) for place, unit in enumerate(self._units)}
         self.steps_taken += 1
 
     def _update(
         self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Array, Array | None]:
-        """Take a step along g times clip. Returns p and `low`, of which p is the float32 copy, as `_stored` does."""
+        """Update p from its gradient g, scaled by `clip` if given.
+
+        Returns the new p, and for half precision the new parameter `low`, of which p is the float32 copy.
+        """
         raise NotImplementedError
 
 
 class SGDOptimizer(Optimizer):
-    """p -= lr * v, with v = momentum * v + g + weight_decay * p (Sutskever et al., ICML 2013, in PyTorch's form).
+    """Stochastic gradient descent: v = momentum * v + g + weight_decay * p; p -= lr * v.
 
-    Options: momentum, nesterov (step along g + momentum * v instead), weight_decay. Raises as `Optimizer`.
+    Sutskever et al., "On the importance of initialization and momentum", ICML 2013, in PyTorch's form.
+
+        optimizer = SGDOptimizer(model.parameters(), lr=1e-2, momentum=0.9)
+
+    Args:
+        momentum: the factor of the previous velocity; 0 keeps no velocity.
+        nesterov: use g + momentum * v as the update direction. Needs a momentum.
+        weight_decay: the factor of an L2 penalty, added to the gradient.
+
+    The other arguments and the errors are those of `Optimizer`; also ValueError for nesterov without momentum.
     """
 
     def __init__(
@@ -325,7 +360,7 @@ class SGDOptimizer(Optimizer):
             raise ValueError("SGDOptimizer: nesterov needs a momentum")
         super().__init__(params, lr, flat=flat, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
-    def _kept(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return ("velocity",) if group["momentum"] else ()
 
     def _update(
@@ -334,21 +369,27 @@ class SGDOptimizer(Optimizer):
         xp = self.params[0].backend
         if options["momentum"] and "velocity" not in state:
             state["velocity"] = xp.zeros(p.shape, xp.dtype(p))
-        rates = host_scalars(xp, lambda: (self._rate,), xp.dtype(p))
+        rates = host_scalars(xp, lambda: (self._lr,), xp.dtype(p))
         velocity = state.get("velocity")
         new, new_velocity = xp.sgd_step(
             p, g, velocity, rates, clip, options["momentum"], options["nesterov"], options["weight_decay"]
         )
         if velocity is not None:
-            state["velocity"] = _stored(xp, velocity, new_velocity)
-        return _stored(xp, p, new), None if low is None else _stored(xp, low, xp.astype(new, xp.dtype(low)))
+            state["velocity"] = _write_back(xp, velocity, new_velocity)
+        return _write_back(xp, p, new), None if low is None else _write_back(xp, low, xp.astype(new, xp.dtype(low)))
 
 
 class AdamOptimizer(Optimizer):
-    """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; weight decay, if any, is added to the gradient.
+    """Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1).
 
-    Options: betas (of the two running means), eps, weight_decay. Raises as `Optimizer`, and ValueError for betas
-    outside [0, 1).
+        optimizer = AdamOptimizer(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+
+    Args:
+        betas: the decay rates of the running means of the gradient and of its square.
+        eps: added to the denominator for numerical stability.
+        weight_decay: the factor of an L2 penalty, added to the gradient.
+
+    The other arguments and the errors are those of `Optimizer`; also ValueError for betas outside [0, 1).
     """
 
     decoupled = False
@@ -368,7 +409,7 @@ class AdamOptimizer(Optimizer):
             if not all(0 <= beta < 1 for beta in group["betas"]):
                 raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), got {group['betas']}")
 
-    def _kept(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return "m", "v", "step"
 
     def _update(
@@ -381,20 +422,23 @@ class AdamOptimizer(Optimizer):
 
         def rates() -> tuple[float, float, float]:
             state["step"] += 1
-            rate = self._rate / (1 - beta1 ** state["step"])
-            return rate, math.sqrt(1 - beta2 ** state["step"]), self._rate * options["weight_decay"]
+            rate = self._lr / (1 - beta1 ** state["step"])
+            return rate, math.sqrt(1 - beta2 ** state["step"]), self._lr * options["weight_decay"]
 
         given = p, state["m"], state["v"], low
         new = xp.adam_step(
             p, g, state["m"], state["v"], host_scalars(xp, rates, xp.dtype(p)), clip, beta1, beta2, options["eps"],
             options["weight_decay"], self.decoupled, low,
         )  # fmt: skip
-        p, state["m"], state["v"], low = (_stored(xp, old, array) for old, array in zip(given, new, strict=True))
+        p, state["m"], state["v"], low = (_write_back(xp, old, array) for old, array in zip(given, new, strict=True))
         return p, low
 
 
 class AdamWOptimizer(AdamOptimizer):
-    """Adam with weight decay that shrinks the parameter itself (Loshchilov & Hutter, arXiv:1711.05101, algorithm 2)."""
+    """Adam with decoupled weight decay: p *= 1 - lr * weight_decay before each update.
+
+    Loshchilov & Hutter, arXiv:1711.05101, algorithm 2. Arguments and errors are those of `AdamOptimizer`.
+    """
 
     decoupled = True
 
@@ -411,8 +455,8 @@ class AdamWOptimizer(AdamOptimizer):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, flat=flat)
 
 
-def _stored(xp: Backend, old: Array, new: Array) -> Array:
-    """`old` with the numbers of `new`, if the backend can write in place, as a recorded step needs; else `new`."""
+def _write_back(xp: Backend, old: Array, new: Array) -> Array:
+    """Copy `new` into `old` and return `old`, as a recorded step needs. Without in-place writes, return `new`."""
     if new is None or new is old:
         return new
     if not hasattr(xp, "assign"):
@@ -422,10 +466,15 @@ def _stored(xp: Backend, old: Array, new: Array) -> Array:
 
 
 def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients so that their common Euclidean norm is at most `max_norm`.
+    """Clip all gradients, so that their total Euclidean norm is at most `max_norm`.
 
-    Scales by min(1, max_norm / (norm + 1e-6)), PyTorch's form. Returns the norm before that, a 0-d Tensor; nothing
-    waits for the device. Raises ValueError if no parameter has a gradient or max_norm is not positive.
+    Scales each gradient by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does.
+
+    Returns:
+        The norm before clipping, a 0-d Tensor. The call does not wait for the device.
+
+    Raises:
+        ValueError: no parameter has a gradient, or max_norm is not positive.
     """
     with_grad = [p for p in params if p.grad is not None]
     grads = _grads("clip_grad_norm", with_grad)

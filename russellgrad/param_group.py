@@ -1,4 +1,4 @@
-"""What an optimizer changes at once: one parameter, or a group of parameters in one flat array."""
+"""The units that an optimizer updates: a single parameter, or a group of parameters stored in one flat array."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -19,35 +19,40 @@ class Param:
 
     @property
     def value(self) -> Array:
+        """The parameter's array."""
         return self.params[0].data
 
     @value.setter
     def value(self, array: Array) -> None:
         (p,) = self.params
-        if array is not p.data:  # of a backend that cannot write in place
+        if array is not p.data:  # the backend cannot write in place and returned a new array
             p.data = array
 
     @property
     def grad(self) -> Array | None:
+        """The parameter's gradient."""
         return self.params[0].grad
 
     def gather(self) -> None:
-        """There is nothing to collect."""
+        """Do nothing: a single parameter has no flat array."""
 
     def split(self, array: Array) -> list[Array]:
-        """The part of an array like `value` that belongs to each parameter."""
+        """Split an array of the shape of `value` into one array for each parameter: here, `array` itself."""
         return [array]
 
 
 class FlatGroup:
-    """Parameters side by side in one array, and their gradients in another; each Tensor has a view of both."""
+    """Parameters stored one after the other in one flat array, and their gradients in another.
+
+    Each parameter's `.data` and `.grad` are views of these arrays.
+    """
 
     def __init__(self, params: list[Tensor], value: Array, grad: Array, options: dict[str, Any]) -> None:
         self.params, self.value, self.grad, self.options = params, value, grad, options
         self._views = list(zip(params, self.split(value), self.split(grad), strict=True))
 
     def gather(self) -> None:
-        """Copy arrays that were set as `.data` or `.grad` into the flat ones, and set the views again."""
+        """Copy each `.data` and `.grad` that is not a view of the flat arrays into them, and make it a view again."""
         for p, value, grad in self._views:
             if p.data is not value:
                 refuse_while_recording("a parameter was given a new array")
@@ -58,16 +63,16 @@ class FlatGroup:
                 p.grad = grad
 
     def split(self, array: Array) -> list[Array]:
-        """Views of an array like `value`, one for each parameter, in its shape."""
+        """Split a flat array of the shape of `value` into views, one for each parameter, in the parameter's shape."""
         xp = self.params[0].backend
         chunks = xp.split_flat(array, [(_padded(p.size),) for p in self.params])
         return [xp.split_flat(chunk, [p.shape])[0] for p, chunk in zip(self.params, chunks, strict=True)]
 
 
 def flat_groups(groups: Sequence[dict[str, Any]], op: str) -> tuple[list[FlatGroup], Array]:
-    """A FlatGroup for each group that has parameters, and the flat array of all gradients.
+    """Build a FlatGroup for each group that has parameters. Returns the groups and the flat array of all gradients.
 
-    Raises ValueError for parameters of several dtypes or backends, or on a backend that cannot write in place.
+    Raises ValueError for parameters of several dtypes or backends, or a backend that cannot write in place.
     """
     params: list[Tensor] = [p for group in groups for p in group["params"]]
     kinds = {(p.backend.name, str(p.dtype)) for p in params}
@@ -90,25 +95,29 @@ def flat_groups(groups: Sequence[dict[str, Any]], op: str) -> tuple[list[FlatGro
 
 
 def supports_flat(xp: Backend) -> bool:
-    """Whether an optimizer on this backend can be `flat`: the backend writes in place and gives views of an array."""
+    """Whether optimizers support `flat=True` on this backend: it must write in place and return views of an array."""
     return hasattr(xp, "assign") and hasattr(xp, "split_flat")
 
 
 def _padded(size: int) -> int:
-    """Elements from one parameter to the next: a multiple of 16 bytes, the most that a GPU reads at once."""
+    """The size rounded up to a multiple of 8 elements, so that each parameter starts at a multiple of 16 bytes.
+
+    A GPU reads 16 aligned bytes at once.
+    """
     return -(-size // 8) * 8
 
 
 def refuse_while_recording(what: str) -> None:
-    """What the optimizer copies once would be recorded, and repeated in every replay. Raises RuntimeError."""
+    """Raise RuntimeError during a recording: it would repeat a copy that must happen only once."""
     if is_recording():
         raise RuntimeError(f"step: {what} since the last step; take one step uncompiled, then call compile_step again")
 
 
 def versions(unit: Param | FlatGroup) -> Versions:
-    """How often each parameter has been changed in place."""
+    """Each parameter's version list, with the number of in-place changes so far."""
     return [(p._version, p._version[0]) for p in unit.params]
 
 
 def same_versions(a: Versions | None, b: Versions) -> bool:
+    """Whether no parameter has changed between the two calls of `versions`. False if `a` is None."""
     return a is not None and all(one is other and m == n for (one, m), (other, n) in zip(a, b, strict=True))
