@@ -20,7 +20,7 @@ from .gradcheck import GradientError, gradcheck
 from .module import Module
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
-from .softmax import softmax  # the function: it takes the place of the module of that name here
+from .softmax import softmax  # rebinds russellgrad.softmax from the submodule to the function
 from .tensor import Tensor, custom_op
 
 __version__ = "0.1.0"

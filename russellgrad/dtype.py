@@ -1,4 +1,4 @@
-"""The default dtype, and the common dtype of operands that differ."""
+"""The default dtype, and type promotion for operands of different dtypes."""
 
 import os
 from typing import Any
@@ -10,7 +10,11 @@ _default: str | None = None  # set by set_default_dtype, or from RG_DTYPE at fir
 
 
 def get_default_dtype() -> str:
-    """The dtype that Python numbers and lists get: float64, or the environment's `RG_DTYPE`, or what was set."""
+    """The dtype of tensors made from Python numbers and lists.
+
+    It is the one set by `set_default_dtype`, else the environment variable `RG_DTYPE`, else "float64". Raises
+    ValueError for an RG_DTYPE that is not a float dtype.
+    """
     global _default
     if _default is None:
         _default = _checked(os.environ.get("RG_DTYPE") or "float64", "RG_DTYPE")
@@ -18,10 +22,10 @@ def get_default_dtype() -> str:
 
 
 def set_default_dtype(dtype: DType) -> None:
-    """Make "float32", "float64" or "bfloat16" the default. Raises ValueError for any other.
+    """Set the default dtype: "float32", "float64" or "bfloat16". Raises ValueError for any other.
 
-    bfloat16 is for backends that compute in it (`backend.float_dtypes()`), as CuPy; on another a Tensor of it is a
-    TypeError.
+    bfloat16 needs a backend that computes in it (`backend.float_dtypes()`), such as CuPy. On other backends, creating a
+    bfloat16 Tensor raises TypeError.
     """
     global _default
     _default = _checked(dtype, "set_default_dtype")
@@ -35,14 +39,15 @@ def _checked(dtype: DType, who: str) -> str:
 
 
 def is_float(dtype: Any) -> bool:
-    return bool(dtype.kind == "f" or dtype.kind == "V" and dtype.name == "bfloat16")  # which NumPy itself has not
+    """Whether a NumPy dtype is a floating-point one. bfloat16, an extension dtype, has kind "V"."""
+    return bool(dtype.kind == "f" or dtype.kind == "V" and dtype.name == "bfloat16")
 
 
 def common_float(xp: Backend, arrays: list[Array]) -> DType | None:
-    """The float dtype that arrays of different dtypes are cast to, or None if none of them is a float.
+    """The float dtype to which arrays of different dtypes are promoted, or None if none of them is a float.
 
-    PyTorch's rule: an integer array never widens a float one, and a 0-d array never widens one with axes. NumPy's
-    would turn float32 times int64 into float64.
+    The rule is PyTorch's: an integer array never widens a float array, and a 0-d array never widens an array with axes.
+    (NumPy promotes float32 times int64 to float64.)
     """
     floats = [(xp.dtype(array), array.ndim) for array in arrays if is_float(xp.dtype(array))]
     with_axes = [dtype for dtype, ndim in floats if ndim]

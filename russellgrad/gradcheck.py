@@ -1,12 +1,12 @@
-"""A check of gradients that trusts no rule: central finite differences.
+"""gradcheck: compare gradients with central finite differences.
 
-Backward gives the gradient of a scalar. So the output y of the function under test is projected on random weights w,
-which makes L = sum(w * y): a mistake in any element of the output then shows, as it would not in a plain sum. For each
-element x_i of each input,
+Backward differentiates a scalar. The output y of the tested function is therefore reduced to L = sum(w * y) with random
+weights w. (With a plain sum, errors in different elements could cancel.) For each element x_i of each input,
 
     dL/dx_i  ~  (L(x_i + eps) - L(x_i - eps)) / (2 eps)
 
-with an error of the order of eps^2 from the formula, and of 1e-16 / eps from rounding: eps = 1e-6 balances the two.
+The truncation error is of the order of eps^2, the rounding error of the order of 1e-16 / eps. eps = 1e-6 keeps both
+small.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from .tensor import Tensor
 
 
 class GradientError(AssertionError):
-    """Backward and finite differences disagree. The message names the input, the element and both numbers."""
+    """Raised by `gradcheck` for a wrong gradient. The message names the input, the element and both values."""
 
 
 def gradcheck(
@@ -31,22 +31,27 @@ def gradcheck(
     atol: float = 1e-5,
     rtol: float = 1e-3,
 ) -> bool:
-    """Compare the gradients of `fn(*inputs)` with finite differences; True, or an exception that says what is off.
+    """Check the gradients of `fn(*inputs)` against finite differences, as `torch.autograd.gradcheck` does.
 
-    Every element of every input that requires a gradient is moved, so the inputs should be small; and they should be
-    away from kinks, as that of relu at 0, where there is no derivative to find. The inputs are copied: their `.grad`
-    stays as it is.
+    `fn` is called twice for each element of each input that requires a gradient, so use small inputs. Keep them away
+    from points where `fn` is not differentiable, such as 0 for relu. The inputs are copied; their `.grad` does not
+    change.
+
+        gradcheck(lambda a, b: (a @ b).tanh(), [Tensor([[1.0, 2.0]]), Tensor([[3.0], [4.0]])])
 
     Args:
-        fn: a function of the inputs that returns one Tensor of float64, the same at each call.
-        inputs: a Tensor or several, of any shapes; the float ones must be float64. Integers are passed on as they are.
-        eps: how far an element is moved, both ways.
-        atol: how far the two gradients may be apart, beside
-        rtol: this fraction of the finite difference.
+        fn: a deterministic function of the inputs that returns one float64 Tensor.
+        inputs: a Tensor or a sequence of Tensors, of any shapes. Float inputs must be float64.
+        eps: the step of the finite differences.
+        atol: the absolute tolerance.
+        rtol: the relative tolerance, as a fraction of the finite difference.
+
+    Returns:
+        True.
 
     Raises:
-        GradientError: a gradient is off; names the worst element of the first such input.
-        TypeError: an input or the output that is no Tensor or not float64.
+        GradientError: a gradient differs; names the element with the largest error in the first such input.
+        TypeError: an input or the output is not a Tensor, or a float one is not float64.
         ValueError: no input requires a gradient, or the output does not depend on one that does.
     """
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
@@ -54,11 +59,11 @@ def gradcheck(
     leaves = [Tensor(x.data, requires_grad=x.requires_grad, backend=x.backend) for x in given]
     out = fn(*leaves)
     _check_output(out)
-    weights = out.backend.normal(out.shape, 0, 0, "float64")  # seed 0: the same each time
+    weights = out.backend.normal(out.shape, 0, 0, "float64")  # seed 0: the same weights at each call
     out.backward(weights)
 
     def loss_with(k: int, moved: Array) -> float:
-        """L with the k-th input in another place."""
+        """L, with the array of the k-th input replaced by `moved`."""
         with no_grad():
             operands = [Tensor(moved if i == k else x.data, backend=x.backend) for i, x in enumerate(given)]
             return float((fn(*operands) * weights).sum())
@@ -72,17 +77,17 @@ def gradcheck(
 def _slopes(x: Tensor, loss: Callable[[Array], float], eps: float) -> list[float]:
     """The finite difference of `loss` for each element of x, in C order."""
     xp = x.backend
-    places = xp.reshape(xp.arange(x.size), x.shape)
+    positions = xp.reshape(xp.arange(x.size), x.shape)
     slopes = []
     for i in range(x.size):
-        step = xp.where(xp.equal(places, i), eps, 0.0)  # all but element i stay
+        step = xp.where(xp.equal(positions, i), eps, 0.0)  # changes element i only
         slopes.append((loss(xp.add(x.data, step)) - loss(xp.subtract(x.data, step))) / (2 * eps))
     return slopes
 
 
 def _compare(k: int, leaf: Tensor, slopes: list[float], atol: float, rtol: float) -> None:
-    """Raise GradientError for the element of input k that is furthest beyond its tolerance, if one is."""
-    # No gradient at all is a gradient of zero: the output does not depend on this input.
+    """Raise GradientError if an element of input k is outside the tolerance; names the one with the largest error."""
+    # .grad is None if the output does not depend on this input: the gradient is zero.
     flat = [0.0] * leaf.size if leaf.grad is None else leaf.backend.to_host(leaf.grad).reshape(-1).tolist()
     pairs = list(zip(flat, slopes, strict=True))
     wrong = [i for i, (g, slope) in enumerate(pairs) if not abs(g - slope) <= atol + rtol * abs(slope)]  # nan is wrong
@@ -91,14 +96,14 @@ def _compare(k: int, leaf: Tensor, slopes: list[float], atol: float, rtol: float
     worst = max(wrong, key=lambda i: abs(pairs[i][0] - pairs[i][1]))
     g, slope = pairs[worst]
     raise GradientError(
-        f"gradcheck: input {k}, element {_index_of(worst, leaf.shape)}: backward gives {g:.9g}, finite differences "
-        f"{slope:.9g} ({len(wrong)} of {leaf.size} elements of this input are off)"
+        f"gradcheck: input {k}, element {_unravel(worst, leaf.shape)}: backward gives {g:.9g}, finite differences "
+        f"{slope:.9g} ({len(wrong)} of {leaf.size} elements of this input differ)"
     )
 
 
-def _index_of(place: int, shape: Shape) -> tuple[int, ...]:
-    """The index of the element that stands at `place` in C order."""
-    return tuple(place // prod(shape[axis + 1 :]) % n for axis, n in enumerate(shape))
+def _unravel(position: int, shape: Shape) -> tuple[int, ...]:
+    """The index of the element at `position` in C order, as `numpy.unravel_index`."""
+    return tuple(position // prod(shape[axis + 1 :]) % n for axis, n in enumerate(shape))
 
 
 def _check_inputs(inputs: list[Tensor]) -> None:

@@ -8,18 +8,21 @@ from .tokenizer import TokenIds
 
 
 def cross_entropy_loss(predicted: Tensor, correct_indices: Any, pad_token_id: int) -> Tensor:
-    """The mean of -log softmax(predicted)[correct] over the places that are not padding.
+    """Cross-entropy loss of a language model: the mean of -log softmax(predicted)[target] over non-padding targets.
 
-    Where `predicted` has a class for padding, that class is left out of the softmax: padding is never predicted.
+    If `predicted` has a class for padding, the softmax excludes that class: a model never predicts padding.
 
     Args:
-        predicted: logits, (..., classes).
-        correct_indices: integers (...), as an array, nested lists or a Tensor, best on the host (see `embedding`); or
-            (B, T) as `Tokenizer.ids` gives them.
-        pad_token_id: the id that marks padding among them.
+        predicted: logits (..., classes).
+        correct_indices: target ids (...): an array, nested lists or a Tensor of integers, preferably on the host (see
+            `embedding`); or the result (B, T) of `Tokenizer.ids`.
+        pad_token_id: the id of padding among the targets.
+
+    Returns:
+        A 0-d Tensor.
 
     Raises:
-        IndexError: an id out of range. ValueError: shapes that do not fit, or nothing but padding.
+        IndexError: an id is out of range. ValueError: the shapes do not match, or all targets are padding.
     """
     classes = predicted.shape[-1] if predicted.ndim else 0
     excluded_class = pad_token_id if 0 <= pad_token_id < classes else None
@@ -30,7 +33,7 @@ def cross_entropy_loss(predicted: Tensor, correct_indices: Any, pad_token_id: in
         ):
             raise ValueError(
                 f"cross_entropy_loss: predicted {predicted.shape} does not fit ids {correct_indices.values.shape} "
-                f"below {correct_indices.upper}; they must be of one batch, and of the model's own tokenizer"
+                f"below {correct_indices.upper}; use the same batch, and ids of the model's own tokenizer"
             )
         return apply(
             rules.cross_entropy, predicted, ids=correct_indices.values, ignore_index=None,

@@ -1,4 +1,4 @@
-"""Module: what has parameters, and other modules inside."""
+"""Module: the base class of layers and models. It finds parameters, saves and loads them, and moves them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
@@ -11,21 +11,33 @@ from .tensor import Tensor
 
 
 class Module:
-    """A function with parameters. Write `forward`; a call of the module is a call of it.
+    """Base class of layers and models, as `torch.nn.Module`.
 
-    Its parameters are the Tensors among its attributes and those of the modules among them, lists of either included.
+    A subclass defines `forward`; calling the module calls it. The parameters are all Tensors among the attributes, in
+    lists or tuples among the attributes, and in the modules found there. No registration is needed.
+
+        class Scale(Module):
+            def __init__(self):
+                self.factor = Tensor(1.0)
+
+            def forward(self, x):
+                return x * self.factor
+
+    Attributes:
+        training: whether the module is in training mode. See `train` and `eval`.
     """
 
     training: bool = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output. Every subclass defines it; here it raises NotImplementedError."""
         raise NotImplementedError(f"{type(self).__name__}: write forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter once, with its path of attribute names: "blocks.0.attention.w_qkv"."""
+        """Yield each parameter once, with its dotted name, such as "blocks.0.attention.w_qkv"."""
         seen: set[int] = set()
         for name, member in self._members():
             if isinstance(member, Tensor) and id(member) not in seen:
@@ -33,15 +45,16 @@ class Module:
                 yield name, member
 
     def parameters(self) -> list[Tensor]:
+        """All parameters, each once: `optimizer = AdamOptimizer(model.parameters())`."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def modules(self) -> Iterator["Module"]:
-        """This module and all those inside it."""
+        """Yield this module and all modules inside it. A module that is used twice comes twice."""
         yield self
         yield from (member for _, member in self._members() if isinstance(member, Module))
 
     def _members(self) -> Iterator[tuple[str, "Tensor | Module"]]:
-        """Every Tensor and module below this one, with its path."""
+        """Yield every Tensor and module inside this one, with its dotted name."""
         for name, value in vars(self).items():
             several = isinstance(value, (list, tuple))
             for key, member in ((f"{name}.{i}", v) for i, v in enumerate(value)) if several else ((name, value),):
@@ -53,15 +66,15 @@ class Module:
     # --- State
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of every parameter as a NumPy array on the host, by name."""
+        """A dict from each parameter's name to a copy of it as a NumPy array on the host."""
         return {name: parameter.numpy() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set every parameter from host arrays; each keeps its own dtype and backend.
+        """Set every parameter from the arrays of a `state_dict`. Parameters keep their dtype and backend.
 
         Raises:
-            ValueError: names missing from `state`, unexpected in it, and shapes that differ, all of them at once;
-                nothing is then changed.
+            ValueError: lists all names that are missing from `state` or unexpected in it, and all shapes that differ.
+                The module does not change then.
         """
         own = dict(self.named_parameters())
         problems = [f"missing {name}" for name in own if name not in state]
@@ -77,34 +90,41 @@ class Module:
             xp = parameter.backend
             parameter.data = xp.copy(xp.asarray(state[name], parameter.dtype))
 
-    # --- Modes and places
+    # --- Modes, backends, dtypes
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode: dropout drops."""
+        """Set training mode (or evaluation mode, if `mode` is False) for this module and all inside. Returns self.
+
+        Dropout is active in training mode only.
+        """
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Self:
-        """Evaluation mode: dropout does nothing."""
+        """Set evaluation mode, in which dropout does nothing. Returns self."""
         return self.train(False)
 
     def zero_grad(self) -> None:
-        """Forget every parameter's gradient."""
+        """Set every parameter's `.grad` to None."""
         for parameter in self.parameters():
             parameter.zero_grad()
 
     def to(self, backend: str | ModuleType | Backend) -> Self:
-        """Move every parameter to another backend, in place; gradients are dropped. Build the optimizer after this."""
+        """Move every parameter to another backend, in place. Returns self.
+
+        Gradients are dropped. Build the optimizer after this call. Raises as `set_backend` does.
+        """
         target = resolve_backend(backend)
         for parameter in self.parameters():
-            _replace(parameter, target, target.asarray(parameter.numpy()))
+            _set_array(parameter, target, target.asarray(parameter.numpy()))
         return self
 
     def astype(self, dtype: DType) -> Self:
-        """Change the dtype of every float parameter, in place; gradients are dropped. Build the optimizer after this.
+        """Cast every float parameter to another dtype, in place. Returns self.
 
-        Raises ValueError for a dtype that is no float one, or none of the parameters' backend.
+        Gradients are dropped. Build the optimizer after this call. Raises ValueError for a dtype that is not one of the
+        backend's float dtypes.
         """
         parameters = [p for p in self.parameters() if is_float(p.dtype)]
         xp = parameters[0].backend if parameters else get_backend()
@@ -114,12 +134,12 @@ class Module:
                 f"{', '.join(xp.float_dtypes())}"
             )
         for parameter in parameters:
-            _replace(parameter, parameter.backend, parameter.backend.astype(parameter.data, dtype))
+            _set_array(parameter, parameter.backend, parameter.backend.astype(parameter.data, dtype))
         return self
 
 
-def _replace(parameter: Tensor, xp: Backend, array: Any) -> None:
-    """Give a parameter another array, so that whoever holds the parameter sees it."""
+def _set_array(parameter: Tensor, xp: Backend, array: Any) -> None:
+    """Replace a parameter's array, on any backend and of any dtype. The Tensor object stays the same."""
     tracked = parameter.requires_grad
     parameter.requires_grad = False
     parameter.backend, parameter.grad = xp, None
@@ -128,17 +148,17 @@ def _replace(parameter: Tensor, xp: Backend, array: Any) -> None:
 
 
 def normal_parameter(shape: Shape, std: float, generator: Generator | None, label: str) -> Tensor:
-    """A parameter drawn from the normal distribution with mean 0, in the default dtype on the backend in use."""
+    """A parameter with elements drawn from N(0, std^2), in the default dtype on the current backend."""
     xp = get_backend()
     draw = (generator or default_generator()).normal(shape, get_default_dtype(), xp)
     return Tensor(xp.multiply(draw, std), requires_grad=True, label=label)
 
 
 def packed_parameter(parts: Sequence[Tensor], label: str) -> Tensor:
-    """One parameter that holds several matrices (rows, columns_i) side by side."""
+    """One parameter that concatenates matrices (rows, columns_i) along axis 1."""
     return Tensor(parts[0].backend.concatenate([part.data for part in parts], 1), requires_grad=True, label=label)
 
 
 def constant_parameter(shape: Shape, value: float, label: str) -> Tensor:
-    """A parameter full of `value`, in the default dtype on the backend in use."""
+    """A parameter filled with `value`, in the default dtype on the current backend."""
     return Tensor(get_backend().full(shape, value, get_default_dtype()), requires_grad=True, label=label)

@@ -1,4 +1,4 @@
-"""How exactly float32 is multiplied, under PyTorch's names for it."""
+"""The precision of float32 matrix products, as `torch.set_float32_matmul_precision` sets it."""
 
 from .backend import set_precision_of_backends
 
@@ -7,16 +7,17 @@ _level = "highest"
 
 
 def set_matmul_precision(level: str) -> None:
-    """Choose how products of float32 matrices are computed, on every backend that has a choice.
+    """Set the precision of float32 matrix products, on all backends.
 
-    Sums are in float32 at every level. NumPy computes in float32 whatever the level: only a GPU is faster for less.
+    At every level products are accumulated in float32. The CPU backends always compute in float32; a lower precision is
+    faster on a GPU only.
 
     Args:
-        level: "highest": float32; "high": the factors rounded to TF32 (10 bits of fraction); "medium": the factors
-            rounded to bfloat16 (7 bits).
+        level: "highest" computes in float32, "high" rounds the factors to TF32 (10 fraction bits), "medium" rounds
+            them to bfloat16 (7 fraction bits).
 
     Raises:
-        ValueError: another level.
+        ValueError: any other level.
     """
     global _level
     if level not in LEVELS:
@@ -26,5 +27,5 @@ def set_matmul_precision(level: str) -> None:
 
 
 def get_matmul_precision() -> str:
-    """The level in use: "highest" unless `set_matmul_precision` chose another."""
+    """The precision of float32 matrix products: "highest" by default. See `set_matmul_precision`."""
     return _level
