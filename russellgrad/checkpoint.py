@@ -1,6 +1,6 @@
-"""A trained model in one file: its parameters, its configuration and its vocabulary, in the safetensors format.
+"""Save and load a trained model (parameters, configuration and vocabulary) as one safetensors file.
 
-Such a file holds arrays and text, never code, so one from a stranger can be opened.
+The file holds arrays and text and no code, so it is safe to open a file from an unknown source.
 """
 
 import json
@@ -23,14 +23,16 @@ _READABLE = ("1", "2")  # version 1 has separate matrices for queries, keys and 
 
 
 def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mapping[str, Any] | None = None) -> Path:
-    """Write a model to a safetensors file and return its path.
+    """Write a model to a safetensors file and return the file's path.
 
-    The file at `path` is at any time the old one or the whole new one, even if the process or the machine dies.
+    An existing file is replaced atomically: after a crash, `path` holds the complete old file or the complete new one.
+
+        save_model("model.safetensors", model)
 
     Args:
-        path: of the file; its folder must exist.
-        model: on any backend; its parameters are copied to the host.
-        notes: what else to keep in the file, such as the settings of the training; anything that JSON can hold.
+        path: the path of the file; its folder must exist.
+        model: a model on any backend. Its parameters are copied to the host; bfloat16 is written as float32.
+        notes: more to store in the file, such as training settings: anything that JSON can represent.
 
     Raises:
         ImportError: `safetensors` is not installed.
@@ -48,17 +50,17 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
         },
         "notes": dict(notes or {}),
     }
-    # Rows in order: safetensors writes the memory of an array as it lies.
+    # C-contiguous, because safetensors writes an array's memory without regard to its strides.
     state = {name: np.ascontiguousarray(_widened(array)) for name, array in model.state_dict().items()}
     header = {"format": FORMAT, "version": VERSION, "config": json.dumps(config)}
-    replace_file(Path(path), _in_order(safetensors.numpy.save(state, header)))
+    replace_file(Path(path), _sort_metadata(safetensors.numpy.save(state, header)))
     return Path(path)
 
 
-def _in_order(content: bytes) -> bytes:
-    """The same file with its metadata sorted: safetensors writes them in any order, and equal models are equal files.
+def _sort_metadata(content: bytes) -> bytes:
+    """Sort the metadata in a safetensors file, which writes it in no fixed order: equal models give equal files.
 
-    The format: 8 bytes, the header's length; the header, JSON, with blanks to a multiple of 8; the arrays.
+    Format: the header's length (8 bytes), the header (JSON, padded with blanks to a multiple of 8), the arrays.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -69,17 +71,24 @@ def _in_order(content: bytes) -> bytes:
 
 
 def _widened(array: Any) -> Any:
-    """bfloat16 as float32, which holds it exactly: readers of the file need not know it."""
+    """Cast bfloat16 to float32, which represents it exactly, because NumPy has no bfloat16."""
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend | None = None) -> Transformer:
-    """The model in a file that `save_model` wrote, in evaluation mode, on `backend` (by default the one in use).
+    """Load a model from a file that `save_model` wrote, in evaluation mode.
+
+        model = load_model("model.safetensors")
+
+    Args:
+        path: the path of the file.
+        backend: the backend of the model's parameters, by default the current one.
 
     Raises:
         ImportError: `safetensors` is not installed.
-        OSError: there is no such file, or it cannot be read.
-        ValueError: the file is cut off or foreign, has another format version, or lacks something a model needs.
+        OSError: the file does not exist or cannot be read.
+        ValueError: the file is truncated, was not written by save_model, has another format version, or lacks
+            something that a model needs.
     """
     header, state = _read(Path(path))
     if header.get("format") != FORMAT:
@@ -87,8 +96,7 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
     if header.get("version") not in _READABLE:
         raise ValueError(
             f"load_model: {path} has format version {header.get('version')!r}, this release reads "
-            f"{' and '.join(map(repr, _READABLE))}; "
-            "load it with the release that wrote it"
+            f"{' and '.join(map(repr, _READABLE))}; load it with the release that wrote it"
         )
     try:
         model = _build(json.loads(header["config"]))
@@ -103,10 +111,10 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
 
 
 def upgrade_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's state under today's names.
+    """Convert a model's state from format version 1 to the current one. A current state does not change.
 
-    The matrices w_q, w_k and w_v (C, C) of an attention layer become one, w_qkv (C, 3 C). It works for whatever else
-    is kept of each parameter, too, such as Adam's moments; of numbers, which are the same for all three, one stays.
+    In each attention layer, w_q, w_k and w_v (C, C) become one matrix w_qkv (C, 3 C). The function also converts dicts
+    of optimizer state with the same names, such as Adam's moments; three equal numbers become one.
     """
     upgraded = dict(state)
     for layer in [name.removesuffix(".w_q") for name in state if name.endswith(".attention.w_q")]:
@@ -116,11 +124,11 @@ def upgrade_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(config: Mapping[str, Any]) -> Transformer:
-    """A model of the shape that `config` describes; its values are to be loaded yet."""
+    """Build a model from its configuration. The parameters' values are loaded afterwards."""
     options = dict(config["tokenizer"])
     size = len(options["vocabulary"])
     tokenizer = Tokenizer(size, options.pop("max_seq_len"), options.pop("embed_dim"), size, **options, seed=0)
-    return Transformer(tokenizer, **config["model"], seed=0)  # seeds: so that no draw of the default generator is used
+    return Transformer(tokenizer, **config["model"], seed=0)  # a seed, so as not to advance the default generator
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
@@ -136,23 +144,23 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write beside `path`, bring it to the disk, and only then take the place of what is there.
+    """Replace a file atomically: write a temporary file in the same folder, sync it to the disk, and rename it.
 
-    A process that is killed meanwhile leaves a file whose name is that of `path`, its own number, and .tmp.
+    If the process is killed before the rename, the temporary file remains; it is called `path` + process id + ".tmp".
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        write_synced(beside, content)
-        os.replace(beside, path)
+        write_synced(temporary, content)
+        os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         raise
     sync_folder(path.parent)
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """A file that is on the disk when this returns, but for its name: see `sync_folder`."""
+    """Write a file and sync its content to the disk. `sync_folder` syncs its name."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -160,7 +168,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk: new, changed and gone ones. Windows cannot, and does so by itself."""
+    """Sync a folder to the disk, so that new, renamed and deleted files survive a crash. Windows needs no such call."""
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
         try:

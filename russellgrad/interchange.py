@@ -1,7 +1,7 @@
-"""A model's parameters to PyTorch and from there, under the names and in the shapes of nanoGPT's checkpoints.
+"""Conversion of a model's parameters to and from PyTorch, with the names and shapes of nanoGPT's checkpoints.
 
-`docs/torch_twin.py` is the model in PyTorch that has them. A matrix is (in, out) here and (out, in) there.
-PyTorch itself is not needed.
+`docs/torch_twin.py` defines the PyTorch model with these parameters. The weight of a linear map is (in, out) here and
+(out, in) in PyTorch. The conversion does not import PyTorch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,13 +13,13 @@ from .tensor import Tensor
 from .tokenizer import Tokenizer
 
 HostArray: TypeAlias = Any  # numpy.ndarray
-State: TypeAlias = dict[str, HostArray]  # by PyTorch's names
+State: TypeAlias = dict[str, HostArray]  # a state_dict, with PyTorch's names
 
 _TOKENS = "tokenizer.token_embedding"
-_TABLE, _PLACES, _LOGITS = "transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"
-_OUTSIDE = {
+_TABLE, _POSITIONS, _LOGITS = "transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"
+_OUTSIDE_BLOCKS = {
     _TOKENS: _TABLE,
-    "tokenizer.positional_encoding": _PLACES,
+    "tokenizer.positional_encoding": _POSITIONS,
     "final_norm.gamma": "transformer.ln_f.weight",
     "final_norm.beta": "transformer.ln_f.bias",
 }
@@ -39,11 +39,11 @@ _NAMES = "the names and shapes are those of docs/torch_twin.py"
 
 
 def _layout(names: Iterable[str]) -> dict[str, str]:
-    """Each name there -> the name here."""
+    """A dict from PyTorch's parameter names to ours."""
     layout: dict[str, str] = {}
     for name in names:
-        if name in _OUTSIDE:
-            layout[_OUTSIDE[name]] = name
+        if name in _OUTSIDE_BLOCKS:
+            layout[_OUTSIDE_BLOCKS[name]] = name
         else:
             _, i, rest = name.split(".", 2)  # blocks.0.attention.w_qkv
             layout[f"transformer.h.{i}.{_IN_BLOCK[rest]}"] = name
@@ -51,7 +51,7 @@ def _layout(names: Iterable[str]) -> dict[str, str]:
 
 
 def _is_linear(theirs: str) -> bool:
-    """Whether it is the matrix of a linear map, (out, in)."""
+    """Whether this PyTorch parameter is the weight of a linear map, (out, in)."""
     return ".c_" in theirs and theirs.endswith(".weight")
 
 
@@ -59,10 +59,10 @@ def _is_linear(theirs: str) -> bool:
 
 
 def to_torch_state_dict(model: Module) -> State:
-    """What `Transformer.to_torch_state_dict` gives."""
+    """Implements `Transformer.to_torch_state_dict`."""
     own = dict(model.named_parameters())
     state = {theirs: _exported(theirs, own[name]) for theirs, name in _layout(own).items()}
-    state[_LOGITS] = state[_TABLE].copy()  # tied; a copy, since safetensors refuses two names for one memory
+    state[_LOGITS] = state[_TABLE].copy()  # tied; a copy, because safetensors rejects tensors that share memory
     return state
 
 
@@ -77,11 +77,15 @@ def _exported(theirs: str, parameter: Tensor) -> HostArray:
 
 
 def read_state(source: Any) -> State:
-    """The parameters of a `state_dict` or a `torch.nn.Module` as arrays on the host, all float32 or all float64.
+    """The parameters of a `state_dict` or `torch.nn.Module` as host arrays, all float32 or all float64.
 
-    bfloat16 and float16 become float32, which holds them exactly. What torch.compile puts before each name is left out;
-    the token embedding may have either of its two names, or both: safetensors writes tied parameters once.
-    Raises TypeError for another source, ValueError for what is no tensor of floats, and for both dtypes at once.
+    bfloat16 and float16 become float32, which represents them exactly. The prefix that torch.compile adds to names is
+    removed. The token embedding may have either of its two names or both, because safetensors writes tied parameters
+    once.
+
+    Raises:
+        TypeError: the source is neither a mapping nor a module. ValueError: an entry is not a float tensor, or the
+            entries have different dtypes.
     """
     if not isinstance(source, Mapping):
         if not hasattr(source, "state_dict"):
@@ -97,7 +101,7 @@ def read_state(source: Any) -> State:
         fewest = min(names_of, key=lambda dtype: len(names_of[dtype]))
         raise ValueError(
             f"from_torch: a model has one dtype, these are {' and '.join(sorted(names_of))} "
-            f"({fewest}: {', '.join(names_of[fewest])}); bring them to one, as a torch.nn.Module's .double() does"
+            f"({fewest}: {', '.join(names_of[fewest])}); cast them to one, as a torch.nn.Module's .double() does"
         )
     return state
 
@@ -105,35 +109,37 @@ def read_state(source: Any) -> State:
 def _on_host(name: str, value: Any) -> HostArray:
     if not hasattr(value, "dtype"):
         raise ValueError(
-            f"from_torch: {name!r} is a {type(value).__name__}, no tensor; of a whole checkpoint, give the state_dict "
-            "in it, such as checkpoint['model']"
+            f"from_torch: {name!r} is a {type(value).__name__}, not a tensor; if this is a whole checkpoint, pass the "
+            "state_dict in it, such as checkpoint['model']"
         )
-    of_torch = hasattr(value, "detach")
+    is_torch = hasattr(value, "detach")
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in ("float64", "float32", "bfloat16", "float16"):
-        raise ValueError(f"from_torch: {name!r} is of dtype {dtype}; a parameter is of float64, float32 or bfloat16")
+        raise ValueError(
+            f"from_torch: {name!r} has dtype {dtype}; a parameter must be float64, float32, bfloat16 or float16"
+        )
     if dtype in ("bfloat16", "float16"):
-        value = value.float() if of_torch else value.astype("float32")
-    return value.detach().cpu().numpy() if of_torch else value
+        value = value.float() if is_torch else value.astype("float32")
+    return value.detach().cpu().numpy() if is_torch else value
 
 
 def options_of(state: State, tokenizer: Tokenizer, padding_row: bool) -> dict[str, Any]:
-    """The arguments of Transformer that can be read off the state: all but the heads, the activation and dropout.
+    """The arguments of Transformer that follow from the state: all but the heads, the activation and dropout.
 
-    Raises ValueError if the embeddings do not fit the tokenizer.
+    Raises ValueError if the embeddings do not match the tokenizer.
     """
     rows = tokenizer.vocab_size + padding_row
-    expected = {_TABLE: (rows, tokenizer.embed_dim), _PLACES: (tokenizer.max_seq_len, tokenizer.embed_dim)}
+    expected = {_TABLE: (rows, tokenizer.embed_dim), _POSITIONS: (tokenizer.max_seq_len, tokenizer.embed_dim)}
     problems = _misfits(state, expected)
     if problems:
         raise ValueError(
-            f"from_torch: {'; '.join(problems)}: the rows are the characters (one more, for padding, unless "
-            "padding_row=False) and max_seq_len, the columns embed_dim; build the tokenizer with these, or give the "
-            f"one that the model was trained with; {_NAMES}"
+            f"from_torch: {'; '.join(problems)}: the embeddings have one row for each character (and one for padding, "
+            "unless padding_row=False) and max_seq_len rows, and embed_dim columns; build the tokenizer with these "
+            f"sizes, or pass the one that the model was trained with; {_NAMES}"
         )
     blocks = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
     first = "transformer.h.0."
-    inner = state.get(first + "mlp.c_fc.weight")  # (4C, C); `fill` says so if it is not
+    inner = state.get(first + "mlp.c_fc.weight")  # (4C, C); `fill` checks the shape
     return {
         "n_layers": max(1, len(blocks)),
         "ff_scale_factor": 4 if inner is None or not inner.ndim else max(1, inner.shape[0] // tokenizer.embed_dim),
@@ -143,6 +149,7 @@ def options_of(state: State, tokenizer: Tokenizer, padding_row: bool) -> dict[st
 
 
 def _misfits(state: State, expected: Mapping[str, Shape]) -> list[str]:
+    """Descriptions of the parameters that are missing from the state or have another shape than expected."""
     return [f"missing {name} {shape}" for name, shape in expected.items() if name not in state] + [
         f"{name} has shape {tuple(state[name].shape)}, expected {shape}"
         for name, shape in expected.items()
@@ -151,14 +158,14 @@ def _misfits(state: State, expected: Mapping[str, Shape]) -> list[str]:
 
 
 def fill(model: Module, state: State, padding_row: bool) -> None:
-    """Give a freshly built model the parameters in `state`, whose embeddings `options_of` has checked.
+    """Load `state` into a newly built model. `options_of` has checked its embeddings.
 
-    Raises ValueError that lists the names missing from `state` and unexpected in it, and the shapes that differ;
-    nothing is then changed.
+    Raises ValueError that lists all names that are missing or unexpected, and all shapes that differ. The model does
+    not change then.
     """
     own = dict(model.named_parameters())
     layout = _layout(own)
-    if not any(name.endswith(".bias") for name in state):  # of a model without biases, whose biases are 0
+    if not any(name.endswith(".bias") for name in state):  # a model without biases: ours stay 0
         layout = {theirs: name for theirs, name in layout.items() if not theirs.endswith(".bias")}
     expected = {
         theirs: own[name].shape[::-1] if _is_linear(theirs) else own[name].shape
@@ -168,18 +175,18 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     problems = _misfits(state, expected)
     problems += [f"unexpected {name} {tuple(a.shape)}" for name, a in state.items() if name not in {*layout, _LOGITS}]
     if _LOGITS in state and state[_LOGITS].tobytes() != state[_TABLE].tobytes():
-        problems.append(f"{_LOGITS} is not {_TABLE}, to which the logits are tied here")
+        problems.append(f"{_LOGITS} differs from {_TABLE}; here the logits are tied to the embedding")
     if problems:
         raise ValueError(
-            f"from_torch: the state_dict does not fit: {'; '.join(problems)}; {_NAMES} (attention has no biases: train "
-            "with bias=False in nanoGPT)"
+            f"from_torch: the state_dict does not fit: {'; '.join(problems)}; {_NAMES} (attention has no biases: in "
+            "nanoGPT, train with bias=False)"
         )
     model.to(own[_TOKENS].backend).astype(state[_TABLE].dtype.name)
     model.load_state_dict(_imported(model.state_dict(), layout, state, padding_row))
 
 
 def _imported(own: State, layout: Mapping[str, str], state: State, padding_row: bool) -> State:
-    """`own`, by the names here, with what `state` has; what it has not are biases, 0 in a fresh model."""
+    """`own`, a new model's state_dict, updated from `state`. Biases that `state` lacks stay 0."""
     table = own[_TOKENS]  # (vocab_size + 1, C)
     for theirs, name in layout.items():
         own[name] = state[theirs].T if _is_linear(theirs) else state[theirs]

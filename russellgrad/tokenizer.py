@@ -1,7 +1,6 @@
-"""Tokenizer: characters to ids, and ids to vectors.
+"""Tokenizer: text to token ids, and token ids to embedding vectors. A token is one character.
 
-Ids 0 to vocab_size - 1 are the characters; vocab_size is padding, which `vocab_size` does not count. Padding goes on
-the right.
+Ids 0 to vocab_size - 1 are the characters. Id vocab_size is padding, which is added on the right.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,29 +16,32 @@ from .tensor import Tensor, apply
 
 @dataclass(frozen=True)
 class TokenIds:
-    """A batch that was checked on the host and moved to its backend: what `Tokenizer.ids` gives."""
+    """A batch of token ids that `Tokenizer.ids` has checked on the host and copied to the backend."""
 
     values: Array  # (B, T) int64
-    padding: Array | None  # (B, T) bool, True where they are padding; None if nowhere
-    upper: int  # each is below this
+    padding: Array | None  # (B, T) bool, True at padding; None if there is no padding
+    upper: int  # all ids are less than this
     backend: Backend
 
 
 class Tokenizer(Module):
-    """Characters as vectors: a learned embedding of each, plus a learned one of its position.
+    """A character tokenizer with learned token embeddings and learned positional encodings.
+
+        tokenizer = Tokenizer.from_text(text, max_seq_len=64, embed_dim=128)
+        tokenizer.encode("hello")  # a list of 5 ids
 
     Args:
         vocab_size: the number of characters.
-        max_seq_len: the longest text, in characters.
-        embed_dim: the length of a vector, C.
+        max_seq_len: the length of the longest text, in characters.
+        embed_dim: the length of an embedding vector, C.
         pad_token_id: the id of padding; must be vocab_size.
         vocabulary: the characters, each once; by default those of `tokenizer_constants`.
-        strict: whether a character outside the vocabulary is an error; otherwise it is left out.
-        seed: of the initial embeddings; by default the next draws of the default generator.
+        strict: if True, a character outside the vocabulary is an error; if False, it is skipped.
+        seed: the seed of the initial embeddings; by default they come from the default generator.
 
     Raises:
-        ValueError: vocab_size is not the number of characters, a character comes twice, pad_token_id is another, or a
-            size is not positive.
+        ValueError: vocab_size is not the number of characters, the vocabulary contains a character twice, pad_token_id
+            is not vocab_size, or a size is not positive.
     """
 
     def __init__(
@@ -75,23 +77,26 @@ class Tokenizer(Module):
         self.pad_token_id = pad_token_id
         self.strict = strict
         generator = None if seed is None else Generator(seed, EMBEDDINGS)
-        # A row for each character and one for padding; the logits are tied to it.
+        # One row for each character and one for padding. The model's output projection uses the same matrix.
         self.token_embedding = normal_parameter((vocab_size + 1, embed_dim), 0.02, generator, "token_embedding")
         self.positional_encoding = normal_parameter((max_seq_len, embed_dim), 0.02, generator, "positional_encoding")
 
     @classmethod
     def from_text(cls, text: str, max_seq_len: int, embed_dim: int, **options: Any) -> Self:
-        """A tokenizer whose vocabulary is the characters of `text`, sorted. Raises ValueError for an empty text."""
+        """Build a tokenizer whose vocabulary is the sorted set of characters in `text`.
+
+        `options` are further arguments of the constructor. Raises ValueError for an empty text.
+        """
         vocabulary = "".join(sorted(set(text)))
         return cls(len(vocabulary), max_seq_len, embed_dim, len(vocabulary), vocabulary=vocabulary, **options)
 
     # --- Characters and ids
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text's characters.
+        """Convert a text to a list of ids, one for each character.
 
         Raises:
-            ValueError: a character outside the vocabulary, if strict; otherwise such characters are left out.
+            ValueError: a character is not in the vocabulary and the tokenizer is strict. Otherwise it is skipped.
         """
         if not self.strict:
             return [self._id_of[character] for character in text if character in self._id_of]
@@ -105,7 +110,7 @@ class Tokenizer(Module):
             ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of a sequence of ids, without its padding. Raises IndexError for an id that is none."""
+        """Convert ids to a text. Padding is skipped. Raises IndexError for an id outside [0, vocab_size]."""
         characters = []
         for i in ids:
             if not 0 <= i <= self.vocab_size:
@@ -115,18 +120,19 @@ class Tokenizer(Module):
         return "".join(characters)
 
     def ids(self, batch: Any) -> TokenIds:
-        """The ids (B, T) of a batch, checked, on the parameters' backend.
+        """Convert a batch to checked ids (B, T) on the parameters' backend.
 
         Args:
-            batch: a list of B strings, T being the length of the longest; or integers (B, T) as an array, nested
-                lists or a Tensor, which may hold the padding's id; or TokenIds, which are given back.
+            batch: a list of B strings, padded to the length T of the longest; or integer ids (B, T), as an array,
+                nested lists or a Tensor, which may include padding; or TokenIds, which are returned unchanged.
 
         Raises:
-            TypeError: a single string. ValueError: an empty batch or text, one longer than max_seq_len, a character
-                outside the vocabulary. IndexError: an id out of range.
+            TypeError: the batch is a single string. IndexError: an id is out of range.
+            ValueError: the batch or a text is empty, a text is longer than max_seq_len, or a character is not in the
+                vocabulary.
         """
         if isinstance(batch, TokenIds):
-            return self._checked_again(batch)
+            return self._check_token_ids(batch)
         xp, pad = self.token_embedding.backend, self.pad_token_id
         batch = self._rows(batch)
         ids, valid = xp.check_targets(batch, self.vocab_size + 1, pad, "Tokenizer")
@@ -142,12 +148,12 @@ class Tokenizer(Module):
             return TokenIds(ids, None, upper, xp)
         return TokenIds(xp.where(valid, ids, pad), xp.logical_not(valid), upper, xp)
 
-    def _checked_again(self, ids: TokenIds) -> TokenIds:
-        """What another tokenizer gave may not fit this one; only what the host knows is looked at."""
+    def _check_token_ids(self, ids: TokenIds) -> TokenIds:
+        """Check TokenIds, which another tokenizer may have made, without reading the ids from the device."""
         if ids.backend is not self.token_embedding.backend:
             raise TypeError(
                 f"Tokenizer: ids on {ids.backend.name!r}, parameters on {self.token_embedding.backend.name!r}; "
-                "make the ids after moving the model"
+                "call tokenizer.ids(batch) after moving the model"
             )
         if ids.upper > self.vocab_size + 1 or ids.values.shape[1] > self.max_seq_len:
             raise ValueError(
@@ -158,16 +164,17 @@ class Tokenizer(Module):
         return ids
 
     def _rows(self, batch: Any) -> Any:
-        """The ids of a batch as `ids` takes it: texts as lists of one length, a Tensor's array, others as they are."""
+        """Convert texts to lists of ids of equal length, and a Tensor to its array. Return other batches unchanged."""
         if isinstance(batch, str):
             raise TypeError("Tokenizer: the batch is a single string; wrap it in a list, [text]")
         if _is_texts(batch):
-            rows = [self._encode_some(text) for text in batch]
+            rows = [self._encode_nonempty(text) for text in batch]
             longest = max(map(len, rows))
             return [row + [self.pad_token_id] * (longest - len(row)) for row in rows]
         return batch.data if isinstance(batch, Tensor) else batch
 
-    def _encode_some(self, text: str) -> list[int]:
+    def _encode_nonempty(self, text: str) -> list[int]:
+        """As `encode`. Raises ValueError if there are no ids."""
         row = self.encode(text)
         if not row:
             why = "is empty" if not text else "has no character of the vocabulary"
@@ -175,18 +182,23 @@ class Tokenizer(Module):
         return row
 
     def targets(self, batch: Any) -> list[list[int]]:
-        """The next token at each place of a batch, (B, T): what a language model is to predict. The last is padding."""
+        """The training targets of a batch: at each position the id of the next token, (B, T). The last is padding.
+
+        `batch` is as in `ids`, but not TokenIds.
+        """
         rows = self._rows(batch)
         rows = rows.tolist() if hasattr(rows, "tolist") else rows
         return [[*row[1:], self.pad_token_id] for row in rows]
 
-    # --- TokenIds and vectors
+    # --- Embeddings
 
     def embed(self, ids: Array, first: int | Tensor = 0) -> Tensor:
-        """(B, T) -> (B, T, C): each token's embedding plus its position's. The ids are those that `ids` gave.
+        """Token embedding plus positional encoding of each token: (B, T) -> (B, T, C).
 
-        `first` is the position of each row's first token, the same for all or int64 (B, 1); with the rest of the row
-        after it, it must be below max_seq_len.
+        Args:
+            ids: the `values` of TokenIds, which are not checked again.
+            first: the position of the first token in each row: one int for all rows, or an int64 Tensor (B, 1). All
+                positions, up to first + T - 1, must be less than max_seq_len.
         """
         tokens = apply(rules.embedding, self.token_embedding, ids=ids, check=False)
         if isinstance(first, int):
@@ -195,13 +207,18 @@ class Tokenizer(Module):
         return tokens + apply(rules.embedding, self.positional_encoding, ids=positions, check=False)
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch as `ids` takes it -> embeddings (B, T, C), ids (B, T), and True where there is padding (B, T)."""
+        """Embed a batch, which is as in `ids`.
+
+        Returns:
+            The embeddings (B, T, C), the ids (B, T), and the padding mask (B, T), True at padding.
+        """
         ids, xp = self.ids(batch), self.token_embedding.backend
         mask = xp.full(ids.values.shape, False, "bool") if ids.padding is None else ids.padding
         return self.embed(ids.values), Tensor(ids.values, backend=xp), Tensor(mask, backend=xp)
 
 
 def _is_texts(batch: Any) -> bool:
+    """Whether the batch is a sequence of strings. Raises ValueError for an empty one."""
     if not isinstance(batch, Sequence):
         return False
     if not len(batch):
