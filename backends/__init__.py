@@ -1,10 +1,9 @@
-"""The array backends: each module here offers the same primitives for one array library.
+"""Array backends. Each backend module offers the same primitives for one array library.
 
-A backend is an ordinary module with the names listed in `russellgrad/backend.py` (the contract). Nothing here
-imports anything of `russellgrad`: the arrows point down only.
+The primitives are listed in `russellgrad/backend.py` (the contract). No module here imports `russellgrad`.
 
-This folder is the package `russellgrad.backends`. Imported under another name it would give every backend a second
-module object, and tensors of "the same" backend would refuse to mix; so that is an error at once.
+This folder is the package `russellgrad.backends`. Importing it under another name is an error: it would create a second
+module object for each backend, and tensors on the two would not mix.
 """
 
 if __name__ != "russellgrad.backends":

@@ -1,13 +1,14 @@
-"""The contract of a backend, and the choice of the one in use.
+"""The backend contract (the primitives of an array library), and loading and selecting backends.
 
-A backend is a module that offers one array library's functions under the names of `Core`, one line each. `Derived`
-primitives have a formula in core primitives (`backends/formulas.py`), which the loader fills in where a module lacks
-the name; `Optional` ones may be missing. `russellgrad.conformance` checks a backend against all of this.
+A backend is a module that offers the functions of one array library under the names of `Core`, one line each. Each
+primitive in `Derived` has a formula in core primitives (`backends/formulas.py`), which the loader uses if the module
+does not define the name. The primitives in `Optional` may be missing. `russellgrad.conformance` tests a backend
+against this contract.
 
-Arrays go in and come out as the backend's own. An array needs a tuple `shape` and an `ndim`; everything else is asked
-of the backend. Results without axes may be the library's scalars, except from `asarray` and `copy`. Nothing is copied
-to the host unless the primitive's line says so. In the comments, `...` is any number of axes. A primitive's backward
-is on the next line.
+Primitives take and return the backend's own arrays. An array has a tuple `shape` and an `ndim`; the library gets
+everything else, such as the dtype, from the backend. 0-d results may be the array library's scalars, except from
+`asarray` and `copy`. No primitive copies data to the host unless its comment says so. In the comments, `...` is any
+number of axes. A primitive's backward is on the next line.
 """
 
 import importlib
@@ -24,20 +25,20 @@ Array: TypeAlias = Any  # the backend's own array type: numpy.ndarray, cupy.ndar
 DType: TypeAlias = Any  # a dtype object or its name, "float32"
 Shape: TypeAlias = tuple[int, ...]
 Axis: TypeAlias = int | tuple[int, ...] | None
-Index: TypeAlias = Any  # what stands between the brackets of x[...]
+Index: TypeAlias = Any  # the index in x[index]
 
 
 # fmt: off
 class Core(Protocol):
-    """What an array library has by itself. A module with these names is a backend."""
+    """The primitives that every backend defines. Most of them are functions of the array library."""
 
     @property
-    def name(self) -> str: ...                                                   # "numpy", "cupy", ...: its own
+    def name(self) -> str: ...                                                   # "numpy", "cupy", ...; unique
 
     # Conversion and creation
-    def float_dtypes(self) -> tuple[str, ...]: ...                               # the names of the float dtypes it computes in
-    def is_array(self, x: Any, /) -> bool: ...                                   # is x one of this backend's own arrays?
-    def asarray(self, data: Any, /, dtype: DType = None) -> Array: ...           # numbers, lists, host arrays, own arrays; copies only if it must
+    def float_dtypes(self) -> tuple[str, ...]: ...                               # names of the float dtypes it supports
+    def is_array(self, x: Any, /) -> bool: ...                                   # whether x is one of this backend's arrays
+    def asarray(self, data: Any, /, dtype: DType = None) -> Array: ...           # numbers, lists, host arrays, own arrays; copies only if needed
     def copy(self, a: Array, /) -> Array: ...                                    # (...) -> (...), C order, owned
     def to_host(self, a: Array, /) -> Any: ...                                   # (...) -> numpy.ndarray, a copy in C order; waits for the device
     def dtype(self, a: Array, /) -> Any: ...                                     # (...) -> numpy.dtype
@@ -62,12 +63,12 @@ class Core(Protocol):
     def sin(self, a: Array, /) -> Array: ...                                     # sine
     def cos(self, a: Array, /) -> Array: ...                                     # cosine
     def arctan(self, a: Array, /) -> Array: ...                                  # inverse tangent
-    def floor(self, a: Array, /) -> Array: ...                                   # the largest integer that is not above a
-    def ceil(self, a: Array, /) -> Array: ...                                    # the smallest integer that is not below a
+    def floor(self, a: Array, /) -> Array: ...                                   # the largest integer <= a
+    def ceil(self, a: Array, /) -> Array: ...                                    # the smallest integer >= a
     def abs(self, a: Array, /) -> Array: ...                                     # |a|
     def sign(self, a: Array, /) -> Array: ...                                    # -1, 0 or 1
-    def maximum(self, a: Array, b: Array, /) -> Array: ...                       # the larger; nan wins
-    def minimum(self, a: Array, b: Array, /) -> Array: ...                       # the smaller; nan wins
+    def maximum(self, a: Array, b: Array, /) -> Array: ...                       # the larger; nan propagates
+    def minimum(self, a: Array, b: Array, /) -> Array: ...                       # the smaller; nan propagates
     def equal(self, a: Array, b: Array, /) -> Array: ...                         # bool
     def not_equal(self, a: Array, b: Array, /) -> Array: ...                     # bool
     def less(self, a: Array, b: Array, /) -> Array: ...                          # bool
@@ -79,11 +80,11 @@ class Core(Protocol):
     def logical_not(self, a: Array, /) -> Array: ...                             # bool
     def where(self, condition: Array, a: Array, b: Array, /) -> Array: ...       # a where condition, else b
 
-    # Reductions: axis None is all axes, a tuple several
+    # Reductions. axis: None (all axes), an int, or a tuple of ints
     def sum(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # bools and integers give int64
-    def max(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # nan wins
-    def min(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # nan wins
-    def argmax(self, a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array: ...  # int64; the first of equal ones
+    def max(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # nan propagates
+    def min(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # nan propagates
+    def argmax(self, a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array: ...  # int64; the first index of the largest element
 
     # Shapes, indices, products
     def reshape(self, a: Array, shape: Shape, /) -> Array: ...                   # (...) -> shape, C order; -1 is inferred
@@ -91,28 +92,28 @@ class Core(Protocol):
     def broadcast_to(self, a: Array, shape: Shape, /) -> Array: ...              # (...) -> shape
     def expand_dims(self, a: Array, axis: int | tuple[int, ...], /) -> Array: ...  # a new axis of length 1 at axis
     def concatenate(self, arrays: Sequence[Array], axis: int, /) -> Array: ...   # n x (..., k_i, ...) -> (..., sum k_i, ...)
-    def getitem(self, a: Array, index: Index, /) -> Array: ...                   # a[index], for what `prepare_index` gives
+    def getitem(self, a: Array, index: Index, /) -> Array: ...                   # a[index], for an index from `prepare_index`
     def getitem_backward(self, g: Array, index: Index, shape: Shape, /) -> Array: ...  # zeros(shape), [index] += g; repeated indices accumulate
     def matmul(self, a: Array, b: Array, /) -> Array: ...                        # (..., n, k) @ (..., k, m) -> (..., n, m); 1-D operands as in NumPy
 
 
 class Derived(Protocol):
-    """What has a formula in core primitives, in `backends/formulas.py`. A backend defines a name here only to be faster.
+    """The primitives with a formula in core primitives (`backends/formulas.py`). A backend defines one to be faster.
 
-    A function that a backend defines may return NotImplemented for arguments that it does not take: then the formula
-    is used. `needs` says which gradients are wanted; the others may be None.
+    A backend's function may return NotImplemented for arguments that it does not support; the formula is used then.
+    `needs` has one bool for each operand, True where its gradient is needed. The other gradients may be None.
     """
 
     # Setup and creation
-    def require_usable(self) -> None: ...                                        # raises RuntimeError saying what to install or set
+    def require_usable(self) -> None: ...                                        # RuntimeError says what to install or set
     def zeros(self, shape: Shape, dtype: DType) -> Array: ...                    # -> shape
     def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...   # -> shape; standard normal, a function of (seed, counter) alone
     def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array: ...      # key (4,) uint64: seed, low and high half of the counter, position of the first element -> shape, in [0, 1)
-    def host_scalars(self, values: Sequence[float], dtype: DType) -> Array: ...  # -> (n,); during a capture, memory that `update_scalars` fills
+    def host_scalars(self, values: Sequence[float], dtype: DType) -> Array: ...  # -> (n,); `update_scalars` can update it between replays
     def check_ids(self, ids: Any, upper: int, op: str) -> Array: ...             # (...) -> (...) int64, each in [0, upper), checked on the host
-    def check_targets(self, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]: ...  # ids, and a bool array, False where they are `ignore`; None if all are valid
+    def check_targets(self, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]: ...  # ids, and a bool array, False where they equal `ignore`; None if all are valid
     def prepare_index(self, index: Index, shape: Shape) -> Index: ...            # index arrays copied to the backend, bounds checked
-    def set_matmul_precision(self, level: str) -> None: ...                      # of float32 factors: "highest" float32, "high" TF32, "medium" bfloat16, or better
+    def set_matmul_precision(self, level: str) -> None: ...                      # of float32 products: at least float32 for "highest", TF32 for "high", bfloat16 for "medium"
 
     # Activations: (...) -> (...)
     def erf(self, a: Array) -> Array: ...                                        # error function, to 1e-15 in float64
@@ -121,7 +122,7 @@ class Derived(Protocol):
     def clip(self, a: Array, low: Array | None, high: Array | None) -> Array: ...  # min(max(a, low), high)
     def leaky_relu(self, a: Array, alpha: float) -> Array: ...                   # a where a > 0, else alpha a
     def leaky_relu_backward(self, g: Array, a: Array, alpha: float) -> Array: ...
-    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # a phi(a), and what the backend saves for the backward; phi: "none" exact, "tanh" approximate
+    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # a phi(a), and the array saved for backward; phi: "none" exact, "tanh" approximate
     def gelu_backward(self, g: Array, saved: Array, approximate: str) -> Array: ...
 
     # Products
@@ -136,31 +137,31 @@ class Derived(Protocol):
     def layer_norm(self, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]: ...  # (..., C) (C,) (C,) -> (..., C), mean (..., 1), 1/std (..., 1)
     def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., C) -> (..., C) (C,) (C,)
     def embedding(self, weight: Array, ids: Array) -> Array: ...                 # (V, C) (...) -> (..., C)
-    def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (n_rows, C), the same bits every time
+    def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (n_rows, C); deterministic
     def cross_entropy(self, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> tuple[Array, Array]: ...  # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities
     def cross_entropy_backward(self, g: Array, probs: Array, ids: Array, valid: Array | None) -> Array: ...  # () -> (N, C)
     def attention(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]: ...  # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), log sum exp of the scores (..., L, 1)
     def attention_backward(self, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool, offset: int, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., L, e) -> gradients of q, k, v
 
-    # Optimizer steps. They return the new arrays, which may be the given ones, written into. What changes from step to
-    # step is an array, so that a captured step can be replayed; g is scaled by `clip` () if it is given.
-    def clip_scale(self, grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]: ...  # -> () their common norm, () min(1, max_norm / (norm + 1e-6))
+    # Optimizer steps. They may update the given arrays in place, and return the new arrays. Values that change from step
+    # to step are passed in an array, so that a captured step can be replayed. g is scaled by the 0-d array `clip`, if given.
+    def clip_scale(self, grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]: ...  # -> () total norm, () min(1, max_norm / (norm + 1e-6))
     def sgd_step(self, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float, nesterov: bool, weight_decay: float) -> tuple[Array, Array | None]: ...  # rates (1,): lr -> p, velocity
     def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, low: Array | None) -> tuple[Array, Array, Array, Array | None]: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay -> p, m, v, and p in the dtype of low
 
 
 class Optional(Protocol):
-    """What a backend may lack: sharing memory, writing in place, flat buffers, capturing a step."""
+    """The primitives that a backend may lack: sharing memory, writing in place, flat buffers, capturing a step."""
 
     def from_dlpack(self, x: Any) -> Array: ...                                  # shares memory with the exporter
     def assign(self, target: Array, source: Array) -> None: ...                  # target[...] = source, cast to its dtype
-    def split_flat(self, flat: Array, shapes: Sequence[Shape]) -> list[Array]: ...  # (n,) -> views of these shapes on its memory, one after the other
-    def update_scalars(self, target: Array, values: Sequence[float]) -> None: ...  # target[:] = values, on the host (n,)
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...       # records what work() does on the device, without doing it -> replay; RuntimeError names what cannot be recorded
+    def split_flat(self, flat: Array, shapes: Sequence[Shape]) -> list[Array]: ...  # (n,) -> consecutive views of these shapes
+    def update_scalars(self, target: Array, values: Sequence[float]) -> None: ...  # target[:] = values, n numbers on the host
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...       # records the device work of work() without running it -> replay(); RuntimeError names an op that cannot be recorded
 
 
 class Backend(Core, Derived, Optional, Protocol):
-    """All primitives. `hasattr(backend, name)` says whether it has an optional one."""
+    """All primitives. `hasattr(backend, name)` tells whether a backend has an optional one."""
 # fmt: on
 
 
@@ -180,7 +181,7 @@ _override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", defaul
 
 
 class _Loaded:
-    """A backend as the library uses it: a module's primitives, and formulas for the derived ones that it lacks."""
+    """A backend as the library uses it: a module's primitives, and formulas for the derived primitives that it lacks."""
 
     def __init__(self, module: ModuleType) -> None:
         formulas = importlib.import_module(f"{__package__}.backends.formulas")
@@ -188,13 +189,15 @@ class _Loaded:
         own.update({name: getattr(module, name) for name in (*CORE, *OPTIONAL) if hasattr(module, name)})
         for name in DERIVED:
             formula = partial(getattr(formulas, name), self)
-            own[name] = _or_formula(getattr(module, name), formula) if hasattr(module, name) else formula
+            own[name] = _with_fallback(getattr(module, name), formula) if hasattr(module, name) else formula
 
     def __repr__(self) -> str:
         return f"<backend {vars(self)['name']!r}>"
 
 
-def _or_formula(own: Callable[..., Any], formula: Callable[..., Any]) -> Callable[..., Any]:
+def _with_fallback(own: Callable[..., Any], formula: Callable[..., Any]) -> Callable[..., Any]:
+    """A backend's primitive that falls back to the formula if it returns NotImplemented."""
+
     @wraps(own)
     def primitive(*args: Any) -> Any:
         result = own(*args)
@@ -204,11 +207,11 @@ def _or_formula(own: Callable[..., Any], formula: Callable[..., Any]) -> Callabl
 
 
 def _build(module: ModuleType, name: str) -> Backend:
-    """The backend of a module, once it is known to be one and to be usable.
+    """Build the backend of a module, after checking that the module has all core primitives and is usable here.
 
     Raises:
-        TypeError: names the core primitives that are missing. ValueError: its name is another backend's.
-        RuntimeError: says what is missing on this machine.
+        TypeError: core primitives are missing; names them. ValueError: the module's name belongs to another backend.
+        RuntimeError: the backend cannot be used on this machine; says what is missing.
     """
     missing = [primitive for primitive in CORE if not hasattr(module, primitive)]
     if missing:
@@ -231,13 +234,16 @@ def _build(module: ModuleType, name: str) -> Backend:
 
 
 def load_backend(name: str) -> Backend:
-    """The backend called `name`: a built-in one, an entry point in the group `russellgrad.backends`, or a dotted path.
+    """Load a backend by its name: a built-in backend, an entry point, or the dotted path of a module.
+
+    Entry points are those of the group `russellgrad.backends`.
 
     Raises:
-        ValueError: no backend of that name; lists those there are.
-        ImportError: the array library it needs is not installed; says what to install.
-        RuntimeError: the library is there but cannot be used, as CuPy without a CUDA device; says what is missing.
-        TypeError: the module lacks core primitives. ValueError, too: its `name` is another backend's.
+        ValueError: there is no backend of that name (lists the known names), or the module's `name` belongs to another
+            backend.
+        ImportError: its array library is not installed; says what to install.
+        RuntimeError: the library cannot be used, such as CuPy without a CUDA device; says what is missing.
+        TypeError: the module lacks core primitives.
     """
     if name not in _loaded:
         if name in BUILTIN:
@@ -251,19 +257,19 @@ def load_backend(name: str) -> Backend:
                 f"unknown backend {name!r}: known are {', '.join(_known_names())}; "
                 "or give the dotted path of a module, RG_BACKEND=package.module"
             )
-        _loaded[name] = _of_module(module, name)
+        _loaded[name] = _backend_of(module, name)
     return _loaded[name]
 
 
-def _of_module(module: ModuleType, name: str) -> Backend:
-    """The one backend of a module, under however many names it is loaded."""
+def _backend_of(module: ModuleType, name: str) -> Backend:
+    """The backend of a module. A module that is loaded under two names gives the same backend."""
     if module not in _modules:
         _modules[module] = _build(module, name)
     return _modules[module]
 
 
 def set_precision_of_backends(level: str) -> None:
-    """Of those that are loaded, and those that will be."""
+    """Set the matmul precision of all loaded backends, and of backends that are loaded later."""
     global _precision
     _precision = level
     for backend in _modules.values():
@@ -275,7 +281,7 @@ def _import_dotted(path: str) -> ModuleType:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name is None or not (path + ".").startswith(error.name + "."):
-            raise  # the module is there; something it imports is not
+            raise  # the module exists, but a module that it imports does not
         raise ValueError(
             f"unknown backend {path!r}: no module of that path; known names are {', '.join(_known_names())}"
         ) from error
@@ -286,19 +292,22 @@ def _known_names() -> list[str]:
 
 
 def available_backends() -> tuple[str, ...]:
-    """The names of the backends that can be selected on this machine, built-in ones first."""
+    """The names of the backends that can be used on this machine, built-in ones first.
+
+    available_backends()  # ("numpy", "strict")
+    """
     usable = []
     for name in _known_names():
         try:
             load_backend(name)
-        except (ImportError, RuntimeError, TypeError, ValueError, AttributeError):  # the last three: a faulty module
+        except (ImportError, RuntimeError, TypeError, ValueError, AttributeError):  # the last three: an invalid module
             continue
         usable.append(name)
     return tuple(usable)
 
 
 def resolve_backend(backend: "str | ModuleType | Backend | None") -> Backend:
-    """A backend from its name, its module, itself, or None for the one in use. Raises as `load_backend` does."""
+    """A backend from its name, its module, or itself; None is the current one. Raises as `load_backend` does."""
     if backend is None:
         return get_backend()
     if isinstance(backend, str):
@@ -306,15 +315,15 @@ def resolve_backend(backend: "str | ModuleType | Backend | None") -> Backend:
     if isinstance(backend, _Loaded):
         return cast(Backend, backend)
     if isinstance(backend, ModuleType):
-        return _of_module(backend, backend.__name__)
+        return _backend_of(backend, backend.__name__)
     raise TypeError(f"backend must be a name or a module, got {type(backend).__name__}")
 
 
 def get_backend() -> Backend:
-    """The backend that new tensors live on.
+    """The current backend, on which new tensors are created.
 
-    That of the innermost `use_backend`, else of the last `set_backend`, else the environment's `RG_BACKEND`, else
-    NumPy. Raises as `load_backend` does.
+    It is set by the innermost `use_backend`, else by `set_backend`, else by the environment variable `RG_BACKEND`. The
+    default is NumPy. Raises as `load_backend` does.
     """
     global _default
     override = _override.get()
@@ -326,14 +335,20 @@ def get_backend() -> Backend:
 
 
 def set_backend(backend: str | ModuleType | Backend) -> None:
-    """Make `backend` the one that new tensors live on, in the whole process. Raises as `load_backend` does."""
+    """Set the current backend of the whole process. Existing tensors stay on their backends.
+
+    Raises ValueError for an unknown name, ImportError for an array library that is not installed, and RuntimeError for
+    a backend that cannot be used on this machine. Each message says what to do.
+
+        set_backend("cupy")
+    """
     global _default
     _default = resolve_backend(backend)
 
 
 @contextmanager
 def use_backend(backend: str | ModuleType | Backend) -> Iterator[Backend]:
-    """`with use_backend("cupy"):` new tensors in the block live on that backend. Raises as `load_backend` does."""
+    """Set the current backend inside a block: `with use_backend("cupy"): ...`. Raises as `set_backend` does."""
     token = _override.set(resolve_backend(backend))
     try:
         yield cast(Backend, _override.get())
@@ -342,7 +357,7 @@ def use_backend(backend: str | ModuleType | Backend) -> Iterator[Backend]:
 
 
 if TYPE_CHECKING:
-    # mypy does not follow the mapping of backends/ to russellgrad.backends, but here it holds all against the contract.
+    # mypy does not follow the mapping of backends/ to russellgrad.backends. This import checks them against the contract.
     from backends import cupy_backend, numba_backend, numpy_backend, strict_backend
 
     _numpy: Core = numpy_backend
