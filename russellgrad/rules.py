@@ -1,16 +1,16 @@
-"""The op table: each op's forward and pullbacks side by side.
+"""The op table: the forward and the pullbacks of each op, side by side.
 
 A rule is a pure function of (xp, arrays, parameters). It returns the output and one pullback for each operand, or one
-`Joint` pullback for all. A pullback takes the gradient of the output, `g`, and returns that of its operand; None in
-its place says that the operand gets no gradient. `xp` is the backend: every primitive goes through it, and no operator
-is applied to an array, so anything that offers the contract can run a rule. An operand may be a Python number.
+`Joint` pullback for all operands. A pullback takes `g`, the gradient of the output, and returns the gradient of its
+operand. A pullback of None means that the operand gets no gradient. An operand may be a Python number.
 
-The engine sums a gradient over broadcast axes, so no rule speaks of broadcasting. A pullback captures what it needs
-and nothing else: a shape rather than an array.
+`xp` is the backend. Rules call its primitives and apply no operators to arrays, so any object with these primitives can
+run a rule. The engine sums a gradient over broadcast axes, so rules do not handle broadcasting. A pullback captures
+only what it needs, for example a shape instead of an array.
 
-Annotations mark what else there is to know of a rule. An operand that is `Float` makes the result a float: integers
-become the default dtype before the rule runs. A rule that returns a `View` may return memory of its first operand, so
-a change in place of one is a change of the other. `@remedy` is added to an error of the array library.
+Annotations describe further properties of a rule. If an operand is annotated `Float`, the result is a float: integer
+operands are cast to the default dtype before the rule runs. A rule annotated `-> View` may return a view of its first
+operand, so an in-place change of one changes the other. The text of `@remedy` is added to errors of the array library.
 """
 
 import math
@@ -33,16 +33,18 @@ _R = TypeVar("_R", bound=Rule)
 
 @cache
 def has_float_result(rule: Rule) -> bool:
+    """Whether an operand of the rule is annotated `Float`."""
     return Float in getattr(rule, "__annotations__", {}).values()
 
 
 @cache
 def is_view(rule: Rule) -> bool:
+    """Whether the rule is annotated `-> View`."""
     return getattr(rule, "__annotations__", {}).get("return") == View
 
 
 def remedy(text: str) -> Callable[[_R], _R]:
-    """What to do about an error that the array library raises in this rule."""
+    """Decorator: add `text`, which says how to fix the call, to errors that the array library raises in the rule."""
 
     def mark(rule: _R) -> _R:
         vars(rule)["remedy"] = text
@@ -68,12 +70,12 @@ def less_equal(xp: Backend, a: Array, b: Array) -> Result:    return xp.less_equ
 def greater(xp: Backend, a: Array, b: Array) -> Result:       return xp.greater(a, b),       None, None
 def greater_equal(xp: Backend, a: Array, b: Array) -> Result: return xp.greater_equal(a, b), None, None
 
-# --- Logic: of bools
+# --- Logic, for bool operands
 
-def logical_and(xp: Backend, a: Array, b: Array) -> Result: return xp.logical_and(*_bools("logical_and", xp, a, b)), None, None
-def logical_or(xp: Backend, a: Array, b: Array) -> Result:  return xp.logical_or(*_bools("logical_or", xp, a, b)),   None, None
-def logical_xor(xp: Backend, a: Array, b: Array) -> Result: return xp.not_equal(*_bools("logical_xor", xp, a, b)),   None, None
-def logical_not(xp: Backend, a: Array) -> Result:           return xp.logical_not(*_bools("logical_not", xp, a)),    None
+def logical_and(xp: Backend, a: Array, b: Array) -> Result: return xp.logical_and(*_check_bools("logical_and", xp, a, b)), None, None
+def logical_or(xp: Backend, a: Array, b: Array) -> Result:  return xp.logical_or(*_check_bools("logical_or", xp, a, b)),   None, None
+def logical_xor(xp: Backend, a: Array, b: Array) -> Result: return xp.not_equal(*_check_bools("logical_xor", xp, a, b)),   None, None
+def logical_not(xp: Backend, a: Array) -> Result:           return xp.logical_not(*_check_bools("logical_not", xp, a)),    None
 
 # --- Elementwise
 
@@ -96,7 +98,7 @@ def divide(xp: Backend, a: Float, b: Float) -> Result:
 
 
 def power(xp: Backend, a: Array, b: Array) -> Result:
-    """a ** b. Where b is 0 the gradient of a is 0, even at inf; where a is 0 and b >= 0 that of b is 0."""
+    """a ** b. The gradient of a is 0 where b is 0, even for an infinite a; that of b is 0 where a is 0 and b >= 0."""
     out = xp.copy(a) if isinstance(b, (int, float)) and b == 1 else _power(xp, a, b)
 
     def pull_a(g: Array) -> Array:
@@ -104,9 +106,9 @@ def power(xp: Backend, a: Array, b: Array) -> Result:
             if b == 0:
                 return xp.zeros(g.shape, xp.dtype(g))
             return xp.multiply(g, xp.multiply(_power(xp, a, b - 1), b))
-        flat = xp.equal(b, 0)
-        slope = xp.multiply(xp.power(a, xp.where(flat, 0, xp.subtract(b, 1))), b)
-        return xp.multiply(xp.where(flat, 0, g), slope)
+        is_zero = xp.equal(b, 0)
+        slope = xp.multiply(xp.power(a, xp.where(is_zero, 0, xp.subtract(b, 1))), b)
+        return xp.multiply(xp.where(is_zero, 0, g), slope)
 
     def pull_b(g: Array) -> Array:
         if isinstance(a, (int, float)) and a != 0:
@@ -121,7 +123,7 @@ def power(xp: Backend, a: Array, b: Array) -> Result:
 
 
 def _power(xp: Backend, a: Array, b: Array) -> Array:
-    if isinstance(b, (int, float)):  # the general power is some twenty times slower than a product
+    if isinstance(b, (int, float)):  # the general power is about 20 times slower than a product
         if b == 2:
             return xp.multiply(a, a)
         if b == 1:
@@ -168,15 +170,15 @@ def gelu(xp: Backend, a: Float, *, approximate: str) -> Result:
 
 
 def maximum(xp: Backend, a: Array, b: Array) -> Result:
-    return xp.maximum(a, b), lambda g: _winner(xp, g, a, b), lambda g: _winner(xp, g, b, a)
+    return xp.maximum(a, b), lambda g: _grad_of_larger(xp, g, a, b), lambda g: _grad_of_larger(xp, g, b, a)
 
 
 def minimum(xp: Backend, a: Array, b: Array) -> Result:
-    return xp.minimum(a, b), lambda g: _winner(xp, g, b, a), lambda g: _winner(xp, g, a, b)
+    return xp.minimum(a, b), lambda g: _grad_of_larger(xp, g, b, a), lambda g: _grad_of_larger(xp, g, a, b)
 
 
-def _winner(xp: Backend, g: Array, high: Array, low: Array) -> Array:
-    """g where high > low (or one is nan), half of it at ties, 0 where high < low."""
+def _grad_of_larger(xp: Backend, g: Array, high: Array, low: Array) -> Array:
+    """The gradient of the larger operand: g where high > low (or one is nan), g / 2 at ties, 0 where high < low."""
     return xp.where(xp.less(high, low), 0, xp.where(xp.equal(high, low), xp.multiply(g, 0.5), g))
 
 
@@ -190,7 +192,7 @@ def where(xp: Backend, a: Array, b: Array, *, condition: Any) -> Result:
 
 
 def clip(xp: Backend, a: Array, low: Array, high: Array) -> Result:
-    """min(max(a, low), high), so `high` wins where low > high. The gradient of a is 1 at the bounds, too."""
+    """min(max(a, low), high), which is `high` where low > high. The gradient of a is 1 at the bounds, too."""
     out = xp.clip(a, low, high)
 
     def pull_a(g: Array) -> Array:
@@ -211,18 +213,18 @@ def clip(xp: Backend, a: Array, low: Array, high: Array) -> Result:
 
 def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
     out = xp.astype(a, dtype)
-    made = xp.dtype(out)
-    if made.kind not in "biu" and not is_float(made):
-        raise TypeError(f"astype: a tensor holds real numbers or bools, not {made}")
+    new = xp.dtype(out)
+    if new.kind not in "biu" and not is_float(new):
+        raise TypeError(f"astype: a tensor holds real numbers or bools, not {new}")
     # The engine casts every gradient to its operand's dtype.
-    return out, (lambda g: g) if is_float(made) else None
+    return out, (lambda g: g) if is_float(new) else None
 
 
 # --- Masks
 
 
-def _bools(op: str, xp: Backend, *operands: Array) -> tuple[Array, ...]:
-    """The operands. Raises TypeError for one that is not of bools."""
+def _check_bools(op: str, xp: Backend, *operands: Array) -> tuple[Array, ...]:
+    """The operands. Raises TypeError if one is not bool."""
     for operand in operands:
         if not (isinstance(operand, bool) or xp.is_array(operand) and xp.dtype(operand).kind == "b"):
             got = xp.dtype(operand) if xp.is_array(operand) else type(operand).__name__
@@ -231,7 +233,7 @@ def _bools(op: str, xp: Backend, *operands: Array) -> tuple[Array, ...]:
 
 
 def as_mask(xp: Backend, mask: Any, op: str) -> Array:
-    """A bool array of the backend from an array or nested list. Raises TypeError for any other dtype."""
+    """The mask, an array or nested lists, as an array of the backend. Raises TypeError if it is not bool."""
     array = xp.asarray(mask)
     if xp.dtype(array).kind != "b":
         raise TypeError(f"{op}: a mask must be boolean, got dtype {xp.dtype(array)}; compare first, as in x > 0")
@@ -239,7 +241,7 @@ def as_mask(xp: Backend, mask: Any, op: str) -> Array:
 
 
 def masked_fill(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
-    hidden = _fitting_mask(xp, a.shape, mask, "masked_fill")
+    hidden = _broadcastable_mask(xp, a.shape, mask, "masked_fill")
     if getattr(value, "shape", ()) != ():
         raise ValueError(f"masked_fill: the value must be a number or a 0-d tensor, got shape {value.shape}")
     return (
@@ -250,7 +252,7 @@ def masked_fill(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
 
 
 def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
-    chosen = _fitting_mask(xp, a.shape, mask, "masked_multiply")
+    chosen = _broadcastable_mask(xp, a.shape, mask, "masked_multiply")
     return (
         xp.where(chosen, xp.multiply(a, value), a),
         lambda g: xp.where(chosen, xp.multiply(g, value), g),
@@ -258,7 +260,8 @@ def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result
     )
 
 
-def _fitting_mask(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
+def _broadcastable_mask(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
+    """As `as_mask`. Raises ValueError if the mask does not broadcast to `shape`."""
     array = as_mask(xp, mask, op)
     fits = array.ndim <= len(shape) and all(
         n in (1, m) for n, m in zip(reversed(array.shape), reversed(shape), strict=False)
@@ -271,8 +274,11 @@ def _fitting_mask(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
 # --- Reductions
 
 
-def axes_of(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes as numbers from 0. Raises IndexError for one out of range, ValueError for one named twice."""
+def normalize_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The axes as a tuple of nonnegative ints; None means all axes.
+
+    Raises IndexError for an axis out of range, ValueError for a repeated axis, TypeError for anything but ints.
+    """
     if axis is None:
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple) else (axis,)
@@ -287,15 +293,16 @@ def axes_of(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     return positive
 
 
-def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
+def _keepdims_shape(shape: Shape, axes: Sequence[int]) -> Shape:
+    """The shape of a reduction over `axes` with keepdims=True."""
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
 def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
-    axes, shape = axes_of("sum", axis, a.ndim), a.shape
-    # Over no axes it is a copy, but of a sum's dtype: the sum of one bool is an int.
+    axes, shape = normalize_axes("sum", axis, a.ndim), a.shape
+    # axis=() copies the elements, with the dtype of a sum: int64 for bools. Hence the sum over a new axis of length 1.
     out = xp.sum(a, axis=axes, keepdims=keepdims) if axes else xp.sum(xp.expand_dims(a, 0), axis=0)
-    return out, lambda g: xp.broadcast_to(xp.reshape(g, _kept(shape, axes)), shape)
+    return out, lambda g: xp.broadcast_to(xp.reshape(g, _keepdims_shape(shape, axes)), shape)
 
 
 def _check_float(op: str, dtype: DType) -> None:
@@ -305,43 +312,43 @@ def _check_float(op: str, dtype: DType) -> None:
 
 def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     _check_float("mean", xp.dtype(a))
-    axes = axes_of("mean", axis, a.ndim)
+    axes = normalize_axes("mean", axis, a.ndim)
     total, pull = sum(xp, a, axis=axes, keepdims=keepdims)
     n = prod(a.shape[i] for i in axes)
     return xp.divide(total, n), lambda g: pull(xp.divide(g, n))
 
 
 def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool) -> Result:
-    """The mean of squared deviations: two passes, since E[x^2] - E[x]^2 cancels. Over n - correction, at least 0."""
+    """The sum of squared deviations from the mean over max(n - correction, 0). E[x^2] - E[x]^2 would cancel."""
     _check_float("var", xp.dtype(a))
-    axes, shape = axes_of("var", axis, a.ndim), a.shape
-    centred = xp.subtract(a, mean(xp, a, axis=axes, keepdims=True)[0])
+    axes, shape = normalize_axes("var", axis, a.ndim), a.shape
+    centered = xp.subtract(a, mean(xp, a, axis=axes, keepdims=True)[0])
     n = prod(shape[i] for i in axes)
-    n_free = float(n - correction if n > correction else 0)
-    total = sum(xp, xp.multiply(centred, centred), axis=axes, keepdims=keepdims)[0]
+    divisor = float(n - correction if n > correction else 0)
+    total = sum(xp, xp.multiply(centered, centered), axis=axes, keepdims=keepdims)[0]
 
     def pull(g: Array) -> Array:
-        return xp.multiply(xp.multiply(centred, 2), xp.divide(xp.reshape(g, _kept(shape, axes)), n_free))
+        return xp.multiply(xp.multiply(centered, 2), xp.divide(xp.reshape(g, _keepdims_shape(shape, axes)), divisor))
 
-    return xp.divide(total, n_free), pull
+    return xp.divide(total, divisor), pull
 
 
 def max(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
-    return _extreme("max", xp, a, axis, keepdims)
+    return _max_or_min("max", xp, a, axis, keepdims)
 
 
 def min(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
-    return _extreme("min", xp, a, axis, keepdims)
+    return _max_or_min("min", xp, a, axis, keepdims)
 
 
-def _extreme(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> Result:
+def _max_or_min(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> Result:
     """The largest or smallest element; ties share the gradient equally."""
-    axes = axes_of(op, axis, a.ndim)
+    axes = normalize_axes(op, axis, a.ndim)
     if any(a.shape[i] == 0 for i in axes):
         raise ValueError(f"{op}: axis {axis} of shape {a.shape} is empty, so it has no {op}")
     reduce = xp.max if op == "max" else xp.min
     out = reduce(a, axis=axes, keepdims=keepdims) if axes else xp.copy(a)
-    kept = _kept(a.shape, axes)
+    kept = _keepdims_shape(a.shape, axes)
 
     def pull(g: Array) -> Array:
         ties = xp.astype(xp.equal(a, xp.reshape(out, kept)), xp.dtype(g))
@@ -353,7 +360,7 @@ def _extreme(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> Resu
 
 def argmax(xp: Backend, a: Array, *, axis: int | None, keepdims: bool) -> Result:
     if axis is not None:
-        axes_of("argmax", axis, a.ndim)
+        normalize_axes("argmax", axis, a.ndim)
     return xp.argmax(a, axis=axis, keepdims=keepdims), None
 
 
@@ -363,7 +370,7 @@ def argmax(xp: Backend, a: Array, *, axis: int | None, keepdims: bool) -> Result
 def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> View:
     if axes is None:
         return xp.transpose(a), lambda g: xp.transpose(g)
-    order = axes_of("transpose", tuple(axes), a.ndim)
+    order = normalize_axes("transpose", tuple(axes), a.ndim)
     if len(order) != a.ndim:
         raise ValueError(f"transpose: axes {tuple(axes)} must name each of the {a.ndim} axes of shape {a.shape} once")
     inverse = sorted(range(a.ndim), key=order.__getitem__)
@@ -381,8 +388,8 @@ def broadcast_to(xp: Backend, a: Array, *, shape: Shape) -> View:
 
 
 def squeeze(xp: Backend, a: Array, *, axis: Axis) -> View:
-    """Drop axes of length 1; a named axis that is longer stays (PyTorch)."""
-    axes = axes_of("squeeze", axis, a.ndim)
+    """Remove axes of length 1. A longer axis in `axis` stays, as in PyTorch."""
+    axes = normalize_axes("squeeze", axis, a.ndim)
     return reshape(xp, a, shape=tuple(n for i, n in enumerate(a.shape) if i not in axes or n != 1))
 
 
@@ -393,16 +400,17 @@ def expand_dims(xp: Backend, a: Array, *, axis: int | tuple[int, ...]) -> View:
 
 @remedy("all axes but the joined one must agree")
 def concatenate(xp: Backend, *arrays: Array, axis: int) -> Result:
-    (along,) = axes_of("concatenate", axis, arrays[0].ndim)
+    (joined_axis,) = normalize_axes("concatenate", axis, arrays[0].ndim)
     pulls, start = [], 0
     for array in arrays:
-        stop = start + array.shape[along]
-        pulls.append(_slicer(xp, along, start, stop))
+        stop = start + array.shape[joined_axis]
+        pulls.append(_slice_pullback(xp, joined_axis, start, stop))
         start = stop
-    return xp.concatenate(arrays, along), *pulls
+    return xp.concatenate(arrays, joined_axis), *pulls
 
 
-def _slicer(xp: Backend, axis: int, start: int, stop: int) -> Callable[[Array], Array]:
+def _slice_pullback(xp: Backend, axis: int, start: int, stop: int) -> Callable[[Array], Array]:
+    """The pullback of concatenate for one operand: its slice of the gradient."""
     return lambda g: xp.getitem(g, (*(slice(None),) * axis, slice(start, stop)))
 
 
@@ -410,12 +418,13 @@ def stack(xp: Backend, *arrays: Array, axis: int) -> Result:
     if any(array.shape != arrays[0].shape for array in arrays):
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(f"stack: all tensors must have one shape, got {shapes}; concatenate joins unequal ones")
-    (along,) = axes_of("stack", axis, arrays[0].ndim + 1)
-    out = xp.concatenate([xp.expand_dims(array, along) for array in arrays], along)
-    return out, *(_picker(xp, along, i) for i in range(len(arrays)))
+    (joined_axis,) = normalize_axes("stack", axis, arrays[0].ndim + 1)
+    out = xp.concatenate([xp.expand_dims(array, joined_axis) for array in arrays], joined_axis)
+    return out, *(_select_pullback(xp, joined_axis, i) for i in range(len(arrays)))
 
 
-def _picker(xp: Backend, axis: int, i: int) -> Callable[[Array], Array]:
+def _select_pullback(xp: Backend, axis: int, i: int) -> Callable[[Array], Array]:
+    """The pullback of stack for operand i: element i of the gradient along `axis`."""
     return lambda g: xp.getitem(g, (*(slice(None),) * axis, i))
 
 
@@ -429,19 +438,21 @@ def getitem(xp: Backend, a: Array, *, index: Index) -> View:
 
 
 def matmul(xp: Backend, a: Array, b: Array) -> Result:
-    """NumPy's rules: a 1-D operand is a row on the left, a column on the right, and that axis is dropped again."""
+    """A 1-D operand is a row on the left or a column on the right, and the result does not have that axis, as in NumPy."""
     if min_ndim(a, b) == 0:
-        raise ValueError(f"matmul: operands of shape {shape_of(a)} and {shape_of(b)}: a 0-d one has no product; use *")
+        raise ValueError(
+            f"matmul: operands of shape {shape_of(a)} and {shape_of(b)}: a 0-d operand is not allowed; use *"
+        )
     b_ndim = b.ndim  # pull_b does not need b itself
     row, column = a.ndim == 1, b.ndim == 1
     if a.shape[-1] != b.shape[0 if column else -2]:
         raise ValueError(
             f"matmul: {a.shape} and {b.shape}: the last axis of the first must be as long as "
-            "the last but one of the second, or its only one"
+            "the second-to-last axis of the second, or its only axis"
         )
 
-    def full(g: Array) -> Array:  # the gradient with the dropped axes put back: (..., n, m)
-        return xp.expand_dims(g, tuple(axis for axis, dropped in ((-2, row), (-1, column)) if dropped))
+    def full(g: Array) -> Array:  # g with the removed axes of 1-D operands: (..., n, m)
+        return xp.expand_dims(g, tuple(axis for axis, removed in ((-2, row), (-1, column)) if removed))
 
     def pull_a(g: Array) -> Array:
         if column and row:
@@ -454,7 +465,7 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
         if column and row:
             return xp.multiply(g, a)
         a_matrix, gm = xp.expand_dims(a, 0) if row else a, full(g)
-        if b_ndim <= 2 and gm.ndim > 2:  # one product over all batches, instead of one a batch and their sum
+        if b_ndim <= 2 and gm.ndim > 2:  # one product over all batches, instead of a sum of one for each batch
             n = prod(gm.shape[:-1])
             a_matrix = xp.reshape(a_matrix, (n, a_matrix.shape[-1]))
             gm = xp.reshape(gm, (n, gm.shape[-1]))
@@ -465,6 +476,7 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
 
 
 def _swap(xp: Backend, a: Array) -> Array:
+    """The last two axes swapped: (..., n, m) -> (..., m, n)."""
     return xp.transpose(a, (*range(a.ndim - 2), a.ndim - 1, a.ndim - 2))
 
 
@@ -482,13 +494,13 @@ def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
 
 
 def softmax(xp: Backend, a: Float, *, axis: int) -> Result:
-    axes_of("softmax", axis, a.ndim)
+    normalize_axes("softmax", axis, a.ndim)
     out = xp.softmax(a, axis)
     return out, lambda g: xp.softmax_backward(g, out, axis)
 
 
 def log_softmax(xp: Backend, a: Float, *, axis: int) -> Result:
-    axes_of("log_softmax", axis, a.ndim)
+    normalize_axes("log_softmax", axis, a.ndim)
     out = xp.log_softmax(a, axis)
     return out, lambda g: xp.log_softmax_backward(g, out, axis)
 
@@ -507,7 +519,7 @@ def layer_norm(xp: Backend, x: Float, gamma: Array | None, beta: Array | None, *
 
 
 def embedding(xp: Backend, weight: Array, *, ids: Any, check: bool = True) -> Result:
-    """Without `check`, ids are an array of the backend that is known to be in range: a check waits for the device."""
+    """If `check` is False, ids are an array of the backend with ids in range. (Checking them waits for the device.)"""
     if weight.ndim != 2:
         raise ValueError(f"embedding: weight must be (rows, columns), got shape {weight.shape}")
     n_rows = weight.shape[0]
@@ -519,10 +531,10 @@ def cross_entropy(
     xp: Backend, logits: Float, *, ids: Any, ignore_index: int | None, excluded_class: int | None,
     padding: Array | None = None, check: bool = True,
 ) -> Result:  # fmt: skip
-    """The mean over the valid targets; `excluded_class` is left out of the softmax.
+    """The mean over the valid targets; the softmax excludes `excluded_class`.
 
-    Without `check`, ids are an array of the backend that is known to be in range, and `padding` is True where they are
-    not valid.
+    If `check` is False, ids are an array of the backend with ids in range, and `padding` is True where they are not
+    valid targets.
     """
     if logits.ndim == 0:
         raise ValueError("cross_entropy: logits are 0-d; they must be (..., classes)")
@@ -531,7 +543,7 @@ def cross_entropy(
         targets, valid = xp.check_targets(ids, classes, ignore_index, "cross_entropy")
     elif padding is None:
         targets, valid = ids, None
-    else:  # the id of padding may not be a class
+    else:  # the id of padding need not be a class
         targets, valid = xp.where(padding, 0, ids), xp.logical_not(padding)
     if targets.shape != shape[:-1]:
         raise ValueError(
@@ -553,13 +565,13 @@ def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: b
             "they must be (..., L, d), (..., S, d) and (..., S, dv)"
         )
     scores = (*broadcast_shape(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
-    hidden = None if mask is None else _fitting_mask(xp, scores, mask, "attention")
+    hidden = None if mask is None else _broadcastable_mask(xp, scores, mask, "attention")
     out, log_sum = xp.attention(q, k, v, hidden, causal, offset)
     return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, hidden, causal, offset, needs))
 
 
 def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool) -> Result:
-    """`attention` of each head, on queries, keys and values side by side: (..., T, 3 C) -> (..., T, C)."""
+    """`attention` of each head, for concatenated queries, keys and values: (..., T, 3 C) -> (..., T, C)."""
     if qkv.ndim < 2 or n_heads < 1 or qkv.shape[-1] % (3 * n_heads) or not qkv.shape[-1]:
         raise ValueError(
             f"attention_qkvpacked: qkv {qkv.shape} does not hold q, k and v of {n_heads} heads; "
@@ -567,7 +579,11 @@ def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, cau
         )
     *batch, length, width = qkv.shape
     n, d = len(batch), width // (3 * n_heads)
-    hidden = None if mask is None else _fitting_mask(xp, (*batch, n_heads, length, length), mask, "attention_qkvpacked")
+    hidden = (
+        None
+        if mask is None
+        else _broadcastable_mask(xp, (*batch, n_heads, length, length), mask, "attention_qkvpacked")
+    )
     to_heads = (*range(n), n + 1, n, n + 2)  # (..., T, H, d) -> (..., H, T, d), and back
     separate = xp.reshape(qkv, (*batch, length, 3, n_heads, d))
     q, k, v = (xp.transpose(xp.getitem(separate, (..., i, slice(None), slice(None))), to_heads) for i in range(3))
@@ -583,16 +599,17 @@ def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, cau
 
 
 def shape_of(operand: Array | float) -> Shape:
-    """The shape of an array; of a number, that of a 0-d one."""
+    """The shape of an array, or () for a number."""
     return getattr(operand, "shape", ())
 
 
 def min_ndim(*operands: Array | float) -> int:
+    """The smallest number of axes among the operands. (`min` is a rule here.)"""
     return sorted(len(shape_of(operand)) for operand in operands)[0]
 
 
 def broadcast_shape(a: Shape, b: Shape) -> Shape:
-    """The shape of a batch of one product for each pair; where two lengths differ, one must be 1."""
-    longest = len(a) if len(a) > len(b) else len(b)
-    padded = zip((1,) * (longest - len(a)) + a, (1,) * (longest - len(b)) + b, strict=True)
+    """The shape to which a and b broadcast. They must be compatible."""
+    ndim = len(a) if len(a) > len(b) else len(b)
+    padded = zip((1,) * (ndim - len(a)) + a, (1,) * (ndim - len(b)) + b, strict=True)
     return tuple(n if m == 1 else m for m, n in padded)

@@ -1,7 +1,7 @@
-"""Tensor: an array, its gradient, and one node of the graph that made it.
+"""Tensor: an array with automatic differentiation, and `apply`, which runs every operation on tensors.
 
-Everything that computes goes through `apply`: it takes the arrays out of the operands, runs a rule from
-`russellgrad/rules.py` on their backend, and records a node. The operators and methods are that one call each.
+`apply` takes the arrays of the operands, runs a rule from `russellgrad/rules.py` on their backend, and records a node
+of the graph. Each operator and method of Tensor is one call of `apply`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,24 +36,34 @@ def _elementwise(rule: rules.Rule, doc: str) -> "Callable[[Tensor], Tensor]":
 
 
 class Tensor:
-    """An array that remembers how it was computed.
+    """A multi-dimensional array that records the operations on it, so that `backward` can compute gradients.
+
+        x = Tensor([1.0, 2.0, 3.0])
+        (x * x).sum().backward()
+        x.grad  # [2. 4. 6.]
 
     Args:
-        data: a number, nested lists, or an array. Numbers and lists become the default dtype (lists of bools stay
-            bool), arrays keep theirs. The data is copied.
+        data: a number, nested lists, or an array. Numbers and lists get the default dtype (bools stay bool); arrays
+            keep their dtype. The data is copied.
         dtype: a name such as "float32", or a dtype object.
-        requires_grad: whether `backward` fills `.grad`. By default, whether the dtype is a float one and gradients
-            are enabled; integer and bool tensors never track gradients.
-        backend: a name or module; by default the one in use (`get_backend`).
-        label: a name of your own, shown by `repr`.
+        requires_grad: whether `backward` fills `.grad`. The default is True for float dtypes if gradients are enabled
+            (see `no_grad`). Integer and bool tensors never track gradients.
+        backend: a backend's name or module; by default the current one (`get_backend`).
+        label: a name for the tensor, shown by `repr`.
+
+    Attributes:
+        data: the array, of the backend's type. Assign to it to replace the array.
+        grad: the gradient that `backward` has accumulated, an array of the tensor's shape and dtype; None before that.
+        backend: the backend of the array, an object with all primitives: `t.backend.name` is "numpy".
+        label: the name given to the constructor.
 
     Raises:
-        TypeError: data that is a Tensor, holds Tensors, or is not real numbers; an array of another device;
+        TypeError: data is a Tensor, contains Tensors, is not real numbers, or is an array of another device;
             requires_grad=True with an integer or bool dtype.
     """
 
     __slots__ = ("_data", "_node", "_version", "backend", "grad", "label", "__weakref__")
-    __array_ufunc__ = None  # array + tensor is the tensor's business, not that of NumPy or CuPy
+    __array_ufunc__ = None  # array + tensor calls Tensor.__radd__ instead of a ufunc of NumPy or CuPy
 
     backend: Backend
     grad: Array | None
@@ -71,7 +81,9 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
-        array = xp.asarray(data)  # first as it is: asked for floats, NumPy would parse strings and take None for nan
+        array = xp.asarray(
+            data
+        )  # without a dtype first: with a float dtype, NumPy parses strings and converts None to nan
         if dtype is None and not hasattr(data, "dtype") and xp.dtype(array).kind != "b":
             dtype = get_default_dtype()
         self.backend = xp
@@ -84,7 +96,7 @@ class Tensor:
 
     @classmethod
     def _wrap(cls, data: Array, xp: Backend, node: Node | None = None, version: Version | None = None) -> "Tensor":
-        """A Tensor around an array as it is; with the version of another Tensor if it is a view of that one's."""
+        """Wrap an array without copying it. Pass the version of another Tensor if the array shares its memory."""
         tensor = cls.__new__(cls)
         tensor._data, tensor._node, tensor.backend, tensor.label = data, node, xp, ""
         tensor.grad = None
@@ -92,17 +104,21 @@ class Tensor:
         return tensor
 
     def _start_tracking(self, requires_grad: bool | None) -> None:
-        """Of a new tensor: track gradients if told to, or by default if it is of floats and gradients are enabled."""
+        """Set requires_grad of a new tensor. The default is True for float dtypes if gradients are enabled."""
         if requires_grad or requires_grad is None and is_grad_enabled() and is_float(self.dtype):
             self.requires_grad = True
 
-    # --- What it is
+    # --- Attributes
 
     @property
     def data(self) -> Array:
-        """The array, of the tensor's backend. Assign to it to replace it; `t.data -= step` changes it in place.
+        """The array, of the backend's type. Assign to it to replace the array; `t.data -= step` updates it in place.
 
-        After a write that goes past this attribute, as `t.data[0] = 5.0`, call `changed_in_place()`.
+        After a write that does not assign to the attribute, such as `t.data[0] = 5.0`, call `changed_in_place()`.
+
+        Raises (on assignment):
+            TypeError: not an array of the tensor's backend. ValueError: the tensor tracks gradients, and the new array
+                has another shape or dtype.
         """
         return self._data
 
@@ -122,33 +138,41 @@ class Tensor:
             self._data, self._version = array, [0]
 
     def changed_in_place(self) -> None:
-        """Say that `.data` was written into, so that a backward through its old values is an error."""
+        """Report a write into the memory of `.data`, so that a backward that needs the old values raises an error."""
         self._version[0] += 1
 
     @property
     def shape(self) -> Shape:
+        """The length of each axis, a tuple of ints."""
         return cast(Shape, self._data.shape)
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return int(self._data.ndim)
 
     @property
     def dtype(self) -> Any:
-        """NumPy's dtype object, on every backend."""
+        """The dtype, a NumPy dtype object on every backend."""
         return self.backend.dtype(self._data)
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return prod(self.shape)
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no operation made it, or none that was recorded."""
+        """Whether the tensor is a leaf of the graph: created by the user, or by an operation that was not recorded."""
         return self._node is None or self._node.name == "leaf"
 
     @property
     def requires_grad(self) -> bool:
+        """Whether the tensor tracks gradients. Only a leaf's can be set.
+
+        Raises (on assignment):
+            RuntimeError: the tensor is not a leaf. TypeError: set to True for an integer or bool dtype.
+        """
         return self._node is not None
 
     @requires_grad.setter
@@ -180,16 +204,17 @@ class Tensor:
     # --- Gradients
 
     def backward(self, gradient: "Array | Tensor | None" = None, retain_graph: bool = False) -> None:
-        """Add to `.grad` of every leaf below the derivative of this tensor, weighted by `gradient`.
+        """Compute the gradients of this tensor, and add them to `.grad` of every leaf that it depends on.
 
         Args:
-            gradient: an array or Tensor of exactly this shape, on this backend. A tensor of one element needs none.
-            retain_graph: keep what backward needs, for a second call; otherwise it is freed as backward goes.
+            gradient: the gradient of a scalar with respect to this tensor: an array or Tensor of exactly this shape, on
+                this backend. The default, for a tensor with one element, is 1.
+            retain_graph: keep the graph for another call. By default the graph is freed during the call.
 
         Raises:
-            RuntimeError: the tensor tracks no gradients; it has several elements and no gradient was given; its graph
-                was freed by an earlier backward; an array it needs was changed in place since.
-            ValueError: gradient of another shape. TypeError: on another backend, or no array.
+            RuntimeError: the tensor tracks no gradients; it has several elements and `gradient` is None; the graph was
+                freed by an earlier backward; or an array that is needed was changed in place.
+            ValueError: `gradient` has another shape. TypeError: it is on another backend, or not an array.
         """
         if self._node is None:
             raise RuntimeError(
@@ -212,24 +237,34 @@ class Tensor:
             raise ValueError(
                 f"backward: gradient has shape {gradient.shape}, this tensor {self.shape}; they must agree"
             )
-        # A copy: what the caller gives may be memory that backward writes gradients into.
+        # A copy, so that the caller's array does not change if a pullback writes into its argument.
         backward(self._node, xp.astype(xp.copy(gradient), self.dtype), retain_graph)
 
     def zero_grad(self) -> None:
-        """Forget the gradient: `.grad` is None again."""
+        """Set `.grad` to None."""
         self.grad = None
 
     def retain_grad(self) -> None:
-        """Have `backward` fill `.grad` of this tensor, too, which is no leaf. Raises RuntimeError without history."""
+        """Make `backward` fill `.grad` of this tensor although it is not a leaf.
+
+        Raises RuntimeError if the tensor tracks no gradients.
+        """
         if self._node is None:
             raise RuntimeError("retain_grad: this tensor tracks no gradients")
         self._node.tensor_ref = ref(self)
 
     def register_hook(self, hook: Hook) -> Callable[[], None]:
-        """Call `hook(gradient)` when this tensor's whole gradient, an array, is known in a backward.
+        """Register a function `hook(gradient)` that `backward` calls with this tensor's complete gradient, an array.
 
-        A hook may return another array to take its place. Returns a function that removes the hook.
-        Raises RuntimeError if the tensor tracks no gradients.
+        The hook returns None, or an array that replaces the gradient. Hooks run in the order of registration.
+
+            remove = x.register_hook(lambda g: print(g))
+
+        Returns:
+            A function that removes the hook.
+
+        Raises:
+            RuntimeError: the tensor tracks no gradients.
         """
         node = self._node
         if node is None:
@@ -242,23 +277,28 @@ class Tensor:
         return lambda: cast(None, hooks.pop(key, None))
 
     def detach(self) -> "Tensor":
-        """The same array (shared, not copied) without history."""
+        """A tensor that shares this tensor's array and tracks no gradients."""
         return Tensor._wrap(self._data, self.backend, version=self._version)
 
-    # --- Out of it
+    # --- Conversion
 
     def numpy(self) -> Any:
-        """A copy of the data as a NumPy array on the host."""
+        """A copy of the data as a NumPy array on the host. Waits for the device."""
         return self.backend.to_host(self._data)
 
     def item(self) -> Any:
-        """The one element as a Python number. Raises ValueError if there are more."""
+        """The element of a tensor of size 1, as a Python number. Raises ValueError for any other size."""
         if self.size != 1:
             raise ValueError(f"item: a tensor of shape {self.shape} has {self.size} elements, not one")
         return self.numpy().item()
 
     def to(self, backend: str | ModuleType | Backend) -> "Tensor":
-        """This tensor on another backend; gradients come back through it. On its own backend: itself."""
+        """Copy the tensor to another backend. Returns self if it is there already.
+
+        The operation is differentiable: the gradient is copied back. Raises as `set_backend` does.
+
+            y = x.to("cupy")
+        """
         source, target = self.backend, resolve_backend(backend)
         if target is source:
             return self
@@ -268,20 +308,22 @@ class Tensor:
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
-            "a Tensor does not turn into an array unasked; call .numpy(), or Tensor.stack for a list of them"
+            "a Tensor is not converted to an array implicitly; call .numpy(), or Tensor.stack for a list of tensors"
         )
 
     def __dlpack__(self, **kwargs: Any) -> Any:
-        """The array's memory for another library, as in `torch.from_dlpack(tensor)`; both then share it.
+        """Export the array to another library without a copy, as in `torch.from_dlpack(tensor)`.
 
-        After a write from there, call `changed_in_place()`. Raises BufferError for a tensor that tracks gradients, for
-        a view that runs backwards, and as the backend's array does.
+        Both share the memory. After a write by the other library, call `changed_in_place()`.
+
+        Raises:
+            BufferError: the tensor tracks gradients, has negative strides, or cannot be exported by its backend.
         """
         if self._node is not None:
             raise BufferError("__dlpack__: this tensor tracks gradients, which would be lost; export .detach()")
-        if any(stride < 0 for stride in getattr(self._data, "strides", ())):  # at which PyTorch ends the process
+        if any(stride < 0 for stride in getattr(self._data, "strides", ())):  # PyTorch aborts the process
             raise BufferError(
-                "__dlpack__: this view runs backwards, which PyTorch cannot do; export a copy, "
+                "__dlpack__: this view has negative strides, which PyTorch does not support; export a copy, "
                 "Tensor(x.data, requires_grad=False)"
             )
         return self._data.__dlpack__(**kwargs)
@@ -293,14 +335,20 @@ class Tensor:
     def from_dlpack(
         source: Any, *, requires_grad: bool | None = None, backend: str | ModuleType | Backend | None = None
     ) -> "Tensor":
-        """A Tensor on the memory of `source` (anything with `__dlpack__`), which both then share.
+        """Make a Tensor that shares the memory of `source`, any object with a `__dlpack__` method.
 
-        It is a leaf: no history of `source` comes with it. After a write from there, call `changed_in_place()`.
+        The Tensor is a leaf. After a write by the other library, call `changed_in_place()`.
+
+            x = Tensor.from_dlpack(torch.ones(3))
+
+        Args:
+            source: an array or tensor of another library.
+            requires_grad, backend: as for the constructor.
 
         Raises:
-            TypeError: there is no `__dlpack__`.
-            BufferError: `source` does not give its memory away (as PyTorch does not while it tracks gradients), or it
-                is of a dtype or on a device that the backend has not.
+            TypeError: `source` has no `__dlpack__`, or the backend cannot share memory.
+            BufferError: `source` refuses to export (a PyTorch tensor that requires a gradient), or the backend does not
+                support its dtype or device.
         """
         xp = resolve_backend(backend)
         if not hasattr(xp, "from_dlpack"):
@@ -311,11 +359,11 @@ class Tensor:
             array = xp.from_dlpack(source)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             if str(error).startswith("__dlpack__: "):
-                raise  # it speaks for itself
+                raise  # the message is complete
             facts = f"{type(source).__module__}.{type(source).__name__}, {getattr(source, 'dtype', 'of unknown dtype')}"
             raise BufferError(
-                f"from_dlpack: backend {xp.name!r} cannot share this memory ({facts}): {str(error).rstrip(' .')}; give "
-                "it without gradients, in a dtype and on a device of the backend: in PyTorch .detach(), .float(), "
+                f"from_dlpack: backend {xp.name!r} cannot share this memory ({facts}): {str(error).rstrip(' .')}; pass "
+                "it without gradients, with a dtype and on a device of the backend: in PyTorch .detach(), .float(), "
                 ".cpu() or .cuda()"
             ) from error
         tensor = Tensor._wrap(array, xp)
@@ -331,7 +379,7 @@ class Tensor:
         return copied
 
     def __copy__(self) -> "Tensor":
-        return self.__deepcopy__({})  # two tensors with one node would send each other's gradients astray
+        return self.__deepcopy__({})  # a shallow copy would share the node, and with it the gradient
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("pickle: a Tensor is not pickled; keep .numpy(), or a module's state_dict()")
@@ -363,7 +411,7 @@ class Tensor:
     def __neg__(self) -> "Tensor":                          return apply(rules.negative, self)
     def __abs__(self) -> "Tensor":                          return apply(rules.abs, self)
 
-    # --- Comparisons: bool tensors
+    # --- Comparisons: the result is a bool tensor
 
     def __eq__(self, other: object) -> "Tensor":            return _binary(rules.equal, self, other)  # type: ignore[override]
     def __ne__(self, other: object) -> "Tensor":            return _binary(rules.not_equal, self, other)  # type: ignore[override]
@@ -371,9 +419,9 @@ class Tensor:
     def __le__(self, other: Operand) -> "Tensor":           return _binary(rules.less_equal, self, other)
     def __gt__(self, other: Operand) -> "Tensor":           return _binary(rules.greater, self, other)
     def __ge__(self, other: Operand) -> "Tensor":           return _binary(rules.greater_equal, self, other)
-    __hash__ = object.__hash__  # by identity: == compares elements
+    __hash__ = object.__hash__  # by identity, because == compares elements
 
-    # --- Logic: bool tensors, of bool operands
+    # --- Logic, for bool operands
 
     def __and__(self, other: Operand) -> "Tensor":          return _binary(rules.logical_and, self, other)
     def __rand__(self, other: Operand) -> "Tensor":         return _binary(rules.logical_and, other, self)
@@ -387,44 +435,51 @@ class Tensor:
 
     # --- Elementwise: (...) -> (...)
 
-    exp = _elementwise(rules.exp, "e ** x.")
-    expm1 = _elementwise(rules.expm1, "e ** x - 1, accurate for x near 0.")
-    log = _elementwise(rules.log, "The natural logarithm.")
+    exp = _elementwise(rules.exp, "The exponential, e ** x.")
+    expm1 = _elementwise(rules.expm1, "The exponential minus 1, accurate for x near 0.")
+    log = _elementwise(rules.log, "The natural logarithm, nan for x < 0.")
     log1p = _elementwise(rules.log1p, "log(1 + x), accurate for x near 0.")
-    log2 = _elementwise(rules.log2, "The logarithm to the base 2.")
+    log2 = _elementwise(rules.log2, "The base-2 logarithm.")
     sqrt = _elementwise(rules.sqrt, "The square root.")
     tanh = _elementwise(rules.tanh, "The hyperbolic tangent.")
-    abs = _elementwise(rules.abs, "The absolute value. Its gradient at 0 is 0.")
+    abs = _elementwise(rules.abs, "The absolute value. The gradient at 0 is 0.")
     sin = _elementwise(rules.sin, "The sine of x in radians.")
     cos = _elementwise(rules.cos, "The cosine of x in radians.")
     arctan = _elementwise(rules.arctan, "The inverse tangent, in radians.")
-    floor = _elementwise(rules.floor, "The largest integer not above x, as a float. Its gradient is 0.")
-    ceil = _elementwise(rules.ceil, "The smallest integer not below x, as a float. Its gradient is 0.")
-    sigmoid = _elementwise(rules.sigmoid, "1 / (1 + e ** -x).")
-    relu = _elementwise(rules.relu, "max(x, 0). Its gradient at 0 is 0.")
+    floor = _elementwise(rules.floor, "The largest integer <= x, as a float. The gradient is 0.")
+    ceil = _elementwise(rules.ceil, "The smallest integer >= x, as a float. The gradient is 0.")
+    sigmoid = _elementwise(rules.sigmoid, "The logistic sigmoid, 1 / (1 + e ** -x).")
+    relu = _elementwise(rules.relu, "max(x, 0). The gradient at 0 is 0.")
 
     def leaky_relu(self, alpha: float = 0.01) -> "Tensor":
-        """x where x > 0, else alpha * x (Maas et al., ICML workshop 2013)."""
+        """x where x > 0, else alpha * x (Maas et al., ICML workshop 2013). The gradient at 0 is alpha."""
         return apply(rules.leaky_relu, self, alpha=alpha)
 
     def gelu(self, approximate: str = "none") -> "Tensor":
-        """x * phi(x), phi being the normal distribution function (Hendrycks & Gimpel, arXiv:1606.08415).
+        """Gaussian error linear unit: x * phi(x), where phi is the standard normal distribution function.
+
+        Hendrycks & Gimpel, arXiv:1606.08415.
 
         Args:
-            approximate: "none", or "tanh" for the approximation by tanh. Raises ValueError for another string.
+            approximate: "none" for the exact function, "tanh" for the approximation. Raises ValueError for any other.
         """
         return apply(rules.gelu, self, approximate=approximate)
 
     def maximum(self, other: Operand) -> "Tensor":
-        """The larger of self and other, elementwise; nan wins; at ties each gets half the gradient."""
+        """Elementwise maximum. nan propagates. Where both are equal, each gets half of the gradient."""
         return apply(rules.maximum, self, other)
 
     def minimum(self, other: Operand) -> "Tensor":
-        """The smaller of self and other, elementwise; nan wins; at ties each gets half the gradient."""
+        """Elementwise minimum. nan propagates. Where both are equal, each gets half of the gradient."""
         return apply(rules.minimum, self, other)
 
     def astype(self, dtype: DType) -> "Tensor":
-        """The elements cast to another dtype. The gradient is cast back; integer results have none."""
+        """Cast to another dtype. The gradient is cast back; integer and bool results track no gradients.
+
+        Raises TypeError for a dtype that is not of real numbers or bools.
+
+            x.astype("float32")
+        """
         return apply(rules.astype, self, dtype=dtype)
 
     def softmax(self, axis: int = -1) -> "Tensor":
@@ -436,92 +491,172 @@ class Tensor:
         return apply(rules.log_softmax, self, axis=axis)
 
     def clip(self, min: Operand | None = None, max: Operand | None = None) -> "Tensor":
-        """The elements, no less than `min` and no more than `max`: numbers or tensors; `max` wins where they cross."""
+        """Limit the elements to [min, max]. The bounds are numbers, tensors or None; the gradient is 1 at the bounds.
+
+        The result is `max` where min > max. Raises ValueError if both bounds are None.
+        """
         if min is None and max is None:
             raise ValueError("clip: give min, max or both")
         return apply(rules.clip, self, min, max)
 
     def masked_fill(self, mask: Mask, value: Operand) -> "Tensor":
-        """`value`, a number or 0-d tensor, where `mask` is True. Raises TypeError for a mask that is not bool."""
+        """Replace the elements where `mask` is True with `value`, a number or 0-d tensor.
+
+        Raises:
+            TypeError: the mask is not bool. ValueError: the mask does not broadcast to the tensor's shape, or `value`
+                has axes.
+
+            scores.masked_fill(hidden, -math.inf)
+        """
         return apply(rules.masked_fill, self, value, mask=mask)
 
     def masked_multiply(self, mask: Mask, value: Operand) -> "Tensor":
-        """The elements times `value` where `mask` is True, as they are elsewhere. Raises as `masked_fill` does."""
+        """Multiply the elements where `mask` is True by `value`; the others do not change.
+
+        Raises:
+            TypeError: the mask is not bool. ValueError: the mask does not broadcast to the tensor's shape.
+        """
         return apply(rules.masked_multiply, self, value, mask=mask)
 
-    # --- Reductions over axis: None for all, an int, or a tuple; () reduces nothing
+    # --- Reductions. axis: None (all axes), an int, or a tuple of ints; () reduces no axis
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """The sum over `axis`. The sum of integers or bools is int64.
+
+        Args:
+            axis: an int, a tuple of ints, or None for all axes.
+            keepdims: keep the reduced axes, with length 1.
+
+        Raises:
+            IndexError: an axis is out of range. ValueError: an axis is repeated.
+
+            Tensor([[1.0, 2.0], [3.0, 4.0]]).sum(axis=0)  # [4. 6.]
+        """
         return apply(rules.sum, self, axis=axis, keepdims=keepdims)
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        """The arithmetic mean. Raises TypeError for integers, whose mean is none."""
+        """The arithmetic mean over `axis`, as in `sum`. Raises TypeError for integer and bool tensors."""
         return apply(rules.mean, self, axis=axis, keepdims=keepdims)
 
     def var(self, axis: Axis = None, keepdims: bool = False, *, correction: float = 0) -> "Tensor":
-        """The variance: squared deviations from the mean, summed and divided by n - correction."""
+        """The variance over `axis`, as in `sum`: the sum of squared deviations from the mean over n - correction.
+
+        correction=0 is NumPy's default, correction=1 is PyTorch's. Raises TypeError for integer and bool tensors.
+        """
         return apply(rules.var, self, axis=axis, correction=correction, keepdims=keepdims)
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        """The largest element; ties share the gradient equally. Raises ValueError over an empty axis."""
+        """The maximum over `axis`, as in `sum`. Equal maxima share the gradient equally, as in `torch.amax`.
+
+        Raises ValueError for an axis of length 0.
+        """
         return apply(rules.max, self, axis=axis, keepdims=keepdims)
 
     def min(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        """The smallest element; ties share the gradient equally. Raises ValueError over an empty axis."""
+        """The minimum over `axis`, as in `sum`. Equal minima share the gradient equally, as in `torch.amin`.
+
+        Raises ValueError for an axis of length 0.
+        """
         return apply(rules.min, self, axis=axis, keepdims=keepdims)
 
     def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
-        """The index of the largest element, the first of several; of the flattened tensor when axis is None."""
+        """The index (int64) of the first maximum along `axis`; in the flattened tensor if axis is None."""
         return apply(rules.argmax, self, axis=axis, keepdims=keepdims)
 
     # --- Shapes
 
     def transpose(self, axes: Sequence[int] | None = None) -> "Tensor":
-        """The axes in another order; reversed by default."""
+        """Permute the axes; by default, reverse them.
+
+        Raises:
+            ValueError: `axes` does not name each axis once. IndexError: an axis is out of range.
+
+            x.transpose((0, 2, 1))  # (2, 3, 4) -> (2, 4, 3)
+        """
         return apply(rules.transpose, self, axes=axes)
 
     @property
     def T(self) -> "Tensor":
+        """The tensor with its axes reversed: the transpose of a matrix."""
         return self.transpose()
 
     def swapaxes(self, axis1: int, axis2: int) -> "Tensor":
-        first, second = (rules.axes_of("swapaxes", axis, self.ndim)[0] for axis in (axis1, axis2))
+        """Swap two axes: `x.swapaxes(-1, -2)` transposes the matrices of a batch.
+
+        Raises IndexError for an axis out of range.
+        """
+        first, second = (rules.normalize_axes("swapaxes", axis, self.ndim)[0] for axis in (axis1, axis2))
         axes = list(range(self.ndim))
         axes[first], axes[second] = second, first
         return self.transpose(axes)
 
     def reshape(self, *shape: int | Sequence[int]) -> "Tensor":
-        """The same elements in C order; one length may be -1. `reshape(2, 3)` or `reshape((2, 3))`."""
-        return apply(rules.reshape, self, shape=_shape(shape))
+        """Change the shape: `reshape(2, 3)` or `reshape((2, 3))`. The elements keep their C order.
+
+        One length may be -1; it is inferred. Raises ValueError if the number of elements changes.
+        """
+        return apply(rules.reshape, self, shape=_shape_from_args(shape))
 
     def broadcast_to(self, *shape: int | Sequence[int]) -> "Tensor":
-        return apply(rules.broadcast_to, self, shape=_shape(shape))
+        """Broadcast to a shape: `broadcast_to(2, 3)` or `broadcast_to((2, 3))`. The gradient is summed back.
+
+        Raises ValueError for a shape to which the tensor does not broadcast.
+        """
+        return apply(rules.broadcast_to, self, shape=_shape_from_args(shape))
 
     def squeeze(self, axis: Axis = None) -> "Tensor":
-        """Without axes of length 1; a named axis that is longer stays."""
+        """Remove axes of length 1, or those in `axis`. A longer axis in `axis` stays, as in PyTorch.
+
+        Raises IndexError for an axis out of range.
+        """
         return apply(rules.squeeze, self, axis=axis)
 
     def expand_dims(self, axis: int | tuple[int, ...]) -> "Tensor":
-        """With a new axis of length 1 at `axis`."""
+        """Insert a new axis of length 1 at each position in `axis`, an int or a tuple of ints.
+
+        Raises IndexError for an axis out of range.
+
+            x.expand_dims(0)  # (2, 3) -> (1, 2, 3)
+        """
         return apply(rules.expand_dims, self, axis=axis)
 
     @staticmethod
     def concatenate(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
-        """Tensors joined along an axis they have. Raises ValueError for none."""
-        return apply(rules.concatenate, *_several("concatenate", tensors), axis=axis)
+        """Join tensors along an existing axis: (..., n_i, ...) -> (..., sum n_i, ...).
+
+        Raises:
+            ValueError: the list is empty, or the shapes differ in another axis. IndexError: the axis is out of range.
+
+            Tensor.concatenate([a, b], axis=1)
+        """
+        return apply(rules.concatenate, *_check_tensors("concatenate", tensors), axis=axis)
 
     @staticmethod
     def stack(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
-        """Tensors of one shape, joined along a new axis. Raises ValueError for none, or shapes that differ."""
-        return apply(rules.stack, *_several("stack", tensors), axis=axis)
+        """Join tensors of equal shape along a new axis.
+
+        Raises:
+            ValueError: the list is empty, or the shapes differ. IndexError: the axis is out of range.
+
+            Tensor.stack([a, b])  # (3,) and (3,) -> (2, 3)
+        """
+        return apply(rules.stack, *_check_tensors("stack", tensors), axis=axis)
 
     def split(self, size_or_sizes: int | Sequence[int], axis: int = 0) -> "list[Tensor]":
-        """Pieces along `axis`: an int is the length of each (the last may be shorter), a list gives all lengths.
+        """Split into pieces along `axis`, as `torch.split` does.
 
-        Raises ValueError for lengths that do not add up to the axis.
+        Args:
+            size_or_sizes: the length of each piece (the last may be shorter), or a list of all lengths.
+            axis: the axis.
+
+        Raises:
+            ValueError: the lengths do not add up to the length of the axis, or a length is negative.
+            IndexError: the axis is out of range.
+
+            x.split(2)  # (5,) -> (2,), (2,), (1,)
         """
-        (along,) = rules.axes_of("split", axis, self.ndim)
-        n = self.shape[along]
+        (split_axis,) = rules.normalize_axes("split", axis, self.ndim)
+        n = self.shape[split_axis]
         if isinstance(size_or_sizes, Integral):
             size_or_sizes = int(size_or_sizes)
             if size_or_sizes < 1:
@@ -532,11 +667,14 @@ class Tensor:
             if sum(sizes) != n or min(sizes, default=0) < 0:
                 raise ValueError(f"split: sizes {sizes} do not add up to axis {axis} of shape {self.shape}")
         stops = list(accumulate(sizes))
-        before = (slice(None),) * along
+        before = (slice(None),) * split_axis
         return [self[(*before, slice(stop - size, stop))] for size, stop in zip(sizes, stops, strict=True)]
 
     def __getitem__(self, index: Index) -> "Tensor":
-        """x[...] with ints, slices, None, ellipsis, bool masks, integer arrays (repeats add up in the gradient)."""
+        """x[index] with ints, slices, None, an ellipsis, bool masks and integer arrays.
+
+        The gradients of elements that are selected several times add up.
+        """
         parts = index if isinstance(index, tuple) else (index,)
         return apply(rules.getitem, self, index=tuple(_index(part, self.backend) for part in parts))
 
@@ -547,11 +685,11 @@ class Tensor:
 
 
 def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
-    """Run a rule on the arrays of `operands` and record a node for its output.
+    """Run a rule on the arrays of `operands`, record a node for the output, and return the output as a Tensor.
 
     Raises:
-        TypeError: operands on two backends, or one that is neither Tensor, number nor array of the backend.
-        ValueError, IndexError, TypeError: what the rule or the backend says, with the op's name and the shapes.
+        TypeError: the operands are on different backends, or one is not a Tensor, a number or an array of the backend.
+        ValueError, IndexError, TypeError: an error of the rule or the backend, with the op's name and the shapes.
     """
     name = rule.__name__
     tensors = [value for value in (*operands, *params.values()) if isinstance(value, Tensor)]
@@ -562,7 +700,7 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
             _same_backend(name, xp, tensor.backend)
         recording = recording or tensor._node is not None
     recording = recording and is_grad_enabled()
-    # A pullback may hold the caller's own array, which the caller may write into before backward; Tensors are watched.
+    # Pullbacks get copies of the caller's arrays, because writes into them are not detected, unlike those into Tensors.
     keep = xp.copy if recording else xp.asarray
     arrays: list[Any] = [o._data if isinstance(o, Tensor) else _operand(name, o, xp, keep) for o in operands]
     if len(arrays) > 1:
@@ -570,33 +708,33 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     if rules.has_float_result(rule) and not any(is_float(xp.dtype(a)) for a in arrays if xp.is_array(a)):
         arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
     if params:
-        params = {key: _plain(value, xp, keep) for key, value in params.items()}
+        params = {key: _unwrap(value, xp, keep) for key, value in params.items()}
     try:
         result = rule(xp, *arrays, **params)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         if str(error).startswith(f"{name}: "):
-            raise  # it speaks for itself
-        raise _explained(rule, arrays, params, error) from error
+            raise  # the message is complete
+        raise _explain_error(rule, arrays, params, error) from error
     if not isinstance(result, tuple):
         raise TypeError(f"{name}: a rule must return a tuple (output, pullback, ...), not a {type(result).__name__}")
     out, *pullbacks = result
     if out.ndim == 0:
-        out = xp.asarray(out)  # NumPy gives scalars, which are not arrays
+        out = xp.asarray(out)  # NumPy returns scalars for 0-d results
     version = tensors[0]._version if rules.is_view(rule) else [0]
     node = None
     if recording:
         nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
-        # The output's own version too: the pullbacks of exp or softmax hold the output.
+        # Include the output's version, because some pullbacks hold the output (exp, softmax).
         node = record(name, xp, out, nodes, pullbacks, [version, *(tensor._version for tensor in tensors)])
     return Tensor._wrap(out, xp, node, version)
 
 
 def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
-    """Make an op of your own from a rule: `(xp, *arrays, **parameters) -> (output, pullback for each operand...)`.
+    """Make a differentiable op from a rule: `(xp, *arrays, **parameters) -> (output, pullback, ...)`.
 
-    The returned function takes Tensors, numbers and arrays as operands and the parameters by keyword, and is
-    differentiated like any op here. Each pullback takes the gradient of the output and returns that of its operand,
-    broadcast shapes left as they are; None where there is no gradient. Check it with `gradcheck`.
+    The returned function takes the operands (Tensors, numbers, arrays) by position and the parameters by keyword. The
+    rule returns one pullback for each operand. A pullback takes the gradient of the output and returns the gradient of
+    its operand; it need not handle broadcasting. A pullback of None means no gradient. Check the op with `gradcheck`.
 
         @custom_op
         def softplus(xp, a):
@@ -610,17 +748,17 @@ def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
 
 
 def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
-    """An operator: operands of a foreign type get their own say, as Python has it."""
+    """Apply a rule as a binary operator: returns NotImplemented for unknown types, as Python's data model requires."""
     for operand in (a, b):
         if not isinstance(operand, (Tensor, Real)) and not hasattr(operand, "dtype"):
             return cast(Tensor, NotImplemented)
     return apply(rule, a, b)
 
 
-def _plain(value: Any, xp: Backend, keep: Callable[[Array], Array]) -> Any:
-    """The array of a Tensor, a number as a Python number, an array of the backend through `keep`; others as they are.
+def _unwrap(value: Any, xp: Backend, keep: Callable[[Array], Array]) -> Any:
+    """A Tensor's array, `keep(value)` for an array of the backend, a Python number for a number, or the value itself.
 
-    A NumPy scalar would widen float32, which a Python number does not.
+    NumPy scalars become Python numbers, because they would widen float32.
     """
     if isinstance(value, Tensor):
         return value._data
@@ -632,8 +770,8 @@ def _plain(value: Any, xp: Backend, keep: Callable[[Array], Array]) -> Any:
 
 
 def _operand(op: str, value: Operand, xp: Backend, keep: Callable[[Array], Array]) -> Array | Number | None:
-    """As `_plain`, and an error for what is no operand."""
-    plain = _plain(value, xp, keep)
+    """As `_unwrap`. Raises TypeError if the value is not an operand."""
+    plain = _unwrap(value, xp, keep)
     if plain is None or type(plain) in _PYTHON_NUMBERS or xp.is_array(plain):
         return plain
     raise TypeError(
@@ -643,17 +781,17 @@ def _operand(op: str, value: Operand, xp: Backend, keep: Callable[[Array], Array
 
 
 def _index(part: Any, xp: Backend) -> Any:
-    """One part of an index: an int as a Python int, and the array out of a Tensor."""
+    """Convert one part of an index: a Tensor to its array, an integer to a Python int."""
     if isinstance(part, Tensor):
         _same_backend("getitem", xp, part.backend)
         part = part._data
     if isinstance(part, bool) or getattr(part, "shape", None) == () and _dtype(xp, part).kind == "b":
-        raise TypeError("getitem: an index may not be one bool, which NumPy takes for a new axis; use a mask with axes")
+        raise TypeError("getitem: an index may not be one bool, which NumPy treats as a new axis; use a mask with axes")
     return int(part) if isinstance(part, Integral) else part
 
 
 def _dtype(xp: Backend, part: Any) -> Any:
-    """Of an array of the backend, or of NumPy's."""
+    """The dtype of an array of the backend or of NumPy."""
     return xp.dtype(part) if xp.is_array(part) else part.dtype
 
 
@@ -665,7 +803,7 @@ def _same_backend(op: str, first: Backend, second: Backend) -> None:
 
 
 def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
-    """Bring arrays of different dtypes to their common float dtype, if one of them is a float."""
+    """Cast arrays of different dtypes to their common float dtype, if one of them is a float."""
     typed = [a for a in arrays if hasattr(a, "shape")]
     dtypes = [xp.dtype(a) for a in typed]
     if typed and dtypes[0].kind == "f" and dtypes.count(dtypes[0]) == len(typed):
@@ -675,13 +813,13 @@ def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
         if not any(type(a) is float for a in arrays):
             return arrays
         common = get_default_dtype()
-    if not typed:  # numbers alone: where(mask, 1.0, 0.0)
+    if not typed:  # numbers only: where(mask, 1.0, 0.0)
         return [xp.asarray(a, common) for a in arrays]
     return [xp.astype(a, common) if hasattr(a, "shape") and xp.dtype(a) != common else a for a in arrays]
 
 
-def _explained(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, Any], error: Exception) -> Exception:
-    """The error with the op, the shapes and, where there is one, a remedy."""
+def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, Any], error: Exception) -> Exception:
+    """The array library's error with the op's name, the shapes and, if known, a remedy."""
     shapes = " and ".join(str(a.shape) if hasattr(a, "shape") else repr(a) for a in arrays)
     given = "".join(f", {key}={value!r}" for key, value in params.items() if not hasattr(value, "shape"))
     remedy = getattr(rule, "remedy", "")
@@ -691,11 +829,13 @@ def _explained(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, Any], 
     return kind(f"{rule.__name__}: {shapes}{given}: {str(error).strip()}" + (f"; {remedy}" if remedy else ""))
 
 
-def _shape(shape: tuple[Any, ...]) -> Shape:
+def _shape_from_args(shape: tuple[Any, ...]) -> Shape:
+    """The shape from the arguments (2, 3) or ((2, 3),)."""
     return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], Integral) else shape
 
 
-def _several(op: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def _check_tensors(op: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The list. Raises ValueError if it is empty or a Tensor, TypeError if an element is not a Tensor."""
     if isinstance(tensors, Tensor) or not len(tensors):
         raise ValueError(f"{op}: give a list of at least one tensor")
     for tensor in tensors:

@@ -226,10 +226,10 @@ def test_repr(backend: Backend) -> None:
     assert repr(y) == f"Tensor(1.0, dtype=float32, backend={name}, op=exp, label='out')"
 
 
-def test_it_never_turns_into_an_array_unasked(backend: Backend) -> None:
+def test_no_implicit_conversion_to_an_array(backend: Backend) -> None:
     for convert in (np.asarray, np.array, lambda x: np.asarray([x, x]), lambda x: np.concatenate([x, x])):
         with pytest.raises(
-            TypeError, match=r"does not turn into an array unasked; call .numpy\(\)|__array_ufunc__=None"
+            TypeError, match=r"is not converted to an array implicitly; call .numpy\(\)|__array_ufunc__=None"
         ):
             convert(Tensor([1.0, 2.0]))
     with pytest.raises(TypeError, match="__array_ufunc__"):
