@@ -1,6 +1,6 @@
-"""Text from a language model: a cache of keys and values, the draws, and the text as it is made.
+"""Text generation: the key-value cache, sampling, and streaming.
 
-Shapes: B texts, S places of each in the cache, T new tokens; H heads of width D.
+Shapes: B texts, S cached positions of each text, T new tokens; H heads of width D.
 """
 
 import math
@@ -20,17 +20,19 @@ from .tokenizer import Tokenizer
 
 
 class LanguageModel(Protocol):
-    """What generation needs of a model: `russelltransformer.Transformer` is one."""
+    """The interface of a model that can generate text, such as `russelltransformer.Transformer`."""
 
     tokenizer: Tokenizer
 
     @property
-    def blocks(self) -> Sequence[Module]: ...
+    def blocks(self) -> Sequence[Module]:
+        """The layers; the cache has one entry for each."""
 
-    def modules(self) -> Iterator[Module]: ...
+    def modules(self) -> Iterator[Module]:
+        """As `Module.modules`."""
 
     def forward(self, batch: Any, cache: "KVCache | None" = None) -> Tensor:
-        """The logits (B, T, vocab_size + 1) of a batch that follows what the cache holds."""
+        """The logits (B, T, vocab_size + 1) of a batch that follows the tokens in the cache."""
 
 
 # --- The cache
@@ -44,7 +46,7 @@ class LayerCache:
         self.values: Tensor | None = None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep those of T more tokens, (B, H, T, D), and give all, (B, H, S + T, D)."""
+        """Append the keys and values of T tokens, (B, H, T, D), and return all of them, (B, H, S + T, D)."""
         if self.keys is not None and self.values is not None:
             keys = Tensor.concatenate([self.keys, keys], axis=-2)
             values = Tensor.concatenate([self.values, values], axis=-2)
@@ -53,41 +55,49 @@ class LayerCache:
 
 
 class KVCache:
-    """The keys and values of the tokens that a model has been fed, so that none is computed twice.
+    """Key-value cache: the keys and values of all tokens so far, so that each step computes only those of new tokens.
 
-    `model(batch, cache)` feeds it tokens that follow those before: their logits are what they would be if all were fed
-    at once. Padding on the right of a row counts for nothing; what is fed after it follows the row's last character.
+    `model(batch, cache)` appends a batch to the cache. Its logits are those of all tokens in one batch. Rows may be
+    padded on the right: padding is ignored, and the next tokens continue after the row's last character.
+
+        cache = KVCache(model)
+        logits = model(["to be"], cache)
+        logits = model([" or"], cache)  # continues "to be"
 
     Args:
-        model: whose keys and values they are. They are those of its parameters when they were fed.
+        model: the model. After a change of its parameters, start a new cache.
+
+    Attributes:
+        length: the number of cached positions in each row, S; at most max_seq_len.
+        n_texts: the number of rows, B.
     """
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.layers = [LayerCache() for _ in model.blocks]
-        self.length = 0  # S: the places taken in every row, max_seq_len at most
+        self.length = 0
         self.n_texts = 0
-        self._tokens: int | Tensor = 0  # how many of each row's places are no padding; int64 (B, 1) once rows differ
-        self._padding: Tensor | None = None  # (B, S) bool, once there is any
+        self._tokens: int | Tensor = 0  # tokens in each row without padding; int64 (B, 1) once rows differ
+        self._padding: Tensor | None = None  # (B, S) bool; None without padding
 
-    def place(self, shape: Shape, padding: Tensor | None, xp: Backend) -> tuple[int | Tensor, Tensor | None]:
-        """Take places for T more tokens of each row, of shape (B, T), with their padding (B, T) if there is any.
+    def allocate(self, shape: Shape, padding: Tensor | None, xp: Backend) -> tuple[int | Tensor, Tensor | None]:
+        """Allocate positions for a batch of shape (B, T), with its padding mask (B, T) or None.
 
         Returns:
-            The position of each row's first one, as `Tokenizer.embed` takes it, and the padding (B, S + T).
+            The position of each row's first new token, for `Tokenizer.embed`, and the padding mask (B, S + T) or None.
 
         Raises:
-            ValueError: another number of rows than before, or more places than max_seq_len.
+            ValueError: the number of rows differs from before, or the positions exceed max_seq_len.
         """
         (n_rows, n_new), most = shape, self.model.tokenizer.max_seq_len
         if self.length and n_rows != self.n_texts:
             raise ValueError(
-                f"KVCache: it holds {self.n_texts} texts and was given tokens of {n_rows}; feed all of them, or name "
-                "those that go on with keep()"
+                f"KVCache: it holds {self.n_texts} texts and was given tokens of {n_rows}; give tokens of all "
+                "texts, or call select() first"
             )
         if self.length + n_new > most:
             raise ValueError(
-                f"KVCache: {self.length} places are taken, and {n_new} more exceed max_seq_len={most}; start a new "
+                f"KVCache: it holds {self.length} tokens, and {n_new} more exceed max_seq_len={most}; start a new "
                 f"cache with the last {most} tokens"
             )
         first = self._tokens
@@ -103,8 +113,8 @@ class KVCache:
         self.length, self.n_texts = self.length + n_new, n_rows
         return first, self._padding
 
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only, in this order."""
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order. Drops the texts that are complete."""
         for layer in self.layers:
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
@@ -115,18 +125,18 @@ class KVCache:
         self.n_texts = len(rows)
 
 
-# --- The draws
+# --- Sampling
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from the logits of its place. Temperature comes first, then top_k, then top_p.
+    """Sampling parameters: how to draw the next token from its logits. Applies temperature, then top_k, then top_p.
 
     Args:
-        temperature: divides the logits; 0 takes the most likely token every time.
-        top_k: draw from the k most likely only; of equal ones the first in the vocabulary count as more likely.
-        top_p: draw from the fewest of the most likely, and no fewer, whose probabilities add up to at least this
-            (nucleus sampling: Holtzman et al., arXiv:1904.09751, section 3.1).
+        temperature: divides the logits; 0 always selects the most likely token (greedy decoding).
+        top_k: sample from the k most likely tokens only; among equal logits, lower ids come first. None: no limit.
+        top_p: sample from the smallest set of most likely tokens whose probabilities sum to at least top_p (nucleus
+            sampling: Holtzman et al., arXiv:1904.09751, section 3.1). None: no limit.
 
     Raises:
         ValueError: temperature < 0, top_k < 1, top_p outside (0, 1].
@@ -138,16 +148,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise ValueError(f"generate: needs temperature >= 0, got {self.temperature}; 0 takes the most likely token")
+            raise ValueError(
+                f"generate: needs temperature >= 0, got {self.temperature}; 0 selects the most likely token"
+            )
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"generate: needs top_k >= 1, got {self.top_k}; None draws from all")
+            raise ValueError(f"generate: needs top_k >= 1, got {self.top_k}; None samples from all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"generate: needs top_p in (0, 1], got {self.top_p}; None draws from all")
+            raise ValueError(f"generate: needs top_p in (0, 1], got {self.top_p}; None samples from all tokens")
 
     def choices(self, logits: Sequence[float]) -> tuple[list[int], list[float]]:
-        """The tokens that may be drawn, the most likely first, and their probabilities up to a common factor."""
+        """The candidate tokens, most likely first, and their unnormalized probabilities.
+
+        Raises ValueError for logits that are not finite.
+        """
         if not math.isfinite(sum(logits)):
-            raise ValueError("generate: the model's logits hold nan or inf; check its parameters")
+            raise ValueError("generate: the model's logits contain nan or inf; check its parameters")
         ranked = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[: self.top_k]
         if self.temperature == 0:
             return ranked[:1], [1.0]
@@ -158,37 +173,37 @@ class Sampling:
         return ranked, weights
 
     def draw(self, logits: Sequence[float], draws: random.Random) -> int:
-        """A token's id."""
+        """Draw the id of the next token with the random number generator `draws`."""
         tokens, weights = self.choices(logits)
         return draws.choices(tokens, weights)[0]
 
 
-# --- The text as it is made
+# --- Streaming
 
 
-class _Text:
-    """A text that is being written. It ends before `stop`, if there is one."""
+class _Completion:
+    """A text that is being generated: its ids, its random numbers, and the search for its stop string."""
 
     def __init__(self, ids: list[int], draws: random.Random, stop: str | None) -> None:
         self.ids = ids
         self.draws = draws
         self.stopped = False
         self._stop = stop
-        self._held = ""  # the start of the stop string, perhaps
+        self._pending = ""  # text that may be the start of the stop string
 
     def add(self, character: str) -> str:
-        """Take one character more, and give what is known by now to come before the stop string."""
-        text, stop = self._held + character, self._stop or ""
+        """Add a character. Returns the text that can be shown now: it is not part of the stop string."""
+        text, stop = self._pending + character, self._stop or ""
         if stop and text.endswith(stop):
-            self.stopped, self._held = True, ""
+            self.stopped, self._pending = True, ""
             return text.removesuffix(stop)
-        held = next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        n_pending = next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+        self._pending = text[len(text) - n_pending :]
+        return text[: len(text) - n_pending]
 
-    def rest(self) -> str:
-        """What was held back, now that nothing follows it."""
-        return self._held
+    def flush(self) -> str:
+        """The pending text, at the end of the generation."""
+        return self._pending
 
 
 def stream(
@@ -199,9 +214,9 @@ def stream(
     stop: str | None = None,
     seed: int = 0,
 ) -> Iterator[list[str]]:
-    """The pieces of text that follow the prompts as they are made, one for each prompt, "" where there is none yet.
+    """Generate text after the prompts. Each item is a list with a piece of text for each prompt, which may be "".
 
-    See `Transformer.stream`. Raises at once, not at the first piece.
+    See `Transformer.stream` for the arguments and errors. Invalid arguments raise at the call, not at the first piece.
     """
     vocabulary = model.tokenizer.vocabulary
     if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):
@@ -215,11 +230,9 @@ def stream(
     if stop == "":
         raise ValueError("generate: the stop string is empty; give at least one character, or None")
     if missing := [character for character in stop or "" if character not in vocabulary]:
-        raise ValueError(
-            f"generate: the stop string {stop!r} would never be written: {missing[0]!r} is not in the vocabulary"
-        )
-    # A seed is less than 2**64, so no two texts draw the same numbers, and none hangs on what the others are.
-    texts = [_Text(_encode(model, p), random.Random(seed + (row << 64)), stop) for row, p in enumerate(prompts)]
+        raise ValueError(f"generate: the stop string {stop!r} cannot occur: {missing[0]!r} is not in the vocabulary")
+    # Each row has its own random numbers, so a text does not depend on the other prompts. Seeds are less than 2**64.
+    texts = [_Completion(_encode(model, p), random.Random(seed + (row << 64)), stop) for row, p in enumerate(prompts)]
     return _pieces(model, texts, max_new_tokens, sampling)
 
 
@@ -231,13 +244,14 @@ def generate(
     stop: str | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """The prompts, each with all its pieces."""
+    """The complete texts: each prompt followed by all its pieces. Arguments and errors are those of `stream`."""
     steps = list(stream(model, prompts, max_new_tokens, sampling, stop, seed))
     starts = [model.tokenizer.decode(model.tokenizer.encode(prompt)) for prompt in prompts]
     return [start + "".join(pieces[row] for pieces in steps) for row, start in enumerate(starts)]
 
 
 def _encode(model: LanguageModel, prompt: str) -> list[int]:
+    """The prompt's ids. Raises ValueError if there are none."""
     ids = model.tokenizer.encode(prompt)
     if not ids:
         why = "is empty" if not prompt else f"{prompt!r} has no character of the vocabulary"
@@ -245,37 +259,40 @@ def _encode(model: LanguageModel, prompt: str) -> list[int]:
     return ids
 
 
-def _pieces(model: LanguageModel, texts: list[_Text], max_new_tokens: int, sampling: Sampling) -> Iterator[list[str]]:
-    reader, writing = _Reader(model), list(enumerate(texts))  # those that go on, with their rows
+def _pieces(
+    model: LanguageModel, texts: list[_Completion], max_new_tokens: int, sampling: Sampling
+) -> Iterator[list[str]]:
+    """Generate the pieces of text, one list for each step that completes a piece."""
+    decoder, active = _CachedDecoder(model), list(enumerate(texts))  # (row, text) of the texts that are not complete
     for _ in range(max_new_tokens):
         pieces = [""] * len(texts)
-        for (row, text), logits in zip(writing, reader.read([text.ids for _, text in writing]), strict=True):
+        for (row, text), logits in zip(active, decoder.next_logits([text.ids for _, text in active]), strict=True):
             text.ids.append(sampling.draw(logits, text.draws))
             pieces[row] = text.add(model.tokenizer.vocabulary[text.ids[-1]])
         if any(pieces):
             yield pieces
-        if going := [i for i, (_, text) in enumerate(writing) if not text.stopped]:
-            reader.keep(going)
-            writing = [writing[i] for i in going]
+        if continuing := [i for i, (_, text) in enumerate(active) if not text.stopped]:
+            decoder.select(continuing)
+            active = [active[i] for i in continuing]
         else:
             return
-    if any(rest := [text.rest() for text in texts]):
+    if any(rest := [text.flush() for text in texts]):
         yield rest
 
 
-class _Reader:
-    """Reads texts as they grow by a token at a time, and says what may come next."""
+class _CachedDecoder:
+    """Computes the next token's logits for texts that grow by one token at a time, with a key-value cache."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.cache = KVCache(model)
         self._modules = list(model.modules())
 
-    def read(self, rows: list[list[int]]) -> list[list[float]]:
-        """The logits of each row's next character, on the host: all that comes back from a device in a step.
+    def next_logits(self, rows: list[list[int]]) -> list[list[float]]:
+        """The logits (vocab_size) of each row's next character. Only these are copied from the device in a step.
 
-        Past max_seq_len every position is another token's than before, and with it every key and value. So a full cache
-        is begun anew with the last max_seq_len tokens of each row; it is full again unless all rows are shorter.
+        When the cache is full, a new cache is filled with the last max_seq_len tokens of each row, because the position
+        of every token changes, and with it every key and value.
         """
         tokenizer = self.model.tokenizer
         if self.cache.length == tokenizer.max_seq_len:
@@ -283,21 +300,24 @@ class _Reader:
         new = [row[-1:] if self.cache.length else row[-tokenizer.max_seq_len :] for row in rows]
         lengths = [len(row) for row in new]
         padded = [row + [tokenizer.pad_token_id] * (max(lengths) - len(row)) for row in new]
-        with no_grad(), _evaluating(self._modules):
+        with no_grad(), _eval_mode(self._modules):
             logits = self.model.forward(padded, self.cache)  # (B, T, vocab_size + 1)
-            even = min(lengths) == max(lengths)
-            last = logits[:, -1] if even else logits[list(range(len(rows))), [n - 1 for n in lengths]]
-        return [row[: tokenizer.vocab_size] for row in last.numpy().tolist()]  # without padding's
+            equal_lengths = min(lengths) == max(lengths)
+            last = logits[:, -1] if equal_lengths else logits[list(range(len(rows))), [n - 1 for n in lengths]]
+        return [row[: tokenizer.vocab_size] for row in last.numpy().tolist()]  # drop the padding class
 
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these of the rows of the last `read`."""
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows of the last `next_logits`."""
         if len(rows) < self.cache.n_texts:
-            self.cache.keep(rows)
+            self.cache.select(rows)
 
 
 @contextmanager
-def _evaluating(modules: Sequence[Module]) -> Iterator[None]:
-    """Evaluation mode in the block, and each module's own mode again after it: between pieces it is its user's."""
+def _eval_mode(modules: Sequence[Module]) -> Iterator[None]:
+    """Set evaluation mode inside the block, and restore each module's mode after it.
+
+    `stream` yields outside the block, so the caller sees the model's own mode between pieces.
+    """
     modes = [module.training for module in modules]
     for module in modules:
         module.training = False

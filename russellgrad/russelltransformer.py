@@ -1,5 +1,7 @@
-"""The transformer: a decoder-only language model (Vaswani et al., arXiv:1706.03762; pre-norm: Xiong et al.,
-arXiv:2002.04745; the logits tied to the embedding: Press & Wolf, arXiv:1608.05859).
+"""Transformer: a decoder-only language model, and its layers.
+
+References: Vaswani et al., arXiv:1706.03762; pre-norm: Xiong et al., arXiv:2002.04745; output projection tied to the
+token embedding: Press & Wolf, arXiv:1608.05859.
 
 Shapes: B texts of T tokens, C = embed_dim = hidden_size, H heads of width D = C / H.
 """
@@ -19,7 +21,7 @@ from .tokenizer import Tokenizer
 
 Prompt = TypeVar("Prompt", str, list[str])
 
-_STD = 0.02  # of initial weights, as in GPT-2 (Radford et al. 2019)
+_STD = 0.02  # standard deviation of the initial weights, as in GPT-2 (Radford et al. 2019)
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": lambda x: x.leaky_relu(),
@@ -30,7 +32,14 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class LayerNorm(Module):
-    """Layer normalisation over the last axis, with a learned scale and shift: (..., dim) -> (..., dim)."""
+    """Layer normalization over the last axis, with learned scale `gamma` and shift `beta`.
+
+    Ba et al., arXiv:1607.06450.
+
+    Args:
+        dim: the length of the last axis.
+        eps: added to the variance for numerical stability.
+    """
 
     def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
         self.gamma = constant_parameter((dim,), 1, "gamma")
@@ -38,15 +47,21 @@ class LayerNorm(Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim). Raises ValueError for a last axis of another length."""
         return layer_norm(x, self.gamma, self.beta, self.eps)
 
 
 class Dropout(Module):
-    """In training, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
+    """Dropout: in training mode, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
 
-    Srivastava et al., JMLR 15 (2014). The draws are those of `generator`, by default the default one; they are
-    numbered, so a seed gives the same ones on every backend.
-    Raises ValueError unless 0 <= p < 1.
+    Srivastava et al., JMLR 15 (2014). The same seed drops the same elements on every backend.
+
+    Args:
+        p: the probability, in [0, 1).
+        generator: the generator of the random numbers; by default `random.default_generator()`.
+
+    Raises:
+        ValueError: p is not in [0, 1).
     """
 
     def __init__(self, p: float, generator: Generator | None = None) -> None:
@@ -56,14 +71,15 @@ class Dropout(Module):
         self.generator = generator
 
     def start_batch(self, first_row: int = 0) -> None:
-        """Start a new batch, of which the next input has rows `first_row`, ...: see `Generator.start_batch`."""
+        """Start a new batch. The next input is its rows `first_row`, `first_row` + 1, ...: `Generator.start_batch`."""
         (self.generator or default_generator()).start_batch(first_row)
 
     def continue_batch(self, first_row: int) -> None:
-        """Continue the batch with a micro-batch, its rows `first_row`, ...: see `Generator.continue_batch`."""
+        """Continue the batch with its rows `first_row`, `first_row` + 1, ...: `Generator.continue_batch`."""
         (self.generator or default_generator()).continue_batch(first_row)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...). In evaluation mode, or for p = 0, returns x itself."""
         if not self.training or not self.p:
             return x
         generator = self.generator or default_generator()
@@ -73,9 +89,15 @@ class Dropout(Module):
 
 
 class AttentionHead(Module):
-    """One head of causal self-attention, spelled out: (B, T, hidden_size) -> (B, T, d_v).
+    """One head of causal self-attention, written out step by step: (B, T, hidden_size) -> (B, T, d_v).
 
-    `AttentionLayer` computes the same for all heads at once.
+    Vaswani et al., arXiv:1706.03762, section 3.2.1. `AttentionLayer` computes all heads at once.
+
+    Args:
+        d_kq: the length of keys and queries.
+        d_v: the length of values.
+        hidden_size: C.
+        generator: the generator of the initial weights; by default `random.default_generator()`.
     """
 
     def __init__(self, d_kq: int, d_v: int, hidden_size: int, *, generator: Generator | None = None) -> None:
@@ -84,32 +106,37 @@ class AttentionHead(Module):
         self.w_v = normal_parameter((hidden_size, d_v), _STD, generator, "w_v")
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """`padding` (B, T) is True at tokens that are padding, which no token then sees; the first must not be."""
+        """(B, T, hidden_size) -> (B, T, d_v).
+
+        `padding` (B, T) is True at padding, which is hidden from all tokens. A row must not begin with padding.
+        """
         q, k, v = x @ self.w_q, x @ self.w_k, x @ self.w_v  # (B, T, d_kq), (B, T, d_kq), (B, T, d_v)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])  # (B, T, T): query by key
-        scores = scores.masked_fill(_later(scores.shape[-1], x), -math.inf)
+        scores = scores.masked_fill(_causal_mask(scores.shape[-1], x), -math.inf)
         if padding is not None:
             scores = scores.masked_fill(padding.expand_dims(-2), -math.inf)
         return scores.softmax() @ v
 
 
-def _later(length: int, like: Tensor) -> Tensor:
-    """(T, T) bool: True where the key comes after the query."""
-    places = Tensor(like.backend.arange(length), backend=like.backend)
-    return places > places.expand_dims(-1)
+def _causal_mask(length: int, like: Tensor) -> Tensor:
+    """(T, T) bool, True where the key comes after the query; on the backend of `like`."""
+    positions = Tensor(like.backend.arange(length), backend=like.backend)
+    return positions > positions.expand_dims(-1)
 
 
 class AttentionLayer(Module):
-    """Causal self-attention with n_heads heads at once: (B, T, hidden_size) -> (B, T, hidden_size).
+    """Causal multi-head self-attention: (B, T, hidden_size) -> (B, T, hidden_size).
 
-    `w_qkv` (C, 3 C) holds the weights of queries, keys and values side by side, so one product gives all three. In
-    each, head h has columns h D to (h + 1) D: the output is that of n_heads `AttentionHead`s side by side.
+    The parameter `w_qkv` (C, 3 C) concatenates the weights of queries, keys and values, so one product computes all
+    three. In each of them, head h has the columns h D to (h + 1) D. The output concatenates the outputs of n_heads
+    `AttentionHead`s.
 
     Args:
-        n_heads: must divide hidden_size.
+        n_heads: the number of heads; must divide hidden_size.
         hidden_size: C.
-        output_projection: whether a learned matrix mixes the heads' outputs.
-        output_std: of that matrix's initial values.
+        output_projection: whether to multiply the output by a learned matrix (C, C), which mixes the heads.
+        output_std: the standard deviation of that matrix's initial values.
+        generator: the generator of the initial weights; by default `random.default_generator()`.
 
     Raises:
         ValueError: n_heads does not divide hidden_size.
@@ -128,34 +155,38 @@ class AttentionLayer(Module):
             raise ValueError(f"AttentionLayer: n_heads={n_heads} does not divide hidden_size={hidden_size}")
         self.n_heads = n_heads
         square = (hidden_size, hidden_size)
-        # Drawn as three matrices: a seed gives the weights of three separate ones.
+        # Drawn as three matrices, so that a seed gives the same weights as for three separate parameters.
         self.w_qkv = packed_parameter([normal_parameter(square, _STD, generator, "") for _ in range(3)], "w_qkv")
         self.w_out = normal_parameter(square, output_std, generator, "w_out") if output_projection else None
 
     def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """`padding` (B, T) is True at tokens that are padding, which no token then sees.
+        """(B, T, C) -> (B, T, C).
 
-        With a cache of S tokens, x are those that follow them, and see them too; `padding` is then (B, S + T).
+        Args:
+            x: the input.
+            padding: bool (B, T), True at padding, which is hidden from all tokens; None without padding.
+            cache: the keys and values of the S tokens before x. The tokens of x see these tokens and are appended to
+                the cache. `padding` is then (B, S + T).
         """
         hidden = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
         qkv = linear(x, self.w_qkv)  # (B, T, 3 C)
         if cache is None:
-            joined = attention_qkvpacked(qkv, self.n_heads, mask=hidden, causal=True)  # (B, T, C)
+            out = attention_qkvpacked(qkv, self.n_heads, mask=hidden, causal=True)  # (B, T, C)
         else:
             q, k, v = self._heads(qkv)  # (B, H, T, D)
             k, v = cache.extend(k, v)  # (B, H, S + T, D)
             heads = attention(q, k, v, mask=hidden, causal=True, offset=k.shape[-2] - q.shape[-2])  # (B, H, T, D)
-            joined = heads.swapaxes(-3, -2).reshape(x.shape)
-        return joined if self.w_out is None else linear(joined, self.w_out)
+            out = heads.swapaxes(-3, -2).reshape(x.shape)  # (B, T, C)
+        return out if self.w_out is None else linear(out, self.w_out)
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each token takes from each: (B, T, C) -> (B, H, T, T), query by key, rows that sum to 1.
+        """The attention weights softmax(q k^T / sqrt(D)): (B, T, C) -> (B, H, T, T), query by key. Each row sums to 1.
 
-        `forward` never has them as an array. They are softmax(q k^T / sqrt(D)), Vaswani et al., section 3.2.1.
+        `forward` does not compute this array; its fused attention uses less memory.
         """
         q, k, _ = self._heads(linear(x, self.w_qkv))  # (B, H, T, D)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
-        return scores.masked_fill(_later(x.shape[-2], x), -math.inf).softmax()
+        return scores.masked_fill(_causal_mask(x.shape[-2], x), -math.inf).softmax()
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """(B, T, 3 C) -> queries, keys and values, each (B, H, T, D)."""
@@ -164,13 +195,14 @@ class AttentionLayer(Module):
 
 
 class FFLayer(Module):
-    """Two linear maps with an activation between them, for each token by itself: (..., hidden_size) -> the same.
+    """Feed-forward layer: two linear maps with an activation between them, applied to each token.
 
     Args:
-        proj_dim: the width between the two.
-        hidden_size: C.
+        proj_dim: the width of the hidden layer.
+        hidden_size: C, the width of input and output.
         activation: "leaky_relu", "relu", "gelu" or "gelu_tanh".
-        output_std: of the second matrix's initial values.
+        output_std: the standard deviation of the second matrix's initial values.
+        generator: the generator of the initial weights; by default `random.default_generator()`.
 
     Raises:
         ValueError: an unknown activation.
@@ -194,12 +226,20 @@ class FFLayer(Module):
         self.b_out = constant_parameter((hidden_size,), 0, "b_out")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden_size) -> (..., hidden_size)."""
         hidden = _ACTIVATIONS[self.activation](linear(x, self.w_in, self.b_in))
         return linear(hidden, self.w_out, self.b_out)
 
 
 class Block(Module):
-    """One layer of the transformer: attention, then feed-forward, each normalised first and added to its input."""
+    """One transformer layer (pre-norm): x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
+
+    Args:
+        attention: the attention layer.
+        feed_forward: the feed-forward layer.
+        hidden_size: C.
+        dropout: applied to the output of both layers before the addition.
+    """
 
     def __init__(self, attention: AttentionLayer, feed_forward: FFLayer, hidden_size: int, dropout: Dropout) -> None:
         self.attention_norm = LayerNorm(hidden_size)
@@ -209,28 +249,33 @@ class Block(Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """The residual stream (B, T, C) -> (B, T, C). `padding` and `cache` are those of `AttentionLayer`."""
+        """(B, T, C) -> (B, T, C). `padding` and `cache` are those of `AttentionLayer.forward`."""
         x = x + self.dropout(self.attention(self.attention_norm(x), padding, cache))
         x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return x
 
 
 class Transformer(Module):
-    """A causal language model over a tokenizer's characters.
+    """A causal (decoder-only) language model over the characters of a tokenizer.
+
+        tokenizer = Tokenizer.from_text(text, max_seq_len=64, embed_dim=128)
+        model = Transformer(tokenizer, n_layers=4, n_attn_heads=4)
+        logits = model(["to be", "or not"])
 
     Args:
-        tokenizer: gives the vectors, and their width C; its parameters are the model's too.
+        tokenizer: the tokenizer, which computes the embeddings and sets C. Its parameters are part of the model.
         n_layers: the number of blocks.
-        n_attn_heads: the heads of each; must divide C.
-        ff_scale_factor: the feed-forward layer's width over C.
-        activation: of the feed-forward layer: "leaky_relu", "relu", "gelu" or "gelu_tanh".
-        output_projection: whether a learned matrix mixes the heads' outputs.
-        final_norm: whether a layer norm comes before the logits.
-        dropout: the probability of dropping an element, after the embedding and in each block; in training only.
-        seed: of the initial weights and of dropout; by default the next draws of the default generator.
+        n_attn_heads: the number of attention heads in each block; must divide C.
+        ff_scale_factor: the width of the feed-forward layers, as a multiple of C.
+        activation: the activation of the feed-forward layers: "leaky_relu", "relu", "gelu" or "gelu_tanh".
+        output_projection: whether the attention layers have an output projection.
+        final_norm: whether to apply a layer norm before the logits.
+        dropout: the dropout probability, after the embedding and after each layer in a block.
+        seed: the seed of the initial weights and of dropout; by default both use `random.default_generator()`.
 
     Raises:
-        ValueError: heads that do not divide C, an unknown activation, a dropout outside [0, 1), no layers.
+        ValueError: n_attn_heads does not divide C, the activation is unknown, dropout is outside [0, 1), or n_layers is
+            less than 1.
     """
 
     def __init__(
@@ -255,7 +300,7 @@ class Transformer(Module):
             "dropout": dropout,
         }  # fmt: skip
         generator = None if seed is None else Generator(seed)
-        # Each block adds to the stream twice; smaller last matrices keep its variance from growing (GPT-2).
+        # Each block adds to the residual stream twice. Smaller output matrices keep its variance constant (GPT-2).
         output_std = _STD / math.sqrt(2 * n_layers)
         self.tokenizer = tokenizer
         self.dropout = Dropout(dropout, None if seed is None else Generator(seed, DROPOUT))
@@ -273,7 +318,7 @@ class Transformer(Module):
         self.final_norm = LayerNorm(hidden_size) if final_norm else None
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments after the tokenizer, without the seed: what a new model of this shape needs."""
+        """The constructor's arguments without tokenizer and seed: `Transformer(tokenizer, **model.config())`."""
         return dict(self._config)
 
     @classmethod
@@ -287,24 +332,25 @@ class Transformer(Module):
         dropout: float = 0.0,
         padding_row: bool = True,
     ) -> Self:
-        """The model with the parameters of its twin in PyTorch (docs/torch_twin.py), in evaluation mode.
+        """Build a model from the parameters of the equivalent PyTorch model (docs/torch_twin.py).
 
-        The numbers of layers, the feed-forward layer's width, and whether there are an output projection and a final
-        norm are read off the parameters; the heads and the activation cannot be. float32 and float64 are kept, bfloat16
-        and float16 become float32. The model is on the tokenizer's backend, in memory of its own.
+        The parameters determine the number of layers, the width of the feed-forward layers, and whether there are
+        output projections and a final norm. The model is in evaluation mode and on the tokenizer's backend, and shares
+        no memory with `source`. float32 and float64 parameters keep their dtype; bfloat16 and float16 become float32.
 
         Args:
-            source: a state_dict of torch tensors or NumPy arrays, or a torch.nn.Module. A state_dict without any
-                biases is taken, too: then they are 0. So is one under the names that torch.compile gives.
-            tokenizer: of the sizes the parameters have; its embeddings are set to theirs.
+            source: a torch.nn.Module, or a state_dict of torch tensors or NumPy arrays. Biases may be missing; they are
+                0 then. The prefix that torch.compile adds to names is removed.
+            tokenizer: a tokenizer with the sizes of the parameters. Its embeddings are overwritten.
             n_attn_heads, activation, dropout: as in `Transformer`.
-            padding_row: whether the last row of the token embedding is padding's. nanoGPT has none: False adds a row
-                of zeros, which changes nothing for the characters.
+            padding_row: whether the last row of the token embedding is that of padding. Set it to False for models
+                without one, such as nanoGPT's: a row of zeros is added, which does not change the other logits.
 
         Raises:
-            ValueError: names that are missing or unexpected, shapes that differ, all of them at once; no floats, or
-                floats of two dtypes; logits not tied to the token embedding. The tokenizer is then as it was.
-            TypeError: neither a state_dict nor a module.
+            ValueError: lists all names that are missing or unexpected and all shapes that differ; or an entry is not a
+                float tensor, the dtypes differ, or the logits are not tied to the token embedding. The tokenizer does
+                not change then.
+            TypeError: `source` is neither a state_dict nor a module.
         """
         state = interchange.read_state(source)
         options = interchange.options_of(state, tokenizer, padding_row)
@@ -313,20 +359,25 @@ class Transformer(Module):
         return model.eval()
 
     def to_torch_state_dict(self) -> dict[str, Any]:
-        """A copy of every parameter as a NumPy array on the host, under the name and in the shape of its twin's.
+        """The state_dict of the equivalent PyTorch model (docs/torch_twin.py), as copies in NumPy arrays on the host.
 
-        For `twin.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})`, the twin being
-        that of docs/torch_twin.py. float32 and float64 are kept, bfloat16 becomes float32.
+        float32 and float64 keep their dtype; bfloat16 becomes float32.
+
+            state = model.to_torch_state_dict()
+            twin.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
         """
         return interchange.to_torch_state_dict(self)
 
     def forward(self, batch: Any, cache: KVCache | None = None) -> Tensor:
-        """A batch -> logits (B, T, vocab_size + 1) of each place's next token; the last class is padding.
+        """The logits (B, T, vocab_size + 1) of the next token at each position. The last class is padding.
 
         Args:
-            batch: a list of B strings, integer ids (B, T), or what `Tokenizer.ids` gave. Raises as that does.
-            cache: of what this model was fed before: the batch is what follows, and the cache holds it from then on.
-                Raises ValueError for another model's, other texts than it holds, or more than max_seq_len tokens.
+            batch: a list of B strings, integer ids (B, T), or the result of `Tokenizer.ids`.
+            cache: a `KVCache` of this model with the tokens before the batch. The batch is appended to it.
+
+        Raises:
+            ValueError: the cache belongs to another model, holds another number of texts, or would exceed max_seq_len.
+            Also the errors of `Tokenizer.ids`.
         """
         if cache is not None and cache.model is not self:
             raise ValueError("forward: the cache is another model's; make one with KVCache(model)")
@@ -335,7 +386,7 @@ class Transformer(Module):
         layers: list[LayerCache | None] = [None] * len(self.blocks)
         padding = None if ids.padding is None else Tensor(ids.padding, backend=ids.backend)
         if cache is not None:
-            first, padding = cache.place(ids.values.shape, padding, ids.backend)
+            first, padding = cache.allocate(ids.values.shape, padding, ids.backend)
             layers = list(cache.layers)
         x = self.dropout(self.tokenizer.embed(ids.values, first))  # (B, T, C)
         for block, layer in zip(self.blocks, layers, strict=True):
@@ -355,7 +406,12 @@ class Transformer(Module):
         stop: str | None = None,
         seed: int = 0,
     ) -> Prompt:
-        """The prompt and what follows it: all that `stream` gives; of a list of prompts, the list of their texts."""
+        """Generate text: returns the prompt followed by the new text, or a list of these for a list of prompts.
+
+        Arguments and errors are those of `stream`.
+
+            model.generate("ROMEO:", 100, temperature=0.8, top_k=10)
+        """
         sampling = Sampling(temperature, top_k, top_p)
         if isinstance(prompt, str):
             return generation.generate(self, [prompt], max_new_tokens, sampling, stop, seed)[0]
@@ -372,26 +428,30 @@ class Transformer(Module):
         stop: str | None = None,
         seed: int = 0,
     ) -> Iterator[Prompt]:
-        """What follows the prompt, in pieces, as it is drawn character by character from the model's predictions.
+        """Generate text and yield it in pieces, character by character.
 
-        Nothing is held back but what could be the start of `stop`. Of a list of prompts, which are read all at once,
-        each item is a list: a piece for each prompt, "" where there is none. A text is what it would be if the others
-        were others. Past max_seq_len the model sees the last max_seq_len characters. Padding is never drawn, and
-        nothing dropped.
+        The pieces do not include the prompt. Text that may be the start of `stop` is delayed until that is decided. For
+        a list of prompts, which run as one batch, each item is a list with a piece for each prompt, which may be "". A
+        text does not depend on the other prompts. The model sees the last max_seq_len characters. Padding is never
+        generated, and dropout is off.
+
+            for piece in model.stream("ROMEO:", 100):
+                print(piece, end="")
 
         Args:
-            prompt: at least one character; or a list of prompts, at least one.
-            max_new_tokens: the most characters that follow each.
-            temperature: divides the logits; 0 takes the most likely character every time.
-            top_k: draw from the k most likely characters only.
-            top_p: draw only from the most likely ones whose probabilities add up to this: see `generation.Sampling`.
-            stop: a text ends before this string, wherever it comes after the prompt.
-            seed: of the draws, in [0, 2**64). Each row of a list has draws of its own.
+            prompt: a string of at least one character, or a list of at least one such string.
+            max_new_tokens: the maximum number of new characters in each text.
+            temperature: divides the logits; 0 always selects the most likely character (greedy decoding).
+            top_k: sample from the k most likely characters only.
+            top_p: nucleus sampling; see `generation.Sampling`.
+            stop: a text ends before the first occurrence of this string after the prompt.
+            seed: the seed of the random numbers, in [0, 2**64). Each row of a list has its own random numbers.
 
         Raises:
-            ValueError: an empty prompt, list or stop string, a character outside the vocabulary, a negative
-                temperature or count, top_k < 1, top_p outside (0, 1], a seed out of range; while the pieces are drawn,
-                logits that are not finite. TypeError: a prompt that is neither a string nor a list of strings.
+            ValueError: a prompt, the list or the stop string is empty; a character is not in the vocabulary;
+                temperature < 0, max_new_tokens < 0, top_k < 1, top_p outside (0, 1], or the seed is out of range. Also,
+                during the iteration, logits that are not finite.
+            TypeError: the prompt is neither a string nor a list of strings.
         """
         sampling = Sampling(temperature, top_k, top_p)
         if isinstance(prompt, str):
@@ -399,12 +459,13 @@ class Transformer(Module):
         return generation.stream(self, prompt, max_new_tokens, sampling, stop, seed)
 
     def attention_maps(self, text: str) -> list[Any]:
-        """How much each character of a text takes from each, in every layer: arrays (H, T, T), query by key.
+        """The attention weights of a text in every layer, in evaluation mode: a list of arrays (H, T, T), query by key.
 
-        NumPy arrays on the host, of the parameters' dtype; each row sums to 1, and is 0 after the query's own place.
+        They are NumPy arrays on the host, with the parameters' dtype. Each row sums to 1; keys after the query have
+        weight 0.
 
         Raises:
-            ValueError: a text that is empty or longer than max_seq_len, or a character outside the vocabulary.
+            ValueError: the text is empty or longer than max_seq_len, or a character is not in the vocabulary.
         """
         was_training = self.training
         self.eval()  # no dropout

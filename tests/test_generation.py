@@ -10,7 +10,7 @@ import pytest
 from russellgrad import Tensor
 from russellgrad.autograd import is_grad_enabled
 from russellgrad.backend import Backend
-from russellgrad.generation import KVCache, Sampling, _Reader, _Text
+from russellgrad.generation import KVCache, Sampling, _CachedDecoder, _Completion
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, rng
@@ -90,7 +90,7 @@ def test_going_on_with_some_texts(backend: Backend) -> None:
     padded[1, 3:] = model.tokenizer.pad_token_id
     model(padded, cache)
     rows = [3, 1]
-    cache.keep(rows)
+    cache.select(rows)
     logits = model(ids[rows, 5:], cache)
     assert_close(logits[0], model(ids[3:])[0, 5:])
     assert_close(logits[1], model(np.delete(ids[1:2], [3, 4], axis=1))[0, 3:])
@@ -100,7 +100,7 @@ def test_the_cache_refuses(backend: Backend) -> None:
     model, other = small_model(), small_model()
     cache = KVCache(model)
     model([[1] * 10] * 2, cache)
-    with pytest.raises(ValueError, match="10 places are taken, and 3 more exceed max_seq_len=12; start a new cache"):
+    with pytest.raises(ValueError, match="it holds 10 tokens, and 3 more exceed max_seq_len=12; start a new cache"):
         model([[1] * 3] * 2, cache)
     with pytest.raises(ValueError, match="it holds 2 texts and was given tokens of 3"):
         model([[1]] * 3, cache)
@@ -117,15 +117,15 @@ def test_the_cache_refuses(backend: Backend) -> None:
 def test_each_text_gets_the_logits_it_would_get_alone(backend: Backend, options: dict[str, Any]) -> None:
     """At every step: prompts of different lengths, some of which end on the way, until long past the window."""
     model = sure_model(**options)
-    reader, draws = _Reader(model), rng()
+    decoder, draws = _CachedDecoder(model), rng()
     rows = [model.tokenizer.encode(prompt) for prompt in [*PROMPTS, "the cat sat on the mat"[:20]]]
     for step in range(30):
-        for row, logits in zip(rows, reader.read(rows), strict=True):
+        for row, logits in zip(rows, decoder.next_logits(rows), strict=True):
             assert_close(np.array(logits), model([row[-WINDOW:]])[0, -1, :-1], what=f"step {step}")
             row.append(int(draws.integers(0, model.tokenizer.vocab_size)))
         if step in (1, 4, 25):
             left = {1: [0, 1, 2, 3], 4: [1, 3], 25: [1]}[step]  # first the one past the window, then a long one
-            reader.keep(left)
+            decoder.select(left)
             rows = [rows[i] for i in left]
 
 
@@ -141,14 +141,14 @@ def test_a_full_cache_is_begun_anew_where_its_longest_text_is_done(
 ) -> None:
     model, same = sure_model(), sure_model()
     shapes = shapes_fed(model, monkeypatch)
-    reader = _Reader(model)
+    decoder = _CachedDecoder(model)
     rows = [[1] * 10, [2] * 3]
-    reader.read(rows)
-    reader.keep([1])
+    decoder.next_logits(rows)
+    decoder.select([1])
     (row,) = rows[1:]
     for _ in range(6):
         row.append(1)
-        (logits,) = reader.read([row])
+        (logits,) = decoder.next_logits([row])
         assert_close(np.array(logits), same([row])[0, -1, :-1])
     assert shapes == [(2, 10), (1, 1), (1, 1), (1, 6), (1, 1), (1, 1), (1, 1)]
 
@@ -236,7 +236,7 @@ def test_draws_have_these_probabilities() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_an_error(bad: float, temperature: float) -> None:
-    with pytest.raises(ValueError, match="the model's logits hold nan or inf"):
+    with pytest.raises(ValueError, match="the model's logits contain nan or inf"):
         Sampling(temperature).choices([0.0, bad, 1.0])
 
 
@@ -248,7 +248,7 @@ def test_the_stop_string_ends_the_text_and_nothing_else_is_held_back(stop: str) 
     draws = random.Random(stop)
     for _ in range(50):
         characters = "".join(draws.choices("ab", k=30))
-        text, shown = _Text([], draws, stop), ""
+        text, shown = _Completion([], draws, stop), ""
         for i, character in enumerate(characters):
             shown += text.add(character)
             so_far = characters[: i + 1]
@@ -258,13 +258,13 @@ def test_the_stop_string_ends_the_text_and_nothing_else_is_held_back(stop: str) 
             assert not text.stopped
             could_stop = [n for n in range(len(stop)) if so_far.endswith(stop[:n])]
             assert shown == so_far[: len(so_far) - max(could_stop)]
-        assert shown + text.rest() == characters.partition(stop)[0]
+        assert shown + text.flush() == characters.partition(stop)[0]
 
 
 def test_without_a_stop_string_nothing_is_held_back() -> None:
-    text = _Text([], random.Random(0), None)
+    text = _Completion([], random.Random(0), None)
     assert [text.add(character) for character in "abc"] == ["a", "b", "c"]
-    assert text.rest() == ""
+    assert text.flush() == ""
 
 
 @pytest.mark.parametrize("prompt", ["the", PROMPTS])
@@ -341,7 +341,7 @@ def test_a_prompt_with_characters_that_are_left_out(backend: Backend) -> None:
         ("the", {"top_p": 1.1}, r"top_p in \(0, 1\], got 1.1"),
         ("the", {"top_p": float("nan")}, r"top_p in \(0, 1\], got nan"),
         ("the", {"stop": ""}, "the stop string is empty; give at least one character"),
-        ("the", {"stop": "aX"}, "the stop string 'aX' would never be written: 'X' is not in the vocabulary"),
+        ("the", {"stop": "aX"}, "the stop string 'aX' cannot occur: 'X' is not in the vocabulary"),
         ("the", {"seed": -1}, r"seed must be in \[0, 2\*\*64\), got -1"),
     ],
 )
