@@ -1,22 +1,25 @@
-"""Reverse-mode differentiation in one file, to be read from top to bottom. It needs NumPy and nothing else of here.
+"""Reverse-mode automatic differentiation in one file. Read it from top to bottom. It needs only NumPy.
 
-The idea. A program turns numbers into numbers by small steps, say
+Suppose that a program computes a loss in small steps:
 
-    a = w * x;    b = a + c;    loss = b * b
+    a = w * x
+    b = a + c
+    loss = b * b
 
-and we ask how the loss changes when w changes a little: dloss/dw. The chain rule answers step by step, from the end:
+How does the loss change when we change w a little? The chain rule computes this derivative, dloss/dw, step by step,
+starting at the loss:
 
-    dloss/db = 2 b              how the last step turns a change of b into one of the loss
-    dloss/da = dloss/db * 1     b = a + c passes a change of a on as it is
-    dloss/dw = dloss/da * x     a = w * x multiplies a change of w by x
+    dloss/db = 2 * b            because loss = b * b
+    dloss/da = dloss/db * 1     because b = a + c, and so db/da = 1
+    dloss/dw = dloss/da * x     because a = w * x, and so da/dw = x
 
-Each line needs the line above and one *local* derivative, which knows a single operation. So every operation below
-writes down, beside its result, how to turn the gradient of its output into those of its operands. Going backward
-through the steps once then gives the derivative of the loss with respect to everything, for about the price of
-computing the loss. That is all there is to it; the rest of the file is that list of operations.
+Each line uses the result of the line above and one local derivative, the derivative of a single operation. Therefore
+every operation in this file returns its result together with its local derivatives: functions that turn the gradient
+of the result into the gradients of the operands. One walk backward through all operations then gives the derivative of
+the loss with respect to every tensor, for about the cost of computing the loss. This is backpropagation.
 
-`russellgrad.Tensor` does the same with broadcasting, dtypes, GPUs and less memory. This one asks for operands of one
-shape, so that nothing hides the idea.
+`russellgrad.Tensor` does the same, and adds broadcasting, dtypes and GPUs. To keep the idea visible, this Tensor
+requires that both operands of an operation have the same shape.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,31 +28,32 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-Pull = Callable[[Array], Array]  # the gradient of an operation's output -> that of one operand
+Pullback = Callable[[Array], Array]  # takes the gradient of the result, returns the gradient of one operand
 
 
 class Tensor:
-    """An array, its gradient, and the step that made it.
+    """An array, its gradient, and the operation that computed it.
 
-    `parents` are the operands of that step, and `pulls` its local derivatives, one for each parent. A tensor that you
-    make yourself has neither: it is a leaf. Together, tensors and their parents are a graph without cycles.
+    `parents` are the operands of the operation. `pullbacks` are its local derivatives, one for each parent. A tensor
+    that you create yourself is a leaf: it has no parents. The tensors and their parents form a directed acyclic graph.
     """
 
-    __array_ufunc__ = None  # so that array * tensor is refused, and not done element by element
+    __array_ufunc__ = None  # makes `array * tensor` an error; NumPy would multiply element by element
 
-    def __init__(self, data: Any, parents: "Sequence[Tensor]" = (), pulls: Sequence[Pull] = ()) -> None:
+    def __init__(self, data: Any, parents: "Sequence[Tensor]" = (), pullbacks: Sequence[Pullback] = ()) -> None:
         self.data: Array = np.array(data, dtype=float)
-        self.grad: Array | None = None  # dloss/dself, once backward has run
-        self.parents, self.pulls = parents, pulls
+        self.grad: Array | None = None  # dloss/dself; backward() computes it
+        self.parents, self.pullbacks = parents, pullbacks
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
         return np.shape(self.data)
 
     def __repr__(self) -> str:
         return f"Tensor({self.data}, grad={self.grad})"
 
-    # --- Operations. g is the gradient of the result, dloss/dresult, and has its shape.
+    # --- Operations. In each pullback, g is the gradient of the result, dloss/dresult. It has the shape of the result.
 
     # fmt: off
     def __add__(self, other: "Tensor | float") -> "Tensor":
@@ -83,8 +87,8 @@ class Tensor:
         a, b = self, other
         if not isinstance(b, Tensor) or a.data.ndim != 2 or b.data.ndim != 2 or a.shape[1] != b.shape[0]:
             raise ValueError(f"@: needs shapes (n, k) and (k, m), got {a.shape} and {np.shape(getattr(b, 'data', b))}")
-        # The result is C = A B, c_ij = sum_k a_ik b_kj. So a_ik meets the loss through all c_ij of its row, each time
-        # with weight b_kj: dloss/da_ik = sum_j g_ij b_kj, which is G B^T. The same for b down the columns: A^T G.
+        # The result is C = A B, that is, c_ij = sum_k a_ik b_kj. The element a_ik occurs in every c_ij of row i, with
+        # the factor b_kj. Hence dloss/da_ik = sum_j g_ij b_kj, which is G B^T. In the same way, dloss/dB is A^T G.
         return Tensor(a.data @ b.data, (a, b), (
             lambda g: g @ b.data.T,                         # (n, m) @ (m, k) -> (n, k)
             lambda g: a.data.T @ g,                         # (k, n) @ (n, m) -> (k, m)
@@ -102,20 +106,20 @@ class Tensor:
         return Tensor(out, (self,), (lambda g: g * (1 - out * out),))           # d(tanh a)/da = 1 - tanh^2 a
 
     def relu(self) -> "Tensor":
-        on = self.data > 0
-        return Tensor(self.data * on, (self,), (lambda g: g * on,))             # 1 where a > 0, else 0
+        positive = self.data > 0
+        return Tensor(self.data * positive, (self,), (lambda g: g * positive,)) # 1 where a > 0, else 0
 
     def sum(self) -> "Tensor":
-        # Every element has weight 1 in the sum, so each gets the one number g.
+        # d(sum)/da_i = 1, so the gradient of every element is the number g.
         return Tensor(np.sum(self.data), (self,), (lambda g: np.full(self.shape, g),))
 
     def transpose(self) -> "Tensor":
-        return Tensor(self.data.T, (self,), (lambda g: g.T,))                   # elements move, and move back
+        return Tensor(self.data.T, (self,), (lambda g: g.T,))                   # the gradient is transposed back
 
     def reshape(self, *shape: int) -> "Tensor":
         return Tensor(self.data.reshape(shape), (self,), (lambda g: g.reshape(self.shape),))
 
-    # What these are made of has its derivatives above.
+    # These combine the operations above, so they need no derivatives of their own.
     T = property(transpose)
     def mean(self) -> "Tensor":                              return self.sum() / self.data.size
     def __neg__(self) -> "Tensor":                           return self * -1.0
@@ -127,37 +131,37 @@ class Tensor:
     # fmt: on
 
     def _same(self, other: "Tensor | float", symbol: str) -> "Tensor":
-        """The other operand as a Tensor of this shape: a number is repeated, another shape is an error."""
+        """The other operand as a Tensor of the same shape. A number is repeated; another shape is an error."""
         if isinstance(other, (int, float)):
             return Tensor(np.full(self.shape, other))
         if not isinstance(other, Tensor):
             raise TypeError(f"{symbol}: the other operand must be a Tensor or a number, got a {type(other).__name__}")
         if other.shape != self.shape:
             raise ValueError(
-                f"{symbol}: shapes {self.shape} and {other.shape} differ; here both operands have one shape, "
-                "russellgrad.Tensor is the one that broadcasts"
+                f"{symbol}: shapes {self.shape} and {other.shape} differ; use operands of the same shape, or "
+                "russellgrad.Tensor, which broadcasts"
             )
         return other
 
     # --- Backward
 
     def backward(self) -> None:
-        """Add dself/dleaf to `.grad` of every leaf that this one number was made from. Other tensors get theirs too."""
+        """Compute dself/dt for every tensor t in the graph of this single number, and add it to t.grad."""
         if self.data.size != 1:
             raise ValueError(f"backward: starts from one number, got shape {self.shape}; take the sum or the mean")
         grads: dict[int, Array] = {id(self): np.ones(self.shape)}  # dself/dself = 1
-        for tensor in reversed(self._in_order()):
-            # All that was made from this tensor has been visited, so its gradient is complete.
+        for tensor in reversed(self._topological_order()):
+            # All operations on this tensor have been visited, so its gradient is complete.
             g = grads.pop(id(tensor))
             tensor.grad = g.copy() if tensor.grad is None else tensor.grad + g
-            for parent, pull in zip(tensor.parents, tensor.pulls, strict=True):
-                # A tensor that was used twice affects the loss in two ways, and the two add up.
-                grads[id(parent)] = grads.get(id(parent), 0.0) + pull(g)
+            for parent, pullback in zip(tensor.parents, tensor.pullbacks, strict=True):
+                # A tensor that is used twice gets the sum of two gradients.
+                grads[id(parent)] = grads.get(id(parent), 0.0) + pullback(g)
 
-    def _in_order(self) -> "list[Tensor]":
-        """The graph with each tensor after its parents (a topological order).
+    def _topological_order(self) -> "list[Tensor]":
+        """All tensors in the graph, each after its parents.
 
-        Written as a depth-first walk on a stack of our own: one function call a step would overflow Python's.
+        A depth-first search with an explicit stack: recursion would exceed Python's limit in a deep graph.
         """
         order: list[Tensor] = []
         seen = {id(self)}
@@ -165,7 +169,7 @@ class Tensor:
         while stack:
             tensor, parents = stack[-1]
             parent = next(parents, None)
-            if parent is None:  # all parents are in the list: now this one may be
+            if parent is None:  # all parents are in the list, so this tensor is next
                 order.append(tensor)
                 stack.pop()
             elif id(parent) not in seen:
@@ -175,7 +179,7 @@ class Tensor:
 
 
 if __name__ == "__main__":
-    # Fit y = 3 x - 1 by gradient descent: find slope and offset from five points.
+    # Fit a line to five points of y = 3 x - 1 by gradient descent.
     x = Tensor([[-2.0], [-1.0], [0.0], [1.0], [2.0]])  # (5, 1)
     y = 3 * x - 1
     ones = Tensor(np.ones((5, 1)))
@@ -183,10 +187,10 @@ if __name__ == "__main__":
     for step in range(101):
         error = x @ slope + ones @ offset - y  # (5, 1)
         loss = (error**2).mean()
-        slope.grad = offset.grad = None  # gradients add up, so start from none
+        slope.grad = offset.grad = None  # backward() adds to .grad, so reset it
         loss.backward()
         if step % 20 == 0:
             print(f"step {step:3}: loss {loss.data:.1e}, fit {slope.data.item():.4f} x + {offset.data.item():.4f}")
         for parameter in (slope, offset):
             assert parameter.grad is not None
-            parameter.data = parameter.data - 0.1 * parameter.grad  # downhill
+            parameter.data = parameter.data - 0.1 * parameter.grad  # a step against the gradient

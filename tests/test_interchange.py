@@ -449,7 +449,9 @@ def test_views_keep_their_strides(on_host: Backend) -> None:
 
 def test_a_view_that_runs_backwards_is_not_exported(backend: Backend) -> None:
     x = Tensor([1.0, 2.0, 3.0], requires_grad=False)
-    with pytest.raises(BufferError, match=r"^__dlpack__: this view has negative strides.* export a copy, Tensor\(x.data"):
+    with pytest.raises(
+        BufferError, match=r"^__dlpack__: this view has negative strides.* export a copy, Tensor\(x.data"
+    ):
         x[::-1].__dlpack__()
     copied = Tensor(x[::-1].data, requires_grad=False)
     assert_close(Tensor.from_dlpack(copied), np.array([3.0, 2.0, 1.0]))
