@@ -1,8 +1,8 @@
-"""What lets NumPy use a CPU well: freed memory that is kept, and a few threads.
+"""Memory allocation and multithreading for the CPU backends.
 
-NumPy's elementwise loops run on one core; its BLAS has threads of its own, which keep their cores busy for some
-milliseconds after each product, waiting for the next. So while parts of an array are worked on by the threads here,
-the BLAS is held to one thread in each, and the two never fight over a core.
+NumPy's elementwise functions use one core. Its BLAS has its own threads, which keep their cores busy for some
+milliseconds after each matrix product, waiting for the next one. The functions here split work over several threads.
+While these threads run, the BLAS is limited to one thread in each, so that both do not compete for the same cores.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
-import numpy  # noqa: F401 - loads the BLAS that is looked for below
+import numpy  # noqa: F401 - loads the BLAS that _blas_function finds
 
 # --- Memory
 
@@ -23,77 +23,81 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed blocks for the next array, up to 2 GiB of them; RG_MALLOC=0 prevents it.
+    """Let glibc's malloc keep up to 2 GiB of freed memory for reuse. Disable this with RG_MALLOC=0.
 
-    By default it hands every freed block beyond 128 KiB (32 MiB at most, as it adapts) back to the system, which then
-    clears each page of it anew when it is first touched: in a training step that costs more than the arithmetic. Other
-    C libraries have no such call, and are left as they are.
+    By default, malloc returns large freed blocks (128 KiB; the threshold adapts up to 32 MiB) to the operating system,
+    which clears every page again on the next allocation. In a training step this costs more than the arithmetic. Other
+    C libraries have no such setting and are not changed.
     """
     if os.environ.get("RG_MALLOC") == "0" or sys.platform != "linux":
         return
     if hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes; larger blocks are mapped one by one
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # glibc's maximum; larger blocks use mmap
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_TOP_PAD, 64 << 20)
 
 
 def _blas_function(name: str) -> Any:
-    """A function of the BLAS that NumPy is linked with, by its name; None if it has none of that name."""
+    """A function of the BLAS that NumPy is linked with, by its name; None if there is no such function."""
     umath = sys.modules.get("numpy._core._multiarray_umath")
     try:
-        library = ctypes.CDLL(umath.__file__ if umath else None)  # finds what it is linked with, too
+        library = ctypes.CDLL(umath.__file__ if umath else None)  # also finds symbols of linked libraries
     except (OSError, TypeError):
         return None
     return getattr(library, name, None)
 
 
 def _openblas(action: str) -> Any:
-    """`openblas_<action>`, under the names it has in NumPy's own wheels and elsewhere."""
+    """The function `openblas_<action>`. Its name differs between NumPy's wheels and other builds."""
     names = (f"scipy_openblas_{action}64_", f"openblas_{action}64_", f"openblas_{action}")
     return next(filter(None, map(_blas_function, names)), None)
 
 
 # --- Threads
 
-WORTH = 80.0  # microseconds: what a part must take for another thread to pay, which takes some 40 to wake up
+MIN_PART_TIME = 80.0  # microseconds: the least work for another thread; waking up a thread takes about 40
 
 
 def n_threads() -> int:
-    """RG_NUM_THREADS, or as many as OpenBLAS would use, but no more than 8; 1 with another BLAS.
+    """The number of threads: RG_NUM_THREADS, or by default that of OpenBLAS, at most 8 (1 with another BLAS).
 
-    With 1 everything runs in the caller's thread, and the BLAS keeps its own threads.
-    Raises ValueError for an RG_NUM_THREADS that is not a positive whole number.
+    With 1 thread, everything runs in the caller's thread, and the BLAS uses its own threads.
+
+    Raises:
+        ValueError: RG_NUM_THREADS is not a positive whole number.
     """
     global _n_threads
     if _n_threads is None:
-        asked = os.environ.get("RG_NUM_THREADS")
-        if asked and (not asked.isdecimal() or int(asked) < 1):
-            raise ValueError(f"RG_NUM_THREADS must be a positive whole number, got {asked!r}")
-        of_blas = _openblas("get_num_threads")
-        _n_threads = int(asked) if asked else min(of_blas(), 8) if of_blas else 1
+        setting = os.environ.get("RG_NUM_THREADS")
+        if setting and (not setting.isdecimal() or int(setting) < 1):
+            raise ValueError(f"RG_NUM_THREADS must be a positive whole number, got {setting!r}")
+        blas_threads = _openblas("get_num_threads")
+        _n_threads = int(setting) if setting else min(blas_threads(), 8) if blas_threads else 1
     return _n_threads
 
 
 def run_parallel(n: int, cost: float, work: Callable[[int, int], None]) -> None:
-    """Call work(start, stop) for parts that together make up range(n), in as many threads as pay for themselves.
+    """Split range(n) into parts and call work(start, stop) for each, in several threads if there is enough work.
+
+    Returns when all parts are done, and raises the exception of a part. Each part sees the caller's context variables,
+    such as NumPy's errstate. A call from inside a part runs in that part's thread only.
 
     Args:
-        cost: what all of it takes in one thread, in microseconds, roughly.
-
-    Returns when all parts are done. Raises what a part raises. NumPy's errstate is the caller's in each. Called from
-    within a part, it has that part's thread alone.
+        n: the length of the range.
+        cost: the approximate time of the whole range in one thread, in microseconds.
+        work: the function to call for each part.
     """
     threads = n_threads()
-    if threads == 1 or getattr(_here, "serving", False):
+    if threads == 1 or getattr(_thread_state, "is_worker", False):
         return work(0, n)
-    parts = max(1, min(threads, n, int(cost / WORTH)))
+    parts = max(1, min(threads, n, int(cost / MIN_PART_TIME)))
     bounds = [n * i // parts for i in range(parts + 1)]
     with _one_blas_thread:
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         others = [*pairwise(bounds)][1:]
         for start, stop in others:
-            _tasks(threads).put((copy_context(), work, start, stop, done))
+            _task_queue(threads).put((copy_context(), work, start, stop, done))
         try:
             work(0, bounds[1])
         finally:
@@ -103,11 +107,11 @@ def run_parallel(n: int, cost: float, work: Callable[[int, int], None]) -> None:
             if error is not None:
                 raise error
     finally:
-        del errors  # an error holds this frame, and so the arrays of `work`
+        del errors  # breaks the reference cycle error -> traceback -> this frame, which holds the arrays of `work`
 
 
 class _OneBlasThread:
-    """In the block the BLAS uses the caller's thread alone. Blocks in several threads may overlap."""
+    """Context manager that limits the BLAS to one thread. Blocks in several threads may overlap."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -129,48 +133,49 @@ class _OneBlasThread:
                 if not self._depth:
                     self._set(self._before)
 
-    def leave_all(self) -> None:
-        """In a forked child, where the threads that were in a block are gone."""
+    def reset_after_fork(self) -> None:
+        """Restore the BLAS threads in a forked child, where the threads inside a block no longer exist."""
         if self._depth:
             self._set(self._before)
         self._lock, self._depth = threading.Lock(), 0
 
 
-def _tasks(threads: int) -> SimpleQueue[Any]:
-    """The queue that the other threads wait at. They start with the first task."""
+def _task_queue(threads: int) -> SimpleQueue[Any]:
+    """The queue from which the worker threads take their tasks. The first call starts the threads."""
     global _queue
     if _queue is None:
         queue: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads - 1):
-            threading.Thread(target=_serve, args=(queue,), name="russellgrad", daemon=True).start()
-        _queue = queue  # not before there is someone to serve it
+            threading.Thread(target=_worker, args=(queue,), name="russellgrad", daemon=True).start()
+        _queue = queue  # only after all threads have started
     return _queue
 
 
-def _serve(queue: SimpleQueue[Any]) -> None:
-    _here.serving = True
+def _worker(queue: SimpleQueue[Any]) -> None:
+    """The loop of a worker thread."""
+    _thread_state.is_worker = True
     while True:
         context, work, start, stop, done = queue.get()
         try:
             context.run(work, start, stop)
             error = None
-        except BaseException as raised:  # the caller's to see, whatever it is
+        except BaseException as raised:  # run_parallel raises it in the caller's thread
             error = raised
-        del context, work  # and the arrays they hold, while waiting for the next
+        del context, work  # free the arrays they hold before waiting for the next task
         done.put(error)
         del done, error
 
 
-def _forget_threads() -> None:
-    """In a forked child only the forking thread is left."""
+def _reset_after_fork() -> None:
+    """Forget the worker threads in a forked child, where only the forking thread exists."""
     global _queue
     _queue = None
-    _one_blas_thread.leave_all()
+    _one_blas_thread.reset_after_fork()
 
 
-_here = threading.local()
+_thread_state = threading.local()
 _n_threads: int | None = None
 _queue: SimpleQueue[Any] | None = None
 _one_blas_thread = _OneBlasThread()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+    os.register_at_fork(after_in_child=_reset_after_fork)

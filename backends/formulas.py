@@ -1,11 +1,11 @@
-"""The derived primitives: what each one computes, in core primitives.
+"""Formulas for the derived primitives, written in core primitives: the definition of what each one computes.
 
-Each function takes the backend, `xp`, as its first argument, and then the arguments of the primitive of its name in
-`russellgrad/backend.py`. It calls primitives of `xp` alone, asks of an array its `shape` and `ndim`, and writes into
-no array. A backend that lacks a name gets the formula here; one that has a faster way defines the name itself. The
-conformance suite compares both, in float64.
+Each function takes the backend `xp`, followed by the arguments of the primitive of the same name in
+`russellgrad/backend.py`. It uses only primitives of `xp` and the `shape` and `ndim` of arrays, and modifies no array. A
+backend that does not define a primitive gets the formula. A backend with a faster implementation defines the name
+itself; the conformance suite compares it with the formula in float64.
 
-Shapes: `...` is any number of axes; C is the length of the last one, and N the number of rows before it.
+Shapes: `...` is any number of axes, C is the length of the last axis, N the number of rows (the product of the others).
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import numpy as np
 from . import host
 
 Xp: TypeAlias = Any  # a backend
-Array: TypeAlias = Any  # its array
+Array: TypeAlias = Any  # an array of the backend
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 
@@ -35,7 +35,7 @@ def derived_names() -> tuple[str, ...]:
 
 
 def _rows(xp: Xp, a: Array) -> Array:
-    """(..., C) -> (N, C). The number of rows is given: with C = 0 it could not be inferred."""
+    """(..., C) -> (N, C). N is explicit, because -1 cannot be inferred if C is 0."""
     return xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1]))
 
 
@@ -45,11 +45,12 @@ def _swap(xp: Xp, a: Array) -> Array:
 
 
 def _cast(xp: Xp, a: Array, dtype: DType) -> Array:
+    """`a` itself if it has the dtype, else a cast copy."""
     return a if xp.dtype(a) == dtype else xp.astype(a, dtype)
 
 
 def _at_least_float32(xp: Xp, a: Array) -> Array:
-    """Half precision as float32: sums and squares in it overflow at 65,504."""
+    """Cast half precision to float32: sums and squares in float16 overflow at 65,504."""
     return a if xp.dtype(a).itemsize > 2 else xp.astype(a, "float32")
 
 
@@ -57,40 +58,46 @@ def _at_least_float32(xp: Xp, a: Array) -> Array:
 
 
 def require_usable(xp: Xp) -> None:
-    """Nothing is missing."""
+    """Do nothing: a backend without this check can always be used."""
 
 
 def zeros(xp: Xp, shape: Shape, dtype: DType) -> Array:
+    """An array of zeros."""
     return xp.full(shape, 0, dtype)
 
 
 def normal(xp: Xp, shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
+    """Standard normal random numbers, generated on the host in float64."""
     return xp.astype(xp.asarray(host.normal(shape, seed, counter)), dtype)
 
 
 def uniform(xp: Xp, shape: Shape, key: Array, dtype: DType) -> Array:
+    """Uniform random numbers on [0, 1), generated on the host in float64."""
     seed, low, high, start = (int(word) for word in xp.to_host(key))
     return xp.astype(xp.asarray(host.uniform(shape, seed, high << 64 | low, start)), dtype)
 
 
 def host_scalars(xp: Xp, values: Sequence[float], dtype: DType) -> Array:
+    """An array (n,) of Python numbers."""
     return xp.asarray(np.array(values, dtype))
 
 
 def check_ids(xp: Xp, ids: Any, upper: int, op: str) -> Array:
+    """Ids, checked on the host. Ids that are arrays of the backend are copied to the host first."""
     return xp.asarray(host.checked_ids(xp.to_host(ids) if xp.is_array(ids) else ids, upper, op))
 
 
 def check_targets(xp: Xp, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]:
+    """Targets of a loss, checked on the host, and which of them are valid."""
     checked, valid = host.checked_targets(xp.to_host(ids) if xp.is_array(ids) else ids, upper, ignore, op)
     return xp.asarray(checked), None if valid is None else xp.asarray(valid)
 
 
 def prepare_index(xp: Xp, index: Any, shape: Shape) -> Any:
-    """Index arrays are checked on the host and moved; a mask becomes the integer positions of its True elements."""
+    """Check index arrays on the host and copy them to the backend. A mask becomes the indices of its True elements."""
     parts = host.as_tuple(index)
     prepared: list[Any] = []
-    for part, axis in zip(parts, host.axes_of(parts, len(shape)), strict=True):
+    for part, axis in zip(parts, host.index_axes(parts, len(shape)), strict=True):
         if part is None or part is Ellipsis or isinstance(part, (slice, int)):
             prepared.append(part)
             continue
@@ -104,13 +111,13 @@ def prepare_index(xp: Xp, index: Any, shape: Shape) -> Any:
 
 
 def set_matmul_precision(xp: Xp, level: str) -> None:
-    """Products are computed in full at every level."""
+    """Do nothing: products have full precision at every level."""
 
 
 # --- Elementwise: (...) -> (...)
 
-# Coefficients of the three rational approximations in W. J. Cody, "Rational Chebyshev approximations for the error
-# function", Mathematics of Computation 23 (1969), tables II to IV, as in his Fortran CALERF: numerator, denominator,
+# Coefficients of the rational approximations in W. J. Cody, "Rational Chebyshev approximations for the error function",
+# Mathematics of Computation 23 (1969), tables II to IV, as in his Fortran routine CALERF. Numerator, then denominator;
 # highest power first.
 ERF_SMALL = (
     (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
@@ -133,14 +140,17 @@ ERFC_LARGE = (
 
 
 def erf(xp: Xp, a: Array) -> Array:
-    """Cody (1969): three ranges of |a|, each a rational function; relative error below 1e-15 in float64."""
+    """The error function (Cody 1969): one rational function for each of three ranges of |a|.
+
+    The relative error in float64 is below 1e-15.
+    """
     x = _at_least_float32(xp, a)
     y = xp.abs(x)
     small = xp.where(xp.less_equal(y, 0.46875), x, 0)
     below = xp.multiply(small, _ratio(xp, ERF_SMALL, xp.multiply(small, small)))
     middle = xp.minimum(xp.maximum(y, 0.46875), 4.0)
     erfc = xp.multiply(xp.exp(xp.negative(xp.multiply(middle, middle))), _ratio(xp, ERFC_MIDDLE, middle))
-    large = xp.minimum(xp.maximum(y, 4.0), 6.0)  # beyond 6 it is 1 to double precision
+    large = xp.minimum(xp.maximum(y, 4.0), 6.0)  # erf is 1 in double precision beyond 6
     z = xp.divide(1.0, xp.multiply(large, large))
     tail = xp.divide(xp.exp(xp.negative(xp.multiply(large, large))), large)
     far = xp.multiply(tail, xp.subtract(1 / sqrt(pi), xp.multiply(z, _ratio(xp, ERFC_LARGE, z))))
@@ -149,7 +159,7 @@ def erf(xp: Xp, a: Array) -> Array:
 
 
 def _ratio(xp: Xp, coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Array) -> Array:
-    """Numerator over denominator at x, both by Horner's scheme."""
+    """The rational function at x, numerator / denominator, by Horner's method."""
     values = []
     for first, second, *rest in coefficients:
         value = xp.add(xp.multiply(x, first), second)
@@ -160,12 +170,13 @@ def _ratio(xp: Xp, coefficients: tuple[tuple[float, ...], tuple[float, ...]], x:
 
 
 def sigmoid(xp: Xp, a: Array) -> Array:
-    """1 / (1 + e^-a), from e^-|a|, which does not overflow."""
+    """1 / (1 + e^-a), computed from e^-|a|, which does not overflow."""
     e = xp.exp(xp.negative(xp.abs(a)))
     return xp.divide(xp.where(xp.greater_equal(a, 0), 1, e), xp.add(e, 1))
 
 
 def relu(xp: Xp, a: Array) -> Array:
+    """max(a, 0)."""
     return xp.maximum(a, 0)
 
 
@@ -176,11 +187,15 @@ def clip(xp: Xp, a: Array, low: Array | None, high: Array | None) -> Array:
 
 
 def leaky_relu(xp: Xp, a: Array, alpha: float) -> Array:
-    """Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML workshop 2013."""
+    """a where a > 0, else alpha a.
+
+    Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML workshop 2013.
+    """
     return xp.where(xp.greater(a, 0), a, xp.multiply(a, alpha))
 
 
 def leaky_relu_backward(xp: Xp, g: Array, a: Array, alpha: float) -> Array:
+    """g where a > 0, else alpha g."""
     return xp.where(xp.greater(a, 0), g, xp.multiply(g, alpha))
 
 
@@ -188,9 +203,9 @@ _GELU_C = sqrt(2 / pi)
 
 
 def gelu(xp: Xp, a: Array, approximate: str) -> tuple[Array, Array]:
-    """a phi(a), where phi is the normal distribution function or its tanh approximation.
+    """a phi(a), where phi is the standard normal distribution function or its tanh approximation.
 
-    Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2. Saves a.
+    Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2. Also returns a, saved for backward.
     """
     return xp.multiply(a, _phi(xp, a, approximate)), a
 
@@ -201,13 +216,14 @@ def gelu_backward(xp: Xp, g: Array, saved: Array, approximate: str) -> Array:
     phi = _phi(xp, a, approximate)
     if approximate == "none":  # phi' is the normal density
         a_slope = xp.multiply(a, xp.multiply(xp.exp(xp.multiply(xp.multiply(a, a), -0.5)), 1 / sqrt(2 * pi)))
-    else:  # phi' = 2 phi (1 - phi) c (1 + 3 * 0.044715 a^2). a phi (1 - phi) is 0 far out, before a^2 overflows.
+    else:  # phi' = 2 phi (1 - phi) c (1 + 3 * 0.044715 a^2). For large |a|, a phi (1 - phi) is 0 before a^2 overflows.
         inner = xp.add(xp.multiply(xp.multiply(a, a), 6 * _GELU_C * 0.044715), 2 * _GELU_C)
         a_slope = xp.multiply(xp.multiply(xp.multiply(a, phi), xp.subtract(1, phi)), inner)
     return xp.multiply(g, xp.add(phi, a_slope))
 
 
 def _phi(xp: Xp, a: Array, approximate: str) -> Array:
+    """The standard normal distribution function, or its tanh approximation."""
     if approximate == "none":
         return xp.multiply(xp.add(xp.erf(xp.multiply(a, sqrt(0.5))), 1), 0.5)
     inner = xp.multiply(a, xp.add(xp.multiply(xp.multiply(a, a), _GELU_C * 0.044715), _GELU_C))
@@ -219,7 +235,7 @@ def _phi(xp: Xp, a: Array, approximate: str) -> Array:
 
 def linear(xp: Xp, x: Array, weight: Array, bias: Array | None) -> Array:
     """x weight + bias: (..., i) (i, o) (o,) -> (..., o)."""
-    out = xp.matmul(_rows(xp, x), weight)  # one product, whatever the batch axes
+    out = xp.matmul(_rows(xp, x), weight)  # one product for all batch axes
     if bias is not None:
         out = xp.add(out, bias)
     return xp.reshape(out, (*x.shape[:-1], weight.shape[1]))
@@ -228,7 +244,7 @@ def linear(xp: Xp, x: Array, weight: Array, bias: Array | None) -> Array:
 def linear_backward(
     xp: Xp, g: Array, x: Array, weight: Array, needs: Sequence[bool]
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """g weight^T, x^T g, and the sum of g over the rows."""
+    """The gradients of x, weight and bias: g weight^T, x^T g, and the sum of g over the rows."""
     rows = _rows(xp, g)
     return (
         xp.reshape(xp.matmul(rows, xp.transpose(weight)), x.shape) if needs[0] else None,
@@ -241,7 +257,7 @@ def linear_backward(
 
 
 def softmax(xp: Xp, a: Array, axis: int) -> Array:
-    """e^a / sum e^a along `axis`. The maximum is subtracted first, so the largest exponent is 0 and none overflows."""
+    """e^a / sum e^a along `axis`. Subtracting the maximum first prevents overflow."""
     if 0 in a.shape:
         return xp.copy(a)
     e = xp.exp(xp.subtract(a, xp.max(a, axis=axis, keepdims=True)))
@@ -249,7 +265,7 @@ def softmax(xp: Xp, a: Array, axis: int) -> Array:
 
 
 def softmax_backward(xp: Xp, g: Array, y: Array, axis: int) -> Array:
-    """y (g - sum g y), from the output y."""
+    """y (g - sum g y), where y is the output of softmax."""
     return xp.multiply(y, xp.subtract(g, xp.sum(xp.multiply(g, y), axis=axis, keepdims=True)))
 
 
@@ -262,7 +278,7 @@ def log_softmax(xp: Xp, a: Array, axis: int) -> Array:
 
 
 def log_softmax_backward(xp: Xp, g: Array, y: Array, axis: int) -> Array:
-    """g - softmax(a) sum g, from the output y = log softmax(a)."""
+    """g - softmax(a) sum g, where softmax(a) = e^y and y is the output of log_softmax."""
     return xp.subtract(g, xp.multiply(xp.exp(y), xp.sum(g, axis=axis, keepdims=True)))
 
 
@@ -270,12 +286,13 @@ def layer_norm(xp: Xp, x: Array, gamma: Array | None, beta: Array | None, eps: f
     """(x - mean) / sqrt(variance + eps) * gamma + beta over the last axis: (..., C) (C,) (C,) -> (..., C).
 
     Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450, equation 4. Also returns the mean and
-    1 / sqrt(variance + eps), both (..., 1). The variance is that of centred values: E[x^2] - E[x]^2 would cancel.
+    rstd = 1 / sqrt(variance + eps), both (..., 1). The variance is computed from x - mean, because E[x^2] - E[x]^2
+    loses precision to cancellation.
     """
-    mean = _mean_of_rows(xp, x)
-    centred = xp.subtract(x, mean)
-    rstd = xp.divide(1, xp.sqrt(xp.add(_mean_of_rows(xp, xp.multiply(centred, centred)), eps)))
-    y = xp.multiply(centred, rstd)
+    mean = _row_means(xp, x)
+    centered = xp.subtract(x, mean)
+    rstd = xp.divide(1, xp.sqrt(xp.add(_row_means(xp, xp.multiply(centered, centered)), eps)))
+    y = xp.multiply(centered, rstd)
     if gamma is not None:
         y = xp.multiply(y, gamma)
     if beta is not None:
@@ -286,17 +303,18 @@ def layer_norm(xp: Xp, x: Array, gamma: Array | None, beta: Array | None, eps: f
 def layer_norm_backward(
     xp: Xp, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Gradients of x, gamma and beta.
+    """The gradients of x, gamma and beta.
 
-    With h = g gamma and normed = (x - mean) rstd: rstd (h - mean(h) - normed mean(h normed)), sum g normed, sum g. The
-    gradient of centring removes the mean of h; that of scaling removes its component along `normed`.
+    With h = g gamma and normed = (x - mean) rstd, they are rstd (h - mean(h) - normed mean(h normed)), sum g normed,
+    and sum g. The term mean(h) comes from the subtraction of the mean, the term with `normed` from the division by the
+    standard deviation.
     """
     normed = xp.multiply(xp.subtract(x, mean), rstd)
     gx = ggamma = gbeta = None
     if needs[0]:
         h = g if gamma is None else xp.multiply(g, gamma)
-        along = xp.multiply(normed, _mean_of_rows(xp, xp.multiply(h, normed)))
-        gx = xp.multiply(rstd, xp.subtract(xp.subtract(h, _mean_of_rows(xp, h)), along))
+        projection = xp.multiply(normed, _row_means(xp, xp.multiply(h, normed)))
+        gx = xp.multiply(rstd, xp.subtract(xp.subtract(h, _row_means(xp, h)), projection))
     if needs[1]:
         ggamma = xp.sum(_rows(xp, xp.multiply(g, normed)), axis=0)
     if needs[2]:
@@ -304,18 +322,18 @@ def layer_norm_backward(
     return gx, ggamma, gbeta
 
 
-def _mean_of_rows(xp: Xp, a: Array) -> Array:
+def _row_means(xp: Xp, a: Array) -> Array:
     """(..., C) -> (..., 1)."""
     return xp.divide(xp.sum(a, axis=-1, keepdims=True), a.shape[-1])
 
 
 def embedding(xp: Xp, weight: Array, ids: Array) -> Array:
-    """Rows of a table: (V, C) (...) -> (..., C)."""
+    """Look up rows of a table: (V, C) (...) -> (..., C)."""
     return xp.getitem(weight, (ids,))
 
 
 def embedding_backward(xp: Xp, g: Array, ids: Array, n_rows: int) -> Array:
-    """The rows of g added up by id: (..., C) (...) -> (n_rows, C)."""
+    """The sum of the rows of g for each id: (..., C) (...) -> (n_rows, C)."""
     return xp.getitem_backward(g, (ids,), (n_rows, g.shape[-1]))
 
 
@@ -324,7 +342,7 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """The mean of -log softmax(logits)[id] over the valid rows: (N, C) (N,) (N,) -> (), and the softmax (N, C).
 
-    `excluded_class` has probability 0.
+    The softmax excludes `excluded_class`: its probability is 0.
     """
     n, classes = logits.shape
     z = logits
@@ -341,7 +359,7 @@ def cross_entropy(
 
 
 def cross_entropy_backward(xp: Xp, g: Array, probs: Array, ids: Array, valid: Array | None) -> Array:
-    """(softmax - one-hot) g / n, with n the number of valid rows: () -> (N, C). Invalid rows get 0."""
+    """(softmax - one_hot(id)) g / n, with n the number of valid rows: () -> (N, C). Invalid rows get 0."""
     n, classes = probs.shape
     one_hot = xp.astype(xp.equal(xp.expand_dims(ids, 1), xp.arange(classes)), xp.dtype(probs))
     delta = xp.subtract(probs, one_hot)
@@ -351,7 +369,7 @@ def cross_entropy_backward(xp: Xp, g: Array, probs: Array, ids: Array, valid: Ar
 
 
 def _count(xp: Xp, valid: Array, like: Array) -> Array:
-    """How many are True, a 0-d array of the dtype of `like`."""
+    """The number of True elements, a 0-d array with the dtype of `like`."""
     return xp.astype(xp.asarray(xp.sum(valid)), xp.dtype(like))
 
 
@@ -363,14 +381,14 @@ def attention(
 ) -> tuple[Array, Array]:
     """softmax(q k^T / sqrt(d)) v: (..., L, d) (..., S, d) (..., S, e) -> (..., L, e).
 
-    Also returns log sum exp of each query's scores, (..., L, 1), inf where every key is hidden: backward gets the
-    weights from it (Dao et al., "FlashAttention", arXiv:2205.14135, algorithm 4).
+    Also returns the logsumexp of each query's scores, (..., L, 1), which is inf if all keys are hidden. Backward
+    recomputes the weights from it (Dao et al., "FlashAttention", arXiv:2205.14135, algorithm 4).
     """
     scores = _scores(xp, q, k, mask, causal, offset)
     if k.shape[-2] == 0:
         return xp.matmul(_cast(xp, scores, xp.dtype(v)), v), xp.full((*scores.shape[:-1], 1), inf, xp.dtype(scores))
     top = xp.max(scores, axis=-1, keepdims=True)
-    top = xp.where(xp.equal(top, -inf), 0, top)  # every key is hidden: weights of 0, not nan
+    top = xp.where(xp.equal(top, -inf), 0, top)  # if all keys are hidden, the weights are 0, not nan
     weights = xp.exp(xp.subtract(scores, top))
     total = xp.sum(weights, axis=-1, keepdims=True)
     hidden = xp.equal(total, 0)
@@ -383,9 +401,10 @@ def attention_backward(
     xp: Xp, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
     offset: int, needs: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Gradients of q, k and v, with all batch axes.
+    """The gradients of q, k and v, with all batch axes.
 
-    The sum that softmax's backward subtracts, of g_weights * weights over a row, is that of g * out.
+    Softmax's backward subtracts the sum of g_weights * weights over each row. It equals the sum of g * out, with
+    out = weights v.
     """
     weights = xp.exp(xp.subtract(_scores(xp, q, k, mask, causal, offset), log_sum))
     gv = xp.matmul(_swap(xp, _cast(xp, weights, xp.dtype(g))), g) if needs[2] else None
@@ -400,7 +419,7 @@ def attention_backward(
 
 
 def _scores(xp: Xp, q: Array, k: Array, mask: Array | None, causal: bool, offset: int) -> Array:
-    """q k^T / sqrt(d), (..., L, S), -inf where a key is hidden. If causal, query i sees keys up to i + offset."""
+    """q k^T / sqrt(d), (..., L, S), -inf at hidden keys. If causal, query i sees the keys up to i + offset."""
     scores = xp.matmul(xp.multiply(q, 1 / sqrt(q.shape[-1])), _swap(xp, k))
     scores = _at_least_float32(xp, scores)
     if mask is not None:
@@ -411,11 +430,11 @@ def _scores(xp: Xp, q: Array, k: Array, mask: Array | None, causal: bool, offset
     return scores
 
 
-# --- Optimizer steps. They return new arrays; a backend may write into the ones it is given, and return those.
+# --- Optimizer steps. They return new arrays. (A backend's implementation may update the given arrays in place.)
 
 
 def clip_scale(xp: Xp, grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]:
-    """The norm of all gradients, and min(1, max_norm / (norm + 1e-6)), both ().
+    """The total norm of all gradients, and the factor min(1, max_norm / (norm + 1e-6)), both ().
 
     Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063, section 3.2.
     """
@@ -431,9 +450,10 @@ def sgd_step(
     xp: Xp, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float,
     nesterov: bool, weight_decay: float,
 ) -> tuple[Array, Array | None]:  # fmt: skip
-    """Sutskever et al., "On the importance of initialization and momentum", ICML 2013, in the form PyTorch uses.
+    """SGD with momentum (Sutskever et al., "On the importance of initialization and momentum", ICML 2013).
 
-    Returns p and the velocity, which is None without momentum, and zeros before the first step.
+    The form is PyTorch's. Returns p and the velocity. The velocity is None without momentum, and zeros before the first
+    step.
     """
     g = _gradient(xp, p, g, clip)
     if weight_decay:
@@ -448,9 +468,9 @@ def adam_step(
     xp: Xp, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float,
     eps: float, weight_decay: float, decoupled: bool, low: Array | None,
 ) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
-    """Kingma & Ba, "Adam", arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101.
+    """Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1); decoupled weight decay: Loshchilov & Hutter, arXiv:1711.05101.
 
-    Returns p, m, v, and p in the dtype of `low`, if there is one.
+    Returns p, m, v, and p cast to the dtype of `low`, or None if `low` is None.
     """
     rate, scale, decay = (xp.getitem(rates, (i,)) for i in range(3))
     g = _gradient(xp, p, g, clip)
@@ -465,6 +485,6 @@ def adam_step(
 
 
 def _gradient(xp: Xp, p: Array, g: Array, clip: Array | None) -> Array:
-    """g in the dtype of p, times the clipping factor."""
+    """g cast to the dtype of p, times the clipping factor."""
     g = _cast(xp, g, xp.dtype(p))
     return g if clip is None else xp.multiply(g, clip)

@@ -1,7 +1,7 @@
-"""What every backend does on the host, in NumPy: random draws, and checks of ids and indices before they are used.
+"""Host-side functions that all backends share: random numbers, and checks of ids and indices.
 
-Random numbers come from one counter-based generator (Philox4x64-10: Salmon et al., "Parallel random numbers: as easy
-as 1, 2, 3", SC 2011), so a draw is a pure function of (seed, counter) and the same on every backend.
+Random numbers come from a counter-based generator (Philox4x64-10: Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", SC 2011). They are a pure function of (seed, counter) and the same on every backend.
 """
 
 from math import prod
@@ -14,28 +14,28 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 def _generator(seed: int, counter: int, block: int = 0) -> np.random.Generator:
-    # The upper half of the 256-bit counter is ours, the lower half is what one draw walks through, in blocks of four.
+    # The upper half of the 256-bit counter is `counter`. The generator increments the lower half for each four numbers.
     low, high = counter % 2**64, counter >> 64
     return np.random.Generator(np.random.Philox(key=seed, counter=np.array([block, 0, low, high], np.uint64)))
 
 
 def normal(shape: Shape, seed: int, counter: int) -> HostArray:
-    """Standard normal numbers in float64, fixed by (seed, counter)."""
+    """Standard normal random numbers in float64, a function of (seed, counter)."""
     return np.asarray(_generator(seed, counter).standard_normal(shape))
 
 
 def uniform(shape: Shape, seed: int, counter: int, start: int = 0) -> HostArray:
-    """Numbers uniform on [0, 1) in float64, fixed by (seed, counter): of all that these give, those from `start` on."""
-    block, before = divmod(start, 4)
-    return np.asarray(_generator(seed, counter, block).random(before + prod(shape))[before:].reshape(shape))
+    """Uniform random numbers on [0, 1) in float64: elements `start` and following of the sequence (seed, counter)."""
+    block, skip = divmod(start, 4)
+    return np.asarray(_generator(seed, counter, block).random(skip + prod(shape))[skip:].reshape(shape))
 
 
 def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> HostArray:
-    """`data` as a host array of numbers or bools. `others` are names of dtypes besides NumPy's own that will do.
+    """`data` as a host array of real numbers or bools. `others` are the names of further allowed dtypes.
 
     Raises:
-        TypeError: complex numbers, strings, objects.
-        ValueError: ragged nested lists.
+        TypeError: complex numbers, strings or objects.
+        ValueError: nested lists of different lengths.
     """
     array = np.asarray(data, dtype=dtype)
     check_real(array.dtype, others)
@@ -43,7 +43,7 @@ def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> Ho
 
 
 def check_real(dtype: Any, others: tuple[str, ...] = ()) -> None:
-    """Raises TypeError for a dtype of complex numbers, strings or objects."""
+    """Raise TypeError for a dtype of complex numbers, strings or objects."""
     if dtype.kind not in "biuf" and dtype.name not in others:
         raise TypeError(f"asarray: cannot make an array of dtype {dtype}; pass real numbers or bools")
 
@@ -51,12 +51,11 @@ def check_real(dtype: Any, others: tuple[str, ...] = ()) -> None:
 def checked_ids(ids: Any, upper: int, op: str) -> HostArray:
     """`ids` as an int64 host array, after checking 0 <= id < `upper`.
 
-    A device indexes out of range without a word, and NumPy wraps negative ids, so both would train in silence on the
-    wrong rows.
+    Without the check, a device reads out of bounds without an error, and NumPy wraps negative ids.
 
     Raises:
-        TypeError: ids that are not integers.
-        IndexError: an id out of range; names the id and the range.
+        TypeError: the ids are not integers.
+        IndexError: an id is out of range; names the id and the range.
     """
     array = _rectangular(ids, op)
     if array.size == 0:
@@ -71,21 +70,22 @@ def checked_ids(ids: Any, upper: int, op: str) -> HostArray:
 
 
 def checked_targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[HostArray, HostArray | None]:
-    """Ids as `checked_ids` gives them, with those equal to `ignore` set to 0, and a bool array of those that count.
+    """Checked targets of a loss, with `ignore` replaced by 0, and a bool array that is True at valid targets.
 
-    The second is None where all of them count. Raises as `checked_ids` does, and:
-        ValueError: no id counts, so there is no mean.
+    The bool array is None if all targets are valid. Raises as `checked_ids` does, and:
+        ValueError: no target is valid.
     """
     array = _rectangular(ids, op)
-    counted = None if ignore is None else array != ignore
-    if array.size == 0 or counted is not None and not counted.any():
-        raise ValueError(f"{op}: all {array.size} ids are padding or ignored; at least one must count")
-    if counted is None or counted.all():
+    valid = None if ignore is None else array != ignore
+    if array.size == 0 or valid is not None and not valid.any():
+        raise ValueError(f"{op}: all {array.size} ids are padding or ignored; at least one must be valid")
+    if valid is None or valid.all():
         return checked_ids(array, upper, op), None
-    return checked_ids(np.where(counted, array, 0), upper, op), counted
+    return checked_ids(np.where(valid, array, 0), upper, op), valid
 
 
 def _rectangular(ids: Any, op: str) -> HostArray:
+    """`ids` as an array. Raises ValueError for rows of different lengths."""
     try:
         return np.asarray(ids)
     except ValueError as error:
@@ -93,10 +93,10 @@ def _rectangular(ids: Any, op: str) -> HostArray:
 
 
 def as_tuple(index: Any) -> tuple[Any, ...]:
-    """The index of `x[index]` as a tuple.
+    """The index in `x[index]` as a tuple.
 
     Raises:
-        TypeError: a bare True or False, which NumPy would take for a new axis.
+        TypeError: the index contains True or False, which NumPy treats as a new axis.
     """
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(part, bool) for part in parts):
@@ -105,8 +105,11 @@ def as_tuple(index: Any) -> tuple[Any, ...]:
 
 
 def index_array(part: Any) -> HostArray:
-    """A copy of a list or host array between the brackets of `x[...]`; an empty list picks nothing."""
-    array = np.array(part)  # a copy: backward uses it again, whatever the caller has done to it by then
+    """A copy of a list or host array in an index. An empty list selects nothing.
+
+    Raises IndexError for an array that is not of integers or bools.
+    """
+    array = np.array(part)  # a copy, because backward uses it again, and the caller may change the array before that
     if array.size == 0 and isinstance(part, list):
         array = array.astype(np.int64)
     if array.dtype.kind not in "biu":
@@ -117,20 +120,20 @@ def index_array(part: Any) -> HostArray:
 
 
 def is_basic(index: tuple[Any, ...]) -> bool:
-    """Whether `index` holds only ints, slices, None and ellipsis: no element can then be picked twice."""
+    """Whether `index` has only ints, slices, None and an ellipsis. It cannot select an element twice then."""
     return all(part is None or part is Ellipsis or isinstance(part, (slice, int)) for part in index)
 
 
 def mask_ndim(part: Any) -> int:
-    """The number of axes a bool mask spans; 0 for anything else."""
+    """The number of axes of a bool mask; 0 for anything else."""
     dtype = getattr(part, "dtype", None)
     return int(part.ndim) if dtype is not None and dtype.kind == "b" else 0
 
 
-def axes_of(index: tuple[Any, ...], ndim: int) -> list[int]:
-    """The first axis of `a` that each part of `a[index]` speaks of, for an `a` with `ndim` axes.
+def index_axes(index: tuple[Any, ...], ndim: int) -> list[int]:
+    """For each part of the index in `a[index]`, the first axis of `a` that it indexes. `a` has `ndim` axes.
 
-    A bool mask spans as many axes as it has dimensions, None spans none, and the ellipsis spans what is left.
+    A bool mask indexes as many axes as it has, None indexes none, and the ellipsis indexes the remaining axes.
     """
     spans = [0 if part is None or part is Ellipsis else mask_ndim(part) or 1 for part in index]
     axis, axes = 0, []
@@ -141,10 +144,10 @@ def axes_of(index: tuple[Any, ...], ndim: int) -> list[int]:
 
 
 def check_index_array(array: HostArray, axis: int, shape: Shape) -> None:
-    """What NumPy checks when it indexes, for backends that do not.
+    """Check an index array as NumPy does when it indexes, for backends that do not check.
 
     Raises:
-        IndexError: an integer outside [-n, n) for an axis of length n, a mask of another shape, too many indices.
+        IndexError: an index outside [-n, n) for an axis of length n, a mask of another shape, or too many indices.
     """
     if array.dtype.kind == "b":
         if array.shape != shape[axis : axis + array.ndim]:

@@ -1,6 +1,6 @@
-"""The CPU backend, in NumPy: the core primitives by NumPy's own names, and the faster ones of `numpy_fused.py`.
+"""The NumPy backend: core primitives are NumPy's functions; faster derived primitives come from `numpy_fused.py`.
 
-The contract, `russellgrad/backend.py`, says what each name means. What is not here comes from `formulas.py`.
+The contract, `russellgrad/backend.py`, defines each primitive. The remaining derived primitives come from `formulas.py`.
 """
 
 import operator
@@ -24,7 +24,7 @@ name = "numpy"
 
 
 def require_usable() -> None:
-    """NumPy can always be used. Raises ValueError for an RG_NUM_THREADS that is not a positive whole number."""
+    """Set up memory and threads. Raises ValueError for an RG_NUM_THREADS that is not a positive whole number."""
     n_threads()
     keep_freed_memory()
 
@@ -48,7 +48,7 @@ def from_dlpack(x: Any) -> Array:
 
 
 def astype(a: Array, dtype: DType, /) -> Array:
-    return a.astype(dtype)  # np.astype does not take the scalars that NumPy gives for arrays without axes
+    return a.astype(dtype)  # np.astype does not accept scalars, which NumPy returns for 0-d results
 
 
 asarray = host.real_array
@@ -111,7 +111,7 @@ getitem = operator.getitem
 
 
 def prepare_index(index: Any, shape: Shape) -> Any:
-    # NumPy checks bounds itself, when it indexes.
+    # NumPy checks the bounds when it indexes.
     parts = host.as_tuple(index)
     return tuple(host.index_array(part) if isinstance(part, (list, np.ndarray)) else part for part in parts)
 
@@ -119,13 +119,13 @@ def prepare_index(index: Any, shape: Shape) -> Any:
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
     out = np.zeros(shape, g.dtype)
     if host.is_basic(index) or len(index) == 1 and host.mask_ndim(index[0]):
-        out[index] = g  # no element is picked twice
+        out[index] = g  # selects no element twice
     else:
         np.add.at(out, index, g)
     return out
 
 
-# --- In blocks and threads
+# --- Faster derived primitives
 
 matmul = numpy_fused.matmul
 linear = numpy_fused.linear

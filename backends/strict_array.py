@@ -232,7 +232,7 @@ def host_index(name: str, index: Any, shape: tuple[int, ...]) -> tuple[Any, ...]
                 "index a Tensor, or with xp.getitem(a, xp.prepare_index(index, a.shape))",
             )
     found = tuple(part._host if isinstance(part, StrictArray) else part for part in parts)
-    for part, axis in zip(found, host.axes_of(found, len(shape)), strict=True):
+    for part, axis in zip(found, host.index_axes(found, len(shape)), strict=True):
         if isinstance(part, np.ndarray):
             try:
                 host.check_index_array(part, axis, shape)

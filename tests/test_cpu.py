@@ -30,7 +30,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Every primitive in blocks of 100 elements, and in as many threads as there are, however small it is."""
     monkeypatch.setattr(cpu, "_n_threads", request.param)
     monkeypatch.setattr(cpu, "_queue", None)
-    monkeypatch.setattr(cpu, "WORTH", 1e-9)
+    monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     monkeypatch.setattr(numpy_fused, "_BLOCK", 100)
     monkeypatch.setattr(numpy_fused._Heads, "queries_at_once", 4)
     with use_backend("numpy"):
@@ -97,7 +97,7 @@ def test_attention_never_looks_at_hidden_keys_after_the_block(threads: int) -> N
 
 def test_the_number_of_threads_does_not_change_a_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numpy_fused, "_BLOCK", 100)
-    monkeypatch.setattr(cpu, "WORTH", 1e-9)
+    monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     found: list[tuple[Any, Any]] = []
     for n in (1, 2, 3):
         monkeypatch.setattr(cpu, "_n_threads", n)
@@ -131,10 +131,10 @@ def test_work_that_does_not_pay_stays_in_the_callers_thread(monkeypatch: pytest.
         calls.append((start, stop, threading.current_thread().name))
 
     caller = threading.current_thread().name
-    cpu.run_parallel(10, 1.9 * cpu.WORTH, work)
+    cpu.run_parallel(10, 1.9 * cpu.MIN_PART_TIME, work)
     assert calls == [(0, 10, caller)]
     calls.clear()
-    cpu.run_parallel(10, 2 * cpu.WORTH, work)
+    cpu.run_parallel(10, 2 * cpu.MIN_PART_TIME, work)
     assert sorted(calls) == [(0, 5, caller), (5, 10, "russellgrad")]
 
 
@@ -204,7 +204,7 @@ def test_a_forked_child_starts_threads_of_its_own() -> None:
 import os, sys
 from russellgrad import Tensor
 from russellgrad.backends import cpu
-cpu._n_threads, cpu.WORTH = 2, 1e-9
+cpu._n_threads, cpu.MIN_PART_TIME = 2, 1e-9
 x = Tensor([[1.0, 2.0], [3.0, 4.0]])
 print((x @ x).numpy().tolist(), flush=True)
 child = os.fork()

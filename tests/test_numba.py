@@ -32,7 +32,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Every primitive in as many threads as there are, however small it is."""
     monkeypatch.setattr(cpu, "_n_threads", request.param)
     monkeypatch.setattr(cpu, "_queue", None)
-    monkeypatch.setattr(cpu, "WORTH", 1e-9)
+    monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     count: int = request.param
     return count
 
@@ -114,7 +114,7 @@ def test_layer_norm_and_its_backward(threads: int, shape: tuple[int, ...], affin
 
 
 def test_the_number_of_threads_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "WORTH", 1e-9)
+    monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     x, g, gamma = normal(500, 20), normal(500, 20, seed=1), normal(20, seed=2)
     found = []
     for n in (1, 2, 3):
