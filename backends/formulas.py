@@ -22,15 +22,6 @@ DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 
 
-def derived_names() -> tuple[str, ...]:
-    """The names of the formulas."""
-    return tuple(
-        name
-        for name, value in globals().items()
-        if getattr(value, "__module__", "") == __name__ and not name.startswith("_") and name != "derived_names"
-    )
-
-
 # --- Shapes and dtypes
 
 
