@@ -1,9 +1,9 @@
-"""The CPU backend with its slowest primitives compiled by Numba; the others are those of `numpy_backend.py`.
+"""The Numba backend: the NumPy backend with its slowest primitives compiled by Numba.
 
-NumPy passes over an array once for each step of a formula; a compiled loop does all steps in one pass, on several
-numbers at a time. The kernels are for float32, in which models are trained; other dtypes go to NumPy's functions. The
-kernels run in the threads of `cpu.run_parallel`, each on a range of rows: Numba's own threads may end the process when
-two threads of the caller use them at the same time.
+NumPy makes one pass over an array for each step of a formula. A compiled loop does all steps in one pass, with SIMD
+instructions. The kernels are for float32, the usual dtype for training; other dtypes use the functions of
+`numpy_fused.py`. Kernels run in the threads of `cpu.run_parallel`, each on a range of rows. They do not use Numba's own
+threads, which may abort the process if two Python threads use them at the same time.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ import numpy as np
 
 from . import numpy_fused
 from .cpu import run_parallel
-from .numpy_backend import *  # noqa: F403 - what is not defined again below
-from .numpy_fused import Array, _Heads, _in_blocks, _Part, _rows, _total
+from .numpy_backend import *  # noqa: F403 - all primitives that are not redefined below
+from .numpy_fused import Array, _AttentionOperands, _BlockIndex, _rows, _run_in_blocks, _sum_blocks
 
 try:
     import numba
@@ -31,44 +31,48 @@ _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 
 def _compiled(*fastmath: str) -> Callable[[_Kernel], _Kernel]:
-    """Compile a kernel when it is first called with arrays of some kind, and keep it on disk for the next process.
+    """Decorator that compiles a kernel at its first call and caches it on disk for later processes.
 
-    `fastmath` is LLVM's. What leaves nan and inf alone: "contract" (a product and a sum in one step) anywhere,
-    "reassoc" (a sum in another order, hence several numbers at a time) where rounding is not made use of.
+    `fastmath` lists flags of LLVM that preserve nan and inf: "contract" (fused multiply-add), and "reassoc" (reordered
+    sums, needed for SIMD), which must not be used where the code relies on exact rounding.
     """
 
     def compiled(kernel: _Kernel) -> _Kernel:
         options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
         try:
             dispatcher: _Kernel = numba.njit(cache=True, **options)(kernel)
-        except RuntimeError:  # there is no folder to keep it in
+        except RuntimeError:  # no folder for the cache is writable
             dispatcher = numba.njit(**options)(kernel)
         return dispatcher
 
     return compiled
 
 
-def _single(*arrays: Array | None) -> bool:
+def _is_float32(*arrays: Array | None) -> bool:
+    """Whether all arrays that are given are float32."""
     return all(array is None or array.dtype == np.float32 for array in arrays)
 
 
-# --- The exponential, written out: around a call of a library's no loop would be vectorised
+# --- The exponential, written out: a loop that calls a library function is not vectorized
 
-_f = np.float32  # of every constant: beside a Python float Numba computes in float64
+_f = np.float32  # every constant is float32, because Numba computes in float64 with Python floats
 _ZERO, _HALF, _ONE, _TWO, _INF = map(_f, (0.0, 0.5, 1.0, 2.0, inf))
 _LOG2_E = _f(1.4426950408889634)
-_LN2_HIGH, _LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # the first has 9 bits: a whole number times it is exact
+_LN2_HIGH, _LN2_LOW = (
+    _f(0.693359375),
+    _f(-2.12194440e-4),
+)  # the first has 9 bits, so its product with a small integer is exact
 _E0, _E1, _E2, _E3, _E4, _E5 = map(
     _f, (5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
 )
-_TO_INTEGER = _f(1.5 * 2**23)  # added to a small number, it leaves the nearest integer in the last bits
+_TO_INTEGER = _f(1.5 * 2**23)  # adding it to a small number puts the nearest integer in the last bits
 
 
 @_compiled("contract")
 def _exp(x: Any) -> Any:
     """e^x = 2^n e^r, |r| <= ln 2 / 2, with the reduction and the polynomial of Cephes' expf (S. L. Moshier, 1989).
 
-    Largest error 1 ulp; 0 below -87.7 and inf above 88.4, both a little early; nan stays nan.
+    The error is at most 1 ulp. The result is 0 below -87.7 and inf above 88.4, and nan for nan.
     """
     x = _f(-88.0) if x < _f(-88.0) else x
     x = _f(89.0) if x > _f(89.0) else x
@@ -84,7 +88,7 @@ def _exp(x: Any) -> Any:
 
 
 def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
-    if not _single(a) or a.size == 0:
+    if not _is_float32(a) or a.size == 0:
         return numpy_fused.gelu(a, approximate)
     flat = np.ascontiguousarray(a).reshape(-1)
     out, slope = np.empty_like(flat), np.empty_like(flat)
@@ -105,9 +109,9 @@ _P, _A1, _A2, _A3, _A4, _A5 = map(
 
 @_compiled("contract", "reassoc")
 def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
-    """phi by Abramowitz & Stegun, "Handbook of mathematical functions", 7.1.26; largest error 1e-7, absolute.
+    """phi by Abramowitz & Stegun, "Handbook of mathematical functions", 7.1.26, with an absolute error below 1e-7.
 
-    erfc(x) = polynomial(1 / (1 + p x)) e^(-x^2) for x >= 0: the same exponential as the density's.
+    erfc(x) = polynomial(1 / (1 + p x)) e^(-x^2) for x >= 0. The density needs the same exponential.
     """
     for i in range(a.size):
         x = a[i]
@@ -136,7 +140,7 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 
 
 def softmax(a: Array, axis: int) -> Array:
-    if not _single(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
+    if not _is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
         return numpy_fused.softmax(a, axis)
     out = np.array(a, order="C")
     _softmax_in_place(_rows(out))
@@ -144,7 +148,7 @@ def softmax(a: Array, axis: int) -> Array:
 
 
 def _softmax_in_place(rows: Array) -> tuple[Array, Array]:
-    """Of each row the largest number too, and the sum of e^(row - largest), both (N,)."""
+    """Softmax of each row, in place. Returns each row's maximum and its sum of e^(row - maximum), both (N,)."""
     top, total = np.empty(len(rows), _f), np.empty(len(rows), _f)
 
     def part(start: int, stop: int) -> None:
@@ -165,13 +169,16 @@ def _softmax(rows: Array, top: Array, total: Array) -> None:
             row[j] *= inverse
 
 
-_LANES = 16  # numbers that are compared at a time
+_LANES = 16  # independent maxima, so that the loop is vectorized
 _LEAST = np.finfo(_f).min
 
 
 @_compiled("contract", "reassoc")
 def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
-    """row = e^(row - top), where top is the largest or, in a row of -inf, the least finite number; top, and the sum."""
+    """row = e^(row - top), in place, with top the maximum (the lowest finite number if all are -inf).
+
+    Returns top and the sum of the new row.
+    """
     whole = row.size - row.size % _LANES
     for lane in range(_LANES):
         lanes[lane] = _LEAST
@@ -192,22 +199,23 @@ def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    if not _single(x, gamma, beta) or x.size == 0:
+    if not _is_float32(x, gamma, beta) or x.size == 0:
         return numpy_fused.layer_norm(x, gamma, beta, eps)
     rows = np.ascontiguousarray(_rows(x))
     n, width = rows.shape
     y, mean, rstd = np.empty_like(rows), np.empty(n, _f), np.empty(n, _f)
     scale, shift = _or_full(gamma, width, 1.0), _or_full(beta, width, 0.0)
 
-    def formula(some: slice) -> None:
-        _layer_norm(rows[some], scale, shift, _f(eps), y[some], mean[some], rstd[some])
+    def formula(block: slice) -> None:
+        _layer_norm(rows[block], scale, shift, _f(eps), y[block], mean[block], rstd[block])
 
-    _in_blocks(formula, 1, n, width)
+    _run_in_blocks(formula, 1, n, width)
     per_row = (*x.shape[:-1], 1)
     return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
 
 
 def _or_full(a: Array | None, n: int, value: float) -> Array:
+    """The array `a`, or an array (n,) filled with `value` if it is None."""
     return np.full(n, value, _f) if a is None else np.ascontiguousarray(a)
 
 
@@ -228,7 +236,9 @@ def _layer_norm(x: Array, gamma: Array, beta: Array, eps: Any, y: Array, mean: A
         mean[i], rstd[i] = m, r
 
 
-_ROWS = 64  # whose gradients of gamma and beta are added up one after the other, whatever the number of threads
+_ROWS = (
+    64  # rows in a block of the sums for gamma and beta, so that the result does not depend on the number of threads
+)
 
 
 def layer_norm_backward(
@@ -239,7 +249,7 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
 ) -> tuple[Array | None, ...]:
-    if not _single(g, x, gamma, mean, rstd) or x.size == 0:
+    if not _is_float32(g, x, gamma, mean, rstd) or x.size == 0:
         return numpy_fused.layer_norm_backward(g, x, gamma, mean, rstd, needs)
     gs, xs = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(x))
     means, rstds = mean.ravel(), rstd.ravel()
@@ -248,17 +258,17 @@ def layer_norm_backward(
     gx, sums = np.empty_like(gs), np.zeros((-(-n // _ROWS), 2, width), _f)
 
     def part(start: int, stop: int) -> None:
-        some = slice(start * _ROWS, stop * _ROWS)
-        _layer_norm_backward(gs[some], xs[some], scale, means[some], rstds[some], gx[some], sums[start:stop])
+        rows = slice(start * _ROWS, stop * _ROWS)
+        _layer_norm_backward(gs[rows], xs[rows], scale, means[rows], rstds[rows], gx[rows], sums[start:stop])
 
     run_parallel(len(sums), x.size * 3.5e-4, part)
-    gradients = gx.reshape(x.shape), _total(sums[:, 0]), _total(sums[:, 1])
+    gradients = gx.reshape(x.shape), _sum_blocks(sums[:, 0]), _sum_blocks(sums[:, 1])
     return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
 
 
 @_compiled("contract", "reassoc")
 def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Array, gx: Array, sums: Array) -> None:
-    """With h = g gamma: centring takes out h's mean, scaling its part along the normed row."""
+    """gx = rstd (h - mean(h) - normed mean(h normed)), with h = g gamma and normed = (x - mean) rstd."""
     n, width = x.shape
     for i in range(n):
         m, r, g_gamma, g_beta = mean[i], rstd[i], sums[i // _ROWS, 0], sums[i // _ROWS, 1]
@@ -277,7 +287,7 @@ def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
 
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
-    if not _single(g):
+    if not _is_float32(g):
         return numpy_fused.embedding_backward(g, ids, n_rows)
     out = np.zeros((n_rows, g.shape[-1]), g.dtype)
     _embedding_backward(np.ascontiguousarray(_rows(g)), ids.ravel(), out)
@@ -286,7 +296,7 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
 
 @_compiled("contract", "reassoc")
 def _embedding_backward(g: Array, ids: Array, out: Array) -> None:
-    """In one thread: rows with the same id are added in the order they come in."""
+    """Add the rows in order, in one thread, so that the result is deterministic."""
     for i in range(ids.size):
         row = out[ids[i]]
         for j in range(row.size):
@@ -294,7 +304,7 @@ def _embedding_backward(g: Array, ids: Array, out: Array) -> None:
 
 
 def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> tuple[Array, Array]:
-    if not _single(logits) or logits.size == 0:
+    if not _is_float32(logits) or logits.size == 0:
         return numpy_fused.cross_entropy(logits, ids, valid, excluded_class)
     probs = np.array(logits, order="C")  # (N, C), logits until the softmax
     if excluded_class is not None:
@@ -308,27 +318,27 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
-    """The blocks and the products are NumPy's; what lies between the products is one pass."""
-    if not _single(q, k, v):
+    """As in numpy_fused.py, with everything between the two products in one pass."""
+    if not _is_float32(q, k, v):
         return numpy_fused.attention(q, k, v, mask, causal, offset)
-    heads = _Heads(q, k, v, mask, causal, offset)
+    heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))
     log_sum = np.full(heads.q.shape[:-1], inf, _f)
 
-    def one(queries: _Part, keys: _Part) -> None:
+    def one(queries: _BlockIndex, keys: _BlockIndex) -> None:
         weights = (heads.q[queries] * heads.scale) @ np.swapaxes(heads.k[keys], -1, -2)
         if heads.mask is not None:
             np.copyto(weights, -inf, where=heads.mask[(*queries, keys[2])])
         _attention_weights(weights, log_sum[queries], queries[2].start + heads.offset + 1)
         np.matmul(weights, heads.v[keys], out=out[queries])
 
-    heads.in_blocks(one, products=2)
-    return heads.joined(out), heads.joined(log_sum[..., None])
+    heads.run_in_blocks(one, products=2)
+    return heads.merge(out), heads.merge(log_sum[..., None])
 
 
 @_compiled("contract", "reassoc")
 def _attention_weights(scores: Array, log_sum: Array, seen_by_first: int) -> None:
-    """softmax(scores) in place, and log sum e^scores; each query sees one key more than the one before."""
+    """Softmax of the scores, in place, and their logsumexp. Each query sees one more key than the previous query."""
     n_batch, n_heads, n_queries, n_keys = scores.shape
     lanes = np.empty(_LANES, _f)
     for b, h, i in np.ndindex(n_batch, n_heads, n_queries):
@@ -362,7 +372,7 @@ def adam_step(
     decoupled: bool,
     low: Array | None,
 ) -> tuple[Array, Array, Array, Array | None]:
-    if not _single(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
+    if not _is_float32(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
         return numpy_fused.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, low)
     rate, scale, decay = rates.tolist()
     grow = 1.0 if clip is None else float(clip)

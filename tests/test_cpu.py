@@ -32,7 +32,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cpu, "_queue", None)
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     monkeypatch.setattr(numpy_fused, "_BLOCK", 100)
-    monkeypatch.setattr(numpy_fused._Heads, "queries_at_once", 4)
+    monkeypatch.setattr(numpy_fused._AttentionOperands, "query_block_size", 4)
     with use_backend("numpy"):
         yield request.param
 
