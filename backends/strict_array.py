@@ -1,8 +1,7 @@
-"""The array of the strict backend: a NumPy array that may do only what an array on a GPU may.
+"""The array class of the strict backend: a NumPy array restricted to what an array on a GPU can do.
 
-What works with NumPy's arrays and goes wrong on a device, in silence or slowly, is an error here, and the error says
-what a GPU would do and what to write instead. What is asked for in words works: `to_host`, `item()`, `tolist()`,
-printing, and DLPack, by which others can use the memory.
+Operations that work with NumPy arrays but are wrong or slow on a GPU raise an error here. The error says what happens
+on a GPU and what to write instead. Explicit conversions work: `to_host`, `item()`, `tolist()`, printing, and DLPack.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,30 +11,37 @@ import numpy as np
 
 from . import host
 
-Host: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # what a StrictArray hides
+HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # the array inside a StrictArray
 
-# What arrays of NumPy and of CuPy both have, and models use; astype is the one that may widen.
+# Methods that both NumPy and CuPy arrays have and models use. astype, which may widen, is separate.
 _METHODS = ("all", "any", "argmax", "copy", "max", "mean", "min", "prod", "ravel", "reshape", "squeeze", "std", "sum",
             "swapaxes", "transpose", "var")  # fmt: skip
 
 
-def refusal(error: type[Exception], what: str, on_a_gpu: str, instead: str) -> Exception:
-    """The error for something that is not to be done: what it was, what a GPU makes of it, what to write instead."""
-    return error(f"strict: {what}; on a GPU {on_a_gpu}: {instead}")
+def gpu_error(error: type[Exception], problem: str, consequence: str, remedy: str) -> Exception:
+    """The exception for an operation that the strict backend rejects.
+
+    Args:
+        error: the type of the exception.
+        problem: the rejected operation.
+        consequence: what happens on a GPU.
+        remedy: what to write instead.
+    """
+    return error(f"strict: {problem}; on a GPU {consequence}; {remedy}")
 
 
 class StrictArray:
-    """Stands for an array on a device."""
+    """A NumPy array that behaves like an array on a GPU."""
 
     __slots__ = ("__weakref__", "_host")
     __hash__ = None  # type: ignore[assignment]  # == compares elements
 
-    _host: Host
+    _host: HostArray
 
     def __init__(self, array: Any) -> None:
-        self._host = np.asarray(array)  # what NumPy made a scalar has no axes, and stays an array
+        self._host = np.asarray(array)  # a scalar, NumPy's 0-d result, becomes an array
 
-    # --- What the host knows of it
+    # --- Attributes that need no copy from the device
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,7 +70,7 @@ class StrictArray:
     def __len__(self) -> int:
         return len(self._host)
 
-    # --- To the host, because somebody asked
+    # --- Explicit copies to the host
 
     def item(self) -> Any:
         return self._host.item()
@@ -85,105 +91,105 @@ class StrictArray:
         device, number = self._host.__dlpack_device__()
         return int(device), number
 
-    # --- To the host, unasked
+    # --- Implicit copies to the host: errors
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise refusal(
+        raise gpu_error(
             TypeError,
-            f"an array of shape {self.shape} was to become a NumPy array by itself",
-            "nothing is copied to the host unasked",
-            "ask with xp.to_host(a), or Tensor.numpy()",
+            f"implicit conversion of an array of shape {self.shape} to a NumPy array",
+            "copies to the host must be explicit",
+            "call xp.to_host(a) or Tensor.numpy()",
         )
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> NoReturn:
-        raise refusal(
+        raise gpu_error(
             TypeError,
-            f"numpy.{function.__name__} on an array of the backend",
-            "NumPy cannot read its memory",
-            "call the backend's primitive, xp.<name>(a), or a Tensor's method",
+            f"numpy.{function.__name__} of an array of the backend",
+            "NumPy cannot read the array's memory",
+            "call the backend's primitive, xp.<name>(a), or a method of Tensor",
         )
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        """NumPy comes here for `numpy_array + a` and `numpy_scalar + a`, and for `numpy.exp(a)`."""
+        """NumPy calls this for `numpy_array + a`, `numpy_scalar + a`, and `numpy.exp(a)`."""
         if method == "__call__" and not kwargs and any(isinstance(x, np.generic) for x in inputs):
-            return computed(ufunc.__name__, ufunc, *inputs)
+            return apply_numpy(ufunc.__name__, ufunc, *inputs)
         if any(isinstance(x, np.ndarray) for x in inputs):
-            raise mixed(ufunc.__name__, np.ndarray)
+            raise mixed_arrays_error(ufunc.__name__, np.ndarray)
         return self.__array_function__(ufunc, (), inputs, kwargs)
 
-    def _to_number(self, how: str, instead: str) -> NoReturn:
-        raise refusal(
+    def _to_number(self, operation: str, remedy: str = "call a.item()") -> NoReturn:
+        raise gpu_error(
             TypeError,
-            f"{how} of an array of shape {self.shape}",
-            "the program stops there until the device has caught up",
-            instead,
+            f"{operation} of an array of shape {self.shape}",
+            "the program waits until the device has finished",
+            remedy,
         )
 
     def __bool__(self) -> NoReturn:
-        self._to_number("bool(), or `if`,", "decide elementwise with xp.where, or ask with a.item()")
+        self._to_number("bool(), or `if`,", "select elementwise with xp.where, or call a.item()")
 
     def __int__(self) -> NoReturn:
-        self._to_number("int()", "ask with a.item()")
+        self._to_number("int()")
 
     def __index__(self) -> NoReturn:
-        self._to_number("use as a whole number", "ask with a.item()")
+        self._to_number("use as an integer")
 
     def __float__(self) -> NoReturn:
-        self._to_number("float()", "ask with a.item()")
+        self._to_number("float()")
 
     def __complex__(self) -> NoReturn:
-        self._to_number("complex()", "ask with a.item()")
+        self._to_number("complex()")
 
     def __format__(self, spec: str) -> str:
         if spec:
-            self._to_number(f"format {spec!r}", "ask with a.item()")
+            self._to_number(f"format {spec!r}")
         return str(self)
 
     def __iter__(self) -> Iterator[Any]:
-        raise refusal(
+        raise gpu_error(
             TypeError,
             f"iteration over an array of shape {self.shape}",
-            "each element is a launch of its own",
-            "compute with the whole array, index it with a[i], or ask for a.tolist()",
+            "each element needs a kernel launch",
+            "compute with the whole array, index it with a[i], or call a.tolist()",
         )
 
     def __contains__(self, x: Any) -> bool:
-        raise refusal(
+        raise gpu_error(
             TypeError,
             f"`in` of an array of shape {self.shape}",
-            "each element is a launch and a wait",
+            "each element needs a kernel launch and a copy to the host",
             "compare with xp.equal(a, x), or search in a.tolist()",
         )
 
     # --- Indices
 
     def __getitem__(self, index: Any) -> "StrictArray":
-        return StrictArray(self._host[host_index("a[index]", index, self.shape)])
+        return StrictArray(self._host[unwrap_index("a[index]", index, self.shape)])
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        places, new = host_index("a[index] = v", index, self.shape), operand("a[index] = v", value)
+        places, new = unwrap_index("a[index] = v", index, self.shape), unwrap("a[index] = v", value)
         check_dtypes("a[index] = v", [self._host, new])
         check_writable("a[index] = v", self)
         if not host.is_basic(places) and np.size(new) > 1:
             chosen = np.arange(self.size).reshape(self.shape)[places]
             if np.unique(chosen).size < chosen.size:
-                raise refusal(
+                raise gpu_error(
                     ValueError,
-                    "a[index] = v: the index names an element twice",
-                    "which of its values stays is left to chance",
-                    "let each be named once; to add up values, xp.getitem_backward does",
+                    "a[index] = v: the index selects an element twice",
+                    "it is undefined which of the values is written",
+                    "select each element once, or add up values with xp.getitem_backward",
                 )
         self._host[places] = new
 
     def __imatmul__(self, other: Any) -> "StrictArray":
-        raise refusal(
+        raise gpu_error(
             TypeError,
             "`a @= b`",
-            "there is no such operator, so Python makes it a = a @ b, and whoever else has the array keeps the old one",
+            "the operator does not exist, so Python runs a = a @ b, and other references keep the old array",
             "write a = xp.matmul(a, b)",
         )
 
-    # --- What keeps or sums up the elements
+    # --- Methods
 
     @property
     def T(self) -> "StrictArray":
@@ -199,37 +205,38 @@ class StrictArray:
         return StrictArray(self._host.copy())
 
 
-# --- Between the array and what is in it
+# --- Conversion between StrictArrays and NumPy arrays
 
 
-def mixed(name: str, kind: type) -> Exception:
-    return refusal(
+def mixed_arrays_error(name: str, kind: type) -> Exception:
+    """The exception for an operation of a StrictArray and an array or list on the host."""
+    return gpu_error(
         TypeError,
         f"{name} of an array of the backend and a {kind.__module__}.{kind.__name__}",
-        "arrays of the host and of the device never mix",
-        "move it first, with xp.asarray(x) or Tensor(x)",
+        "host and device arrays do not mix",
+        "copy it to the backend first, with xp.asarray(x) or Tensor(x)",
     )
 
 
-def operand(name: str, x: Any) -> Any:
-    """The NumPy array in a StrictArray; a number as it is. Raises TypeError for whatever else holds numbers."""
+def unwrap(name: str, x: Any) -> Any:
+    """The NumPy array in a StrictArray. Returns numbers unchanged. Raises TypeError for NumPy arrays and lists."""
     if isinstance(x, StrictArray):
         return x._host
     if isinstance(x, (np.ndarray, list, tuple)):
-        raise mixed(name, type(x))
+        raise mixed_arrays_error(name, type(x))
     return x
 
 
-def host_index(name: str, index: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """The index for NumPy. Raises TypeError for lists and NumPy arrays in it, IndexError for what is out of bounds."""
+def unwrap_index(name: str, index: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The index for NumPy. Raises TypeError for lists and NumPy arrays in it, IndexError for indices out of bounds."""
     parts = host.as_tuple(index)
     for part in parts:
         if isinstance(part, (np.ndarray, list)):
-            raise refusal(
+            raise gpu_error(
                 TypeError,
                 f"{name} with a {type(part).__module__}.{type(part).__name__} as the index",
-                "it would be copied to the device, in each call and unasked",
-                "index a Tensor, or with xp.getitem(a, xp.prepare_index(index, a.shape))",
+                "every call copies the index to the device implicitly",
+                "index a Tensor, or call xp.getitem(a, xp.prepare_index(index, a.shape))",
             )
     found = tuple(part._host if isinstance(part, StrictArray) else part for part in parts)
     for part, axis in zip(found, host.index_axes(found, len(shape)), strict=True):
@@ -237,45 +244,48 @@ def host_index(name: str, index: Any, shape: tuple[int, ...]) -> tuple[Any, ...]
             try:
                 host.check_index_array(part, axis, shape)
             except IndexError as error:
-                raise refusal(
+                raise gpu_error(
                     IndexError,
                     f"{name}: {error}",
-                    "it wraps around in silence, or reads memory that is not the array's",
+                    "the index silently wraps around or reads out of bounds",
                     "check indices on the host, as xp.prepare_index does",
                 ) from None
     return found
 
 
 def check_dtypes(name: str, operands: Sequence[Any], results: Any = ()) -> None:
-    """Raises TypeError where float64 meets a narrower float, or comes of narrower ones. Operands: NumPy's, numbers."""
+    """Raise TypeError for operations of float64 and a narrower float, or with a float64 result of narrower operands.
+
+    The operands are NumPy arrays and numbers.
+    """
     floats = {str(x.dtype) for x in operands if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
     several = results if isinstance(results, tuple) else (results,)
     wide = any(getattr(x, "dtype", None) == np.float64 for x in several)
     if not floats or floats == {"float64"} or not ("float64" in floats or wide):
         return
     given = " and ".join(f"{x.dtype} {x.shape}" if hasattr(x, "dtype") else repr(x) for x in operands)
-    raise refusal(
+    raise gpu_error(
         TypeError,
         f"{name} of {given}" + (" gives float64" if wide else ""),
-        "float64 takes twice the memory and, on most, many times as long",
-        "bring arrays to one dtype with xp.astype, and pass numbers as Python's, float(x), which widen nothing",
+        "float64 takes twice the memory and is many times slower",
+        "cast arrays to one dtype with xp.astype, and pass Python numbers, float(x), which do not widen",
     )
 
 
 def check_writable(name: str, a: StrictArray) -> None:
-    """Raises ValueError for a view that NumPy makes read-only, since several of its elements share their memory."""
+    """Raise ValueError for a read-only view, such as one of broadcast_to, in which elements share memory."""
     if not a._host.flags.writeable:
-        raise refusal(
+        raise gpu_error(
             ValueError,
-            f"{name} writes into a view of shape {a.shape} that is read-only, as broadcast_to gives it",
-            "its elements share memory, so several are written to one place and chance decides which stays",
+            f"{name} writes into a read-only view of shape {a.shape}, such as the result of broadcast_to",
+            "its elements share memory, so it is undefined which value is written",
             "write into xp.copy(a)",
         )
 
 
-def computed(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> StrictArray:
-    """function(*args), with arrays of the backend taken out of their cover, and the result put into one."""
-    operands = [operand(name, x) for x in args]
+def apply_numpy(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> StrictArray:
+    """Call a NumPy function on unwrapped arguments and wrap the result. Raises as `unwrap` and `check_dtypes` do."""
+    operands = [unwrap(name, x) for x in args]
     check_dtypes(name, operands)
     result = function(*operands, **kwargs)
     check_dtypes(name, operands, result)
@@ -285,25 +295,27 @@ def computed(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any)
 # --- Operators and methods
 
 
-def _foreign(x: Any) -> bool:
-    """Whether an operand is to have its own say: neither array nor number. A Tensor is such a one."""
+def _is_foreign(x: Any) -> bool:
+    """Whether an operand is neither an array nor a number, but for example a Tensor. Python calls its operator then."""
     return not isinstance(x, (StrictArray, np.ndarray, np.generic, list, tuple, int, float))
 
 
 def _operator(name: str, function: Callable[..., Any]) -> Callable[[StrictArray, Any], Any]:
-    return lambda self, other: NotImplemented if _foreign(other) else computed(name, function, self, other)
+    return lambda self, other: NotImplemented if _is_foreign(other) else apply_numpy(name, function, self, other)
 
 
 def _reflected(name: str, function: Callable[..., Any]) -> Callable[[StrictArray, Any], Any]:
-    return lambda self, other: NotImplemented if _foreign(other) else computed(name, function, other, self)
+    return lambda self, other: NotImplemented if _is_foreign(other) else apply_numpy(name, function, other, self)
 
 
 def _in_place(name: str, function: Callable[..., Any]) -> Callable[[StrictArray, Any], Any]:
     def operate(self: StrictArray, other: Any) -> Any:
-        if _foreign(other):
-            raise TypeError(f"strict: an array cannot hold what {name} with a {type(other).__name__} gives, in place")
+        if _is_foreign(other):
+            raise TypeError(
+                f"strict: in-place {name} with a {type(other).__name__} is not possible; use arrays or numbers"
+            )
         check_writable(f"in-place {name}", self)
-        computed(f"in-place {name}", function, self, other, out=self._host)
+        apply_numpy(f"in-place {name}", function, self, other, out=self._host)
         return self
 
     return operate
@@ -335,6 +347,6 @@ for _short, _ufunc in _ARITHMETIC.items():
 for _short, _ufunc in _COMPARISONS.items():
     setattr(StrictArray, f"__{_short}__", _operator(_ufunc.__name__, _ufunc))
 for _short, _ufunc in _UNARY.items():
-    setattr(StrictArray, f"__{_short}__", lambda self, ufunc=_ufunc: computed(ufunc.__name__, ufunc, self))
+    setattr(StrictArray, f"__{_short}__", lambda self, ufunc=_ufunc: apply_numpy(ufunc.__name__, ufunc, self))
 for _name in _METHODS:
     setattr(StrictArray, _name, _method(_name))

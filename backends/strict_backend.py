@@ -1,9 +1,8 @@
-"""NumPy's primitives on arrays that refuse what goes wrong on a GPU: see `strict_array.py`.
+"""The strict backend: NumPy's primitives on arrays that reject operations which are wrong or slow on a GPU.
 
-It finds, on a machine without a GPU, what would fail on one or, worse, give wrong results. Every primitive is NumPy's
-own. Each refuses beforehand: arrays and lists of the host among its operands; float64 that meets narrower floats, or
-results from them; ids and index arrays out of range, which a device does not check; and writing where several elements
-share memory.
+It finds such operations on a machine without a GPU. Every primitive is the NumPy backend's. Before running it, the
+strict backend raises an error for NumPy arrays and lists among the operands, for operations of float64 with narrower
+floats, for ids and indices out of range, and for writes into views whose elements share memory. See `strict_array.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +11,22 @@ from typing import Any
 import numpy as np
 
 from . import host, numpy_backend
-from .numpy_backend import *  # noqa: F403 - the loop below makes these strict
+from .numpy_backend import *  # noqa: F403 - the loop below wraps these
 from .numpy_backend import DType
-from .strict_array import Host, StrictArray, check_dtypes, check_writable, host_index, mixed, operand, refusal
+from .strict_array import (
+    HostArray,
+    StrictArray,
+    check_dtypes,
+    check_writable,
+    gpu_error,
+    mixed_arrays_error,
+    unwrap,
+    unwrap_index,
+)
 
 name = "strict"
 
-# Positions of the arguments that are arrays, of each primitive that is not elementwise.
+# For each primitive that is not elementwise, the positions of the arguments that are arrays.
 _ARRAYS: dict[str, Sequence[int]] = {
     "copy": (0,), "astype": (0,), "where": (0, 1, 2), "sum": (0,), "max": (0,), "min": (0,), "argmax": (0,),
     "reshape": (0,), "transpose": (0,), "broadcast_to": (0,), "expand_dims": (0,), "concatenate": (0,),
@@ -32,35 +40,37 @@ _ARRAYS: dict[str, Sequence[int]] = {
     "assign": (0, 1), "split_flat": (0,), "update_scalars": (0,),
 }  # fmt: skip
 _WRITTEN = {"sgd_step": (0, 2), "adam_step": (0, 2, 3, 11), "assign": (0,), "update_scalars": (0,)}
-_CASTS = ("astype", "assign", "update_scalars")  # the caller names the dtype
+_CASTS = ("astype", "assign", "update_scalars")  # the caller chooses the dtype
 
 
-def _in_range(op: str, ids: Host, upper: int) -> None:
-    """Raises IndexError for ids that the primitive would take without a check."""
+def _check_range(op: str, ids: HostArray, upper: int) -> None:
+    """Raise IndexError for ids out of range, which the primitive does not check."""
     if ids.size and (ids.min() < 0 or ids.max() >= upper):
         bad = int(ids.min() if ids.min() < 0 else ids.max())
-        raise refusal(
+        raise gpu_error(
             IndexError,
             f"{op}: id {bad} is not in [0, {upper})",
-            "it wraps around in silence, or reads and writes memory that is not the array's",
-            "make ids with xp.check_ids or xp.check_targets, which check them on the host",
+            "the id silently wraps around or accesses memory out of bounds",
+            "create ids with xp.check_ids or xp.check_targets, which check them on the host",
         )
 
 
-# Checks of a primitive's arguments before NumPy sees them.
+# Checks of a primitive's arguments before the call.
 _CHECKS: dict[str, Callable[..., Any]] = {
-    "getitem": lambda a, index: host_index("getitem", index, a.shape),
-    "getitem_backward": lambda g, index, shape: host_index("getitem_backward", index, shape),
-    "embedding": lambda weight, ids: _in_range("embedding", ids._host, weight.shape[0]),
-    "embedding_backward": lambda g, ids, n_rows: _in_range("embedding_backward", ids._host, n_rows),
-    "cross_entropy": lambda logits, ids, *_: _in_range("cross_entropy", ids._host, logits.shape[1]),
-    "cross_entropy_backward": lambda g, probs, ids, _: _in_range("cross_entropy_backward", ids._host, probs.shape[1]),
+    "getitem": lambda a, index: unwrap_index("getitem", index, a.shape),
+    "getitem_backward": lambda g, index, shape: unwrap_index("getitem_backward", index, shape),
+    "embedding": lambda weight, ids: _check_range("embedding", ids._host, weight.shape[0]),
+    "embedding_backward": lambda g, ids, n_rows: _check_range("embedding_backward", ids._host, n_rows),
+    "cross_entropy": lambda logits, ids, *_: _check_range("cross_entropy", ids._host, logits.shape[1]),
+    "cross_entropy_backward": lambda g, probs, ids, _: _check_range(
+        "cross_entropy_backward", ids._host, probs.shape[1]
+    ),
 }
 
 
-def _elementwise(op: str, ufunc: np.ufunc) -> Callable[..., StrictArray]:
+def _strict_elementwise(op: str, ufunc: np.ufunc) -> Callable[..., StrictArray]:
     def strict(*args: Any) -> StrictArray:
-        operands = [operand(op, arg) for arg in args]
+        operands = [unwrap(op, arg) for arg in args]
         check_dtypes(op, operands)
         result = ufunc(*operands)
         check_dtypes(op, operands, result)
@@ -69,66 +79,63 @@ def _elementwise(op: str, ufunc: np.ufunc) -> Callable[..., StrictArray]:
     return strict
 
 
-def _strict(op: str, primitive: Callable[..., Any]) -> Callable[..., Any]:
-    """NumPy's primitive, for arrays of this backend."""
+def _strict_primitive(op: str, primitive: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a primitive of the NumPy backend for StrictArrays, with all checks."""
     arrays, check = _ARRAYS[op], _CHECKS.get(op)
     written = _WRITTEN.get(op, ())
 
     def strict(*args: Any, **kwargs: Any) -> Any:
         for value in kwargs.values():
             if isinstance(value, np.ndarray):
-                raise mixed(op, np.ndarray)
+                raise mixed_arrays_error(op, np.ndarray)
         for i in written:
             if args[i] is not None:
-                check_writable(op, operand_checked(op, args[i]))
+                unwrap(op, args[i])
+                check_writable(op, args[i])
         if check:
             for i in arrays:
                 if i < len(args):
-                    operand(op, args[i])
+                    unwrap(op, args[i])
             check(*args)
-        inside = [_inside(op, arg) if i in arrays else _index_inside(arg) for i, arg in enumerate(args)]
-        operands = [] if op in _CASTS else _arrays_in([inside[i] for i in arrays if i < len(inside)])
+        unwrapped = [
+            _unwrap_argument(op, arg) if i in arrays else _unwrap_index_argument(arg) for i, arg in enumerate(args)
+        ]
+        operands = [] if op in _CASTS else _arrays_in([unwrapped[i] for i in arrays if i < len(unwrapped)])
         check_dtypes(op, operands)
-        results = primitive(*inside, **kwargs)
+        results = primitive(*unwrapped, **kwargs)
         if op not in _CASTS:
             check_dtypes(op, operands, results)
         given = {id(arg._host): arg for arg in args if isinstance(arg, StrictArray)}
-        return _outside(results, given)
+        return _wrap_results(results, given)
 
     return strict
 
 
-def operand_checked(op: str, x: Any) -> StrictArray:
-    """x. Raises TypeError for arrays and lists of the host."""
-    operand(op, x)
-    array: StrictArray = x
-    return array
-
-
-def _inside(op: str, x: Any) -> Any:
-    """The NumPy array in a StrictArray, or those in a list of them. Raises TypeError for NumPy's own arrays."""
+def _unwrap_argument(op: str, x: Any) -> Any:
+    """As `unwrap`, for each element of the list of concatenate."""
     if op == "concatenate":
-        return [operand(op, part) for part in x]
-    return operand(op, x)
+        return [unwrap(op, part) for part in x]
+    return unwrap(op, x)
 
 
-def _index_inside(x: Any) -> Any:
-    """What is not an operand, as an index: the arrays in a tuple."""
+def _unwrap_index_argument(x: Any) -> Any:
+    """An argument that is not an operand, such as an index: unwraps the StrictArrays in a tuple."""
     if type(x) is tuple:
-        return tuple(_index_inside(part) for part in x)
+        return tuple(_unwrap_index_argument(part) for part in x)
     return x._host if isinstance(x, StrictArray) else x
 
 
-def _outside(x: Any, given: dict[int, StrictArray]) -> Any:
-    """Results as StrictArrays; an array that was written in place is the one that was given."""
+def _wrap_results(x: Any, given: dict[int, StrictArray]) -> Any:
+    """The results as StrictArrays. An argument that was updated in place is returned as the same StrictArray."""
     if isinstance(x, (tuple, list)):
-        return type(x)(_outside(part, given) for part in x)
+        return type(x)(_wrap_results(part, given) for part in x)
     if isinstance(x, (np.ndarray, np.generic)):
         return given[id(x)] if id(x) in given else StrictArray(x)
     return x
 
 
-def _arrays_in(x: Any) -> list[Host]:
+def _arrays_in(x: Any) -> list[HostArray]:
+    """All arrays in nested tuples and lists."""
     if isinstance(x, (tuple, list)):
         return [array for part in x for array in _arrays_in(part)]
     return [x] if isinstance(x, np.ndarray) else []
@@ -136,13 +143,13 @@ def _arrays_in(x: Any) -> list[Host]:
 
 for _name, _primitive in list(vars(numpy_backend).items()):
     if isinstance(_primitive, np.ufunc):
-        globals()[_name] = _elementwise(_name, _primitive)
+        globals()[_name] = _strict_elementwise(_name, _primitive)
     elif _name in _ARRAYS:
-        globals()[_name] = _strict(_name, _primitive)
+        globals()[_name] = _strict_primitive(_name, _primitive)
 
-del prepare_index  # NumPy's leaves arrays where they are; the formula moves them  # noqa: F821
+del prepare_index  # NumPy's does not convert index arrays; the formula does  # noqa: F821
 
-# --- Conversion: arrays of the host are welcome here, and in the index of a Tensor
+# --- Conversion. Host arrays are allowed here, and in the index of a Tensor
 
 
 def is_array(x: Any, /) -> bool:
@@ -160,7 +167,7 @@ def asarray(data: Any, /, dtype: DType = None) -> StrictArray:
     return data if dtype is None or data.dtype == dtype else data.astype(dtype)
 
 
-def to_host(a: StrictArray, /) -> Host:
+def to_host(a: StrictArray, /) -> HostArray:
     return numpy_backend.to_host(a._host)
 
 
