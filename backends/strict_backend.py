@@ -88,18 +88,14 @@ def _strict_primitive(op: str, primitive: Callable[..., Any]) -> Callable[..., A
         for value in kwargs.values():
             if isinstance(value, np.ndarray):
                 raise mixed_arrays_error(op, np.ndarray)
-        for i in written:
-            if args[i] is not None:
-                unwrap(op, args[i])
-                check_writable(op, args[i])
-        if check:
-            for i in arrays:
-                if i < len(args):
-                    unwrap(op, args[i])
-            check(*args)
         unwrapped = [
             _unwrap_argument(op, arg) if i in arrays else _unwrap_index_argument(arg) for i, arg in enumerate(args)
         ]
+        for i in written:
+            if args[i] is not None:
+                check_writable(op, args[i])
+        if check:
+            check(*args)
         operands = [] if op in _CASTS else _arrays_in([unwrapped[i] for i in arrays if i < len(unwrapped)])
         check_dtypes(op, operands)
         results = primitive(*unwrapped, **kwargs)
