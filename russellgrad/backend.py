@@ -217,15 +217,15 @@ def _build(module: ModuleType, name: str) -> Backend:
     if missing:
         raise TypeError(
             f"backend {name!r}: module {module.__name__} lacks {', '.join(missing)}; "
-            "a backend has all names of russellgrad.backend.CORE"
+            "a backend must define all names in russellgrad.backend.CORE"
         )
     own = module.name
     taken = {f"{__package__}.backends.{builtin}_backend": builtin for builtin in BUILTIN}
     taken.update({other.__name__: backend.name for other, backend in _modules.items()})
     if owner := next((other for other, its in taken.items() if its == own and other != module.__name__), None):
         raise ValueError(
-            f"backend {name!r}: module {module.__name__} says that its name is {own!r}, which is the name of {owner}; "
-            "set `name` in it to a name of its own"
+            f"backend {name!r}: module {module.__name__} has the name {own!r}, which is the name of {owner}; "
+            "set `name` in the module to a unique one"
         )
     backend = cast(Backend, _Loaded(module))
     backend.require_usable()

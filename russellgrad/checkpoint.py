@@ -92,7 +92,7 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
     """
     header, state = _read(Path(path))
     if header.get("format") != FORMAT:
-        raise ValueError(f"load_model: {path} was not written by save_model: its metadata does not say {FORMAT!r}")
+        raise ValueError(f"load_model: {path} was not written by save_model: its format is not {FORMAT!r}")
     if header.get("version") not in _READABLE:
         raise ValueError(
             f"load_model: {path} has format version {header.get('version')!r}, this release reads "
@@ -106,7 +106,7 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
         model.astype(dtypes.pop()).load_state_dict(upgrade_state(state))
     except (KeyError, TypeError, ValueError) as error:
         what = f"its metadata lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"load_model: {path} does not hold a whole model: {what}") from error
+        raise ValueError(f"load_model: {path} does not contain a complete model: {what}") from error
     return model.to(resolve_backend(backend)).eval()
 
 
@@ -140,7 +140,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise ValueError(f"load_model: {path} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"load_model: {path} is not a complete safetensors file: {error}") from error
 
 
 def replace_file(path: Path, content: bytes) -> None:

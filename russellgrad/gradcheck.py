@@ -111,7 +111,9 @@ def _check_inputs(inputs: list[Tensor]) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"gradcheck: input {k} is a {type(x).__name__}; it must be a Tensor")
         if is_float(x.dtype) and x.dtype != "float64":
-            raise TypeError(f"gradcheck: input {k} is {x.dtype}, too coarse for this; use .astype('float64')")
+            raise TypeError(
+                f"gradcheck: input {k} is {x.dtype}; finite differences need float64, use .astype('float64')"
+            )
     if not any(x.requires_grad for x in inputs):
         raise ValueError("gradcheck: no input requires a gradient, so there is nothing to check")
 
@@ -122,4 +124,4 @@ def _check_output(out: Tensor) -> None:
     if not out.requires_grad:
         raise ValueError("gradcheck: the output depends on no input that requires a gradient")
     if out.dtype != "float64":
-        raise TypeError(f"gradcheck: the output is {out.dtype}, too coarse for this; it must be float64")
+        raise TypeError(f"gradcheck: the output is {out.dtype}; it must be float64")

@@ -31,7 +31,7 @@ class Module:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output. Every subclass defines it; here it raises NotImplementedError."""
-        raise NotImplementedError(f"{type(self).__name__}: write forward()")
+        raise NotImplementedError(f"{type(self).__name__}: define forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
@@ -130,8 +130,8 @@ class Module:
         xp = parameters[0].backend if parameters else get_backend()
         if str(dtype) not in xp.float_dtypes():
             raise ValueError(
-                f"astype: a module's dtype must be a float one, as 'float32', got {dtype!r}; on {xp.name!r} there are "
-                f"{', '.join(xp.float_dtypes())}"
+                f"astype: a module's dtype must be a float dtype such as 'float32', got {dtype!r}; backend {xp.name!r} "
+                f"supports {', '.join(xp.float_dtypes())}"
             )
         for parameter in parameters:
             _set_array(parameter, parameter.backend, parameter.backend.astype(parameter.data, dtype))

@@ -104,9 +104,10 @@ class Optimizer:
             raise ValueError(f"{name}: no parameters; pass model.parameters()")
         for p in self.params:
             if not isinstance(p, Tensor) or not p.is_leaf:
-                raise TypeError(f"{name}: can only change leaf Tensors, got {type(p).__name__} made by an operation")
+                got = "a Tensor returned by an operation" if isinstance(p, Tensor) else f"a {type(p).__name__}"
+                raise TypeError(f"{name}: parameters must be leaf Tensors, got {got}")
         if len({id(p) for p in self.params}) < len(self.params):
-            raise ValueError(f"{name}: a parameter comes twice, so a step would change it twice")
+            raise ValueError(f"{name}: a parameter is given twice; pass each parameter once")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise TypeError(
@@ -209,10 +210,10 @@ class Optimizer:
         """
         given: list[Mapping[str, Any]] = list(state["state"])
         if state["kind"] != type(self).__name__:
-            raise ValueError(f"{type(self).__name__}: the state is of a {state['kind']}; load it into one of these")
+            raise ValueError(f"{type(self).__name__}: the state is that of a {state['kind']}; load it into one")
         if len(given) != len(self.params):
             raise ValueError(
-                f"{type(self).__name__}: the state is of {len(given)} parameters, this has {len(self.params)}"
+                f"{type(self).__name__}: the state has {len(given)} parameters, this optimizer has {len(self.params)}"
             )
         kept = [self._state_names(group) for group in self.groups for _ in group["params"]]
         for place, (p, own) in enumerate(zip(self.params, given, strict=True)):
@@ -240,7 +241,7 @@ class Optimizer:
         if own and not set(kept) <= set(own) <= known:
             raise ValueError(
                 f"{name}: the state of {what} has {', '.join(sorted(own))}, but this optimizer keeps "
-                f"{', '.join(sorted(known)) or 'none'}; give this one the options that the state was made with"
+                f"{', '.join(sorted(known)) or 'none'}; build it with the options of the saved one"
             )
         for key, value in own.items():
             if hasattr(value, "shape") and (value.shape != p.shape or str(value.dtype) != dtype):

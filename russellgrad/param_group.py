@@ -82,16 +82,16 @@ def flat_groups(groups: Sequence[dict[str, Any]], op: str) -> tuple[list[FlatGro
     if not supports_flat(xp):
         raise ValueError(
             f"{op}: flat=True needs a backend that writes in place, and {xp.name!r} has no assign and split_flat; "
-            "leave flat out"
+            "use flat=False"
         )
     filled = [group for group in groups if group["params"]]
     sizes = [(sum(_padded(p.size) for p in group["params"]),) for group in filled]
     value, grad = (xp.zeros((sum(size for (size,) in sizes),), dtype) for _ in range(2))
     arrays = zip(filled, xp.split_flat(value, sizes), xp.split_flat(grad, sizes), strict=True)
-    made = [FlatGroup(group["params"], values, grads, group) for group, values, grads in arrays]
-    for group in made:
-        group.gather()
-    return made, grad
+    flat = [FlatGroup(group["params"], values, grads, group) for group, values, grads in arrays]
+    for flat_group in flat:
+        flat_group.gather()
+    return flat, grad
 
 
 def supports_flat(xp: Backend) -> bool:

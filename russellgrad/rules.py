@@ -507,7 +507,7 @@ def log_softmax(xp: Backend, a: Float, *, axis: int) -> Result:
 
 def layer_norm(xp: Backend, x: Float, gamma: Array | None, beta: Array | None, *, eps: float) -> Result:
     if x.ndim == 0:
-        raise ValueError("layer_norm: x is 0-d; it normalises over the last axis, so give it one")
+        raise ValueError("layer_norm: x is 0-d; it needs at least one axis")
     for name, parameter in (("gamma", gamma), ("beta", beta)):
         if parameter is not None and shape_of(parameter) != x.shape[-1:]:
             raise ValueError(

@@ -178,7 +178,7 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
         if not self.is_leaf:
-            raise RuntimeError("requires_grad: only a leaf's can be set; use .detach() for a tensor without history")
+            raise RuntimeError("requires_grad: can only be set on a leaf; use .detach() for a tensor without history")
         if not wanted:
             self._node = None
         elif not is_float(self.dtype):
@@ -293,7 +293,7 @@ class Tensor:
         return self.numpy().item()
 
     def to(self, backend: str | ModuleType | Backend) -> "Tensor":
-        """Copy the tensor to another backend. Returns self if it is there already.
+        """Copy the tensor to another backend. Returns self if it is on that backend already.
 
         The operation is differentiable: the gradient is copied back. Raises as `set_backend` does.
 
@@ -680,7 +680,7 @@ class Tensor:
 
     def __iter__(self) -> "Iterator[Tensor]":
         if not self.ndim:
-            raise TypeError("iter: a 0-d tensor has no elements to go through")
+            raise TypeError("iter: a 0-d tensor cannot be iterated over")
         return (self[i] for i in range(len(self)))
 
 

@@ -58,7 +58,7 @@ class Tokenizer(Module):
         self.vocabulary = tokenizer_constants.vocabulary if vocabulary is None else vocabulary
         self._id_of = {character: i for i, character in enumerate(self.vocabulary)}
         if len(self._id_of) != len(self.vocabulary):
-            raise ValueError("Tokenizer: the vocabulary names a character twice")
+            raise ValueError("Tokenizer: the vocabulary contains a character twice")
         if vocab_size != len(self.vocabulary):
             raise ValueError(
                 f"Tokenizer: vocab_size is {vocab_size}, but the vocabulary has {len(self.vocabulary)} characters; "
@@ -106,7 +106,7 @@ class Tokenizer(Module):
             (character,) = error.args
             raise ValueError(
                 f"Tokenizer: character {character!r} at position {text.index(character)} is not in the vocabulary of "
-                f"{self.vocab_size}; pass vocabulary= with it, or strict=False to leave such characters out"
+                f"{self.vocab_size}; pass a vocabulary= that contains it, or strict=False to skip such characters"
             ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -158,8 +158,8 @@ class Tokenizer(Module):
         if ids.upper > self.vocab_size + 1 or ids.values.shape[1] > self.max_seq_len:
             raise ValueError(
                 f"Tokenizer: ids below {ids.upper} of {ids.values.shape[1]} tokens, made by a tokenizer with "
-                f"another vocabulary or length than this one's {self.vocab_size} and {self.max_seq_len}; make them "
-                "with this one"
+                f"another vocabulary or length than this one's {self.vocab_size} and {self.max_seq_len}; use ids of "
+                "this tokenizer"
             )
         return ids
 

@@ -714,7 +714,7 @@ def test_requires_grad_can_be_set_on_leaves(backend: Backend) -> None:
     y = x * x
     y.backward()
     assert_close(x.grad, np.array([4.0]))
-    with pytest.raises(RuntimeError, match=r"^requires_grad: only a leaf's can be set; use .detach\(\)"):
+    with pytest.raises(RuntimeError, match=r"^requires_grad: can only be set on a leaf; use .detach\(\)"):
         y.requires_grad = False
     x.requires_grad = False
     assert not (x * x).requires_grad

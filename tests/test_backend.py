@@ -106,7 +106,9 @@ def test_resolve_backend_takes_names_and_modules_only() -> None:
 def test_a_module_that_lacks_core_primitives_is_a_type_error_that_lists_them() -> None:
     half = module_of(load_backend("numpy"), "half")
     del half.exp, half.matmul, half.softmax, half.assign
-    with pytest.raises(TypeError, match=r"'half': module half lacks exp, matmul; a backend has all names of .*\.CORE"):
+    with pytest.raises(
+        TypeError, match=r"'half': module half lacks exp, matmul; a backend must define all names in .*\.CORE"
+    ):
         set_backend(half)
 
 
@@ -117,7 +119,7 @@ def test_a_module_with_the_name_of_another_is_refused() -> None:
         load_backend(COUNTING)
         module = module_of(numpy, "mine")
         module.name = name  # type: ignore[attr-defined]
-        with pytest.raises(ValueError, match=f"module mine says that its name is '{name}', which is .*{owner}; set"):
+        with pytest.raises(ValueError, match=f"module mine has the name '{name}', which is .*{owner}; set"):
             set_backend(module)
     assert load_backend("numpy") is numpy
 

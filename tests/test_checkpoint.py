@@ -135,7 +135,7 @@ def test_no_file(tmp_path: Path) -> None:
 def test_a_truncated_file(tmp_path: Path, kept: int) -> None:
     path = save_model(tmp_path / "model.safetensors", small_model())
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model.safetensors is not a complete safetensors file"):
         load_model(path)
 
 
@@ -152,7 +152,7 @@ def test_a_foreign_file(tmp_path: Path) -> None:
         ({"version": "99"}, "has format version '99', this release reads '1' and '2'"),
         ({"version": None}, "has format version None"),
         ({"config": None}, "its metadata lacks 'config'"),
-        ({"config": "{"}, "does not hold a whole model"),
+        ({"config": "{"}, "does not contain a complete model"),
         ({"config": "{}"}, "its metadata lacks 'tokenizer'"),
         ({"tokenizer.token_embedding": None}, "missing tokenizer.token_embedding"),
         ({"extra": np.zeros(2)}, "unexpected extra"),

@@ -422,7 +422,7 @@ def test_the_command(tmp_path: Path) -> None:
     [
         ("none", ["--prompt", "\u00a7"], {}, "character '\u00a7' at position 0 is not in the vocabulary"),
         ("metrics", [], {}, "line 2, is not JSON"),
-        ("model", [], {}, "is not a whole safetensors file"),
+        ("model", [], {}, "is not a complete safetensors file"),
         ("folder", [], {}, "metrics.jsonl; a training run writes it to its folder"),
         ("none", [], {"RG_BACKEND": "nympy"}, "unknown backend 'nympy'"),
     ],

@@ -112,7 +112,7 @@ def test_ids_of_another_tokenizer_are_refused(backend: Backend) -> None:
     [
         ((4, 6, 8, 4), "abc", "vocab_size is 4, but the vocabulary has 3 characters"),
         ((3, 6, 8, 0), "abc", "pad_token_id must be vocab_size, 3, got 0"),
-        ((4, 6, 8, 4), "abca", "names a character twice"),
+        ((4, 6, 8, 4), "abca", "contains a character twice"),
         ((3, 0, 8, 3), "abc", "sizes must be positive"),
         ((0, 6, 8, 0), "", "sizes must be positive"),
     ],
