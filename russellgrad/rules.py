@@ -15,7 +15,7 @@ a change in place of one is a change of the other. `@remedy` is added to an erro
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from math import prod
 from numbers import Integral
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -31,12 +31,12 @@ Float = Annotated[Array, "the result is a float"]
 _R = TypeVar("_R", bound=Rule)
 
 
-@cache
+@lru_cache(maxsize=1024)  # bounded: rules may be made in a loop
 def has_float_result(rule: Rule) -> bool:
     return Float in getattr(rule, "__annotations__", {}).values()
 
 
-@cache
+@lru_cache(maxsize=1024)
 def is_view(rule: Rule) -> bool:
     return getattr(rule, "__annotations__", {}).get("return") == View
 
