@@ -13,7 +13,6 @@ from benchmarks.train_step import TORCH, TORCH_FUSED
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end -->\n"
 FIRST = ("before", "cpu", "cpu-numba", "cpu-avx2", "cpu-avx2-numba", "generate", "generate-numba")  # others follow
-HEAD = "layers/heads/width/length/batch"
 
 # The smaller tables: name -> unit, the unit's symbol, what a row of it measures.
 OTHERS = {
@@ -65,7 +64,7 @@ def runs_table(runs: dict[str, Run]) -> str:
 
 def step_table(runs: dict[str, Run]) -> str:
     """The training step: a row for each size and run."""
-    head = [HEAD, "run", "backend", "step", "to PyTorch, default AdamW", "fused AdamW", "to its products alone"]
+    head = ["size", "run", "backend", "step", "to PyTorch, default AdamW", "fused AdamW", "to its products alone"]
     head += ["peak memory", "to PyTorch's"]
     sizes = dict.fromkeys(size for run in runs.values() for size in rows(run, "train_step"))
     lines = []
