@@ -4,12 +4,14 @@ RG_BACKEND narrows it to one. RG_CUPY=standin puts the strict stand-in of `tests
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import TEXT, largest_differences
+from tests.process import adopt_orphans, end_children
 
 STANDIN = os.environ.get("RG_CUPY") == "standin"
 if STANDIN:
@@ -21,6 +23,18 @@ from russellgrad import available_backends, use_backend  # noqa: E402 - after th
 from russellgrad.backend import Backend  # noqa: E402
 
 BACKENDS = [os.environ["RG_BACKEND"]] if os.environ.get("RG_BACKEND") else list(available_backends())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """No test leaves a process that still runs, not even one that a process of its own started."""
+    if sys.platform != "linux":
+        yield
+        return
+    adopt_orphans()
+    yield
+    left = end_children()
+    assert not left, f"the tests left processes that were still running: {left}"
 
 
 @pytest.fixture(params=BACKENDS)

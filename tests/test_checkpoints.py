@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from russellgrad.checkpoint import load_model
-from tests.process import ROOT, run_python
+from tests.process import ROOT, run_python, running
 from tests.test_resume import RUN, parameters, run, stopped
 from tests.test_train import flags
 from train import checkpoints, records, train_transformer
@@ -55,20 +55,19 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
     draws, kills, reached = random.Random(5), 0, []
     while True:
         resume = ["--resume", str(out)] if checkpoints.newest(out) else flags(**options, out=out)
-        process = subprocess.Popen([*command, *resume], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True)  # fmt: skip
-        if kills < KILLS:
-            before = checkpoints.newest(out)
-            deadline = time.monotonic() + 60  # the clock of a kill starts with the first new checkpoint
-            while checkpoints.newest(out) == before and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.005)
-            time.sleep(draws.random() * 0.1)
-            process.kill()
-            kills += 1
-            newest = checkpoints.newest(out)
-            assert newest is not None
-            reached.append(find(newest).step)  # which is whole, whatever was being written
-        _, errors = process.communicate()
+        with running(*command, *resume, env=environment, text=True) as process:
+            if kills < KILLS:
+                before = checkpoints.newest(out)
+                deadline = time.monotonic() + 60  # the clock of a kill starts with the first new checkpoint
+                while checkpoints.newest(out) == before and process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.005)
+                time.sleep(draws.random() * 0.1)
+                process.kill()
+                kills += 1
+                newest = checkpoints.newest(out)
+                assert newest is not None
+                reached.append(find(newest).step)  # which is whole, whatever was being written
+            _, errors = process.communicate(timeout=120)
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, errors
@@ -85,19 +84,16 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
-    options = {**RUN, "dataset": text, "out": out, "steps": 100_000, "save_interval": 100_000}
-    process = subprocess.Popen(
-        [sys.executable, "train/train_transformer.py", *flags(**options)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    options = {**RUN, "dataset": text, "out": out, "steps": 20_000, "save_interval": 20_000}
+    with running(sys.executable, "train/train_transformer.py", *flags(**options), text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
-    found = re.search(r"Stopped by SIG\w+ after step ([\d,]+) of 100,000; go on with: python (.*)", output)
+    found = re.search(r"Stopped by SIG\w+ after step ([\d,]+) of 20,000; go on with: python (.*)", output)
     assert found is not None, output
     assert find(out).step == int(found[1].replace(",", ""))
     done = run_python(*found[2].split(), "--steps", str(find(out).step + 3), RG_BACKEND="numpy")
@@ -107,18 +103,13 @@ def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number:
 
 def test_a_pipe_that_nobody_reads_ends_nothing(text: str, tmp_path: Path) -> None:
     options = {**RUN, "steps": 60, "dataset": text, "out": tmp_path / "o"}
-    process = subprocess.Popen(
-        [sys.executable, "train/train_transformer.py", *flags(**options)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.read(1)
-    process.stdout.close()
-    assert process.wait(timeout=60) == 0, process.stderr and process.stderr.read()
-    assert find(tmp_path / "o").step == 60
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    process.stderr.close()
+    with running(sys.executable, "train/train_transformer.py", *flags(**options)) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0, process.stderr.read()
+        assert find(tmp_path / "o").step == 60
+        assert process.stderr.read() == b""
 
 
 # --- Which are kept
