@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,19 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def pytest_report_header() -> str:
     cupy = "its strict stand-in over NumPy, no GPU" if STANDIN else "the real package"
     return f"russellgrad backends: {', '.join(BACKENDS)}" + (f" (cupy is {cupy})" if "cupy" in BACKENDS else "")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With pytest-xdist: what a worker hands to the process that prints the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["largest_differences"] = largest_differences
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """With pytest-xdist: a worker has ended."""
+    for dtype, found in getattr(node, "workeroutput", {}).get("largest_differences", {}).items():
+        largest_differences[dtype] = max(largest_differences.get(dtype, (-1.0, "")), tuple(found))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
