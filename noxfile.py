@@ -29,7 +29,7 @@ STRICT = ("conformance", "autograd", "tensor", "indexing", "optimizer", "russell
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
 # A process for each core, each of which takes a GiB of memory, and one thread in each.
 WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
-ONE_THREAD = {name: "1" for name in THREADS}
+ONE_THREAD = dict.fromkeys(THREADS, "1")
 CUPY = "14.2.*"  # where there is no device: tests/standin/compare.py and nvrtc.py use private functions of it
 # CUDA's compiler for CuPy's kernels, which needs no GPU. B200 (sm_100) needs 12.8 or later.
 NVRTC = {
@@ -43,7 +43,9 @@ MPI = ("mpi4py>=4.0", "mpich")
 
 def run_tests(session: nox.Session, env: dict[str, str], arguments: Sequence[str] = (), *, workers: bool) -> None:
     """pytest, in several processes or in one."""
-    session.run("pytest", *(WORKERS if workers else ()), *arguments, env={**(ONE_THREAD if workers else THREADS), **env})
+    session.run(
+        "pytest", *(WORKERS if workers else ()), *arguments, env={**(ONE_THREAD if workers else THREADS), **env}
+    )
 
 
 @nox.session(name="tests-numpy")
@@ -89,6 +91,8 @@ def tests_cupy(session: nox.Session) -> None:
         )
         env["RG_CUPY"] = "standin"
     run_tests(session, env, posargs, workers=not posargs and "device" not in cupy)  # a device's memory is for one
+    if "device" in cupy and not posargs:  # the kernels' accesses and orders are checked on the CPU alone
+        run_tests(session, {**env, "RG_CUPY": "standin"}, ["tests/test_kernels.py"], workers=True)
 
 
 PROBE = """
