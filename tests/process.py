@@ -35,12 +35,12 @@ def output_of(code: str, cwd: Path = ROOT, **environment: str) -> str:
     return done.stdout.strip()
 
 
-# Signals that `nohup` or a shell's `&` had ignored stay ignored across exec, so a child resets them before it starts.
+# A signal that `nohup` or a shell's `&` ignores stays ignored across exec, so a child resets them before it begins;
+# SIGPIPE and SIGXFSZ are ignored by Python itself.
 _WITH_DEFAULT_SIGNALS = """
 import os, signal, sys
-for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-    if hasattr(signal, name):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
+for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE", "SIGXFSZ"):
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
@@ -86,10 +86,14 @@ def end_children(seconds: float = 10.0) -> list[str]:
 
 def _children() -> dict[int, str]:
     """The command lines of those that still run, by process."""
-    found: dict[int, str] = {}
-    for listed in Path("/proc/self/task").glob("*/children"):
-        for pid in map(int, listed.read_text().split()):
-            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                if command := Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):  # a zombie has none
-                    found[pid] = command.replace("\0", " ").strip()
-    return found
+    pids = [int(pid) for listed in Path("/proc/self/task").glob("*/children") for pid in _read(listed).split()]
+    commands = {pid: _read(Path(f"/proc/{pid}/cmdline")).replace("\0", " ").strip() for pid in pids}
+    return {pid: command for pid, command in commands.items() if command}  # a zombie has none
+
+
+def _read(file: Path) -> str:
+    """The text of a file of /proc, empty for a thread or process that has just ended."""
+    try:
+        return file.read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
