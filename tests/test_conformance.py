@@ -17,7 +17,7 @@ from russellgrad import backend as selection
 from russellgrad import conformance
 from russellgrad.backend import PRIMITIVES, Backend, load_backend
 from russellgrad.conformance import Report
-from tests.helpers import Array, module_of
+from tests.helpers import Array, module_of, once
 from tests.process import run_python
 
 numpy: Any = load_backend("numpy")
@@ -278,6 +278,7 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
 }  # fmt: skip
 
 
+@once
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_planted_fault_is_found(what: str) -> None:
     primitive, fault = FAULTS[what]
@@ -290,6 +291,7 @@ def test_a_planted_fault_is_found(what: str) -> None:
         assert failure.called and failure.expected and failure.came
 
 
+@once
 @pytest.mark.parametrize("what", ["nan loses", "not clipped", "repeats are lost", "overflow"])
 def test_a_planted_fault_is_blamed_on_no_other_primitive(what: str) -> None:
     primitive, fault = FAULTS[what]
@@ -334,12 +336,14 @@ BROKEN = "import no_such_library\n"
 HALF = "from russellgrad.backends.numpy_backend import exp, log\nname = 'half'\n"
 
 
+@once
 def test_the_command_line_on_a_third_partys_backend() -> None:
     done = run_python("-m", "russellgrad.conformance", RIGHT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == f"counting: {len(conformance.cases())} cases, all passed"
 
 
+@once
 def test_the_command_line_on_a_wrong_one(tmp_path: Path) -> None:
     (tmp_path / "wrong_backend.py").write_text(WRONG)
     done = run_python("-m", "russellgrad.conformance", "wrong_backend", PYTHONPATH=str(tmp_path))
@@ -352,6 +356,7 @@ def test_the_command_line_on_a_wrong_one(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].endswith(" failed: exp")
 
 
+@once
 @pytest.mark.parametrize(
     ("source", "message"),
     [

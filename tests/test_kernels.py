@@ -36,6 +36,8 @@ ON_DEVICE = os.environ.get("RG_CUPY") != "standin" and "cupy" in (
 cupy: Any = importlib.import_module("cupy") if ON_DEVICE else MODULES["cupy"]
 
 on_stand_in = pytest.mark.skipif(ON_DEVICE, reason="needs the stand-in, which checks each access")
+if (os.environ.get("RG_BACKEND") or "cupy") != "cupy":
+    pytest.skip("CuPy's kernels are tried with RG_CUPY=standin RG_BACKEND=cupy", allow_module_level=True)
 pytestmark = pytest.mark.skipif(
     not ON_DEVICE and shutil.which("g++") is None, reason="neither a CUDA device nor g++ to run the kernels with"
 )

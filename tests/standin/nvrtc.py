@@ -135,6 +135,7 @@ def _asked(what: Sequence[str]) -> tuple[str, Sequence[str], tuple[str, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.standin.nvrtc", description=__doc__)
     parser.add_argument("what", nargs="+", help="a module, or a .cu file and its kernels")
+    parser.add_argument("--architectures", nargs="+", type=int, default=ARCHITECTURES, help="such as 90; default: all")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     lacking = missing()
@@ -143,7 +144,7 @@ def main() -> None:
         return
     if lacking:
         parser.error(lacking)
-    found = resources(*_asked(args.what), ARCHITECTURES)
+    found = resources(*_asked(args.what), args.architectures)
     if args.json:
         print(json.dumps({"kernels": [asdict(one) for one in found]}))
         return
