@@ -124,7 +124,7 @@ class Case:
         """
         outcome = self.run(backend)
         if outcome.skipped:
-            raise SkipTest(str(outcome))
+            raise SkipTest(f"{self}: the backend has no {', '.join(outcome.missing)}")
         if outcome.failed:
             raise AssertionError(str(outcome))
 
@@ -244,7 +244,7 @@ class Trial:
     def called(self) -> str:
         """The last call, and the layout of its arrays."""
         if self.last is None:
-            return "nothing yet"
+            return "no primitive"
         name, args, kwargs = self.last
         in_place = name.endswith("_step")  # the given values may be overwritten
         words = [self.described(arg, not in_place) for arg in args]
