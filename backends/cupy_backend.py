@@ -15,11 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from traceback import walk_tb
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host
+from . import formulas, host
 
 try:
     import cupy
@@ -425,7 +427,7 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
             if not isinstance(error, Exception):  # as Ctrl-C
                 raise
             raise RuntimeError(
-                f"compile_step: {_op_of(error)} cannot be recorded in a CUDA graph ({error}); do it outside the step, "
+                f"compile_step: {_primitive_of(error)} cannot be recorded in a CUDA graph ({error}); do it outside the step, "
                 "or run the step as it is"
             ) from error
         graph = stream.end_capture()
@@ -444,12 +446,12 @@ class Replay:
         self.graph.launch(cupy.cuda.get_current_stream())
 
 
-def _op_of(error: BaseException) -> str:
-    """The primitive in which it happened."""
-    frame = error.__traceback__
-    while frame is not None:
-        code, module = frame.tb_frame.f_code, frame.tb_frame.f_globals.get("__name__")
-        if module == __name__ and code.co_name != "capture":
-            return code.co_name
-        frame = frame.tb_next
-    return "something in the step"
+def _primitive_of(error: BaseException) -> str:
+    """The outermost primitive in the traceback, whether this module or a formula computes it."""
+    names = {
+        value.__code__: name
+        for name, value in (*vars(formulas).items(), *globals().items())
+        if isinstance(value, FunctionType) and value.__name__ == name and not name.startswith("_") and name != "capture"
+    }
+    called = (names.get(frame.f_code) for frame, _ in walk_tb(error.__traceback__))
+    return next(filter(None, called), "something in the step")

@@ -50,7 +50,7 @@ def numbers(*values: int) -> Array:
 @pytest.fixture(scope="module")
 def xp() -> Any:
     """The unchanged CuPy backend, loaded on the stand-in."""
-    return load_backend()["cupy_backend"]
+    return resolve_backend(load_backend()["cupy_backend"])
 
 
 # --- Refusals
@@ -507,11 +507,11 @@ def test_a_planted_implicit_bool_is_seen(xp: Any) -> None:
 
 
 def test_planted_unchecked_ids_are_caught(xp: Any) -> None:
-    backend = planted(xp, ids=unchecked_ids)
+    backend = planted(xp, check_ids=unchecked_ids)
     with pytest.raises(Misuse, match="wraps in silence"):
-        backend.embedding(backend.zeros((3, 2), "float64"), backend.ids(np.array([3]), 3, "embedding"))
+        backend.embedding(backend.zeros((3, 2), "float64"), backend.check_ids(np.array([3]), 3, "embedding"))
     with pytest.raises(IndexError, match=r"embedding: id 3 is out of range; ids must be in \[0, 3\)"):
-        xp.ids(np.array([3]), 3, "embedding")
+        xp.check_ids(np.array([3]), 3, "embedding")
 
 
 def test_planted_repeats_without_scatter_add_are_caught(xp: Any) -> None:
@@ -609,6 +609,7 @@ def test_what_several_devices_need_is_in_the_real_cupy() -> None:
 def test_the_stand_in_has_all_that_the_backend_uses() -> None:
     for file in compare.BACKENDS.glob("cupy*.py"):
         assert list(compare.unusable(file.read_text(), MODULES)) == []
+    assert list(compare.unfit(compare.BACKEND.read_text(), MODULES)) == []
     assert len(list(compare.uses(compare.BACKEND.read_text()))) > 50
     arrays = {
         "shape",
@@ -621,7 +622,6 @@ def test_the_stand_in_has_all_that_the_backend_uses() -> None:
         "T",
         "set",
         "flags",
-        "itemsize",
     }
     used = compare.array_attributes(compare.BACKEND.read_text()) - compare.OTHERS_HAVE
     assert used == arrays
@@ -641,6 +641,13 @@ def test_the_comparison_finds_what_does_not_agree() -> None:
         "cupy.sum: got an unexpected keyword argument 'where'",
         "cupy.insert: no such name",
         "cupy.sum: missing a required argument: 'a'",
+    ]
+    direct = "add = cupy.exp\nzeros = cupy.arange\nsum = cupy.broadcast_to\nexp = cupy.exp  # right\n"
+    assert list(compare.unfit(direct, MODULES)) == [
+        "add = cupy.exp: takes 1 operands, the contract has 2",
+        "zeros = cupy.arange: shape is where CuPy takes start",
+        "zeros = cupy.arange: dtype is where CuPy takes stop",
+        "sum = cupy.broadcast_to: missing a required argument: 'shape'",
     ]
 
 

@@ -62,6 +62,7 @@ def _modules() -> dict[str, ModuleType]:
         get_default_memory_pool=stream.get_default_memory_pool,
         RawKernel=device.RawKernel,
         RawModule=device.RawModule,
+        **functions.ELEMENTWISE,
         **{name: getattr(functions, name) for name in functions.__all__},
     )
     return {module.__name__: module for module in (cupy, cuda, memory, graph, cupyx, scipy, special)}

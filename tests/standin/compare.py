@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from russellgrad.backend import PRIMITIVES, Backend
+
 from . import MODULES
 from .array import UFUNCS
 
@@ -204,6 +206,33 @@ def _misfit(dotted: str, function: Callable[..., Any], call: ast.Call) -> Iterat
         yield f"{dotted}: {error}"
 
 
+# Names of the contract that the backend takes from CuPy directly, as in `exp = cupy.exp`.
+_DIRECT = re.compile(r"^(\w+) = (?:_keeps_bfloat16\()?(cupyx?[\w.]+)\)?(?: *#.*)?$", re.MULTILINE)
+
+
+def unfit(source: str, modules: dict[str, Any]) -> Iterator[str]:
+    """CuPy functions that `source` offers as a primitive and that cannot be called as the contract says."""
+    for name, dotted in _DIRECT.findall(source):
+        if name not in PRIMITIVES:
+            continue
+        _, *expected = inspect.signature(getattr(Backend, name)).parameters.values()  # without self
+        function = _resolve(dotted, modules)
+        if type(function).__name__ == "ufunc":
+            if function.nin != len(expected):
+                yield f"{name} = {dotted}: takes {function.nin} operands, the contract has {len(expected)}"
+            continue
+        positional = [p for p in expected if p.kind is not p.KEYWORD_ONLY]
+        keywords = {p.name: p for p in expected if p.kind is p.KEYWORD_ONLY}
+        try:
+            bound = inspect.signature(function).bind(*positional, **keywords)
+        except TypeError as error:
+            yield f"{name} = {dotted}: {error}"
+            continue
+        for theirs, ours in bound.arguments.items():  # what has a name in the contract has its place in CuPy's, too
+            if ours.kind is not ours.POSITIONAL_ONLY and ours.name != theirs:
+                yield f"{name} = {dotted}: {ours.name} is where CuPy takes {theirs}"
+
+
 def _resolve(dotted: str, modules: dict[str, Any]) -> Any:
     root, *path = dotted.split(".")
     value = modules[root]
@@ -212,12 +241,12 @@ def _resolve(dotted: str, modules: dict[str, Any]) -> Any:
     return value
 
 
-OTHERS_HAVE = {"append", "extend", "kind", "name", "c_contiguous"}  # lists, dtypes, flags
+OTHERS_HAVE = {"append", "extend", "items", "kind", "name", "c_contiguous"}  # lists, dicts, dtypes, flags
 
 
 def array_attributes(source: str) -> set[str]:
     """Every attribute that `source` takes of something that is no imported module, and not its own."""
-    roots = re.compile(r"(cupyx?|np|host|importlib|cublas|cupy_kernels|self|stream|pool|error|frame|code)(\.|$)")
+    roots = re.compile(r"(cupyx?|np|host|importlib|operator|cublas|cupy_kernels|self|stream|pool|error|frame|value|names|name)(\.|$)")
     return {
         node.attr
         for node in ast.walk(ast.parse(source))
@@ -241,6 +270,7 @@ def complaints() -> list[str]:
     found += different_deference(real["cupy"])
     for file in sorted([*BACKENDS.glob("cupy*.py"), BACKENDS / "cublas.py"]):
         found += [f"{file.name}, CuPy: {line}" for line in unusable(file.read_text(), real)]
+    found += [f"backend, CuPy: {line}" for line in unfit(BACKEND.read_text(), real)]
     for attribute in sorted(array_attributes(BACKEND.read_text()) - OTHERS_HAVE):
         if not hasattr(real["cupy"].ndarray, attribute):
             found.append(f"backend, CuPy: arrays have no {attribute}")

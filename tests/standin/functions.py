@@ -1,11 +1,15 @@
 """The functions of the stand-in's `cupy`, and the few of `cupyx`. Parameters are named as CuPy names them."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy import bool_, float16, float32, float64, inf, int32, int64, nan, newaxis, pi, uint8
+
+from russellgrad.backend import ELEMENTWISE as ELEMENTWISE_PRIMITIVES
+from russellgrad.backend import Core
 
 from .array import (
     DLPACK_CUDA,
@@ -26,15 +30,14 @@ from .array import (
 from .log import Misuse
 from .stream import refuse_cublas, refuse_unknown, uploaded
 
+# Besides ELEMENTWISE.
 __all__ = [
-    "abs", "absolute", "add", "all", "any", "arange", "argmax", "array", "asarray", "ascontiguousarray", "asnumpy",
-    "bitwise_and", "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "cos", "count_nonzero",
-    "divide", "einsum", "empty", "empty_like", "equal", "exp", "expand_dims", "float16", "float32", "float64",
-    "from_dlpack", "full", "greater", "greater_equal", "inf", "int32", "int64", "invert", "isfinite", "isinf", "isnan",
-    "isneginf", "less", "less_equal", "log", "logical_and", "logical_not", "logical_or", "matmul", "max", "maximum",
-    "mean", "min", "minimum", "multiply", "nan", "ndarray", "negative", "newaxis", "not_equal", "ones", "pi", "power",
-    "prod", "ravel", "reshape", "sign", "sin", "sort", "sqrt", "squeeze", "stack", "subtract", "sum", "swapaxes",
-    "take", "tanh", "transpose", "ufunc", "uint8", "where", "zeros", "zeros_like",
+    "absolute", "all", "any", "arange", "argmax", "array", "asarray", "ascontiguousarray", "asnumpy", "bitwise_and",
+    "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "count_nonzero", "einsum", "empty",
+    "empty_like", "expand_dims", "float16", "float32", "float64", "from_dlpack", "full", "inf", "int32", "int64",
+    "invert", "isfinite", "isinf", "isnan", "isneginf", "matmul", "max", "mean", "min", "nan", "ndarray", "newaxis",
+    "ones", "pi", "prod", "ravel", "reshape", "sort", "squeeze", "stack", "sum", "swapaxes", "take", "transpose",
+    "ufunc", "uint8", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # --- Elementwise
@@ -112,35 +115,21 @@ def _erf(a: Any, out: Host | None = None, **options: Any) -> Any:
     return out
 
 
-add = ufunc("add", 2, np.add)
-subtract = ufunc("subtract", 2, np.subtract)
-multiply = ufunc("multiply", 2, np.multiply)
-divide = ufunc("divide", 2, np.divide)
-power = ufunc("power", 2, _power)
-maximum = ufunc("maximum", 2, np.maximum)
-minimum = ufunc("minimum", 2, np.minimum)
-equal = ufunc("equal", 2, np.equal)
-not_equal = ufunc("not_equal", 2, np.not_equal)
-less = ufunc("less", 2, np.less)
-less_equal = ufunc("less_equal", 2, np.less_equal)
-greater = ufunc("greater", 2, np.greater)
-greater_equal = ufunc("greater_equal", 2, np.greater_equal)
-logical_and = ufunc("logical_and", 2, np.logical_and, bfloat16=False)
-logical_or = ufunc("logical_or", 2, np.logical_or, bfloat16=False)
-logical_not = ufunc("logical_not", 1, np.logical_not, bfloat16=False)
+def _of_contract(name: str) -> ufunc:
+    """The elementwise primitive `name` of the contract: CuPy's function of this name, and NumPy's computes it."""
+    nin = len(inspect.signature(getattr(Core, name)).parameters) - 1  # without self
+    function = _power if name == "power" else getattr(np, name)
+    return ufunc(getattr(np, name).__name__, nin, function, bfloat16=not name.startswith("logical_"))
+
+
+ELEMENTWISE = {name: _of_contract(name) for name in ELEMENTWISE_PRIMITIVES}
+
+# What else an elementwise function of CuPy is used for: operators of arrays of bools, tests of kernels.
+absolute = ELEMENTWISE["abs"]
 bitwise_and = ufunc("bitwise_and", 2, np.bitwise_and)
 bitwise_or = ufunc("bitwise_or", 2, np.bitwise_or)
 bitwise_xor = ufunc("bitwise_xor", 2, np.bitwise_xor)
 invert = ufunc("invert", 1, np.invert)
-negative = ufunc("negative", 1, np.negative)
-absolute = abs = ufunc("absolute", 1, np.absolute)
-sign = ufunc("sign", 1, np.sign)
-exp = ufunc("exp", 1, np.exp)
-log = ufunc("log", 1, np.log)
-sqrt = ufunc("sqrt", 1, np.sqrt)
-tanh = ufunc("tanh", 1, np.tanh)
-sin = ufunc("sin", 1, np.sin)
-cos = ufunc("cos", 1, np.cos)
 isnan = ufunc("isnan", 1, np.isnan)
 isinf = ufunc("isinf", 1, np.isinf)
 isfinite = ufunc("isfinite", 1, np.isfinite)
