@@ -22,7 +22,7 @@ from russellgrad import (
     set_default_dtype,
     use_backend,
 )
-from russellgrad.backend import resolve_backend
+from russellgrad.backend import DERIVED, resolve_backend
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamOptimizer, AdamWOptimizer
 from russellgrad.russelltransformer import Transformer
@@ -441,6 +441,128 @@ def test_a_step_stays_in_its_budget_of_launches(xp: Any) -> None:
         assert log.graph_launches == 1
         assert log.launches.total() <= 4  # the ids into the graph's memory, the loss and the norm out of it
         assert not log.syncs
+
+
+class Operands:
+    """Arrays of a backend for the calls in DERIVED_CALLS, in float64."""
+
+    def __init__(self, xp: Any) -> None:
+        def of(*shape: int, seed: int = 0) -> Array:
+            return xp.asarray(rng(seed).normal(size=shape))
+
+        self.x, self.g, self.row, self.column = of(4, 5), of(4, 5, seed=1), of(5, seed=2), of(4, seed=3)
+        self.weight, self.g_out = of(5, 3, seed=4), of(4, 3, seed=5)
+        self.q, self.k, self.v, self.g_heads = (of(2, 3, 4, seed=i) for i in range(4))
+        self.loss_gradient, self.rates = xp.asarray(1.5), xp.asarray([0.1, 0.2, 0.3])
+        self.ids, self.valid = xp.asarray(np.array([0, 2, 2, 4])), xp.asarray(np.array([True, False, True, True]))
+        self.hidden = xp.asarray(np.arange(9).reshape(3, 3) % 4 == 3)
+        self.key = xp.asarray(np.array([1, 2, 3, 4], np.uint64))
+
+
+def attention_and_backward(xp: Any, o: Operands) -> Any:
+    where = (o.hidden, True, 0)
+    out, log_sum = xp.attention(o.q, o.k, o.v, *where)
+    return out, log_sum, *xp.attention_backward(o.g_heads, o.q, o.k, o.v, out, log_sum, *where, (True, True, True))
+
+
+def cross_entropy_and_backward(xp: Any, o: Operands) -> Any:
+    loss, probs = xp.cross_entropy(o.x, o.ids, o.valid, 1)
+    return loss, probs, xp.cross_entropy_backward(o.loss_gradient, probs, o.ids, o.valid)
+
+
+def layer_norm_and_backward(xp: Any, o: Operands) -> Any:
+    y, mean, rstd = xp.layer_norm(o.x, o.row, o.row, 1e-5)
+    return y, mean, rstd, *xp.layer_norm_backward(o.g, o.x, o.row, mean, rstd, (True, True, True))
+
+
+DERIVED_CALLS: dict[str, Callable[[Any, Operands], Any]] = {
+    "zeros": lambda xp, o: xp.zeros((2, 3), "float64"),
+    "uniform": lambda xp, o: xp.uniform((5,), o.key, "float64"),
+    "erf": lambda xp, o: xp.erf(o.x),
+    "sigmoid": lambda xp, o: xp.sigmoid(o.x),
+    "relu": lambda xp, o: xp.relu(o.x),
+    "clip": lambda xp, o: xp.clip(o.x, -0.5, o.row),
+    "leaky_relu": lambda xp, o: xp.leaky_relu(o.x, 0.1),
+    "leaky_relu_backward": lambda xp, o: xp.leaky_relu_backward(o.g, o.x, 0.1),
+    "gelu": lambda xp, o: xp.gelu(o.x, "none"),
+    "gelu_backward": lambda xp, o: xp.gelu_backward(o.g, xp.gelu(o.x, "tanh")[1], "tanh"),
+    "linear": lambda xp, o: xp.linear(o.x, o.weight, o.g_out[0]),
+    "linear_backward": lambda xp, o: xp.linear_backward(o.g_out, o.x, o.weight, (True, True, True)),
+    "softmax": lambda xp, o: xp.softmax(o.x, -1),
+    "softmax_backward": lambda xp, o: xp.softmax_backward(o.g, xp.softmax(o.x, 0), 0),
+    "log_softmax": lambda xp, o: xp.log_softmax(o.x, -1),
+    "log_softmax_backward": lambda xp, o: xp.log_softmax_backward(o.g, xp.log_softmax(o.x, 0), 0),
+    "layer_norm": layer_norm_and_backward,
+    "layer_norm_backward": layer_norm_and_backward,
+    "embedding": lambda xp, o: xp.embedding(o.x, o.ids[:2]),
+    "embedding_backward": lambda xp, o: xp.embedding_backward(o.g, o.ids, 6),
+    "cross_entropy": cross_entropy_and_backward,
+    "cross_entropy_backward": cross_entropy_and_backward,
+    "attention": attention_and_backward,
+    "attention_backward": attention_and_backward,
+    "clip_scale": lambda xp, o: xp.clip_scale([o.x, o.row], 0.5),
+    "sgd_step": lambda xp, o: xp.sgd_step(o.x, o.g, xp.zeros((4, 5), "float64"), o.rates, o.rates[0], 0.9, True, 0.1),
+    "adam_step": lambda xp, o: xp.adam_step(
+        xp.copy(o.x), o.g, xp.zeros((4, 5), "float64"), xp.zeros((4, 5), "float64"), o.rates, o.rates[0], 0.9, 0.99,
+        1e-8, 0.1, True, None,
+    ),
+}  # fmt: skip
+ON_HOST = {"require_usable", "normal", "host_scalars", "check_ids", "check_targets", "prepare_index"}
+
+
+def test_every_derived_primitive_is_called_below() -> None:
+    assert {*DERIVED_CALLS, *ON_HOST, "set_matmul_precision"} == set(DERIVED)
+
+
+@pytest.mark.parametrize("name", DERIVED_CALLS)
+def test_a_derived_primitive_in_float64_never_waits_and_is_recorded(xp: Any, name: str) -> None:
+    """Where no kernel takes the arrays, the formula on the device does."""
+    o, call, recorded = Operands(xp), DERIVED_CALLS[name], []
+    with record() as log:
+        once = call(xp, o)
+    assert not log.syncs and not log.uploads
+    replay = xp.capture(lambda: recorded.append(call(xp, o)))
+    replay()
+    numpy = resolve_backend("numpy")
+    expected = call(numpy, Operands(numpy))
+    for results in (once, recorded[0]):
+        if not isinstance(expected, tuple):
+            assert_close(results.get(), np.asarray(expected))
+            continue
+        for i, (a, e) in enumerate(zip(results, expected, strict=True)):
+            if e is None:
+                assert a is None
+            elif name != "gelu" or i == 0:  # what gelu saves is the backend's own
+                assert_close(a.get(), np.asarray(e), what=f"result {i}")
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize(
+    "dtypes", [("float32", "float32", "float32"), ("bool", "int64", "bool"), ("float32", "float64", "int32")], ids=str
+)
+def test_concatenate_is_numpys(xp: Any, axis: int, dtypes: tuple[str, ...]) -> None:
+    lengths = (2, 0, 3)
+    hosts = [
+        (10 * rng(i).normal(size=(n, 4) if axis == 0 else (4, n))).astype(dtype)
+        for i, (n, dtype) in enumerate(zip(lengths, dtypes, strict=True))
+    ]
+    replay_of: list[Array] = []
+    arrays = tuple(map(xp.asarray, hosts))
+    for given in (arrays, list(arrays)):
+        assert_close(xp.concatenate(given, axis).get(), np.concatenate(hosts, axis), atol=0)
+    xp.capture(lambda: replay_of.append(xp.concatenate(arrays, axis)))()
+    assert_close(replay_of[0].get(), np.concatenate(hosts, axis), atol=0)
+
+
+def test_concatenate_of_what_does_not_fit(xp: Any) -> None:
+    a = xp.asarray(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="concatenate: there are no arrays"):
+        xp.concatenate([], 0)
+    with pytest.raises(ValueError, match=r"concatenate: shapes \(2, 3\), \(2, 2\) differ on another axis than 0"):
+        xp.concatenate([a, a[:, :2]], 0)
+    for axis in (2, -3):
+        with pytest.raises(IndexError):
+            xp.concatenate([a, a], axis)
 
 
 def test_running_out_of_memory_says_what_is_in_use(xp: Any) -> None:

@@ -241,12 +241,14 @@ def _resolve(dotted: str, modules: dict[str, Any]) -> Any:
     return value
 
 
-OTHERS_HAVE = {"append", "extend", "items", "kind", "name", "c_contiguous"}  # lists, dicts, dtypes, flags
+OTHERS_HAVE = {"append", "extend", "items", "join", "kind", "name", "c_contiguous"}  # lists, dicts, strings, ...
 
 
 def array_attributes(source: str) -> set[str]:
     """Every attribute that `source` takes of something that is no imported module, and not its own."""
-    roots = re.compile(r"(cupyx?|np|host|importlib|operator|cublas|cupy_kernels|self|stream|pool|error|frame|value|names|name)(\.|$)")
+    roots = re.compile(
+        r"(cupyx?|np|host|importlib|operator|cublas|cupy_kernels|self|stream|pool|error|frame|value|names|name)(\.|$)"
+    )
     return {
         node.attr
         for node in ast.walk(ast.parse(source))
