@@ -74,10 +74,10 @@ class ufunc:
 
 
 def common_with_bfloat16(operands: Sequence[Any], has_loop: bool = True) -> Any:
-    """The dtype that CuPy brings operands to if one of them is bfloat16; None if none is.
+    """The dtype to which CuPy casts the operands if one of them is bfloat16; None if none is.
 
-    CuPy takes the first loop that all operands can be cast to. bool and Python's int go along with bfloat16, but its
-    float does not. Without a loop for bfloat16 (`has_loop`) it takes that for float32.
+    CuPy takes the first loop that all operands can be cast to. With bool and Python ints that is bfloat16, with Python
+    floats float32. A function without a loop for bfloat16 (`has_loop`) uses that for float32.
     """
     dtypes = [x.dtype for x in operands if hasattr(x, "dtype")]
     bfloat16 = next((dtype for dtype in dtypes if dtype.name == "bfloat16"), None)
@@ -124,7 +124,7 @@ def _of_contract(name: str) -> ufunc:
 
 ELEMENTWISE = {name: _of_contract(name) for name in ELEMENTWISE_PRIMITIVES}
 
-# What else an elementwise function of CuPy is used for: operators of arrays of bools, tests of kernels.
+# Elementwise functions that are not primitives: of operators on bool arrays, and of tests.
 absolute = ELEMENTWISE["abs"]
 bitwise_and = ufunc("bitwise_and", 2, np.bitwise_and)
 bitwise_or = ufunc("bitwise_or", 2, np.bitwise_or)
@@ -172,7 +172,7 @@ def array(obj: Any, dtype: Any = None, copy: bool | None = True, order: str = "K
     host = np.array(obj, dtype, order=order)  # type: ignore[call-overload]
     numeric(host.dtype)
     uploaded("array")
-    return new(host)  # always a copy: the device has memory of its own
+    return new(host)  # always a copy, into device memory
 
 
 def asarray(a: Any, dtype: Any = None, order: str | None = None) -> ndarray:
@@ -344,7 +344,7 @@ UFUNCS["matmul"] = matmul
 
 
 def _bfloat16_product(a: Host, b: Host) -> Host:
-    """Of two matrices, accumulated in float32. CuPy takes more axes to a kernel for integers, which fails."""
+    """The product of two matrices, accumulated in float32. For more axes CuPy uses its integer kernel, which fails."""
     if a.dtype != b.dtype or a.ndim != 2 or b.ndim != 2:
         given = f"{a.dtype} {a.shape} and {b.dtype} {b.shape}"
         raise NotImplementedError(f"matmul: {given}; CuPy has a product of bfloat16 for two matrices only (PR 10317)")
