@@ -80,7 +80,7 @@ def _broadcast(a: Shape, b: Shape) -> Shape:
     longest = len(a) if len(a) > len(b) else len(b)
     padded = list(zip((1,) * (longest - len(a)) + a, (1,) * (longest - len(b)) + b, strict=True))
     if any(m != n and 1 not in (m, n) for m, n in padded):
-        raise ValueError(f"matmul: batch axes {a} and {b} do not broadcast; each pair must be equal, or one of them 1")
+        raise ValueError(f"matmul: batch axes {a} and {b} do not fit: shapes must be equal or broadcast")
     return tuple(n if m == 1 else m for m, n in padded)
 
 

@@ -206,12 +206,11 @@ getitem = operator.getitem
 def concatenate(arrays: Sequence[Array], axis: int, /) -> Array:
     """By copies into slices: cupy.concatenate may copy a table of pointers to the device, which a capture refuses."""
     if not arrays:
-        raise ValueError("concatenate: there are no arrays; pass at least one")
+        raise ValueError("there are no arrays; pass at least one")
     axis = range(arrays[0].ndim)[axis]  # IndexError for one that is out of range
     before, after = arrays[0].shape[:axis], arrays[0].shape[axis + 1 :]
     if any((*array.shape[:axis], *array.shape[axis + 1 :]) != before + after for array in arrays):
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"concatenate: shapes {shapes} differ on another axis than {axis}; make them equal there")
+        raise ValueError(f"the shapes must be equal except along axis {axis}")
     ends = list(accumulate(array.shape[axis] for array in arrays))
     out = cupy.empty((*before, ends[-1], *after), np.result_type(*(array.dtype for array in arrays)))
     for array, end in zip(arrays, ends, strict=True):

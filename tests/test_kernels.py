@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def load(edit: Callable[[str], str] = str, names: Sequence[str] | None = None) -> Any:
-    """The module of the wrappers, on the device or the stand-in; of its templates only `names`, of an edited source."""
+    """The module cupy_kernels on the device or the stand-in, with an edited source, and only the templates `names`."""
     with pytest.MonkeyPatch.context() as patch:
         if not ON_DEVICE:
             for name, module in MODULES.items():
@@ -76,7 +76,7 @@ def bfloat16() -> Any:
 
 
 def numbers(shape: Sequence[int], dtype: Any, seed: int = 0, scale: float = 1.0) -> Array:
-    """Random numbers as the kernels get them: rounded to dtype."""
+    """Random numbers, rounded to dtype."""
     return (scale * rng(seed).normal(size=shape)).astype(dtype)
 
 
@@ -90,7 +90,7 @@ def device(*arrays: Array | None) -> Any:
 
 
 def spread(a: Array) -> Array:
-    """On the device, with gaps between the elements of a row and after it, and a start that is not aligned."""
+    """A copy on the device with gaps between and after the elements of a row, and an unaligned start."""
     buffer = cupy.asarray(np.zeros((*a.shape[:-1], 2 * a.shape[-1] + 3), a.dtype))
     view = buffer[..., 1 : 1 + 2 * a.shape[-1] : 2]
     view[...] = cupy.asarray(a)
@@ -98,13 +98,13 @@ def spread(a: Array) -> Array:
 
 
 def unaligned(a: Array) -> Array:
-    """On the device, contiguous, but not starting at a multiple of 16 bytes."""
+    """A contiguous copy on the device that does not start at a multiple of 16 bytes."""
     buffer = cupy.asarray(np.concatenate([a[:0].ravel(), np.zeros(1, a.dtype), a.ravel()]))
     return buffer[1:].reshape(a.shape)
 
 
 def twice(f: Callable[[], Any]) -> list[Array]:
-    """The results of f() on the host, after checking that they have the same bits under another order of warps."""
+    """The results of f() on the host. Checks that they have the same bits under another order of warps."""
     runs = []
     for seed in (0, 1):
         if not ON_DEVICE:
@@ -127,7 +127,7 @@ def assert_near(actual: Array, expected: Array, dtype: Any, *, atol: float = 2e-
 
 
 def check(f: Callable[[], Any], expected: Any, dtype: Any, *, atol: float = 2e-5) -> list[Array]:
-    """f() twice, and its results near the expected ones, with None in the same places."""
+    """Run f() twice and compare its results with the expected ones; None must be in the same places."""
     results = twice(f)
     wanted = expected if isinstance(expected, (tuple, list)) else (expected,)
     for i, (actual, reference) in enumerate(zip(results, wanted, strict=True)):
@@ -221,7 +221,7 @@ def reference_layer_norm(eps: float, x: Array, gamma: Array | None, beta: Array 
 
 
 def check_layer_norm(kernels: Any, f: Callable[[], Any], expected: Sequence[Array], dtype: Any) -> None:
-    """Of the results the last two, mean and rstd, are float32."""
+    """The last two results, mean and rstd, are float32."""
     results = twice(f)
     for actual, reference in zip(results[:-2], expected[:-2], strict=True):
         assert_near(actual, reference, dtype)
@@ -353,7 +353,7 @@ def test_cross_entropy_of_any_layout(kernels: Any, dtype: Any, layout: Any) -> N
 
 
 def test_cross_entropy_of_what_is_not_finite(kernels: Any) -> None:
-    """An infinite loss where the class is impossible; nan where the logits are, in rows that do not count too."""
+    """An infinite loss if the class has probability 0; nan for nan logits, in invalid rows, too."""
     logits = np.zeros((4, 5), np.float32)
     logits[0, 2], logits[1, 1], logits[2] = -np.inf, np.nan, -np.inf
     ids, valid = np.array([2, 0, 0, 4]), np.array([True, False, False, True])
@@ -433,7 +433,7 @@ def test_attention_of_any_width(kernels: Any, dtype: Any, widths: tuple[int, int
 @pytest.mark.parametrize("offset", [-200, -70, -33, -32, -1, 0, 1, 31, 32, 33, 70, 10**12, -(10**12)])
 @pytest.mark.parametrize("lengths", [(70, 70), (3, 70), (70, 3)], ids=str)
 def test_attention_with_an_offset(kernels: Any, lengths: tuple[int, int], offset: int) -> None:
-    """Negative ones hide all keys from the first queries, and large ones show all to all."""
+    """A negative offset hides all keys from the first queries; a large one hides nothing."""
     check_attention(kernels, FLOAT32, operands((2,), *lengths, 8, 8, FLOAT32), causal=True, offset=offset)
 
 
@@ -473,7 +473,7 @@ def test_attention_to_nothing(kernels: Any, dtype: Any) -> None:
     ids=str,
 )
 def test_attention_broadcasts_batch_axes(kernels: Any, dtype: Any, batches: Sequence[Sequence[int]]) -> None:
-    """The gradients then have all batch axes."""
+    """The gradients have all batch axes."""
     shapes = [(*batch, n, 6) for batch, n in zip(batches, (5, 7, 7), strict=True)]
     q, k, v = (numbers(shape, dtype, seed) for seed, shape in enumerate(shapes))
     check_attention(kernels, dtype, (q, k, v), np.arange(7) == 2)
@@ -518,7 +518,7 @@ def test_attention_of_any_layout(kernels: Any, dtype: Any, width: int, layout: A
 
 
 def test_attention_corrects_a_growing_maximum(kernels: Any) -> None:
-    """Scores that grow from tile to tile, far enough to overflow without the maximum taken off."""
+    """Scores that grow from tile to tile, and overflow unless the maximum is subtracted."""
     q, k, v = operands((1,), 3, 100, 4, 4, FLOAT32)
     q[...], k[...] = 10.0, np.linspace(-9, 9, 100)[:, None]
     out, log_sum = numpy_backend.attention(*wide(q, k, v), None, False, 0)
@@ -528,7 +528,7 @@ def test_attention_corrects_a_growing_maximum(kernels: Any) -> None:
 
 
 def test_attention_of_what_is_not_finite(kernels: Any) -> None:
-    """nan stays in its row; a score of infinity makes nan, and minus infinity a weight of 0, as in the reference."""
+    """nan stays in its row; a score of inf gives nan, and -inf a weight of 0, as in the reference."""
     q, k, v = operands((1,), 5, 40, 4, 4, FLOAT32)
     k = np.abs(k)
     q[0, 1, 0], q[0, 2], q[0, 3] = np.nan, np.inf, -np.inf
@@ -711,7 +711,7 @@ def test_other_dtypes_are_an_error(kernels: Any) -> None:
             call()
 
 
-# --- Planted errors: what these tests would see if it were there
+# --- Planted errors, which these tests must find
 
 FORWARD = "attention<float, 32>"
 ATTENTION = (FORWARD, "attention_backward_q<float, 32>", "attention_backward_kv<float, 32>")
@@ -720,7 +720,7 @@ BARRIERS = ("__syncthreads();", "__syncwarp();")
 
 
 def barriers(source: str) -> list[tuple[int, str]]:
-    """Where in attention's kernels there is a barrier, and which."""
+    """The position and text of each barrier in the attention kernels."""
     part = range(source.index(START), source.index("// --- Embedding"))
     return [(i, barrier) for i in part for barrier in BARRIERS if source.startswith(barrier, i)]
 
