@@ -1,4 +1,4 @@
-"""The kernels, compiled for real GPUs without one: they compile, and nothing of them is spilled to slow memory."""
+"""The kernels compile for real GPUs without register spills. Compiling needs no GPU."""
 
 import json
 import shutil
