@@ -2,13 +2,15 @@
 
 `nox -s tests-cupy` runs on a CUDA device where there is one, else through the strict stand-in of tests/standin, and
 says which. It picks the CuPy wheel for the driver it finds; `nox -s tests-cupy -- 12` (or 13) overrides that.
-Other positional arguments go to pytest: `nox -s tests-numpy -- -k attention`.
+Other positional arguments go to pytest: `nox -s tests-numpy -- -k attention`. Without any, the tests run in a process
+for each core; with some, in one process, which starts faster (`-- -n auto ...` asks for several).
 """
 
 import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -19,12 +21,15 @@ nox.options.sessions = ["tests-numpy", "tests-numba", "tests-cupy", "lint", "typ
 nox.options.error_on_external_run = True
 
 TORCH = "torch==2.13.0"
-TEST = (TORCH, "pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.5")  # the last for bfloat16
+TEST = (TORCH, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ml_dtypes>=0.5")  # the last for bfloat16
 LINT = ("ruff==0.17.6",)
 TYPES = ("mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")
 STRICT = ("conformance", "autograd", "tensor", "indexing", "optimizer", "russelltransformer")
 # The test machine may have fewer cores than the BLAS and PyTorch assume together.
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+# A process for each core, each of which takes a GiB of memory, and one thread in each.
+WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+ONE_THREAD = dict.fromkeys(THREADS, "1")
 CUPY = "14.2.*"  # where there is no device: tests/standin/compare.py and nvrtc.py use private functions of it
 # CUDA's compiler for CuPy's kernels, which needs no GPU. B200 (sm_100) needs 12.8 or later.
 NVRTC = {
@@ -36,23 +41,30 @@ NVRTC = {
 MPI = ("mpi4py>=4.0", "mpich")
 
 
+def run_tests(session: nox.Session, env: dict[str, str], arguments: Sequence[str] = (), *, workers: bool) -> None:
+    """pytest, in several processes or in one."""
+    session.run(
+        "pytest", *(WORKERS if workers else ()), *arguments, env={**(ONE_THREAD if workers else THREADS), **env}
+    )
+
+
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
     """The test suite on NumPy; then, if no tests are chosen, those that tell most on the strict backend too."""
     session.install(*TEST, "-e", ".[train,report,tensorboard]")
     for wheels in MPI:  # for several processes; not every system has a wheel
         session.run("python", "-m", "pip", "install", wheels, success_codes=[0, 1], silent=True)
-    session.run("pytest", *session.posargs, env={**THREADS, "RG_BACKEND": "numpy"})
+    run_tests(session, {"RG_BACKEND": "numpy"}, session.posargs, workers=not session.posargs)
     if not session.posargs:
         files = [f"tests/test_{name}.py" for name in STRICT]
-        session.run("pytest", "-k", "strict", *files, env={**THREADS, "RG_BACKEND": "strict"})
+        run_tests(session, {"RG_BACKEND": "strict"}, ["-k", "strict", *files], workers=True)
 
 
 @nox.session(name="tests-numba")
 def tests_numba(session: nox.Session) -> None:
     """The test suite on NumPy with the primitives that Numba compiles."""
     session.install(*TEST, "-e", ".[train,fast]")
-    session.run("pytest", *session.posargs, env={**THREADS, "RG_BACKEND": "numba"})
+    run_tests(session, {"RG_BACKEND": "numba"}, session.posargs, workers=not session.posargs)
 
 
 @nox.session(name="tests-cupy")
@@ -67,7 +79,7 @@ def tests_cupy(session: nox.Session) -> None:
     else:  # for its names and signatures, and to compile the kernels; not every system has a wheel
         for wheels in ([f"cupy-cuda{cuda}x=={CUPY}"], NVRTC[cuda]):
             session.run("python", "-m", "pip", "install", *wheels, success_codes=[0, 1], silent=True)
-    env = {**THREADS, "RG_BACKEND": "cupy"}
+    env = {"RG_BACKEND": "cupy"}
     cupy = found_cupy(session)
     if "device" in cupy:
         session.log(f"tests-cupy: CuPy {cupy['version']} on the CUDA {cuda} device {cupy['device']}")
@@ -78,7 +90,9 @@ def tests_cupy(session: nox.Session) -> None:
             f"stand-in over NumPy, {names}"
         )
         env["RG_CUPY"] = "standin"
-    session.run("pytest", *posargs, env=env)
+    run_tests(session, env, posargs, workers=not posargs and "device" not in cupy)  # a device's memory is for one
+    if "device" in cupy and not posargs:  # the kernels' accesses and orders are checked on the CPU alone
+        run_tests(session, {**env, "RG_CUPY": "standin"}, ["tests/test_kernels.py"], workers=True)
 
 
 PROBE = """

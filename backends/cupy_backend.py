@@ -1,11 +1,11 @@
 """The GPU backend, in CuPy: the core primitives by CuPy's own names, and CUDA kernels for the derived ones.
 
-A device differs from a CPU: nothing is copied to the host unless it is asked for, host and device arrays never mix, an
-index out of range raises nothing (so ids and index arrays are checked on the host, before they are moved), and repeated
-indices in `a[i] += v` are lost (so they go through scatter_add).
+On a device, no array is copied to the host implicitly, and host and device arrays never mix. An index out of range
+raises no error, so ids and index arrays are checked on the host before they are copied to the device. Repeated indices
+in `a[i] += v` do not accumulate, so gradients of an index go through scatter_add.
 
-In float32 and bfloat16 the derived primitives are the kernels of `cupy_kernels.py`, wherever those take the arrays;
-otherwise they return NotImplemented, and `formulas.py` computes them. Products are cuBLAS's (`cublas.py`).
+In float32 and bfloat16 the kernels of `cupy_kernels.py` compute the derived primitives. For arrays that the kernels do
+not take, a function returns NotImplemented, and the formula in `formulas.py` runs. Products use cuBLAS (`cublas.py`).
 """
 
 import importlib.util
@@ -15,11 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from traceback import walk_tb
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host
+from . import formulas, host
 
 try:
     import cupy
@@ -39,19 +41,18 @@ DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
-# bfloat16 is known to NumPy and CuPy once ml_dtypes is imported.
+# Importing ml_dtypes adds bfloat16 to NumPy and CuPy.
 _MORE_DTYPES = ("bfloat16",) if importlib.util.find_spec("ml_dtypes") else ()
 if _MORE_DTYPES:
     importlib.import_module("ml_dtypes")
 
 name = "cupy"
-_builtin_sum = sum  # before the primitive of this name
 
 # --- In and out of the backend
 
 
 def require_usable() -> None:
-    """Raises RuntimeError where there is no CUDA device. From here on, running out of memory says what is in use."""
+    """Raises RuntimeError if there is no CUDA device. Also makes out-of-memory errors list the arrays in use."""
     if not cupy.cuda.is_available():
         raise RuntimeError(
             "backend 'cupy': CuPy is installed but finds no CUDA device; check the driver with nvidia-smi, "
@@ -103,14 +104,19 @@ def arange(n: int, /) -> Array:
     return cupy.arange(n, dtype=np.int64)
 
 
+def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
+    return cupy.asarray(host.normal(shape, seed, counter).astype(dtype))  # rounded on the host, as on other backends
+
+
 def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
-    if np.dtype(dtype) == np.float16:  # as the formula does: rounded from float64
+    """By a kernel in every dtype: the formula reads the key on the host, which waits for the device."""
+    if np.dtype(dtype) == np.float16:  # as in the formula: rounded from float64
         return cupy_kernels.uniform(shape, np.float64, key).astype(dtype)
     return cupy_kernels.uniform(shape, dtype, key)
 
 
 def host_scalars(values: Sequence[float], dtype: DType) -> Array:
-    if cupy.cuda.get_current_stream().is_capturing():  # which no copy from the host can be part of
+    if cupy.cuda.get_current_stream().is_capturing():  # a capture cannot contain a copy from the host
         return cupy.empty(len(values), dtype)
     return cupy.asarray(np.array(values, dtype))
 
@@ -129,8 +135,8 @@ def split_flat(flat: Array, shapes: Sequence[Shape]) -> list[Array]:
 
 
 def check_ids(ids: Any, upper: int, op: str) -> Array:
-    if is_array(ids):  # reading them back waits for the device: give host ids where speed matters
-        host.checked_ids(cupy.asnumpy(ids), upper, op)
+    if is_array(ids):
+        host.checked_ids(cupy.asnumpy(ids), upper, op)  # waits for the device; ids on the host do not
         return ids.astype(np.int64)
     return cupy.asarray(host.checked_ids(ids, upper, op))
 
@@ -139,7 +145,7 @@ def check_ids(ids: Any, upper: int, op: str) -> Array:
 
 
 def _keeps_bfloat16(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The function; a Python number beside bfloat16 does not make the result float32, as it does in CuPy."""
+    """`function`, but bfloat16 with a Python number gives bfloat16; in CuPy it gives float32."""
     if not _MORE_DTYPES:
         return function
 
@@ -204,29 +210,26 @@ getitem = operator.getitem
 
 
 def concatenate(arrays: Sequence[Array], axis: int, /) -> Array:
-    """By copies into slices: cupy.concatenate may send a table of pointers to the device, which no capture can hold."""
-    (first, *_), axis = arrays, axis % arrays[0].ndim
-    lengths = [array.shape[axis] for array in arrays]
-    if any(_without(array.shape, axis) != _without(first.shape, axis) for array in arrays):
+    """By copies into slices: cupy.concatenate may copy a table of pointers to the device, which a capture refuses."""
+    if not arrays:
+        raise ValueError("there are no arrays; pass at least one")
+    axis = range(arrays[0].ndim)[axis]  # IndexError for one that is out of range
+    before, after = arrays[0].shape[:axis], arrays[0].shape[axis + 1 :]
+    if any((*array.shape[:axis], *array.shape[axis + 1 :]) != before + after for array in arrays):
         raise ValueError(f"the shapes must be equal except along axis {axis}")
-    shape = (*first.shape[:axis], _builtin_sum(lengths), *first.shape[axis + 1 :])
-    out, start = cupy.empty(shape, np.result_type(*(array.dtype for array in arrays))), 0
-    for array, length in zip(arrays, lengths, strict=True):
-        out[(*(slice(None),) * axis, slice(start, start + length))] = array
-        start += length
+    ends = list(accumulate(array.shape[axis] for array in arrays))
+    out = cupy.empty((*before, ends[-1], *after), np.result_type(*(array.dtype for array in arrays)))
+    for array, end in zip(arrays, ends, strict=True):
+        out[(*(slice(None),) * axis, slice(end - array.shape[axis], end))] = array
     return out
-
-
-def _without(shape: Shape, axis: int) -> Shape:
-    return shape[:axis] + shape[axis + 1 :]
 
 
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
     out = cupy.zeros(shape, g.dtype)
     if host.is_basic(index):
-        out[index] = g  # nothing is picked twice
+        out[index] = g  # no element is picked twice
     else:
-        cupyx.scatter_add(out, index, g)  # atomics: the order of the additions, so the last bits, may vary
+        cupyx.scatter_add(out, index, g)  # atomics: the order of the additions varies, and so do the last bits
     return out
 
 
@@ -259,17 +262,17 @@ def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) ->
 
 
 def _exact_product(a: Array, b: Array) -> Array:
-    """a @ b with all bits of the factors, whatever the matmul precision: for products that stand for sums."""
+    """a @ b at the "highest" precision, whatever `set_matmul_precision` says: for sums computed as products."""
     return cublas.matmul(a, b, "highest") if cublas.takes(a, b) else cupy.matmul(a, b)
 
 
 def _sum_of_rows(a: Array) -> Array:
-    """(N, C) -> (C,), as a product with ones: CuPy's sum along the first axis is slow (cupy#2562)."""
+    """(N, C) -> (C,), as a product with ones: CuPy's sum over the first axis is slow (cupy#2562)."""
     return _exact_product(cupy.ones((1, len(a)), a.dtype), a)[0]
 
 
 def _rows(a: Array) -> Array:
-    """(..., C) -> (N, C); the count is spelled out because -1 cannot be inferred when C is 0."""
+    """(..., C) -> (N, C). The number of rows is given: with C = 0 it could not be inferred."""
     return a.reshape(prod(a.shape[:-1]), a.shape[-1])
 
 
@@ -293,7 +296,7 @@ def leaky_relu_backward(g: Array, a: Array, alpha: float) -> Any:
 
 
 def _last(axis: int, *arrays: Array) -> bool:
-    """Whether the kernels take the arrays, and `axis` is their last."""
+    """Whether `axis` is the last axis, and the kernels take the arrays."""
     return axis in (-1, arrays[0].ndim - 1) and cupy_kernels.takes(*arrays)
 
 
@@ -329,16 +332,16 @@ def embedding(weight: Array, ids: Array) -> Array:
     return cupy.take(weight, ids, axis=0)
 
 
-_ONE_HOT_ELEMENTS = 1 << 24  # of one block of one-hot rows: 64 MiB in float32
+_ONE_HOT_ELEMENTS = 1 << 24  # in one block of the one-hot matrix: 64 MiB in float32
 
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
-    """The same bits every time, unlike with atomics.
+    """Deterministic, which atomics are not.
 
-    By the kernel, or as a one-hot product, (V, N) @ (N, C), in blocks of tokens, so that the one-hot matrix stays
-    small. In that product a nan or inf in g reaches every row.
+    By the kernel for up to 384 rows, else as a product with the one-hot matrix, (V, N) @ (N, C), in blocks of tokens
+    that bound the size of that matrix. In the product a nan or inf in g reaches every row.
     """
-    if cupy_kernels.takes(g) and cupy_kernels.embedding_takes(n_rows, g.shape[-1]):
+    if cupy_kernels.takes(g) and cupy_kernels.embedding_takes(n_rows):
         return cupy_kernels.embedding_backward(g, ids, n_rows)
     flat, rows = ids.ravel(), _rows(g)
     out = cupy.zeros((n_rows, g.shape[-1]), g.dtype)
@@ -426,13 +429,13 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
             work()
         except BaseException as error:
             cublas.release_workspace(stream)
-            with suppress(Exception):  # the capture is broken, which the device says again
+            with suppress(Exception):  # ending an invalid capture raises, too
                 stream.end_capture()
-            if not isinstance(error, Exception):  # as Ctrl-C
+            if not isinstance(error, Exception):  # such as KeyboardInterrupt
                 raise
             raise RuntimeError(
-                f"compile_step: {_op_of(error)} cannot be recorded in a CUDA graph ({error}); do it outside the step, "
-                "or run the step as it is"
+                f"compile_step: {_primitive_of(error)} cannot be recorded in a CUDA graph ({error}); do it outside the "
+                "step, or call the step without compile_step"
             ) from error
         graph = stream.end_capture()
     return Replay(graph, pool, cublas.release_workspace(stream))
@@ -440,22 +443,22 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Replay:
-    """A recording: its call does on the device what was recorded, and waits for nothing."""
+    """A recorded CUDA graph. Calling it launches the graph on the current stream, and does not wait."""
 
     graph: Any
-    pool: Any  # the memory that it uses, of which a graph keeps none alive
-    workspace: Array | None  # cuBLAS's
+    pool: Any  # the graph's memory, which the graph itself does not keep alive
+    workspace: Array | None  # of cuBLAS
 
     def __call__(self) -> None:
         self.graph.launch(cupy.cuda.get_current_stream())
 
 
-def _op_of(error: BaseException) -> str:
-    """The primitive in which it happened."""
-    frame = error.__traceback__
-    while frame is not None:
-        code, module = frame.tb_frame.f_code, frame.tb_frame.f_globals.get("__name__")
-        if module == __name__ and code.co_name != "capture":
-            return code.co_name
-        frame = frame.tb_next
-    return "something in the step"
+def _primitive_of(error: BaseException) -> str:
+    """The outermost primitive in the traceback, whether this module or a formula computes it."""
+    names = {
+        value.__code__: name
+        for name, value in (*vars(formulas).items(), *globals().items())
+        if isinstance(value, FunctionType) and value.__name__ == name and not name.startswith("_") and name != "capture"
+    }
+    called = (names.get(frame.f_code) for frame, _ in walk_tb(error.__traceback__))
+    return next(filter(None, called), "something in the step")

@@ -1,10 +1,9 @@
-// The kernels behind cupy_kernels.py: each forward directly above its backward. What they compute is defined by the
-// functions of the same names in numpy_backend.py.
+// The kernels of cupy_kernels.py, each backward below its forward. The functions of the same names in formulas.py
+// define what they compute.
 //
-// T is float or bf16, and everything is accumulated in float. An array is contiguous unless a kernel takes its strides,
-// which count elements. A pointer that may be null says so. Numbers are long long and double throughout, because that
-// is what CuPy makes of Python's. Where threads add something up together they do it in a fixed order, without
-// atomics, so that the same input gives the same bits.
+// T is float or bf16; all sums are accumulated in float. An array is contiguous unless the kernel takes its strides,
+// which count elements. Comments say which pointers may be null. Scalar parameters are long long and double, the types
+// that CuPy passes for Python numbers. Threads add up in a fixed order, without atomics, so results are deterministic.
 
 // --- Numbers
 
@@ -29,12 +28,12 @@ __device__ inline bf16 rounded<bf16>(float x) {  // to nearest, ties to even
 }
 
 __device__ inline float infinity() { return __uint_as_float(0x7f800000); }
-constexpr float LOWEST = -3.402823466e+38f;  // of the finite ones
+constexpr float LOWEST = -3.402823466e+38f;  // the smallest finite float
 
 // --- Memory
 
 template <typename T, int N>
-struct alignas(N * sizeof(T)) Pack {  // N elements in one access; 16 bytes is the most there is
+struct alignas(N * sizeof(T)) Pack {  // N elements in one access, of 16 bytes at most
     T at[N];
 };
 
@@ -60,9 +59,9 @@ __device__ inline bool aligned(const void* p, int bytes) {
 // --- Sums
 
 constexpr unsigned ALL_LANES = 0xffffffff;
-constexpr int WARPS = 8;  // in a block of the kernels that go by rows or by columns
+constexpr int WARPS = 8;  // per block of the row and column kernels
 
-// Over groups of neighbouring LANES; each lane gets its group's result.
+// Reductions over groups of LANES neighbouring lanes; each lane gets the result of its group.
 template <int LANES = 32>
 __device__ inline float lane_sum(float x) {
 #pragma unroll
@@ -77,24 +76,25 @@ __device__ inline float lane_max(float x) {
     return x;
 }
 
-// Over a block of full warps; thread 0 gets the result. of_warp is in shared memory.
+// The sum over a block of full warps; thread 0 gets the result. of_warp is in shared memory.
 __device__ inline float block_sum(float (&of_warp)[32], float x) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     x = lane_sum(x);
-    __syncthreads();  // of_warp may still be read for a sum before
+    __syncthreads();  // other threads may still read of_warp for an earlier sum
     if (lane == 0) of_warp[warp] = x;
     __syncthreads();
     return lane_sum(lane < blockDim.x / 32 ? of_warp[lane] : 0.0f);
 }
 
-// Sums of columns are taken in two stages. First each block takes the sums of its columns, 32 N of them, over its rows:
-// lane l of each warp has N side by side, and each warp every WARPS-th row. Then `column_sums` adds up the blocks'.
+// Column sums take two stages. First each block sums its 32 N columns over its rows: lane l of each warp has N
+// neighbouring columns, and each warp every WARPS-th row. Then `column_sums` adds the blocks' partial sums.
 
-// The first stage's end: `sums` of all warps into `to`, a row of c. of_warp is in shared memory.
+// The end of the first stage: adds the `sums` of all warps and writes them to `to`, a row of length c. of_warp is in
+// shared memory.
 template <int N>
 __device__ inline void store_sums(float (&of_warp)[WARPS][32 * N], float* to, const float (&sums)[N], long long c) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    __syncthreads();  // of_warp may still be read for sums before
+    __syncthreads();  // other threads may still read of_warp for earlier sums
 #pragma unroll
     for (int i = 0; i < N; i++) of_warp[warp][lane * N + i] = sums[i];
     __syncthreads();
@@ -106,11 +106,11 @@ __device__ inline void store_sums(float (&of_warp)[WARPS][32 * N], float* to, co
     to[column] = total;
 }
 
-// The second stage: partial (sets, m, c) -> one (c,) for each of one or two sets, or null where it is not wanted. A
-// block of 32 warps has 32 columns of one set.
+// The second stage: partial (sets, m, c) -> (c,) for each of one or two sets; a null output skips its set. A block of
+// 32 warps has 32 columns of one set.
 template <typename T>
 __global__ void column_sums(const float* partial, T* out_of_first, T* out_of_second, long long m, long long c) {
-    __shared__ float of_warp[32][33];  // 33: a column of it lies in as many banks as a row
+    __shared__ float of_warp[32][33];  // 33, so that reading a column has no bank conflicts
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const long long first = blockIdx.x * 32LL, column = first + lane;
     T* out = blockIdx.y == 0 ? out_of_first : out_of_second;
@@ -127,8 +127,8 @@ __global__ void column_sums(const float* partial, T* out_of_first, T* out_of_sec
     if (lane == 0 && first + warp < c) out[first + warp] = rounded<T>(total);
 }
 
-// --- Activations. Hendrycks & Gimpel, arXiv:1606.08415, section 2; phi is the normal distribution function, or its
-// tanh approximation.
+// --- Activations. GELU: Hendrycks & Gimpel, arXiv:1606.08415, section 2, with phi the normal distribution function or
+// its tanh approximation.
 
 enum Activation { GELU, GELU_TANH, LEAKY_RELU };
 constexpr float GELU_C = 0.7978845608f;  // sqrt(2 / pi)
@@ -138,21 +138,21 @@ __device__ inline float phi(float z) {
     return 0.5f + 0.5f * (KIND == GELU ? erff(0.7071067812f * z) : tanhf(GELU_C * (z + 0.044715f * z * z * z)));
 }
 
-// y times leaky ReLU's slope at z; alpha 0 is ReLU, whose slope at nan is 1.
+// y times the slope of leaky ReLU at z; alpha = 0 is ReLU, whose slope at nan is 1.
 __device__ inline float leaky(float z, float y, float alpha) {
     return z > 0 || (alpha == 0 && z != z) ? y : alpha == 0 ? 0.0f : alpha * y;
 }
 
-// phi + z phi', with phi' the normal density, or 2 phi (1 - phi) GELU_C (1 + 3 * 0.044715 z^2) for the one near it.
+// phi + z phi'. phi' is the normal density, or for the approximation 2 phi (1 - phi) GELU_C (1 + 3 * 0.044715 z^2).
 template <Activation KIND>
 __device__ inline float gelu_slope(float z) {
     const float p = phi<KIND>(z);
     if (KIND == GELU) return p + z * 0.3989422804f * expf(-0.5f * z * z);
-    const float bend = z * p * (1.0f - p);  // 0 far out, where z^2 may be infinite
+    const float bend = z * p * (1.0f - p);  // 0 for large |z|, where z^2 may overflow
     return bend == 0 ? p : p + bend * (2.0f * GELU_C + 6.0f * GELU_C * 0.044715f * z * z);
 }
 
-// out = act(a), or g act'(a) if g is not null. A thread has V elements; n threads have some.
+// out = act(a), or g act'(a) if g is not null. Each of the first n threads has V elements.
 template <typename T, int V, Activation KIND>
 __global__ void activation(const T* __restrict__ a, const T* __restrict__ g, T* __restrict__ out, long long n,
                            double alpha) {
@@ -169,7 +169,7 @@ __global__ void activation(const T* __restrict__ a, const T* __restrict__ g, T* 
     store(out + i * V, z);
 }
 
-// --- Layer norm: y = (x - mean) rstd gamma + beta for each row of (n, c), a warp a row. gamma, beta (c,) or null.
+// --- Layer norm: y = (x - mean) rstd gamma + beta for each row of (n, c), one warp per row. gamma, beta (c,) or null.
 // Ba, Kiros & Hinton, arXiv:1607.06450, equation 4.
 
 template <typename T, int V>
@@ -216,8 +216,8 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     }
 }
 
-// With h = g gamma and normed = (x - mean) rstd: gx = rstd (h - mean(h) - normed mean(h normed)), a warp a row.
-// The gradient of centring takes out h's mean; that of scaling, its part along `normed`.
+// With h = g gamma and normed = (x - mean) rstd: gx = rstd (h - mean(h) - normed mean(h normed)), one warp per row.
+// The gradient of centring removes the mean of h; that of scaling removes its component along `normed`.
 template <typename T, int V>
 __global__ void __launch_bounds__(32 * WARPS, 4)
     layer_norm_backward(const T* __restrict__ g, const T* __restrict__ x, const T* __restrict__ gamma,
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
                                 long long chunk) {
     __shared__ float of_warp[WARPS][32 * V];
     const long long pack = blockIdx.x * 32LL + threadIdx.x % 32, start = blockIdx.y * chunk;
-    const long long end = pack * V >= c ? 0 : start + chunk < n ? start + chunk : n;  // all threads go on to store_sums
+    const long long end = pack * V >= c ? 0 : start + chunk < n ? start + chunk : n;  // all reach store_sums
     float ggamma[V] = {}, gbeta[V] = {};
 #pragma unroll 2
     for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     store_sums(of_warp, partial + (gridDim.y + blockIdx.y) * c, gbeta, c);
 }
 
-// --- Softmax y = e^a / sum e^a, or its logarithm, of each row of (n, c), a warp a row.
+// --- Softmax: y = e^a / sum e^a, or its logarithm, of each row of (n, c), one warp per row.
 
 template <typename T>
 __global__ void __launch_bounds__(32 * WARPS, 4)
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     y += row * c;
     float top = -infinity(), total = 0;
     for (long long i = lane; i < c; i += 32) top = fmaxf(top, to_float(a[i]));
-    top = lane_max(top);  // a nan is left out here, but not of the sum
+    top = lane_max(top);  // fmaxf ignores nan, which still reaches the sum
     for (long long i = lane; i < c; i += 32) total += expf(to_float(a[i]) - top);
     total = lane_sum(total);
     const float log_total = logf(total), share = 1.0f / total;
@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     }
 }
 
-// ga = y (g - sum(g y)); for the logarithm ga = g - e^y sum(g).
+// ga = y (g - sum(g y)); for the logarithm, ga = g - e^y sum(g).
 template <typename T>
 __global__ void __launch_bounds__(32 * WARPS, 4)
     softmax_backward(const T* __restrict__ g, const T* __restrict__ y, T* __restrict__ ga, long long n, long long c,
@@ -324,12 +324,12 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     }
 }
 
-// --- Cross-entropy: losses (n,) = log sum e^logits - logits[id], 0 for rows that do not count, and probs (n, c), the
-// softmax; a warp a row. Class `excluded` has probability 0; -1 is none. counted (n,) or null: all rows count.
+// --- Cross-entropy: losses (n,) = log sum e^logits - logits[id], 0 for invalid rows, and probs (n, c), the softmax.
+// One warp per row. Class `excluded` has probability 0; -1 excludes none. valid (n,), or null if all rows are valid.
 
 template <typename T>
 __global__ void __launch_bounds__(32 * WARPS, 4)
-    cross_entropy(const T* __restrict__ logits, const long long* __restrict__ ids, const bool* __restrict__ counted,
+    cross_entropy(const T* __restrict__ logits, const long long* __restrict__ ids, const bool* __restrict__ valid,
                   float* __restrict__ losses, T* __restrict__ probs, long long n, long long c, long long excluded) {
     const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
@@ -345,16 +345,16 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     }
     if (lane == 0) {
         const float z = ids[row] == excluded ? -infinity() : to_float(logits[ids[row]]) - top;
-        losses[row] = counted && !counted[row] ? 0.0f : logf(total) - z;
+        losses[row] = valid && !valid[row] ? 0.0f : logf(total) - z;
     }
 }
 
-// count () = the rows that count, and loss () = the sum of losses over it; one block. losses and loss may be null.
-__global__ void counted_mean(const float* losses, const bool* counted, float* count, float* loss, long long n) {
+// count () = the number of valid rows, and loss () = the sum of losses / count; one block. losses and loss may be null.
+__global__ void valid_mean(const float* losses, const bool* valid, float* count, float* loss, long long n) {
     __shared__ float of_warp[32];
     float total = 0, rows = 0;
     for (long long i = threadIdx.x; i < n; i += blockDim.x) {
-        rows += !counted || counted[i];
+        rows += !valid || valid[i];
         if (losses) total += losses[i];
     }
     rows = block_sum(of_warp, rows);  // exact up to 2^24
@@ -365,44 +365,44 @@ __global__ void counted_mean(const float* losses, const bool* counted, float* co
     }
 }
 
-// out (n, c) = (probs - one-hot of ids) g / count, 0 for rows that do not count; a warp a row.
+// out (n, c) = (probs - one-hot of ids) g / count, 0 for invalid rows; one warp per row.
 template <typename T>
 __global__ void __launch_bounds__(32 * WARPS, 4)
     cross_entropy_backward(const float* __restrict__ g, const T* __restrict__ probs, const long long* __restrict__ ids,
-                           const bool* __restrict__ counted, const float* __restrict__ count, T* __restrict__ out,
+                           const bool* __restrict__ valid, const float* __restrict__ count, T* __restrict__ out,
                            long long n, long long c) {
     const long long row = blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / 32;
     if (row >= n) return;
-    const float scale = counted && !counted[row] ? 0.0f : *g / (counted ? *count : static_cast<float>(n));
+    const float scale = valid && !valid[row] ? 0.0f : *g / (valid ? *count : static_cast<float>(n));
     const long long id = ids[row];
     for (long long i = threadIdx.x % 32; i < c; i += 32) {
         out[row * c + i] = rounded<T>((to_float(probs[row * c + i]) - (i == id ? 1.0f : 0.0f)) * scale);
     }
 }
 
-// --- Attention: out = softmax(q k^T / sqrt(d)) v for each of the B x H heads, without ever holding the L x S scores.
-// A block has ROWS queries (in the last kernel keys) of one head and goes through the keys (queries) that they meet in
-// tiles. Each thread computes a piece of the tile of scores, and a piece of the result, in registers; operands come
-// from shared memory. The softmax is corrected as larger scores turn up: Dao et al., arXiv:2205.14135, algorithm 1;
-// blocks as in Dao, arXiv:2307.08691, section 3. Strides: from one batch, one head and one row to the next.
+// --- Attention: out = softmax(q k^T / sqrt(d)) v for each of the B x H heads, without storing the L x S scores.
+// A block has ROWS queries (in the last kernel, keys) of one head and loops over tiles of the keys (queries). Each
+// thread computes part of the tile of scores and part of the result in registers; operands come from shared memory. The
+// online softmax rescales the sums when a larger score appears: Dao et al., arXiv:2205.14135, algorithm 1; the division
+// into blocks is that of Dao, arXiv:2307.08691, section 3. Strides are those of batch, head and row.
 //
-// Threads are ROWS / 4 groups of 8 lanes. A group has rows `group + i ROWS / 4` of the block, i < 4; of these, lane
-// l has the tile's columns l + 8 j and the result's columns 4 l + 32 j + (0 to 3). So all that belongs to a row is in
-// one warp, and a row of 8 lanes reads 128 bytes side by side. D is the width in shared memory, 4 more with padding:
-// 8 rows that are read at once then lie in different banks.
+// The threads form ROWS / 4 groups of 8 lanes. A group has rows `group + i ROWS / 4` of the block, i < 4. In these rows
+// lane l has the tile's columns l + 8 j and the result's columns 4 l + 32 j + (0 to 3). So a row belongs to one warp,
+// and 8 lanes read 128 contiguous bytes. D is the width in shared memory, padded by 4 so that 8 rows read at once lie
+// in different banks.
 
 template <int D>
-struct Sizes {  // so that the tiles fit into 48 KiB
+struct Sizes {  // chosen so that the tiles fit in 48 KiB
     static constexpr int ROWS = D <= 64 ? 64 : 32, KEYS = D <= 64 ? 32 : 16, THREADS = 2 * ROWS;
     static constexpr int BACK_ROWS = 32, BACK_TILE = D <= 64 ? 32 : 8, BACK_THREADS = 2 * BACK_ROWS;
-    // Blocks at once on a multiprocessor: what shared memory leaves room for, and registers without spills.
+    // Resident blocks per multiprocessor: what shared memory allows, and registers allow without spills.
     static constexpr int BLOCKS = D == 64 ? 3 : 4, BACK_BLOCKS = D == 32 ? 6 : 4;
 };
 
-// Which keys the queries of one head do not see: those past query + offset, those that pad a tile, those in the mask.
+// The keys hidden from the queries of one head: those past query + offset, a tile's padding, those in the mask.
 struct Hiding {
-    const bool* mask;  // or null; its strides from one query and one key to the next
-    long long row, column;
+    const bool* mask;  // may be null
+    long long row, column;  // strides of the mask
     int offset, n_queries, n_keys;
 
     __device__ bool operator()(int query, int key) const {
@@ -410,13 +410,13 @@ struct Hiding {
         return mask && (query >= n_queries || mask[query * row + key * column]);
     }
 
-    __device__ int keys_seen(int query) const {  // by all queries before this one together
+    __device__ int keys_seen(int query) const {  // by the queries before this one
         const int seen = query + offset;
         return seen < 0 ? 0 : seen < n_keys ? seen : n_keys;
     }
 };
 
-// Rows `start` to `start + ROWS` of (n, width) into shared memory, as float, with zeros past the ends.
+// Loads rows `start` to `start + ROWS` of (n, width) into shared memory as float, zero-padded.
 template <int ROWS, int D, int THREADS, typename T>
 __device__ inline void load_tile(float (&tile)[ROWS][D + 4], const T* from, long long stride, int start, int n,
                                  int width) {
@@ -443,7 +443,7 @@ __device__ inline void load_tile(float (&tile)[ROWS][D + 4], const T* from, long
     }
 }
 
-// s[i][j] += row i STEP of a times row 8 j of b; the caller has a and b start at the thread's first rows.
+// s[i][j] += (row i STEP of a) . (row 8 j of b); a and b point to the thread's first rows.
 template <int STEP, int I, int J, int W>
 __device__ inline void add_scores(float (&s)[I][J], const float (*a)[W], const float (*b)[W]) {
 #pragma unroll 1
@@ -463,7 +463,7 @@ __device__ inline void add_scores(float (&s)[I][J], const float (*a)[W], const f
     }
 }
 
-// o[i] += row i STEP of p times the thread's columns of b; the caller has p start at the thread's first row.
+// o[i] += (row i STEP of p) times the thread's columns of b; p points to the thread's first row.
 template <int STEP, int I, int C, int P, int W>
 __device__ inline void add_product(float (&o)[I][C], const float (*p)[P], const float (*b)[W], int lane) {
 #pragma unroll 1
@@ -486,14 +486,14 @@ __device__ inline void add_product(float (&o)[I][C], const float (*p)[P], const 
     }
 }
 
-// The thread's columns of one row of the result, `scale` times; `to` is the row's start.
+// Stores the thread's columns of one row of the result, times `scale`; `to` is the start of the row.
 template <int C, typename T>
 __device__ inline void store_row(T* to, const float (&o)[C], float scale, int lane, int width) {
 #pragma unroll
     for (int c = 0; c < C; c += 4) {
         const int column = 4 * lane + 8 * c;
         const float four[4] = {o[c] * scale, o[c + 1] * scale, o[c + 2] * scale, o[c + 3] * scale};
-        if (width % 4 == 0 && column < width) {  // then rows are aligned: the wrapper allocated them
+        if (width % 4 == 0 && column < width) {  // rows are aligned: cupy_kernels.py allocates them
             store(to + column, four);
         } else {
 #pragma unroll
@@ -504,8 +504,8 @@ __device__ inline void store_row(T* to, const float (&o)[C], float scale, int la
     }
 }
 
-// q (B, H, L, d), k (B, H, S, d), v (B, H, S, e) -> out (B, H, L, e), log_sum (B, H, L). A block has ROWS queries, and
-// those with the most keys start first. Query i sees keys up to i + offset, and offset is within [-L, S].
+// q (B, H, L, d), k (B, H, S, d), v (B, H, S, e) -> out (B, H, L, e), log_sum (B, H, L). A block has ROWS queries;
+// blocks with the most keys start first. Query i sees keys up to i + offset, with offset in [-L, S].
 template <typename T, int D>
 __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
     attention(const T* q, const T* k, const T* v, const bool* mask, T* out, float* log_sum, long long H, long long L,
@@ -526,7 +526,7 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
     load_tile<ROWS, D, THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
     const int seen = hidden.keys_seen(start + ROWS);
     for (int first = 0; first < seen; first += KEYS) {
-        __syncthreads();  // all are done with the tiles before
+        __syncthreads();  // all threads are done with the previous tiles
         load_tile<KEYS, D, THREADS>(ks, k, k_row, first, n_keys, d);
         load_tile<KEYS, D, THREADS>(vs, v, v_row, first, n_keys, e);
         __syncthreads();
@@ -534,7 +534,7 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
         add_scores<STEP>(s, qs + group, ks + lane);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float higher = top[i];  // never below LOWEST: a row with everything hidden has weights of 0, not nan
+            float higher = top[i];  // at least LOWEST, so a row with every key hidden has weights of 0, not nan
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++) {
                 const bool hide = hidden(start + group + i * STEP, first + lane + 8 * j);
@@ -554,7 +554,7 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
 #pragma unroll
             for (int c = 0; c < D / 8; c++) o[i][c] *= shrink;
         }
-        __syncwarp();  // a row of weights is written and read by one warp
+        __syncwarp();  // one warp writes and reads a row of weights
         add_product<STEP>(o, weights + group, vs, lane);
     }
     out += b * out_batch + h * out_head;
@@ -568,9 +568,9 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
     }
 }
 
-// With weights p = e^(scores - log_sum) and their gradient g v^T, the gradient of a score is p (g v^T - delta), where
-// delta (B, H, L), a row's sum of g out, is what softmax's backward takes off. This kernel computes delta, and
-// gq (B, H, L, d) = that k / sqrt(d), or leaves gq out if it is null. A block has BACK_ROWS queries.
+// With the weights p = e^(scores - log_sum) and their gradient g v^T, the gradient of a score is p (g v^T - delta).
+// delta (B, H, L), the sum of g out over a row, is the term that softmax's backward subtracts. This kernel computes
+// delta, and gq (B, H, L, d) = (gradient of the scores) k / sqrt(d), unless gq is null. A block has BACK_ROWS queries.
 template <typename T, int D>
 __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     attention_backward_q(const T* g, const T* q, const T* k, const T* v, const T* out, const float* log_sum,
@@ -611,7 +611,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     if (!gq) return;
     const int seen = hidden.keys_seen(start + ROWS);
     for (int first = 0; first < seen; first += KEYS) {
-        __syncthreads();  // all are done with the tiles before
+        __syncthreads();  // all threads are done with the previous tiles
         load_tile<KEYS, D, THREADS>(ks, k, k_row, first, n_keys, d);
         load_tile<KEYS, D, THREADS>(vs, v, v_row, first, n_keys, e);
         __syncthreads();
@@ -627,7 +627,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
                 g_scores[group + i * STEP][lane + 8 * j] = weight * (gp[i][j] - taken_off[i]);
             }
         }
-        __syncwarp();  // a row of g_scores is written and read by one warp
+        __syncwarp();  // one warp writes and reads a row of g_scores
         add_product<STEP>(o, g_scores + group, ks, lane);
     }
     gq += b * gq_batch + h * gq_head;
@@ -639,7 +639,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
 }
 
 // gk (B, H, S, d) = (gradient of the scores)^T q / sqrt(d) and gv (B, H, S, e) = p^T g, with p and delta as above.
-// Either may be null; delta is read for gk alone. A block has BACK_ROWS keys; `weights` is the transposed tile.
+// Either may be null; only gk needs delta. A block has BACK_ROWS keys; `weights` is the transposed tile.
 template <typename T, int D>
 __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     attention_backward_kv(const T* g, const T* q, const T* k, const T* v, const float* log_sum, const float* delta,
@@ -663,9 +663,9 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     load_tile<ROWS, D, THREADS>(ks, k + b * k_batch + h * k_head, k_row, start, n_keys, d);
     load_tile<ROWS, D, THREADS>(vs, v + b * v_batch + h * v_head, v_row, start, n_keys, e);
     float ok[4][D / 8] = {}, ov[4][D / 8] = {};
-    const int unseen = start - hidden.offset;  // queries before this one see no key of the block
+    const int unseen = start - hidden.offset;  // earlier queries see no key of the block
     for (int first = unseen > 0 ? unseen / QUERIES * QUERIES : 0; first < n_queries; first += QUERIES) {
-        __syncthreads();  // all are done with the tiles before
+        __syncthreads();  // all threads are done with the previous tiles
         load_tile<QUERIES, D, THREADS>(qs, q, q_row, first, n_queries, d);
         load_tile<QUERIES, D, THREADS>(gs, g, g_row, first, n_queries, e);
         __syncthreads();
@@ -685,7 +685,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
                 weights[group + i * STEP][lane + 8 * j] = s[i][j];
             }
         }
-        __syncwarp();  // a row of weights is written and read by one warp
+        __syncwarp();  // one warp writes and reads a row of weights
         if (gv) add_product<STEP>(ov, weights + group, gs, lane);
         if (!gk) continue;
         __syncwarp();
@@ -706,8 +706,8 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     }
 }
 
-// --- Embedding: rows of g (n, c) added up by id, in two stages: each block adds the columns it has, one a thread, of
-// `chunk` rows in their order into partial (chunks, n_rows, c); then column_sums. n_rows blockDim.x <= TABLE.
+// --- Embedding: the rows of g (n, c) summed by id, in two stages. Each thread of a block adds one column of `chunk`
+// rows, in order, into partial (chunks, n_rows, c); then column_sums adds the chunks. n_rows blockDim.x <= TABLE.
 
 constexpr int TABLE = 12288;  // floats, 48 KiB
 
@@ -715,7 +715,7 @@ template <typename T>
 __global__ void embedding_backward(const T* __restrict__ g, const long long* __restrict__ ids,
                                    float* __restrict__ partial, long long n, long long c, long long n_rows,
                                    long long chunk) {
-    __shared__ float table[TABLE];  // (n_rows, blockDim.x); no thread touches another's column
+    __shared__ float table[TABLE];  // (n_rows, blockDim.x); each thread uses its own column only
     const long long column = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
     if (column >= c) return;
     for (int i = 0; i < n_rows; i++) table[i * blockDim.x + threadIdx.x] = 0;
@@ -730,7 +730,7 @@ __global__ void embedding_backward(const T* __restrict__ g, const long long* __r
 
 // --- One optimizer step
 
-// partial (blocks,): each block's sum of g^2 over g (n,).
+// partial (blocks,): the sum of g^2 over each block's part of g (n,).
 template <typename T>
 __global__ void __launch_bounds__(256, 4) squares(const T* __restrict__ g, float* __restrict__ partial, long long n) {
     constexpr int V = 16 / sizeof(T);
@@ -754,7 +754,7 @@ __global__ void __launch_bounds__(256, 4) squares(const T* __restrict__ g, float
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-// partial (m,) -> out (3,): the sum of squares, its root the norm, and min(1, max_norm / (norm + 1e-6)); one block.
+// partial (m,) -> out (2,): the norm, and min(1, max_norm / (norm + 1e-6)); one block.
 __global__ void norm_and_scale(const float* partial, float* out, long long m, double max_norm) {
     __shared__ float of_warp[32];
     float total = 0;
@@ -762,13 +762,12 @@ __global__ void norm_and_scale(const float* partial, float* out, long long m, do
     total = block_sum(of_warp, total);
     if (threadIdx.x > 0) return;
     const float norm = sqrtf(total), scale = static_cast<float>(max_norm) / (norm + 1e-6f);
-    out[0] = total;
-    out[1] = norm;
-    out[2] = scale >= 1 ? 1.0f : scale;  // nan stays nan
+    out[0] = norm;
+    out[1] = scale >= 1 ? 1.0f : scale;  // nan stays nan
 }
 
-// Adam on p, m, v (n,) with gradient g (n,) of type T, times *clip unless that is null. rates (3,) are
-// lr / (1 - beta1^t), sqrt(1 - beta2^t) and lr weight_decay. low (n,) or null: p again, in bf16.
+// Adam on p, m, v (n,) with the gradient g (n,) of type T, times *clip unless clip is null. rates (3,) are
+// lr / (1 - beta1^t), sqrt(1 - beta2^t) and lr weight_decay. low (n,), which may be null, becomes p in bf16.
 // Kingma & Ba, arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101.
 struct Adam {
     float rate, root, decay, clip, beta1, beta2, rest1, rest2, eps, weight_decay;
@@ -818,10 +817,10 @@ __global__ void __launch_bounds__(256, 4)
     }
 }
 
-// --- Random numbers: Philox4x64-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, as
-// numpy.random.Philox(key=key[0], counter=[0, 0, key[1], key[2]]) draws: its first block has counter 1. out (n,) is what
-// it gives from number key[3] on. A thread has a block of four, in [0, 1): the upper 53 of 64 bits, times 2^-53, rounded
-// to T, which may be double here.
+// --- Random numbers: Philox4x64-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: the
+// sequence of numpy.random.Philox(key=key[0], counter=[0, 0, key[1], key[2]]), whose first block has counter 1.
+// out (n,) starts at number key[3] of the sequence. A thread computes a block of four numbers in [0, 1): the upper 53
+// of 64 bits, times 2^-53, rounded to T, which may also be double.
 template <typename T>
 __device__ T drawn(double value) {
     return rounded<T>(static_cast<float>(value));
@@ -850,7 +849,7 @@ __global__ void __launch_bounds__(256, 4) uniform(T* out, const unsigned long lo
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const long long at = static_cast<long long>(block * 4 + i - key[3]);  // before 0 in the first block
+        const long long at = static_cast<long long>(block * 4 + i - key[3]);  // may be negative
         const double value = static_cast<double>(x[i] >> 11) * 1.1102230246251565e-16;
         if (at >= 0 && at < n) out[at] = drawn<T>(value);
     }

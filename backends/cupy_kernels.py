@@ -1,17 +1,17 @@
-"""The fused primitives of the CuPy backend as CUDA kernels: `cupy_kernels.cu`, compiled at the first call.
+"""The CUDA kernels of the CuPy backend: `cupy_kernels.cu`, compiled at the first call.
 
-What each computes is defined by the function of its name in `numpy_backend.py`; shapes and sources of the formulas are
-beside the kernels. They take:
+The function of the same name in `formulas.py` defines what each one computes. Shapes and sources are beside the
+kernels. The kernels take:
 
-- dtypes: arrays of float32, or of bfloat16 (as `ml_dtypes` defines it) throughout, and compute in float32; means, log
-  sums, losses, norms and Adam's state are float32. `takes` says whether arrays are such; float64 is left to the caller.
-- sizes: any, empty ones too, with less than 2^31 rows, and lengths of attention (L + S) below 2^31.
-- layouts: any; what is not contiguous is copied first, but in attention, where only the last axis must be. Where rows
-  are a multiple of 16 bytes and arrays begin at one, memory is read and written in pieces of 16 bytes.
+- dtypes: all arrays float32, or all bfloat16 (of the package ml_dtypes). They compute in float32; means, log sums,
+  losses, norms and Adam's state are float32. `takes` checks this. float64 is left to the formulas.
+- sizes: any, 0 too, with fewer than 2^31 rows; in attention L + S must be below 2^31.
+- layouts: any. An array that is not contiguous is copied first; attention needs only a contiguous last axis. Memory is
+  read and written 16 bytes at a time where rows are a multiple of 16 bytes and arrays are aligned to 16.
 - widths: attention's q and v up to 128 (`attention_takes`), embedding's tables up to 384 rows (`embedding_takes`).
 
-Nothing here waits for the device, and every result has the same bits every time. An array of another dtype is a
-TypeError; that shapes fit is up to the caller.
+No function waits for the device. Results are deterministic. Every function raises TypeError for an array of another
+dtype, and does not check shapes.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 SOURCE: str = Path(__file__).with_name("cupy_kernels.cu").read_text(encoding="utf-8")
 
-_PACKS = {"float": 4, "bf16": 8}  # C++'s name of each dtype, and how many of it are 16 bytes
+_PACKS = {"float": 4, "bf16": 8}  # the C++ name of each dtype, and the number of elements in 16 bytes
 _PER_TYPE = (
     "column_sums", "softmax", "softmax_backward", "cross_entropy", "cross_entropy_backward", "embedding_backward",
     "squares", "adam_step",
@@ -40,11 +40,11 @@ _PER_PACK = ("layer_norm", "layer_norm_backward", "layer_norm_backward_columns")
 _PER_ACTIVATION = ("activation",)
 _GELU, _LEAKY_RELU = {"none": "GELU", "tanh": "GELU_TANH"}, "LEAKY_RELU"
 _PER_WIDTH = ("attention", "attention_backward_q", "attention_backward_kv")
-_WIDTHS = (32, 64, 128)  # of attention's tiles in shared memory
+_WIDTHS = (32, 64, 128)  # of attention's tiles in shared memory: the templates' D
 
 _TYPES_AND_PACKS = [f"{t}, {n}" for t, pack in _PACKS.items() for n in (1, pack)]
 NAME_EXPRESSIONS: tuple[str, ...] = (
-    "counted_mean",
+    "valid_mean",
     "norm_and_scale",
     *(f"uniform<{t}>" for t in (*_PACKS, "double")),
     *(f"{name}<{t}>" for name in _PER_TYPE for t in _PACKS),
@@ -70,18 +70,18 @@ def _kernel(name: str) -> Any:
 
 
 def _launch(name: str, grid: tuple[int, ...], threads: int, *args: Any) -> None:
-    """None stands for a null pointer, of which CuPy makes none itself."""
+    """None is passed as a null pointer, which CuPy does not do."""
     _kernel(name)(grid, (threads,), tuple(0 if arg is None else arg for arg in args))
 
 
 # --- What the kernels take
 
-_WARPS = 8  # in a block of the kernels that go by rows or by columns, as in the source
+_WARPS = 8  # per block of the row and column kernels, as in the source
 _BLOCK = 32 * _WARPS
-_MOST_BLOCKS = 4096  # of a kernel that goes by columns: enough to fill any device, and few partial sums
+_MOST_BLOCKS = 4096  # of a column kernel: enough to fill any device, with few partial sums
 
 
-@cache  # of a dtype NumPy works out its name each time
+@cache  # NumPy computes the name of a dtype at each access
 def _name(dtype: DType) -> str:
     return str(dtype.name)
 
@@ -90,40 +90,42 @@ _TYPES = {"float32": "float", "bfloat16": "bf16"}
 
 
 def takes(*arrays: Array | None) -> bool:
-    """Whether all arrays are float32, or all are bfloat16. None counts as either."""
+    """Whether all arrays are float32, or all are bfloat16. None is ignored."""
     dtypes = {array.dtype for array in arrays if array is not None}
     return len(dtypes) == 1 and _name(dtypes.pop()) in _TYPES
 
 
 def _common_type(op: str, *arrays: Array | None) -> str:
-    """C++'s name of the dtype. Raises TypeError."""
+    """The C++ name of the arrays' common dtype. Raises TypeError if there is none that the kernels take."""
     if not takes(*arrays):
         given = ", ".join(str(array.dtype) for array in arrays if array is not None)
-        raise TypeError(f"{op}: the kernels take float32 or bfloat16 throughout, got {given}; see takes()")
+        raise TypeError(
+            f"{op}: the kernels take arrays that are all float32 or all bfloat16, got {given}; cast them with astype"
+        )
     return _TYPES[next(_name(array.dtype) for array in arrays if array is not None)]
 
 
 def _check(op: str, dtype: str, **arrays: Array | None) -> None:
-    """Raises TypeError for an array of another dtype."""
+    """Raises TypeError for an array whose dtype is not `dtype`."""
     for name, array in arrays.items():
         if array is not None and _name(array.dtype) != dtype:
-            raise TypeError(f"{op}: {name} must be {dtype}, got {array.dtype}")
+            raise TypeError(f"{op}: {name} must be {dtype}, got {array.dtype}; cast it with astype")
 
 
 def _dense(array: Array | None) -> Array | None:
-    """The array itself if its elements lie in order without gaps, else a copy."""
+    """The array itself if it is C-contiguous, else a contiguous copy."""
     return array if array is None or array.flags.c_contiguous else array.copy()
 
 
 def _pack(type_name: str, c: int, *arrays: Array | None) -> int:
-    """How many elements of a row of c the kernels take at once: 16 bytes of them if all arrays allow that, else 1."""
+    """Elements per access in rows of length c: 16 bytes' worth if all arrays are aligned for it, else 1."""
     pack = _PACKS[type_name]
     fits = c % pack == 0 and all(array is None or array.data.ptr % 16 == 0 for array in arrays)
     return pack if fits else 1
 
 
 def _by_columns(n: int, c: int, pack: int) -> tuple[tuple[int, int], int]:
-    """Grid, and rows of each block, for a kernel whose blocks have 32 packs of columns each."""
+    """The grid of a column kernel, each block of which has 32 packs of columns; and the number of rows per block."""
     across = -(-c // (32 * pack))
     chunk = max(32, -(-n * across // _MOST_BLOCKS))
     return (across, -(-n // chunk)), chunk
@@ -134,7 +136,7 @@ def _row_blocks(n: int) -> tuple[int]:
 
 
 def _column_sums(type_name: str, partial: Array, *outs: Array | None) -> None:
-    """(sets, m, C) float32 -> (C,) for each set, into those of `outs` that are not None."""
+    """(sets, m, C) float32 -> (C,) for each set, written to `outs`; None skips a set."""
     sets, m, c = partial.shape
     first, second = outs if sets == 2 else (*outs, None)
     _launch(f"column_sums<{type_name}>", (-(-c // 32), sets), 1024, partial, first, second, m, c)
@@ -154,7 +156,7 @@ def gelu_backward(g: Array, a: Array, approximate: str) -> Array:
 
 
 def leaky_relu(a: Array, alpha: float) -> Array:
-    """(...) -> (...); alpha 0 is ReLU."""
+    """(...) -> (...); alpha = 0 is ReLU."""
     return _activation("leaky_relu", _LEAKY_RELU, alpha, a)
 
 
@@ -164,7 +166,7 @@ def leaky_relu_backward(g: Array, a: Array, alpha: float) -> Array:
 
 
 def _activation(op: str, kind: str, alpha: float, a: Array, g: Array | None = None) -> Array:
-    """act(a), or g act'(a) if there is a g."""
+    """act(a), or g act'(a) if g is given."""
     t = _common_type(op, a, g)
     a, g, out = _dense(a), _dense(g), cupy.empty(a.shape, a.dtype)
     if out.size:
@@ -199,7 +201,7 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
 ) -> tuple[Array | None, ...]:
-    """Gradients of x, gamma and beta, None where not needed."""
+    """Gradients of x (..., C), gamma (C,) and beta (C,); None for those that `needs` leaves out."""
     t = _common_type("layer_norm_backward", g, x, gamma)
     _check("layer_norm_backward", "float32", mean=mean, rstd=rstd)
     need_x, need_gamma, need_beta = needs
@@ -255,7 +257,7 @@ def _softmax(name: str, logarithm: int, *arrays: Array) -> Array:
 
 
 def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> tuple[Array, Array]:
-    """(N, C) (N,) int64 (N,) bool -> the mean loss () float32, and the probabilities (N, C)."""
+    """(N, C) (N,) int64 (N,) bool -> the mean loss over valid rows () float32, and the probabilities (N, C)."""
     t = _common_type("cross_entropy", logits)
     _check("cross_entropy", "int64", ids=ids)
     _check("cross_entropy", "bool", valid=valid)
@@ -264,14 +266,14 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
     if not probs.size:
         return cupy.full((), nan, np.float32), probs
     losses, loss, count = cupy.empty((n,), np.float32), cupy.empty((), np.float32), cupy.empty((), np.float32)
-    none = -1 if excluded_class is None else excluded_class
-    _launch(f"cross_entropy<{t}>", _row_blocks(n), _BLOCK, logits, ids, valid, losses, probs, n, c, none)
-    _launch("counted_mean", (1,), 1024, losses, valid, count, loss, n)
+    excluded = -1 if excluded_class is None else excluded_class
+    _launch(f"cross_entropy<{t}>", _row_blocks(n), _BLOCK, logits, ids, valid, losses, probs, n, c, excluded)
+    _launch("valid_mean", (1,), 1024, losses, valid, count, loss, n)
     return loss, probs
 
 
 def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | None) -> Array:
-    """() float32 (N, C) (N,) int64 (N,) bool -> (N, C)."""
+    """() float32 (N, C) (N,) int64 (N,) bool -> the gradient of the logits (N, C)."""
     t = _common_type("cross_entropy_backward", probs)
     _check("cross_entropy_backward", "float32", g=g)
     _check("cross_entropy_backward", "int64", ids=ids)
@@ -282,7 +284,7 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | No
         return out
     count = None if valid is None else cupy.empty((), np.float32)
     if valid is not None:
-        _launch("counted_mean", (1,), 1024, None, valid, count, None, n)
+        _launch("valid_mean", (1,), 1024, None, valid, count, None, n)
     _launch(f"cross_entropy_backward<{t}>", _row_blocks(n), _BLOCK, g, probs, ids, valid, count, out, n, c)
     return out
 
@@ -295,9 +297,9 @@ def attention_takes(q: Array, k: Array, v: Array) -> bool:
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
-    """(..., L, d) (..., S, d) (..., S, e) -> (..., L, e) in memory like q, and log sum exp (..., L, 1) float32.
+    """(..., L, d) (..., S, d) (..., S, e) -> (..., L, e) in q's memory layout, and log sum exp (..., L, 1) float32.
 
-    `mask` is bool, True = hidden, (..., L, S) after broadcasting. Raises ValueError for widths beyond the kernels'.
+    `mask` is bool, True = hidden, and broadcasts to (..., L, S). Raises ValueError if d or e is above 128.
     """
     heads = _Heads("attention", q, k, v, mask, causal, offset)
     q, k, v, mask = heads.q, heads.k, heads.v, heads.mask
@@ -321,7 +323,7 @@ def attention_backward(
     offset: int,
     needs: Sequence[bool],
 ) -> tuple[Array | None, ...]:
-    """Gradients of q, k and v in memory like these, with all batch axes; None where not needed."""
+    """Gradients of q, k and v, in their memory layout and with all batch axes; None for those `needs` leaves out."""
     heads = _Heads("attention_backward", q, k, v, mask, causal, offset, g, out)
     _check("attention_backward", "float32", log_sum=log_sum)
     q, k, v, mask, (need_q, need_k, need_v) = heads.q, heads.k, heads.v, heads.mask, needs
@@ -340,7 +342,7 @@ def attention_backward(
 
 
 class _Heads:
-    """The operands of attention as (B, H, L or S, width), whatever their batch axes, and how its kernels are called."""
+    """The operands of attention as (B, H, L or S, width), for any number of batch axes; launches its kernels."""
 
     def __init__(
         self, op: str, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, *others: Array
@@ -350,7 +352,7 @@ class _Heads:
         widest = max(q.shape[-1], v.shape[-1])
         if widest > _WIDTHS[-1]:
             raise ValueError(
-                f"{op}: heads are {widest} wide, the kernels take up to {_WIDTHS[-1]}; see attention_takes()"
+                f"{op}: the heads have width {widest}; the kernels take up to {_WIDTHS[-1]}; ask attention_takes first"
             )
         self.width = next(width for width in _WIDTHS if widest <= width)
         batches = {a.shape[:-2] for a in (q, k, v)}
@@ -358,11 +360,11 @@ class _Heads:
         self.q, self.k, self.v = self.split(q), self.split(k), self.split(v)
         n_queries, n_keys = q.shape[-2], k.shape[-2]
         self.mask = None if mask is None else self._split(mask, (n_queries, n_keys))
-        seen = max(-n_queries, min(offset, n_keys)) if causal else n_keys  # beyond, it makes no difference
-        self.sizes = (self.q.shape[1], n_queries, n_keys, q.shape[-1], v.shape[-1], seen, 1.0 / sqrt(q.shape[-1]))
+        limit = max(-n_queries, min(offset, n_keys)) if causal else n_keys  # a larger offset hides nothing more
+        self.sizes = (self.q.shape[1], n_queries, n_keys, q.shape[-1], v.shape[-1], limit, 1.0 / sqrt(q.shape[-1]))
 
     def split(self, a: Array) -> Array:
-        """(..., n, width) -> (B, H, n, width), a view wherever there can be one; the elements of a row side by side."""
+        """(..., n, width) -> (B, H, n, width), a view if possible, with a contiguous last axis."""
         full = self._split(a, a.shape[-2:])
         return full if full.strides[-1] == full.itemsize or full.shape[-1] < 2 else full.copy()
 
@@ -381,19 +383,19 @@ class _Heads:
     def launch(
         self, name: str, blocked: Array, rows: int, pointers: Sequence[Array | None], steps: Sequence[int]
     ) -> None:
-        """A block for each `rows` rows of each head of `blocked`."""
+        """One block per head of `blocked` and `rows` of its rows."""
         b, h, n, _ = blocked.shape
         name = f"{name}<{self.type}, {self.width}>"
         _launch(name, (b * h * -(-n // rows),), 2 * rows, *pointers, *self.sizes, *steps)
 
 
 def _steps(*arrays: Array | None, axes: int = 3) -> list[int]:
-    """Of each array, how many elements lie between neighbours along each of the first axes."""
+    """The strides of each array along its first `axes` axes, in elements."""
     return [0 if a is None else a.strides[axis] // a.itemsize for a in arrays for axis in range(axes)]
 
 
 def _empty_like(a: Array, width: int) -> Array:
-    """(B, H, n, width), in memory as (B, n, H, width) if `a` is: then what joins the heads needs no copy."""
+    """(B, H, n, width), laid out as (B, n, H, width) if `a` is, so that joining the heads needs no copy."""
     b, h, n, _ = a.shape
     if 0 < a.strides[1] < a.strides[2]:
         return cupy.empty((b, n, h, width), a.dtype).transpose(0, 2, 1, 3)
@@ -402,21 +404,22 @@ def _empty_like(a: Array, width: int) -> Array:
 
 # --- Embedding
 
-_TABLE = 12288  # floats, as in the source: a block adds up n_rows x (a multiple of 32) of the gradient in them
+_TABLE = 12288  # floats in shared memory, as in the source: each block sums n_rows x (a multiple of 32) columns
 
 
-def embedding_takes(n_rows: int, c: int) -> bool:
-    """Whether embedding_backward takes a table of (n_rows, c): up to 384 rows, of any length."""
+def embedding_takes(n_rows: int) -> bool:
+    """Whether embedding_backward takes a table of n_rows: up to 384, of any width."""
     return n_rows * 32 <= _TABLE
 
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
-    """(..., C) (...) int64 -> (n_rows, C): rows of g added up by id. Raises ValueError for too many rows."""
+    """(..., C) (...) int64 -> (n_rows, C): the rows of g summed by id. Raises ValueError for more than 384 rows."""
     t, c = _common_type("embedding_backward", g), g.shape[-1]
     _check("embedding_backward", "int64", ids=ids)
-    if not embedding_takes(n_rows, c):
+    if not embedding_takes(n_rows):
         raise ValueError(
-            f"embedding_backward: {n_rows} rows, the kernel takes up to {_TABLE // 32}; see embedding_takes()"
+            f"embedding_backward: the table has {n_rows} rows; the kernel takes up to {_TABLE // 32}; "
+            "ask embedding_takes first"
         )
     if not g.size or not n_rows:
         return cupy.zeros((n_rows, c), g.dtype)
@@ -436,25 +439,15 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
 # --- One optimizer step
 
 
-def sum_of_squares(g: Array) -> Array:
-    """(...) -> () float32."""
-    return _norm_and_scale("sum_of_squares", g, 0.0)[0]
-
-
 def clip_scale(g: Array, max_norm: float) -> tuple[Array, Array]:
     """(...) -> the norm () and min(1, max_norm / (norm + 1e-6)) (), both float32."""
-    results = _norm_and_scale("clip_scale", g, max_norm)
-    return results[1], results[2]
-
-
-def _norm_and_scale(op: str, g: Array, max_norm: float) -> Array:
-    t, g = _common_type(op, g), _dense(g)
+    t, g = _common_type("clip_scale", g), _dense(g)
     blocks = min(1024, -(-g.size // (256 * _PACKS[t])))
-    partial, out = cupy.empty((blocks,), np.float32), cupy.empty((3,), np.float32)
+    partial, out = cupy.empty((blocks,), np.float32), cupy.empty((2,), np.float32)
     if blocks:
         _launch(f"squares<{t}>", (blocks,), 256, g, partial, g.size)
     _launch("norm_and_scale", (1,), 1024, partial, out, blocks, float(max_norm))
-    return out
+    return out[0], out[1]
 
 
 def adam_step(
@@ -471,21 +464,21 @@ def adam_step(
     decoupled: bool,
     low: Array | None,
 ) -> None:
-    """One step of Adam, in place on float32 p, m, v; `low`, bfloat16, becomes p rounded. All have one size.
+    """One Adam step. Updates float32 p, m and v in place, and writes p to `low` in bfloat16. All have one size.
 
     Args:
-        rates: (3,) float32: lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay. They and `clip` are read on the
-            device, so a step that was captured can be replayed with others.
-        clip: () float32, which g is multiplied by; None is 1.
+        rates: (3,) float32: lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay. The kernel reads them and `clip`
+            on the device, so a replay of a captured step uses their new values.
+        clip: () float32, the factor on g; None is 1.
 
     Raises:
-        TypeError: another dtype. ValueError: p, m, v or low is not contiguous.
+        TypeError: an array has another dtype. ValueError: p, m, v or low is not contiguous.
     """
     t = _common_type("adam_step", g)
     _check("adam_step", "float32", p=p, m=m, v=v, rates=rates, clip=clip)
     _check("adam_step", "bfloat16", low=low)
     if not all(array is None or array.flags.c_contiguous for array in (p, m, v, low)):
-        raise ValueError("adam_step: p, m, v and low are changed in place, so they must be contiguous")
+        raise ValueError("adam_step: p, m, v and low are updated in place and must be C-contiguous; copy them first")
     if p.size:
         numbers = (float(beta1), float(beta2), float(eps), float(weight_decay), int(decoupled))
         grid = (-(-p.size // 1024),)
@@ -496,14 +489,14 @@ def adam_step(
 
 
 def uniform(shape: Shape, dtype: DType, key: Array) -> Array:
-    """Numbers on [0, 1), the same as `host.uniform`'s, of float64 too.
+    """Uniform numbers in [0, 1), those of `host.uniform`, in float32, bfloat16 or float64.
 
-    key (4,) uint64: seed, counter % 2^64, counter // 2^64, number of the first.
+    key (4,) uint64: seed, counter % 2^64, counter // 2^64, position of the first number in the sequence.
     """
     _check("uniform", "uint64", key=key)
     out = cupy.empty(shape, dtype)
     t = "double" if out.dtype == np.float64 else _common_type("uniform", out)
     if out.size:
-        blocks = out.size // 4 + 2  # of four numbers: the first and the last may be in part
+        blocks = out.size // 4 + 2  # of four numbers; the first and the last may be used in part
         _launch(f"uniform<{t}>", (-(-blocks // 256),), 256, out, _dense(key), out.size)
     return out

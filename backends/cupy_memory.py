@@ -1,4 +1,4 @@
-"""What a device's memory is full of, when it is."""
+"""Out-of-memory errors on a device that list the arrays in use."""
 
 import gc
 from collections import Counter
@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 class Explaining:
-    """An allocator, with a note to CuPy's error where it has no memory left."""
+    """An allocator that adds a note to CuPy's OutOfMemoryError: the arrays in use, the pool, the device."""
 
     def __init__(self, allocate: Callable[[int], Any]) -> None:
         self._allocate = allocate
@@ -25,8 +25,8 @@ class Explaining:
 
 
 def in_use() -> str:
-    """The arrays on the device by dtype and shape, the most first; the pool with its limit; what the device has."""
-    largest: dict[int, Any] = {}  # array in each piece of memory, which views share
+    """The arrays on the device by dtype and shape, largest total first; the pool and its limit; the device's memory."""
+    largest: dict[int, Any] = {}  # the largest array of each allocation, which views share
     for array in gc.get_objects():
         if issubclass(type(array), cupy.ndarray):
             piece = id(array.data.mem)

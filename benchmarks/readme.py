@@ -1,4 +1,8 @@
-"""The README's tables of speed, from the benchmarks' own output: `python -m benchmarks.readme` writes them into it."""
+"""The tables of docs/benchmarks.md, from benchmarks/results/*.json: `python -m benchmarks.readme` writes them there.
+
+Every file of results that has a training step, an op's overhead, generation or growth appears, with the machine, the
+date and the commit it was measured on. So a new measurement needs no edit of the page.
+"""
 
 import json
 from typing import Any
@@ -6,85 +10,100 @@ from typing import Any
 from benchmarks.measure import OURS, RESULTS, ROOT
 from benchmarks.train_step import TORCH, TORCH_FUSED
 
+PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end -->\n"
-RUNS = {"before": "before", "cpu": "numpy", "cpu-numba": "numba"}  # a file in results/ -> what the table calls it
-AVX2_RUNS = {"cpu-avx2": "numpy", "cpu-avx2-numba": "numba"}
-HEAD = "layers/heads/width/length/batch"
+FIRST = ("before", "cpu", "cpu-numba", "cpu-avx2", "cpu-avx2-numba", "generate", "generate-numba")  # others follow
+
+# The smaller tables: name -> unit, the unit's symbol, what a row of it measures.
+OTHERS = {
+    "overhead": ("microseconds", "µs", "{}, 4 elements"),
+    "import": ("milliseconds", "ms", "{} beyond NumPy"),
+    "generate_cached": ("tokens per second", "tokens/s", "generating within the context, {}"),
+    "generate": ("tokens per second", "tokens/s", "generating past the context, {}"),
+    "growth_length": ("milliseconds", "ms", "step at length {} (4/4/128, batch 4)"),
+    "growth_batch": ("milliseconds", "ms", "step at batch {} (4/4/128/64)"),
+}
+
+Run = dict[str, Any]  # the content of a file of results
 
 
-def load(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return data
+def load_runs() -> dict[str, Run]:
+    """The files of results that have a table of this page, by name: those in FIRST, then the others by name."""
+    names = sorted(path.stem for path in RESULTS.glob("*.json"))
+    names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    runs = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
+    return {name: run for name, run in runs.items() if not {"train_step", *OTHERS}.isdisjoint(run.get("tables", {}))}
 
 
-def rows(data: dict[str, Any], table: str) -> dict[str, dict[str, Any]]:
-    """By case; none if the run had no such table."""
-    return {row["case"]: row for row in data["tables"].get(table, {"rows": []})["rows"]}
+def rows(run: Run, table: str) -> dict[str, dict[str, Any]]:
+    """By case; empty if the run has no such table."""
+    return {row["case"]: row for row in run["tables"].get(table, {"rows": []})["rows"]}
 
 
-def step_table(runs: dict[str, str], memory: bool) -> str:
-    """A row for each size and run."""
-    loaded = {label: load(name) for name, label in runs.items()}
-    head = [HEAD, "", "step", "to PyTorch, default AdamW", "fused AdamW", "to its products alone"]
-    head += ["peak memory", "to PyTorch's"] if memory else []
-    lines = [head, ["---"] * len(head)]
-    for size in rows(next(iter(loaded.values())), "train_step"):
-        for label, data in loaded.items():
-            row = rows(data, "train_step")[size]
-            ratio = row["ratio"]
-            line = [size, label, f"{row['milliseconds'][OURS]['median']:.1f} ms"]
-            line += [f"{ratio[name]:.2f}" for name in (TORCH, TORCH_FUSED, "matrix products")]
-            if memory:
-                peak = rows(data, "memory")[size]
-                line += [f"{peak['MiB'][OURS]['median']:.0f} MiB", f"{peak['ratio'][TORCH]:.2f}"]
+def to_markdown(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def runs_table(runs: dict[str, Run]) -> str:
+    """Where, when and with what each run was measured."""
+    head = ["run", "backend", "date, commit", "processor", "NumPy and its BLAS", "PyTorch and its BLAS", "Python"]
+    lines = [
+        [
+            f"[{name}](../benchmarks/results/{name}.md)",
+            run["backend"],
+            f"{run['date'][:10]}, {run['commit']}",
+            f"{run['processor']}, {run['cores']} cores",
+            f"{run['numpy']}, {run['BLAS of NumPy']}",
+            f"{run['torch']}, {run['BLAS of torch']}, {run['torch threads']} threads",
+            run["python"],
+        ]
+        for name, run in runs.items()
+    ]
+    return to_markdown(head, lines)
+
+
+def step_table(runs: dict[str, Run]) -> str:
+    """The training step: a row for each size and run."""
+    head = ["size", "run", "backend", "step", "to PyTorch, default AdamW", "fused AdamW", "to its products alone"]
+    head += ["peak memory", "to PyTorch's"]
+    sizes = dict.fromkeys(size for run in runs.values() for size in rows(run, "train_step"))
+    lines = []
+    for size in sizes:
+        for name, run in runs.items():
+            row, peak = rows(run, "train_step").get(size), rows(run, "memory").get(size)
+            if row is None:
+                continue
+            line = [size, name, run["backend"], f"{row['milliseconds'][OURS]['median']:.1f} ms"]
+            line += [f"{row['ratio'][other]:.2f}" for other in (TORCH, TORCH_FUSED, "matrix products")]
+            line += [f"{peak['MiB'][OURS]['median']:.0f} MiB", f"{peak['ratio'][TORCH]:.2f}"] if peak else ["-", "-"]
             lines.append(line)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return to_markdown(head, lines)
 
 
-def other_table(data: dict[str, Any]) -> str:
-    """Overhead, import, generation and growth of the NumPy backend, a row each."""
-    lines = [["", "ours", "to PyTorch"], ["---"] * 3]
-    tables = {
-        "overhead": ("microseconds", "µs", "{}, 4 elements"),
-        "import": ("milliseconds", "ms", "{} beyond NumPy"),
-        "generate_cached": ("tokens per second", "tokens/s", "generating within the context, {}"),
-        "generate": ("tokens per second", "tokens/s", "generating past the context, {}"),
-        "growth_length": ("milliseconds", "ms", "step at length {} (4/4/128, batch 4)"),
-        "growth_batch": ("milliseconds", "ms", "step at batch {} (4/4/128/64)"),
-    }
-    for table, (unit, short, text) in tables.items():
-        for case, row in rows(data, table).items():
-            measured = f"{row[unit][OURS]['median']:.1f} {short}"
-            lines.append([text.format(case), measured, f"{row['ratio'][TORCH]:.2f}"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def other_table(runs: dict[str, Run]) -> str:
+    """Overhead, import, generation and growth: a row for each case and run."""
+    lines = []
+    for table, (unit, symbol, text) in OTHERS.items():
+        for case in dict.fromkeys(case for run in runs.values() for case in rows(run, table)):
+            for name, run in runs.items():
+                if row := rows(run, table).get(case):
+                    measured = f"{row[unit][OURS]['median']:.1f} {symbol}"
+                    lines.append([text.format(case), name, run["backend"], measured, f"{row['ratio'][TORCH]:.2f}"])
+    return to_markdown(["what", "run", "backend", "RussellGrad", "to PyTorch"], lines)
 
 
 def figures() -> str:
-    """What stands between BEGIN and END in the README."""
-    cpu, avx2, generation = load("cpu"), load("cpu-avx2"), load("generate")
-    others = {**cpu, "tables": {**cpu["tables"], **generation["tables"]}}
-    where = (
-        f"{cpu['processor']}, {cpu['cores']} cores, {cpu['torch threads']} threads; Python {cpu['python']}, NumPy "
-        f"{cpu['numpy']} ({cpu['BLAS of NumPy']}), PyTorch {cpu['torch']} ({cpu['BLAS of torch']}); "
-        f"{cpu['date'][:10]}, commit {cpu['commit']}."
-    )
-    return "\n\n".join([
-        where,
-        step_table(RUNS, memory=True),
-        f"With OpenBLAS held to the kernels of processors without AVX-512 ({avx2['BLAS of NumPy']}):",
-        step_table(AVX2_RUNS, memory=False),
-        "The NumPy backend besides (`overhead` and `growth`; `generate`, with a cache of keys and values in both, of "
-        f"{generation['date'][:10]}, commit {generation['commit']}):",
-        other_table(others),
-    ]) + "\n"  # fmt: skip
+    """What stands between BEGIN and END on the page."""
+    runs = load_runs()
+    parts = ["### The runs", runs_table(runs), "### A training step", step_table(runs)]
+    return "\n\n".join([*parts, "### Overhead, generation, growth", other_table(runs)]) + "\n"
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    readme.write_text(before + BEGIN + figures() + END + after, encoding="utf-8")
-    print(f"written: {readme}")
+    PAGE.write_text(before + BEGIN + figures() + END + after, encoding="utf-8")
+    print(f"written: {PAGE}")
 
 
 if __name__ == "__main__":

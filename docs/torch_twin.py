@@ -1,8 +1,8 @@
-"""RussellGrad's transformer in PyTorch. Copy this file; it needs PyTorch alone (`load` needs safetensors, too).
+"""RussellGrad's transformer in PyTorch. Copy this file; it needs only PyTorch (`load` also needs safetensors).
 
-Its parameters have nanoGPT's names and PyTorch's shapes, (out, in). What differs from nanoGPT: attention has no biases,
-the embedding has a row more, for padding, which no token sees, and the options of RussellGrad's model are there.
-docs/torch.md says how to bring a model over and back.
+Its parameters have nanoGPT's names and PyTorch's shapes, (out, in). Unlike nanoGPT, it has no biases in the attention,
+an additional row of the embedding for padding, which no token sees, and the options of RussellGrad's model.
+docs/torch.md shows how to convert models in both directions.
 
 Shapes: B texts of T tokens, C = embed_dim, H heads of width D = C / H.
 """
@@ -29,11 +29,11 @@ class Attention(nn.Module):
     def __init__(self, width: int, n_heads: int, output_projection: bool) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.c_attn = nn.Linear(width, 3 * width, bias=False)  # queries, keys and values, one below the other
+        self.c_attn = nn.Linear(width, 3 * width, bias=False)  # rows: queries, keys, values
         self.c_proj = nn.Linear(width, width, bias=False) if output_projection else nn.Identity()
 
     def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
-        """`seen` (B, 1, T, T) is True where a query (third axis) sees a key (fourth); None: all up to itself."""
+        """`seen` (B, 1, T, T) is True where a query (axis 2) sees a key (axis 3); None is the causal mask alone."""
         joint = self.c_attn(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, D)
         q, k, v = joint.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, D)
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
@@ -54,7 +54,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each of the norm of the stream and added to it."""
+    """Pre-norm attention and feed-forward, each added to the residual stream: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, attention: Attention, feed_forward: FeedForward, width: int, dropout: float) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 class Body(nn.Module):
-    """All but the logits: what nanoGPT calls `transformer`."""
+    """Everything except the logits; nanoGPT's `transformer`."""
 
     def __init__(self, n_classes: int, max_seq_len: int, blocks: list[Block], width: int, norm: bool, p: float) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Twin(nn.Module):
         return self.lm_head(self.transformer(tokens, self._seen(tokens)))
 
     def _seen(self, tokens: Tensor) -> Tensor | None:
-        """(B, 1, T, T): True where the key is no later than the query, and no padding. None without padding."""
+        """(B, 1, T, T): True where the key is not later than the query and not padding. None without padding."""
         padding = tokens == self.pad_token_id
         if not padding.any():
             return None
@@ -137,9 +137,9 @@ class Twin(nn.Module):
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters in a file that RussellGrad wrote, under the twin's names and in its shapes.
+    """The parameters in a file that RussellGrad wrote, with the twin's names and shapes.
 
-    There a matrix is (in, out), here (out, in).
+    A matrix is (in, out) in the file and (out, in) in the twin.
     """
     table = state["tokenizer.token_embedding"]
     new = {
@@ -170,9 +170,9 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Twin, str]:
-    """The twin of the model in a file that `russellgrad.checkpoint.save_model` wrote, for evaluation; its vocabulary.
+    """The twin of the model in a file of `russellgrad.checkpoint.save_model`, in evaluation mode, and its vocabulary.
 
-    A character's token is its place in the vocabulary.
+    A character's token is its index in the vocabulary.
     """
     from safetensors import safe_open
 

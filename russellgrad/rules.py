@@ -15,7 +15,7 @@ operand, so an in-place change of one changes the other. The text of `@remedy` i
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from math import prod
 from numbers import Integral
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -31,13 +31,13 @@ Float = Annotated[Array, "the result is a float"]
 _R = TypeVar("_R", bound=Rule)
 
 
-@cache
+@lru_cache(maxsize=1024)  # bounded: rules may be made in a loop
 def has_float_result(rule: Rule) -> bool:
     """Whether an operand of the rule is annotated `Float`."""
     return Float in getattr(rule, "__annotations__", {}).values()
 
 
-@cache
+@lru_cache(maxsize=1024)
 def is_view(rule: Rule) -> bool:
     """Whether the rule is annotated `-> View`."""
     return getattr(rule, "__annotations__", {}).get("return") == View

@@ -1,7 +1,7 @@
 """An example of a third party's backend: NumPy's, with every call counted.
 
-Selected by its dotted path, RG_BACKEND=tests.counting_backend, or by an entry point in the group
-`russellgrad.backends`. A backend is a module with the names of `russellgrad.backend.Backend`; nothing more.
+RG_BACKEND=tests.counting_backend selects it by its dotted path; a package can name it in the entry point group
+`russellgrad.backends`. `tests/core_backend.py` is the smallest backend.
 """
 
 import functools

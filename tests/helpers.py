@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from russellgrad import Tensor
@@ -14,6 +15,10 @@ from russellgrad.backend import PRIMITIVES
 TEXT = "".join(f"SPEAKER {i % 7}:\nThe {i}th line of {i * i}, all told.\n\n" for i in range(60))
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # absolute; rtol is 0
 largest_differences: dict[str, tuple[float, str]] = {}
+
+once = pytest.mark.skipif(
+    (os.environ.get("RG_BACKEND") or "numpy") != "numpy", reason="does not depend on RG_BACKEND: runs with NumPy's"
+)
 
 Array = Any
 

@@ -24,7 +24,7 @@ counting: Any = counting_backend
 
 @pytest.fixture(autouse=True)
 def _own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test loads and sets is forgotten after it."""
+    """The backends that a test loads and sets are reset after it."""
     monkeypatch.setattr(selection, "_loaded", dict(selection._loaded))
     monkeypatch.setattr(selection, "_modules", dict(selection._modules))
     monkeypatch.setattr(selection, "_default", None)
@@ -33,7 +33,7 @@ def _own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The counting backend, as if a package that names it in its entry points were installed."""
+    """An installed package that names the counting backend in its entry points."""
     info = tmp_path / "counting-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1.0\n")
@@ -65,7 +65,7 @@ def test_use_backend_nests_and_is_undone() -> None:
         assert get_backend() is xp
         with use_backend("numpy"):
             assert get_backend() is numpy
-            set_backend(COUNTING)  # what is set holds after the blocks
+            set_backend(COUNTING)  # takes effect after the blocks
             assert get_backend() is numpy
         assert get_backend() is xp
     assert get_backend() is xp
@@ -113,7 +113,7 @@ def test_a_module_that_lacks_core_primitives_is_a_type_error_that_lists_them() -
 
 
 def test_a_module_with_the_name_of_another_is_refused() -> None:
-    """It would be taken for the other one where a backend is asked for by its name."""
+    """Otherwise a lookup by name would give the wrong backend."""
     numpy = load_backend("numpy")
     for name, owner in (("numpy", "numpy_backend"), ("cupy", "cupy_backend"), ("counting", COUNTING)):
         load_backend(COUNTING)
@@ -163,7 +163,7 @@ def step_of_linear_regression(name: str) -> None:
         assert w.grad is not None
         w.data -= 0.1 * w.grad
     assert w.backend is load_backend(COUNTING)
-    assert calls["matmul"] == 2  # forward, and the gradient of w; that of the inputs nobody wants
+    assert calls["matmul"] == 2  # forward, and the gradient of w; the inputs need none
     assert calls["subtract"] == calls["sum"] == 1
     assert calls["multiply"] == 3
     assert_close(w, np.ones((3, 1)) - 0.1 * (2 / 5) * x.T @ (x.sum(1, keepdims=True) - y))
@@ -311,7 +311,7 @@ def test_the_walk_sees_imports() -> None:
 
 @pytest.mark.parametrize("module", sorted(LIBRARY))
 def test_only_backends_import_an_array_library(module: str) -> None:
-    # A lesson in NumPy alone; files; and the check of a backend, which holds it against NumPy's.
+    # A lesson in NumPy alone; files; and the conformance suite, which compares a backend with NumPy.
     on_the_host = {"manual_tensor", "checkpoint", "conformance"}
     assert not roots(LIBRARY[module]) & {"cupy", "cupyx", "torch", "train", "tests", "benchmarks"}
     assert module.split(".")[0] in on_the_host or "numpy" not in roots(LIBRARY[module])

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import __main__ as everything
 from benchmarks import generate, growth, measure, memory, ops, overhead, readme, train_step
-from benchmarks.measure import OURS, ROOT, Table, Worker, check_close
+from benchmarks.measure import OURS, Table, Worker, check_close
 from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
 
@@ -179,7 +179,21 @@ def test_chart_of_a_file_without_a_training_step_is_an_error(tmp_path: Path) -> 
         chart._load("old")
 
 
-def test_the_readmes_tables_are_the_results() -> None:
+def test_the_tables_on_the_page_are_the_results() -> None:
     """Else `python -m benchmarks.readme` was forgotten after a run."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = readme.PAGE.read_text(encoding="utf-8")
     assert text.partition(readme.BEGIN)[2].partition(readme.END)[0] == readme.figures()
+
+
+def test_a_new_file_of_results_appears_on_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With its machine and commit, and without an edit by hand. A file without a table of the page does not appear."""
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    table = Table("train_step", "", "", "milliseconds")
+    table.add(TINY, {OURS: [0.001], TORCH: [0.002], TORCH_FUSED: [0.004], "matrix products": [0.0005]})
+    measure.write("laptop", [table], {**measure.circumstances("benchmarks"), "commit": "abc1234", "processor": "Other"})
+    measure.write("ops-alone", [], measure.circumstances("benchmarks"))
+    runs = readme.load_runs()
+    assert list(runs) == ["laptop"]
+    text = readme.figures()
+    assert f"{runs['laptop']['date'][:10]}, abc1234 | Other, " in text
+    assert f"| {TINY} | laptop | numpy | 1.0 ms | 0.50 | 0.25 | 2.00 | - | - |" in text

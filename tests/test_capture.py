@@ -1,4 +1,4 @@
-"""Streams, graphs and memory of the stand-in: a capture records and does nothing, a launch does it; races are seen."""
+"""Streams, graphs and memory of the stand-in: a capture only records, a launch runs the work; races are found."""
 
 import gc
 import shutil
@@ -18,7 +18,7 @@ Array = Any
 
 
 class Captured:
-    """What was done in the capture `with self:`, in memory of its own, to be launched on the same stream."""
+    """Captures the block `with self:` in a memory pool of its own, and launches the graph on the same stream."""
 
     def __init__(self) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from russellgrad.checkpoint import load_model
-from tests.process import ROOT, run_python
+from tests.process import ROOT, run_python, running
 from tests.test_resume import RUN, parameters, run, stopped
 from tests.test_train import flags
 from train import checkpointer, checkpoints, train_transformer
@@ -47,19 +47,15 @@ KILLS = 20
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL here")
 def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
     """By SIGKILL, 20 times, while it computes and while it writes: the weights are those of a run left alone."""
-    options = {**RUN, "steps": 2500, "save_interval": 1, "eval_interval": 50, "keep": 2, "dataset": text}
+    options = {**RUN, "steps": 10_000, "save_interval": 1, "eval_interval": 50, "keep": 2, "dataset": text}
     command = [sys.executable, "train/train_transformer.py"]
     environment = {**os.environ, "RG_BACKEND": "numpy", "OPENBLAS_NUM_THREADS": "1"}
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, *flags(**{**options, "save_interval": 1000}, out=whole)], cwd=ROOT, env=environment,
-                   check=True, capture_output=True)  # fmt: skip
-    draws, kills, reached = random.Random(5), 0, []
-    while True:
-        resume = ["--resume", str(out)] if checkpoints.latest_checkpoint(out) else flags(**options, out=out)
-        process = subprocess.Popen([*command, *resume], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True)  # fmt: skip
-        if kills < KILLS:
-            before = checkpoints.latest_checkpoint(out)
+    draws, reached = random.Random(5), []
+    for _ in range(KILLS):
+        before = checkpoints.latest_checkpoint(out)
+        resume = ["--resume", str(out)] if before else flags(**options, out=out)
+        with running(*command, *resume, env=environment) as process:
             deadline = time.monotonic() + 60  # the clock of a kill starts with the first new checkpoint
             while (
                 checkpoints.latest_checkpoint(out) == before and process.poll() is None and time.monotonic() < deadline
@@ -67,16 +63,14 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
                 time.sleep(0.005)
             time.sleep(draws.random() * 0.1)
             process.kill()
-            kills += 1
-            newest = checkpoints.latest_checkpoint(out)
-            assert newest is not None
-            reached.append(find(newest).step)  # which is whole, whatever was being written
-        _, errors = process.communicate()
-        if process.returncode == 0:
-            break
+            _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors
-    assert kills == KILLS
+        reached.append(find(out).step)  # which is whole, whatever was being written
     assert reached == sorted(reached) and reached[0] > 0 and reached[-1] < options["steps"]
+    environment["RG_TRAIN_STEPS"] = str(reached[-1] + 50)
+    for arguments in (["--resume", str(out)], flags(**{**options, "save_interval": 1000}, out=whole)):
+        subprocess.run([*command, *arguments], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
+    assert find(out).step == reached[-1] + 50
     assert parameters(out / "model.safetensors") == parameters(whole / "model.safetensors")
     assert read_metrics(out).losses == read_metrics(whole).losses
 
@@ -88,19 +82,16 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
-    options = {**RUN, "dataset": text, "out": out, "steps": 100_000, "save_interval": 100_000}
-    process = subprocess.Popen(
-        [sys.executable, "train/train_transformer.py", *flags(**options)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    options = {**RUN, "dataset": text, "out": out, "steps": 20_000, "save_interval": 20_000}
+    with running(sys.executable, "train/train_transformer.py", *flags(**options), text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
-    found = re.search(r"Stopped by SIG\w+ after step ([\d,]+) of 100,000; resume with: python (.*)", output)
+    found = re.search(r"Stopped by SIG\w+ after step ([\d,]+) of 20,000; resume with: python (.*)", output)
     assert found is not None, output
     assert find(out).step == int(found[1].replace(",", ""))
     done = run_python(*found[2].split(), "--steps", str(find(out).step + 3), RG_BACKEND="numpy")
@@ -110,18 +101,13 @@ def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number:
 
 def test_a_pipe_that_nobody_reads_ends_nothing(text: str, tmp_path: Path) -> None:
     options = {**RUN, "steps": 60, "dataset": text, "out": tmp_path / "o"}
-    process = subprocess.Popen(
-        [sys.executable, "train/train_transformer.py", *flags(**options)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.read(1)
-    process.stdout.close()
-    assert process.wait(timeout=60) == 0, process.stderr and process.stderr.read()
-    assert find(tmp_path / "o").step == 60
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    process.stderr.close()
+    with running(sys.executable, "train/train_transformer.py", *flags(**options)) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0, process.stderr.read()
+        assert find(tmp_path / "o").step == 60
+        assert process.stderr.read() == b""
 
 
 # --- Which are kept

@@ -72,6 +72,39 @@ def test_it_is_the_step(backend: Backend, dtype: str, options: dict[str, Any]) -
     assert len(set(losses)) == 9
 
 
+def run_sgd(
+    wrap: Callable[[Step], Step], dtype: str, options: dict[str, Any]
+) -> tuple[list[float], list[Any], list[dict[str, Any]]]:
+    """Norms of the gradients of 6 steps; the parameters and the optimizer's state after them."""
+    w, v = (Tensor(rng(i).normal(size=(3, 2)).tolist(), dtype=dtype) for i in range(2))
+    optimizer = SGDOptimizer([w, v], lr=lambda taken: 0.1 / (taken + 1), momentum=0.9, **options)
+
+    def step(x: Tensor) -> Tensor | None:
+        optimizer.zero_grad()
+        (w * v * x).sum().backward()
+        return optimizer.step(max_norm=0.5)
+
+    run = wrap(step)
+    inputs = [Tensor(rng(10 + i).normal(size=(3, 2)).tolist(), dtype=dtype, requires_grad=False) for i in range(6)]
+    return [run(x).item() for x in inputs], [w.numpy(), v.numpy()], optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"nesterov": True, "weight_decay": 0.1}, {"flat": True}], ids=str)
+def test_a_step_of_sgd_with_momentum(backend: Backend, dtype: str, options: dict[str, Any]) -> None:
+    """Norms, parameters and velocities to the bit; in bfloat16 the float32 copies, too."""
+    if dtype not in backend.float_dtypes():
+        pytest.skip(f"{backend.name} has no {dtype}")
+    norms, params, state = run_sgd(lambda step: step, dtype, options)
+    others, other_params, other_state = run_sgd(compile_step, dtype, options)
+    assert norms == others
+    assert len(set(norms)) == 6
+    assert all(np.array_equal(a, b) for a, b in zip(params, other_params, strict=True))
+    for own, other in zip(state, other_state, strict=True):
+        assert set(own) == ({"velocity", "master"} if dtype == "bfloat16" else {"velocity"})
+        assert all(np.array_equal(own[name], other[name]) for name in own)
+
+
 def test_other_shapes_are_recorded_anew(backend: Backend) -> None:
     given = [batch(0), batch(1), batch(2), batch(3, (2, 5)), batch(4), batch(5, (2, 5)), batch(6, padded=True)]
     given += [batch(7, (2, 5)), batch(8, padded=True), batch(9, padded=True), batch(10), batch(11, padded=True)]

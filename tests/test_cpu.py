@@ -170,16 +170,20 @@ def test_a_part_may_call_run_parallel(threads: int) -> None:
 
 
 def test_the_blas_has_one_thread_within_and_its_own_after(threads: int) -> None:
-    count = cpu._openblas("get_num_threads")
+    count, set_count = cpu._openblas("get_num_threads"), cpu._openblas("set_num_threads")
     if count is None:
         pytest.skip("NumPy's BLAS is not OpenBLAS")
     before, within = count(), []
-    cpu.run_parallel(10, 1.0, lambda start, stop: within.append(count()))
-    assert set(within) == ({1} if threads > 1 else {before})
-    assert count() == before
-    with pytest.raises(ZeroDivisionError):
-        cpu.run_parallel(10, 1.0, lambda start, stop: within.append(1 // 0))
-    assert count() == before
+    set_count(2)
+    try:
+        cpu.run_parallel(10, 1.0, lambda start, stop: within.append(count()))
+        assert set(within) == ({1} if threads > 1 else {2})
+        assert count() == 2
+        with pytest.raises(ZeroDivisionError):
+            cpu.run_parallel(10, 1.0, lambda start, stop: within.append(1 // 0))
+        assert count() == 2
+    finally:
+        set_count(before)
 
 
 def test_several_callers_at_once(threads: int) -> None:

@@ -1,4 +1,4 @@
-"""CUDA C++ kernels on the CPU: right ones give right numbers, and each planted fault is caught and named."""
+"""CUDA C++ kernels on the CPU: correct kernels give correct numbers, and each planted error is found and named."""
 
 import re
 import shutil
@@ -314,7 +314,7 @@ FAULTS: dict[str, tuple[str, str]] = {
 
 @cache
 def faults() -> dict[str, Any]:
-    """A kernel for each fault, whose statement is on line 4."""
+    """A kernel for each planted error, whose statement is on line 4."""
     names = [f"fault{n}" for n in range(len(FAULTS))]
     code = """
         __device__ __noinline__ float deep(int n) { volatile float x = n; return n ? deep(n - 1) + x : x; }

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from benchmarks.scaling import launcher
 from russellgrad import use_backend
-from tests.process import ROOT, run_python
+from tests.process import run_python, running
 from tests.test_train import SMALL, flags
 from train.checkpoints import find
 from train.data import split_batch
@@ -32,25 +33,19 @@ with_mpi = pytest.mark.skipif(
 RUN: dict[str, Any] = {**SMALL, "batch": 8, "steps": 20, "eval_interval": 10, "dropout": 0.2, "dtype": "float64"}
 
 
-def start(ranks: int, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+def start(ranks: int, *arguments: str, **environment: str) -> "AbstractContextManager[subprocess.Popen[str]]":
     """mpiexec -n RANKS python *arguments, without what this process may have inherited of another launcher."""
     assert MPIEXEC is not None
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RG_", "PMI", "MPI", "OMPI"))}
-    return subprocess.Popen(
-        [MPIEXEC, "-n", str(ranks), sys.executable, *arguments], cwd=ROOT, text=True,
+    return running(
+        MPIEXEC, "-n", str(ranks), sys.executable, *arguments, text=True,
         env={**inherited, "RG_BACKEND": "numpy", "OPENBLAS_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
 
 def together(ranks: int, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    process = start(ranks, *arguments, **environment)
-    try:
+    with start(ranks, *arguments, **environment) as process:
         output, errors = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, errors = process.communicate()
-        raise AssertionError(f"mpiexec does not end:\n{output}\n{errors}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
@@ -178,7 +173,7 @@ train_transformer.train(dataset={text!r}, out={out!r}, **{options!r})
 @pytest.mark.parametrize("how", ["raise MemoryError('of a rank')", "os.kill(os.getpid(), 9)"])
 def test_a_rank_that_dies_ends_the_run(text: str, tmp_path: Path, how: str) -> None:
     out = tmp_path / "out"
-    done = together(2, "-c", FAILS.format(how=how, text=text, out=str(out), options={**RUN, "steps": 100_000}))
+    done = together(2, "-c", FAILS.format(how=how, text=text, out=str(out), options={**RUN, "steps": 10_000}))
     said = done.stdout + done.stderr
     assert done.returncode != 0
     checkpoint = find(out)
@@ -195,19 +190,23 @@ def test_a_rank_that_dies_ends_the_run(text: str, tmp_path: Path, how: str) -> N
         assert said.count(f"checkpoint: {checkpoint.path}") == 1
 
 
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 @with_mpi
 def test_a_signal_stops_all(text: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(2, TRAIN, *flags(**{**RUN, "steps": 100_000, "eval_interval": 100_000}, dataset=text, out=out))
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (out / "metrics.jsonl").exists():
-        time.sleep(0.01)
-    time.sleep(0.5)
-    ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    ranks = [int(pid) for child in ranks for pid in Path(f"/proc/{child}/task/{child}/children").read_text().split()]
-    assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGTERM)  # of which the others hear
-    output, errors = process.communicate(timeout=60)
+    options = {**RUN, "steps": 10_000, "eval_interval": 10_000}
+    with start(2, TRAIN, *flags(**options, dataset=text, out=out)) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (out / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        ranks = [rank for proxy in children(process.pid) for rank in children(proxy)]
+        assert len(ranks) == 2
+        os.kill(ranks[1], signal.SIGTERM)  # of which the others hear
+        output, errors = process.communicate(timeout=60)
     assert find(out).step % 10 == 0, errors
     assert "resume with: mpiexec -n 2 python train/train_transformer.py --resume" in output
 

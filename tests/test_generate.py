@@ -1,7 +1,6 @@
 """Text from a trained model's file."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from russellgrad.backend import Backend
 from russellgrad.checkpoint import save_model
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
-from tests.process import ROOT, run_python
+from tests.process import run_python, running
 from train.generate import SEPARATOR, generate, parse
 
 pytest.importorskip("safetensors")
@@ -93,10 +92,9 @@ def test_text_is_printed_as_it_is_made(model_file: Path) -> None:
     """What comes first is less than a pipe's buffer holds, long before the end: the process is ended after it."""
     command = [sys.executable, "train/generate.py", str(model_file), "--prompt", "abc", "--tokens", "1000000"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RG_", "PYTHON"))}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, bufsize=0) as process:
+    with running(*command, env=environment, bufsize=0) as process:
         assert process.stdout is not None
         begun = process.stdout.read(100_000)
-        process.kill()
     assert begun.startswith(b"abc")
     assert len(begun) < 4096
 
@@ -148,13 +146,10 @@ def test_a_folder_for_the_model_in_it(model_file: Path) -> None:
 
 def test_a_pipe_that_nobody_reads_is_no_error(model_file: Path) -> None:
     """As of `| head -c 1`."""
-    process = subprocess.Popen(
-        [sys.executable, "train/generate.py", str(model_file), "--tokens", "3000"], cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "RG_BACKEND": "numpy"},
-    )  # fmt: skip
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.read(1)
-    process.stdout.close()
-    assert process.wait(timeout=60) == 0
-    assert process.stderr.read() == b""
-    process.stderr.close()
+    command = [sys.executable, "train/generate.py", str(model_file), "--tokens", "3000"]
+    with running(*command, env={**os.environ, "RG_BACKEND": "numpy"}) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+        assert process.stderr.read() == b""

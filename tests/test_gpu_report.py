@@ -314,7 +314,7 @@ def test_slow():
 def test_the_suite(stopped: bool, tmp_path: Path) -> None:
     path = tmp_path / "test_some.py"
     path.write_text(TESTS.replace("SECONDS", "60" if stopped else "0"), encoding="utf-8")
-    section = suite(plan(gpu_checks.STOPPING + 2.5 if stopped else 60.0), [str(path), "-ra"])
+    section = suite(plan(gpu_checks.STOPPING + 5.0 if stopped else 60.0), [str(path), "-ra"])
     assert ("stopped after" in section.verdict) is stopped
     assert f"1 failed, {1 if stopped else 2} passed, 1 skipped in " in section.verdict
     assert section.data["stopped"] is stopped

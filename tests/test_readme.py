@@ -1,6 +1,7 @@
 """The documents' examples run as written and print what they say; their commands name what exists."""
 
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -10,11 +11,19 @@ from typing import Any
 
 import pytest
 
+from russellgrad import conformance, use_backend
+from russellgrad.backend import CORE, DERIVED, OPTIONAL
+from russellgrad.loss import cross_entropy_loss
+from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.random import manual_seed
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
 from tests.process import ROOT, run_python
 
 DOCUMENTS = [
     "README.md",
+    "docs/backends.md",
+    "docs/benchmarks.md",
     "docs/own_op.md",
     "docs/own_backend.md",
     "docs/cuda.md",
@@ -24,12 +33,19 @@ DOCUMENTS = [
     "docs/distributed.md",
     "docs/report.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benchmarks/README.md",
 ]
+BACKEND_FILE = "mypackage/minimal_backend.py"  # in docs/own_backend.md
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+def document_text(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
 def blocks(document: str, language: str | None = None) -> list[tuple[str, str]]:
-    found = BLOCK.findall((ROOT / document).read_text(encoding="utf-8"))
+    found = BLOCK.findall(document_text(document))
     return [(kind, text) for kind, text in found if language in (None, kind)]
 
 
@@ -38,14 +54,22 @@ def blocks(document: str, language: str | None = None) -> list[tuple[str, str]]:
 def test_python_blocks_run_and_print_what_is_shown(
     document: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """In order and in one namespace, as a reader would; a text block after one is its output."""
+    """In order and in one namespace, as a reader would. A text block is the output of the Python block before it.
+
+    A block that starts with a comment of a file's path is that file.
+    """
     manual_seed(0)  # as in a new process
     monkeypatch.setenv("RG_TRAIN_STEPS", "2")
     monkeypatch.chdir(tmp_path)  # where training writes
+    monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
     for kind, text in blocks(document):
-        if kind == "python":
+        if kind == "python" and (file := re.match(r"# ([\w/]+\.py)\n", text)):
+            path = tmp_path / file[1]
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif kind == "python":
             output = io.StringIO()
             with contextlib.redirect_stdout(output):
                 exec(compile(text, document, "exec"), namespace)
@@ -54,8 +78,70 @@ def test_python_blocks_run_and_print_what_is_shown(
             assert printed == text
 
 
+@pytest.mark.skipif(os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the backend of the document is NumPy's")
+def test_the_backend_of_the_document_has_the_core_names_alone_and_keeps_the_contract(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It passes the conformance suite, and trains the transformer as the NumPy backend does."""
+    (source,) = [text for _, text in blocks("docs/own_backend.md", "python") if text.startswith(f"# {BACKEND_FILE}")]
+    (tmp_path / "documented_backend.py").write_text(source.replace('"minimal"', '"documented"'), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("documented_backend")
+    assert not set(CORE) - set(vars(module))
+    assert not {*DERIVED, *OPTIONAL} & set(vars(module))
+    report = conformance.check(module)
+    assert report.passed, str(report)
+    assert losses(module) == pytest.approx(losses("numpy"), rel=0, abs=1e-10)
+
+
+def losses(backend: Any) -> list[float]:
+    """Of ten steps of a small transformer."""
+    manual_seed(0)
+    with use_backend(backend):
+        tokenizer = Tokenizer.from_text("to be or not to be", max_seq_len=8, embed_dim=16, seed=1)
+        model = Transformer(tokenizer, n_layers=1, n_attn_heads=2, activation="gelu", dropout=0.1, seed=1)
+        optimizer = AdamWOptimizer(model.parameters(), lr=1e-2)
+        texts = ["to be or", "not to b"]
+        found = []
+        for _ in range(10):
+            loss = cross_entropy_loss(model(texts), tokenizer.targets(texts), tokenizer.pad_token_id)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step(max_norm=1.0)
+            found.append(loss.item())
+    assert found[-1] < found[0]
+    return found
+
+
+def test_the_lines_of_an_op_are_those_of_the_code() -> None:
+    """docs/own_op.md shows the lines of one op, each with the name of its file."""
+    shown = re.findall(r"^\| .*?`([\w/]+\.py)`.* \| `(.+)` \|$", document_text("docs/own_op.md"), re.MULTILINE)
+    assert len(shown) == 6
+    for file, line in shown:
+        assert line in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {line}"
+
+
+def test_the_readme_is_short_and_its_map_names_every_file() -> None:
+    text = document_text("README.md")
+    assert len(text.split()) <= 900
+    for folder in ("backends", "russellgrad", "train", "examples"):
+        for path in (ROOT / folder).glob("*.*"):
+            if path.suffix in (".py", ".cu") and path.name != "__init__.py":
+                assert re.search(rf"\b{path.stem}(\.\w+ )?{path.suffix}\b", text), f"{path} is not on the map"
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\((?!https?://)([^)#]*)#?[^)]*\)", document_text(document)):
+            assert (ROOT / document).parent.joinpath(link).exists(), f"{document} links to {link}"
+
+
 def shell_lines() -> list[str]:
+    """The commands in shell blocks, and those of train/ in the text."""
     lines = [line for document in DOCUMENTS for _, text in blocks(document, "shell") for line in text.splitlines()]
+    lines += [
+        code for document in DOCUMENTS for code in re.findall(r"`([^`\n]*train/[^`\n]*)`", document_text(document))
+    ]
     return [part for line in lines for part in re.split(r"\s*&&\s*", line.split("#")[0].strip()) if part]
 
 
@@ -85,12 +171,12 @@ def test_options_named_in_the_documents_exist(script: str) -> None:
 def test_extras_named_in_the_documents_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for document in DOCUMENTS:
-        for name in re.findall(r"(?:russellgrad|\.)\[(\w+)\]", (ROOT / document).read_text(encoding="utf-8")):
+        for name in re.findall(r"(?:russellgrad|\.)\[(\w+)\]", document_text(document)):
             assert name in extras
 
 
 def test_files_named_in_the_documents_exist() -> None:
     for document in DOCUMENTS:
-        text = (ROOT / document).read_text(encoding="utf-8")
+        text = document_text(document)
         for name in re.findall(r"\b((?:russellgrad|backends|train|tests|docs|benchmarks)/[\w/]+\.\w+)", text):
             assert (ROOT / name).exists(), f"{document} names {name}"

@@ -1,4 +1,4 @@
-"""The command line: exit status 0 if the backend keeps the contract, 1 if not, 2 if it cannot be used at all."""
+"""The command line. Exit status: 0 if no case failed, 1 if one did, 2 if the backend cannot be loaded."""
 
 import argparse
 import sys
@@ -10,14 +10,14 @@ from .report import check
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m russellgrad.conformance",
-        description="Check a backend against the contract russellgrad.backend.Backend, with NumPy's as the reference.",
-        epilog="Exit status: 0 if it keeps the contract, 1 if it does not, 2 if it cannot be used at all.",
+        description="Check a backend against the contract in russellgrad.backend.",
+        epilog="Exit status: 0 if no case failed, 1 if one did, 2 if the backend cannot be loaded.",
     )
     parser.add_argument("backend", metavar="BACKEND", help="a built-in name, an entry point, or a module's dotted path")
     name = parser.parse_args(arguments).backend
     try:
         backend: Backend = load_backend(name)
-    except Exception as error:  # whatever a foreign module raises while it is imported
+    except Exception as error:  # any exception that the module raises while it is imported
         print(f"cannot use backend {name!r}: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     report = check(backend)

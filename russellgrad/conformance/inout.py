@@ -1,4 +1,4 @@
-"""Cases of what brings data into a backend and out of it: arrays, random draws, ids that are checked."""
+"""Cases of setup, creation and conversion, random draws, ids and indices, and of writing in place."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,29 +15,33 @@ from .views import HostArray
 
 def cases() -> Iterator[Case]:
     yield Case("name", "a string", name_is_a_string)
-    yield Case("require_usable", "says nothing once it is usable", require_usable_returns)
-    yield Case("float_dtypes", "float32 and float64 among them", float_dtypes_are_names)
-    yield Case("is_array", "of its own arrays alone", is_array_of_its_own)
-    yield Case("asarray", "its own array as it is, without a copy", asarray_does_not_copy)
-    yield Case("copy", "an array of its own", copy_is_owned)
+    yield Case("require_usable", "returns on a usable backend", require_usable_returns)
+    yield Case("float_dtypes", "names, float32 and float64 among them", float_dtypes_are_names)
+    yield Case("float_dtypes", "each can be computed in", float_dtypes_are_usable)
+    yield Case("is_array", "of its own arrays only", is_array_of_its_own)
+    yield Case("dtype", "a numpy.dtype", dtype_is_numpys)
+    yield Case("asarray", "does not copy its own array", asarray_does_not_copy, needs=("assign",))
+    yield Case("copy", "shares no memory", copy_is_owned, needs=("assign",))
     yield Case("to_host", "an owned, writable numpy.ndarray in C order", to_host_is_owned)
-    yield Case("from_dlpack", "shares memory with the exporter", from_dlpack_shares)
-    yield Case("asarray", "refuses what is no real number", asarray_refuses)
+    yield Case("from_dlpack", "shares memory with the exporter", from_dlpack_shares, needs=("assign",))
+    yield Case("asarray", "rejects data that is not real numbers", asarray_rejects)
+    yield Case("asarray", "an array, not a scalar, of a result without axes", asarray_of_scalars)
     yield Case("normal", "a function of seed and counter alone", partial(has_no_state, "normal"))
     yield Case("uniform", "a function of seed and counter alone", partial(has_no_state, "uniform"))
-    yield Case("uniform", "parts of a draw", parts_of_a_draw)
-    yield Case("host_scalars", "of each dtype", numbers_are_filled)
-    yield Case("update_scalars", "filled anew, in place", numbers_are_filled_anew)
-    yield Case("assign", "in place, broadcast, brought to the dtype", assign_writes)
-    yield Case("split_flat", "on the memory they are parts of", parts_share_memory)
+    yield Case("uniform", "the tail of a longer draw", tail_of_a_draw)
+    yield Case("host_scalars", "each dtype", scalars_on_the_backend)
+    yield Case("update_scalars", "overwrites in place", scalars_are_updated)
+    yield Case("assign", "in place, broadcast, cast to the dtype of the target", assign_writes)
+    yield Case("split_flat", "the elements one after the other", parts_of_a_flat_array)
+    yield Case("split_flat", "shares memory with the flat array", parts_share_memory, needs=("assign",))
     yield Case("set_matmul_precision", "takes every level", takes_every_level)
-    yield Case("capture", "work that is replayed as often as wanted, or an error", captures_or_refuses)
+    yield Case("capture", "records without running, and replays repeatedly", capture_replays, needs=("assign",))
     yield Case("check_ids", "int64, from the host and from the device", ids_in_range)
-    yield Case("check_ids", "checked, with an error that names the op", ids_are_checked)
-    yield Case("check_ids", "a copy: what the caller does to his array later does not show", ids_are_copied)
-    yield Case("check_targets", "those that are ignored are not counted", targets_in_range)
-    yield Case("check_targets", "None in place of bools where all count", targets_that_all_count)
-    yield Case("check_targets", "checked, with an error that names the op", targets_are_checked)
+    yield Case("check_ids", "raises errors that name the op", ids_are_checked)
+    yield Case("check_ids", "a copy: later changes of the given array have no effect", ids_are_copied)
+    yield Case("check_targets", "False where an id is ignored", targets_in_range)
+    yield Case("check_targets", "None instead of bools if all are valid", targets_that_are_all_valid)
+    yield Case("check_targets", "raises errors that name the op", targets_are_checked)
     for dtype in DTYPES:
         yield from of_dtype(dtype)
     yield from arrays()
@@ -60,8 +64,32 @@ def require_usable_returns(t: Trial) -> None:
 def float_dtypes_are_names(t: Trial) -> None:
     found = t.xp.float_dtypes()
     t.require({"float32", "float64"} <= set(found), "float32 and float64 among them", repr(found))
-    for dtype in found:
-        t.is_array(t.backend.zeros((2,), dtype), (2,), dtype)
+
+
+def float_dtypes_are_usable(t: Trial) -> None:
+    one_and_two = t.backend.asarray(np.array([1.0, 2.0]))
+    for dtype in t.xp.float_dtypes():
+        a = t.backend.astype(one_and_two, dtype)
+        t.is_array(a, (2,), dtype, f"astype to {dtype}: ")
+        for title, found, wanted in (
+            ("full", t.backend.full((2,), 1.5, dtype), [1.5, 1.5]),
+            ("zeros", t.backend.zeros((2,), dtype), [0.0, 0.0]),
+            ("times itself", t.backend.multiply(a, a), [1.0, 4.0]),
+            ("plus a Python number", t.backend.add(a, 0.5), [1.5, 2.5]),
+            ("2 minus it", t.backend.subtract(2, a), [1.0, 0.0]),
+        ):
+            t.is_array(found, (2,), dtype, f"{title}, {dtype}: ")
+            t.same(t.backend.astype(found, "float64"), np.array(wanted), what=f"{title}, {dtype}: ")
+
+
+def dtype_is_numpys(t: Trial) -> None:
+    for name in dict.fromkeys((*DTYPES, *t.backend.float_dtypes())):
+        a = t.backend.astype(t.backend.asarray([[1, 0]]), name)
+        without_axes = t.backend.max(a)  # it may be a scalar
+        for array in (a, t.backend.transpose(a), without_axes, t.backend.astype(t.backend.zeros((0,), "int64"), name)):
+            found = t.xp.dtype(array)
+            is_so = isinstance(found, np.dtype) and found == np.dtype(name) and str(found) == name
+            t.require(is_so, f"numpy.dtype({name!r})", repr(found))
 
 
 def is_array_of_its_own(t: Trial) -> None:
@@ -114,38 +142,43 @@ def arrays() -> Iterator[Case]:
 def asarray_does_not_copy(t: Trial) -> None:
     a = t.backend.copy(t.backend.asarray(np.ones(3)))
     b = t.xp.asarray(a)
-    _write(t, a)
+    _subtract_one(t, a)
     t.same(b, np.zeros(3))
 
 
 def copy_is_owned(t: Trial) -> None:
     a = t.backend.copy(t.backend.asarray(np.ones(3)))
     b = t.xp.copy(a)
-    _write(t, b)
+    _subtract_one(t, b)
     t.same(a, np.ones(3))
     t.same(b, np.zeros(3))
 
 
-def _write(t: Trial, a: Array) -> None:
-    """Take one from an array of three, in place: the optimizer's step is the primitive that writes."""
-    one = t.backend.asarray(np.ones(3))
-    t.backend.sgd_step(a, one, None, t.backend.asarray(np.ones(1)), None, 0.0, False, 0.0)
+def asarray_of_scalars(t: Trial) -> None:
+    for given in (2.5, np.array(2.5), np.float64(2.5), t.backend.sum(t.backend.asarray([1.0, 1.5]))):
+        t.same(t.xp.asarray(given), np.array(2.5))
+    t.same(t.xp.copy(t.backend.sum(t.backend.asarray([1.0, 1.5]))), np.array(2.5))
 
 
-NUMBERS: dict[str, list[float]] = {"float64": [0.5, -2.0], "float32": [1.5], "uint64": [2**64 - 1, 0, 7]}
+def _subtract_one(t: Trial, a: Array) -> None:
+    """In place."""
+    t.backend.assign(a, t.backend.subtract(a, 1.0))
 
 
-def numbers_are_filled(t: Trial) -> None:
-    for dtype, given in NUMBERS.items():
-        numbers = t.xp.host_scalars(given, dtype)
-        t.same(numbers, np.array(given, dtype), atol=0.0)
+SCALARS: dict[str, list[float]] = {"float64": [0.5, -2.0], "float32": [1.5], "uint64": [2**64 - 1, 0, 7]}
 
 
-def numbers_are_filled_anew(t: Trial) -> None:
-    for dtype, given in NUMBERS.items():
-        numbers = t.backend.host_scalars([0] * len(given), dtype)
-        t.xp.update_scalars(numbers, given)
-        t.same(numbers, np.array(given, dtype), atol=0.0)
+def scalars_on_the_backend(t: Trial) -> None:
+    for dtype, given in SCALARS.items():
+        scalars = t.xp.host_scalars(given, dtype)
+        t.same(scalars, np.array(given, dtype), atol=0.0)
+
+
+def scalars_are_updated(t: Trial) -> None:
+    for dtype, given in SCALARS.items():
+        scalars = t.backend.host_scalars([0] * len(given), dtype)
+        t.xp.update_scalars(scalars, given)
+        t.same(scalars, np.array(given, dtype), atol=0.0)
 
 
 def assign_writes(t: Trial) -> None:
@@ -156,13 +189,21 @@ def assign_writes(t: Trial) -> None:
             t.same(written, np.broadcast_to(source, (2, 3)).astype(target.dtype), atol=0.0)
 
 
+PART_SHAPES: list[Shape] = [(3,), (), (0, 2), (1, 3)]
+
+
+def parts_of_a_flat_array(t: Trial) -> None:
+    parts = t.xp.split_flat(t.backend.asarray(np.arange(7.0)), PART_SHAPES)
+    for part, wanted in zip(parts, ([0.0, 1.0, 2.0], 3.0, np.zeros((0, 2)), [[4.0, 5.0, 6.0]]), strict=True):
+        t.require(t.backend.is_array(part), "an array of the backend", type(part).__name__)
+        t.same(part, np.asarray(wanted))
+
+
 def parts_share_memory(t: Trial) -> None:
     flat = t.backend.copy(t.backend.asarray(np.arange(7.0)))
-    parts = t.xp.split_flat(flat, [(3,), (), (0, 2), (1, 3)])
-    for part, expected in zip(parts, ([0.0, 1.0, 2.0], 3.0, np.zeros((0, 2)), [[4.0, 5.0, 6.0]]), strict=True):
-        t.same(part, np.asarray(expected))
-    _write(t, parts[0])
-    t.same(flat, np.array([-1.0, 0.0, 1.0, 3.0, 4.0, 5.0, 6.0]), what="after a part was written into: ")
+    for part in t.xp.split_flat(flat, PART_SHAPES):
+        _subtract_one(t, part)
+    t.same(flat, np.arange(7.0) - 1, what="after a write to each part: ")
 
 
 def takes_every_level(t: Trial) -> None:
@@ -176,16 +217,11 @@ def takes_every_level(t: Trial) -> None:
         t.backend.set_matmul_precision(get_matmul_precision())
 
 
-def captures_or_refuses(t: Trial) -> None:
+def capture_replays(t: Trial) -> None:
     a = t.backend.copy(t.backend.asarray(np.ones(3)))
-    one, rate = t.backend.asarray(np.ones(3)), t.backend.asarray(np.ones(1))
-
-    def work() -> None:
-        t.backend.sgd_step(a, one, None, rate, None, 0.0, False, 0.0)
-
-    work()  # as it is, so that all it needs is there
-    replay = t.xp.capture(work)
-    t.same(a, np.zeros(3), what="recorded, not done: ")
+    _subtract_one(t, a)  # compiles what the work needs
+    replay = t.xp.capture(partial(_subtract_one, t, a))
+    t.same(a, np.zeros(3), what="after the capture: ")
     replay()
     replay()
     t.same(a, np.full(3, -2.0), what="after two replays: ")
@@ -200,18 +236,18 @@ def to_host_is_owned(t: Trial) -> None:
         facts = (found.flags.c_contiguous, found.flags.writeable)
         t.require(facts == (True, True), "C-contiguous and writable", f"C-contiguous {facts[0]}, writable {facts[1]}")
         found[...] = 7.0
-        t.same(array, before, what="the array, after its copy was written into: ")
+        t.same(array, before, what="the array, after a write to its copy: ")
 
 
 def from_dlpack_shares(t: Trial) -> None:
     a = t.backend.copy(t.backend.asarray(np.ones(3)))
     b = t.xp.from_dlpack(a)
     t.same(b, np.ones(3))
-    _write(t, a)
+    _subtract_one(t, a)
     t.same(b, np.zeros(3))
 
 
-def asarray_refuses(t: Trial) -> None:
+def asarray_rejects(t: Trial) -> None:
     for data in (None, "1", ["1", "2"], [1, None], 1j, np.array([1j]), object(), np.array(["a"])):
         t.raises(TypeError, "", t.xp.asarray, data)
     for dtype in ("complex64", object, "U1"):
@@ -224,7 +260,7 @@ def asarray_refuses(t: Trial) -> None:
 
 
 def random_numbers() -> Iterator[Case]:
-    """The very bits that NumPy's backend gives."""
+    """The same bits on every backend."""
     for primitive in ("normal", "uniform"):
         for seed, counter in ((0, 0), (1, 0), (0, 1), (2**64 - 1, 5), (7, 2 << 64 | 3)):
             for dtype in ("float64", "float32"):
@@ -236,19 +272,19 @@ def random_numbers() -> Iterator[Case]:
 
 
 def _draw(primitive: str, seed: int, counter: int, start: int = 0) -> tuple[Any, ...]:
-    """Which draw it is, as the primitive is told."""
+    """The arguments that select a draw."""
     if primitive == "normal":
         return seed, counter
     return (np.array([seed, counter % 2**64, counter >> 64, start], np.uint64),)
 
 
-def parts_of_a_draw(t: Trial) -> None:
-    """What is drawn from some number on is the rest of what is drawn from the first on."""
+def tail_of_a_draw(t: Trial) -> None:
+    """A draw from position `start` on gives the elements of the whole draw from there on."""
     for dtype in ("float64", "float32"):
         whole = t.host(t.xp.uniform((40,), t.move(_draw("uniform", 1, 2)[0]), dtype))
         for start in range(9):
             rest = t.xp.uniform((5, 6), t.move(_draw("uniform", 1, 2, start)[0]), dtype)
-            t.same(rest, whole[start : start + 30].reshape(5, 6), atol=0.0, what=f"from {start} on: ")
+            t.same(rest, whole[start : start + 30].reshape(5, 6), atol=0.0, what=f"from position {start}: ")
 
 
 def has_no_state(primitive: str, t: Trial) -> None:
@@ -259,8 +295,8 @@ def has_no_state(primitive: str, t: Trial) -> None:
     first = t.host(draw((4,), 1, 2, "float64"))
     for seed, counter in ((1, 3), (2, 2)):
         other = t.host(draw((4,), seed, counter, "float64"))
-        t.require(not np.any(first == other), "other numbers than for seed 1, counter 2", f"{other.tolist()}")
-    t.same(draw((4,), 1, 2, "float64"), first, atol=0.0, what="the second time: ")
+        t.require(not np.any(first == other), "other numbers than with seed 1, counter 2", f"{other.tolist()}")
+    t.same(draw((4,), 1, 2, "float64"), first, atol=0.0, what="second call: ")
 
 
 # --- Ids and targets
@@ -302,16 +338,16 @@ def targets_in_range(t: Trial) -> None:
     some = np.array([True, False, True])
     for ignore in (-100, 4, 2, 99):
         for given in ([1, ignore, 0], np.array([1, ignore, 0]), t.backend.asarray(np.array([1, ignore, 0]))):
-            ids, counted = t.xp.check_targets(given, 5, ignore, "test")
-            t.same(counted, some, what="which count: ")
+            ids, valid = t.xp.check_targets(given, 5, ignore, "test")
+            t.same(valid, some, what="valid: ")
             chosen = t.host(ids)[some]
-            t.require(chosen.tolist() == [1, 0], "the ids that count as they are, [1, 0]", f"{chosen.tolist()}")
+            t.require(chosen.tolist() == [1, 0], "the valid ids unchanged, [1, 0]", f"{chosen.tolist()}")
             t.is_array(ids, (3,), "int64")
             in_range = np.all((t.host(ids) >= 0) & (t.host(ids) < 5))
             t.require(bool(in_range), "all ids in range, ignored ones too", f"{t.host(ids).tolist()}")
 
 
-def targets_that_all_count(t: Trial) -> None:
+def targets_that_are_all_valid(t: Trial) -> None:
     for ignore in (None, 3):
         t.same(t.xp.check_targets([[1, 0], [4, 4]], 5, ignore, "test"), (np.array([[1, 0], [4, 4]]), None))
 

@@ -1,11 +1,11 @@
 """Cases of the primitives that have a backward.
 
-A primitive and its backward are one `Pair`, with the situations they are tried in. From each situation come three:
+A primitive and its backward are one `Pair`, with the inputs they are tried with. Each input gives three cases:
 
-- what the forward gives is what NumPy's gives, in float64 and float32 and for every view of the operands;
-- what the backward gives, for what NumPy's forward gave, is what NumPy's backward gives, likewise;
-- in float64, the backend's own forward and backward agree with central finite differences of that forward, so that a
-  gradient is right by itself, and not only as NumPy's is.
+- the forward gives the expected values, in float64 and float32 and for every view of the operands;
+- so does the backward, for what the expected forward saved;
+- in float64, the backend's own forward and backward agree with central finite differences of that forward. This checks
+  a gradient by itself, also where the backend shares its formula with the reference.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..backend import Array, Backend, Shape
 from .primitives import INDICES, cube, picked, ties
-from .trial import Case, Trial, reference
+from .trial import Case, Trial, expected
 from .values import dtypes_of, inf, nan, normal, titled
 from .views import HostArray, typed
 
@@ -26,19 +26,19 @@ Arrays: TypeAlias = tuple[Any, ...]  # of the backend, or None
 
 
 @dataclass(frozen=True)
-class Situation:
+class SampleInput:
     """What a pair is called with.
 
     Args:
-        operands: float arrays on the host, of each of which there is a gradient; or None.
-        given: what else the primitive takes; arrays in it are moved, too.
-        backward: whether there is a gradient to speak of.
-        differences: whether finite differences can tell it: no infinities, no overflow, and few elements.
+        operands: float arrays on the host, each of which has a gradient; or None.
+        args: the other arguments of the primitive; arrays among them are moved too.
+        backward: whether there is a gradient to check.
+        differences: whether finite differences can check it: no infinities, no overflow, and few elements.
     """
 
     title: str
     operands: tuple[Any, ...]
-    given: tuple[Any, ...] = ()
+    args: tuple[Any, ...] = ()
     backward: bool = True
     differences: bool = True
 
@@ -48,57 +48,60 @@ class Pair:
     """A primitive and its backward.
 
     Args:
-        backward: its name; None if the forward gives its derivative.
-        call: (xp, *operands, *given) -> a tuple of all that the forward gives, the output first.
-        pull: (xp, g, that tuple, needs, *operands, *given) -> a gradient for each operand; g is that of the output.
-        joint: whether the backward is told which gradients are needed; then every choice of them is tried.
-        own: whether what the forward gives besides its output is the backend's own business; then the backward gets
-            what the backend's own forward gave, and not what NumPy's did.
+        backward: the name of the backward.
+        call: (xp, *operands, *args) -> a tuple of everything that the forward returns, the output first.
+        pull: (xp, g, that tuple, needs, *operands, *args) -> a gradient for each operand; g is that of the output.
+        joint: whether the backward takes `needs`, which says which gradients are wanted; all choices of it are tried.
+        opaque: whether the backend decides what the forward returns besides the output. The backward then gets what the
+            backend's own forward returned, not the expected values.
     """
 
     forward: str
-    backward: str | None
+    backward: str
     call: Callable[..., Arrays]
     pull: Callable[..., Arrays]
-    situations: Sequence[Situation]
+    samples: Sequence[SampleInput]
     joint: bool = False
-    own: bool = False
+    opaque: bool = False
 
 
 def cases() -> Iterator[Case]:
     yield Case("embedding_backward", "the same bits every time", embedding_backward_is_deterministic)
     for pair in (gelu, leaky_relu, softmax, log_softmax, layer_norm, linear, embedding, cross_entropy,
                  attention, *getitem):  # fmt: skip
-        for situation in pair.situations:
-            yield from _forward(pair, situation)
-            if situation.backward and pair.backward:
-                yield from _backward(pair, pair.backward, situation)
-            if situation.backward and situation.differences:
-                yield _finite_differences(pair, situation)
+        for sample in pair.samples:
+            yield from _forward(pair, sample)
+            if sample.backward:
+                yield from _backward(pair, sample)
+            if sample.backward and sample.differences:
+                yield _finite_differences(pair, sample)
 
 
-def _forward(pair: Pair, situation: Situation) -> Iterator[Case]:
-    for dtype in dtypes_of(situation.operands):
+def _forward(pair: Pair, sample: SampleInput) -> Iterator[Case]:
+    for dtype in dtypes_of(sample.operands):
 
         def body(t: Trial, dtype: str = dtype) -> None:
-            for hosts in t.each_view(*typed(situation.operands, dtype), *situation.given):
-                found, expected = pair.call(t.xp, *t.move(hosts)), pair.call(reference, *hosts)
-                t.same(found[:1], expected[:1]) if pair.own else t.same(found, expected)
+            for hosts in t.each_view(*typed(sample.operands, dtype), *sample.args):
+                found, wanted = pair.call(t.xp, *t.move(hosts)), expected(pair.forward, pair.call, *hosts)
+                t.same(found[:1], wanted[:1]) if pair.opaque else t.same(found, wanted)
 
-        yield Case(pair.forward, titled(situation.title, dtype), body)
+        yield Case(pair.forward, titled(sample.title, dtype), body)
 
 
-def _backward(pair: Pair, name: str, situation: Situation) -> Iterator[Case]:
-    n = len(situation.operands)
-    there = tuple(operand is not None for operand in situation.operands)
+def _backward(pair: Pair, sample: SampleInput) -> Iterator[Case]:
+    n = len(sample.operands)
+    there = tuple(operand is not None for operand in sample.operands)
+
+    def pull(xp: Backend, g: Array, results: Arrays, *args: Any) -> Arrays:
+        return pair.pull(xp, g, results, there, *args)
 
     def body(t: Trial, dtype: str) -> None:
-        for hosts in t.each_view(*typed(situation.operands, dtype), *situation.given):
-            results = pair.call(reference, *hosts)
-            g = t.view.values(normal(*np.shape(results[0]), seed=9).astype(dtype))
-            expected = pair.pull(reference, g, results, there, *hosts)
-            moved = t.move((g, () if pair.own else results, *hosts))
-            if pair.own:
+        for hosts in t.each_view(*typed(sample.operands, dtype), *sample.args):
+            results = expected(pair.forward, pair.call, *hosts)
+            g = t.view.values(normal(*results[0].shape, seed=9).astype(dtype))
+            wanted = expected(pair.backward, pull, g, results, *hosts)
+            moved = t.move((g, () if pair.opaque else results, *hosts))
+            if pair.opaque:
                 moved = (moved[0], pair.call(t.xp, *moved[2:]), *moved[2:])
             for needs in product((False, True), repeat=n) if pair.joint else (there,):
                 if any(need and not is_there for need, is_there in zip(needs, there, strict=True)):
@@ -107,17 +110,17 @@ def _backward(pair: Pair, name: str, situation: Situation) -> Iterator[Case]:
                 for i, need in enumerate(needs):
                     if need:
                         what = f"with needs={needs}, " if pair.joint else ""
-                        _same_gradient(t, found[i], expected[i], np.shape(hosts[i]), f"{what}gradient {i}: ")
+                        _same_gradient(t, found[i], wanted[i], np.shape(hosts[i]), f"{what}gradient {i}: ")
 
-    for dtype in dtypes_of(situation.operands):
-        yield Case(name, titled(situation.title, dtype), partial(body, dtype=dtype))
+    for dtype in dtypes_of(sample.operands):
+        yield Case(pair.backward, titled(sample.title, dtype), partial(body, dtype=dtype))
 
 
-def _same_gradient(t: Trial, found: Array, expected: HostArray, shape: Shape, what: str) -> None:
-    """The same once both are summed over the axes along which the operand, of this shape, was broadcast."""
+def _same_gradient(t: Trial, found: Array, wanted: HostArray, shape: Shape, what: str) -> None:
+    """Equal when both are summed over the axes along which the operand, of this shape, was broadcast."""
     t.require(found is not None, f"{what}an array", "None")
-    t.is_array(found, found.shape, str(expected.dtype), what)
-    t.same(t.backend.asarray(_fitted(t.host(found), shape)), _fitted(expected, shape), what=what)
+    t.is_array(found, found.shape, str(wanted.dtype), what)
+    t.same(t.backend.asarray(_fitted(t.host(found), shape)), _fitted(wanted, shape), what=what)
 
 
 def _fitted(g: HostArray, shape: Shape) -> HostArray:
@@ -126,29 +129,29 @@ def _fitted(g: HostArray, shape: Shape) -> HostArray:
     return np.asarray(g.sum(stretched, keepdims=True)).reshape(shape) if g.shape != shape else g
 
 
-def _finite_differences(pair: Pair, situation: Situation) -> Case:
+def _finite_differences(pair: Pair, sample: SampleInput) -> Case:
     def body(t: Trial) -> None:
-        given = t.move(situation.given)
-        there = tuple(operand is not None for operand in situation.operands)
-        operands = t.move(situation.operands)
-        results = pair.call(t.xp, *operands, *given)
+        args = t.move(sample.args)
+        there = tuple(operand is not None for operand in sample.operands)
+        operands = t.move(sample.operands)
+        results = pair.call(t.xp, *operands, *args)
         g = normal(*results[0].shape, seed=9)
 
         def loss(hosts: Sequence[Any]) -> float:
-            return float(np.sum(g * t.host(pair.call(t.xp, *t.move(tuple(hosts), watched=False), *given)[0])))
+            return float(np.sum(g * t.host(pair.call(t.xp, *t.move(tuple(hosts), watched=False), *args)[0])))
 
-        slopes = [_slopes(loss, situation.operands, i) for i in range(len(operands))]
-        found = pair.pull(t.xp, t.move(g), results, there, *operands, *given)
-        for i, expected in enumerate(slopes):
-            if expected is not None:
-                gradient = _fitted(t.host(found[i]), expected.shape)
-                t.same_values(gradient, expected, what=f"gradient {i}, by finite differences: ", atol=1e-7)
+        slopes = [_slopes(loss, sample.operands, i) for i in range(len(operands))]
+        found = pair.pull(t.xp, t.move(g), results, there, *operands, *args)
+        for i, slope in enumerate(slopes):
+            if slope is not None:
+                gradient = _fitted(t.host(found[i]), slope.shape)
+                t.same_values(gradient, slope, what=f"gradient {i}, by finite differences: ", atol=1e-7)
 
-    return Case(pair.backward or pair.forward, f"{situation.title}, finite differences", body)
+    return Case(pair.backward, f"{sample.title}, finite differences", body)
 
 
 def _slopes(loss: Callable[[Sequence[Any]], float], operands: Sequence[Any], i: int) -> HostArray | None:
-    """(loss(x + eps) - loss(x - eps)) / (2 eps) for each element of the i-th operand; wrong by 1e-9 or so."""
+    """(loss(x + eps) - loss(x - eps)) / (2 eps) for each element of the i-th operand; the error is about 1e-9."""
     operand, eps = operands[i], 1e-6
     if operand is None:
         return None
@@ -176,9 +179,9 @@ ACTIVATED: dict[str, Any] = {
 }
 
 
-def _activated(choices: Sequence[Any]) -> list[Situation]:
+def _activated(choices: Sequence[Any]) -> list[SampleInput]:
     return [
-        Situation(f"{title}, {choice}", (a,), (choice,), differences=title not in ("far out", "many"))
+        SampleInput(f"{title}, {choice}", (a,), (choice,), differences=title not in ("far out", "many"))
         for choice in choices
         for title, a in ACTIVATED.items()
     ]
@@ -190,7 +193,7 @@ gelu = Pair(
     lambda xp, a, choice: xp.gelu(a, choice),
     lambda xp, g, results, needs, a, choice: (xp.gelu_backward(g, results[1], choice),),
     _activated(("none", "tanh")),
-    own=True,
+    opaque=True,
 )
 leaky_relu = Pair(
     "leaky_relu",
@@ -203,15 +206,15 @@ leaky_relu = Pair(
 # --- Rows
 
 ROWS = [
-    *(Situation(f"axis {axis}", (cube,), (axis,)) for axis in (0, 1, 2, -1, -3)),
-    Situation("ties", (ties,), (-1,)),
-    Situation("long rows", (normal(3, 70),), (-1,), differences=False),
-    Situation("one element", (np.array([[2.5]]),), (-1,)),
-    Situation("no rows", (np.zeros((0, 3)),), (-1,)),
-    Situation("empty rows", (np.zeros((2, 0)),), (-1,)),
-    Situation("large", (np.array([[1000.0, 1001.0, 999.0], [-1000.0, -1001.0, -5000.0]]),), (-1,), differences=False),
-    Situation("-inf among others", (np.array([[0.0, -inf, 1.0], [-inf, 2.0, -inf]]),), (-1,), differences=False),
-    Situation("inf and nan", (np.array([[-inf, -inf], [inf, 0.0], [nan, 0.0]]),), (-1,), differences=False),
+    *(SampleInput(f"axis {axis}", (cube,), (axis,)) for axis in (0, 1, 2, -1, -3)),
+    SampleInput("ties", (ties,), (-1,)),
+    SampleInput("long rows", (normal(3, 70),), (-1,), differences=False),
+    SampleInput("one element", (np.array([[2.5]]),), (-1,)),
+    SampleInput("no rows", (np.zeros((0, 3)),), (-1,)),
+    SampleInput("empty rows", (np.zeros((2, 0)),), (-1,)),
+    SampleInput("large", (np.array([[1000.0, 1001.0, 999.0], [-1000.0, -1001.0, -5000.0]]),), (-1,), differences=False),
+    SampleInput("-inf among others", (np.array([[0.0, -inf, 1.0], [-inf, 2.0, -inf]]),), (-1,), differences=False),
+    SampleInput("inf and nan", (np.array([[-inf, -inf], [inf, 0.0], [nan, 0.0]]),), (-1,), differences=False),
 ]
 softmax = Pair(
     "softmax",
@@ -236,18 +239,18 @@ layer_norm = Pair(
     lambda xp, x, gamma, beta, eps: xp.layer_norm(x, gamma, beta, eps),
     lambda xp, g, results, needs, x, gamma, beta, eps: xp.layer_norm_backward(g, x, gamma, *results[1:], needs),
     [
-        Situation("random", (cube, gamma, beta), (eps,)),
-        Situation("one row", (cube[0, 0], gamma, beta), (eps,)),
-        Situation("no gamma", (cube, None, beta), (eps,)),
-        Situation("no beta", (cube, gamma, None), (eps,)),
-        Situation("neither", (cube, None, None), (eps,)),
-        Situation("a large eps", (cube, gamma, beta), (0.5,)),
-        Situation("long rows", (normal(3, 70), normal(70, seed=1), normal(70, seed=2)), (eps,), differences=False),
-        Situation("many rows", (normal(2, 75, 4), gamma, beta), (eps,), differences=False),
-        Situation("rows of one element", (normal(3, 1), gamma[:1], beta[:1]), (eps,), differences=False),
-        Situation("rows of equal elements", (np.full((2, 4), 3.0), gamma, beta), (0.1,), differences=False),
-        Situation("a large mean", (shifted, normal(8), None), (eps,), differences=False),
-        Situation("no rows", (np.zeros((0, 4)), gamma, beta), (eps,)),
+        SampleInput("random", (cube, gamma, beta), (eps,)),
+        SampleInput("one row", (cube[0, 0], gamma, beta), (0.1,)),
+        SampleInput("no gamma", (cube, None, beta), (eps,)),
+        SampleInput("no beta", (cube, gamma, None), (eps,)),
+        SampleInput("neither", (cube, None, None), (eps,)),
+        SampleInput("a large eps", (cube, gamma, beta), (0.5,)),
+        SampleInput("long rows", (normal(3, 70), normal(70, seed=1), normal(70, seed=2)), (eps,), differences=False),
+        SampleInput("many rows", (normal(2, 75, 4), gamma, beta), (eps,), differences=False),
+        SampleInput("rows of one element", (normal(3, 1), gamma[:1], beta[:1]), (0.1,), differences=False),
+        SampleInput("rows of equal elements", (np.full((2, 4), 3.0), gamma, beta), (0.1,), differences=False),
+        SampleInput("a large mean", (shifted, normal(8), None), (eps,), differences=False),
+        SampleInput("no rows", (np.zeros((0, 4)), gamma, beta), (eps,)),
     ],
     joint=True,
 )
@@ -261,19 +264,21 @@ linear = Pair(
     lambda xp, x, weight, bias: (xp.linear(x, weight, bias),),
     lambda xp, g, results, needs, x, weight, bias: xp.linear_backward(g, x, weight, needs),
     [
-        Situation("a batch of rows", (cube, normal(4, 5, seed=1), normal(5, seed=2))),
-        Situation("rows", (cube[0], normal(4, 5, seed=1), normal(5, seed=2))),
-        Situation("one row", (cube[0, 0], normal(4, 5, seed=1), normal(5, seed=2))),
-        Situation("no bias", (cube, normal(4, 5, seed=1), None)),
-        Situation("no rows", (cube[:0], normal(4, 5, seed=1), normal(5, seed=2))),
-        Situation("no inputs", (np.zeros((3, 0)), np.zeros((0, 5)), normal(5, seed=2))),
-        Situation("larger", (normal(5, 13, 70) / 4, normal(70, 33, seed=1) / 4, normal(33, seed=2)), differences=False),
+        SampleInput("a batch of rows", (cube, normal(4, 5, seed=1), normal(5, seed=2))),
+        SampleInput("rows", (cube[0], normal(4, 5, seed=1), normal(5, seed=2))),
+        SampleInput("one row", (cube[0, 0], normal(4, 5, seed=1), normal(5, seed=2))),
+        SampleInput("no bias", (cube, normal(4, 5, seed=1), None)),
+        SampleInput("no rows", (cube[:0], normal(4, 5, seed=1), normal(5, seed=2))),
+        SampleInput("no inputs", (np.zeros((3, 0)), np.zeros((0, 5)), normal(5, seed=2))),
+        SampleInput(
+            "larger", (normal(5, 13, 70) / 4, normal(70, 33, seed=1) / 4, normal(33, seed=2)), differences=False
+        ),
     ],
     joint=True,
-)
+)  # fmt: skip
 
 
-# --- Rows by number
+# --- Rows by id
 
 embedding = Pair(
     "embedding",
@@ -281,12 +286,12 @@ embedding = Pair(
     lambda xp, weight, ids: (xp.embedding(weight, ids),),
     lambda xp, g, results, needs, weight, ids: (xp.embedding_backward(g, ids, weight.shape[0]),),
     [
-        Situation("repeats", (normal(5, 3),), (np.array([[0, 2, 2], [4, 2, 0]]),)),
-        Situation("one number", (normal(5, 3),), (np.array(3),)),
-        Situation("no numbers", (normal(5, 3),), (np.zeros((0,), np.int64),)),
-        Situation("no numbers, of two axes", (normal(5, 3),), (np.zeros((2, 0), np.int64),)),
-        Situation("empty rows", (np.zeros((5, 0)),), (np.array([1, 1]),)),
-        Situation("many repeats", (normal(11, 4),), (np.random.default_rng(5).integers(0, 11, (20, 10)),),
+        SampleInput("repeats", (normal(5, 3),), (np.array([[0, 2, 2], [4, 2, 0]]),)),
+        SampleInput("one id", (normal(5, 3),), (np.array(3),)),
+        SampleInput("no ids", (normal(5, 3),), (np.zeros((0,), np.int64),)),
+        SampleInput("no ids, of two axes", (normal(5, 3),), (np.zeros((2, 0), np.int64),)),
+        SampleInput("empty rows", (np.zeros((5, 0)),), (np.array([1, 1]),)),
+        SampleInput("many repeats", (normal(41, 4),), (np.random.default_rng(5).integers(0, 41, (20, 10)),),
                   differences=False),
     ],
 )  # fmt: skip
@@ -299,7 +304,7 @@ getitem = [
         lambda xp, g, results, needs, a, index=index: (
             xp.getitem_backward(g, xp.prepare_index(index, a.shape), a.shape),
         ),
-        [Situation(title, (a,))],
+        [SampleInput(title, (a,))],
     )
     for title, a, index in [
         *((title, cube, index) for title, index in INDICES.items()),
@@ -312,26 +317,26 @@ getitem = [
 
 # --- The loss
 
-numbers, some = np.array([1, 4, 0, 0, 2, 3]), np.array([True, False, True, True, False, True])
+target_ids, some = np.array([1, 4, 0, 0, 2, 3]), np.array([True, False, True, True, False, True])
 hidden_classes = np.where(np.eye(6, 5, 2) > 0, -inf, normal(6, 5))
 cross_entropy = Pair(
     "cross_entropy",
     "cross_entropy_backward",
-    lambda xp, logits, ids, counted, excluded: xp.cross_entropy(logits, ids, counted, excluded),
-    lambda xp, g, results, needs, logits, ids, counted, excluded: (
-        xp.cross_entropy_backward(g, results[1], ids, counted),
+    lambda xp, logits, ids, valid, excluded: xp.cross_entropy(logits, ids, valid, excluded),
+    lambda xp, g, results, needs, logits, ids, valid, excluded: (
+        xp.cross_entropy_backward(g, results[1], ids, valid),
     ),
     [
-        Situation("random", (normal(6, 5),), (numbers, None, None)),
-        Situation("some counted", (normal(6, 5),), (numbers, some, None)),
-        Situation("one class excluded", (normal(6, 6),), (numbers, None, 5)),
-        Situation("some counted, a class excluded", (normal(6, 6),), (numbers, some, 5)),
-        Situation("one row", (normal(1, 5),), (numbers[:1], None, None)),
-        Situation("one class", (normal(2, 1),), (np.array([0, 0]), None, None)),
-        Situation("many classes", (normal(6, 70),), (10 * numbers, some, 69), differences=False),
-        Situation("large", (np.array([[1000.0, 0.0], [0.0, -1000.0], [-1000.0, 1000.0]]),),
+        SampleInput("random", (normal(6, 5),), (target_ids, None, None)),
+        SampleInput("some invalid", (normal(6, 5),), (target_ids, some, None)),
+        SampleInput("one class excluded", (normal(6, 6),), (target_ids, None, 5)),
+        SampleInput("some invalid, a class excluded", (normal(6, 6),), (target_ids, some, 5)),
+        SampleInput("one row", (normal(1, 5),), (target_ids[:1], None, None)),
+        SampleInput("one class", (normal(2, 1),), (np.array([0, 0]), None, None)),
+        SampleInput("many classes", (normal(6, 70),), (10 * target_ids, some, 69), differences=False),
+        SampleInput("large", (np.array([[1000.0, 0.0], [0.0, -1000.0], [-1000.0, 1000.0]]),),
                   (np.array([1, 0, 1]), None, None), differences=False),
-        Situation("classes of -inf", (hidden_classes,), (numbers, None, None), differences=False),
+        SampleInput("classes of -inf", (hidden_classes,), (target_ids, None, None), differences=False),
     ],
 )  # fmt: skip
 
@@ -349,7 +354,7 @@ def embedding_backward_is_deterministic(t: Trial) -> None:
 
 def _attention(xp: Backend, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Arrays:
     out, log_sum = xp.attention(q, k, v, mask, causal, offset)
-    return out, xp.broadcast_to(log_sum, (*out.shape[:-1], 1))  # it need not have batch axes that only v has
+    return out, xp.broadcast_to(log_sum, (*out.shape[:-1], 1))  # it may lack batch axes that only v has
 
 
 def _attention_backward(
@@ -365,7 +370,7 @@ def _operands(q: Shape, k: Shape, v: Shape) -> tuple[HostArray, ...]:
 
 plain = _operands((2, 4, 3), (2, 5, 3), (2, 5, 2))
 heads = _operands((2, 3, 4, 2), (2, 3, 5, 2), (2, 3, 5, 2))
-long = _operands((2, 130, 8), (2, 150, 8), (2, 150, 8))
+long_rows = _operands((2, 130, 8), (2, 150, 8), (2, 150, 8))
 far = (np.array([[1000.0, 0.0], [0.0, -1000.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), normal(3, 2))
 
 
@@ -383,28 +388,28 @@ attention = Pair(
     _attention,
     _attention_backward,
     [
-        Situation("random", plain, OPEN),
-        Situation("no batch", _operands((4, 3), (5, 3), (5, 2)), OPEN),
-        Situation("heads", heads, OPEN),
-        Situation("batches that broadcast", _operands((2, 3, 4, 2), (1, 3, 5, 2), (5, 2)), OPEN),
-        Situation("queries shared", _operands((4, 3), (2, 5, 3), (2, 5, 2)), OPEN),
-        Situation("weights shared", _operands((4, 3), (5, 3), (2, 5, 2)), OPEN),
-        Situation("one of each", _operands((1, 1), (1, 1), (1, 1)), OPEN),
-        *(Situation(f"causal, offset {n}", plain, (None, True, n)) for n in (-10, -2, 0, 1, 3, 10)),
-        *(Situation(f"a mask of shape {m.shape}", heads, (m, False, 0))
+        SampleInput("random", plain, OPEN),
+        SampleInput("no batch", _operands((4, 3), (5, 3), (5, 2)), OPEN),
+        SampleInput("heads", heads, OPEN),
+        SampleInput("batches that broadcast", _operands((2, 3, 4, 2), (1, 3, 5, 2), (5, 2)), OPEN),
+        SampleInput("queries shared", _operands((4, 3), (2, 5, 3), (2, 5, 2)), OPEN),
+        SampleInput("weights shared", _operands((4, 3), (5, 3), (2, 5, 2)), OPEN),
+        SampleInput("one of each", _operands((1, 1), (1, 1), (1, 1)), OPEN),
+        *(SampleInput(f"causal, offset {n}", plain, (None, True, n)) for n in (-10, -2, 0, 1, 3, 10)),
+        *(SampleInput(f"a mask of shape {m.shape}", heads, (m, False, 0))
           for m in (_mask(4, 5), _mask(5), _mask(4, 1), _mask(2, 1, 1, 5), _mask(2, 3, 4, 5))),
-        Situation("everything hidden", plain, (np.array(True), False, 0)),
-        Situation("nothing hidden", plain, (np.array(False), False, 0)),
-        Situation("a mask, causal", heads, (_mask(4, 5), True, 1)),
-        Situation("a mask with more batch axes than queries",
+        SampleInput("everything hidden", plain, (np.array(True), False, 0)),
+        SampleInput("nothing hidden", plain, (np.array(False), False, 0)),
+        SampleInput("a mask, causal", heads, (_mask(4, 5), True, 1)),
+        SampleInput("a mask with more batch axes than queries",
                   _operands((4, 3), (2, 3, 5, 3), (5, 2)), (_mask(2, 3, 4, 5), False, 0)),
-        Situation("long", long, OPEN, differences=False),
-        Situation("long, causal", long, (None, True, 0), differences=False),
-        Situation("long, causal, a mask, offset 20", long, (_mask(130, 150), True, 20), differences=False),
-        Situation("large scores", far, OPEN, backward=False),
-        Situation("no keys", _operands((2, 3, 4), (2, 0, 4), (2, 0, 5)), OPEN),
-        Situation("no queries", _operands((2, 0, 4), (2, 3, 4), (2, 3, 5)), (None, True, 0)),
-        Situation("an empty batch", _operands((0, 3, 4), (0, 3, 4), (0, 3, 5)), OPEN),
+        SampleInput("long", long_rows, OPEN, differences=False),
+        SampleInput("long, causal", long_rows, (None, True, 0), differences=False),
+        SampleInput("long, causal, a mask, offset 20", long_rows, (_mask(130, 150), True, 20), differences=False),
+        SampleInput("large scores", far, OPEN, backward=False),
+        SampleInput("no keys", _operands((2, 3, 4), (2, 0, 4), (2, 0, 5)), OPEN),
+        SampleInput("no queries", _operands((2, 0, 4), (2, 3, 4), (2, 3, 5)), (None, True, 0)),
+        SampleInput("an empty batch", _operands((0, 3, 4), (0, 3, 4), (0, 3, 5)), OPEN),
     ],
     joint=True,
 )  # fmt: skip

@@ -1,107 +1,122 @@
 """Cases of the primitives that have no backward of their own, and of the optimizer's steps."""
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Backend
-from .trial import Case, Trial, reference
+from ..backend import ELEMENTWISE, Array, Backend, Core
+from .trial import Case, Trial, expected
 from .values import dtypes_of, inf, nan, normal, special, titled, values
-from .views import CONTIGUOUS, HostArray, each, typed
+from .views import CONTIGUOUS, HostArray, typed
 
 
 def cases() -> Iterator[Case]:
     yield Case("erf", "to 1e-15 in float64", erf_is_exact)
-    yield Case("prepare_index", "takes arrays of the backend, too", indices_of_its_own)
-    yield Case("prepare_index", "it or getitem raises for what is no index here", indices_out_of_bounds)
-    yield Case("prepare_index", "a copy: what the caller does to his array later does not show", indices_are_copied)
-    for table in (unary, binary, comparisons, choices, reductions, shapes, indices, products, steps):
+    yield Case("prepare_index", "takes the backend's own arrays", indices_of_its_own)
+    yield Case("prepare_index", "it or getitem raises for an invalid index", indices_out_of_bounds)
+    yield Case("prepare_index", "a copy: later changes of the given array have no effect", indices_are_copied)
+    yield Case("sum", "half precision keeps its dtype", sums_of_halves)
+    for table in (elementwise, choices, clipping, reductions, shapes, indices, products, steps):
         yield from table()
 
 
-# --- Elementwise
+# --- Elementwise: the cases of a primitive follow from its name and its number of operands in the contract
 
 x, y = normal(3, 4), normal(3, 4, seed=1)
-positive = np.abs(x) + 0.5
+positive, positive_y = np.abs(x) + 0.5, np.abs(y) + 0.5
 whole, small = np.array([[3, -2, 0], [7, 1, 1]]), np.array([1, -2, 1])
+yes, no = np.array([[True], [False]]), np.array([True, False])
 
-UNARY: dict[str, HostArray] = {
-    "negative": x, "exp": x, "log": positive, "sqrt": positive, "tanh": x, "sin": 3 * x, "cos": 3 * x, "erf": x,
-    "abs": x, "sign": x,
-}  # fmt: skip
-BINARY: dict[str, tuple[HostArray, HostArray]] = {
-    "add": (x, y), "subtract": (x, y), "multiply": (x, y), "divide": (x, positive), "power": (positive, y),
-    "maximum": (x, y), "minimum": (x, y),
-}  # fmt: skip
-COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
-OF_INTEGERS = ("add", "subtract", "multiply", "maximum", "minimum", *COMPARISONS)
-OF_ZEROS = ("negative", "abs", "sqrt", "multiply", "divide")  # here a zero's sign is part of the result
-
-
-def unary() -> Iterator[Case]:
-    for primitive, a in UNARY.items():
-        yield from values(primitive, "random", a)
-        yield from values(primitive, "no axes", np.array(a[1, 2]))
-        yield from values(primitive, "empty", a[:0])
-        yield from values(primitive, "special", special, signs=primitive in OF_ZEROS)
-    yield from values("exp", "large", np.array([1000.0, -1000.0]))
-    yield from values("tanh", "large", np.array([1000.0, -1000.0]))
-    for primitive in ("negative", "abs", "sign"):
-        yield from values(primitive, "integers", whole)
+FLOATS: dict[str, tuple[HostArray, HostArray]] = {
+    "random": (x, y),
+    "positive": (positive, positive_y),  # log, sqrt and power are nan for most negative numbers
+    "whole numbers": (np.round(x), np.round(y)),  # with ties, which comparisons tell apart
+}
+OF_BOOLS = ("logical_and", "logical_or", "logical_not")  # these take bools alone
+ALSO_OF_BOOLS = ("equal", "not_equal", "maximum")
+ALSO_OF_INTEGERS = (
+    "add", "subtract", "multiply", "maximum", "minimum", "equal", "not_equal", "less", "less_equal", "greater",
+    "greater_equal", "negative", "abs", "sign",
+)  # fmt: skip
+SIGNED_ZEROS = ("negative", "abs", "sqrt", "multiply", "divide")  # the sign of a zero is part of these results
+DERIVED_UNARY = ("erf", "sigmoid", "relu")
 
 
-def binary() -> Iterator[Case]:
-    for primitive, (a, b) in BINARY.items():
-        yield from values(primitive, "random", a, b)
-        yield from values(primitive, "broadcast", a[:, :1], b[0])
-        yield from values(primitive, "a number on the right", a, 2.5)
-        yield from values(primitive, "an int on the right", a, 2)
-        yield from values(primitive, "a number on the left", 2.5, b)
-        yield from values(primitive, "an int on the left", 2, b)
-        yield from values(primitive, "no axes", np.array(a[1, 2]), np.array(b[0, 0]))
-        yield from values(primitive, "no axes and some", np.array(a[1, 2]), b)
-        yield from values(primitive, "empty", a[:0], b[0])
-        yield from values(primitive, "special", special[:, None], special, signs=primitive in OF_ZEROS)
-        yield from values(primitive, "special with a number", special, 1.0)
+def n_operands(primitive: str) -> int:
+    """The number of operands of an elementwise core primitive, from the contract."""
+    return len(inspect.signature(getattr(Core, primitive)).parameters) - 1  # without self
+
+
+def elementwise() -> Iterator[Case]:
+    for primitive in (*ELEMENTWISE, *DERIVED_UNARY):
+        n = 1 if primitive in DERIVED_UNARY else n_operands(primitive)
+        if primitive not in OF_BOOLS:
+            yield from unary(primitive) if n == 1 else binary(primitive)
+        if primitive in (*OF_BOOLS, *ALSO_OF_BOOLS):
+            yield from values(primitive, "bools", *(yes, no)[:n])
+            yield from values(primitive, "bools, no axes", *(np.array(True), np.array(False))[:n])
+            yield from values(primitive, "bools, empty", *(yes[:0], no)[:n])
+        if primitive in ALSO_OF_INTEGERS:
+            yield from values(primitive, "integers", *(whole, small)[:n])
     for exponent in (-1, 0, 0.5, 3, -2.5):
         yield from values("power", f"to {exponent}", special, exponent)
-    for primitive in OF_INTEGERS:
-        yield from values(primitive, "integers", whole, small)
-        yield from values(primitive, "integers and a number", whole, 2)
 
 
-def comparisons() -> Iterator[Case]:
-    for primitive in COMPARISONS:
-        yield from values(primitive, "ties", np.round(x), np.round(y))
-        yield from values(primitive, "broadcast", np.round(x)[:, :1], np.round(y)[0])
-        yield from values(primitive, "a number on the right", np.round(x), 0)
-        yield from values(primitive, "a number on the left", 0.0, np.round(x))
-        yield from values(primitive, "no axes", np.array(1.0), np.array(1.0))
-        yield from values(primitive, "empty", x[:0], y[:0])
-        yield from values(primitive, "special", special[:, None], special)
-    yes, no = np.array([[True], [False]]), np.array([True, False])
-    for primitive in ("logical_and", "logical_or", "equal", "not_equal", "maximum"):
-        yield from values(primitive, "bools", yes, no)
-        yield from values(primitive, "no axes, bools", np.array(True), np.array(False))
-    yield from values("logical_not", "bools", yes)
-    yield from values("logical_not", "no axes", np.array(True))
-    yield from values("logical_not", "empty", np.zeros((0, 2), bool))
+def unary(primitive: str) -> Iterator[Case]:
+    for title, (a, _) in FLOATS.items():
+        yield from values(primitive, title, a)
+        yield from values(primitive, f"{title}, no axes", np.array(a[1, 2]))
+    yield from values(primitive, "a range", np.linspace(-9, 3, 25))
+    yield from values(primitive, "large", np.array([1000.0, -1000.0]))
+    yield from values(primitive, "empty", x[:0])
+    yield from values(primitive, "special", special, signs=primitive in SIGNED_ZEROS)
+
+
+def binary(primitive: str) -> Iterator[Case]:
+    for title, (a, b) in FLOATS.items():
+        yield from values(primitive, title, a, b)
+        yield from values(primitive, f"{title}, broadcast", a[:, :1], b[0])
+        for number in (2.5, 2, 0):
+            yield from values(primitive, f"{title}, {number} on the right", a, number)
+            yield from values(primitive, f"{title}, {number} on the left", number, b)
+        yield from values(primitive, f"{title}, no axes", np.array(a[1, 2]), np.array(b[0, 0]))
+        yield from values(primitive, f"{title}, no axes and some", np.array(a[1, 2]), b)
+    yield from values(primitive, "equal operands", x, x)
+    yield from values(primitive, "empty", x[:0], y[0])
+    yield from values(primitive, "special", special[:, None], special, signs=primitive in SIGNED_ZEROS)
+    yield from values(primitive, "special, 1.0 on the right", special, 1.0)
+    if primitive in ALSO_OF_INTEGERS:
+        yield from values(primitive, "integers, 2 on the right", whole, 2)
 
 
 def choices() -> Iterator[Case]:
     chosen = x > 0
     yield from values("where", "random", chosen, x, y)
     yield from values("where", "broadcast", chosen[:, :1], x[0], y)
-    yield from values("where", "numbers on the right", chosen, x, 0)
-    yield from values("where", "numbers on the left", chosen, -inf, x)
+    yield from values("where", "a number on the right", chosen, x, 0)
+    yield from values("where", "a number on the left", chosen, -inf, x)
     yield from values("where", "two numbers", chosen, 1e-6, 0.0)
     yield from values("where", "no axes", np.array(True), np.array(1.0), np.array(2.0))
     yield from values("where", "empty", chosen[:0], x[:0], 1.0)
-    yield from values("where", "what is not chosen does not show", np.array([True, False]), special[2:4], special[5:])
+    yield from values("where", "special values that are not selected", no, special[2:4], special[5:])
     yield from values("where", "integers", whole > 0, whole, small)
+
+
+def clipping() -> Iterator[Case]:
+    for low, high in ((-0.5, 0.5), (None, 0.5), (-0.5, None), (None, None), (0, 1), (0.5, -0.5)):
+        yield from values("clip", f"from {low} to {high}", x, low, high)
+    yield from values("clip", "bounds that are arrays", x, -np.abs(y), np.abs(y[0]))
+    yield from values("clip", "an array and a number", x, -np.abs(y), 0.5)
+    yield from values("clip", "bounds with more axes", x[0], np.array(-0.5), np.abs(y))
+    yield from values("clip", "no axes", np.array(2.5), 0.0, 1.0)
+    yield from values("clip", "empty", x[:0], -0.5, 0.5)
+    yield from values("clip", "special", special, -1.5, 1.5)
+    yield from values("clip", "at the bounds", np.array([-1.0, 0.0, 1.0]), -1.0, 1.0)
+    yield from values("clip", "integers", whole, -1, 2)
 
 
 def erf_is_exact(t: Trial) -> None:
@@ -116,30 +131,44 @@ ties = np.array([[1.0, 3.0, 3.0, 3.0], [2.0, 2.0, 2.0, 2.0], [-1.0, -1.0, 5.0, 5
 AXES: tuple[Any, ...] = (None, 0, 1, -1, (0, 1), (-1, 0), (2, 0, 1), (1,))
 
 
+def reduced(primitive: str, title: str, a: HostArray, **options: Any) -> Iterator[Case]:
+    """Of primitive(a, **options): axis and keepdims are keyword arguments."""
+    yield from values(primitive, title, a, call=lambda xp, a: getattr(xp, primitive)(a, **options))
+
+
 def reductions() -> Iterator[Case]:
     for primitive in ("sum", "max", "min", "argmax"):
         for axis in AXES:
             if primitive == "argmax" and isinstance(axis, tuple):
                 continue
             for keepdims in (False, True):
-                yield from values(primitive, f"axis {axis}, keepdims {keepdims}", cube, axis, keepdims)
-            yield from values(primitive, f"ties, axis {axis}", ties[:, None], axis)
-        yield from values(primitive, "the defaults", cube)
-        yield from values(primitive, "no axes", np.array(2.5))
-        yield from values(primitive, "nothing along another axis", np.zeros((0, 3)), 1)
-        yield from values(primitive, "infinities", np.array([[1.0, inf, inf], [-inf, -inf, 2.0]]), 1)
-        yield from values(primitive, "integers", np.array([[3, 1, 3], [2, 7, 0]]), 1)
-    for place in range(3):  # wherever it stands
+                title = f"axis {axis}, keepdims {keepdims}"
+                yield from reduced(primitive, title, cube, axis=axis, keepdims=keepdims)
+            yield from reduced(primitive, f"ties, axis {axis}", ties[:, None], axis=axis)
+        yield from reduced(primitive, "the defaults", cube)
+        yield from reduced(primitive, "no axes", np.array(2.5))
+        yield from reduced(primitive, "nothing along another axis", np.zeros((0, 3)), axis=1)
+        yield from reduced(primitive, "infinities", np.array([[1.0, inf, inf], [-inf, -inf, 2.0]]), axis=1)
+        yield from reduced(primitive, "integers", np.array([[3, 1, 3], [2, 7, 0]]), axis=1)
+    for place in range(3):  # a reduction may compute the last elements of a row in another way
         row = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
         row[:, place] = nan
         for primitive in ("sum", "max", "min"):
-            yield from values(primitive, f"nan at {place} wins", row, 1)
-            yield from values(primitive, f"nan at {place} wins, of all", row)
-    yield from values("sum", "nothing", np.zeros((0, 3)), 0)
-    yield from values("sum", "nothing at all", np.zeros((0, 3)))
-    yield from values("sum", "bools to integers", np.array([[True, True], [False, True]]), 1)
-    yield from values("sum", "bools, of all", np.array([[True, True], [False, True]]))
-    yield from values("sum", "inf and -inf", np.array([inf, -inf]))
+            yield from reduced(primitive, f"nan at {place} wins", row, axis=1)
+            yield from reduced(primitive, f"nan at {place} wins, all axes", row)
+    yield from reduced("sum", "nothing", np.zeros((0, 3)), axis=0)
+    yield from reduced("sum", "nothing, all axes", np.zeros((0, 3)))
+    yield from reduced("sum", "bools to integers", np.array([[True, True], [False, True]]), axis=1)
+    yield from reduced("sum", "bools, all axes", np.array([[True, True], [False, True]]))
+    yield from reduced("sum", "inf and -inf", np.array([inf, -inf]))
+
+
+def sums_of_halves(t: Trial) -> None:
+    for dtype in _halves(t):
+        for axis in (None, 0, 1):
+            found = t.xp.sum(t.backend.astype(t.backend.asarray(ties), dtype), axis=axis)
+            t.is_array(found, np.shape(ties.sum(axis)), dtype)
+            t.same(t.backend.astype(found, "float64"), ties.sum(axis), what=f"{dtype}: ")
 
 
 # --- Shapes
@@ -207,12 +236,12 @@ BAD_INDICES: dict[str, tuple[type[Exception], Any]] = {
 
 
 def picked(index: Any, xp: Backend, a: Array) -> Array:
-    """a[index] for an index that is still on the host: `prepare_index` moves it."""
+    """a[index] for an index on the host, which `prepare_index` copies to the backend."""
     return xp.getitem(a, xp.prepare_index(index, a.shape))
 
 
 def indices() -> Iterator[Case]:
-    """Of floats, with the gradient, they are in `pairs.py`."""
+    """The cases of floats, with the gradient, are in `pairs.py`."""
     yield from values("getitem", "integers", whole_cube, call=partial(picked, [1, 1]))
     yield from values("getitem", "bools", whole_cube > 3, call=partial(picked, (0, [1, 1])))
 
@@ -262,34 +291,35 @@ def products() -> Iterator[Case]:
 
 # --- Optimizer steps
 
-SGD: dict[str, dict[str, Any]] = {
-    "plain": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
-    "weight decay": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.1},
-    "momentum": {"momentum": 0.9, "nesterov": False, "weight_decay": 0.0},
-    "momentum and weight decay": {"momentum": 0.9, "nesterov": False, "weight_decay": 0.1},
-    "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+SGD: dict[str, tuple[float, bool, float]] = {  # momentum, nesterov, weight decay
+    "plain": (0.0, False, 0.0),
+    "weight decay": (0.0, False, 0.1),
+    "momentum": (0.9, False, 0.0),
+    "momentum and weight decay": (0.9, False, 0.1),
+    "nesterov": (0.9, True, 0.01),
 }
-ADAM: dict[str, dict[str, Any]] = {
-    "plain": {"weight_decay": 0.0, "decoupled": False},
-    "weight decay": {"weight_decay": 0.1, "decoupled": False},
-    "decoupled weight decay": {"weight_decay": 0.1, "decoupled": True},
-    "decoupled, no weight decay": {"weight_decay": 0.0, "decoupled": True},
+ADAM: dict[str, tuple[float, bool]] = {  # weight decay, decoupled
+    "plain": (0.0, False),
+    "weight decay": (0.1, False),
+    "decoupled weight decay": (0.1, True),
+    "decoupled, no weight decay": (0.0, True),
 }
+Arrays = tuple[Any, ...]  # the parameter and its state; None where there is no velocity
 
 
 def steps() -> Iterator[Case]:
     for shape in ((3, 4), (), (0, 3), (65, 7)):
         p, zeros = normal(*shape), np.zeros(shape)
-        for title, options in SGD.items():
-            state = (p, zeros if options["momentum"] else None)
-            yield from _steps("sgd_step", f"{title}, shape {shape}", _sgd, state, options)
-        for title, options in ADAM.items():
-            yield from _steps("adam_step", f"{title}, shape {shape}", _adam, (p, zeros, zeros), options)
-    yield Case("adam_step", "low is p, rounded", _adam_writes_low)
+        for title, sgd in SGD.items():
+            state = (p, zeros if sgd[0] else None)
+            yield from _steps("sgd_step", f"{title}, shape {shape}", partial(_sgd, *sgd), state)
+        for title, adam in ADAM.items():
+            yield from _steps("adam_step", f"{title}, shape {shape}", partial(_adam, *adam), (p, zeros, zeros))
+    yield Case("adam_step", "low is p, rounded", _adam_returns_low)
     for max_norm in (0.5, 1.0, 100.0):
         for title, grads in {"one": [normal(3, 4)], "several": [normal(3, 4), np.array(2.0), normal(65, 7)]}.items():
             yield from values("clip_scale", f"{title}, max_norm {max_norm}", grads, max_norm)
-    yield from values("clip_scale", "no gradient at all", [np.zeros((2, 3)), np.zeros((0,))], 1.0)
+    yield from values("clip_scale", "gradients of zeros", [np.zeros((2, 3)), np.zeros((0,))], 1.0)
     for primitive, body in (
         ("sgd_step", _sgd_of_halves),
         ("adam_step", _adam_of_halves),
@@ -298,25 +328,48 @@ def steps() -> Iterator[Case]:
         yield Case(primitive, "gradients in half precision are computed with in float32", body)
 
 
-def _sgd(xp: Backend, step: int, g: Array, p: Array, velocity: Array | None, options: dict[str, Any]) -> None:
-    clip = None if step == 1 else xp.full((), 0.5, p.dtype)
-    xp.sgd_step(p, g, velocity, xp.host_scalars([0.1 * step], p.dtype), clip, **options)
+def _steps(primitive: str, title: str, take: Callable[..., Arrays], state: Arrays) -> Iterator[Case]:
+    """Three steps. The returned arrays are the new state, whether they are the given ones or not."""
+    for dtype in dtypes_of(*state):
+
+        def body(t: Trial, dtype: str = dtype) -> None:
+            for hosts in t.each_view(*typed(state, dtype)):
+                if t.view.values is not CONTIGUOUS.values:
+                    continue  # a step in place cannot write into a broadcast view
+                found, wanted = t.move(hosts, watched=False), hosts
+                for step in (1, 2, 3):
+                    g = normal(*hosts[0].shape, seed=step).astype(hosts[0].dtype)
+                    found = take(t.xp, step, t.move(g), *found)
+                    wanted = expected(primitive, lambda xp, *args, n=step: take(xp, n, *args), g, *wanted)
+                    t.same(found, wanted, what=f"after step {step}: ")
+
+        yield Case(primitive, titled(title, dtype), body)
 
 
-def _adam(xp: Backend, step: int, g: Array, p: Array, m: Array, v: Array, options: dict[str, Any]) -> None:
-    clip = None if step == 1 else xp.full((), 0.5, p.dtype)
-    rates = [0.1 / (1 - 0.9**step), (1 - 0.99**step) ** 0.5, 0.1 * options["weight_decay"]]
-    xp.adam_step(p, g, m, v, xp.host_scalars(rates, p.dtype), clip, 0.9, 0.99, 1e-8, **options, low=None)
+def _sgd(
+    momentum: float, nesterov: bool, weight_decay: float, xp: Backend, step: int, g: Array, p: Array, velocity: Any
+) -> Arrays:
+    rates, clip = xp.host_scalars([0.1 * step], xp.dtype(p)), None if step == 1 else xp.full((), 0.5, xp.dtype(p))
+    return xp.sgd_step(p, g, velocity, rates, clip, momentum, nesterov, weight_decay)
 
 
-def _adam_writes_low(t: Trial) -> None:
-    for low_dtype in _halves(t):
+def _adam(
+    weight_decay: float, decoupled: bool, xp: Backend, step: int, g: Array, p: Array, m: Array, v: Array
+) -> Arrays:
+    clip = None if step == 1 else xp.full((), 0.5, xp.dtype(p))
+    numbers = [0.1 / (1 - 0.9**step), (1 - 0.99**step) ** 0.5, 0.1 * weight_decay]
+    rates = xp.host_scalars(numbers, xp.dtype(p))
+    return xp.adam_step(p, g, m, v, rates, clip, 0.9, 0.99, 1e-8, weight_decay, decoupled, None)[:3]
+
+
+def _adam_returns_low(t: Trial) -> None:
+    for dtype in _halves(t):
         p, g, m, v = (t.backend.copy(t.backend.asarray(normal(5, seed=i).astype("float32") ** 2)) for i in range(4))
-        low = t.backend.zeros((5,), low_dtype)
+        low = t.backend.zeros((5,), dtype)
         rates = t.backend.host_scalars([0.1, 0.5, 0.01], "float32")
-        t.xp.adam_step(p, g, m, v, rates, None, 0.9, 0.99, 1e-8, 0.1, True, low)
-        t.require(str(low.dtype) == low_dtype, low_dtype, str(low.dtype))
-        t.same(t.backend.astype(low, "float32"), t.host(t.backend.astype(t.backend.astype(p, low_dtype), "float32")))
+        p, _, _, low = t.xp.adam_step(p, g, m, v, rates, None, 0.9, 0.99, 1e-8, 0.1, True, low)
+        t.is_array(low, (5,), dtype)
+        t.same(t.backend.astype(low, "float32"), t.host(t.backend.astype(t.backend.astype(p, dtype), "float32")))
 
 
 def _halves(t: Trial) -> list[str]:
@@ -324,53 +377,40 @@ def _halves(t: Trial) -> list[str]:
 
 
 def _gradients_in_half(t: Trial, scale: float) -> Iterator[tuple[Array, HostArray]]:
-    """A gradient (5,) in each half precision, and its very values on the host in float32."""
+    """A gradient (5,) in each half precision, and the same values on the host in float32."""
     for dtype in _halves(t):
         g = t.backend.astype(t.backend.asarray((normal(5) * scale).astype("float32")), dtype)
         yield g, t.host(t.backend.astype(g, "float32"))
 
 
+def _of_halves(t: Trial, primitive: str, g: Array, wide: HostArray, state: Sequence[HostArray], *args: Any) -> None:
+    """primitive(p, g, *state, *args), for a gradient g in half precision with the values `wide`."""
+
+    def call(xp: Backend, p: Array, g: Array, *rest: Any) -> Any:
+        return getattr(xp, primitive)(p, g, *rest)
+
+    p, *rest = state
+    dp, *drest = t.move(list(state), watched=False)
+    found = call(t.xp, dp, g, *drest, *t.move(args))
+    t.same(found, expected(primitive, call, p, wide, *rest, *args), what=f"{t.backend.dtype(g)}: ")
+
+
 def _sgd_of_halves(t: Trial) -> None:
+    state, rates = (np.ones(5, "float32"), np.zeros(5, "float32")), np.array([1e4], "float32")
     for g, wide in _gradients_in_half(t, 1e-4):
-        for clip in (None, np.array(1e-4, "float32")):  # of which the product is less than float16 has
-            p, velocity, rates = np.ones(5, "float32"), np.zeros(5, "float32"), np.array([1e4], "float32")
-            dp, dvelocity = t.move((p, velocity), watched=False)
-            t.xp.sgd_step(dp, g, dvelocity, t.move(rates), t.move(clip), 0.9, False, 0.0)
-            reference.sgd_step(p, wide, velocity, rates, clip, 0.9, False, 0.0)
-            t.same((dp, dvelocity), (p, velocity), what=f"{g.dtype}: ")
+        for clip in (None, np.array(1e-4, "float32")):  # g * clip underflows in float16
+            _of_halves(t, "sgd_step", g, wide, state, rates, clip, 0.9, False, 0.0)
 
 
 def _adam_of_halves(t: Trial) -> None:
-    for g, wide in _gradients_in_half(t, 1e-4):  # of which the square is less than float16 has
-        p, m, v = np.ones(5, "float32"), np.zeros(5, "float32"), np.zeros(5, "float32")
-        rates = np.array([0.1, 0.5, 0.0], "float32")
-        dp, dm, dv = t.move((p, m, v), watched=False)
-        t.xp.adam_step(dp, g, dm, dv, t.move(rates), None, 0.9, 0.99, 1e-8, 0.0, True, None)
-        reference.adam_step(p, wide, m, v, rates, None, 0.9, 0.99, 1e-8, 0.0, True, None)
-        t.same((dp, dm, dv), (p, m, v), what=f"{g.dtype}: ")
+    state = np.ones(5, "float32"), np.zeros(5, "float32"), np.zeros(5, "float32")
+    rates = np.array([0.1, 0.5, 0.0], "float32")
+    for g, wide in _gradients_in_half(t, 1e-4):  # g * g underflows in float16
+        _of_halves(t, "adam_step", g, wide, state, rates, None, 0.9, 0.99, 1e-8, 0.0, True, None)
 
 
 def _norm_of_halves(t: Trial) -> None:
-    for g, wide in _gradients_in_half(t, 200.0):  # of which the square is more than float16 has
-        for grads, expected in (([g], [wide]), ([g, g], [wide, wide])):
-            t.same(t.xp.clip_scale(grads, 1.0), reference.clip_scale(expected, 1.0), atol=1e-3, what=f"{g.dtype}: ")
-
-
-def _steps(
-    primitive: str, title: str, take: Callable[..., None], state: tuple[Any, ...], options: dict[str, Any]
-) -> Iterator[Case]:
-    """Three steps change the parameter and its state, wherever they lie, and not the gradient."""
-    for dtype in dtypes_of(*state):
-
-        def body(t: Trial, state: tuple[Any, ...] = typed(state, dtype)) -> None:
-            for hosts in t.each_view(*state):
-                if t.view.values is not CONTIGUOUS.values:
-                    continue  # there is no writing into a broadcast view
-                changed, expected = t.move(hosts, watched=False), each(hosts, np.copy)
-                for step in (1, 2, 3):
-                    g = normal(*hosts[0].shape, seed=step).astype(hosts[0].dtype)
-                    take(t.xp, step, t.move(g), *changed, options)
-                    take(reference, step, g, *expected, options)
-                    t.same(changed, expected, what=f"after step {step}: ")
-
-        yield Case(primitive, titled(title, dtype), body)
+    for g, wide in _gradients_in_half(t, 200.0):  # the sum of g * g overflows in float16
+        for grads, others in (([g], [wide]), ([g, g], [wide, wide])):
+            wanted = expected("clip_scale", lambda xp, *args: xp.clip_scale(*args), others, 1.0)
+            t.same(t.xp.clip_scale(grads, 1.0), wanted, atol=1e-3, what=f"{t.backend.dtype(g)}: ")

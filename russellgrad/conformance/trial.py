@@ -1,111 +1,160 @@
-"""A backend on trial: a case calls its primitives and holds what comes back against what NumPy's give.
+"""Run a case on a backend: call its primitives, and compare the results with the expected values.
 
 Everything here goes through the contract alone, so it works for the arrays of any backend. NumPy is on the host's side.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import prod
 from types import ModuleType
 from typing import Any, cast
+from unittest import SkipTest
 
 import numpy as np
 
-from ..backend import PRIMITIVES, Array, Backend, Shape, load_backend, resolve_backend
-from .views import CONTIGUOUS, VIEWS, HostArray, arrays_in, each
+from ..backend import CORE, DERIVED, OPTIONAL, Array, Backend, Shape, load_backend, resolve_backend
+from .views import CONTIGUOUS, VIEWS, HostArray, arrays_in, each, typed
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # absolute, for data of the order of 1; other dtypes must be equal
 
-reference = load_backend("numpy")
 
-# NumPy's elementwise functions give a scalar for operands without axes, so theirs alone need not be an array.
-_ELEMENTWISE = PRIMITIVES[PRIMITIVES.index("add") : PRIMITIVES.index("logical_not") + 1]
+def _reference() -> Backend:
+    """NumPy's functions for the core primitives, and formulas for all others."""
+    numpy, module = load_backend("numpy"), ModuleType(f"{__package__}.reference")
+    core = {name: getattr(numpy, name) for name in CORE}
+    vars(module).update({**core, "name": "reference", "matmul": np.matmul})
+    return resolve_backend(module)
 
 
-class Mismatch(AssertionError):  # noqa: N818 - not an error of the suite's, but what it looks for
-    """What was expected of the backend, and what came instead."""
+reference = _reference()
 
-    def __init__(self, expected: str, came: str) -> None:
-        super().__init__(f"expected {expected}, came {came}")
-        self.expected, self.came = expected, came
+
+def expected(primitive: str, call: Callable[..., Any], *args: Any) -> Any:
+    """What call(xp, *args) should give, for host arrays: see the package's docstring. A host array, or a tuple."""
+    if primitive not in DERIVED:
+        return call(reference, *args)
+    dtype = next((str(a.dtype) for a in arrays_in(args) if a.dtype.kind == "f"), "")
+    return _rounded(call(reference, *typed(args, "float64")), dtype)
+
+
+def _rounded(x: Any, dtype: str) -> Any:
+    if isinstance(x, tuple):
+        return tuple(_rounded(part, dtype) for part in x)
+    return typed(np.asarray(x), dtype) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+class Mismatch(AssertionError):  # noqa: N818 - a finding of the suite, not an error in it
+    """What was expected of the backend, and what it gave."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(f"expected {expected}, got {got}")
+        self.expected, self.got = expected, got
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case. The last three say what was called, expected and given, and are empty where it passed."""
+    """The result of a case: passed, failed or skipped."""
 
     case: "Case"
-    differences: dict[str, float]  # the largest from the reference, by dtype
-    called: str = ""
+    differences: dict[str, float]  # the largest from the expected values, by dtype
+    called: str = ""  # these three are empty unless the case failed
     expected: str = ""
-    came: str = ""
+    got: str = ""
+    missing: tuple[str, ...] = ()  # optional primitives that the case needs and the backend lacks
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.expected)
+
+    @property
+    def skipped(self) -> bool:
+        return bool(self.missing)
 
     @property
     def passed(self) -> bool:
-        return not self.expected
+        return not (self.failed or self.skipped)
 
     def __str__(self) -> str:
+        if self.skipped:
+            return f"skipped  {self.case}: no {', '.join(self.missing)}"
         if self.passed:
             return f"passed  {self.case}"
-        return f"FAILED  {self.case}\n  called    {self.called}\n  expected  {self.expected}\n  came      {self.came}"
+        return f"FAILED  {self.case}\n  called    {self.called}\n  expected  {self.expected}\n  got       {self.got}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that the contract asks of a primitive."""
+    """One requirement of the contract on a primitive.
 
-    primitive: str  # its name in the contract; "Tensor" for what a Tensor asks of several
+    Args:
+        primitive: its name in the contract; "Tensor" for what a Tensor requires of several.
+        needs: the names of other optional primitives that the case uses.
+    """
+
+    primitive: str
     title: str
     body: Callable[["Trial"], None] = field(repr=False)
+    needs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.primitive}: {self.title}"
 
     def run(self, backend: str | ModuleType | Backend) -> Outcome:
-        """Try the case. Raises as `load_backend` does, and nothing for what the backend does wrong."""
-        trial = Trial(resolve_backend(backend))
+        """Run the case. Raises as `load_backend` does; an error in a primitive is a failure of the case."""
+        xp = resolve_backend(backend)
+        needed = (self.primitive, *self.needs) if self.primitive in OPTIONAL else self.needs
+        missing = tuple(name for name in needed if not hasattr(xp, name))
+        trial = Trial(xp)
+        if missing:
+            return Outcome(self, {}, missing=missing)
         try:
-            with np.errstate(all="ignore"):  # nan and inf are part of it
+            with np.errstate(all="ignore"):  # some cases compute nan and inf
                 self.body(trial)
         except Mismatch as mismatch:
-            return Outcome(self, trial.differences, trial.called(), mismatch.expected, mismatch.came)
+            return Outcome(self, trial.differences, trial.called(), mismatch.expected, mismatch.got)
         except Exception as error:
-            return Outcome(self, trial.differences, trial.called(), "no error", _words(error))
+            return Outcome(self, trial.differences, trial.called(), "no error", _message(error))
         return Outcome(self, trial.differences)
 
     def check(self, backend: str | ModuleType | Backend) -> None:
-        """Raise AssertionError, with what was called, expected and given, if the backend fails the case."""
+        """Run the case as a test.
+
+        Raises:
+            AssertionError: the backend fails the case; says what was called, expected and got.
+            unittest.SkipTest: the backend lacks an optional primitive that the case needs. pytest skips the test.
+        """
         outcome = self.run(backend)
-        if not outcome.passed:
+        if outcome.skipped:
+            raise SkipTest(f"{self}: the backend has no {', '.join(outcome.missing)}")
+        if outcome.failed:
             raise AssertionError(str(outcome))
 
 
 class Trial:
-    """The backend as a case sees it. `xp` is its module, with the last call noted for the report."""
+    """A backend while a case runs on it. `xp` is the backend too, and notes its last call for the report."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.xp = cast(Backend, _Noting(self))
         self.differences: dict[str, float] = {}
         self.last: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
-        self.view = CONTIGUOUS  # how arrays are laid out when they are moved
-        self._watched: list[tuple[HostArray, Array]] = []  # what was moved, and must stay as it is
+        self.view = CONTIGUOUS  # the layout that `move` gives arrays
+        self._watched: list[tuple[HostArray, Array]] = []  # moved arrays, which must stay unchanged
 
     # --- To the backend and back
 
     def each_view(self, *args: Any) -> Iterator[tuple[Any, ...]]:
-        """The host arguments, once for every view. What is moved meanwhile is laid out so, and must stay unchanged."""
+        """The host arguments, once for every view: `move` then gives arrays its layout. They must stay unchanged."""
         for view in VIEWS if any(a.ndim for a in arrays_in(args)) else (CONTIGUOUS,):
             self.view = view
             self._watched.clear()
             yield each(args, view.values)
             for host, moved in self._watched:
                 if not np.array_equal(host, self.host(moved), equal_nan=host.dtype.kind == "f"):
-                    raise Mismatch("operands left as they are", f"{self.host(moved)!r} in place of {host!r}")
+                    raise Mismatch("operands unchanged", f"{self.host(moved)!r} instead of {host!r}")
         self.view = CONTIGUOUS
 
     def move(self, x: Any, watched: bool = True) -> Any:
-        """Host arrays as the backend's: one, or those in a tuple or list. All else stays as it is."""
+        """Host arrays to the backend's: one, or those in a tuple or list. Everything else is returned unchanged."""
 
         def laid_out(a: HostArray) -> Array:
             moved = self.view.lay(self.backend, a) if a.ndim else CONTIGUOUS.lay(self.backend, a)
@@ -116,21 +165,21 @@ class Trial:
         return each(x, laid_out)
 
     def host(self, x: Array) -> HostArray:
-        """An array on the host, or a number as an array there."""
-        return np.asarray(self.backend.to_host(x) if self.backend.is_array(x) else x)
+        """A result on the host."""
+        return np.asarray(self.backend.to_host(x if self.backend.is_array(x) else self.backend.asarray(x)))
 
-    # --- What may be expected
+    # --- Checks
 
-    def require(self, condition: bool, expected: str, came: str) -> None:
+    def require(self, condition: bool, expected: str, got: str) -> None:
         if not condition:
-            raise Mismatch(expected, came)
+            raise Mismatch(expected, got)
 
     def same(
         self, found: Any, expected: Any, *, what: str = "", atol: float | None = None, signs: bool = False
     ) -> None:
-        """The backend's `found` is the host's `expected`: in kind, shape, dtype and, up to `atol`, in value.
+        """The backend's `found` equals the host's `expected` in kind, shape, dtype and, up to `atol`, in value.
 
-        nan is equal to nan. Both may be None, or tuples. `signs` tells 0 from -0.
+        nan is equal to nan. Both may be None, or tuples. With `signs`, 0 and -0 differ.
         """
         if isinstance(expected, tuple):
             is_so = isinstance(found, tuple) and len(found) == len(expected)
@@ -148,18 +197,17 @@ class Trial:
                 self.differences[dtype] = max(self.differences.get(dtype, 0.0), largest)
 
     def is_array(self, found: Any, shape: Shape, dtype: str, what: str = "") -> None:
-        """`found` is an array of the backend, of this shape and dtype, and says so where the library asks it."""
+        """`found` is an array of the backend with this shape and dtype; without axes, it may be a scalar."""
         wanted = f"{what}an array of the backend, {dtype} {shape}"
         if not self.backend.is_array(found):
-            scalar = not shape and self.last is not None and self.last[0] in _ELEMENTWISE and hasattr(found, "dtype")
+            may_be_scalar = self.last is not None and self.last[0] not in ("asarray", "copy")
+            scalar = not shape and may_be_scalar and hasattr(found, "shape")
             self.require(scalar, wanted, f"{type(found).__module__}.{type(found).__name__}: {self.described(found)}")
-            found = self.backend.asarray(found)
-        facts = (type(found.shape), found.shape, str(found.dtype), found.ndim, found.size)
-        is_so = facts == (tuple, shape, dtype, len(shape), prod(shape))
-        self.require(is_so, wanted, f"{found.dtype} {found.shape}, ndim {found.ndim}, size {found.size}")
-        kind, width = np.dtype(dtype).kind, np.dtype(dtype).itemsize
-        is_so = (found.dtype.kind, found.dtype.itemsize) == (kind, width) and found.dtype == dtype
-        self.require(is_so, f"{what}a dtype equal to {dtype!r}, of kind {kind!r}, itemsize {width}", repr(found.dtype))
+        found_dtype = self.backend.dtype(found)
+        facts = (type(found.shape), found.shape, found.ndim, str(found_dtype))
+        wrong = f"{found_dtype} {found.shape!r}, ndim {found.ndim}"
+        self.require(facts == (tuple, shape, len(shape), dtype), wanted, wrong)
+        self.require(isinstance(found_dtype, np.dtype), f"{what}numpy.dtype({dtype!r}) as dtype", repr(found_dtype))
 
     def same_values(
         self, found: HostArray, expected: HostArray, *, what: str = "", atol: float | None = None, signs: bool = False
@@ -177,7 +225,7 @@ class Trial:
             worst = int(np.argmax(np.where(same, -1.0, gaps)))
             place = tuple(int(i) for i in np.unravel_index(worst, same.shape))
             at = f" at {place}" if place else ""
-            count = f"; {np.count_nonzero(~same)} of {same.size} elements are off" if place else ""
+            count = f"; {np.count_nonzero(~same)} of {same.size} elements differ" if place else ""
             raise Mismatch(f"{what}{expected[place]!r}{at}", f"{found[place]!r}{count}")
         return gaps
 
@@ -187,40 +235,40 @@ class Trial:
         try:
             result = function(*args)
         except Exception as raised:
-            self.require(isinstance(raised, error) and word in str(raised), wanted, _words(raised))
+            self.require(isinstance(raised, error) and word in str(raised), wanted, _message(raised))
         else:
             raise Mismatch(wanted, f"no error, but {self.described(result)}")
 
-    # --- Words for the report
+    # --- Descriptions for the report
 
     def called(self) -> str:
-        """The last call, and how the arrays lay."""
+        """The last call, and the layout of its arrays."""
         if self.last is None:
-            return "nothing yet"
+            return "no primitive"
         name, args, kwargs = self.last
-        in_place = name.endswith("_step")  # so what was given is gone
+        in_place = name.endswith("_step")  # the given values may be overwritten
         words = [self.described(arg, not in_place) for arg in args]
         words += [f"{key}={self.described(value, not in_place)}" for key, value in kwargs.items()]
         return f"{name}({', '.join(words)})" + (f" on {self.view.title} views" if self.view is not CONTIGUOUS else "")
 
     def described(self, x: Any, values: bool = True) -> str:
-        """An argument or result: of arrays dtype and shape and, if they are small and `values`, what is in them."""
+        """An argument or result. Of an array: its dtype and shape, and with `values` the elements of a small one."""
         if isinstance(x, (tuple, list)):
             parts = ", ".join(self.described(part, values) for part in x)
             return f"[{parts}]" if isinstance(x, list) else f"({parts})"
-        if not hasattr(x, "dtype") or not hasattr(x, "shape"):
-            return repr(x)
-        words = f"{x.dtype} {tuple(x.shape)}"
-        if not values or not 0 < x.size <= 8:
-            return words
         try:
-            return f"{words} {self.host(x).tolist()}"
-        except Exception:  # to_host may be what is broken
-            return words
+            own = self.backend.is_array(x)
+            if not own and not isinstance(x, np.ndarray):
+                return repr(x)
+            words = f"{self.backend.dtype(x) if own else x.dtype} {tuple(x.shape)}"
+            elements = self.host(x)
+            return f"{words} {elements.tolist()}" if values and 0 < elements.size <= 8 else words
+        except Exception:  # is_array, dtype or to_host may be what is wrong
+            return f"{type(x).__name__} {getattr(x, 'shape', '')}".rstrip()
 
 
 class _Noting:
-    """A backend whose last call its trial knows of."""
+    """A backend that notes its last call in a Trial."""
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
@@ -237,5 +285,5 @@ class _Noting:
         return noted
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""A case in one line: a call with host arrays, held against NumPy's answer to the same call."""
+"""Cases that compare the values of one call with the expected ones."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .trial import TOLERANCE, Case, Trial, reference
+from .trial import TOLERANCE, Case, Trial, expected
 from .views import HostArray, arrays_in, typed
 
 inf, nan = math.inf, math.nan
@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int = 0) -> HostArray:
 
 
 def dtypes_of(*args: Any) -> tuple[str, ...]:
-    """The float dtypes to try these arguments in; "" where none of them is a float array."""
+    """The float dtypes to run these arguments in; "" if none of them is a float array."""
     return tuple(TOLERANCE) if any(a.dtype.kind == "f" for a in arrays_in(args)) else ("",)
 
 
@@ -30,9 +30,9 @@ def titled(title: str, dtype: str) -> str:
 def values(
     primitive: str, title: str, *args: Any, call: Call | None = None, atol: float | None = None, signs: bool = False
 ) -> Iterator[Case]:
-    """primitive(*args) gives what NumPy gives, for float64 and float32 and for every view of the arrays.
+    """primitive(*args) gives the expected values, in float64 and float32 and for every view of the arrays.
 
-    `call(xp, *args)` is what is called instead, if given.
+    `call(xp, *args)` is called instead, if it is given.
     """
     made = call or (lambda xp, *args: getattr(xp, primitive)(*args))
     for dtype in dtypes_of(*args):
@@ -40,6 +40,6 @@ def values(
 
         def body(t: Trial, given: tuple[Any, ...] = given) -> None:
             for hosts in t.each_view(*given):
-                t.same(made(t.xp, *t.move(hosts)), made(reference, *hosts), atol=atol, signs=signs)
+                t.same(made(t.xp, *t.move(hosts)), expected(primitive, made, *hosts), atol=atol, signs=signs)
 
         yield Case(primitive, titled(title, dtype), body)

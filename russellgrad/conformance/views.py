@@ -1,4 +1,4 @@
-"""The ways an array may lie in memory: a primitive gives the same for all of them."""
+"""Memory layouts of operands: a primitive gives the same result for all of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class View:
     """A kind of view.
 
     Args:
-        lay: (xp, host array) -> an array of the backend with its values, made with the backend's own primitives.
-        values: host array -> one of its shape with values that such a view can have.
+        lay: (xp, host array) -> an array of the backend with its values in this layout.
+        values: host array -> one of the same shape, with values that this layout can have.
     """
 
     title: str
@@ -34,7 +34,7 @@ def _transposed(xp: Backend, a: HostArray) -> Array:
 
 
 def _every_second(xp: Backend, a: HostArray) -> Array:
-    """Every second element of each axis, backwards, of an array with nan between them."""
+    """Every second element of each axis, in reverse, of an array with nan between them."""
     wide = np.full([2 * n for n in a.shape], np.nan if a.dtype.kind == "f" else 0, a.dtype)
     index = (slice(None, None, -2),) * a.ndim
     wide[index] = a
@@ -42,7 +42,7 @@ def _every_second(xp: Backend, a: HostArray) -> Array:
 
 
 def _stretched(xp: Backend, a: HostArray) -> Array:
-    """The first row, broadcast, if all rows are like it."""
+    """The first row, broadcast, if all rows are equal."""
     if not len(a) or not np.array_equal(a, _rows_alike(a), equal_nan=a.dtype.kind == "f"):
         return _contiguous(xp, a)
     return xp.broadcast_to(_contiguous(xp, a[:1]), a.shape)
@@ -69,12 +69,12 @@ def arrays_in(x: Any) -> list[HostArray]:
 
 
 def each(x: Any, change: Callable[[HostArray], Any]) -> Any:
-    """x with `change` made to each of `arrays_in(x)`."""
+    """x with `change` applied to each of `arrays_in(x)`."""
     if type(x) in (tuple, list):
         return type(x)(each(part, change) for part in x)
     return change(x) if isinstance(x, np.ndarray) else x
 
 
 def typed(x: Any, dtype: str) -> Any:
-    """x with its float arrays in `dtype`; as it is for ""."""
+    """x with its float arrays in `dtype`; unchanged for ""."""
     return each(x, lambda a: a.astype(dtype) if dtype and a.dtype.kind == "f" else a)

@@ -1,20 +1,20 @@
-"""A strict stand-in for CuPy: the CuPy backend and its kernels, unchanged, run through it on a machine without a GPU.
+"""A strict stand-in for CuPy, which runs the CuPy backend and its kernels unchanged on a machine without a GPU.
 
-Its arrays are opaque wrappers over NumPy arrays. It has only names that the real CuPy has, with parameters that the
-real ones take (`compare.py` holds it to that), refuses what the real one refuses, and differs from NumPy where the
-real one does. CUDA kernels run on the CPU, a block's threads in random order (`device.py`); streams, graphs and memory
-are those of `stream.py`. What it cannot show: speed, the last bits of a device's arithmetic, a race between the threads
-of a kernel that no order of its warps and lanes brings out.
+Its arrays are opaque wrappers over NumPy arrays. It has only names and parameters that the real CuPy has (`compare.py`
+checks this), raises where CuPy raises, and differs from NumPy where CuPy does. CUDA kernels run on the CPU, with a
+block's threads in random order (`device.py`); `stream.py` has streams, graphs and memory. The elementwise functions
+come from the contract, `russellgrad.backend.ELEMENTWISE`. The stand-in cannot show speed, the last bits of a device's
+arithmetic, or a race between the threads of a kernel that shows in no order of its warps and lanes.
 
-Three kinds of refusal:
+There are three kinds of errors:
 
-- TypeError, ValueError, IndexError where the real one raises them, too.
-- AttributeError, or TypeError for a keyword, where it has no such name.
-- `Misuse` where the real one goes on in silence, to a wrong answer or a hidden copy: an index out of range (it wraps),
-  a NumPy array or list as an index, iteration (a launch an element), `a @= b`, a kernel that reads or writes out of
-  bounds, a race between streams. It is an AssertionError, so that code that handles other errors does not handle it.
+- TypeError, ValueError and IndexError where the real CuPy raises them.
+- AttributeError for a name, and TypeError for a keyword, that CuPy does not have.
+- `Misuse` where CuPy silently gives a wrong result or makes a hidden copy: an index out of range (CuPy wraps it), a
+  NumPy array or list as an index, iteration (one launch per element), `a @= b`, a kernel that reads or writes out of
+  bounds, a race between streams. It is an AssertionError, so code that handles other errors does not catch it.
 
-What waits for the device is no error, but is counted: `with record() as log: ...; log.syncs`.
+Waiting for the device is not an error, but is counted: `with record() as log: ...; log.syncs`.
 """
 
 import importlib
@@ -62,6 +62,7 @@ def _modules() -> dict[str, ModuleType]:
         get_default_memory_pool=stream.get_default_memory_pool,
         RawKernel=device.RawKernel,
         RawModule=device.RawModule,
+        **functions.ELEMENTWISE,
         **{name: getattr(functions, name) for name in functions.__all__},
     )
     return {module.__name__: module for module in (cupy, cuda, memory, graph, cupyx, scipy, special)}
@@ -71,11 +72,7 @@ MODULES = _modules()
 
 
 def install() -> None:
-    """Put the stand-in where `import cupy` finds it.
-
-    Raises:
-        RuntimeError: the real CuPy was imported before.
-    """
+    """Make `import cupy` find the stand-in. Raises RuntimeError if the real CuPy was imported before."""
     if sys.modules.get("cupy", MODULES["cupy"]) is not MODULES["cupy"]:
         raise RuntimeError("standin: cupy was imported already; install the stand-in before anything imports it")
     sys.modules.update(MODULES)
@@ -86,7 +83,7 @@ _OURS = ("cublas", "cupy_kernels", "cupy_memory", "cupy_backend")
 
 
 def load_backend() -> dict[str, Any]:
-    """The modules of the CuPy backend on the stand-in, by name, beside those that another CuPy may have."""
+    """The modules of the CuPy backend, by name, loaded on the stand-in. Modules on another CuPy stay loaded."""
     package = importlib.import_module("russellgrad.backends")
     names = [*MODULES, *(f"{package.__name__}.{name}" for name in _OURS)]
     kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}

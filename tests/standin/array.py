@@ -1,7 +1,7 @@
 """The array of the stand-in: an opaque wrapper over a NumPy array.
 
-Whatever computes goes through `made`, which gives a new array, or `changed`, which writes into one. Both hand NumPy's
-work to `submit` of stream.py, which does it at once or, in a capture, later and on the same memory.
+Every computation goes through `made`, which returns a new array, or `changed`, which writes into one. Both pass the
+work to `submit` of stream.py, which runs it at once, or in a capture records it for the same memory.
 """
 
 from collections.abc import Callable
@@ -26,16 +26,16 @@ from .stream import (
     uploaded,
 )
 
-Host = Any  # a NumPy array, on the side that real device memory hides
+Host = Any  # a NumPy array, the memory of the device
 
-_order = np.random.default_rng(0)  # the order in which threads of a scatter get their turn
+_order = np.random.default_rng(0)  # the order in which the threads of a scatter run
 
 
 # --- The array
 
 
 class ndarray:
-    """Stands for cupy.ndarray. It holds a NumPy array and gives it to nobody who does not ask for a copy."""
+    """Stands for cupy.ndarray. It holds a NumPy array, and gives out copies only."""
 
     __slots__ = ("__weakref__", "_host", "_memory")
     __array_priority__ = 100
@@ -48,7 +48,7 @@ class ndarray:
         self._host = rubbish(shape, dtype, order)
         self._memory = allocate(self.nbytes)
 
-    # What it is: known on the host
+    # Attributes known on the host
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ class ndarray:
             raise TypeError("len() of unsized object")
         return self.shape[0]
 
-    # To the host: each of these waits
+    # Copies to the host: each waits for the device
 
     def get(self, stream: Stream | None = None, order: str = "C") -> Host:
         return to_host(self, "get", order, stream)
@@ -132,13 +132,13 @@ class ndarray:
         raise TypeError(f"standin: numpy.{func.__name__} on a device array; call cupy.{func.__name__}")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        # NumPy comes here for `numpy_array + cupy_array` and `numpy_scalar + cupy_array`.
+        # NumPy calls this for `numpy_array + cupy_array` and `numpy_scalar + cupy_array`.
         ours = UFUNCS.get(ufunc.__name__)
         if method != "__call__" or ours is None or kwargs:
             return NotImplemented
         return ours(*inputs)
 
-    # Another library on the same device could share the memory; there is none, so only the stand-in itself can.
+    # DLPack: without a device, only the stand-in itself can share the memory
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return DLPACK_CUDA, 0
@@ -150,16 +150,16 @@ class ndarray:
             return to_host(self, "__dlpack__").__dlpack__(max_version=max_version)
         return DeviceCapsule(self.copy() if copy else self)
 
-    # Refused, since each element would be a launch; and what names there are not
+    # Misuse: one launch per element; operators that CuPy does not have
 
     def __iter__(self) -> NoReturn:
-        raise Misuse("iteration over a device array: a launch an element")
+        raise Misuse("iteration over a device array: one launch per element")
 
     def __contains__(self, x: Any) -> NoReturn:
-        raise Misuse("`in` on a device array: a launch and a wait an element")
+        raise Misuse("`in` on a device array: one launch and one wait per element")
 
     def __imatmul__(self, other: Any) -> NoReturn:
-        raise Misuse("`a @= b`: CuPy has none, so Python rebinds the name and the array stays as it was")
+        raise Misuse("`a @= b`: CuPy has no @=, so Python rebinds the name and does not change the array")
 
     # Indexing
 
@@ -184,7 +184,7 @@ class ndarray:
             raise Misuse(f"take: indices are a {type(indices).__name__}, a hidden copy to the device")
         return made("take", partial(_taken, axis), self, indices)
 
-    # From the host, into the memory that is there
+    # A copy from the host into this array
 
     def set(self, arr: Host, stream: Stream | None = None) -> None:
         if not isinstance(arr, np.ndarray):
@@ -198,7 +198,7 @@ class ndarray:
         uploaded("set", [self._memory], stream)
         writable(self)[...] = arr
 
-    # Same elements, another shape: views where NumPy gives one
+    # The same elements in another shape: views where NumPy gives views
 
     @property
     def T(self) -> "ndarray":
@@ -282,12 +282,12 @@ DLPACK_CPU, DLPACK_CUDA = 1, 2
 
 @dataclass
 class DeviceCapsule:
-    """What a DLPack capsule is to the stand-in; no other library can open it."""
+    """The stand-in's DLPack capsule, which no other library can read."""
 
     array: ndarray
 
 
-# --- Between the wrapper and what is in it
+# --- Between the wrapper and its NumPy array
 
 
 def _wrapped(host: Host, memory: Memory) -> ndarray:
@@ -297,23 +297,23 @@ def _wrapped(host: Host, memory: Memory) -> ndarray:
 
 
 def new(host: Host) -> ndarray:
-    """The array of what NumPy has just made."""
+    """A device array that owns a new NumPy array."""
     return _wrapped(host, allocate(host.nbytes))
 
 
 def view(of: ndarray, host: Host) -> ndarray:
-    """An array in the memory of another one."""
+    """An array that shares the memory of `of`."""
     return _wrapped(host, of._memory)
 
 
 def _same_elements(a: ndarray, function: Callable[[Host], Host]) -> ndarray:
-    """A view where NumPy makes one, else a copy."""
+    """A view where NumPy gives a view, else a copy."""
     host = function(a._host)
     return view(a, host) if host.size == 0 or np.may_share_memory(host, a._host) else made("copy", function, a)
 
 
 def operand(x: Any) -> Any:
-    """What a kernel takes: a device array or a scalar. Raises TypeError for lists and NumPy arrays."""
+    """The NumPy array of a device array, or a scalar. Raises TypeError for lists and NumPy arrays."""
     if isinstance(x, ndarray):
         return x._host
     if type(x) in (bool, int, float, complex) or isinstance(x, (np.number, np.bool_)):
@@ -328,28 +328,28 @@ def check_array(name: str, x: Any) -> ndarray:
 
 
 def made(name: str, function: Callable[..., Any], *operands: Any) -> ndarray:
-    """A new array with what `function` makes of the operands: device arrays, which it gets as NumPy's, and scalars."""
+    """A new array, `function` of the operands. Operands are device arrays, passed as NumPy arrays, and scalars."""
     hosts = [operand(x) for x in operands]
     reads = [x._memory for x in operands if isinstance(x, ndarray)]
-    with np.errstate(all="ignore"):  # a device raises and warns of nothing
+    with np.errstate(all="ignore"):  # a device gives no floating-point warnings
         result = np.asarray(function(*_for_now(hosts)))
     if not capturing():
         array = new(result)
         submit(name, _nothing, reads, [array._memory])
         return array
     array = new(np.array(rubbish((), result.dtype)) + np.zeros_like(result))
-    target = array._host  # a graph keeps what NumPy needs, but not the array: on a device it would not, either
+    target = array._host  # the graph keeps the NumPy array alive, but not the device array, as on a device
     submit(name, partial(_later, lambda: np.copyto(target, function(*hosts))), reads, [array._memory])
     return array
 
 
 def changed(name: str, target: ndarray, function: Callable[..., None], *operands: Any) -> None:
-    """`function` writes into `target`; it gets both it and the operands as NumPy's."""
+    """Runs `function(target, *operands)`, which writes into the target, on NumPy arrays."""
     hosts = [writable(target), *map(operand, operands)]
     reads = [x._memory for x in operands if isinstance(x, ndarray)]
     if capturing():
         with np.errstate(all="ignore"):
-            function(*_for_now(hosts))  # raises what is wrong with shapes and dtypes
+            function(*_for_now(hosts))  # raises for wrong shapes and dtypes
     submit(name, partial(_later, lambda: function(*hosts)), reads, [target._memory])
 
 
@@ -363,7 +363,7 @@ def _later(work: Callable[[], None]) -> None:
 
 
 def _for_now(hosts: list[Any]) -> list[Any]:
-    """The operands; in a capture, where nobody knows what will be in them, zeros of their shapes and dtypes."""
+    """The operands; in a capture, where their values are not known yet, zeros of their shapes and dtypes."""
     return [np.zeros_like(h) if isinstance(h, np.ndarray) else h for h in hosts] if capturing() else hosts
 
 
@@ -374,12 +374,12 @@ def to_host(a: ndarray, how: str, order: str = "C", stream: Stream | None = None
 
 def writable(a: ndarray) -> Host:
     if not a._host.flags.writeable:
-        raise Misuse("writes into a broadcast view: its elements share memory, so threads race")
+        raise Misuse("a write into a broadcast view: its elements share memory, so threads race")
     return a._host
 
 
 def numeric(dtype: Any) -> Any:
-    """The dtype, if a device knows it. Raises ValueError."""
+    """The dtype. Raises ValueError for one that CuPy does not support."""
     known = np.dtype(dtype)
     if known.char not in "?bBhHiIlLqQefdFD" and known.name != "bfloat16":
         raise ValueError(f"Unsupported dtype {known}")
@@ -387,7 +387,7 @@ def numeric(dtype: Any) -> Any:
 
 
 def rubbish(shape: Any, dtype: Any, order: str = "C") -> Host:
-    """New memory: nan, True or a large number, so that what reads it before writing it is seen."""
+    """New memory, filled with nan, True or a large number, so that a read before the first write shows."""
     kind = numeric(dtype).kind
     return np.full(shape, np.nan if kind in "fcV" else True if kind == "b" else np.iinfo(dtype).max - 8, dtype, order)  # type: ignore[call-overload]
 
@@ -413,7 +413,7 @@ def index_of(slices: Any) -> tuple[tuple[Any, ...], list[ndarray]]:
 
     Raises:
         Misuse: a list or NumPy array (a hidden copy), a bare bool.
-        IndexError: anything else that is no index; an array of another dtype.
+        IndexError: any other value that is not an index; an array of another dtype.
     """
     index: list[Any] = []
     arrays: list[ndarray] = []
@@ -422,7 +422,7 @@ def index_of(slices: Any) -> tuple[tuple[Any, ...], list[ndarray]]:
             if part.dtype.kind not in "biu":
                 raise IndexError(f"arrays used as indices must be of integer or boolean type, not {part.dtype}")
             if part.dtype.kind == "b":
-                synced("mask index")  # how many are True is the result's shape
+                synced("mask index")  # the number of True elements is the result's length
             index.append(_ARRAY)
             arrays.append(part)
         elif isinstance(part, (bool, np.bool_, list, tuple, np.ndarray)):
@@ -438,7 +438,7 @@ _ARRAY = object()
 
 
 def _filled(index: tuple[Any, ...], arrays: tuple[Host, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """The index for NumPy. Raises Misuse for an integer array out of bounds; what else can be wrong NumPy finds."""
+    """The index for NumPy. Raises Misuse for an integer array out of bounds; NumPy checks the rest."""
     left = iter(arrays)
     filled = tuple(next(left) if part is _ARRAY else part for part in index)
     spans = [_axes_of_part(part) for part in filled]
@@ -487,7 +487,7 @@ def _scatter_add(index: tuple[Any, ...], target: Host, value: Any, *arrays: Host
 
 
 def _scattered(target: Host, index: tuple[Any, ...], value: Any, drop_leading_ones: bool = False) -> tuple[Any, Host]:
-    """Each place that `index` names and its value, in random order: which of several threads is last, none knows."""
+    """The places that `index` selects and their values, in random order, since the order of threads is undefined."""
     numbers = np.arange(target.size).reshape(target.shape)[index]
     values = np.asarray(value)
     while drop_leading_ones and values.ndim > numbers.ndim and values.shape[0] == 1:
@@ -504,7 +504,7 @@ UFUNCS: dict[str, Callable[..., ndarray]] = {}  # filled by functions.py
 
 
 def _defers(x: ndarray, other: Any) -> bool:
-    """Whether the other operand's reflected operator is to be asked, as CuPy decides it (NEP 13, then priority)."""
+    """Whether to defer to the other operand's reflected operator, by CuPy's rules (NEP 13, then array priority)."""
     if isinstance(other, ndarray):
         return False
     try:

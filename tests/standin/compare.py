@@ -1,7 +1,7 @@
-"""Holds the stand-in, and the backend that runs on it, against the real CuPy. No GPU is needed: nothing is computed.
+"""Compares the stand-in, and the backend that runs on it, with the real CuPy. It computes nothing and needs no GPU.
 
-`python -m tests.standin.compare` prints what does not agree, a line each. It runs in a process of its own, since there
-both the real modules and the stand-in's are at hand.
+`python -m tests.standin.compare` prints one line per difference. It runs in a process of its own, which has the modules
+of both.
 """
 
 import ast
@@ -16,22 +16,24 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from russellgrad.backend import PRIMITIVES, Backend
+
 from . import MODULES
 from .array import UFUNCS
 
 BACKENDS = Path(__file__).resolve().parent.parent.parent / "backends"
 BACKEND = BACKENDS / "cupy_backend.py"
 
-# What the stand-in defines only to refuse it. CuPy has __iter__, and neither of the others.
+# Names that the stand-in defines only to raise Misuse, and those that every Python class has.
 _REFUSALS = {"__contains__", "__imatmul__", "__weakref__", "__slots__", "__annotations__"}
 
-Parameters: TypeAlias = set[str] | None  # names; None where any will do
+Parameters: TypeAlias = set[str] | None  # names; None where any name is accepted
 
 
 def parameters(function: Callable[..., Any]) -> Parameters:
-    """The names that a function can be called with.
+    """The names of a function's parameters.
 
-    CuPy's compiled functions have no signature that `inspect` can read, but their docstring starts with it.
+    CuPy's compiled functions have no signature that `inspect` can read; it is the first line of their docstring.
     """
     if type(function).__name__ == "ufunc":
         return {"out", "dtype", "casting"}
@@ -45,7 +47,7 @@ def parameters(function: Callable[..., Any]) -> Parameters:
 
 
 def _documented_parameters(doc: str) -> Parameters:
-    """Of "ndarray.get(self, stream=None, tuple shape, *, order='C') -> ..."."""
+    """The names in "ndarray.get(self, stream=None, tuple shape, *, order='C') -> ..."."""
     match = re.match(r"[\w.]+\((.*)\)", doc.strip().split("\n")[0])
     if not match:
         return None
@@ -54,7 +56,7 @@ def _documented_parameters(doc: str) -> Parameters:
 
 
 def missing_names(name: str, ours: Any, real: Any) -> Iterator[str]:
-    """Public names, and operators, that ours has and the real one has not."""
+    """Public names and operators of ours that the real one does not have."""
     for attribute in vars(ours):
         public = not attribute.startswith("_") or (attribute.startswith("__") and isinstance(ours, type))
         if public and attribute not in _REFUSALS and not hasattr(real, attribute):
@@ -74,7 +76,7 @@ def unknown_parameters(name: str, ours: Any, real: Any) -> Iterator[str]:
 
 
 def classes(module: Any) -> Iterator[type]:
-    """The stand-in's own classes in one of its modules. NumPy's scalar types are there, too."""
+    """The stand-in's own classes in one of its modules, which also has NumPy's scalar types."""
     for value in vars(module).values():
         if isinstance(value, type) and value.__module__.startswith(__package__) and value.__name__ != "ufunc":
             yield value
@@ -100,9 +102,9 @@ def different_dtypes(real: ModuleType, special: ModuleType) -> Iterator[str]:
 
 
 def different_dtypes_with_bfloat16(real: Any, special: Any) -> Iterator[str]:
-    """Likewise for operands of bfloat16 and another dtype or Python number. Silent where ml_dtypes is not installed.
+    """The same for operands of bfloat16 and another dtype or Python number. Empty if ml_dtypes is not installed.
 
-    CuPy's choice of a loop needs no device. Raises RuntimeError where CuPy has no longer the private function for it.
+    CuPy's choice of a loop needs no device. Raises RuntimeError if CuPy no longer has the private function for it.
     """
     try:
         from ml_dtypes import bfloat16
@@ -134,7 +136,7 @@ def _result_dtype(ufunc: Any, operands: Sequence[Any]) -> Any:
 
 
 class Tensorlike:
-    """An operand that wants its own say in every operator."""
+    """An operand that implements every reflected operator, as a Tensor does."""
 
     __array_ufunc__ = None
 
@@ -150,27 +152,27 @@ IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ipow")
 
 
 def different_deference(real: Any) -> Iterator[str]:
-    """Operators that leave a Tensor-like operand its say in the stand-in and not in CuPy, or the other way round."""
-    # Without a device there are no arrays, but one that was never initialised can still be asked this.
+    """Operators that defer to a Tensor-like operand in only one of the stand-in and CuPy."""
+    # Without a device no array can be made, but an uninitialised one serves here.
     array = real.ones((1,)) if real.cuda.is_available() else real.ndarray.__new__(real.ndarray, _no_init=True)
     for name in OPERATORS + IN_PLACE:
         theirs, ours = _defers(array, name), _defers(MODULES["cupy"].ones((1,)), name)
         if theirs != ours:
-            yield f"{name}: CuPy {'asks' if theirs else 'does not ask'} a Tensor-like operand, the stand-in differs"
+            yield f"{name}: CuPy {'defers' if theirs else 'does not defer'} to a Tensor-like; the stand-in differs"
 
 
 def _defers(array: Any, name: str) -> bool:
     try:
         return isinstance(getattr(operator, name)(array, Tensorlike()), Tensorlike)
-    except Exception:  # whatever it says: it did not ask
+    except Exception:  # any error: it did not defer
         return False
 
 
-# --- What the backend uses
+# --- Names that the backend uses
 
 
 def uses(source: str) -> Iterator[tuple[str, ast.Call | None]]:
-    """Each dotted name under cupy or cupyx in `source`, with the call if it is called."""
+    """Each dotted name under cupy or cupyx in `source`, with the call if it is one."""
     tree = ast.parse(source)
     calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
@@ -180,7 +182,7 @@ def uses(source: str) -> Iterator[tuple[str, ast.Call | None]]:
 
 
 def unusable(source: str, modules: dict[str, Any]) -> Iterator[str]:
-    """What `source` uses of cupy and cupyx and cannot: a name that is not there, a call that does not fit."""
+    """Uses of cupy and cupyx in `source` that fail: a missing name, a call that does not fit the signature."""
     for dotted, call in uses(source):
         try:
             value = _resolve(dotted, modules)
@@ -204,6 +206,33 @@ def _misfit(dotted: str, function: Callable[..., Any], call: ast.Call) -> Iterat
         yield f"{dotted}: {error}"
 
 
+# Names of the contract that the backend takes from CuPy directly, as in `exp = cupy.exp`.
+_DIRECT = re.compile(r"^(\w+) = (?:_keeps_bfloat16\()?(cupyx?[\w.]+)\)?(?: *#.*)?$", re.MULTILINE)
+
+
+def unfit(source: str, modules: dict[str, Any]) -> Iterator[str]:
+    """CuPy functions that `source` offers as a primitive and that cannot be called as the contract says."""
+    for name, dotted in _DIRECT.findall(source):
+        if name not in PRIMITIVES:
+            continue
+        _, *expected = inspect.signature(getattr(Backend, name)).parameters.values()  # without self
+        function = _resolve(dotted, modules)
+        if type(function).__name__ == "ufunc":
+            if function.nin != len(expected):
+                yield f"{name} = {dotted}: takes {function.nin} operands, the contract has {len(expected)}"
+            continue
+        positional = [p for p in expected if p.kind is not p.KEYWORD_ONLY]
+        keywords = {p.name: p for p in expected if p.kind is p.KEYWORD_ONLY}
+        try:
+            bound = inspect.signature(function).bind(*positional, **keywords)
+        except TypeError as error:
+            yield f"{name} = {dotted}: {error}"
+            continue
+        for theirs, ours in bound.arguments.items():  # what has a name in the contract has its place in CuPy's, too
+            if ours.kind is not ours.POSITIONAL_ONLY and ours.name != theirs:
+                yield f"{name} = {dotted}: {ours.name} is where CuPy takes {theirs}"
+
+
 def _resolve(dotted: str, modules: dict[str, Any]) -> Any:
     root, *path = dotted.split(".")
     value = modules[root]
@@ -212,12 +241,14 @@ def _resolve(dotted: str, modules: dict[str, Any]) -> Any:
     return value
 
 
-OTHERS_HAVE = {"append", "extend", "kind", "name", "c_contiguous"}  # lists, dtypes, flags
+OTHERS_HAVE = {"append", "extend", "items", "join", "kind", "name", "c_contiguous"}  # lists, dicts, strings, ...
 
 
 def array_attributes(source: str) -> set[str]:
-    """Every attribute that `source` takes of something that is no imported module, and not its own."""
-    roots = re.compile(r"(cupyx?|np|host|importlib|cublas|cupy_kernels|self|stream|pool|error|frame|code)(\.|$)")
+    """The attributes in `source` of values that may be arrays: not of modules, and not of its own objects."""
+    roots = re.compile(
+        r"(cupyx?|np|host|importlib|operator|cublas|cupy_kernels|self|stream|pool|error|frame|value|names|name)(\.|$)"
+    )
     return {
         node.attr
         for node in ast.walk(ast.parse(source))
@@ -241,6 +272,7 @@ def complaints() -> list[str]:
     found += different_deference(real["cupy"])
     for file in sorted([*BACKENDS.glob("cupy*.py"), BACKENDS / "cublas.py"]):
         found += [f"{file.name}, CuPy: {line}" for line in unusable(file.read_text(), real)]
+    found += [f"backend, CuPy: {line}" for line in unfit(BACKEND.read_text(), real)]
     for attribute in sorted(array_attributes(BACKEND.read_text()) - OTHERS_HAVE):
         if not hasattr(real["cupy"].ndarray, attribute):
             found.append(f"backend, CuPy: arrays have no {attribute}")

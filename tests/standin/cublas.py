@@ -1,7 +1,7 @@
-"""cuBLAS's C functions as `backends/cublas.py` calls them, over the memory of the stand-in's arrays.
+"""The C functions of cuBLAS that `backends/cublas.py` calls, on the memory of the stand-in's arrays.
 
-Arguments are checked as the library checks them, and more: it would read past the end of an array in silence, and
-without a workspace set after the stream it would allocate one within a capture.
+They check more than cuBLAS does, which reads past the end of an array in silence, and allocates a workspace within a
+capture if none was set after the stream.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from .stream import get_current_stream, memory_at, submit
 
 OK, INVALID_VALUE, NOT_SUPPORTED = 0, 7, 15  # of cublasStatus_t
 
-# Of cudaDataType_t and cublasComputeType_t: what may be computed how, and with what the factors are rounded to first.
+# Values of cudaDataType_t and cublasComputeType_t, the compute types of each dtype, and the precision of the factors.
 _DTYPES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
 _FRACTION_BITS = {68: 23, 70: 52, 75: 7, 77: 10}  # float32, float64, float32 with bfloat16 or TF32 factors
 _COMPUTE = {"float32": (68, 75, 77), "float64": (70,), "float16": (68,), "bfloat16": (68,)}
@@ -30,7 +30,7 @@ class _Handle:
 
 
 class Library:
-    """One process's libcublas."""
+    """The libcublas of one process."""
 
     def __init__(self) -> None:
         self._handles: dict[int, _Handle] = {}
@@ -66,9 +66,9 @@ class Library:
         stride_a, stride_b, stride_c = _whole(stride_a, stride_b, stride_c)
         used = self._handles[handle.value]
         if used.workspace is None:
-            raise Misuse("cuBLAS: a handle without a workspace of its own; set one after each change of stream")
+            raise Misuse("cuBLAS: the handle has no workspace of its own; set one after each change of stream")
         if a_type in (2, 14) and not used.math_mode & 16:
-            raise Misuse("cuBLAS: halves may be summed as halves; set the math mode that disallows it")
+            raise Misuse("cuBLAS: sums may be in half precision; set the math mode that disallows it")
         if min(stride_a, stride_b, stride_c) < 0:
             return INVALID_VALUE
         if not a_type == b_type == c_type or a_type not in _DTYPES or compute not in _COMPUTE[_DTYPES[a_type]]:
@@ -93,13 +93,13 @@ class Library:
                 result[...] = (product + keep * result if keep else product).astype(dtype)
 
         if used.stream != get_current_stream().ptr:
-            raise Misuse("cuBLAS: a handle of another stream than the current one; set it with cublasSetStream")
+            raise Misuse("cuBLAS: the handle is set to another stream than the current one; call cublasSetStream")
         submit("gemm", multiply, memories[:2], [*memories[2:], memory_at(used.workspace)])
         return OK
 
 
 def _whole(*numbers: Any) -> list[int]:
-    """ctypes passes a Python int as a C int, of 32 bits."""
+    """The values of c_int64 arguments. ctypes passes a Python int as a C int of 32 bits."""
     if not all(isinstance(number, ctypes.c_int64) for number in numbers):
         raise Misuse("cuBLAS: sizes, leading axes and strides of a function with _64 are c_int64")
     return [number.value for number in numbers]
@@ -115,7 +115,7 @@ def _matrices(pointer: Any, dtype: Any, count: int, stride: int, rows: int, colu
 
 
 def _rounded(x: Host, compute: int) -> Host:
-    """In the precision that factors have: halves in float32, others with so many bits of their fraction."""
+    """The factors rounded to the compute type's precision; half precision becomes float32."""
     if x.dtype.itemsize == 2:
         return x.astype(np.float32)
     bits = 23 - _FRACTION_BITS[compute]

@@ -1,11 +1,11 @@
 """CUDA C++ kernels on the CPU: `RawModule` and `RawKernel`, which g++ compiles together with `cuda_on_cpu.h`.
 
-A kernel sees copies of its arrays, in pages of their own beside pages that nothing may touch: in every other launch
-their end meets such a page, in the others their start. So an access out of bounds is an error that names the kernel,
-block, thread and argument. The order of blocks, warps and lanes is random, and fixed by the launch's seed: `reseed`.
+A kernel gets copies of its arrays, each next to guard pages: in one launch at its end, in the next at its start. So an
+access out of bounds is an error that names the kernel, block, thread and argument. The order of blocks, warps and lanes
+is random, and fixed by the launch's seed (`reseed`).
 
-What the real one takes without a word is refused: an array of another dtype than the pointer's, a Python number of
-another size than the parameter's, too few or too many arguments, a grid or block of 0 (it makes a 1 of them).
+These are errors, though CuPy accepts them in silence: an array of another dtype than the pointer's, a Python number of
+another size than the parameter's, too few or too many arguments, a grid or block of 0 (CuPy makes it 1).
 """
 
 import ctypes
@@ -39,7 +39,7 @@ from .log import Misuse
 from .pages import ALIGNMENT, Region, stacks
 from .stream import submit
 
-# What every card since sm_80 has; some have more.
+# The limits of every GPU since sm_80; some have more.
 MOST_Z = 64  # threads
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 SHARED_BY_DEFAULT, MOST_SHARED = 48 << 10, 99 << 10  # bytes of a block
@@ -61,7 +61,7 @@ _VECTORS = {
 
 
 def _pointee(parameter: str) -> str | None:
-    """The dtype's name of what a pointer points to; None for void. Raises Misuse for a type without dtype."""
+    """The name of a pointer's dtype; None for void*. Raises Misuse for a type without a dtype."""
     element = re.sub(r"\b(const|volatile) ", "", parameter).removesuffix("*").strip()
     if element == "void":
         return None
@@ -73,14 +73,14 @@ def _pointee(parameter: str) -> str | None:
 
 
 def _scalar(parameter: str, value: Any) -> bytes:
-    """The bytes of a number that CuPy passes: 8 for Python's int and float, its own for NumPy's."""
+    """The bytes that CuPy passes for a number: 8 for a Python int or float, a NumPy scalar's own size."""
     dtype = _DTYPES.get(parameter)
     if dtype is None:
         raise Misuse(f"takes {parameter}, which no argument of CuPy's is")
     fits = {bool: "bool", int: "int64", float: "float64"}.get(type(value))
     if fits is None:
         if not isinstance(value, (np.number, np.bool_)):
-            raise TypeError(f"Unsupported type {type(value)}")  # as the real one
+            raise TypeError(f"Unsupported type {type(value)}")  # as CuPy
         fits = value.dtype.name
     if fits != dtype:
         given = f"{type(value).__name__} {value!r}"
@@ -92,7 +92,7 @@ def _scalar(parameter: str, value: Any) -> bytes:
 
 @dataclass
 class _Extent:
-    """The bytes on the host that some of the arguments lie in, together since they share memory."""
+    """The range of host memory of one argument, or of several that share memory."""
 
     low: int
     high: int
@@ -107,7 +107,7 @@ def _extent(position: int, parameter: str, host: Host) -> _Extent:
 
 
 def _joined(extents: Sequence[_Extent]) -> list[_Extent]:
-    """Extents that overlap become one: arrays that share memory go on sharing it."""
+    """The extents, with overlapping ones merged, so that arrays that share memory share it in the kernel."""
     joined: list[_Extent] = []
     for extent in sorted(extents, key=lambda e: (e.low, e.high)):
         last = joined[-1] if joined else None
@@ -120,7 +120,7 @@ def _joined(extents: Sequence[_Extent]) -> list[_Extent]:
 
 
 def _checked(parameters: Sequence[str], args: Any) -> list[ndarray | bytes]:
-    """Arrays as they are, numbers and null pointers as bytes.
+    """The arguments: arrays unchanged, numbers and null pointers as bytes.
 
     Raises:
         Misuse: another number of arguments, an array of another dtype, a number of another size.
@@ -162,18 +162,18 @@ def _checked_one(parameter: str, value: Any) -> ndarray | bytes:
 
 # --- Launching
 
-SECONDS = 120.0  # that a kernel may run for
+SECONDS = 120.0  # time limit of a kernel
 _seeds = itertools.count()
 
 
 def reseed(seed: int) -> None:
-    """The next launch has this seed, the one after it the next. Odd ones put arrays at the end of their pages."""
+    """Give the next launch this seed, and each later one the next integer. Odd seeds put guards at the arrays' end."""
     global _seeds
     _seeds = itertools.count(seed)
 
 
 class RawKernel:
-    """Stands for cupy.RawKernel, whose kernel g++ compiled for the CPU."""
+    """Stands for cupy.RawKernel; g++ compiles the kernel for the CPU."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class RawKernel:
         self._most_dynamic = bytes
 
     def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0, stream: Any = None) -> None:
-        """Raises Misuse for what the real one would take, wrongly, and for what goes wrong in the kernel."""
+        """Raises Misuse for arguments that CuPy would accept wrongly, and for errors in the kernel."""
         if stream is not None:
             raise NotImplementedError("standin: a kernel on another stream than the current one")
         parameters = self._function.parameters
@@ -273,7 +273,7 @@ class RawModule:
             raise RuntimeError(f"CUDA_ERROR_NOT_FOUND: no kernel {name}; this module has {', '.join(self._names)}")
         kernel = RawKernel(self.code, name, self.options)
         kernel._names = self._names
-        kernel.compile()  # the real one does it here, too
+        kernel.compile()  # as CuPy does here
         return kernel
 
 
@@ -283,7 +283,7 @@ def _refuse_options(backend: str, *others: Any) -> None:
 
 
 def _for_compiler(options: Any) -> list[str]:
-    """NVRTC's options that say something to g++, too."""
+    """The NVRTC options that apply to g++."""
     if not isinstance(options, tuple):
         raise TypeError(f"Argument 'options' has incorrect type (expected tuple, got {type(options).__name__})")
     kept = [option for option in options if re.match(r"--?(std=|D)", option)]
@@ -324,7 +324,7 @@ def _launch(
     args: Sequence[Host | bytes],
     shared_mem: int,
 ) -> None:
-    """Run a kernel whose arguments were checked. Raises Misuse for what goes wrong in it."""
+    """Run a kernel on checked arguments. Raises Misuse for an error in it."""
     seed = next(_seeds)
     at_end = bool(seed % 2)
     given = enumerate(zip(function.parameters, args, strict=True))
@@ -348,7 +348,7 @@ def _launch(
 
 
 def _moved(array: Host, extents: Sequence[_Extent], regions: Sequence[Region]) -> bytes:
-    """A pointer to where the array is in its region."""
+    """The array's address in its region, as the bytes of a pointer."""
     address = array.ctypes.data
     for extent, region in zip(extents, regions, strict=True):
         if extent.low <= address < extent.high or extent.low == address == extent.high:
@@ -365,7 +365,7 @@ def _run(
     dynamic: Region,
     regions: Sequence[Region],
 ) -> str | None:
-    """What went wrong, and where, if anything did."""
+    """Run a kernel. Returns the error and its place, or None."""
     shared = (Range * max(1, len(function.shared)))(*(Range(*place) for place in function.shared))
     buffers = [ctypes.create_string_buffer(value, 16) for value in values]
     pointers = (ctypes.c_void_p * max(1, len(buffers)))(*map(ctypes.addressof, buffers))

@@ -1,11 +1,15 @@
 """The functions of the stand-in's `cupy`, and the few of `cupyx`. Parameters are named as CuPy names them."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy import bool_, float16, float32, float64, inf, int32, int64, nan, newaxis, pi, uint8
+
+from russellgrad.backend import ELEMENTWISE as ELEMENTWISE_PRIMITIVES
+from russellgrad.backend import Core
 
 from .array import (
     DLPACK_CUDA,
@@ -26,15 +30,14 @@ from .array import (
 from .log import Misuse
 from .stream import refuse_cublas, refuse_unknown, uploaded
 
+# Besides ELEMENTWISE.
 __all__ = [
-    "abs", "absolute", "add", "all", "any", "arange", "argmax", "array", "asarray", "ascontiguousarray", "asnumpy",
-    "bitwise_and", "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "cos", "count_nonzero",
-    "divide", "einsum", "empty", "empty_like", "equal", "exp", "expand_dims", "float16", "float32", "float64",
-    "from_dlpack", "full", "greater", "greater_equal", "inf", "int32", "int64", "invert", "isfinite", "isinf", "isnan",
-    "isneginf", "less", "less_equal", "log", "logical_and", "logical_not", "logical_or", "matmul", "max", "maximum",
-    "mean", "min", "minimum", "multiply", "nan", "ndarray", "negative", "newaxis", "not_equal", "ones", "pi", "power",
-    "prod", "ravel", "reshape", "sign", "sin", "sort", "sqrt", "squeeze", "stack", "subtract", "sum", "swapaxes",
-    "take", "tanh", "transpose", "ufunc", "uint8", "where", "zeros", "zeros_like",
+    "absolute", "all", "any", "arange", "argmax", "array", "asarray", "ascontiguousarray", "asnumpy", "bitwise_and",
+    "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "count_nonzero", "einsum", "empty",
+    "empty_like", "expand_dims", "float16", "float32", "float64", "from_dlpack", "full", "inf", "int32", "int64",
+    "invert", "isfinite", "isinf", "isnan", "isneginf", "matmul", "max", "mean", "min", "nan", "ndarray", "newaxis",
+    "ones", "pi", "prod", "ravel", "reshape", "sort", "squeeze", "stack", "sum", "swapaxes", "take", "transpose",
+    "ufunc", "uint8", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # --- Elementwise
@@ -71,10 +74,10 @@ class ufunc:
 
 
 def common_with_bfloat16(operands: Sequence[Any], has_loop: bool = True) -> Any:
-    """The dtype that CuPy brings operands to if one of them is bfloat16; None if none is.
+    """The dtype to which CuPy casts the operands if one of them is bfloat16; None if none is.
 
-    CuPy takes the first loop that all operands can be cast to. bool and Python's int go along with bfloat16, but its
-    float does not. Without a loop for bfloat16 (`has_loop`) it takes that for float32.
+    CuPy takes the first loop that all operands can be cast to. With bool and Python ints that is bfloat16, with Python
+    floats float32. A function without a loop for bfloat16 (`has_loop`) uses that for float32.
     """
     dtypes = [x.dtype for x in operands if hasattr(x, "dtype")]
     bfloat16 = next((dtype for dtype in dtypes if dtype.name == "bfloat16"), None)
@@ -112,35 +115,21 @@ def _erf(a: Any, out: Host | None = None, **options: Any) -> Any:
     return out
 
 
-add = ufunc("add", 2, np.add)
-subtract = ufunc("subtract", 2, np.subtract)
-multiply = ufunc("multiply", 2, np.multiply)
-divide = ufunc("divide", 2, np.divide)
-power = ufunc("power", 2, _power)
-maximum = ufunc("maximum", 2, np.maximum)
-minimum = ufunc("minimum", 2, np.minimum)
-equal = ufunc("equal", 2, np.equal)
-not_equal = ufunc("not_equal", 2, np.not_equal)
-less = ufunc("less", 2, np.less)
-less_equal = ufunc("less_equal", 2, np.less_equal)
-greater = ufunc("greater", 2, np.greater)
-greater_equal = ufunc("greater_equal", 2, np.greater_equal)
-logical_and = ufunc("logical_and", 2, np.logical_and, bfloat16=False)
-logical_or = ufunc("logical_or", 2, np.logical_or, bfloat16=False)
-logical_not = ufunc("logical_not", 1, np.logical_not, bfloat16=False)
+def _of_contract(name: str) -> ufunc:
+    """The elementwise primitive `name` of the contract: CuPy's function of this name, and NumPy's computes it."""
+    nin = len(inspect.signature(getattr(Core, name)).parameters) - 1  # without self
+    function = _power if name == "power" else getattr(np, name)
+    return ufunc(getattr(np, name).__name__, nin, function, bfloat16=not name.startswith("logical_"))
+
+
+ELEMENTWISE = {name: _of_contract(name) for name in ELEMENTWISE_PRIMITIVES}
+
+# Elementwise functions that are not primitives: of operators on bool arrays, and of tests.
+absolute = ELEMENTWISE["abs"]
 bitwise_and = ufunc("bitwise_and", 2, np.bitwise_and)
 bitwise_or = ufunc("bitwise_or", 2, np.bitwise_or)
 bitwise_xor = ufunc("bitwise_xor", 2, np.bitwise_xor)
 invert = ufunc("invert", 1, np.invert)
-negative = ufunc("negative", 1, np.negative)
-absolute = abs = ufunc("absolute", 1, np.absolute)
-sign = ufunc("sign", 1, np.sign)
-exp = ufunc("exp", 1, np.exp)
-log = ufunc("log", 1, np.log)
-sqrt = ufunc("sqrt", 1, np.sqrt)
-tanh = ufunc("tanh", 1, np.tanh)
-sin = ufunc("sin", 1, np.sin)
-cos = ufunc("cos", 1, np.cos)
 isnan = ufunc("isnan", 1, np.isnan)
 isinf = ufunc("isinf", 1, np.isinf)
 isfinite = ufunc("isfinite", 1, np.isfinite)
@@ -183,7 +172,7 @@ def array(obj: Any, dtype: Any = None, copy: bool | None = True, order: str = "K
     host = np.array(obj, dtype, order=order)  # type: ignore[call-overload]
     numeric(host.dtype)
     uploaded("array")
-    return new(host)  # always a copy: the device has memory of its own
+    return new(host)  # always a copy, into device memory
 
 
 def asarray(a: Any, dtype: Any = None, order: str | None = None) -> ndarray:
@@ -355,7 +344,7 @@ UFUNCS["matmul"] = matmul
 
 
 def _bfloat16_product(a: Host, b: Host) -> Host:
-    """Of two matrices, accumulated in float32. CuPy takes more axes to a kernel for integers, which fails."""
+    """The product of two matrices, accumulated in float32. For more axes CuPy uses its integer kernel, which fails."""
     if a.dtype != b.dtype or a.ndim != 2 or b.ndim != 2:
         given = f"{a.dtype} {a.shape} and {b.dtype} {b.shape}"
         raise NotImplementedError(f"matmul: {given}; CuPy has a product of bfloat16 for two matrices only (PR 10317)")

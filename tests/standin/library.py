@@ -1,6 +1,7 @@
 """CUDA C++ compiled for the CPU: g++ takes the kernels together with `cuda_on_cpu.h`, and makes a library of them."""
 
 import ctypes
+import fcntl
 import hashlib
 import itertools
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,14 +51,31 @@ def compiled(source: str, options: Sequence[str]) -> Path:
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(library.with_suffix(".lock")):
+        if not library.exists():  # another process may have compiled it while this one waited
+            _compile(text, [compiler, *FLAGS, *options], library)
+    return library
+
+
+def _compile(text: str, command: Sequence[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # renamed at the end: nobody loads half a library
         (Path(folder) / "kernels.cpp").write_text(text)
-        command = [compiler, *FLAGS, *options, f"-I{HEADER.parent}", "-o", "kernels.so", "kernels.cpp"]
+        command = [*command, f"-I{HEADER.parent}", "-o", "kernels.so", "kernels.cpp"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"standin: {COMPILER} does not compile the kernels:\n{done.stderr}")
         os.replace(Path(folder) / "kernels.so", library)
-    return library
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    """In the block no other process holds the lock of this name."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
 
 
 DYNAMIC_SHARED = re.compile(r"\bextern\s+__shared__\s+([^;\[\]]+?)\s*\b(\w+)\s*\[\s*\]\s*;")

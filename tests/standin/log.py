@@ -1,4 +1,4 @@
-"""What a device would have done: counted by name while `record` is open."""
+"""Counts, by name, of the work that a device would do, while `record` is open."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 
 class Misuse(AssertionError):
-    """What CuPy does without a word, but wrongly or slowly."""
+    """A use that CuPy accepts in silence, but that is wrong or slow."""
 
 
 @dataclass(eq=False)
 class Log:
-    """How often what was done, by name, while `record` was open."""
+    """The counts of one `record` block, by name."""
 
     launches: Counter[str] = field(default_factory=Counter)
     syncs: Counter[str] = field(default_factory=Counter)  # the host waited for the device

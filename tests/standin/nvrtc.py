@@ -1,9 +1,9 @@
-"""Compiles CUDA kernels for real GPUs, as CuPy would, on a machine without one: what each of them takes of a GPU.
+"""Compiles CUDA kernels for real GPUs, as CuPy does, on a machine without one, and lists the resources of each.
 
-`python -m tests.standin.nvrtc russellgrad.backends.cupy_kernels` takes SOURCE and NAME_EXPRESSIONS of a module,
-`python -m tests.standin.nvrtc kernels.cu 'f<float>' g` a file and names. With --json it prints a list to be read by a
-program. It runs in a process of its own, with the real CuPy, whose private functions it takes: it was written for
-CuPy 14.2 and says so if they are not there.
+`python -m tests.standin.nvrtc russellgrad.backends.cupy_kernels` compiles SOURCE and NAME_EXPRESSIONS of a module,
+`python -m tests.standin.nvrtc kernels.cu 'f<float>' g` the kernels of a file. --json prints JSON. It runs in a process
+of its own with the real CuPy, whose private functions it uses. It was written for CuPy 14.2, and raises RuntimeError if
+they are missing.
 """
 
 import argparse
@@ -24,7 +24,7 @@ WRITTEN_FOR = "14.2"
 
 @dataclass
 class Resources:
-    """What ptxas says that one kernel takes on one architecture. Local memory is a thread's stack, off the chip."""
+    """The resources of one kernel on one architecture, from ptxas. Local memory is a thread's stack, off the chip."""
 
     kernel: str
     architecture: int
@@ -37,10 +37,10 @@ class Resources:
 def resources(
     source: str, names: Sequence[str], options: tuple[str, ...], architectures: Sequence[int]
 ) -> Iterator[Resources]:
-    """What each of the kernels `names` takes on each architecture.
+    """The resources of the kernels `names` on each architecture.
 
     Raises:
-        RuntimeError: CuPy has not the private functions that this uses; ptxas said nothing about a kernel.
+        RuntimeError: CuPy lacks the private functions that this uses; ptxas's log lacks a kernel.
         cupy.cuda.compiler.CompileException: it does not compile.
     """
     for architecture in architectures:
@@ -56,7 +56,7 @@ def resources(
 def _compiled(
     source: str, names: tuple[str, ...], options: tuple[str, ...], architecture: int
 ) -> tuple[dict[str, str], str]:
-    """Each name as it is mangled, and what ptxas said."""
+    """The mangled name of each kernel, and ptxas's log."""
     import cupy
     from cupy.cuda import compiler
 
@@ -86,7 +86,7 @@ def _private(cupy: Any) -> Iterator[None]:
 
 
 def _parts(log: str) -> Iterator[tuple[str, str]]:
-    """Each kernel's mangled name, and what the log says about it."""
+    """Each kernel's mangled name, and its part of the log."""
     parts = re.split(r"Compiling entry function '(\S+)' for 'sm_\w+'", log)
     yield from zip(parts[1::2], parts[2::2], strict=True)
 
@@ -108,7 +108,7 @@ def _parsed(name: str, architecture: int, text: str) -> Resources:
 
 
 def missing() -> str | None:
-    """What is to be installed before anything can be compiled here; None if nothing is."""
+    """What to install before kernels can be compiled here; None if nothing is missing."""
     try:
         import cupy
         from cupy.cuda import compiler
@@ -125,7 +125,7 @@ def missing() -> str | None:
 
 
 def _asked(what: Sequence[str]) -> tuple[str, Sequence[str], tuple[str, ...]]:
-    """Source, names and options of the kernels that the command line names."""
+    """Source, names and options of the kernels on the command line."""
     if what[0].endswith(".cu"):
         return Path(what[0]).read_text(), what[1:], ("-std=c++17",)
     module: Any = importlib.import_module(what[0])
@@ -135,6 +135,7 @@ def _asked(what: Sequence[str]) -> tuple[str, Sequence[str], tuple[str, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.standin.nvrtc", description=__doc__)
     parser.add_argument("what", nargs="+", help="a module, or a .cu file and its kernels")
+    parser.add_argument("--architectures", nargs="+", type=int, default=ARCHITECTURES, help="such as 90; default: all")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     lacking = missing()
@@ -143,7 +144,7 @@ def main() -> None:
         return
     if lacking:
         parser.error(lacking)
-    found = resources(*_asked(args.what), ARCHITECTURES)
+    found = resources(*_asked(args.what), args.architectures)
     if args.json:
         print(json.dumps({"kernels": [asdict(one) for one in found]}))
         return

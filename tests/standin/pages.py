@@ -1,4 +1,4 @@
-"""Memory for a kernel to run in: arrays beside pages that nothing may touch, and the stacks of a block's threads."""
+"""Memory for kernels: arrays next to guard pages, and the stacks of a block's threads."""
 
 import ctypes
 import itertools
@@ -20,7 +20,7 @@ _MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x4022
 
 
 def _reserve(size: int, what: str) -> int:
-    """The address of `size` bytes that nothing may touch yet."""
+    """The address of `size` reserved bytes, without access."""
     address = _libc.mmap(None, size, _PROT_NONE, _MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
     if address in (None, ctypes.c_void_p(-1).value):
         raise MemoryError(f"standin: no memory for {what}, {size} bytes")
@@ -34,7 +34,7 @@ def _allow(address: int, size: int, protection: int) -> None:
 
 @cache
 def stacks() -> int:
-    """Where the stacks of a block's threads are; below each is a part that nothing may touch."""
+    """The address of the stacks of a block's threads, each above a guard."""
     start = _reserve(MOST_THREADS * STACK, "the threads' stacks")
     for thread in range(MOST_THREADS):
         _allow(start + thread * STACK + STACK_GUARD, STACK - STACK_GUARD, _PROT_READ_WRITE)
@@ -45,11 +45,11 @@ GUARD = 16 << 20  # bytes on either side
 PAGE = os.sysconf("SC_PAGESIZE")
 ALIGNMENT = 16  # of the widest load; an address keeps its place within it
 
-_margins = itertools.cycle(range(0x7FA1, 0x7FB0))  # signalling nans in float and bfloat16, which no operation makes
+_margins = itertools.cycle(range(0x7FA1, 0x7FB0))  # signalling nans in float and bfloat16, which no operation gives
 
 
 class Region:
-    """`size` bytes whose end, or else whose start, meets a page that nothing may touch; up to 15 bytes stay between."""
+    """`size` bytes whose end, or else whose start, meets a guard page, but for up to 15 bytes."""
 
     def __init__(self, what: str, size: int, phase: int, at_end: bool) -> None:
         self.what, self.size = what, size
@@ -77,7 +77,7 @@ class Region:
         return self._base <= address < self._base + self._mapped
 
     def misses(self, address: int) -> str:
-        """How an address that is not allowed lies to the memory that is."""
+        """Where an address without access lies relative to the memory."""
         if address < self.start:
             return f"{self.start - address} bytes before the start of {self.what}"
         if address >= self.start + self.size:
@@ -85,7 +85,7 @@ class Region:
         return f"{self.what}, whose pointer is const"
 
     def check_margins(self) -> str | None:
-        """Where something was written between the memory and the pages around it."""
+        """Where a kernel wrote between the memory and the guard pages, if it did."""
         inside = slice(self.start - self._first, self.start - self._first + self.size)
         for margin in (slice(inside.start), slice(inside.stop, None)):
             touched = self._bytes[margin] != self._untouched[margin]

@@ -1,12 +1,12 @@
-"""Streams, graphs and memory of the stand-in's `cupy.cuda`: in what order work is done, and in whose memory.
+"""Streams, graphs and memory of the stand-in's `cupy.cuda`.
 
-All work comes through `submit`. Outside of a capture it is done at once. In a capture it is recorded and not done, as
-on a device, and done when the graph is launched, on the memory that it was recorded with.
+All work goes through `submit`, which runs it at once. In a capture, `submit` only records the work, as a device does;
+it runs when the graph is launched, on the memory it was recorded with.
 
-Two things that go wrong on a device in silence are a `Misuse` here. One is memory that a graph still uses and somebody
-else may have by now: a graph keeps none alive, so what is allocated in a capture must come from a pool of its own,
-which must be there for as long as the graph is. The other is a race: work on one stream that reads or overwrites what
-another one may not be done with, since nobody waited.
+Two errors that are silent on a device are `Misuse` here. One is the reuse of memory that a graph still needs: a graph
+keeps no memory alive, so memory allocated in a capture must come from a pool of its own that lives as long as the
+graph. The other is a race: work on one stream that reads or overwrites memory in use on another stream without waiting
+for it.
 """
 
 import itertools
@@ -24,15 +24,15 @@ Work = Callable[[], None]
 
 
 class Memory:
-    """What one allocation got. Arrays that are views of each other have it in common."""
+    """The memory of one allocation, which an array and its views share."""
 
     def __init__(self, size: int, pool: "MemoryPool | None") -> None:
         self.size = size
         self._pool = None if pool is None else weakref.ref(pool)
-        self.written: tuple[int, int] | None = None  # order and tick of the work that wrote it last
-        self.read: dict[int, int] = {}  # order: tick of the work that read it last since then
+        self.written: tuple[int, int] | None = None  # order and tick of the last write
+        self.read: dict[int, int] = {}  # order: tick of the last read since that write
         self.in_capture = _capture is not None
-        self.host: Any = None  # the NumPy array that a pointer was asked for
+        self.host: Any = None  # the NumPy array of the last pointer taken
 
     @property
     def pool(self) -> "MemoryPool | None":
@@ -44,13 +44,13 @@ class Memory:
 
 
 class MemoryPointer:
-    """Stands for cupy.cuda.MemoryPointer. Here `ptr` is an address on the host; a device's means nothing there."""
+    """Stands for cupy.cuda.MemoryPointer. `ptr` is an address on the host."""
 
     def __init__(self, mem: Memory, offset: int) -> None:
         self.mem, self.ptr = mem, offset
 
 
-# What pointers were asked for, by address: a C function gets the number alone.
+# The memory of each pointer taken, by address: a C function gets only the number.
 _pointed_to: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
 
 
@@ -61,7 +61,7 @@ def pointer_to(memory: Memory, host: Any) -> MemoryPointer:
 
 
 def memory_at(address: int) -> Memory:
-    """Raises Misuse for an address that is no array's, or of one that is gone."""
+    """The memory at an address. Raises Misuse if no array begins there, or the array was freed."""
     try:
         return _pointed_to[address]
     except KeyError:
@@ -72,11 +72,11 @@ class OutOfMemoryError(MemoryError):
     pass
 
 
-ROUND = 512  # bytes: what a pool hands out is a multiple of it
+ROUND = 512  # bytes: pools allocate multiples of it
 
 
 class MemoryPool:
-    """Stands for cupy.cuda.MemoryPool: what is freed stays with the pool."""
+    """Stands for cupy.cuda.MemoryPool, which keeps freed memory."""
 
     def __init__(self, allocator: Any = None) -> None:
         self._used = self._total = self._limit = 0
@@ -167,11 +167,11 @@ def allocate(size: int) -> Memory:
     return memory
 
 
-# --- Order: a tick is a piece of work on a stream; streams that wait for each other anyway have one order
+# --- Order: a tick is one piece of work on a stream. Blocking streams, which wait for each other, share one order
 
 
 class _Order:
-    """What has happened before whatever comes next on a stream, or on the host: the last tick of each order."""
+    """The work that has finished before the next work on a stream, or on the host: the last tick of each order."""
 
     def __init__(self) -> None:
         self.known: dict[int, int] = {}
@@ -184,13 +184,13 @@ class _Order:
         return tick <= self.known.get(order, 0)
 
 
-_orders: dict[int, _Order] = {}  # the null stream's, of number 0, and those of the non-blocking ones
+_orders: dict[int, _Order] = {}  # of the null stream (number 0) and of each non-blocking stream
 _addresses = itertools.count(4096, 64)  # of streams
-_host = _Order()  # what the host has waited for, so that whatever it submits from now on comes after
+_host = _Order()  # the work that the host has waited for
 
 
 class Stream:
-    """Stands for cupy.cuda.Stream. Streams that are not non-blocking take turns with the null stream."""
+    """Stands for cupy.cuda.Stream. Blocking streams are ordered with the null stream."""
 
     null: "Stream"
 
@@ -254,7 +254,7 @@ class Stream:
         return _capture is not None and _capture.stream == self
 
     def _advance(self) -> int:
-        """The tick of the next piece of work here."""
+        """The tick of the next piece of work on this stream."""
         tick = self._ticks.known.get(self._number, 0) + 1
         self._ticks.known[self._number] = tick
         return tick
@@ -289,14 +289,14 @@ class Event:
 
 
 def get_elapsed_time(start_event: Event, end_event: Event) -> float:
-    """Milliseconds, on the host."""
+    """The time between two events in milliseconds, measured on the host."""
     if start_event._time is None or end_event._time is None or not (start_event._timing and end_event._timing):
         raise RuntimeError("cudaErrorInvalidResourceHandle: an event without a time")
     return 1000.0 * (end_event._time - start_event._time)
 
 
 class Device:
-    """Stands for cupy.cuda.Device: there is one."""
+    """Stands for cupy.cuda.Device; there is one device."""
 
     def __init__(self, device: int | None = None) -> None:
         if device:
@@ -320,7 +320,7 @@ class Device:
 class _Capture:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.spoilt = ""  # by what
+        self.spoilt = ""  # the call that invalidated the capture
         self.work: list[Work] = []
         self.pools: set[MemoryPool | None] = set()
         self.reads: set[Memory] = set()
@@ -378,7 +378,7 @@ class Graph:
 def _refuse_in_capture(what: str) -> None:
     if _capture is not None:
         _capture.spoilt = _capture.spoilt or what
-        raise Misuse(f"{what} in a capture, where nothing is done that one could wait for")
+        raise Misuse(f"{what} in a capture, in which no work runs that the host could wait for")
 
 
 def refuse_cublas(what: str) -> None:
@@ -396,7 +396,7 @@ def refuse_unknown(what: str) -> None:
 
 
 def submit(name: str, work: Work, reads: Sequence[Memory], writes: Sequence[Memory]) -> None:
-    """Do the work on the current stream; in a capture, record it.
+    """Run the work on the current stream; in a capture, record it.
 
     Raises Misuse for work on another stream than the capturing one, and for a race.
     """
@@ -416,7 +416,7 @@ def submit(name: str, work: Work, reads: Sequence[Memory], writes: Sequence[Memo
 
 
 def synced(how: str, stream: Stream | None = None) -> None:
-    """The host waits for what was submitted to a stream, the current one by default."""
+    """The host waits for a stream, the current one by default."""
     _refuse_in_capture(how)
     count("syncs", how)
     _host.learn((stream or get_current_stream())._ticks.known)
@@ -430,14 +430,14 @@ def uploaded(name: str, writes: Sequence[Memory] = (), stream: Stream | None = N
 
 
 def downloaded(how: str, reads: Sequence[Memory], stream: Stream | None = None) -> None:
-    """A copy from the device to the host, on the current stream by default, which the host waits for."""
+    """A copy from the device to the host, on the current stream by default. The host waits for it."""
     _refuse_in_capture(how)
     _in_order(stream or get_current_stream(), reads, ())
     synced(how, stream)
 
 
 def _in_order(stream: Stream, reads: Sequence[Memory], writes: Sequence[Memory]) -> None:
-    """The next piece of work on a stream. Raises Misuse if what it needs from another one may not be done."""
+    """Order the next piece of work on a stream. Raises Misuse if other streams may still use its memory."""
     known = stream._ticks
 
     def done(order: int, tick: int) -> bool:
