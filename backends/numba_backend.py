@@ -58,10 +58,8 @@ def _is_float32(*arrays: Array | None) -> bool:
 _f = np.float32  # every constant is float32, because Numba computes in float64 with Python floats
 _ZERO, _HALF, _ONE, _TWO, _INF = map(_f, (0.0, 0.5, 1.0, 2.0, inf))
 _LOG2_E = _f(1.4426950408889634)
-_LN2_HIGH, _LN2_LOW = (
-    _f(0.693359375),
-    _f(-2.12194440e-4),
-)  # the first has 9 bits, so its product with a small integer is exact
+# The high part of ln 2 has 9 bits, so its product with a small integer is exact.
+_LN2_HIGH, _LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)
 _E0, _E1, _E2, _E3, _E4, _E5 = map(
     _f, (5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
 )
@@ -236,9 +234,8 @@ def _layer_norm(x: Array, gamma: Array, beta: Array, eps: Any, y: Array, mean: A
         mean[i], rstd[i] = m, r
 
 
-_ROWS = (
-    64  # rows in a block of the sums for gamma and beta, so that the result does not depend on the number of threads
-)
+# Rows in a block of the sums for gamma and beta, so that the result does not depend on the number of threads.
+_ROWS = 64
 
 
 def layer_norm_backward(

@@ -94,9 +94,7 @@ class Optimizer:
         # Keys: the parameter's index in `params`; if flat, the group's index among the groups that have parameters.
         self.state: dict[int, dict[str, Any]] = {}
         self._lr = 0.0  # the learning rate of the current step
-        self._master_versions: dict[
-            int, Versions
-        ] = {}  # the parameters' versions at the last update of their master copies
+        self._master_versions: dict[int, Versions] = {}  # the parameters' versions when the master copies were updated
 
     def _check_params(self) -> None:
         name = type(self).__name__

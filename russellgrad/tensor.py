@@ -81,9 +81,8 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
-        array = xp.asarray(
-            data
-        )  # without a dtype first: with a float dtype, NumPy parses strings and converts None to nan
+        # Convert without a dtype first: with a float dtype, NumPy parses strings and converts None to nan.
+        array = xp.asarray(data)
         if dtype is None and not hasattr(data, "dtype") and xp.dtype(array).kind != "b":
             dtype = get_default_dtype()
         self.backend = xp

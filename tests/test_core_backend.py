@@ -169,7 +169,7 @@ def test_optimizers_on_a_core_backend(core: Backend, name: str, dtype: str) -> N
 
 
 def test_a_flat_optimizer_names_what_the_backend_lacks(core: Backend) -> None:
-    with pytest.raises(ValueError, match=f"{core.name!r} has no assign and split_flat; leave flat out"):
+    with pytest.raises(ValueError, match=f"{core.name!r} has no assign and split_flat; use flat=False"):
         SGDOptimizer([Tensor([1.0])], 0.1, flat=True)
 
 
@@ -180,17 +180,19 @@ def test_a_flat_optimizer_names_what_the_backend_lacks(core: Backend) -> None:
 def test_every_core_name_is_required(primitive: str) -> None:
     module = core_module("incomplete")
     delattr(module, primitive)
-    with pytest.raises(TypeError, match=f"'incomplete': module incomplete lacks {primitive}; a backend has all names"):
+    with pytest.raises(
+        TypeError, match=f"'incomplete': module incomplete lacks {primitive}; a backend must define all names"
+    ):
         selection.resolve_backend(module)
 
 
 def test_a_module_without_core_names_is_refused_with_their_list() -> None:
-    with pytest.raises(TypeError, match=f"module empty lacks {', '.join(CORE)}; a backend has all names"):
+    with pytest.raises(TypeError, match=f"module empty lacks {', '.join(CORE)}; a backend must define all names"):
         selection.resolve_backend(ModuleType("empty"))
 
 
 def test_a_core_backend_with_the_name_of_another_is_refused() -> None:
     selection.resolve_backend(core_module("mine"))
     for name, owner in (("numpy", "numpy_backend"), ("cupy", "cupy_backend"), ("mine", "mine")):
-        with pytest.raises(ValueError, match=f"module other says that its name is '{name}', which is .*{owner}; set"):
+        with pytest.raises(ValueError, match=f"module other has the name '{name}', which is .*{owner}; set"):
             selection.resolve_backend(core_module("other", name=name))
