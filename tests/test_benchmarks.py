@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks import generate, growth, measure, memory, ops, overhead, readme,
 from benchmarks.measure import OURS, Table, Worker, check_close
 from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
+from tests.process import ROOT, run_python
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the benchmarks compare NumPy with PyTorch on the CPU"
@@ -197,3 +199,11 @@ def test_a_new_file_of_results_appears_on_the_page(monkeypatch: pytest.MonkeyPat
     text = readme.figures()
     assert f"{runs['laptop']['date'][:10]}, abc1234 | Other, " in text
     assert f"| {TINY} | laptop | numpy | 1.0 ms | 0.50 | 0.25 | 2.00 | - | - |" in text
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_revisions_compares_commits() -> None:
+    done = run_python("-m", "benchmarks.revisions", "HEAD", "HEAD~0", "--sizes", TINY, "--rounds=1", "--seconds=0.01")
+    assert done.returncode == 0, done.stderr
+    *_, row = done.stdout.splitlines()
+    assert re.fullmatch(rf"\| {TINY} \| [\d.]+ ms \| [\d.]+ ms \([\d.]+\) \|", row)
