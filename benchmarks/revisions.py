@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.measure import ROOT
@@ -81,7 +82,7 @@ def main() -> None:
             print(f"| size | {' | '.join(checkouts)} |\n|---|{'---|' * len(checkouts)}")
             for size in given.sizes:
                 times = list(compare(checkouts, size, given.rounds, given.seconds).values())
-                ratios = [""] + [f" ({b / a:.2f})" for a, b in zip(times, times[1:], strict=False)]
+                ratios = ["", *(f" ({b / a:.2f})" for a, b in pairwise(times))]
                 cells = [f"{seconds * 1e3:.1f} ms{ratio}" for seconds, ratio in zip(times, ratios, strict=True)]
                 print(f"| {size} | {' | '.join(cells)} |", flush=True)
         finally:
