@@ -18,7 +18,7 @@ Array = Any
 
 
 class Captured:
-    """Captures the block `with self:` on a stream, with a separate memory pool. `launch` runs the graph on that stream."""
+    """Captures the block `with self:` on a stream and in a memory pool of its own; `launch` runs the graph there."""
 
     def __init__(self) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)
@@ -124,9 +124,9 @@ def scattered(a: Array, places: Array) -> Array:
     return a
 
 
-@pytest.mark.parametrize("what", LEGAL)
-def test_capture_only_records_and_each_launch_runs_the_work(what: str) -> None:
-    ours, numpys = LEGAL[what]
+@pytest.mark.parametrize("case", LEGAL)
+def test_capture_only_records_and_each_launch_runs_the_work(case: str) -> None:
+    ours, numpys = LEGAL[case]
     a = random(3, 4)
     before = a.get()
     with record() as log, Captured() as captured:
@@ -135,7 +135,7 @@ def test_capture_only_records_and_each_launch_runs_the_work(what: str) -> None:
     np.testing.assert_array_equal(a.get(), before)
     expected = numpys(before)
     assert (out.shape, out.dtype) == (expected.shape, expected.dtype)
-    assert what == "a view" or is_uninitialized(out.get())
+    assert case == "a view" or is_uninitialized(out.get())
     for seed in (1, 2):  # new values in the same memory
         a.set(rng(seed).normal(size=(3, 4)), captured.stream)
         with record() as log:
@@ -231,9 +231,9 @@ def from_no_pool(work: Callable[[], Any]) -> None:
         work()
 
 
-@pytest.mark.parametrize("what", ILLEGAL)
-def test_illegal_operations_in_a_capture_raise(what: str) -> None:
-    error, message, misuse = ILLEGAL[what]
+@pytest.mark.parametrize("case", ILLEGAL)
+def test_illegal_operations_in_a_capture_raise(case: str) -> None:
+    error, message, misuse = ILLEGAL[case]
     a = random(2, 2)
     before = a.get()
     with pytest.raises(error) as raised, Captured():
@@ -416,10 +416,10 @@ RACES: dict[str, tuple[Callable[[Array], Any], Callable[[Array], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", RACES)
+@pytest.mark.parametrize("case", RACES)
 @pytest.mark.parametrize("wait", WAITS)
-def test_a_race_between_streams_raises_unless_one_waits(what: str, wait: Callable[[Any, Any], None]) -> None:
-    first, second = RACES[what]
+def test_a_race_between_streams_raises_unless_one_waits(case: str, wait: Callable[[Any, Any], None]) -> None:
+    first, second = RACES[case]
     a, one, two = random(3), stream(), stream()
     for waits in (False, True):
         cupy.cuda.Device().synchronize()

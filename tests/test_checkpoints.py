@@ -288,7 +288,7 @@ SEPARATE_QKV = ROOT / "tests" / "data" / "separate_qkv" / "step-00000003"  # for
 
 
 def test_a_checkpoint_with_separate_q_k_v_matrices_resumes(text: str, tmp_path: Path) -> None:
-    """A checkpoint of an earlier release: its matrices and Adam moments are merged, and the losses match that release."""
+    """Loads a checkpoint of an earlier release, merges matrices and Adam moments, and gives the losses of that release."""
     shutil.copytree(SEPARATE_QKV, tmp_path / "checkpoints" / SEPARATE_QKV.name)
     result = train(resume=str(tmp_path), dataset=text)
     assert result.steps == 6

@@ -1,4 +1,4 @@
-"""compile_step: a recorded step gives the results of the plain step on every backend; with CUDA it is a graph launch."""
+"""compile_step: a recorded step gives the results of the plain step on every backend; on CUDA it launches a graph."""
 
 from collections.abc import Callable
 from functools import partial
@@ -51,7 +51,7 @@ def take(model: Transformer, step: Step, inputs: Any, targets: Any) -> float:
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"flat": False}], ids=str)
 def test_a_compiled_step_equals_the_plain_step(backend: Backend, dtype: str, options: dict[str, Any]) -> None:
-    """Losses, parameters, optimizer state and a later uncompiled step are bitwise equal, with a schedule and dropout."""
+    """Losses, parameters, optimizer state and a later plain step are bitwise equal, with a schedule and dropout."""
     runs = []
     for wrap in (lambda step: step, compile_step):
         model, optimizer = model_and_optimizer(dtype, **options)
