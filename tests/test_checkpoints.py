@@ -288,7 +288,7 @@ SEPARATE_QKV = ROOT / "tests" / "data" / "separate_qkv" / "step-00000003"  # for
 
 
 def test_a_checkpoint_with_separate_q_k_v_matrices_resumes(text: str, tmp_path: Path) -> None:
-    """Loads a checkpoint of an earlier release, merges matrices and Adam moments, and gives the losses of that release."""
+    """Matrices and Adam moments of an earlier release are merged; the losses equal those of that release."""
     shutil.copytree(SEPARATE_QKV, tmp_path / "checkpoints" / SEPARATE_QKV.name)
     result = train(resume=str(tmp_path), dataset=text)
     assert result.steps == 6

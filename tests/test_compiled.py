@@ -190,7 +190,7 @@ def test_an_operation_that_cannot_be_recorded_is_named(
     backend: Backend, work: Callable[[Tensor], Tensor], op: str
 ) -> None:
     if not hasattr(backend, "capture"):
-        pytest.skip(f"{backend.name} records nothing")
+        pytest.skip(f"{backend.name} has no capture")
     step = compile_step(lambda x: work(x.sum() if op == "to_host" else x))
     x = Tensor([1.0, 2.0], requires_grad=False)
     assert_close(step(x), step(x))

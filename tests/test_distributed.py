@@ -56,7 +56,7 @@ TRAIN = "train/train_transformer.py"
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_distributed_run_equals_a_single_process_run(text: str, tmp_path: Path, ranks: int, accumulate: int) -> None:
-    """With dropout, whose draws depend on the sample only. Compares training and validation losses and gradient norms."""
+    """With dropout, whose draws depend on the sample only. Compares losses and gradient norms."""
     with use_backend("numpy"):
         whole = train(dataset=text, out=str(tmp_path / "one"), **RUN)
     done = run_ranks(ranks, TRAIN, *flags(**RUN, dataset=text, out=tmp_path / "several", accumulate=accumulate))
@@ -216,7 +216,7 @@ def test_without_mpi4py_the_error_names_the_package(tmp_path: Path) -> None:
     done = run_python(TRAIN, "--out", str(tmp_path / "out"), PMI_SIZE="2", PMI_RANK="0")
     assert done.returncode != 0
     assert (
-        '2 processes were started; to train run_ranks they need the package mpi4py: pip install "russel' in done.stderr
+        '2 processes were started; to train together they need the package mpi4py: pip install "russel' in done.stderr
     )
 
 

@@ -205,7 +205,7 @@ def test_comparisons_give_bool_tensors_without_gradient(backend: Backend, symbol
 
 def test_comparison_with_other_objects(backend: Backend) -> None:
     x = Tensor([1.0])
-    equal: object = x == None  # noqa: E711 - Python then compares the objects, not the elements
+    equal: object = x == None  # noqa: E711 - tests the operator itself
     unequal: object = x != "one"
     assert (equal, unequal) == (False, True)
     with pytest.raises(TypeError):
