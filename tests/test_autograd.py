@@ -59,7 +59,7 @@ def test_accumulation_does_not_change_the_earlier_grad_array(backend: Backend) -
 
 
 def test_gradient_of_a_diamond_graph(backend: Backend) -> None:
-    """Backward visits a tensor after every op that uses it, whatever the order of use."""
+    """Backward visits a tensor after all ops that use it, in any order of use."""
 
     def fn(x: Any) -> Any:
         a = x * 2
@@ -681,7 +681,7 @@ def test_no_grad_as_a_decorator(backend: Backend) -> None:
 
 
 def test_no_grad_as_a_decorator_in_two_threads(backend: Backend) -> None:
-    """Each call restores the grad mode of its own thread, whichever ends first."""
+    """Each call restores the grad mode of its thread, in either order of ending."""
     barrier = threading.Barrier(2, timeout=20)
     errors: list[BaseException] = []
 

@@ -18,7 +18,7 @@ Array = Any
 
 
 class Captured:
-    """Captures the block `with self:` on a stream and in a memory pool of its own; `launch` runs the graph there."""
+    """Captures the block `with self:` on a new stream with a new memory pool; `launch` runs the graph."""
 
     def __init__(self) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)

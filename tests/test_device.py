@@ -258,7 +258,7 @@ def test_kernels_of_the_same_name_in_two_modules() -> None:
         assert y.tolist() == [expected]
 
 
-# --- Faults in kernels: undefined behavior in CUDA is reported whatever the seed
+# --- Faults in kernels: undefined behavior in CUDA is reported for every seed
 
 BEYOND = "an index beyond the end of a fixed-size array"
 FAULTS: dict[str, tuple[str, str]] = {
