@@ -153,7 +153,7 @@ def _keeps_bfloat16(function: Callable[..., Array]) -> Callable[..., Array]:
         out = function(*operands)
         if out.dtype != np.float32:
             return out
-        names = {operand.dtype.name for operand in operands if is_array(operand)}
+        names = {operand.dtype.name for operand in operands if is_array(operand)} - {"bool"}  # the condition of `where`
         return out.astype("bfloat16") if names == {"bfloat16"} else out
 
     return keeping

@@ -86,18 +86,18 @@ def check_targets(xp: Xp, ids: Any, upper: int, ignore: int | None, op: str) -> 
 
 def prepare_index(xp: Xp, index: Any, shape: Shape) -> Any:
     """Check index arrays on the host and copy them to the backend. A mask becomes the indices of its True elements."""
-    parts = host.as_tuple(index)
+    on_host = [xp.to_host(part) if xp.is_array(part) else part for part in host.as_tuple(index)]
+    parts = [part if host.is_basic((part,)) else host.index_array(part) for part in on_host]
     prepared: list[Any] = []
-    for part, axis in zip(parts, host.index_axes(parts, len(shape)), strict=True):
-        if part is None or part is Ellipsis or isinstance(part, (slice, int)):
+    for part, axis in zip(parts, host.index_axes(tuple(parts), len(shape)), strict=True):
+        if host.is_basic((part,)):
             prepared.append(part)
             continue
-        array = host.index_array(xp.to_host(part) if xp.is_array(part) else part)
-        host.check_index_array(array, axis, shape)
-        if array.dtype.kind == "b":
-            prepared.extend(xp.asarray(positions) for positions in np.nonzero(array))
+        host.check_index_array(part, axis, shape)
+        if part.dtype.kind == "b":
+            prepared.extend(xp.asarray(positions) for positions in np.nonzero(part))
         else:
-            prepared.append(xp.asarray(array))
+            prepared.append(xp.asarray(part))
     return tuple(prepared)
 
 
@@ -198,19 +198,20 @@ def gelu(xp: Xp, a: Array, approximate: str) -> tuple[Array, Array]:
 
     Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2. Also returns a, saved for backward.
     """
-    return xp.multiply(a, _phi(xp, a, approximate)), a
+    x = _at_least_float32(xp, a)
+    return _cast(xp, xp.multiply(x, _phi(xp, x, approximate)), xp.dtype(a)), a
 
 
 def gelu_backward(xp: Xp, g: Array, saved: Array, approximate: str) -> Array:
     """g (phi(a) + a phi'(a))."""
-    a = saved
+    a = _at_least_float32(xp, saved)
     phi = _phi(xp, a, approximate)
     if approximate == "none":  # phi' is the normal density
         a_slope = xp.multiply(a, xp.multiply(xp.exp(xp.multiply(xp.multiply(a, a), -0.5)), 1 / sqrt(2 * pi)))
-    else:  # phi' = 2 phi (1 - phi) c (1 + 3 * 0.044715 a^2). For large |a|, a phi (1 - phi) is 0 before a^2 overflows.
+    else:  # phi' = 2 phi (1 - phi) c (1 + 3 * 0.044715 a^2); for large |a|, phi (1 - phi) is 0 before a^2 overflows
         inner = xp.add(xp.multiply(xp.multiply(a, a), 6 * _GELU_C * 0.044715), 2 * _GELU_C)
         a_slope = xp.multiply(xp.multiply(xp.multiply(a, phi), xp.subtract(1, phi)), inner)
-    return xp.multiply(g, xp.add(phi, a_slope))
+    return _cast(xp, xp.multiply(g, xp.add(phi, a_slope)), xp.dtype(g))
 
 
 def _phi(xp: Xp, a: Array, approximate: str) -> Array:

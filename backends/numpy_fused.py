@@ -185,6 +185,9 @@ _GELU_C = _sqrt(2.0 / pi)
 
 def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
     """a phi(a), and its derivative phi(a) + a phi'(a), computed together while a is in the cache."""
+    if a.dtype.itemsize < 4:  # squares overflow in half precision
+        out, slope = gelu(a.astype(np.float32), approximate)
+        return out.astype(a.dtype), slope.astype(a.dtype)
     formula = _gelu_exact if approximate == "none" else _gelu_tanh
     flat = a.reshape(-1)
     out, slope = np.empty(flat.shape, a.dtype), np.empty(flat.shape, a.dtype)

@@ -13,13 +13,15 @@ number of axes. A primitive's backward is on the next line.
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
 from importlib.metadata import entry_points
+from threading import RLock
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeAlias, cast
 
 Array: TypeAlias = Any  # the backend's own array type: numpy.ndarray, cupy.ndarray, ...
 DType: TypeAlias = Any  # a dtype object or its name, "float32"
@@ -175,33 +177,50 @@ ENTRY_POINT_GROUP = "russellgrad.backends"
 
 _loaded: dict[str, Backend] = {}
 _modules: dict[ModuleType, Backend] = {}
+_loading = RLock()
 _precision = "highest"
 _default: Backend | None = None  # set by set_backend, or from RG_BACKEND at first use; None before that
 _override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", default=None)
 
 
 class _Loaded:
-    """A backend as the library uses it: a module's primitives, and formulas for the derived primitives that it lacks."""
+    """A backend as the library uses it: a module's primitives, and formulas for the derived primitives that it lacks.
+
+    A module is read once, when it is loaded. There is one backend for each module, and a copy is the backend itself.
+    """
 
     def __init__(self, module: ModuleType) -> None:
         formulas = importlib.import_module(f"{__package__}.backends.formulas")
         own = vars(self)
-        own.update({name: getattr(module, name) for name in (*CORE, *OPTIONAL) if hasattr(module, name)})
+        own.update({name: getattr(module, name) for name in (*CORE, *OPTIONAL) if _defines(module, name)})
         for name in DERIVED:
             formula = partial(getattr(formulas, name), self)
-            own[name] = _with_fallback(getattr(module, name), formula) if hasattr(module, name) else formula
+            own[name] = _with_fallback(getattr(module, name), formula) if _defines(module, name) else formula
 
     def __repr__(self) -> str:
         return f"<backend {vars(self)['name']!r}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"pickle: {self!r} cannot be pickled; pickle its name, and load it with load_backend(name)")
+
+
+def _defines(module: ModuleType, name: str) -> bool:
+    return getattr(module, name, None) is not None
 
 
 def _with_fallback(own: Callable[..., Any], formula: Callable[..., Any]) -> Callable[..., Any]:
     """A backend's primitive that falls back to the formula if it returns NotImplemented."""
 
     @wraps(own)
-    def primitive(*args: Any) -> Any:
-        result = own(*args)
-        return formula(*args) if result is NotImplemented else result
+    def primitive(*args: Any, **kwargs: Any) -> Any:
+        result = own(*args, **kwargs)
+        return formula(*args, **kwargs) if result is NotImplemented else result
 
     return primitive
 
@@ -210,21 +229,30 @@ def _build(module: ModuleType, name: str) -> Backend:
     """Build the backend of a module, after checking that the module has all core primitives and is usable here.
 
     Raises:
-        TypeError: core primitives are missing; names them. ValueError: the module's name belongs to another backend.
-        RuntimeError: the backend cannot be used on this machine; says what is missing.
+        TypeError: core primitives are missing, or what a capture needs; names them. ValueError: the module's name
+            is not a string, or belongs to another backend. RuntimeError: the backend cannot be used on this machine;
+            says what is missing.
     """
-    missing = [primitive for primitive in CORE if not hasattr(module, primitive)]
+    missing = [primitive for primitive in CORE if not _defines(module, primitive)]
     if missing:
         raise TypeError(
             f"backend {name!r}: module {module.__name__} lacks {', '.join(missing)}; "
             "a backend must define all names in russellgrad.backend.CORE"
         )
+    if _defines(module, "capture") and not (_defines(module, "assign") and _defines(module, "update_scalars")):
+        raise TypeError(
+            f"backend {name!r}: module {module.__name__} has capture, which needs assign and update_scalars"
+        )
     own = module.name
-    taken = {f"{__package__}.backends.{builtin}_backend": builtin for builtin in BUILTIN}
-    taken.update({other.__name__: backend.name for other, backend in _modules.items()})
-    if owner := next((other for other, its in taken.items() if its == own and other != module.__name__), None):
+    if not isinstance(own, str) or not own:
+        raise ValueError(f"backend {name!r}: the name in module {module.__name__} must be a string, got {own!r}")
+    builtin = f"{__package__}.backends.{own}_backend"
+    others = [other.__name__ for other, backend in _modules.items() if backend.name == own and other is not module]
+    if own in BUILTIN and module is not sys.modules.get(builtin):
+        others.append(builtin)
+    if others:
         raise ValueError(
-            f"backend {name!r}: module {module.__name__} has the name {own!r}, which is the name of {owner}; "
+            f"backend {name!r}: module {module.__name__} has the name {own!r}, which is the name of {others[0]}; "
             "set `name` in the module to a unique one"
         )
     backend = cast(Backend, _Loaded(module))
@@ -263,9 +291,10 @@ def load_backend(name: str) -> Backend:
 
 def _backend_of(module: ModuleType, name: str) -> Backend:
     """The backend of a module. A module that is loaded under two names gives the same backend."""
-    if module not in _modules:
-        _modules[module] = _build(module, name)
-    return _modules[module]
+    with _loading:  # two threads must not build two backends of one module
+        if module not in _modules:
+            _modules[module] = _build(module, name)
+        return _modules[module]
 
 
 def set_precision_of_backends(level: str) -> None:

@@ -103,7 +103,8 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
         dtypes = {str(array.dtype) for array in state.values()} or {"float64"}
         if not dtypes <= {"float32", "float64"} or len(dtypes) > 1:
             raise ValueError(f"its parameters have dtype {', '.join(sorted(dtypes))}; a model has float32 or float64")
-        model.astype(dtypes.pop()).load_state_dict(upgrade_state(state))
+        state = upgrade_state(state) if header["version"] == "1" else state
+        model.astype(dtypes.pop()).load_state_dict(state)
     except (KeyError, TypeError, ValueError) as error:
         what = f"its metadata lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load_model: {path} does not contain a complete model: {what}") from error
@@ -111,14 +112,23 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
 
 
 def upgrade_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a model's state from format version 1 to the current one. A current state does not change.
+    """Convert the state of a Transformer from before `w_qkv`, for `load_state_dict`.
 
-    In each attention layer, w_q, w_k and w_v (C, C) become one matrix w_qkv (C, 3 C). The function also converts dicts
-    of optimizer state with the same names, such as Adam's moments; three equal numbers become one.
+    The matrices w_q, w_k and w_v (C, C) of an attention layer become one, w_qkv (C, 3 C). This also works for what an
+    optimizer keeps for each parameter, such as Adam's moments. Numbers, such as Adam's step, must be equal for the
+    three, and one is kept. A state that has none of the three names, or not all of them, is left unchanged.
+
+    Raises:
+        ValueError: three numbers that differ.
     """
     upgraded = dict(state)
     for layer in [name.removesuffix(".w_q") for name in state if name.endswith(".attention.w_q")]:
-        parts = [upgraded.pop(f"{layer}.{name}") for name in ("w_q", "w_k", "w_v")]
+        names = [f"{layer}.{matrix}" for matrix in ("w_q", "w_k", "w_v")]
+        if f"{layer}.w_qkv" in state or not all(name in state for name in names):
+            continue
+        parts = [upgraded.pop(name) for name in names]
+        if not np.ndim(parts[0]) and len(set(parts)) > 1:
+            raise ValueError(f"upgrade_state: {', '.join(names)} have the numbers {parts}, which must be equal")
         upgraded[f"{layer}.w_qkv"] = np.concatenate(parts, axis=1) if np.ndim(parts[0]) else parts[0]
     return upgraded
 

@@ -15,10 +15,10 @@ operand, so an in-place change of one changes the other. The text of `@remedy` i
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from contextlib import suppress
 from math import prod
 from numbers import Integral
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 from .autograd import Joint
 from .backend import Array, Axis, Backend, DType, Index, Shape
@@ -31,11 +31,18 @@ Float = Annotated[Array, "the result is a float"]
 _R = TypeVar("_R", bound=Rule)
 
 
-@lru_cache(maxsize=1024)  # bounded: rules may be made in a loop
 def marks(rule: Rule) -> tuple[bool, bool]:
     """Whether an operand of the rule is annotated `Float`, and whether the rule is annotated `-> View`."""
-    annotations = getattr(rule, "__annotations__", {})
-    return Float in annotations.values(), annotations.get("return") == View
+    try:
+        found: tuple[bool, bool] = rule._marks  # type: ignore[attr-defined]
+    except AttributeError:
+        annotations = getattr(rule, "__annotations__", {})
+        if any(isinstance(annotation, str) for annotation in annotations.values()):  # of postponed evaluation
+            annotations = get_type_hints(rule, include_extras=True)
+        found = Float in annotations.values(), annotations.get("return") == View
+        with suppress(AttributeError):  # a callable that takes no attributes
+            rule._marks = found  # type: ignore[attr-defined]
+    return found
 
 
 def remedy(text: str) -> Callable[[_R], _R]:
@@ -81,10 +88,15 @@ def log1p(xp: Backend, a: Float) -> Result: return xp.log1p(a), lambda g: xp.div
 def expm1(xp: Backend, a: Float) -> Result: return xp.expm1(a), lambda g: xp.multiply(g, xp.exp(a))
 def log2(xp: Backend, a: Float) -> Result: return xp.log2(a), lambda g: xp.divide(g, xp.multiply(a, math.log(2)))
 def arctan(xp: Backend, a: Float) -> Result: return xp.arctan(a), lambda g: xp.divide(g, xp.add(xp.multiply(a, a), 1))
-def floor(xp: Backend, a: Float) -> Result: return xp.floor(a), lambda g: xp.zeros(g.shape, xp.dtype(g))
-def ceil(xp: Backend, a: Float) -> Result: return xp.ceil(a), lambda g: xp.zeros(g.shape, xp.dtype(g))
+def floor(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.floor, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
+def ceil(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.ceil, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
 def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multiply(g, xp.sign(a))
 # fmt: on
+
+
+def _rounded(xp: Backend, function: Callable[[Array], Array], a: Array) -> Array:
+    """function(a); integers stay as they are, where some libraries would return floats."""
+    return function(a) if is_float(xp.dtype(a)) else xp.copy(a)
 
 
 def divide(xp: Backend, a: Float, b: Float) -> Result:

@@ -83,7 +83,7 @@ class Tensor:
         xp = resolve_backend(backend)
         # Convert without a dtype first: with a float dtype, NumPy parses strings and converts None to nan.
         array = xp.asarray(data)
-        if dtype is None and not hasattr(data, "dtype") and xp.dtype(array).kind != "b":
+        if dtype is None and not _has_dtype(data, xp) and xp.dtype(array).kind != "b":
             dtype = get_default_dtype()
         self.backend = xp
         self.label = label
@@ -445,8 +445,8 @@ class Tensor:
     sin = _elementwise(rules.sin, "The sine of x in radians.")
     cos = _elementwise(rules.cos, "The cosine of x in radians.")
     arctan = _elementwise(rules.arctan, "The inverse tangent, in radians.")
-    floor = _elementwise(rules.floor, "The largest integer <= x, as a float. The gradient is 0.")
-    ceil = _elementwise(rules.ceil, "The smallest integer >= x, as a float. The gradient is 0.")
+    floor = _elementwise(rules.floor, "The largest integer <= x, in the dtype of x. The gradient is 0.")
+    ceil = _elementwise(rules.ceil, "The smallest integer >= x, in the dtype of x. The gradient is 0.")
     sigmoid = _elementwise(rules.sigmoid, "The logistic sigmoid, 1 / (1 + e ** -x).")
     relu = _elementwise(rules.relu, "max(x, 0). The gradient at 0 is 0.")
 
@@ -749,8 +749,8 @@ def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
 
 def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
     """Apply a rule as a binary operator: returns NotImplemented for unknown types, as Python's data model requires."""
-    for operand in (a, b):
-        if not isinstance(operand, (Tensor, Real)) and not hasattr(operand, "dtype"):
+    for operand, other in ((a, b), (b, a)):
+        if not isinstance(operand, (Tensor, Real)) and not _has_dtype(operand, other.backend):
             return cast(Tensor, NotImplemented)
     return apply(rule, a, b)
 
@@ -788,6 +788,11 @@ def _index(part: Any, xp: Backend) -> Any:
     if isinstance(part, bool) or getattr(part, "shape", None) == () and _dtype(xp, part).kind == "b":
         raise TypeError("getitem: an index may not be one bool, which NumPy treats as a new axis; use a mask with axes")
     return int(part) if isinstance(part, Integral) else part
+
+
+def _has_dtype(x: Any, xp: Backend) -> bool:
+    """Whether x is an array: one of the backend, whose arrays need no `dtype` attribute, or of another library."""
+    return hasattr(x, "dtype") or xp.is_array(x)
 
 
 def _dtype(xp: Backend, part: Any) -> Any:

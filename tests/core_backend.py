@@ -42,4 +42,43 @@ def _read_only(function: Callable[..., Any]) -> Callable[..., Any]:
     return primitive
 
 
+class ThinArray:
+    """An array with the two attributes that the library needs, and nothing else."""
+
+    __slots__ = ("__weakref__", "_array")
+    __array_ufunc__ = None
+
+    def __init__(self, array: Any) -> None:
+        self._array = np.asarray(array)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def ndim(self) -> int:
+        return self._array.ndim
+
+
+def thin_module(name: str) -> ModuleType:
+    """A core module whose arrays are ThinArrays."""
+    module = core_module(name, is_array=lambda x: isinstance(x, ThinArray))
+    for primitive in set(CORE) - {"name", "is_array", "float_dtypes"}:
+        setattr(module, primitive, _thin(getattr(module, primitive), wrapped=primitive != "to_host"))
+    return module
+
+
+def _thin(function: Callable[..., Any], wrapped: bool) -> Callable[..., Any]:
+    def unwrap(x: Any) -> Any:
+        if isinstance(x, (tuple, list)):
+            return type(x)(map(unwrap, x))
+        return x._array if isinstance(x, ThinArray) else x
+
+    def primitive(*args: Any, **kwargs: Any) -> Any:
+        result = function(*map(unwrap, args), **kwargs)
+        return ThinArray(result) if wrapped and isinstance(result, (np.ndarray, np.generic)) else result
+
+    return primitive
+
+
 globals().update({primitive: getattr(core_module("core_only"), primitive) for primitive in CORE})

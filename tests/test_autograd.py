@@ -846,3 +846,40 @@ def test_a_copy_has_its_own_gradient(backend: Backend) -> None:
     assert_close(b.grad, np.array([2.0]))
     with pytest.raises(TypeError, match="a Tensor is not pickled; keep"):
         pickle.dumps(a)
+
+
+POSTPONED = """
+from __future__ import annotations
+from russellgrad.backend import Array, Backend
+from russellgrad.rules import Float, View
+
+def double(xp: Backend, a: Float) -> View:
+    return xp.multiply(a, 2), lambda g: xp.multiply(g, 2)
+"""
+
+
+def test_marks_of_a_rule_with_postponed_annotations_are_read(backend: Backend) -> None:
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(POSTPONED, namespace)
+    double = namespace["double"]
+    double.__globals__.update(namespace)
+    assert rg.rules.marks(double) == (True, True)
+    assert custom_op(double)(Tensor(np.array([1, 2]))).dtype == "float64"
+
+
+def test_a_custom_op_is_freed_with_what_it_captures(backend: Backend) -> None:
+    class Captured:
+        factor = 2.0
+
+    def run() -> weakref.ref[Captured]:
+        captured = Captured()
+
+        def scale(xp: Backend, a: Any) -> Any:
+            return xp.multiply(a, captured.factor), lambda g: xp.multiply(g, captured.factor)
+
+        custom_op(scale)(Tensor([1.0])).backward()
+        return weakref.ref(captured)
+
+    watched = run()
+    gc.collect()
+    assert watched() is None

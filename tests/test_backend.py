@@ -1,9 +1,13 @@
 """Backends: selection, third-party backends, tensors of two backends, the contract, and import rules."""
 
 import ast
+import copy
 import importlib
+import pickle
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -122,6 +126,51 @@ def test_a_module_with_the_name_of_another_backend_raises() -> None:
         with pytest.raises(ValueError, match=f"module mine has the name '{name}', which is .*{owner}; set"):
             set_backend(module)
     assert load_backend("numpy") is numpy
+
+
+@pytest.mark.parametrize("name", ["", None, 1, lambda: "mine"])
+def test_a_module_whose_name_is_not_a_string_is_refused(name: Any) -> None:
+    module = module_of(load_backend("numpy"), "mine")
+    vars(module)["name"] = name
+    error = (ValueError, "must be a string") if name is not None else (TypeError, "module mine lacks name")
+    with pytest.raises(error[0], match=error[1]):
+        set_backend(module)
+
+
+def test_a_primitive_that_is_none_is_missing() -> None:
+    module = module_of(load_backend("numpy"), "mine", assign=None, split_flat=None, softmax=None)
+    xp = resolve_backend(module)
+    assert not hasattr(xp, "assign") and not hasattr(xp, "split_flat")
+    assert_close(Tensor([0.0, 0.0], backend=xp).softmax(), np.array([0.5, 0.5]))
+    with pytest.raises(TypeError, match="module mine lacks add; "):
+        resolve_backend(module_of(load_backend("numpy"), "mine", add=None))
+
+
+def test_a_module_with_capture_needs_what_a_replay_writes_with() -> None:
+    module = module_of(load_backend("numpy"), "mine", capture=lambda work: work, update_scalars=None)
+    with pytest.raises(TypeError, match="module mine has capture, which needs assign and update_scalars"):
+        resolve_backend(module)
+
+
+def test_derived_primitives_take_keywords() -> None:
+    xp = load_backend("numpy")
+    a = xp.asarray([1.0, 2.0])
+    assert np.array_equal(xp.softmax(a, axis=-1), xp.softmax(a, -1))
+    assert xp.zeros((2,), dtype="float32").dtype == "float32"
+
+
+def test_a_module_loaded_from_several_threads_is_one_backend() -> None:
+    module = module_of(load_backend("numpy"), "mine", require_usable=lambda: time.sleep(0.02))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: resolve_backend(module), range(8)))
+    assert all(xp is found[0] for xp in found)
+
+
+def test_a_copy_of_a_backend_is_the_backend() -> None:
+    xp = load_backend("numpy")
+    assert copy.copy(xp) is xp and copy.deepcopy({"xp": xp})["xp"] is xp
+    with pytest.raises(TypeError, match="pickle: <backend 'numpy'> cannot be pickled; pickle its name"):
+        pickle.dumps(xp)
 
 
 def test_an_import_error_within_a_backend_module_propagates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from russellgrad.backend import Backend, get_backend
-from russellgrad.checkpoint import load_model, save_model
+from russellgrad.checkpoint import load_model, save_model, upgrade_state
 from russellgrad.random import default_generator
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
@@ -182,3 +182,19 @@ def test_without_safetensors_the_error_names_the_extra(tmp_path: Path, monkeypat
         load_model(path)
     with pytest.raises(ImportError, match=r'save_model: .* pip install "russellgrad\[train\]"'):
         save_model(path, small_model())
+
+
+def test_upgrade_state_merges_queries_keys_and_values() -> None:
+    parts = [np.full((2, 2), i) for i in range(3)]
+    old = dict(zip(("b.attention.w_q", "b.attention.w_k", "b.attention.w_v"), parts, strict=True))
+    new = upgrade_state({**old, "b.attention.w_out": parts[0]})
+    assert set(new) == {"b.attention.w_qkv", "b.attention.w_out"}
+    np.testing.assert_array_equal(new["b.attention.w_qkv"], np.concatenate(parts, axis=1))
+    assert upgrade_state(dict.fromkeys(old, 3)) == {"b.attention.w_qkv": 3}
+
+
+def test_upgrade_state_leaves_other_states_unchanged() -> None:
+    for state in ({"b.attention.w_q": 1}, {"w_q": 1, "w_k": 1, "w_v": 1}, {"b.attention.w_qkv": 1}):
+        assert upgrade_state(state) == state
+    with pytest.raises(ValueError, match=r"upgrade_state: b\.attention\.w_q, .* have the numbers \[1, 2, 1\]"):
+        upgrade_state({"b.attention.w_q": 1, "b.attention.w_k": 2, "b.attention.w_v": 1})

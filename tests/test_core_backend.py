@@ -9,18 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import Tensor, conformance, use_backend
+from russellgrad import Tensor, conformance, gradcheck, use_backend
 from russellgrad import backend as selection
 from russellgrad.backend import CORE, DERIVED, OPTIONAL, Backend, load_backend
+from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamOptimizer, AdamWOptimizer, Optimizer, SGDOptimizer
-from tests.core_backend import core_module, read_only_module
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
+from tests.core_backend import core_module, read_only_module, thin_module
 from tests.helpers import module_of, rng
 from tests.process import output_of
 from tests.test_resume import RUN, parameters, stopped
 from train import checkpoints
 from train.train_transformer import train
 
-KINDS: dict[str, Callable[[str], ModuleType]] = {"core_only": core_module, "read_only": read_only_module}
+KINDS: dict[str, Callable[[str], ModuleType]] = {
+    "core_only": core_module, "read_only": read_only_module, "thin": thin_module,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +67,29 @@ def test_the_read_only_backend_returns_read_only_arrays() -> None:
         host = np.ones(3)
         xp.asarray(host)
         host[0] = 2.0  # the user's array stays writable
+
+
+def test_the_library_asks_an_array_for_its_shape_and_ndim_only(core: Backend) -> None:
+    """The dtype of the backend's own arrays is kept, and they can be operands, indices and masks."""
+    for dtype in ("float32", "int64", "bool"):
+        assert Tensor(core.asarray(np.ones(3, dtype))).dtype == dtype
+    x, raw = Tensor(rng().normal(size=(2, 3))), core.asarray(np.ones((2, 3)))
+    for result in (x + raw, raw + x if type(raw) is np.ndarray else x * raw, x == raw):
+        assert isinstance(result, Tensor)
+    mask = Tensor(np.array([[True, False, True], [False, True, False]]))
+    assert np.array_equal(x[mask].numpy(), x.numpy()[mask.numpy()])
+    assert np.array_equal(x[[1, 0], Tensor(np.array([2, 2]))].numpy(), x.numpy()[[1, 0], [2, 2]])
+    y = Tensor(rng(1).normal(size=(2, 3, 10)))
+    assert np.array_equal(y[mask, Tensor(np.array([7]))].numpy(), y.numpy()[mask.numpy(), np.array([7])])
+
+
+def test_dropout_gradcheck_and_generation(core: Backend) -> None:
+    tokenizer = Tokenizer.from_text("abc", 8, 8, seed=1)
+    model = Transformer(tokenizer, 1, 2, dropout=0.5, seed=1)
+    cross_entropy_loss(model(["abca", "b"]), tokenizer.targets(["abca", "b"]), tokenizer.pad_token_id).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert [len(text) for text in model.generate(["ab", "c"], 3)] == [5, 4]
+    gradcheck(lambda a: (a * a).sum(), Tensor([3.0, 4.0]))
 
 
 # --- Conformance

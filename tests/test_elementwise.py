@@ -526,3 +526,53 @@ def test_operands_of_other_types_raise(backend: Backend, wrong: Any) -> None:
         Tensor([1.0]) + wrong
     with pytest.raises(TypeError):
         wrong - Tensor([1.0])
+
+
+@pytest.mark.parametrize("name", ["log1p", "expm1"])
+def test_log1p_and_expm1_are_accurate_near_zero(backend: Backend, name: str) -> None:
+    x = np.array([1e-3, -1e-5, 1e-10, -1e-15, 1e-300])
+    for dtype, rtol in (("float64", 1e-15), ("float32", 2e-7)):
+        typed = x.astype(dtype)
+        found = getattr(Tensor(typed), name)().numpy()
+        np.testing.assert_allclose(found, getattr(torch, name)(torch.tensor(typed)).numpy(), rtol=rtol, atol=0)
+
+
+def test_floor_and_ceil_keep_integers(backend: Backend) -> None:
+    x = Tensor(np.array([2**53 + 1, -3]))
+    for found in (x.floor(), x.ceil()):
+        assert_close(found, np.array([2**53 + 1, -3]))
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_of_large_numbers_in_half_precision(backend: Backend, approximate: str) -> None:
+    x = Tensor(np.array([300, -300, 60000, -60000, 2], np.float16))
+    y = x.gelu(approximate)
+    y.backward(Tensor(np.ones(5, np.float16), requires_grad=False))
+    assert y.numpy().tolist()[:4] == [300, 0, 60000, 0]
+    assert to_numpy(x.grad).tolist()[:4] == [1, 0, 1, 0]
+
+
+def test_logical_operators(backend: Backend) -> None:
+    a, b = Tensor(np.array([True, True, False])), Tensor(np.array([True, False, False]))
+    for found, expected in {
+        a & b: [True, False, False], a | b: [True, True, False], a ^ b: [False, True, False], ~a: [False, False, True],
+        True & b: [True, False, False], b | True: [True] * 3, True ^ b: [False, True, True],
+    }.items():  # fmt: skip
+        assert found.dtype == bool and found.numpy().tolist() == expected
+        assert not found.requires_grad
+    for wrong in (lambda: a & 1, lambda: a | Tensor([1.0, 2.0, 3.0]), lambda: ~Tensor([1])):
+        with pytest.raises(TypeError, match=r"logical_\w+: .*bool.*compare first, as in x > 0"):
+            wrong()
+
+
+def test_half_precision_is_kept_by_every_elementwise_op(backend: Backend) -> None:
+    """A Python number or a mask beside an operand does not change its dtype."""
+    for dtype in set(backend.float_dtypes()) - {"float32", "float64"}:
+        x = Tensor(np.array([0.5, 2.0], np.float32)).astype(dtype)
+        mask = Tensor(np.array([True, False]))
+        for found in (
+            x + 1.5, 1.5 - x, x * 2.5, x / 3.0, x**2.5, -x, x.exp(), x.log(), x.log1p(), x.tanh(), x.sigmoid(),
+            x.relu(), x.leaky_relu(0.1), x.gelu(), x.gelu("tanh"), x.clip(0.1, 1.5), x.maximum(1.5), x.floor(), x.arctan(),
+            rg.where(mask, x, 0.5), rg.where(mask, 0.5, x), x.masked_fill(mask, 1.5), x.masked_multiply(mask, 1.5),
+        ):  # fmt: skip
+            assert str(found.dtype) == dtype

@@ -83,7 +83,7 @@ class Checkpoint:
             by_name.setdefault(name, {})[parameter] = array
         kept: dict[str, dict[str, Any]] = {}
         for name, values in by_name.items():
-            for parameter, value in upgrade_state(values).items():
+            for parameter, value in (upgrade_state(values) if self.state["version"] == 1 else values).items():
                 kept.setdefault(parameter, {})[name] = value
         names = _parameter_names(model)
         state = [kept.pop(names[id(p)], {}) for p in optimizer.params]
