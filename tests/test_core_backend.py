@@ -16,7 +16,7 @@ from russellgrad.optimizer import AdamOptimizer, AdamWOptimizer, Optimizer, SGDO
 from tests.core_backend import core_module, read_only_module
 from tests.helpers import module_of, rng
 from tests.process import output_of
-from tests.test_resume import RUN, parameters, stopped
+from tests.test_resume import RUN, parameters, run_until_signal
 from train import checkpoints
 from train.train_transformer import train
 
@@ -117,7 +117,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(
     core: Backend, monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     whole = run(text, tmp_path / "whole", **options)
-    first = stopped(monkeypatch, 5, text, tmp_path / "parts", **options)
+    first = run_until_signal(monkeypatch, 5, text, tmp_path / "parts", **options)
     rest = train(resume=str(tmp_path / "parts"))
     assert first.losses + rest.losses == whole.losses
     assert rest.validation_losses == whole.validation_losses

@@ -210,7 +210,7 @@ def test_concurrent_calls_are_correct(threads: int) -> None:
 
 
 def test_backend_works_without_a_writable_cache_folder(tmp_path: Path) -> None:
-    """Numba can write its cache neither beside the source, as in another user's installation, nor in the home folder."""
+    """Numba can write its cache neither beside the source, as in a system-wide installation, nor in the home folder."""
     library = tmp_path / "library"
     shutil.copytree(ROOT / "russellgrad", library / "russellgrad", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(
