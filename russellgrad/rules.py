@@ -32,15 +32,10 @@ _R = TypeVar("_R", bound=Rule)
 
 
 @lru_cache(maxsize=1024)  # bounded: rules may be made in a loop
-def has_float_result(rule: Rule) -> bool:
-    """Whether an operand of the rule is annotated `Float`."""
-    return Float in getattr(rule, "__annotations__", {}).values()
-
-
-@lru_cache(maxsize=1024)
-def is_view(rule: Rule) -> bool:
-    """Whether the rule is annotated `-> View`."""
-    return getattr(rule, "__annotations__", {}).get("return") == View
+def marks(rule: Rule) -> tuple[bool, bool]:
+    """Whether an operand of the rule is annotated `Float`, and whether the rule is annotated `-> View`."""
+    annotations = getattr(rule, "__annotations__", {})
+    return Float in annotations.values(), annotations.get("return") == View
 
 
 def remedy(text: str) -> Callable[[_R], _R]:

@@ -704,7 +704,8 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     arrays: list[Any] = [o._data if isinstance(o, Tensor) else _operand(name, o, xp, keep) for o in operands]
     if len(arrays) > 1:
         arrays = _promote(xp, arrays)
-    if rules.has_float_result(rule) and not any(is_float(xp.dtype(a)) for a in arrays if xp.is_array(a)):
+    has_float_result, is_view = rules.marks(rule)
+    if has_float_result and not any(is_float(xp.dtype(a)) for a in arrays if xp.is_array(a)):
         arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
     if params:
         params = {key: _unwrap(value, xp, keep) for key, value in params.items()}
@@ -719,7 +720,7 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     out, *pullbacks = result
     if out.ndim == 0:
         out = xp.asarray(out)  # NumPy returns scalars for 0-d results
-    version = tensors[0]._version if rules.is_view(rule) else [0]
+    version = tensors[0]._version if is_view else [0]
     node = None
     if recording:
         nodes = [o._node if isinstance(o, Tensor) else None for o in operands]

@@ -1,4 +1,4 @@
-"""A headless Chromium, told what to do by the DevTools protocol over a pipe: nothing to install but the browser."""
+"""Control a headless Chromium through the DevTools protocol over a pipe. Needs no package, only the browser."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-SECONDS = 100  # of a browser's life
+SECONDS = 100  # timeout: the browser is killed after this time
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--remote-debugging-pipe",
 )  # fmt: skip
-# Becomes the browser, which reads commands from file 3 and writes answers to file 4.
-AS_3_AND_4 = """
+# Replaces itself by the browser, which reads commands from file descriptor 3 and writes answers to file descriptor 4.
+LAUNCHER = """
 import os, sys
 commands, answers = (os.dup(int(number)) for number in sys.argv[1:3])
 os.dup2(commands, 3); os.dup2(answers, 4)
@@ -29,38 +29,38 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 def find_browser() -> str | None:
-    """The path of an installed Chromium or Chrome; that in RG_BROWSER before others."""
+    """The path in RG_BROWSER, else the path of an installed Chromium or Chrome, else None."""
     if os.name != "posix":
-        return None  # there is no pipe of this kind
+        return None  # pass_fds is POSIX only
     return os.environ.get("RG_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Browser:
-    """`with Browser(path) as browser: browser.open(page)` shows a page.
+    """A browser process: `with Browser(path) as browser: browser.open(page)`.
 
-    What the pages loaded is in `requests`, what went wrong in `problems`.
+    `requests` lists the URLs that pages requested, `problems` the errors and console messages.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.requests: list[str] = []  # the URLs of what a page loaded or tried to load
-        self.problems: list[str] = []  # messages of the console, uncaught exceptions, failed requests
+        self.requests: list[str] = []  # the URL of each request of a page, failed ones included
+        self.problems: list[str] = []  # console messages, uncaught exceptions and failed requests
         self._count = 0
-        self._session: str | None = None  # of the page, once there is one
+        self._session: str | None = None  # the page's session id, once it is attached
 
     def __enter__(self) -> Self:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         read_there, write_here = os.pipe()
         read_here, write_there = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", AS_3_AND_4, str(read_there), str(write_there), self._path, *FLAGS,
+            [sys.executable, "-c", LAUNCHER, str(read_there), str(write_there), self._path, *FLAGS,
              f"--user-data-dir={self._profile.name}", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(read_there, write_there),
         )  # fmt: skip
         os.close(read_there)
         os.close(write_there)
         self._commands, self._answers = os.fdopen(write_here, "wb"), os.fdopen(read_here, "rb")
-        self._watchdog = threading.Timer(SECONDS, self._process.kill)  # a browser that hangs is an error, too
+        self._watchdog = threading.Timer(SECONDS, self._process.kill)  # ends a browser that hangs
         self._watchdog.daemon = True
         self._watchdog.start()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -78,7 +78,7 @@ class Browser:
         self._profile.cleanup()
 
     def call(self, method: str, **parameters: Any) -> Any:
-        """A command's result. Raises RuntimeError if it is refused or the browser is gone."""
+        """Send a command and return its result. Raises RuntimeError if it fails or the browser has exited."""
         self._count += 1
         command = {"id": self._count, "method": method, "params": parameters}
         self._commands.write(
@@ -92,7 +92,7 @@ class Browser:
         return message["result"]
 
     def open(self, page: Path, *, width: int = 1280, dark: bool = False) -> None:
-        """Load a file at a width of so many CSS pixels, and wait until it is there."""
+        """Load a file in a viewport `width` CSS pixels wide, and wait until it has loaded."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
@@ -111,14 +111,14 @@ class Browser:
         return done["result"].get("value")
 
     def point_at(self, selector: str, across: float, down: float) -> None:
-        """Move the pointer to a place in an element, given in parts of its width and height."""
+        """Move the pointer to a point in an element, given as fractions of its width and height."""
         self.evaluate(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
         box = self.evaluate(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
         place = {"x": box["x"] + across * box["width"], "y": box["y"] + down * box["height"]}
         self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
 
     def _next(self) -> Any:
-        """The next message; each ends with a zero byte."""
+        """Read the next message; a message ends with a zero byte."""
         message = bytearray()
         while (byte := self._answers.read(1)) != b"\0":
             if not byte:

@@ -1,6 +1,6 @@
-"""Every test runs once for each backend that is usable here: the `backend` fixture puts it in use.
+"""The `backend` fixture runs a test once for each usable backend, with that backend selected.
 
-RG_BACKEND narrows it to one. RG_CUPY=standin puts the strict stand-in of `tests/standin` in place of CuPy.
+RG_BACKEND selects a single backend. RG_CUPY=standin replaces CuPy with the strict stand-in of `tests/standin`.
 """
 
 import os
@@ -20,7 +20,7 @@ if STANDIN:
 
     install()
 
-from russellgrad import available_backends, use_backend  # noqa: E402 - after the stand-in took CuPy's place
+from russellgrad import available_backends, use_backend  # noqa: E402 - the stand-in must be installed first
 from russellgrad.backend import Backend  # noqa: E402
 
 BACKENDS = [os.environ["RG_BACKEND"]] if os.environ.get("RG_BACKEND") else list(available_backends())
@@ -28,14 +28,14 @@ BACKENDS = [os.environ["RG_BACKEND"]] if os.environ.get("RG_BACKEND") else list(
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_left() -> Iterator[None]:
-    """No test leaves a process that still runs, not even one that a process of its own started."""
+    """Fail if a process that a test started, directly or through another process, is still running at the end."""
     if sys.platform != "linux":
         yield
         return
     adopt_orphans()
     yield
     left = end_children()
-    assert not left, f"the tests left processes that were still running: {left}"
+    assert not left, f"processes started by the tests are still running: {left}"
 
 
 @pytest.fixture(params=BACKENDS)
@@ -50,14 +50,14 @@ def pytest_report_header() -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With pytest-xdist: what a worker hands to the process that prints the summary."""
+    """With pytest-xdist: send a worker's largest differences to the process that prints the summary."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["largest_differences"] = largest_differences
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """With pytest-xdist: a worker has ended."""
+    """With pytest-xdist: merge the largest differences of a worker that has ended."""
     for dtype, found in getattr(node, "workeroutput", {}).get("largest_differences", {}).items():
         largest_differences[dtype] = max(largest_differences.get(dtype, (-1.0, "")), tuple(found))
 
@@ -69,7 +69,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def text(tmp_path: Path) -> str:
-    """The path of a text to train on."""
+    """The path of a small text file to train on."""
     path = tmp_path / "text.txt"
     path.write_text(TEXT, encoding="utf-8")
     return str(path)

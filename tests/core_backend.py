@@ -1,6 +1,7 @@
-"""The smallest backend: the names of `russellgrad.backend.CORE` alone, which are NumPy's own functions.
+"""The smallest backend: only the names in `russellgrad.backend.CORE`, implemented with NumPy.
 
-RG_BACKEND=tests.core_backend selects it. Everything else comes from the formulas, and nothing is written in place.
+RG_BACKEND=tests.core_backend selects it. The derived primitives come from `russellgrad.backends.formulas`; nothing is
+written in place.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from tests.helpers import module_of
 
 
 def core_module(name: str, /, **changes: Any) -> ModuleType:
-    """A module with the core names and no others, and with changes."""
+    """A backend module with the core names only; `changes` override or add names."""
     module = module_of(load_backend("numpy"), name, matmul=np.matmul)
     for primitive in set(PRIMITIVES) - set(CORE):
         vars(module).pop(primitive, None)
@@ -23,7 +24,7 @@ def core_module(name: str, /, **changes: Any) -> ModuleType:
 
 
 def read_only_module(name: str) -> ModuleType:
-    """A core module whose arrays cannot be written to."""
+    """A core module whose primitives return read-only arrays."""
     module = core_module(name)
     for primitive in set(CORE) - {"name", "to_host", "dtype", "float_dtypes", "is_array"}:
         setattr(module, primitive, _read_only(getattr(module, primitive)))

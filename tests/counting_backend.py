@@ -1,6 +1,6 @@
-"""An example of a third party's backend: NumPy's, with every call counted.
+"""An example of a third-party backend: the NumPy backend with a counter for each primitive.
 
-RG_BACKEND=tests.counting_backend selects it by its dotted path; a package can name it in the entry point group
+RG_BACKEND=tests.counting_backend selects it by its dotted path. A package can also name one in the entry point group
 `russellgrad.backends`. `tests/core_backend.py` is the smallest backend.
 """
 

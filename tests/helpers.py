@@ -1,4 +1,4 @@
-"""What the tests share: the comparison with PyTorch, and random arrays."""
+"""Shared test utilities: comparison with PyTorch, random arrays, backend modules for tests."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # absolute; rtol is 0
 largest_differences: dict[str, tuple[float, str]] = {}
 
 once = pytest.mark.skipif(
-    (os.environ.get("RG_BACKEND") or "numpy") != "numpy", reason="does not depend on RG_BACKEND: runs with NumPy's"
+    (os.environ.get("RG_BACKEND") or "numpy") != "numpy", reason="does not depend on RG_BACKEND; runs on numpy only"
 )
 
 Array = Any
 
 
 def module_of(backend: Any, name: str, **changes: Any) -> ModuleType:
-    """A module with a backend's primitives under another name, and with changes."""
+    """A backend module called `name` with the primitives of `backend`; `changes` override them."""
     module = ModuleType(name)
     own = {primitive: getattr(backend, primitive) for primitive in PRIMITIVES if hasattr(backend, primitive)}
     vars(module).update({**own, "name": name, **changes})
@@ -36,7 +36,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def to_numpy(x: Any) -> Array:
-    """A Tensor, an array of any backend or a torch tensor, as a NumPy array."""
+    """Convert a Tensor, an array of any backend or a torch tensor to a NumPy array."""
     if isinstance(x, torch.Tensor):
         return x.detach().numpy()
     if isinstance(x, Tensor):
@@ -45,7 +45,10 @@ def to_numpy(x: Any) -> Array:
 
 
 def assert_close(actual: Any, expected: Any, *, atol: float | None = None, what: str = "") -> None:
-    """Equal within atol and rtol=0, nan equal to nan, in shape and dtype too; remembers the largest difference."""
+    """Assert equal shape and dtype, and values within `atol` (rtol is 0, nan equals nan).
+
+    Records the largest difference of each dtype for the summary when `atol` is the default.
+    """
     a, e = to_numpy(actual), to_numpy(expected)
     assert a.shape == e.shape, f"{what}: shape {a.shape}, expected {e.shape}"
     assert a.dtype == e.dtype, f"{what}: dtype {a.dtype}, expected {e.dtype}"
@@ -69,9 +72,9 @@ def check_against_torch(
     seed: int = 1,
     needs: Sequence[bool] | None = None,
 ) -> None:
-    """Values and gradients of `ours(*tensors)` against `theirs(*torch_tensors)`, with a random upstream gradient.
+    """Compare values and gradients of `ours(*tensors)` and `theirs(*torch_tensors)` for a random upstream gradient.
 
-    Float arrays are brought to `dtype`. `needs` says which of them require a gradient (all the float ones by default).
+    Float arrays are cast to `dtype`. `needs` says which arrays require a gradient (default: all float arrays).
     """
     typed = [a.astype(dtype) if a.dtype.kind == "f" else a for a in map(np.asarray, arrays)]
     wanted = list(needs) if needs is not None else [a.dtype.kind == "f" for a in typed]

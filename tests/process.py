@@ -1,4 +1,4 @@
-"""Python in a process of its own: a clean sys.modules, an environment of its own."""
+"""Run Python in a subprocess, with a clean sys.modules and a controlled environment."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_python(*arguments: str, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """`python *arguments` in `cwd`, with no RG_* variable but those given. Does not check the exit status."""
+    """Run `python *arguments` in `cwd`, without inherited RG_* variables. Does not check the exit status."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RG_", "PYTHON"))}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -29,14 +29,14 @@ def run_python(*arguments: str, cwd: Path = ROOT, **environment: str) -> "subpro
 
 
 def output_of(code: str, cwd: Path = ROOT, **environment: str) -> str:
-    """What `code` prints. Fails with its error, if it has one."""
+    """The stripped standard output of `python -c code`. Fails with its standard error if the exit status is not 0."""
     done = run_python("-c", code, cwd=cwd, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-# A signal that `nohup` or a shell's `&` ignores stays ignored across exec, so a child resets them before it begins;
-# SIGPIPE and SIGXFSZ are ignored by Python itself.
+# A signal that `nohup` or a shell's `&` ignores stays ignored across exec, so a child resets its signal handlers.
+# Python itself ignores SIGPIPE and SIGXFSZ.
 _WITH_DEFAULT_SIGNALS = """
 import os, signal, sys
 for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE", "SIGXFSZ"):
@@ -47,7 +47,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 @contextmanager
 def running(*command: str, cwd: Path = ROOT, **options: Any) -> "Iterator[subprocess.Popen[Any]]":
-    """`command` in a session of its own, with default signal handling; killed at the end with all that it started."""
+    """Run `command` in a new session with default signal handling. On exit, kill all processes of that session."""
     if os.name == "posix":
         command = (sys.executable, "-c", _WITH_DEFAULT_SIGNALS, *command)
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
@@ -69,12 +69,12 @@ _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
 def adopt_orphans() -> None:
-    """From here on a process that a child of this one started becomes a child of this one when its parent ends."""
+    """Make this process the parent of every descendant whose own parent exits. Linux only."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_children(seconds: float = 10.0) -> list[str]:
-    """Wait for this process's children to end, kill those that do not, and return their command lines. Linux only."""
+    """Wait for this process's children to exit. Kill those that do not, and return their command lines. Linux only."""
     deadline = time.monotonic() + seconds
     while (left := _children()) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -85,14 +85,14 @@ def end_children(seconds: float = 10.0) -> list[str]:
 
 
 def _children() -> dict[int, str]:
-    """The command lines of those that still run, by process."""
+    """The command lines of the running children, by process id."""
     pids = [int(pid) for listed in Path("/proc/self/task").glob("*/children") for pid in _read(listed).split()]
     commands = {pid: _read(Path(f"/proc/{pid}/cmdline")).replace("\0", " ").strip() for pid in pids}
-    return {pid: command for pid, command in commands.items() if command}  # a zombie has none
+    return {pid: command for pid, command in commands.items() if command}  # a zombie has no command line
 
 
 def _read(file: Path) -> str:
-    """The text of a file of /proc, empty for a thread or process that has just ended."""
+    """The text of a file in /proc; empty if the thread or process has exited."""
     try:
         return file.read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):

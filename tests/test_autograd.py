@@ -1,4 +1,4 @@
-"""The engine: what backward does to a graph, its memory, and its errors. What each op computes is tested elsewhere."""
+"""The autograd engine: backward, graph memory, hooks, no_grad and errors. The ops have test files of their own."""
 
 import copy
 import gc
@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """What dies here dies by reference counts alone."""
+    """Disable the garbage collector: objects are freed by reference counting only."""
     gc.collect()
     gc.disable()
     yield
@@ -37,10 +37,10 @@ def grad_of(x: Tensor) -> Any:
     return x.grad
 
 
-# --- Sums of gradients
+# --- Accumulation of gradients
 
 
-def test_two_backwards_accumulate(backend: Backend) -> None:
+def test_backward_accumulates_into_grad(backend: Backend) -> None:
     x = Tensor([2.0])
     (3 * x).backward()
     (x * x).backward()
@@ -49,7 +49,7 @@ def test_two_backwards_accumulate(backend: Backend) -> None:
     assert x.grad is None
 
 
-def test_accumulating_leaves_the_earlier_array_alone(backend: Backend) -> None:
+def test_accumulation_does_not_change_the_earlier_grad_array(backend: Backend) -> None:
     x = Tensor([2.0])
     (3 * x).backward()
     first = x.grad
@@ -58,8 +58,8 @@ def test_accumulating_leaves_the_earlier_array_alone(backend: Backend) -> None:
     assert_close(x.grad, np.array([6.0]))
 
 
-def test_a_diamond(backend: Backend) -> None:
-    """Each tensor is reached after all that was made from it, whatever the order of use."""
+def test_gradient_of_a_diamond_graph(backend: Backend) -> None:
+    """Backward visits a tensor after all ops that use it, in any order of use."""
 
     def fn(x: Any) -> Any:
         a = x * 2
@@ -70,20 +70,20 @@ def test_a_diamond(backend: Backend) -> None:
     check_against_torch(fn, fn, rng().normal(size=3))
 
 
-def test_separate_graphs_over_one_leaf(backend: Backend) -> None:
+def test_gradients_of_separate_graphs_accumulate_in_a_shared_leaf(backend: Backend) -> None:
     w = Tensor([3.0])
     for _ in range(2):
         (w * w).backward()
     assert_close(w.grad, np.array([12.0]))
 
 
-def test_repeated_indices_accumulate(backend: Backend) -> None:
+def test_gradients_of_repeated_indices_accumulate(backend: Backend) -> None:
     x = Tensor([1.0, 2.0, 3.0])
     x[[0, 0, 0, 1]].sum().backward()
     assert_close(x.grad, np.array([3.0, 1.0, 0.0]))
 
 
-def test_an_int_power_and_a_snippet(backend: Backend) -> None:
+def test_gradient_of_a_polynomial(backend: Backend) -> None:
     x = Tensor([2.0])
     y = x**2 + 3 * x + 1
     y.backward()
@@ -99,7 +99,7 @@ def test_float32_stays_float32(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("symbol", ["+", "-", "*", "/", "**", "==", "!=", "<", "<=", ">", ">=", "@"])
-def test_an_array_on_the_left_leaves_the_operator_to_the_tensor(backend: Backend, symbol: str) -> None:
+def test_operators_with_an_array_on_the_left_return_tensors(backend: Backend, symbol: str) -> None:
     array = Tensor([1.0, 2.0]).data
     x = Tensor([3.0, 2.0])
     operate = eval(f"lambda a, b: a {symbol} b")
@@ -111,10 +111,10 @@ def test_an_array_on_the_left_leaves_the_operator_to_the_tensor(backend: Backend
         assert isinstance(operate(np.float64(1), x), Tensor)
 
 
-def test_a_tensor_is_not_added_into_an_array(backend: Backend) -> None:
+def test_adding_a_tensor_to_an_array_in_place_raises(backend: Backend) -> None:
     total = Tensor([1.0]).data
     with pytest.raises(TypeError):
-        total += Tensor([2.0])  # the array cannot hold what the tensor knows
+        total += Tensor([2.0])  # an array cannot hold the gradient history
 
 
 # --- Deep graphs
@@ -133,8 +133,8 @@ def test_backward_through_100_000_ops(backend: Backend) -> None:
     assert_close(x.grad, np.array([1.0, 3.0]))
 
 
-def test_a_deep_graph_is_dropped_without_backward(backend: Backend, no_collector: None) -> None:
-    """Deleting it must not recurse once a node: that would end the process, not the test."""
+def test_deleting_a_deep_graph_does_not_recurse(backend: Backend, no_collector: None) -> None:
+    """Deletion must not recurse per node: a stack overflow would crash the process."""
     x = Tensor([1.0])
     y = deep(x, 100_000)
     node = weakref.ref(y._node)
@@ -142,10 +142,10 @@ def test_a_deep_graph_is_dropped_without_backward(backend: Backend, no_collector
     assert node() is None
 
 
-# --- Memory: by reference counts alone
+# --- Memory, freed by reference counting only
 
 
-def test_no_cycles_after_backward(backend: Backend, no_collector: None) -> None:
+def test_no_reference_cycles_after_backward(backend: Backend, no_collector: None) -> None:
     x, w = Tensor(np.ones((4, 4))), Tensor(np.ones((4, 4)))
     h = (x @ w).tanh()
     y = (rg.layer_norm(h) * h[::-1]).softmax().sum() + rg.cross_entropy(h, [0, 1, 2, 3])
@@ -156,7 +156,7 @@ def test_no_cycles_after_backward(backend: Backend, no_collector: None) -> None:
     assert [ref() for ref in refs] == [None] * len(refs)
 
 
-def test_no_cycles_without_backward(backend: Backend, no_collector: None) -> None:
+def test_no_reference_cycles_without_backward(backend: Backend, no_collector: None) -> None:
     x = Tensor(np.ones((4, 4)))
     array = weakref.ref(x.data)
     h = x.exp()
@@ -169,7 +169,7 @@ def test_no_cycles_without_backward(backend: Backend, no_collector: None) -> Non
     assert out() is None
 
 
-def test_no_cycle_after_an_error(backend: Backend, no_collector: None) -> None:
+def test_no_reference_cycles_after_an_error(backend: Backend, no_collector: None) -> None:
     x = Tensor(np.ones((4, 4)))
     array = weakref.ref(x.data)
     with pytest.raises(ValueError, match=r"^reshape: ") as caught:
@@ -180,8 +180,8 @@ def test_no_cycle_after_an_error(backend: Backend, no_collector: None) -> None:
     assert array() is None
 
 
-def test_intermediate_arrays_die_at_once(backend: Backend, no_collector: None) -> None:
-    """add needs no operand again, so nothing holds its result but the tensor."""
+def test_intermediate_arrays_are_freed_immediately(backend: Backend, no_collector: None) -> None:
+    """The pullback of add captures no array, so only the tensor holds the result."""
     x = Tensor(np.ones(4))
     a = x + 1.0
     array = weakref.ref(a.data)
@@ -191,8 +191,8 @@ def test_intermediate_arrays_die_at_once(backend: Backend, no_collector: None) -
     b.backward(Tensor(np.ones(4)))
 
 
-def test_pullbacks_nobody_needs_are_dropped(backend: Backend, no_collector: None) -> None:
-    """In x * c only c's gradient needs x's array. Where c is a constant, the graph lets go of x's array."""
+def test_unneeded_pullbacks_are_dropped(backend: Backend, no_collector: None) -> None:
+    """In x * c only the gradient of c needs x's array. If c is a constant, the graph does not keep x's array."""
     x = Tensor(np.ones(4))
     a = x + 1.0
     array = weakref.ref(a.data)
@@ -205,7 +205,7 @@ def test_pullbacks_nobody_needs_are_dropped(backend: Backend, no_collector: None
 
 
 def test_backward_frees_as_it_goes(backend: Backend, no_collector: None) -> None:
-    """When the gradient arrives at the first op, what the later ones held is gone already."""
+    """When the gradient reaches the first op, the arrays captured by later ops are already freed."""
     x = Tensor(np.ones(4))
     a = x.exp()
     b = a.exp()
@@ -218,7 +218,7 @@ def test_backward_frees_as_it_goes(backend: Backend, no_collector: None) -> None
     assert seen == [True]
 
 
-def test_gradients_die_as_backward_goes(backend: Backend, no_collector: None) -> None:
+def test_backward_frees_intermediate_gradients(backend: Backend, no_collector: None) -> None:
     x = Tensor(np.ones(4))
     a = x * 2.0
     b = a * 2.0
@@ -231,7 +231,7 @@ def test_gradients_die_as_backward_goes(backend: Backend, no_collector: None) ->
     assert alive == [False]
 
 
-def test_each_pullback_dies_before_the_next_runs(backend: Backend, no_collector: None) -> None:
+def test_each_pullback_is_freed_before_the_next_runs(backend: Backend, no_collector: None) -> None:
     dead: list[bool] = []
 
     @rg.custom_op
@@ -249,8 +249,8 @@ def test_each_pullback_dies_before_the_next_runs(backend: Backend, no_collector:
     assert dead == [True]
 
 
-def test_a_summed_gradient_dies_at_once(backend: Backend, no_collector: None) -> None:
-    """As at each residual connection: the part is added to what is there, and then nobody needs it."""
+def test_an_accumulated_gradient_is_freed_immediately(backend: Backend, no_collector: None) -> None:
+    """Once a gradient is added to the accumulated one, as at a residual connection, its array is freed."""
     parts: list[weakref.ref[Any]] = []
     dead: list[bool] = []
 
@@ -271,10 +271,10 @@ def test_a_summed_gradient_dies_at_once(backend: Backend, no_collector: None) ->
     assert_close(x.grad, np.full(4, 3.0))
 
 
-def test_a_chain_of_adds_holds_two_arrays(backend: Backend, no_collector: None) -> None:
-    """100 adds of 1 MiB. With edges from tensor to tensor they would all stay: 100 MiB."""
+def test_a_chain_of_adds_keeps_no_intermediate_arrays(backend: Backend, no_collector: None) -> None:
+    """100 adds of 1 MiB each. If nodes kept tensors alive, all 100 MiB would stay allocated."""
     if backend.name == "cupy":
-        pytest.skip("tracemalloc counts the memory of the host, and these arrays are on a device")
+        pytest.skip("tracemalloc counts host memory; these arrays are on a device")
     x = Tensor(np.ones(MIB // 8))
     tracemalloc.start()
     try:
@@ -290,7 +290,7 @@ def test_a_chain_of_adds_holds_two_arrays(backend: Backend, no_collector: None) 
     assert peak < 5 * MIB
 
 
-def test_a_dead_leaf_stops_nothing(backend: Backend, no_collector: None) -> None:
+def test_backward_works_after_a_leaf_is_deleted(backend: Backend, no_collector: None) -> None:
     x, w = Tensor([2.0]), Tensor([3.0])
     y = x * w
     del w
@@ -298,7 +298,7 @@ def test_a_dead_leaf_stops_nothing(backend: Backend, no_collector: None) -> None
     assert_close(x.grad, np.array([3.0]))
 
 
-def test_no_tensor_is_kept_by_the_graph(backend: Backend, no_collector: None) -> None:
+def test_the_graph_keeps_no_tensor_alive(backend: Backend, no_collector: None) -> None:
     x = Tensor([2.0])
     a = x * 2.0
     tensor = weakref.ref(a)
@@ -317,7 +317,7 @@ FREED = (
 )
 
 
-def test_a_second_backward_through_a_freed_graph(backend: Backend) -> None:
+def test_a_second_backward_through_a_freed_graph_raises(backend: Backend) -> None:
     x = Tensor([2.0])
     y = x * x
     y.backward()
@@ -326,7 +326,7 @@ def test_a_second_backward_through_a_freed_graph(backend: Backend) -> None:
     assert_close(x.grad, np.array([4.0]))
 
 
-def test_two_losses_on_one_trunk(backend: Backend) -> None:
+def test_retain_graph_allows_a_second_loss_on_a_shared_graph(backend: Backend) -> None:
     x = Tensor([2.0])
     trunk = x * x
     first, second = trunk * 3.0, trunk.exp()
@@ -338,7 +338,7 @@ def test_two_losses_on_one_trunk(backend: Backend) -> None:
         again.backward()
 
 
-def test_retained_backwards_repeat(backend: Backend) -> None:
+def test_retain_graph_allows_repeated_backward(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     y = (rg.layer_norm(x, Tensor([2.0, 3.0])) * x).sum()
     y.backward(retain_graph=True)
@@ -353,18 +353,18 @@ def test_retained_backwards_repeat(backend: Backend) -> None:
 CHANGED = r"^backward: an operand of '{}' was changed in place after it was used .*; run the forward pass again$"
 
 
-def test_a_change_in_place_between_forward_and_backward(backend: Backend) -> None:
+def test_an_in_place_change_between_forward_and_backward_raises(backend: Backend) -> None:
     w, x = Tensor([2.0]), Tensor([3.0])
     y = w * x
     w.data -= 1.0
     with pytest.raises(RuntimeError, match=CHANGED.format("multiply")):
         y.backward()
-    (w * x).backward()  # a new forward pass is what it takes
+    (w * x).backward()  # a new forward pass works
     assert_close(x.grad, np.array([1.0]))
 
 
-def test_a_change_in_place_of_a_constant(backend: Backend) -> None:
-    """The gradient of x is the constant's value, of old."""
+def test_an_in_place_change_of_a_constant_raises(backend: Backend) -> None:
+    """The gradient of x needs the constant's value from the forward pass."""
     x, constant = Tensor([3.0]), Tensor([2.0], requires_grad=False)
     y = x * constant
     constant.data *= 2.0
@@ -373,8 +373,8 @@ def test_a_change_in_place_of_a_constant(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("view", ["detach", "reshape", "T", "getitem", "squeeze", "expand_dims", "broadcast_to"])
-def test_a_change_in_place_shows_in_views(backend: Backend, view: str) -> None:
-    """A view shares the memory, so it shares what is known of it; here it is made without a record."""
+def test_an_in_place_change_of_the_base_of_a_view_raises(backend: Backend, view: str) -> None:
+    """A view shares the version counter of its base, also a view made under no_grad."""
     w, x = Tensor([[2.0, 2.0]]), Tensor([3.0])
     views = {
         "detach": lambda: w.detach(),
@@ -393,17 +393,17 @@ def test_a_change_in_place_shows_in_views(backend: Backend, view: str) -> None:
         y.backward()
 
 
-def test_replacing_the_data_is_no_change_in_place(backend: Backend) -> None:
+def test_replacing_data_is_not_an_in_place_change(backend: Backend) -> None:
     w, x = Tensor([2.0]), Tensor([3.0])
     y = w * x
     w.data = w.data - 1.0
-    w.data -= 0.5  # of the new array, which y never saw
+    w.data -= 0.5  # changes the new array, which y does not use
     y.backward()
     assert_close(x.grad, np.array([2.0]))
     assert_close(w.grad, np.array([3.0]))
 
 
-def test_changes_before_use_and_after_backward_are_fine(backend: Backend) -> None:
+def test_in_place_changes_before_use_and_after_backward_are_allowed(backend: Backend) -> None:
     w = Tensor([2.0])
     for _ in range(3):
         w.zero_grad()
@@ -412,7 +412,7 @@ def test_changes_before_use_and_after_backward_are_fine(backend: Backend) -> Non
     assert_close(w, np.array([0.25]))
 
 
-def test_changed_in_place_says_so_of_parts(backend: Backend) -> None:
+def test_changed_in_place_marks_a_partial_write(backend: Backend) -> None:
     w = Tensor([2.0, 3.0])
     y = w * w
     w.data[0] = 5.0
@@ -421,7 +421,7 @@ def test_changed_in_place_says_so_of_parts(backend: Backend) -> None:
         y.backward(Tensor([1.0, 1.0]))
 
 
-def test_data_is_an_array_of_the_backend_and_fits(backend: Backend) -> None:
+def test_setting_data_checks_backend_shape_and_dtype(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     with pytest.raises(TypeError, match=rf"^data: must be an array of backend '{backend.name}', got list"):
         x.data = [1.0, 2.0]
@@ -436,11 +436,11 @@ def test_data_is_an_array_of_the_backend_and_fits(backend: Backend) -> None:
     assert free.shape == (2,)
 
 
-# --- No gradient is shared
+# --- Gradients share no memory
 
 
-def test_gradients_are_arrays_of_their_own(backend: Backend) -> None:
-    """add hands one array to both operands, reshape a view of it, and the first is the caller's."""
+def test_gradients_share_no_memory(backend: Backend) -> None:
+    """The pullbacks of add return the upstream array itself and that of reshape a view of it; .grad is a copy."""
     a, b, c = Tensor([1.0, 2.0]), Tensor([3.0, 4.0]), Tensor([[5.0], [6.0]])
     given = Tensor([1.0, 1.0]).data
     (a + b + c.reshape(2)).backward(given)
@@ -451,7 +451,7 @@ def test_gradients_are_arrays_of_their_own(backend: Backend) -> None:
     assert_close(c.grad, np.array([[1.0], [1.0]]))
 
 
-def test_the_gradient_of_the_root_itself(backend: Backend) -> None:
+def test_backward_of_a_leaf_accumulates_a_copy_of_the_gradient(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     given = Tensor([3.0, 4.0]).data
     x.backward(given)
@@ -460,8 +460,8 @@ def test_the_gradient_of_the_root_itself(backend: Backend) -> None:
     assert_close(x.grad, np.array([9.0, 12.0]))
 
 
-def test_a_gradient_can_be_changed_in_place_after_broadcast(backend: Backend) -> None:
-    """That of a sum is a broadcast view on the way; .grad is a whole array."""
+def test_the_gradient_of_a_sum_is_writable(backend: Backend) -> None:
+    """The pullback of sum returns a broadcast view; .grad is a full array."""
     x = Tensor(np.ones((3, 4)))
     x.sum().backward()
     grad_of(x)[0] = 2.0
@@ -471,7 +471,7 @@ def test_a_gradient_can_be_changed_in_place_after_broadcast(backend: Backend) ->
 # --- backward's argument
 
 
-def test_backward_arguments(backend: Backend) -> None:
+def test_backward_checks_its_gradient_argument(backend: Backend) -> None:
     def make() -> Tensor:
         return Tensor([1.0, 2.0]) * 2.0
 
@@ -511,12 +511,12 @@ def test_backward_casts_its_gradient(backend: Backend) -> None:
 
 @pytest.fixture
 def twin(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """Another backend, of the same functions under another name."""
+    """A second backend: the same functions under another name."""
     monkeypatch.setitem(sys.modules, "tests.twin_backend", module_of(backend, "twin"))
     return load_backend("tests.twin_backend")
 
 
-def test_backends_never_mix(backend: Backend, twin: Backend) -> None:
+def test_mixing_backends_raises(backend: Backend, twin: Backend) -> None:
     here, there = Tensor([1.0]), Tensor([1.0], backend=twin)
     message = f"operands live on '{backend.name}' and 'twin'; move one with .to\\('twin'\\)"
     for name, call in {
@@ -540,14 +540,14 @@ def test_to_is_differentiable(backend: Backend, twin: Backend) -> None:
     assert_close(x.grad, np.array([4.0, 60.0]))
 
 
-def test_numbers_alone_follow_the_mask(backend: Backend, twin: Backend) -> None:
+def test_where_with_numbers_uses_the_backend_of_the_mask(backend: Backend, twin: Backend) -> None:
     assert rg.where(Tensor([1.0], backend=twin) > 0, 1.0, 0.0).backend is twin
 
 
 # --- Hooks
 
 
-def test_hooks_see_the_whole_gradient_once(backend: Backend) -> None:
+def test_hooks_receive_the_accumulated_gradient_once(backend: Backend) -> None:
     x = Tensor([2.0])
     seen: list[float] = []
     a = x * 1.0
@@ -556,7 +556,7 @@ def test_hooks_see_the_whole_gradient_once(backend: Backend) -> None:
     assert seen == [7.0]
 
 
-def test_hooks_run_in_order_and_replace(backend: Backend) -> None:
+def test_hooks_run_in_order_and_replace_the_gradient(backend: Backend) -> None:
     x = Tensor([2.0, 3.0])
     seen: list[Any] = []
 
@@ -571,7 +571,7 @@ def test_hooks_run_in_order_and_replace(backend: Backend) -> None:
     assert_close(x.grad, np.array([3.0, 11.0]))
 
 
-def test_hooks_of_0d_tensors(backend: Backend) -> None:
+def test_hooks_on_0d_tensors(backend: Backend) -> None:
     x = Tensor(2.0)
     y = x * 3.0
     y.register_hook(lambda g: g * 2.0)
@@ -581,7 +581,7 @@ def test_hooks_of_0d_tensors(backend: Backend) -> None:
     assert backend.is_array(x.grad)
 
 
-def test_hooks_get_arrays(backend: Backend) -> None:
+def test_hooks_receive_arrays_of_the_backend(backend: Backend) -> None:
     seen: list[bool] = []
     x = Tensor(2.0)
     y = x * x
@@ -591,12 +591,12 @@ def test_hooks_get_arrays(backend: Backend) -> None:
     assert seen == [True, True]
 
 
-def test_hooks_are_removed(backend: Backend) -> None:
+def test_register_hook_returns_a_function_that_removes_the_hook(backend: Backend) -> None:
     x = Tensor([2.0])
     remove_first = x.register_hook(lambda g: g * 2.0)
     remove_second = x.register_hook(lambda g: g * 3.0)
     remove_first()
-    remove_first()  # nothing left to remove, and no error
+    remove_first()  # removing it again is no error
     x.register_hook(lambda g: g * 5.0)
     x.backward()
     assert_close(x.grad, np.array([15.0]))
@@ -605,7 +605,7 @@ def test_hooks_are_removed(backend: Backend) -> None:
     assert_close(x.grad, np.array([20.0]))
 
 
-def test_a_hook_changes_what_flows_on(backend: Backend) -> None:
+def test_a_hook_changes_the_gradient_of_earlier_tensors(backend: Backend) -> None:
     x = Tensor([2.0])
     a = x * 3.0
     a.register_hook(lambda g: g * 10.0)
@@ -614,7 +614,7 @@ def test_a_hook_changes_what_flows_on(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("wrong", [lambda g: g[:1], lambda g: [1.0, 2.0], lambda g: Tensor(g), lambda g: 1.0])
-def test_hooks_must_return_what_fits(backend: Backend, wrong: Any) -> None:
+def test_a_hook_with_a_wrong_return_value_raises(backend: Backend, wrong: Any) -> None:
     x = Tensor([1.0, 2.0])
     x.register_hook(wrong)
     with pytest.raises(ValueError, match=rf"^register_hook: the hook of 'leaf' must return None or an array of backend "
@@ -622,19 +622,19 @@ def test_hooks_must_return_what_fits(backend: Backend, wrong: Any) -> None:
         x.backward(Tensor([1.0, 1.0]))
 
 
-def test_hooks_need_a_gradient(backend: Backend) -> None:
+def test_register_hook_requires_a_tensor_that_tracks_gradients(backend: Backend) -> None:
     with pytest.raises(RuntimeError, match=r"^register_hook: this tensor tracks no gradients"):
         Tensor([1]).astype("int64").register_hook(lambda g: None)
 
 
-def test_retain_grad(backend: Backend) -> None:
+def test_retain_grad_keeps_the_gradient_of_an_intermediate(backend: Backend) -> None:
     x = Tensor([2.0])
     a, b = x * 3.0, x * 5.0
     a.retain_grad()
     (a * b).backward()
     assert_close(a.grad, np.array([10.0]))
     assert b.grad is None
-    x.retain_grad()  # a leaf's is filled anyway
+    x.retain_grad()  # no effect on a leaf
     with pytest.raises(RuntimeError, match=r"^retain_grad: this tensor tracks no gradients"):
         a.detach().retain_grad()
 
@@ -651,7 +651,7 @@ def test_detach_shares_the_data_and_has_no_history(backend: Backend) -> None:
     assert x.detach().data is x.data
 
 
-def test_no_grad_as_a_context(backend: Backend) -> None:
+def test_no_grad_as_a_context_manager(backend: Backend) -> None:
     x = Tensor([2.0])
     with no_grad():
         y = x * x
@@ -659,11 +659,11 @@ def test_no_grad_as_a_context(backend: Backend) -> None:
         asked = Tensor([1.0], requires_grad=True)
         with no_grad():
             pass
-        z = x * x  # the inner one's end is not the outer one's
+        z = x * x  # the end of the inner context keeps the outer one in effect
     assert [t.requires_grad for t in (y, made, asked, z, x * x)] == [False, False, True, False, True]
 
 
-def test_no_grad_ends_with_an_exception(backend: Backend) -> None:
+def test_no_grad_ends_after_an_exception(backend: Backend) -> None:
     with pytest.raises(KeyError), no_grad():
         raise KeyError
     assert (Tensor([1.0]) * 2.0).requires_grad
@@ -676,12 +676,12 @@ def test_no_grad_as_a_decorator(backend: Backend) -> None:
 
     x = Tensor([2.0])
     assert not square(x, depth=2).requires_grad
-    assert not square(x).requires_grad  # and again
+    assert not square(x).requires_grad  # the decorator can be used again
     assert (x * x).requires_grad
 
 
-def test_a_decorated_function_in_two_threads(backend: Backend) -> None:
-    """Each call has its own way back, whichever ends first."""
+def test_no_grad_as_a_decorator_in_two_threads(backend: Backend) -> None:
+    """Each call restores the grad mode of its thread, in either order of ending."""
     barrier = threading.Barrier(2, timeout=20)
     errors: list[BaseException] = []
 
@@ -707,7 +707,7 @@ def test_a_decorated_function_in_two_threads(backend: Backend) -> None:
     assert errors == []
 
 
-def test_requires_grad_can_be_set_on_leaves(backend: Backend) -> None:
+def test_requires_grad_can_be_set_on_leaves_only(backend: Backend) -> None:
     x = Tensor([2.0], requires_grad=False)
     assert not (x * x).requires_grad
     x.requires_grad = True
@@ -732,13 +732,13 @@ def test_ints_and_bools_never_track_gradients(backend: Backend) -> None:
             Tensor(data, requires_grad=True)
 
 
-def test_steps_of_functions_pass_nothing_on(backend: Backend) -> None:
+def test_piecewise_constant_ops_track_no_gradients(backend: Backend) -> None:
     x = Tensor([1.5, 2.5])
     for y in (x > 2.0, x.argmax(), x.astype("int64"), x == x):
         assert not y.requires_grad
 
 
-def test_deepcopy(backend: Backend) -> None:
+def test_deepcopy_copies_leaves_only(backend: Backend) -> None:
     x = Tensor([1.0, 2.0], label="weight")
     (x * x).sum().backward()
     y = copy.deepcopy(x)
@@ -752,11 +752,11 @@ def test_deepcopy(backend: Backend) -> None:
         copy.deepcopy(x * x)
 
 
-# --- A wrong rule is found out
+# --- Errors in rules
 
 
-def test_a_gradient_of_a_wrong_shape_is_refused(backend: Backend) -> None:
-    """(3, 2) has as many elements as (2, 3): a reshape would have hidden it."""
+def test_a_gradient_of_the_wrong_shape_raises(backend: Backend) -> None:
+    """(3, 2) has as many elements as (2, 3), so a reshape would hide the error."""
 
     @rg.custom_op
     def wrong(xp: Backend, a: Any, *, shape: tuple[int, ...]) -> Any:
@@ -770,7 +770,7 @@ def test_a_gradient_of_a_wrong_shape_is_refused(backend: Backend) -> None:
             wrong(x, shape=shape).sum().backward()
 
 
-def test_a_rule_must_give_a_pullback_for_each_operand(backend: Backend) -> None:
+def test_a_rule_must_return_a_pullback_for_each_operand(backend: Backend) -> None:
     @rg.custom_op
     def lazy(xp: Backend, a: Any, b: Any) -> Any:
         return xp.add(a, b), lambda g: g
@@ -779,28 +779,28 @@ def test_a_rule_must_give_a_pullback_for_each_operand(backend: Backend) -> None:
         lazy(Tensor([1.0]), Tensor([1.0]))
 
 
-def test_torch_tensors_take_no_part(backend: Backend) -> None:
+def test_torch_tensors_as_operands_raise(backend: Backend) -> None:
     with pytest.raises(TypeError, match=r"^multiply: cannot take a torch.Tensor"):
         Tensor([1.0]) * torch.ones(1)
 
 
 @once
-def test_a_deep_graph_survives_the_end_of_the_process() -> None:
-    """At exit modules are torn down in no good order; nothing may be written or go wrong then."""
+def test_a_deep_graph_does_not_fail_at_interpreter_exit() -> None:
+    """At interpreter exit, modules are torn down in arbitrary order. Nothing may be printed or raised."""
     code = "from russellgrad import Tensor\ny = x = Tensor([1.0])\nfor _ in range(50_000): y = y * x\n"
     done = run_python("-c", code)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# --- What the caller does to arrays between forward and backward
+# --- Arrays changed between forward and backward
 
 
 @pytest.mark.parametrize(
     "function",
     [Tensor.exp, Tensor.sqrt, Tensor.tanh, Tensor.sigmoid, Tensor.softmax, lambda t: 1 / t, lambda t: t.max()],
 )
-def test_a_change_in_place_of_the_output(backend: Backend, function: Callable[[Tensor], Tensor]) -> None:
-    """These pullbacks hold the output, not the operand."""
+def test_an_in_place_change_of_the_output_raises(backend: Backend, function: Callable[[Tensor], Tensor]) -> None:
+    """These pullbacks capture the output instead of the operand."""
     x = Tensor([1.0, 2.0])
     y = function(x)
     y.data *= 2
@@ -808,8 +808,8 @@ def test_a_change_in_place_of_the_output(backend: Backend, function: Callable[[T
         y.backward(Tensor(np.ones(y.shape)))
 
 
-def test_the_callers_arrays_may_be_reused(backend: Backend) -> None:
-    """Masks, indices and array operands are taken as they are when the op is called."""
+def test_the_caller_may_change_masks_indices_and_array_operands(backend: Backend) -> None:
+    """Ops copy masks, indices and array operands, so later changes have no effect."""
     index, mask, factor = np.array([0, 0]), np.array([True, False, False]), Tensor([2.0, 3.0, 4.0]).data
     x = Tensor([1.0, 2.0, 3.0])
     y = x[index].sum() + x.masked_fill(mask, 0.0).sum() + (x * factor).sum()
@@ -820,7 +820,7 @@ def test_the_callers_arrays_may_be_reused(backend: Backend) -> None:
     assert_close(x.grad, np.array([2.0 + 0 + 2, 1 + 3, 1 + 4]))
 
 
-def test_a_hook_that_writes_into_its_gradient_harms_nobody(backend: Backend) -> None:
+def test_a_hook_that_writes_in_place_changes_no_other_gradient(backend: Backend) -> None:
     def spoil(g: Any) -> None:
         g *= 10
 
@@ -838,7 +838,7 @@ def test_a_rule_must_return_a_tuple(backend: Backend) -> None:
         bare(Tensor([1.0, 2.0]))
 
 
-def test_copies_have_gradients_of_their_own(backend: Backend) -> None:
+def test_a_copy_has_its_own_gradient(backend: Backend) -> None:
     a = Tensor([1.0])
     b = copy.copy(a)
     (b * 2).sum().backward()

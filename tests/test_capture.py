@@ -1,4 +1,4 @@
-"""Streams, graphs and memory of the stand-in: a capture only records, a launch runs the work; races are found."""
+"""Streams, graphs and memory pools of the CuPy stand-in: capture records work, launch runs it, races are detected."""
 
 import gc
 import shutil
@@ -18,7 +18,7 @@ Array = Any
 
 
 class Captured:
-    """Captures the block `with self:` in a memory pool of its own, and launches the graph on the same stream."""
+    """Captures the block `with self:` on a new stream with a new memory pool; `launch` runs the graph."""
 
     def __init__(self) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)
@@ -49,12 +49,12 @@ class Captured:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
+def _no_state_left() -> Iterator[None]:
     allocator = cupy.cuda.get_allocator()
     yield
     assert cupy.cuda.get_current_stream() == cupy.cuda.Stream.null
     assert cupy.cuda.get_allocator() == allocator
-    cupy.ones((1,)).get()  # no capture is under way
+    cupy.ones((1,)).get()  # raises if a capture is in progress
     cupy.cuda.Device().synchronize()
 
 
@@ -124,9 +124,9 @@ def scattered(a: Array, places: Array) -> Array:
     return a
 
 
-@pytest.mark.parametrize("what", LEGAL)
-def test_a_capture_does_nothing_and_a_launch_does_it_each_time(what: str) -> None:
-    ours, numpys = LEGAL[what]
+@pytest.mark.parametrize("case", LEGAL)
+def test_capture_only_records_and_each_launch_runs_the_work(case: str) -> None:
+    ours, numpys = LEGAL[case]
     a = random(3, 4)
     before = a.get()
     with record() as log, Captured() as captured:
@@ -135,8 +135,8 @@ def test_a_capture_does_nothing_and_a_launch_does_it_each_time(what: str) -> Non
     np.testing.assert_array_equal(a.get(), before)
     expected = numpys(before)
     assert (out.shape, out.dtype) == (expected.shape, expected.dtype)
-    assert what == "a view" or rubbish(out.get())
-    for seed in (1, 2):  # other numbers in the same memory
+    assert case == "a view" or is_uninitialized(out.get())
+    for seed in (1, 2):  # new values in the same memory
         a.set(rng(seed).normal(size=(3, 4)), captured.stream)
         with record() as log:
             captured.launch()
@@ -144,11 +144,11 @@ def test_a_capture_does_nothing_and_a_launch_does_it_each_time(what: str) -> Non
         assert_close(out.get(), numpys(rng(seed).normal(size=(3, 4))), atol=1e-15)
 
 
-def rubbish(a: Array) -> bool:
+def is_uninitialized(a: Array) -> bool:
     return bool(np.isnan(a).all() if a.dtype.kind == "f" else a.all() if a.dtype.kind == "b" else (a > 2**60).all())
 
 
-def test_what_is_captured_in_place_is_done_at_each_launch() -> None:
+def test_each_launch_repeats_in_place_operations() -> None:
     a = cupy.zeros((2,))
     with Captured() as captured:
         a += 1
@@ -160,7 +160,7 @@ def test_what_is_captured_in_place_is_done_at_each_launch() -> None:
         np.testing.assert_array_equal(a.get(), expected)
 
 
-def test_a_captured_kernel_runs_at_each_launch() -> None:
+def test_each_launch_runs_a_captured_kernel() -> None:
     if shutil.which(library.COMPILER) is None:
         pytest.skip("no g++ here, which runs CUDA kernels on the CPU; install it")
     add = cupy.RawKernel('extern "C" __global__ void add(const int* x, int* y) { *y += *x; }', "add")
@@ -174,7 +174,7 @@ def test_a_captured_kernel_runs_at_each_launch() -> None:
         assert y.tolist() == [expected]
 
 
-def test_the_log_counts_what_was_captured_launched_and_allocated() -> None:
+def test_the_log_counts_captured_operations_launches_and_allocations() -> None:
     a = cupy.ones((3,))
     with record() as log, Captured() as captured:
         cupy.exp(a + 1)
@@ -186,7 +186,7 @@ def test_the_log_counts_what_was_captured_launched_and_allocated() -> None:
     assert log.graph_launches == 2 and log.allocations == 0 and not log.captured
 
 
-# --- What cannot be captured
+# --- Operations that cannot be captured
 
 ILLEGAL: dict[str, tuple[type[BaseException], str, Callable[[Array], Any]]] = {
     "matmul": (NotImplementedError, "matmul in a capture: CuPy refuses cuBLAS", lambda a: cupy.matmul(a, a)),
@@ -231,9 +231,9 @@ def from_no_pool(work: Callable[[], Any]) -> None:
         work()
 
 
-@pytest.mark.parametrize("what", ILLEGAL)
-def test_a_capture_refuses(what: str) -> None:
-    error, message, misuse = ILLEGAL[what]
+@pytest.mark.parametrize("case", ILLEGAL)
+def test_illegal_operations_in_a_capture_raise(case: str) -> None:
+    error, message, misuse = ILLEGAL[case]
     a = random(2, 2)
     before = a.get()
     with pytest.raises(error) as raised, Captured():
@@ -242,7 +242,7 @@ def test_a_capture_refuses(what: str) -> None:
     np.testing.assert_array_equal(a.get(), before)
 
 
-def test_a_wait_spoils_the_capture() -> None:
+def test_a_synchronization_invalidates_the_capture() -> None:
     a, captured = random(2), Captured()
     with (
         pytest.raises(RuntimeError, match="cudaErrorStreamCaptureInvalidated: by get"),
@@ -252,7 +252,7 @@ def test_a_wait_spoils_the_capture() -> None:
         a.get()
 
 
-def test_no_capture_on_the_null_stream_and_none_ends_that_did_not_begin() -> None:
+def test_begin_capture_on_the_null_stream_and_end_capture_without_begin_raise() -> None:
     with pytest.raises(RuntimeError, match="cannot capture on the default"):
         cupy.cuda.Stream.null.begin_capture()
     with pytest.raises(RuntimeError, match="not capturing"):
@@ -268,7 +268,7 @@ def test_is_capturing() -> None:
     assert not captured.stream.is_capturing()
 
 
-def test_indices_are_checked_at_the_launch() -> None:
+def test_indices_are_checked_at_launch() -> None:
     a, places = random(3), cupy.asarray(np.array([0, 2]))
     with Captured() as captured:
         cupy.take(a, places)
@@ -281,7 +281,7 @@ def test_indices_are_checked_at_the_launch() -> None:
 # --- Memory
 
 
-def test_a_graph_needs_its_pool_and_its_arrays() -> None:
+def test_launch_raises_if_the_pool_or_an_array_was_freed() -> None:
     a = random(3)
     with Captured() as captured:
         out = a + 1
@@ -299,7 +299,7 @@ def test_a_graph_needs_its_pool_and_its_arrays() -> None:
     assert out.shape == (3,)
 
 
-def test_a_graph_keeps_no_array_of_a_kernel() -> None:
+def test_a_graph_does_not_keep_the_arrays_of_a_kernel_alive() -> None:
     if shutil.which(library.COMPILER) is None:
         pytest.skip("no g++ here, which runs CUDA kernels on the CPU; install it")
     fill = cupy.RawKernel('extern "C" __global__ void f(int* y) { *y = 1; }', "f")
@@ -313,7 +313,7 @@ def test_a_graph_keeps_no_array_of_a_kernel() -> None:
         captured.launch()
 
 
-def test_what_a_capture_frees_its_pool_has_again() -> None:
+def test_arrays_freed_in_a_capture_return_to_its_pool() -> None:
     a = random(3)
     with Captured() as captured:
         out = (a + 1) * 2
@@ -321,7 +321,7 @@ def test_what_a_capture_frees_its_pool_has_again() -> None:
     assert out.shape == (3,)
 
 
-def test_a_graphs_pool_is_left_to_it() -> None:
+def test_the_pool_of_a_captured_graph_cannot_be_used_elsewhere() -> None:
     a = random(3)
     with Captured() as captured:
         a + 1
@@ -335,7 +335,7 @@ def test_a_graphs_pool_is_left_to_it() -> None:
         captured.pool.free_all_blocks()
 
 
-def test_a_pool_counts_and_has_a_limit() -> None:
+def test_a_memory_pool_reports_its_size_and_enforces_its_limit() -> None:
     pool = cupy.cuda.MemoryPool()
     with cupy.cuda.using_allocator(pool.malloc), record() as log:
         a = cupy.empty((100,), "float32")
@@ -343,7 +343,7 @@ def test_a_pool_counts_and_has_a_limit() -> None:
         b = cupy.zeros((1024,), "uint8")
         assert pool.used_bytes() == 512 + 1024
         del a
-        assert pool.used_bytes() == 512 + 1024  # the view has it still
+        assert pool.used_bytes() == 512 + 1024  # the view keeps it
         del view, b
         assert (pool.used_bytes(), pool.total_bytes(), pool.free_bytes()) == (0, 1536, 1536)
         pool.free_all_blocks()
@@ -355,7 +355,7 @@ def test_a_pool_counts_and_has_a_limit() -> None:
     assert log.allocations == 2
 
 
-def test_allocators_are_set_and_put_back() -> None:
+def test_using_allocator_and_set_allocator() -> None:
     default, pool = cupy.cuda.get_allocator(), cupy.cuda.MemoryPool()
     with suppress(ZeroDivisionError), cupy.cuda.using_allocator(pool.malloc):
         assert cupy.cuda.get_allocator() == pool.malloc
@@ -375,7 +375,7 @@ def stream() -> Any:
     return cupy.cuda.Stream(non_blocking=True)
 
 
-def test_the_current_stream() -> None:
+def test_current_stream_follows_with_blocks_and_use() -> None:
     one, two = stream(), stream()
     assert one != two and one.ptr != two.ptr and one.ptr
     with one:
@@ -416,10 +416,10 @@ RACES: dict[str, tuple[Callable[[Array], Any], Callable[[Array], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", RACES)
+@pytest.mark.parametrize("case", RACES)
 @pytest.mark.parametrize("wait", WAITS)
-def test_a_race_between_streams_is_caught_unless_one_waits(what: str, wait: Callable[[Any, Any], None]) -> None:
-    first, second = RACES[what]
+def test_a_race_between_streams_raises_unless_one_waits(case: str, wait: Callable[[Any, Any], None]) -> None:
+    first, second = RACES[case]
     a, one, two = random(3), stream(), stream()
     for waits in (False, True):
         cupy.cuda.Device().synchronize()
@@ -435,24 +435,24 @@ def test_a_race_between_streams_is_caught_unless_one_waits(what: str, wait: Call
                     second(a)
 
 
-def test_what_is_no_race() -> None:
+def test_ordered_or_read_only_access_is_not_a_race() -> None:
     a, one, two = random(3), stream(), stream()
     one.synchronize()
     cupy.cuda.Device().synchronize()
     with one:
         a + 1
     with two:
-        a + 1  # both only read
+        a + 1  # both streams only read
         b = a + 1
         b += 1
         b.get()
     c = random(3)
-    with cupy.cuda.Stream():  # takes turns with the null stream
+    with cupy.cuda.Stream():  # a blocking stream synchronizes with the null stream
         c += 1
     c += 1
 
 
-def test_a_graph_on_another_stream_races_as_its_work_would() -> None:
+def test_graph_launches_are_checked_for_races() -> None:
     a = random(3)
     with Captured() as captured:
         out = a + 1
@@ -467,7 +467,7 @@ def test_a_graph_on_another_stream_races_as_its_work_would() -> None:
     with pytest.raises(Misuse, match="a race"):
         captured.graph.launch(captured.stream)
     with captured.stream, pytest.raises(Misuse, match="a race"):
-        captured.graph.launch()  # on the current one
+        captured.graph.launch()  # on the current stream
 
 
 def test_elapsed_time() -> None:
@@ -480,7 +480,7 @@ def test_elapsed_time() -> None:
     assert cupy.cuda.get_elapsed_time(start, end) >= 0.0
 
 
-# --- Into memory that is there
+# --- ndarray.set
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_elapsed_time() -> None:
         (cupy.ones((2, 3)), TypeError),
     ],
 )
-def test_set(value: Any, error: type[BaseException] | None) -> None:
+def test_set_takes_host_arrays_of_the_same_shape_and_dtype(value: Any, error: type[BaseException] | None) -> None:
     a = cupy.zeros((2, 3))
     with record() as log:
         if error:
@@ -505,7 +505,7 @@ def test_set(value: Any, error: type[BaseException] | None) -> None:
     assert a.get().all() == (error is None)
 
 
-def test_set_needs_memory_without_gaps() -> None:
+def test_set_requires_contiguous_memory() -> None:
     with pytest.raises(RuntimeError, match="non-contiguous"):
         cupy.zeros((4, 3))[::2].set(np.ones((2, 3)))
     a = cupy.zeros((3, 2))

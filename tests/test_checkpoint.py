@@ -1,4 +1,4 @@
-"""Models written to a file and read back."""
+"""Saving a model to a safetensors file and loading it."""
 
 import builtins
 import json
@@ -24,7 +24,7 @@ def small_model(seed: int = 0, **options: Any) -> Transformer:
 
 
 def rewritten(path: Path, **changes: Any) -> Path:
-    """The file with other metadata, or with parameters taken out (None) or set."""
+    """Rewrite the file with metadata or parameters replaced, or removed if the new value is None."""
     with safe_open(path, framework="numpy") as file:
         header, state = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, value in changes.items():
@@ -40,7 +40,9 @@ def rewritten(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     "options", [{}, {"activation": "gelu", "output_projection": True, "final_norm": True, "dropout": 0.1}]
 )
-def test_a_model_comes_back_bit_for_bit(backend: Backend, tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
+def test_save_and_load_preserve_every_bit(
+    backend: Backend, tmp_path: Path, dtype: str, options: dict[str, Any]
+) -> None:
     model = small_model(**options).astype(dtype)
     path = save_model(tmp_path / "model.safetensors", model, notes={"steps": 3})
     loaded = load_model(path)
@@ -57,17 +59,17 @@ def test_a_model_comes_back_bit_for_bit(backend: Backend, tmp_path: Path, dtype:
     assert np.array_equal(loaded(["hello"]).numpy(), model.eval()(["hello"]).numpy())
 
 
-def test_a_model_is_loaded_on_the_backend_asked_for(backend: Backend, tmp_path: Path) -> None:
+def test_load_model_uses_the_given_backend(backend: Backend, tmp_path: Path) -> None:
     path = save_model(tmp_path / "model.safetensors", small_model())
     assert all(p.backend.name == "numpy" for p in load_model(path, "numpy").parameters())
 
 
-def test_strictness_of_the_tokenizer_is_kept(backend: Backend, tmp_path: Path) -> None:
+def test_the_strict_option_of_the_tokenizer_is_saved(backend: Backend, tmp_path: Path) -> None:
     model = Transformer(Tokenizer.from_text("ab", 8, 16, strict=False), 1, 2)
     assert load_model(save_model(tmp_path / "m.safetensors", model)).tokenizer.encode("a?b") == [0, 1]
 
 
-def test_notes_are_in_the_metadata(tmp_path: Path) -> None:
+def test_notes_are_saved_in_the_metadata(tmp_path: Path) -> None:
     path = save_model(tmp_path / "model.safetensors", small_model(), notes={"steps": 3})
     with safe_open(path, framework="numpy") as file:
         header = file.metadata()
@@ -75,17 +77,17 @@ def test_notes_are_in_the_metadata(tmp_path: Path) -> None:
     assert json.loads(header["config"])["notes"] == {"steps": 3}
 
 
-def test_loading_uses_no_draw_of_the_default_generator(tmp_path: Path) -> None:
+def test_load_model_does_not_advance_the_default_generator(tmp_path: Path) -> None:
     path = save_model(tmp_path / "model.safetensors", small_model())
     before = default_generator().counter
     load_model(path)
     assert default_generator().counter == before
 
 
-# --- Writing
+# --- Atomic writes
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_model(tmp_path / "model.safetensors", small_model(seed=1))
     old = path.read_bytes()
 
@@ -100,46 +102,46 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_the_new_file_is_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_new_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
 
-    def noted_fsync(fd: int) -> None:
+    def recorded_fsync(fd: int) -> None:
         done.append("fsync")
         fsync(fd)
 
-    def noted_replace(source: Path, target: Path) -> None:
+    def recorded_replace(source: Path, target: Path) -> None:
         done.append("replace")
         replace(source, target)
 
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(os, "replace", noted_replace)
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
     save_model(tmp_path / "model.safetensors", small_model())
     assert done == (["fsync", "replace", "fsync"] if os.name == "posix" else ["fsync", "replace"])
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_saving_to_a_missing_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         save_model(tmp_path / "nowhere" / "model.safetensors", small_model())
 
 
-# --- Files that are no models
+# --- Invalid files
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_loading_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_model(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 2000, -1])
-def test_a_truncated_file(tmp_path: Path, kept: int) -> None:
+def test_loading_a_truncated_file_raises(tmp_path: Path, kept: int) -> None:
     path = save_model(tmp_path / "model.safetensors", small_model())
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"model.safetensors is not a complete safetensors file"):
         load_model(path)
 
 
-def test_a_foreign_file(tmp_path: Path) -> None:
+def test_loading_a_file_of_another_program_raises(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     safetensors_numpy.save_file({"x": np.zeros(3)}, path)
     with pytest.raises(ValueError, match="was not written by save_model"):
@@ -160,13 +162,13 @@ def test_a_foreign_file(tmp_path: Path) -> None:
         ({"tokenizer.token_embedding": np.zeros((12, 16), np.float16)}, "dtype float16, float64"),
     ],
 )
-def test_a_damaged_file(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_loading_a_damaged_file_raises(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = rewritten(save_model(tmp_path / "model.safetensors", small_model().astype("float64")), **changes)
     with pytest.raises(ValueError, match=message):
         load_model(path)
 
 
-def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_safetensors_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_model(tmp_path / "model.safetensors", small_model())
     real_import = builtins.__import__
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole whenever a run is killed, and what is damaged is named; nothing is lost."""
+"""Checkpoints of training runs: killed and interrupted runs, retention, damaged files and write errors."""
 
 import errno
 import json
@@ -28,12 +28,12 @@ from train.train_transformer import train
 
 pytest.importorskip("safetensors")
 pytestmark = pytest.mark.skipif(
-    os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="files are the same for all backends: tried on NumPy"
+    os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="files do not depend on the backend; tested on NumPy only"
 )
 
 
 @pytest.fixture(autouse=True)
-def _uncut(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_step_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RG_TRAIN_STEPS", raising=False)
 
 
@@ -45,8 +45,8 @@ KILLS = 20
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL here")
-def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
-    """By SIGKILL, 20 times, while it computes and while it writes: the weights are those of a run left alone."""
+def test_a_run_killed_at_random_times_equals_an_uninterrupted_run(text: str, tmp_path: Path) -> None:
+    """SIGKILL at 20 random times, while the run computes or writes. The weights equal those of an uninterrupted run."""
     options = {**RUN, "steps": 10_000, "save_interval": 1, "eval_interval": 50, "keep": 2, "dataset": text}
     command = [sys.executable, "train/train_transformer.py"]
     environment = {**os.environ, "RG_BACKEND": "numpy", "OPENBLAS_NUM_THREADS": "1"}
@@ -56,7 +56,7 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
         before = checkpoints.latest_checkpoint(out)
         resume = ["--resume", str(out)] if before else flags(**options, out=out)
         with running(*command, *resume, env=environment) as process:
-            deadline = time.monotonic() + 60  # the clock of a kill starts with the first new checkpoint
+            deadline = time.monotonic() + 60  # the delay before the kill starts at the first new checkpoint
             while (
                 checkpoints.latest_checkpoint(out) == before and process.poll() is None and time.monotonic() < deadline
             ):
@@ -65,7 +65,7 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
             process.kill()
             _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors
-        reached.append(find(out).step)  # which is whole, whatever was being written
+        reached.append(find(out).step)  # raises if the checkpoint is incomplete
     assert reached == sorted(reached) and reached[0] > 0 and reached[-1] < options["steps"]
     environment["RG_TRAIN_STEPS"] = str(reached[-1] + 50)
     for arguments in (["--resume", str(out)], flags(**{**options, "save_interval": 1000}, out=whole)):
@@ -80,7 +80,7 @@ def test_killed_at_any_moment(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGTERM here")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number: int) -> None:
+def test_a_signal_saves_a_checkpoint_and_prints_the_resume_command(text: str, tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
     options = {**RUN, "dataset": text, "out": out, "steps": 20_000, "save_interval": 20_000}
     with running(sys.executable, "train/train_transformer.py", *flags(**options), text=True) as process:
@@ -99,7 +99,7 @@ def test_a_signal_saves_and_says_how_to_go_on(text: str, tmp_path: Path, number:
     assert f"resumed from {find(out).path.parent}" in done.stdout
 
 
-def test_a_pipe_that_nobody_reads_ends_nothing(text: str, tmp_path: Path) -> None:
+def test_a_closed_output_pipe_does_not_stop_the_run(text: str, tmp_path: Path) -> None:
     options = {**RUN, "steps": 60, "dataset": text, "out": tmp_path / "o"}
     with running(sys.executable, "train/train_transformer.py", *flags(**options)) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -110,10 +110,10 @@ def test_a_pipe_that_nobody_reads_ends_nothing(text: str, tmp_path: Path) -> Non
         assert process.stderr.read() == b""
 
 
-# --- Which are kept
+# --- Retention and run folders
 
 
-def test_the_last_ones_and_the_best_are_kept(
+def test_the_last_checkpoints_and_the_best_are_kept(
     monkeypatch: pytest.MonkeyPatch,
     text: str,
     tmp_path: Path,
@@ -127,7 +127,9 @@ def test_the_last_ones_and_the_best_are_kept(
     assert parameters(tmp_path / "checkpoints/step-00000012/model.safetensors") == parameters(result.path)
 
 
-def test_a_new_run_moves_an_earlier_one_aside(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_run_moves_the_outputs_of_an_earlier_run_aside(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(text, tmp_path, steps=4)
     earlier = names(tmp_path)
     for leftover in (".writing-1", ".going-step-00000001"):
@@ -149,8 +151,8 @@ def test_a_new_run_moves_an_earlier_one_aside(text: str, tmp_path: Path, capsys:
     assert (tmp_path / "other" / "earlier-1" / "model.safetensors").read_bytes() == b"somebody's"
 
 
-def test_a_run_resumed_elsewhere_leaves_what_is_there(text: str, tmp_path: Path) -> None:
-    """In another run's folder, and from an earlier run's checkpoint."""
+def test_a_run_resumed_in_another_folder_keeps_existing_outputs(text: str, tmp_path: Path) -> None:
+    """Resumes into the folder of another run, and from the checkpoint of a run that was moved aside."""
     first, second = tmp_path / "first", tmp_path / "second"
     run(text, first, steps=4, warmup=1)
     run(text, second, steps=6, seed=7)
@@ -167,8 +169,8 @@ def test_a_run_resumed_elsewhere_leaves_what_is_there(text: str, tmp_path: Path)
     assert train(resume=str(elsewhere), out=str(tmp_path / "third"), steps=8).steps == 8
 
 
-def test_a_run_that_was_complete_is_completed(text: str, tmp_path: Path) -> None:
-    """It may have been killed between its last checkpoint and its model file, or before its last validation."""
+def test_resuming_a_complete_run_writes_missing_outputs(text: str, tmp_path: Path) -> None:
+    """The run may have been killed between its last checkpoint and its model file, or before its last validation."""
     whole = run(text, tmp_path)
     found = parameters(whole.path)
     whole.path.write_bytes(b"of an earlier step")
@@ -177,11 +179,11 @@ def test_a_run_that_was_complete_is_completed(text: str, tmp_path: Path) -> None
     assert again.validation_losses == whole.validation_losses
     assert again.losses == []
     path = find(tmp_path).path
-    tampered(path, validation_losses=whole.validation_losses[:-1])
+    rewrite_state(path, validation_losses=whole.validation_losses[:-1])
     assert train(resume=str(tmp_path)).validation_losses == whole.validation_losses
 
 
-def test_a_run_stopped_at_a_validation_does_it_when_it_goes_on(
+def test_a_run_stopped_before_a_validation_validates_when_resumed(
     monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path
 ) -> None:
     whole = run(text, tmp_path / "whole")
@@ -191,13 +193,13 @@ def test_a_run_stopped_at_a_validation_does_it_when_it_goes_on(
     assert one.state["validation_losses"] == two.state["validation_losses"]
 
 
-def test_a_signal_in_the_last_step_changes_nothing(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
+def test_a_signal_in_the_last_step_has_no_effect(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
     result = run_until_signal(monkeypatch, 12, text, tmp_path)
     assert result.signal is None
     assert result.validation_losses[-1][0] == 12
 
 
-def test_one_run_at_a_time_in_a_folder(text: str, tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_folder_raises(text: str, tmp_path: Path) -> None:
     with (
         checkpointer._locked(tmp_path),
         pytest.raises(OSError, match=f"another run is writing into {tmp_path}; choose"),
@@ -206,7 +208,7 @@ def test_one_run_at_a_time_in_a_folder(text: str, tmp_path: Path) -> None:
     assert run(text, tmp_path, steps=4, warmup=1).steps == 4
 
 
-# --- Bad ones
+# --- Damaged and incompatible checkpoints
 
 
 def damage(path: Path, how: str) -> None:
@@ -226,7 +228,9 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
 @pytest.mark.parametrize("how", ["cut off", "empty", "gone", "changed"])
-def test_a_damaged_checkpoint(text: str, tmp_path: Path, how: str, file: str) -> None:
+def test_a_damaged_checkpoint_raises_and_names_the_last_good_one(
+    text: str, tmp_path: Path, how: str, file: str
+) -> None:
     run(text, tmp_path, steps=8, keep=3)
     last, before, good = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (8, 6, 4))
     damage(last, f"{how}: {file}")
@@ -236,12 +240,14 @@ def test_a_damaged_checkpoint(text: str, tmp_path: Path, how: str, file: str) ->
     with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*the last good one is {good}: --resume "):
         train(resume=str(tmp_path))
     elsewhere = train(resume=str(good), out=str(tmp_path / "elsewhere"))
-    assert train(resume=str(good)).losses == elsewhere.losses  # as the error says; the damaged ones stay, marked
+    assert (
+        train(resume=str(good)).losses == elsewhere.losses
+    )  # the remedy of the error works; damaged checkpoints are kept and renamed
     assert {"damaged-step-00000006", "damaged-step-00000008", "step-00000008"} <= set(names(tmp_path))
     assert find(tmp_path).step == 8
 
 
-def test_only_damaged_ones(text: str, tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_raise_without_a_remedy(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, keep=1)
     for name in names(tmp_path):
         damage(tmp_path / "checkpoints" / name, "empty: state.json")
@@ -249,7 +255,7 @@ def test_only_damaged_ones(text: str, tmp_path: Path) -> None:
         train(resume=str(tmp_path))
 
 
-def test_a_later_good_one_is_not_lost(text: str, tmp_path: Path) -> None:
+def test_resuming_from_an_earlier_checkpoint_in_the_same_folder_raises(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=8, keep=3)
     last, good = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (8, 4))
     with pytest.raises(
@@ -258,31 +264,31 @@ def test_a_later_good_one_is_not_lost(text: str, tmp_path: Path) -> None:
         train(resume=str(good))
 
 
-def tampered(path: Path, **changes: Any) -> None:
-    """With new checksums, so that only the content tells."""
+def rewrite_state(path: Path, **changes: Any) -> None:
+    """Change entries of state.json and update the checksums, so that only the content is wrong."""
     facts = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**facts, **changes}))
     sums = [f"{checkpoints._sha256(path / name)}  {name}\n" for name in checkpoints._FILES]
     (path / "SHA256SUMS").write_text("".join(sums))
 
 
-def test_a_checkpoint_of_another_version(text: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_version_raises(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4)
     path = find(tmp_path).path
-    tampered(path, version=3)
+    rewrite_state(path, version=3)
     (path / "SHA256SUMS").write_text("of another form\n")
     with pytest.raises(ValueError, match="has format 'russellgrad-checkpoint', version 3; this release reads"):
         train(resume=str(tmp_path))
-    tampered(path, version=2, config={**run(text, tmp_path / "b", steps=4).config.__dict__, "flux": 1})
+    rewrite_state(path, version=2, config={**run(text, tmp_path / "b", steps=4).config.__dict__, "flux": 1})
     with pytest.raises(ValueError, match=r"was written by another release, with other settings: .*flux"):
         train(resume=str(tmp_path))
 
 
-SEPARATE_QKV = ROOT / "tests" / "data" / "separate_qkv" / "step-00000003"  # of version 1
+SEPARATE_QKV = ROOT / "tests" / "data" / "separate_qkv" / "step-00000003"  # format version 1
 
 
-def test_a_checkpoint_with_separate_queries_keys_and_values(text: str, tmp_path: Path) -> None:
-    """Of an earlier release: its matrices and Adam's moments are merged, and the run goes on as it did there."""
+def test_a_checkpoint_with_separate_q_k_v_matrices_resumes(text: str, tmp_path: Path) -> None:
+    """Matrices and Adam moments of an earlier release are merged; the losses equal those of that release."""
     shutil.copytree(SEPARATE_QKV, tmp_path / "checkpoints" / SEPARATE_QKV.name)
     result = train(resume=str(tmp_path), dataset=text)
     assert result.steps == 6
@@ -291,23 +297,23 @@ def test_a_checkpoint_with_separate_queries_keys_and_values(text: str, tmp_path:
     assert result.validation_losses[-1][1] == pytest.approx(3.450331794080012, abs=1e-12)
 
 
-def test_a_model_file_with_separate_queries_keys_and_values() -> None:
+def test_a_model_file_with_separate_q_k_v_matrices_loads() -> None:
     logits = load_model(SEPARATE_QKV / "model.safetensors", "numpy")(["The 1", "line"]).numpy()
     np.testing.assert_allclose(logits.sum(axis=(1, 2)), [0.948636510434471, 0.8506753897704595], rtol=0, atol=1e-12)
     expected = [-0.11115427455690244, 0.06307124390664731, -0.003687309028489759, 0.1081287531668413]
     np.testing.assert_allclose(logits[0, 4, :4], expected, rtol=0, atol=1e-14)
 
 
-def test_a_checkpoint_of_another_shape(text: str, tmp_path: Path) -> None:
+def test_a_checkpoint_with_other_shapes_raises(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     path = find(tmp_path).path
     config = find(tmp_path).state["config"]
-    tampered(path, config={**config, "width": 32})
+    rewrite_state(path, config={**config, "width": 32})
     with pytest.raises(ValueError, match=r"does not fit this run: .*has shape \(16, 16\), expected \(32, 32\)"):
         train(resume=str(tmp_path), steps=8)
 
 
-def test_a_checkpoint_of_what_is_not_finite_is_never_written(text: str, tmp_path: Path) -> None:
+def test_saving_non_finite_parameters_raises(text: str, tmp_path: Path) -> None:
     result = run(text, tmp_path, steps=4, warmup=1, grad_clip=0.0)
     optimizer = train_transformer.build_optimizer(result.config, result.model)
     xp = result.model.blocks[0].attention.w_qkv.backend
@@ -319,13 +325,13 @@ def test_a_checkpoint_of_what_is_not_finite_is_never_written(text: str, tmp_path
     assert find(tmp_path).step == 4
 
 
-def test_fewer_steps_than_there_are(text: str, tmp_path: Path) -> None:
+def test_resuming_with_fewer_steps_than_were_taken_raises(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     with pytest.raises(ValueError, match="has 4 steps already, and steps is 3; set a larger number, or leave it out"):
         train(resume=str(tmp_path), steps=3)
 
 
-def test_resume_beside_a_config_is_refused(text: str, tmp_path: Path) -> None:
+def test_resume_with_a_config_raises(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     with pytest.raises(ValueError, match="resume uses the settings of its checkpoint; pass it without a config"):
         train(Config(**{**RUN, "dataset": text}), resume=str(tmp_path))
@@ -341,7 +347,7 @@ def test_resume_beside_a_config_is_refused(text: str, tmp_path: Path) -> None:
         ({"preset": "shakespeare-cpu"}, "a resumed run has the settings of its checkpoint; leave the preset out"),
     ],
 )
-def test_what_a_resumed_run_cannot_change(
+def test_resuming_with_changed_settings_raises(
     text: str,
     tmp_path: Path,
     change: dict[str, Any],
@@ -352,7 +358,7 @@ def test_what_a_resumed_run_cannot_change(
         train(resume=str(tmp_path), **change)
 
 
-def test_another_text(text: str, tmp_path: Path) -> None:
+def test_resuming_with_another_text_raises(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     content = Path(text).read_text()
     Path(text).write_text(content.replace("line", "LINE"))
@@ -360,7 +366,7 @@ def test_another_text(text: str, tmp_path: Path) -> None:
         train(resume=str(tmp_path), steps=8)
 
 
-def test_nothing_to_resume(tmp_path: Path) -> None:
+def test_resuming_without_a_checkpoint_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint to resume from in .*; start the run without"):
         configure(resume=str(tmp_path))
     done = run_python("train/train_transformer.py", "--resume", str(tmp_path))
@@ -369,7 +375,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_runs_own_folder_is_the_default(text: str, tmp_path: Path) -> None:
+def test_resume_without_a_path_uses_the_out_folder(text: str, tmp_path: Path) -> None:
     run(text, tmp_path / "a", steps=4, warmup=1)
     assert configure(resume="", out=str(tmp_path / "a")) == Config(
         **{**RUN, "dataset": text, "out": str(tmp_path / "a"), "steps": 4, "warmup": 1,
@@ -377,11 +383,11 @@ def test_the_runs_own_folder_is_the_default(text: str, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-# --- A disk that takes no more
+# --- Write errors and non-finite values
 
 
 @pytest.mark.parametrize("failing", ["model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
-def test_a_full_disk_keeps_the_last_good_one(
+def test_a_full_disk_keeps_the_last_good_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     text: str,
     tmp_path: Path,
@@ -409,7 +415,7 @@ def test_a_full_disk_keeps_the_last_good_one(
     assert train(resume=str(tmp_path), steps=12).steps == 12
 
 
-def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(text: str, tmp_path: Path) -> None:
+def test_a_non_finite_loss_names_the_batch_and_the_last_checkpoint(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     path = find(tmp_path).path
     arrays = load_model(path / "model.safetensors").state_dict()
@@ -426,7 +432,9 @@ def test_a_loss_that_is_not_finite_names_batch_and_checkpoint(text: str, tmp_pat
     assert find(tmp_path).step >= 4
 
 
-def test_a_full_disk_for_the_metrics(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
+def test_a_full_disk_for_the_metrics_names_the_last_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path
+) -> None:
     run(text, tmp_path, steps=4, warmup=1)
 
     def full(*_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""compile_step: a recorded step is the step, on every backend; where there is a device, it is one launch."""
+"""compile_step: a recorded step gives the results of the plain step on every backend; on CUDA it launches a graph."""
 
 from collections.abc import Callable
 from functools import partial
@@ -50,8 +50,8 @@ def take(model: Transformer, step: Step, inputs: Any, targets: Any) -> float:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"flat": False}], ids=str)
-def test_it_is_the_step(backend: Backend, dtype: str, options: dict[str, Any]) -> None:
-    """Losses, parameters, the optimizer's own state and what comes after, to the bit, over changing rates and draws."""
+def test_a_compiled_step_equals_the_plain_step(backend: Backend, dtype: str, options: dict[str, Any]) -> None:
+    """Losses, parameters, optimizer state and a later plain step are bitwise equal, with a schedule and dropout."""
     runs = []
     for wrap in (lambda step: step, compile_step):
         model, optimizer = model_and_optimizer(dtype, **options)
@@ -59,7 +59,7 @@ def test_it_is_the_step(backend: Backend, dtype: str, options: dict[str, Any]) -
         losses = [take(model, step, *batch(seed)) for seed in range(8)]
         losses += [
             train_step(model, optimizer, MicroBatch(*batch(9)), grad_clip=0.5)[0].item()
-        ]  # as it is, after the recorded ones
+        ]  # an uncompiled step after the recorded ones
         runs.append((losses, model.state_dict(), optimizer.steps_taken, optimizer.state))
     (losses, state, taken, kept), (others, other_state, also_taken, also_kept) = runs
     assert losses == others
@@ -75,7 +75,7 @@ def test_it_is_the_step(backend: Backend, dtype: str, options: dict[str, Any]) -
 def run_sgd(
     wrap: Callable[[Step], Step], dtype: str, options: dict[str, Any]
 ) -> tuple[list[float], list[Any], list[dict[str, Any]]]:
-    """Norms of the gradients of 6 steps; the parameters and the optimizer's state after them."""
+    """The gradient norms of 6 steps, then the parameters and the optimizer state."""
     w, v = (Tensor(rng(i).normal(size=(3, 2)).tolist(), dtype=dtype) for i in range(2))
     optimizer = SGDOptimizer([w, v], lr=lambda taken: 0.1 / (taken + 1), momentum=0.9, **options)
 
@@ -91,8 +91,10 @@ def run_sgd(
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("options", [{}, {"nesterov": True, "weight_decay": 0.1}, {"flat": True}], ids=str)
-def test_a_step_of_sgd_with_momentum(backend: Backend, dtype: str, options: dict[str, Any]) -> None:
-    """Norms, parameters and velocities to the bit; in bfloat16 the float32 copies, too."""
+def test_a_compiled_sgd_step_with_momentum_equals_the_plain_step(
+    backend: Backend, dtype: str, options: dict[str, Any]
+) -> None:
+    """Norms, parameters, velocities and, in bfloat16, the float32 master weights are bitwise equal."""
     if dtype not in backend.float_dtypes():
         pytest.skip(f"{backend.name} has no {dtype}")
     norms, params, state = run_sgd(lambda step: step, dtype, options)
@@ -105,7 +107,7 @@ def test_a_step_of_sgd_with_momentum(backend: Backend, dtype: str, options: dict
         assert all(np.array_equal(own[name], other[name]) for name in own)
 
 
-def test_other_shapes_are_recorded_anew(backend: Backend) -> None:
+def test_other_shapes_are_recorded_separately(backend: Backend) -> None:
     given = [batch(0), batch(1), batch(2), batch(3, (2, 5)), batch(4), batch(5, (2, 5)), batch(6, padded=True)]
     given += [batch(7, (2, 5)), batch(8, padded=True), batch(9, padded=True), batch(10), batch(11, padded=True)]
     runs = []
@@ -118,7 +120,7 @@ def test_other_shapes_are_recorded_anew(backend: Backend) -> None:
         assert np.array_equal(array, runs[1][1][name])
 
 
-def test_another_precision_is_recorded_anew(backend: Backend) -> None:
+def test_another_matmul_precision_is_recorded_separately(backend: Backend) -> None:
     levels = ["highest"] * 4 + ["medium"] * 4 + ["highest"] * 2
     runs = []
     for wrap in (lambda step: step, compile_step):
@@ -134,7 +136,7 @@ def test_another_precision_is_recorded_anew(backend: Backend) -> None:
     assert runs[0] == runs[1]
 
 
-def test_tensors_numbers_and_keywords(backend: Backend) -> None:
+def test_arguments_may_be_tensors_numbers_and_keywords(backend: Backend) -> None:
     w = Tensor([1.0, 2.0])
     optimizer = SGDOptimizer([w], lr=lambda taken: 0.1 * (taken + 1))
 
@@ -158,7 +160,7 @@ def test_tensors_numbers_and_keywords(backend: Backend) -> None:
     assert loss.item() == pytest.approx(float(np.sum(expected**3) * 0.5), rel=1e-14)
 
 
-def test_results_stay_when_the_next_step_is_taken(backend: Backend) -> None:
+def test_results_are_not_overwritten_by_the_next_step(backend: Backend) -> None:
     model, optimizer = model_and_optimizer()
     step = compile_step(partial(train_step, model, optimizer, grad_clip=0.0))
     ids = model.tokenizer.ids
@@ -166,7 +168,7 @@ def test_results_stay_when_the_next_step_is_taken(backend: Backend) -> None:
     assert len({loss.item() for loss in losses}) == 6
 
 
-def test_arrays_of_the_host_are_refused(backend: Backend) -> None:
+def test_host_arrays_as_arguments_raise(backend: Backend) -> None:
     model, optimizer = model_and_optimizer()
     step = compile_step(partial(train_step, model, optimizer, grad_clip=0.0))
     with pytest.raises(
@@ -184,15 +186,17 @@ def test_arrays_of_the_host_are_refused(backend: Backend) -> None:
     ],
     ids=["item", "host data", "mask"],
 )
-def test_what_cannot_be_recorded_is_named(backend: Backend, work: Callable[[Tensor], Tensor], op: str) -> None:
+def test_an_operation_that_cannot_be_recorded_is_named(
+    backend: Backend, work: Callable[[Tensor], Tensor], op: str
+) -> None:
     if not hasattr(backend, "capture"):
-        pytest.skip(f"{backend.name} records nothing")
+        pytest.skip(f"{backend.name} has no capture")
     step = compile_step(lambda x: work(x.sum() if op == "to_host" else x))
     x = Tensor([1.0, 2.0], requires_grad=False)
     assert_close(step(x), step(x))
     with pytest.raises(RuntimeError, match=f"compile_step: {op} cannot be recorded in a CUDA graph"):
         step(x)
-    assert_close(x * 2, np.array([2.0, 4.0]))  # the device is as usable as before
+    assert_close(x * 2, np.array([2.0, 4.0]))  # the device still works
 
 
 ONE = np.ones(2)
@@ -212,8 +216,8 @@ def minimize(w: Tensor, optimizer: Any) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("before", [2, 4])
-def test_a_parameter_that_was_replaced(backend: Backend, flat: bool, before: int) -> None:
-    """Just before the step is recorded, or after: what the device does goes on with the array that it knows."""
+def test_a_replaced_parameter_array_raises_if_recorded(backend: Backend, flat: bool, before: int) -> None:
+    """Replaced before or after the step is recorded: the recorded step would still use the old array."""
     w = Tensor([1.0, 2.0])
     step = minimize(w, SGDOptimizer([w], lr=0.5, flat=flat))
     for _ in range(before):
@@ -229,8 +233,8 @@ def test_a_parameter_that_was_replaced(backend: Backend, flat: bool, before: int
         assert_close(w, np.array([9.5, 19.5]))
 
 
-def test_a_half_precision_parameter_that_was_changed(backend: Backend) -> None:
-    """The optimizer computes on its float32 copy, which a recorded step cannot make anew."""
+def test_a_changed_half_precision_parameter_raises_if_recorded(backend: Backend) -> None:
+    """The optimizer updates its float32 master copy, which a recorded step cannot refresh from the parameter."""
     w = Tensor(np.array([1.0, 2.0], "float16"))
     step = minimize(w, SGDOptimizer([w], lr=0.5))
     one = Tensor(np.ones(2, "float16"), requires_grad=False)
@@ -246,8 +250,8 @@ def test_a_half_precision_parameter_that_was_changed(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_gradients_are_those_of_the_last_call(backend: Backend, flat: bool) -> None:
-    """Whatever became of `.grad` in between."""
+def test_grad_holds_the_gradients_of_the_last_call(backend: Backend, flat: bool) -> None:
+    """Also if `.grad` was cleared between calls."""
     w, v = Tensor([1.0, 2.0]), Tensor([3.0, 4.0])
     optimizer = SGDOptimizer([w], lr=0.0, flat=flat)
 
@@ -269,7 +273,7 @@ def test_gradients_are_those_of_the_last_call(backend: Backend, flat: bool) -> N
             v.zero_grad()
 
 
-def test_adding_up_gradients_over_calls_is_an_error(backend: Backend) -> None:
+def test_accumulating_gradients_over_recorded_calls_raises(backend: Backend) -> None:
     w = Tensor([1.0, 2.0])
     step = compile_step(lambda x: (w * x).sum().backward())
     x = Tensor(ONE, requires_grad=False)
@@ -284,14 +288,14 @@ def test_adding_up_gradients_over_calls_is_an_error(backend: Backend) -> None:
         assert_close(w.grad, 3 * ONE)
 
 
-def test_arguments_that_track_gradients_are_refused(backend: Backend) -> None:
+def test_arguments_that_track_gradients_raise(backend: Backend) -> None:
     with pytest.raises(
         TypeError, match=r"compile_step: argument x is a Tensor that tracks gradients, .* pass \.detach"
     ):
         compile_step(lambda x: x)(x=Tensor([1.0]))
 
 
-def test_other_results_are_refused(backend: Backend) -> None:
+def test_results_other_than_tensors_and_none_raise(backend: Backend) -> None:
     with pytest.raises(TypeError, match="compile_step: the step returned a float; return Tensors, or None"):
         compile_step(lambda x: x.item())(Tensor([1.0], requires_grad=False))
     with pytest.raises(TypeError, match="compile_step: the step returned a list"):
@@ -299,8 +303,8 @@ def test_other_results_are_refused(backend: Backend) -> None:
     assert compile_step(lambda: None)() is None
 
 
-def test_an_interrupted_recording(backend: Backend) -> None:
-    """Ctrl-C in it comes out as it is, and the device is as usable as before."""
+def test_an_interrupted_recording_leaves_the_step_usable(backend: Backend) -> None:
+    """KeyboardInterrupt propagates, and the step and the device still work."""
     calls = []
 
     @compile_step

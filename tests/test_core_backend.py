@@ -1,4 +1,4 @@
-"""Backends with the core primitives alone, with arrays that can be written to and with read-only ones."""
+"""Backends that define only the core primitives, with writable arrays and with read-only arrays."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ KINDS: dict[str, Callable[[str], ModuleType]] = {"core_only": core_module, "read
 
 @pytest.fixture(autouse=True)
 def _forget_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modules of a test are not kept among the loaded backends."""
+    """Restore the loaded backends after each test."""
     monkeypatch.setattr(selection, "_loaded", dict(selection._loaded))
     monkeypatch.setattr(selection, "_modules", dict(selection._modules))
     monkeypatch.delenv("RG_TRAIN_STEPS", raising=False)
@@ -52,7 +52,7 @@ def test_the_loader_adds_the_formulas_and_leaves_the_module_unchanged(module: Mo
     assert not any(hasattr(core, name) for name in OPTIONAL)
 
 
-def test_the_arrays_of_the_read_only_backend_are_read_only() -> None:
+def test_the_read_only_backend_returns_read_only_arrays() -> None:
     with use_backend(read_only_module("read_only")) as xp:
         a = xp.asarray([1.0])
         stepped, _ = xp.sgd_step(a, a, None, a, None, 0.0, False, 0.0)
@@ -61,13 +61,13 @@ def test_the_arrays_of_the_read_only_backend_are_read_only() -> None:
                 array[...] = 0
         host = np.ones(3)
         xp.asarray(host)
-        host[0] = 2.0  # an array of the user's stays writable
+        host[0] = 2.0  # the user's array stays writable
 
 
 # --- Conformance
 
 
-def test_conformance_of_a_core_backend(core: Backend) -> None:
+def test_a_core_backend_passes_conformance(core: Backend) -> None:
     report = conformance.check(core)
     assert report.passed, str(report)
     assert {outcome.case.primitive for outcome in report.outcomes if outcome.passed} == {*CORE, *DERIVED, "Tensor"}
@@ -78,13 +78,13 @@ def test_conformance_of_a_core_backend(core: Backend) -> None:
     assert last == f"{core.name}: {len(report.outcomes)} cases, {len(report.skipped)} skipped: {names}; all passed"
 
 
-def test_a_core_backend_is_selected_by_its_dotted_path() -> None:
+def test_a_core_backend_can_be_selected_by_its_dotted_path() -> None:
     code = "import russellgrad as rg; x = rg.Tensor([2.0]); x.gelu().backward(); print(x.backend.name, x.grad.shape)"
     assert output_of(code, RG_BACKEND="tests.core_backend") == "core_only (1,)"
 
 
-def test_a_derived_function_that_returns_not_implemented_is_not_visible() -> None:
-    """The formula runs for the arguments that the backend's own function does not take."""
+def test_not_implemented_from_a_derived_function_runs_the_formula() -> None:
+    """When a derived function returns NotImplemented, the formula runs."""
     derived = {name: lambda *args: NotImplemented for name in DERIVED}
     module = module_of(load_backend("numpy"), "never_implemented", **derived)
     with use_backend(module) as xp:
@@ -102,7 +102,7 @@ def run(text: str, out: Path, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float64", 1e-12), ("float32", 2e-5)])
-def test_the_losses_agree_with_numpys(core: Backend, text: str, tmp_path: Path, dtype: str, atol: float) -> None:
+def test_training_losses_agree_with_numpy(core: Backend, text: str, tmp_path: Path, dtype: str, atol: float) -> None:
     found = run(text, tmp_path / "found", dtype=dtype)
     with use_backend("numpy"):
         expected = run(text, tmp_path / "expected", dtype=dtype)
@@ -113,7 +113,7 @@ def test_the_losses_agree_with_numpys(core: Backend, text: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2, "grad_clip": 0.0}, {"dtype": "float64"}], ids=str)
-def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(
+def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(
     core: Backend, monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     whole = run(text, tmp_path / "whole", **options)
@@ -147,8 +147,8 @@ def take_steps(optimizer: Optimizer, p: Tensor, n: int, first: int = 0) -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_on_a_core_backend(core: Backend, name: str, dtype: str) -> None:
-    """Steps, and steps from a saved state, equal NumPy's; an array that was read before a step keeps its values."""
+def test_optimizer_steps_agree_with_numpy(core: Backend, name: str, dtype: str) -> None:
+    """Steps, also from a loaded state, equal NumPy's. Steps do not change arrays read before them."""
     data = rng(9).normal(size=(3, 4)).astype(dtype)
     expected = Tensor(data.copy(), backend="numpy")
     take_steps(OPTIMIZERS[name]([expected]), expected, 4)
@@ -168,7 +168,7 @@ def test_optimizers_on_a_core_backend(core: Backend, name: str, dtype: str) -> N
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=atol)
 
 
-def test_a_flat_optimizer_names_what_the_backend_lacks(core: Backend) -> None:
+def test_a_flat_optimizer_names_the_missing_primitives(core: Backend) -> None:
     with pytest.raises(ValueError, match=f"{core.name!r} has no assign and split_flat; use flat=False"):
         SGDOptimizer([Tensor([1.0])], 0.1, flat=True)
 
@@ -177,7 +177,7 @@ def test_a_flat_optimizer_names_what_the_backend_lacks(core: Backend) -> None:
 
 
 @pytest.mark.parametrize("primitive", [name for name in CORE if name != "name"])
-def test_every_core_name_is_required(primitive: str) -> None:
+def test_a_missing_core_name_raises(primitive: str) -> None:
     module = core_module("incomplete")
     delattr(module, primitive)
     with pytest.raises(
@@ -186,12 +186,12 @@ def test_every_core_name_is_required(primitive: str) -> None:
         selection.resolve_backend(module)
 
 
-def test_a_module_without_core_names_is_refused_with_their_list() -> None:
+def test_a_module_without_core_names_raises_with_their_list() -> None:
     with pytest.raises(TypeError, match=f"module empty lacks {', '.join(CORE)}; a backend must define all names"):
         selection.resolve_backend(ModuleType("empty"))
 
 
-def test_a_core_backend_with_the_name_of_another_is_refused() -> None:
+def test_a_core_backend_with_the_name_of_another_raises() -> None:
     selection.resolve_backend(core_module("mine"))
     for name, owner in (("numpy", "numpy_backend"), ("cupy", "cupy_backend"), ("mine", "mine")):
         with pytest.raises(ValueError, match=f"module other has the name '{name}', which is .*{owner}; set"):

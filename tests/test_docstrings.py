@@ -36,7 +36,7 @@ def has_docstring(value: object) -> bool:
     return bool((getattr(value, "__doc__", None) or "").strip())
 
 
-def test_the_list_of_classes_is_complete() -> None:
+def test_public_classes_and_members_are_found() -> None:
     names = {cls.__name__ for cls in public_classes()}
     assert names >= {
         "Tensor", "Module", "Optimizer", "SGDOptimizer", "AdamOptimizer", "AdamWOptimizer", "Generator", "Tokenizer",

@@ -1,4 +1,4 @@
-"""Arithmetic, comparisons, elementwise functions and masks, against PyTorch: values, gradients, dtypes and edges."""
+"""Arithmetic, comparisons, elementwise functions and masks against PyTorch: values, gradients, dtypes, edge cases."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Fn = Callable[..., Any]
 normal = rng(0).normal(size=(3, 4))
 positive = np.abs(normal) + 0.5
 other = rng(1).normal(size=(3, 4))
-factor = np.where(other < 0, other - 0.5, other + 0.5)  # away from 0, to divide by
+factor = np.where(other < 0, other - 0.5, other + 0.5)  # a divisor, bounded away from 0
 
 # name: ours, theirs, operands
 UNARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
@@ -95,7 +95,7 @@ BINARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {
 
 @DTYPES
 @pytest.mark.parametrize("name", UNARY)
-def test_unary(backend: Backend, name: str, dtype: str) -> None:
+def test_unary_ops(backend: Backend, name: str, dtype: str) -> None:
     ours, theirs, x = UNARY[name]
     check_against_torch(ours, theirs, x, dtype=dtype)
 
@@ -112,7 +112,7 @@ LAYOUTS: dict[str, tuple[Fn, Fn]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", UNARY)
-def test_unary_on_views(backend: Backend, name: str, layout: str) -> None:
+def test_unary_ops_on_views(backend: Backend, name: str, layout: str) -> None:
     ours, theirs, x = UNARY[name]
     mine, reference = LAYOUTS[layout]
     check_against_torch(lambda x: ours(mine(x)), lambda x: theirs(reference(x)), x)
@@ -120,7 +120,7 @@ def test_unary_on_views(backend: Backend, name: str, layout: str) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("name", BINARY)
-def test_binary(backend: Backend, name: str, dtype: str) -> None:
+def test_binary_ops(backend: Backend, name: str, dtype: str) -> None:
     ours, theirs, a, b = BINARY[name]
     check_against_torch(ours, theirs, a, b, dtype=dtype)
 
@@ -130,18 +130,18 @@ def test_binary(backend: Backend, name: str, dtype: str) -> None:
     ("rows_a", "rows_b"),
     [
         (np.s_[:, :], np.s_[0]),  # (3, 4) with (4,)
-        (np.s_[0], np.s_[:, :]),  # and the other way round
-        (np.s_[:, :1], np.s_[:1, :]),  # (3, 1) with (1, 4): both are stretched
+        (np.s_[0], np.s_[:, :]),  # (4,) with (3, 4)
+        (np.s_[:, :1], np.s_[:1, :]),  # (3, 1) with (1, 4): both broadcast
         (np.s_[0, 0], np.s_[:, :]),  # 0-d
         (np.s_[:, :], np.s_[0, 0]),
         (np.s_[:, None, :1], np.s_[None, :, :]),  # (3, 1, 1) with (1, 3, 4)
-        (np.s_[:0], np.s_[:1]),  # an empty one with one row
+        (np.s_[:0], np.s_[:1]),  # (0, 4) with (1, 4)
         (np.s_[0, 0], np.s_[0, 0]),
     ],
 )
-def test_binary_broadcasts(backend: Backend, name: str, rows_a: Any, rows_b: Any) -> None:
+def test_binary_ops_broadcast(backend: Backend, name: str, rows_a: Any, rows_b: Any) -> None:
     ours, theirs, a, b = BINARY[name]
-    if name == "where":  # its condition must fit as well
+    if name == "where":  # its condition must broadcast, too
         ours = lambda a, b: rg.where(True, a, b)  # noqa: E731
         theirs = lambda a, b: torch.where(torch.tensor(True), a, b)  # noqa: E731
     check_against_torch(ours, theirs, a[rows_a], b[rows_b])
@@ -149,20 +149,20 @@ def test_binary_broadcasts(backend: Backend, name: str, rows_a: Any, rows_b: Any
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True)])
 @pytest.mark.parametrize("name", BINARY)
-def test_binary_with_one_constant_operand(backend: Backend, name: str, needs: tuple[bool, bool]) -> None:
+def test_binary_ops_with_a_constant_operand(backend: Backend, name: str, needs: tuple[bool, bool]) -> None:
     ours, theirs, a, b = BINARY[name]
     check_against_torch(ours, theirs, a, b, needs=needs)
 
 
 @pytest.mark.parametrize("name", [n for n in BINARY if "method" not in n and n != "where"])
-def test_binary_on_views(backend: Backend, name: str) -> None:
+def test_binary_ops_on_views(backend: Backend, name: str) -> None:
     ours, theirs, a, b = BINARY[name]
     check_against_torch(lambda a, b: ours(a.T, b[::-1].T), lambda a, b: theirs(a.T, b.flip(0).T), a, b)
 
 
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "pow", "maximum", "minimum"])
 def test_arrays_and_numpy_scalars_as_operands(backend: Backend, name: str) -> None:
-    """An array of the tensor's backend counts as a constant, on either side; a NumPy scalar as a number."""
+    """An array of the tensor's backend is a constant on either side; a NumPy scalar acts as a Python number."""
     ours, theirs, a, b = BINARY[name]
     array = Tensor(b).data
     check_against_torch(lambda a: ours(a, array), lambda a: theirs(a, torch.tensor(b)), a)
@@ -177,7 +177,7 @@ def test_arrays_and_numpy_scalars_as_operands(backend: Backend, name: str) -> No
         )
 
 
-def test_arrays_of_other_libraries_are_refused(backend: Backend) -> None:
+def test_arrays_of_other_libraries_as_operands_raise(backend: Backend) -> None:
     with pytest.raises(TypeError, match=r"^add: cannot take a torch\.Tensor"):
         Tensor([1.0]) + torch.ones(1)
 
@@ -203,9 +203,9 @@ def test_comparisons_give_bool_tensors_without_gradient(backend: Backend, symbol
     assert_close(compare(Tensor(a[:, None]), Tensor(b)), compare(a[:, None], b))
 
 
-def test_comparison_with_what_is_no_number(backend: Backend) -> None:
+def test_comparison_with_other_objects(backend: Backend) -> None:
     x = Tensor([1.0])
-    equal: object = x == None  # noqa: E711 - Python then compares the objects, not the elements
+    equal: object = x == None  # noqa: E711 - tests the operator itself
     unequal: object = x != "one"
     assert (equal, unequal) == (False, True)
     with pytest.raises(TypeError):
@@ -242,18 +242,18 @@ def test_0d_float64_does_not_widen_float32(backend: Backend) -> None:
     assert out.dtype == np.float32
     out.backward(Tensor([1.0, 10.0], dtype="float32"))
     assert_close(s.grad, np.array(21.0))  # in its own dtype, float64
-    assert (x * Tensor([3.0], dtype="float64")).dtype == np.float64  # with axes it does, as in PyTorch
+    assert (x * Tensor([3.0], dtype="float64")).dtype == np.float64  # a 1-d float64 tensor does, as in PyTorch
 
 
-def test_0d_tensors_stay_arrays_of_their_dtype(backend: Backend) -> None:
-    """NumPy's operations on 0-d arrays give scalars, and two of those would make float64 of float32."""
+def test_0d_tensors_stay_arrays_and_keep_their_dtype(backend: Backend) -> None:
+    """NumPy operations on 0-d arrays return scalars, which would promote float32 to float64."""
     x = Tensor(np.float32(2.0))
     for out in (x * np.float64(3.0), np.float64(3.0) / x, x**2, x.exp() + 1, -x, x.sum(), x > 1, x.relu(), x.sigmoid()):
         assert out.backend.is_array(out.data)
         assert out.dtype in (np.float32, np.bool_)
 
 
-def test_a_zero_exponent_stops_any_gradient(backend: Backend) -> None:
+def test_a_zero_exponent_gives_a_zero_gradient(backend: Backend) -> None:
     for exponent in (0, Tensor([0.0, 0.0])):
         x = Tensor([2.0, math.inf])
         (x**exponent).backward(Tensor([math.inf, 1.0]))
@@ -261,7 +261,7 @@ def test_a_zero_exponent_stops_any_gradient(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("default", ["float64", "float32"])
-def test_functions_of_ints_give_the_default_dtype(backend: Backend, default: str) -> None:
+def test_float_functions_of_ints_return_the_default_dtype(backend: Backend, default: str) -> None:
     rg.set_default_dtype(default)
     try:
         x = Tensor(np.array([1, 2, 3]))
@@ -278,7 +278,7 @@ def test_functions_of_ints_give_the_default_dtype(backend: Backend, default: str
         rg.set_default_dtype("float64")
 
 
-def test_astype(backend: Backend) -> None:
+def test_astype_casts_values_and_gradients(backend: Backend) -> None:
     x = Tensor([1.25, 2.5], dtype="float64")
     y = x.astype("float32")
     assert y.dtype == np.float32
@@ -289,21 +289,25 @@ def test_astype(backend: Backend) -> None:
     assert_close(whole, np.array([1, 2]))
 
 
-# --- Edges: PyTorch's values and gradients, with its warnings left out
+# --- Edge cases: values and gradients equal PyTorch's
 
-QUIET = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy tells of the infinities that are wanted here
+QUIET = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the infinities here are intended
 inf, nan = math.inf, math.nan
 
 EDGES: dict[str, tuple[Fn, Fn, list[list[float]]]] = {
-    "abs at 0": (Tensor.abs, torch.abs, [[0.0, -0.0, inf, -inf]]),  # at nan we give nan, PyTorch 0
+    "abs at 0": (
+        Tensor.abs,
+        torch.abs,
+        [[0.0, -0.0, inf, -inf]],
+    ),  # nan is left out: its gradient is nan here and 0 in PyTorch
     "relu at 0": (Tensor.relu, torch.relu, [[0.0, -0.0, inf, -inf, nan]]),
     "leaky_relu at 0": (Tensor.leaky_relu, torch.nn.functional.leaky_relu, [[0.0, -0.0, inf, -inf, nan]]),
     "sqrt at 0": (Tensor.sqrt, torch.sqrt, [[0.0, inf, -1.0]]),
     "log at 0": (Tensor.log, torch.log, [[0.0, inf, -1.0]]),
-    "sigmoid far out": (Tensor.sigmoid, torch.sigmoid, [[1000.0, -1000.0, inf, -inf, nan, 0.0, 40.0, -40.0]]),
-    "tanh far out": (Tensor.tanh, torch.tanh, [[400.0, -400.0, inf, -inf, nan, 0.0]]),
-    "gelu far out": (Tensor.gelu, torch.nn.functional.gelu, [[0.0, 40.0, -40.0, 1e8, -1e8, nan]]),
-    "gelu tanh far out": (
+    "sigmoid of large values": (Tensor.sigmoid, torch.sigmoid, [[1000.0, -1000.0, inf, -inf, nan, 0.0, 40.0, -40.0]]),
+    "tanh of large values": (Tensor.tanh, torch.tanh, [[400.0, -400.0, inf, -inf, nan, 0.0]]),
+    "gelu of large values": (Tensor.gelu, torch.nn.functional.gelu, [[0.0, 40.0, -40.0, 1e8, -1e8, nan]]),
+    "gelu tanh of large values": (
         lambda x: x.gelu("tanh"),
         lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
         [[0.0, 40.0, -40.0, 1e8, -1e8, 1e15, nan]],
@@ -315,7 +319,7 @@ EDGES: dict[str, tuple[Fn, Fn, list[list[float]]]] = {
     "x ** -1": (lambda x: x**-1, lambda x: x**-1, [[0.0, inf, -inf]]),
     "0 ** x": (lambda x: 0**x, lambda x: 0**x, [[0.0, 1.0, 2.5, -1.0, inf]]),
     "(-2) ** x": (lambda x: (-2) ** x, lambda x: (-2) ** x, [[0.0, 1.0, 2.0]]),
-    "tensor exponents": (
+    "x ** y": (
         lambda a, b: a**b,
         lambda a, b: a**b,
         [[0.0, 0.0, 0.0, 0.0, 2.0, inf, nan, -2.0, inf, 0.0], [0.0, 1.0, 2.0, -1.0, 0.0, 0.0, 0.0, 3.0, 2.0, 0.5]],
@@ -324,28 +328,28 @@ EDGES: dict[str, tuple[Fn, Fn, list[list[float]]]] = {
     "maximum ties": (rg.maximum, torch.maximum, [[1.0, 2.0, 2.0, nan, 1.0], [1.0, 2.0, 3.0, 1.0, nan]]),
     "minimum ties": (rg.minimum, torch.minimum, [[1.0, 2.0, 2.0, nan, 1.0], [1.0, 2.0, 3.0, 1.0, nan]]),
     "clip at the bounds": (lambda x: x.clip(-1, 1), lambda x: x.clip(-1, 1), [[-1.0, 1.0, 0.0, -2.0, 2.0, inf]]),
-    "clip crossed": (lambda x: x.clip(1, -1), lambda x: x.clip(1, -1), [[-1.0, 1.0, 0.0, -2.0, 2.0]]),
-    "clip by tensors": (
+    "clip with min > max": (lambda x: x.clip(1, -1), lambda x: x.clip(1, -1), [[-1.0, 1.0, 0.0, -2.0, 2.0]]),
+    "clip with tensors": (
         lambda x, a, b: x.clip(a, b),
         torch.clip,
-        # inside, at either bound, below, above; then min > max: between, below, above, at either bound; all equal
+        # min < max: inside, at either bound, below, above; min > max: between, below, above, at either bound; all equal
         [
             [0.0, -1.0, 1.0, -2.0, 2.0, 0.0, -2.0, 2.0, 1.0, -1.0, 1.0],
             [-1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
             [1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 1.0],
         ],
     ),
-    "clip by a min tensor": (
+    "clip with a min tensor": (
         lambda x, a: x.clip(min=a),
         lambda x, a: torch.clip(x, min=a),
         [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]],
     ),
-    "clip by a max tensor": (
+    "clip with a max tensor": (
         lambda x, b: x.clip(max=b),
         lambda x, b: torch.clip(x, max=b),
         [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]],
     ),
-    "where keeps out nan": (
+    "where ignores nan": (
         lambda a, b: rg.where(np.array([True, False]), a, b),
         lambda a, b: torch.where(torch.tensor([True, False]), a, b),
         [[1.0, nan], [inf, 2.0]],
@@ -355,12 +359,12 @@ EDGES: dict[str, tuple[Fn, Fn, list[list[float]]]] = {
 
 @QUIET
 @pytest.mark.parametrize("name", EDGES)
-def test_edges(backend: Backend, name: str) -> None:
+def test_edge_cases(backend: Backend, name: str) -> None:
     ours, theirs, operands = EDGES[name]
     check_against_torch(ours, theirs, *map(np.array, operands))
 
 
-def test_clip_needs_a_bound(backend: Backend) -> None:
+def test_clip_requires_a_bound(backend: Backend) -> None:
     with pytest.raises(ValueError, match="clip: give min, max or both"):
         Tensor([1.0]).clip()
 
@@ -369,7 +373,7 @@ def test_clip_bounds_broadcast(backend: Backend) -> None:
     check_against_torch(lambda x, a, b: x.clip(a, b), torch.clip, normal, other[0] - 0.5, other[:, :1] + 0.5)
 
 
-def test_pow_1_is_a_tensor_of_its_own(backend: Backend) -> None:
+def test_pow_1_returns_a_copy(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     y = x**1
     x.data -= 1
@@ -379,7 +383,7 @@ def test_pow_1_is_a_tensor_of_its_own(backend: Backend) -> None:
 # --- erf, which NumPy lacks
 
 
-def test_erf_is_good_to_the_last_digits(backend: Backend) -> None:
+def test_erf_is_accurate_to_1e_15(backend: Backend) -> None:
     points = np.concatenate(
         [np.linspace(-7, 7, 2001), [0.46875, 4.0, 6.0, 1e-300, 5e-324, -1e-8, 1e-4, 30.0, inf, -inf]]
     )
@@ -395,7 +399,7 @@ def test_erf_shapes_and_float32(backend: Backend, shape: tuple[int, ...]) -> Non
     assert_close(backend.erf(Tensor(x).data), torch.erf(torch.tensor(x)))
 
 
-def test_gelu_names_its_choices(backend: Backend) -> None:
+def test_gelu_with_an_unknown_approximation_raises(backend: Backend) -> None:
     with pytest.raises(ValueError, match="gelu: approximate must be 'none' or 'tanh', got 'fast'"):
         Tensor([1.0]).gelu("fast")
 
@@ -420,7 +424,7 @@ def test_masked_fill(backend: Backend, dtype: str) -> None:
 
 @DTYPES
 def test_masked_fill_with_a_tensor(backend: Backend, dtype: str) -> None:
-    """The 0-d value gets the gradient of every place that it fills."""
+    """The gradient of the 0-d value is the sum over the filled elements."""
     check_against_torch(
         lambda x, v: x.masked_fill(mask[:, 2:3], v),
         lambda x, v: x.masked_fill(torch.tensor(mask[:, 2:3]), v),
@@ -464,7 +468,7 @@ def test_masks_must_be_boolean(backend: Backend, wrong: Any) -> None:
             call()
 
 
-def test_masks_must_fit(backend: Backend) -> None:
+def test_masks_and_fill_values_must_broadcast(backend: Backend) -> None:
     x = Tensor(normal)
     with pytest.raises(
         ValueError, match=r"masked_fill: a mask of shape \(2, 3, 4\) does not broadcast to shape \(3, 4\)"
@@ -480,7 +484,7 @@ def test_masks_must_fit(backend: Backend) -> None:
 
 
 @DTYPES
-def test_where_broadcasts_all_three(backend: Backend, dtype: str) -> None:
+def test_where_broadcasts_its_condition_and_operands(backend: Backend, dtype: str) -> None:
     condition = mask[:, None, :]  # (3, 1, 4)
     check_against_torch(
         lambda a, b: rg.where(Tensor(condition), a, b),
@@ -503,13 +507,13 @@ def test_where_broadcasts_all_three(backend: Backend, dtype: str) -> None:
 # --- Errors
 
 
-def test_shapes_that_do_not_broadcast(backend: Backend) -> None:
+def test_shapes_that_do_not_broadcast_raise(backend: Backend) -> None:
     with pytest.raises(ValueError, match=r"add: \(3, 4\) and \(3,\): .*shapes must be equal or broadcast"):
         Tensor(normal) + Tensor([1.0, 2.0, 3.0])
 
 
-def test_remedy_is_for_the_error_at_hand(backend: Backend) -> None:
-    """An error that is not about shapes does not speak of broadcasting."""
+def test_dtype_errors_do_not_mention_broadcasting(backend: Backend) -> None:
+    """An error that is not about shapes does not mention broadcasting."""
     with pytest.raises(TypeError) as caught:
         Tensor([True]) - Tensor([True])
     assert "subtract: " in str(caught.value)
@@ -517,7 +521,7 @@ def test_remedy_is_for_the_error_at_hand(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, "1", [1.0], (1.0,), {}, 1j])
-def test_operands_of_foreign_types(backend: Backend, wrong: Any) -> None:
+def test_operands_of_other_types_raise(backend: Backend, wrong: Any) -> None:
     with pytest.raises(TypeError):
         Tensor([1.0]) + wrong
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""The examples run, and do what they say."""
+"""The examples run, and train the model of the command line."""
 
 import math
 import os
@@ -16,11 +16,11 @@ from train.config import Config
 from train.train_transformer import build_model, build_optimizer
 
 pytestmark = pytest.mark.skipif(
-    os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the example is the same on all backends: tried on NumPy"
+    os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the example does not depend on the backend"
 )
 
 
-def test_the_gpt_is_the_model_and_the_training_of_the_command_line(
+def test_gpt_example_matches_the_command_line(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpt.py", text, "--steps", "6"])
@@ -50,15 +50,15 @@ def test_the_gpt_is_the_model_and_the_training_of_the_command_line(
     steps = re.findall(r"^step +(\d+): loss (\d\.\d{4}), validation loss (\d\.\d{4})$", output, re.MULTILINE)
     assert [int(step) for step, _, _ in steps] == [0, 5]
     (_, first, _), (_, last, validation) = steps
-    assert float(first) == pytest.approx(math.log(len(set(TEXT))), abs=0.1)  # a new model predicts all alike
+    assert float(first) == pytest.approx(math.log(len(set(TEXT))), abs=0.1)  # initially nearly uniform
     assert max(float(last), float(validation)) < float(first) - 0.3
     sample = output.split("\n", 2)[2]
     assert len(sample) == 1 + 500 + 1  # the prompt, the new characters, the newline of print
     assert set(sample) <= set(TEXT)
 
 
-def test_the_gpt_runs_from_a_checkout(tmp_path: Path) -> None:
-    """In any folder, on the file that is given; a missing one is an error."""
+def test_gpt_example_reports_a_missing_file(tmp_path: Path) -> None:
+    """The script runs from any folder and exits with an error."""
     done = run_python(str(ROOT / "examples/gpt.py"), "input.txt", cwd=tmp_path)
     assert done.returncode == 2
     assert "gpt.py: error: there is no file input.txt" in done.stderr

@@ -1,4 +1,4 @@
-"""softmax, log_softmax, layer_norm, embedding, cross_entropy and attention, against PyTorch and at their edges."""
+"""softmax, log_softmax, layer_norm, embedding, cross_entropy and attention against PyTorch, with edge cases."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - PyTorch's name for it
+import torch.nn.functional as F  # noqa: N812 - PyTorch's convention
 
 import russellgrad as rg
 from russellgrad import Tensor
@@ -39,7 +39,7 @@ def test_softmax(backend: Backend, ours: Any, theirs: Any, axis: int, dtype: str
 
 
 @SOFTMAXES
-def test_softmax_is_a_method_too(backend: Backend, ours: Any, theirs: Any) -> None:
+def test_softmax_as_a_method(backend: Backend, ours: Any, theirs: Any) -> None:
     check_against_torch(lambda x: getattr(x, ours.__name__)(), lambda x: theirs(x, -1), normal(2, 3))
     check_against_torch(lambda x: getattr(x, ours.__name__)(0), lambda x: theirs(x, 0), normal(2, 3))
 
@@ -52,7 +52,7 @@ def test_softmax_of_views(backend: Backend, ours: Any, theirs: Any) -> None:
 
 @SOFTMAXES
 @pytest.mark.parametrize("shape", [(2, 0), (0, 3), (0,), (2, 0, 3), (1, 1)])
-def test_softmax_of_nothing(backend: Backend, ours: Any, theirs: Any, shape: tuple[int, ...]) -> None:
+def test_softmax_of_empty_tensors(backend: Backend, ours: Any, theirs: Any, shape: tuple[int, ...]) -> None:
     for axis in range(len(shape)):
         check_against_torch(lambda x, axis=axis: ours(x, axis), lambda x, axis=axis: theirs(x, axis), normal(*shape))
 
@@ -71,7 +71,7 @@ def test_softmax_of_infinities(backend: Backend, ours: Any, theirs: Any) -> None
 
 
 @SOFTMAXES
-def test_softmax_needs_the_axis(backend: Backend, ours: Any, theirs: Any) -> None:
+def test_softmax_with_an_axis_out_of_range_raises(backend: Backend, ours: Any, theirs: Any) -> None:
     for x, axis in ((Tensor(normal(2, 3)), 2), (Tensor(1.0), -1)):
         with pytest.raises(IndexError, match=rf"^{ours.__name__}: axis {axis} is out of range for a tensor of"):
             ours(x, axis)
@@ -104,7 +104,7 @@ def test_layer_norm(backend: Backend, shape: tuple[int, ...], dtype: str) -> Non
     "needs",
     [(True, False, False), (False, True, False), (False, False, True), (False, True, True), (True, False, True)],
 )
-def test_layer_norm_with_constants(backend: Backend, needs: Sequence[bool]) -> None:
+def test_layer_norm_with_constant_operands(backend: Backend, needs: Sequence[bool]) -> None:
     check_against_torch(
         rg.layer_norm, reference_layer_norm, normal(2, 3, 4), normal(4, seed=1), normal(4, seed=2), needs=needs
     )
@@ -114,7 +114,9 @@ def test_layer_norm_eps(backend: Backend) -> None:
     check_against_torch(
         lambda x: rg.layer_norm(x, eps=0.5), lambda x: F.layer_norm(x, x.shape[-1:], eps=0.5), normal(3, 4)
     )
-    check_against_torch(rg.layer_norm, reference_layer_norm, np.full((2, 4), 3.0))  # variance 0: eps alone
+    check_against_torch(
+        rg.layer_norm, reference_layer_norm, np.full((2, 4), 3.0)
+    )  # variance 0: only eps in the denominator
 
 
 def test_layer_norm_of_views(backend: Backend) -> None:
@@ -127,8 +129,8 @@ def test_layer_norm_of_views(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "mean"), [("float64", 1e8), ("float32", 1024.0 * 1024.0)])
-def test_layer_norm_where_the_mean_is_large(backend: Backend, dtype: str, mean: float) -> None:
-    """The variance as E[x^2] - E[x]^2 would have no digit left; whole numbers keep mean and differences exact here."""
+def test_layer_norm_with_a_large_mean(backend: Backend, dtype: str, mean: float) -> None:
+    """E[x^2] - E[x]^2 would cancel completely. Integer noise keeps the mean and the differences exact."""
     noise = rng(3).integers(-4, 5, size=(3, 8)).astype(dtype)
     gamma = normal(8).astype(dtype)
     upstream = Tensor(normal(3, 8, seed=4).astype(dtype), requires_grad=False)
@@ -154,16 +156,11 @@ def test_layer_norm_errors(backend: Backend) -> None:
         rg.layer_norm(Tensor(1.0))
 
 
-# --- embedding
-
-ids = np.array([[0, 2, 2], [4, 2, 0]])
-
-
-# --- A sum and the norm after it
+# --- layer_norm of a residual sum
 
 
 def residual(x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
-    """Both the sum and its norm reach the result, so the sum's gradient has two parts."""
+    """The result uses the sum and its norm, so the gradient of the sum has two contributions."""
     total = x + r
     ours = isinstance(x, Tensor)
     normed: Any = rg.layer_norm(total, gamma, beta) if ours else F.layer_norm(total, x.shape[-1:], gamma, beta)
@@ -172,7 +169,7 @@ def residual(x: Any, r: Any, gamma: Any = None, beta: Any = None) -> Any:
 
 @DTYPES
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (0, 4), (3, 2)])
-def test_a_residual_and_its_norm(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+def test_layer_norm_of_a_residual_sum(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
     arrays = normal(*shape), normal(*shape, seed=1)
     check_against_torch(residual, residual, *arrays, dtype=dtype)
     check_against_torch(residual, residual, *arrays, normal(shape[-1], seed=2), normal(shape[-1], seed=3), dtype=dtype)
@@ -181,12 +178,12 @@ def test_a_residual_and_its_norm(backend: Backend, shape: tuple[int, ...], dtype
 @pytest.mark.parametrize(
     "needs", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 1, 0, 1)], ids=lambda needs: str(needs)
 )
-def test_a_residual_and_its_norm_with_constants(backend: Backend, needs: Sequence[bool]) -> None:
+def test_layer_norm_of_a_residual_sum_with_constants(backend: Backend, needs: Sequence[bool]) -> None:
     arrays = normal(3, 4), normal(3, 4, seed=1), normal(4, seed=2), normal(4, seed=3)
     check_against_torch(residual, residual, *arrays, needs=[bool(need) for need in needs])
 
 
-def test_a_residual_of_one_tensor_twice(backend: Backend) -> None:
+def test_layer_norm_of_a_residual_sum_of_the_same_tensor(backend: Backend) -> None:
     check_against_torch(lambda x: residual(x, x), lambda x: residual(x, x), normal(3, 4))
     check_against_torch(lambda x: residual(x.T, x.T[::-1]), lambda x: residual(x.T, x.T.flip(0)), normal(4, 3))
 
@@ -198,14 +195,19 @@ def test_layer_norm_of_integers(backend: Backend) -> None:
     assert_close(normed, rg.layer_norm(x.astype("float64"), gamma.astype("float64")))
 
 
-def test_layer_norm_of_a_sum_used_again(backend: Backend) -> None:
-    """The gradients of all uses add up, however often the operand was used."""
+def test_layer_norm_of_an_operand_used_several_times(backend: Backend) -> None:
+    """The gradients of all uses of an operand accumulate."""
 
     def several(x: Any) -> Any:
         norm: Any = rg.layer_norm if isinstance(x, Tensor) else lambda x: F.layer_norm(x, x.shape[-1:])
         return norm(x) * norm(x * 2) + x.tanh() + norm(norm(x))
 
     check_against_torch(several, several, normal(3, 4))
+
+
+# --- embedding
+
+ids = np.array([[0, 2, 2], [4, 2, 0]])
 
 
 @DTYPES
@@ -225,7 +227,7 @@ def test_embedding_shapes(backend: Backend, given: np.ndarray[Any, Any]) -> None
     check_against_torch(lambda w: rg.embedding(w, given), lambda w: F.embedding(torch.tensor(given), w), normal(5, 3))
 
 
-def test_embedding_of_nothing(backend: Backend) -> None:
+def test_embedding_of_empty_ids_and_empty_rows(backend: Backend) -> None:
     assert rg.embedding(Tensor(normal(5, 3)), []).shape == (0, 3)
     check_against_torch(lambda w: rg.embedding(w, [1, 1]), lambda w: w[[1, 1]], np.zeros((2, 0)))
 
@@ -236,13 +238,13 @@ def test_embedding_of_a_view(backend: Backend) -> None:
     )
 
 
-def test_embedding_of_many_repeats(backend: Backend) -> None:
+def test_embedding_of_repeated_ids(backend: Backend) -> None:
     many = rng(5).integers(0, 11, size=(40, 50))
     check_against_torch(lambda w: rg.embedding(w, many), lambda w: F.embedding(torch.tensor(many), w), normal(11, 4))
 
 
 @pytest.mark.parametrize(("wrong", "bad"), [([0, -1], -1), ([5], 5), ([[1, 2], [3, 100]], 100)])
-def test_embedding_ids_out_of_range(backend: Backend, wrong: Any, bad: int) -> None:
+def test_embedding_ids_out_of_range_raise(backend: Backend, wrong: Any, bad: int) -> None:
     weight = Tensor(normal(5, 3))
     message = rf"^embedding: id {bad} is out of range; ids must be in \[0, 5\)"
     for given in (wrong, Tensor(np.array(wrong))):
@@ -278,7 +280,7 @@ def test_cross_entropy(backend: Backend, shape: tuple[int, ...], dtype: str) -> 
 
 @DTYPES
 @pytest.mark.parametrize("ignore", [-100, 2, 99])
-def test_cross_entropy_ignores(backend: Backend, ignore: int, dtype: str) -> None:
+def test_cross_entropy_ignore_index(backend: Backend, ignore: int, dtype: str) -> None:
     targets = np.array([[1, ignore, 0], [ignore, 4, ignore]])
     check_against_torch(
         lambda x: rg.cross_entropy(x, targets, ignore_index=ignore),
@@ -288,7 +290,7 @@ def test_cross_entropy_ignores(backend: Backend, ignore: int, dtype: str) -> Non
     )
 
 
-def test_cross_entropy_where_none_is_ignored(backend: Backend) -> None:
+def test_cross_entropy_without_ignored_targets(backend: Backend) -> None:
     targets = np.array([1, 0])
     check_against_torch(
         lambda x: rg.cross_entropy(x, targets, ignore_index=3),
@@ -308,7 +310,7 @@ def test_cross_entropy_of_views(backend: Backend) -> None:
 
 @DTYPES
 def test_cross_entropy_does_not_overflow(backend: Backend, dtype: str) -> None:
-    """e^1000 is inf and log 0 is -inf: neither may appear on the way."""
+    """e^1000 is inf and log 0 is -inf; neither may occur in intermediate results."""
     logits = np.array([[1000.0, 0.0], [0.0, -1000.0], [-1000.0, 1000.0]])
     targets = np.array([1, 0, 1])
     check_against_torch(
@@ -317,7 +319,7 @@ def test_cross_entropy_does_not_overflow(backend: Backend, dtype: str) -> None:
     assert rg.cross_entropy(Tensor(logits[:1], dtype=dtype), [1]).item() == 1000.0
 
 
-def test_cross_entropy_of_hidden_classes(backend: Backend) -> None:
+def test_cross_entropy_of_classes_with_logit_minus_infinity(backend: Backend) -> None:
     logits = np.array([[0.5, -inf, 1.0], [-inf, -inf, 2.0]])
     targets = np.array([0, 2])
     check_against_torch(
@@ -348,7 +350,7 @@ def test_cross_entropy_errors(backend: Backend) -> None:
 
 
 def reference_attention(q: Any, k: Any, v: Any, hidden: Any = None) -> Any:
-    """Written out, with PyTorch's ops; a row with everything hidden gives zeros."""
+    """Attention in elementary PyTorch ops. A query with all keys masked gives zeros."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if hidden is None:
         return torch.softmax(scores, -1) @ v
@@ -368,9 +370,9 @@ def causal_mask(queries: int, keys: int, offset: int = 0) -> np.ndarray[Any, Any
         ((4, 3), (5, 3), (5, 2)),
         ((2, 4, 3), (2, 5, 3), (2, 5, 2)),
         ((2, 6, 4, 3), (2, 6, 5, 3), (2, 6, 5, 3)),
-        ((2, 6, 4, 3), (1, 6, 5, 3), (5, 3)),  # keys and values shared by the batch
-        ((4, 3), (2, 5, 3), (2, 5, 2)),  # queries shared
-        ((4, 3), (5, 3), (2, 5, 2)),  # weights shared
+        ((2, 6, 4, 3), (1, 6, 5, 3), (5, 3)),  # keys and values broadcast over the batch
+        ((4, 3), (2, 5, 3), (2, 5, 2)),  # queries broadcast
+        ((4, 3), (5, 3), (2, 5, 2)),  # attention weights broadcast
         ((1, 1), (1, 1), (1, 1)),
     ],
 )
@@ -386,7 +388,7 @@ def test_attention(backend: Backend, q: Any, k: Any, v: Any, dtype: str) -> None
     )
 
 
-def test_attention_is_pytorchs_own(backend: Backend) -> None:
+def test_attention_equals_scaled_dot_product_attention(backend: Backend) -> None:
     operands = normal(2, 3, 4, 8), normal(2, 3, 4, 8, seed=1), normal(2, 3, 4, 8, seed=2)
     check_against_torch(rg.attention, F.scaled_dot_product_attention, *operands)
     check_against_torch(
@@ -399,7 +401,7 @@ def test_attention_is_pytorchs_own(backend: Backend) -> None:
 @pytest.mark.parametrize(
     "needs", [(True, False, False), (False, True, False), (False, False, True), (True, False, True)]
 )
-def test_attention_with_constants(backend: Backend, needs: Sequence[bool]) -> None:
+def test_attention_with_constant_operands(backend: Backend, needs: Sequence[bool]) -> None:
     check_against_torch(
         rg.attention,
         reference_attention,
@@ -413,7 +415,7 @@ def test_attention_with_constants(backend: Backend, needs: Sequence[bool]) -> No
 @DTYPES
 @pytest.mark.parametrize("offset", [-10, -2, 0, 1, 3, 10])
 def test_attention_offset(backend: Backend, offset: int, dtype: str) -> None:
-    """-10 hides every key from every query, 10 none."""
+    """-10 masks every key for every query, 10 masks none."""
     hidden = torch.tensor(causal_mask(3, 5, offset))
     check_against_torch(
         lambda q, k, v: rg.attention(q, k, v, causal=True, offset=offset),
@@ -428,7 +430,7 @@ def test_attention_offset(backend: Backend, offset: int, dtype: str) -> None:
 @DTYPES
 @pytest.mark.parametrize("shape", [(4, 5), (5,), (1, 5), (4, 1), (2, 1, 1, 5), (2, 3, 4, 5), (3, 4, 5), ()])
 def test_attention_mask(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
-    """True hides; a mask may hide all keys of a query, and does here."""
+    """True masks a key. The masks here mask all keys of some queries."""
     hidden = np.asarray(rng(7).random(shape) > 0.5)
     if shape:
         hidden[(0,) * (len(shape) - 1)] = True
@@ -448,7 +450,7 @@ def test_attention_mask(backend: Backend, shape: tuple[int, ...], dtype: str) ->
     )
 
 
-def test_attention_mask_with_batch_axes_that_queries_lack(backend: Backend) -> None:
+def test_attention_mask_with_more_batch_axes_than_the_queries(backend: Backend) -> None:
     hidden = rng(3).random((2, 3, 4, 5)) < 0.4
     check_against_torch(
         lambda q, k, v: rg.attention(q, k, v, hidden),
@@ -457,8 +459,8 @@ def test_attention_mask_with_batch_axes_that_queries_lack(backend: Backend) -> N
     )  # fmt: skip
 
 
-def test_attention_of_hidden_rows(backend: Backend) -> None:
-    """Zeros and zero gradients, exactly, and never nan."""
+def test_attention_of_fully_masked_queries(backend: Backend) -> None:
+    """A query with all keys masked gives exact zeros and zero gradients, never nan."""
     q, k, v = Tensor(normal(2, 3)), Tensor(normal(4, 3, seed=1)), Tensor(normal(4, 2, seed=2))
     out = rg.attention(q, k, v, mask=np.array([[True], [False]]))
     out.backward(Tensor(normal(2, 2, seed=3)))
@@ -490,15 +492,15 @@ def test_attention_of_large_scores(backend: Backend) -> None:
     ids=["no keys", "no queries", "no batch"],
 )
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_of_nothing(backend: Backend, q: Any, k: Any, v: Any, causal: bool) -> None:
-    """No key: zeros, which a sum over no value is."""
+def test_attention_of_empty_operands(backend: Backend, q: Any, k: Any, v: Any, causal: bool) -> None:
+    """Without keys the output is zero, the value of an empty sum."""
     check_against_torch(
         lambda q, k, v: rg.attention(q, k, v, causal=causal), reference_attention, normal(*q), normal(*k), normal(*v)
     )
 
 
 def test_attention_of_views(backend: Backend) -> None:
-    """As a model has it: (B, T, H * d) seen as (B, H, T, d), three of them side by side."""
+    """q, k and v are views of one (B, T, 3 * H * d) tensor, as in a model."""
 
     def heads(x: Any, i: int) -> Any:
         return x[:, :, 6 * i : 6 * (i + 1)].reshape(2, 4, 3, 2).swapaxes(1, 2)
@@ -529,7 +531,7 @@ def test_attention_qkvpacked(backend: Backend, shape: tuple[int, ...], dtype: st
     )
 
 
-def test_attention_qkvpacked_with_a_mask_and_of_views(backend: Backend) -> None:
+def test_attention_qkvpacked_with_a_mask_and_on_views(backend: Backend) -> None:
     mask = np.asarray(rng(7).random((2, 1, 4, 4)) > 0.5)
     check_against_torch(
         lambda qkv: rg.attention_qkvpacked(qkv, 2, mask, causal=True),

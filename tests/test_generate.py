@@ -1,4 +1,4 @@
-"""Text from a trained model's file."""
+"""train/generate.py: text from a saved model."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ pytest.importorskip("safetensors")
 def model_file(tmp_path: Path) -> Path:
     model = Transformer(Tokenizer.from_text("abcdef \n", 8, 16, seed=0), 1, 2, seed=0)
     for parameter in model.parameters():
-        parameter.data = parameter.data * 20  # far from even odds, so that the settings show
+        parameter.data = parameter.data * 20  # far from uniform probabilities, so that sampling settings matter
     return save_model(tmp_path / "model.safetensors", model)
 
 
@@ -29,10 +29,10 @@ def text_of(path: Path, prompt: str = "abc", tokens: int = 40, **options: Any) -
     return "".join(generate(path, [prompt], tokens, **options))
 
 
-def test_same_seed_same_text(backend: Backend, model_file: Path) -> None:
+def test_the_same_seed_gives_the_same_text(backend: Backend, model_file: Path) -> None:
     text = text_of(model_file, seed=3)
     assert text.startswith("abc")
-    assert len(text) == 43  # far past the 8 characters the model sees
+    assert len(text) == 43  # far more than the context of 8 characters
     assert set(text) <= set("abcdef \n")
     assert text_of(model_file, seed=3) == text
     assert text_of(model_file, temperature=2.0, seed=4) != text
@@ -45,28 +45,28 @@ def test_greedy_text_is_the_same_for_any_seed(backend: Backend, model_file: Path
     assert greedy == text_of(model_file, temperature=5.0, top_p=1e-9, seed=5)
 
 
-def test_stop(backend: Backend, model_file: Path) -> None:
+def test_stop_string_ends_the_text(backend: Backend, model_file: Path) -> None:
     text = text_of(model_file, temperature=2.0)
     assert text_of(model_file, temperature=2.0, stop=text[10:12]) == text[: text.index(text[10:12], 3)]
 
 
-def test_without_a_prompt(model_file: Path, tmp_path: Path) -> None:
+def test_the_default_prompt_is_a_newline_or_the_first_character(model_file: Path, tmp_path: Path) -> None:
     assert next(generate(model_file, tokens=3)) == "\n"
     no_lines = Transformer(Tokenizer.from_text("abc", 8, 16, seed=0), 1, 2, seed=0)
     assert next(generate(save_model(tmp_path / "no-lines.safetensors", no_lines), tokens=3)) == "a"
 
 
-def test_several_texts(model_file: Path) -> None:
+def test_several_prompts_and_samples(model_file: Path) -> None:
     pieces = list(generate(model_file, ["ab", "fed"], 20, num_samples=2, temperature=2.0))
     texts = "".join(pieces).split(SEPARATOR)
     assert [text[:2] for text in texts] == ["ab", "ab", "fe", "fe"]
     assert [len(text) for text in texts] == [22, 22, 23, 23]
     assert texts[0] != texts[1]
     assert texts[0] == text_of(model_file, "ab", 20, temperature=2.0)
-    assert pieces[:21] == ["ab", *texts[0][2:]]  # the first a character at a time
+    assert pieces[:21] == ["ab", *texts[0][2:]]  # the first text is streamed by character
 
 
-def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_options_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     line = ["m.safetensors", "--prompt", "A", "--tokens", "7", "--temperature", "0.5", "--top-k", "4", "--seed", "2"]
     line += ["--prompt", "B", "--num-samples", "3", "--top-p", "0.9", "--stop", "\n"]
     expected = {
@@ -78,8 +78,8 @@ def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vars(parse()) == expected
 
 
-def test_what_is_printed(model_file: Path) -> None:
-    """Each option reaches the model."""
+def test_command_line_prints_the_text(model_file: Path) -> None:
+    """Every command-line option is passed on to `generate`."""
     line = ["--prompt", "ab", "--prompt", "fed", "--num-samples", "2", "--tokens", "9", "--temperature", "1.5"]
     line += ["--top-k", "5", "--top-p", "0.95", "--stop", "f", "--seed", "3"]
     run = run_python("train/generate.py", str(model_file), *line)
@@ -88,8 +88,8 @@ def test_what_is_printed(model_file: Path) -> None:
     assert run.stdout == "".join(generate(model_file, ["ab", "fed"], 9, num_samples=2, **settings)) + "\n"
 
 
-def test_text_is_printed_as_it_is_made(model_file: Path) -> None:
-    """What comes first is less than a pipe's buffer holds, long before the end: the process is ended after it."""
+def test_text_is_printed_while_it_is_generated(model_file: Path) -> None:
+    """The first read returns a few characters long before the end of the text; then the process is killed."""
     command = [sys.executable, "train/generate.py", str(model_file), "--prompt", "abc", "--tokens", "1000000"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RG_", "PYTHON"))}
     with running(*command, env=environment, bufsize=0) as process:
@@ -99,7 +99,7 @@ def test_text_is_printed_as_it_is_made(model_file: Path) -> None:
     assert len(begun) < 4096
 
 
-def test_help_is_complete() -> None:
+def test_help_lists_all_options() -> None:
     run = run_python("train/generate.py", "--help")
     assert run.returncode == 0, run.stderr
     for option in (
@@ -134,18 +134,18 @@ def test_errors_are_one_line(model_file: Path, arguments: list[str], message: st
     assert "Traceback" not in run.stderr
 
 
-def test_no_such_file() -> None:
+def test_a_missing_file_is_a_one_line_error() -> None:
     run = run_python("train/generate.py", "nowhere.safetensors")
     assert run.returncode == 1
     assert "generate.py: error: load_model: there is no file nowhere.safetensors" in run.stderr
 
 
-def test_a_folder_for_the_model_in_it(model_file: Path) -> None:
+def test_a_folder_stands_for_its_model_file(model_file: Path) -> None:
     assert list(generate(model_file.parent, ["a"], 5)) == list(generate(model_file, ["a"], 5))
 
 
-def test_a_pipe_that_nobody_reads_is_no_error(model_file: Path) -> None:
-    """As of `| head -c 1`."""
+def test_a_closed_output_pipe_is_not_an_error(model_file: Path) -> None:
+    """The reader closes the pipe early, as `| head -c 1` does."""
     command = [sys.executable, "train/generate.py", str(model_file), "--tokens", "3000"]
     with running(*command, env={**os.environ, "RG_BACKEND": "numpy"}) as process:
         assert process.stdout is not None and process.stderr is not None

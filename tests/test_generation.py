@@ -1,4 +1,4 @@
-"""The cache against the whole forward pass, the draws, and text as it is made."""
+"""Text generation: the KV cache against the full forward pass, sampling, stop strings and streaming."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ from tests.helpers import assert_close, rng
 from tests.test_russelltransformer import VARIANTS, small_model
 from tests.torch_twin import randomise
 
-WINDOW = 12  # of small_model
+WINDOW = 12  # max_seq_len of small_model
 PROMPTS = ["the c", "a", "sat sat sat", "mmm"]
 
 
-def sure_model(**options: Any) -> Transformer:
-    """One whose odds are far from even, so that what should not matter and does will show."""
+def random_model(**options: Any) -> Transformer:
+    """A model with large random parameters, whose probabilities are far from uniform, so that errors show."""
     model = small_model(**options)
     randomise(model)
     return model
 
 
-def shapes_fed(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Filled with the shape of the ids of each forward pass from here on, none of which is to be recorded."""
+def record_shapes(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """A list that receives the ids' shape of each later forward pass. Asserts that no pass records gradients."""
     shapes, forward = [], model.forward
 
     def watched(batch: Any, cache: KVCache | None = None) -> Tensor:
@@ -46,10 +46,10 @@ def shapes_fed(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> list[tupl
 
 @pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("sizes", [[1] * WINDOW, [5, 1, 1, 1, 4], [WINDOW], [3, 9]])
-def test_tokens_fed_in_parts_give_the_logits_of_all_at_once(
+def test_tokens_fed_in_chunks_give_the_logits_of_a_full_pass(
     backend: Backend, options: dict[str, Any], sizes: list[int]
 ) -> None:
-    model = sure_model(**options)
+    model = random_model(**options)
     ids = rng().integers(0, model.tokenizer.vocab_size, (3, WINDOW))
     cache, expected, done = KVCache(model), model(ids), 0
     for size in sizes:
@@ -59,9 +59,9 @@ def test_tokens_fed_in_parts_give_the_logits_of_all_at_once(
     assert cache.length == WINDOW
 
 
-def test_texts_of_different_lengths_fed_in_parts(backend: Backend) -> None:
-    """Parts with padding at different places: each text gets the logits that it would get alone."""
-    model = sure_model()
+def test_padded_chunks_give_the_logits_of_each_text_alone(backend: Backend) -> None:
+    """Chunks padded to different lengths: each text gets the same logits as alone."""
+    model = random_model()
     pad, cache = model.tokenizer.pad_token_id, KVCache(model)
     texts: list[list[int]] = [[], [], []]
     for lengths in ([2, 2, 2], [1, 4, 2], [1, 1, 1], [3, 1, 2]):
@@ -74,7 +74,7 @@ def test_texts_of_different_lengths_fed_in_parts(backend: Backend) -> None:
 
 
 def test_float32_stays_float32(backend: Backend) -> None:
-    model = sure_model().astype("float32")
+    model = random_model().astype("float32")
     cache = KVCache(model)
     ids = rng().integers(0, model.tokenizer.vocab_size, (2, 6))
     for part in (ids[:, :5], ids[:, 5:]):
@@ -82,8 +82,8 @@ def test_float32_stays_float32(backend: Backend) -> None:
     assert_close(logits, model(ids)[:, -1:])
 
 
-def test_going_on_with_some_texts(backend: Backend) -> None:
-    model = sure_model()
+def test_select_keeps_the_cache_of_the_chosen_texts(backend: Backend) -> None:
+    model = random_model()
     cache = KVCache(model)
     ids = rng().integers(0, model.tokenizer.vocab_size, (4, 9))
     padded = ids[:, :5].copy()
@@ -96,7 +96,7 @@ def test_going_on_with_some_texts(backend: Backend) -> None:
     assert_close(logits[1], model(np.delete(ids[1:2], [3, 4], axis=1))[0, 3:])
 
 
-def test_the_cache_refuses(backend: Backend) -> None:
+def test_cache_errors(backend: Backend) -> None:
     model, other = small_model(), small_model()
     cache = KVCache(model)
     model([[1] * 10] * 2, cache)
@@ -107,16 +107,16 @@ def test_the_cache_refuses(backend: Backend) -> None:
     with pytest.raises(ValueError, match="the cache is another model's"):
         other([[1]] * 2, cache)
     assert cache.length == 10
-    model([[1] * 2] * 2, cache)  # and goes on
+    model([[1] * 2] * 2, cache)  # the cache still works after the errors
 
 
-# --- Texts that grow
+# --- Cached decoding
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_each_text_gets_the_logits_it_would_get_alone(backend: Backend, options: dict[str, Any]) -> None:
-    """At every step: prompts of different lengths, some of which end on the way, until long past the window."""
-    model = sure_model(**options)
+def test_cached_logits_equal_those_of_each_text_alone(backend: Backend, options: dict[str, Any]) -> None:
+    """Prompts of different lengths, some of which end early, up to far beyond the context window."""
+    model = random_model(**options)
     decoder, draws = _CachedDecoder(model), rng()
     rows = [model.tokenizer.encode(prompt) for prompt in [*PROMPTS, "the cat sat on the mat"[:20]]]
     for step in range(30):
@@ -124,23 +124,25 @@ def test_each_text_gets_the_logits_it_would_get_alone(backend: Backend, options:
             assert_close(np.array(logits), model([row[-WINDOW:]])[0, -1, :-1], what=f"step {step}")
             row.append(int(draws.integers(0, model.tokenizer.vocab_size)))
         if step in (1, 4, 25):
-            left = {1: [0, 1, 2, 3], 4: [1, 3], 25: [1]}[step]  # first the one past the window, then a long one
+            left = {1: [0, 1, 2, 3], 4: [1, 3], 25: [1]}[
+                step
+            ]  # the first removal drops the text longer than the window, the second a long one
             decoder.select(left)
             rows = [rows[i] for i in left]
 
 
 def test_only_new_tokens_are_fed_within_the_window(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
-    shapes = shapes_fed(model, monkeypatch)
+    shapes = record_shapes(model, monkeypatch)
     model.generate("the", WINDOW)
     assert shapes == [(1, 3), *[(1, 1)] * (WINDOW - 3), *[(1, WINDOW)] * 2]
 
 
-def test_a_full_cache_is_begun_anew_where_its_longest_text_is_done(
+def test_a_full_cache_is_refilled_after_its_longest_text_ends(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, same = sure_model(), sure_model()
-    shapes = shapes_fed(model, monkeypatch)
+    model, same = random_model(), random_model()
+    shapes = record_shapes(model, monkeypatch)
     decoder = _CachedDecoder(model)
     rows = [[1] * 10, [2] * 3]
     decoder.next_logits(rows)
@@ -153,7 +155,9 @@ def test_a_full_cache_is_begun_anew_where_its_longest_text_is_done(
     assert shapes == [(2, 10), (1, 1), (1, 1), (1, 6), (1, 1), (1, 1), (1, 1)]
 
 
-def test_one_row_of_logits_a_text_comes_back_from_the_device(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_copies_one_row_of_logits_per_text_to_the_host(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, read, to_host = small_model(), [], backend.to_host
 
     def watched(array: Any) -> Any:
@@ -165,8 +169,8 @@ def test_one_row_of_logits_a_text_comes_back_from_the_device(backend: Backend, m
     assert read == [(4, model.tokenizer.vocab_size + 1)] * 15
 
 
-def test_a_text_is_the_same_beside_any_others(backend: Backend) -> None:
-    model = sure_model()
+def test_a_text_does_not_depend_on_the_other_prompts(backend: Backend) -> None:
+    model = random_model()
     together = model.generate(PROMPTS, 25, seed=5, temperature=3.0, stop="e")
     for row, prompt in enumerate(PROMPTS):
         others = ["t" * (row + 1)] * len(PROMPTS)
@@ -175,17 +179,17 @@ def test_a_text_is_the_same_beside_any_others(backend: Backend) -> None:
     assert together[0] == model.generate(PROMPTS[0], 25, seed=5, temperature=3.0, stop="e")
 
 
-def test_each_row_and_seed_has_its_own_draws(backend: Backend) -> None:
-    model = small_model()  # nearly even odds
+def test_each_row_and_seed_draws_differently(backend: Backend) -> None:
+    model = small_model()  # nearly uniform probabilities
     texts = [text for seed in range(3) for text in model.generate(["a"] * 3, 20, seed=seed)]
     assert len(set(texts)) == 9
 
 
-# --- The draws
+# --- Sampling
 
 
-def chances(logits: np.ndarray[Any, Any], temperature: float, top_k: int | None, top_p: float | None) -> Any:
-    """Each token's probability, in the order of the vocabulary; a second opinion, with sorted distinct logits."""
+def probabilities(logits: np.ndarray[Any, Any], temperature: float, top_k: int | None, top_p: float | None) -> Any:
+    """The probability of each token: an independent implementation for distinct logits."""
     p = np.exp((logits - logits.max()) / temperature)
     if top_k is not None:
         p[np.argsort(-logits)[top_k:]] = 0
@@ -200,51 +204,51 @@ def chances(logits: np.ndarray[Any, Any], temperature: float, top_k: int | None,
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
 @pytest.mark.parametrize("top_k", [None, 1, 4, 100])
 @pytest.mark.parametrize("top_p", [None, 1e-6, 0.5, 0.9, 1.0])
-def test_probabilities(temperature: float, top_k: int | None, top_p: float | None) -> None:
+def test_choices_give_the_expected_probabilities(temperature: float, top_k: int | None, top_p: float | None) -> None:
     logits = 3 * rng(3).normal(size=10)
     tokens, weights = Sampling(temperature, top_k, top_p).choices(logits.tolist())
     found = np.zeros(10)
     found[tokens] = np.array(weights) / sum(weights)
-    assert_close(found, chances(logits, temperature, top_k, top_p))
+    assert_close(found, probabilities(logits, temperature, top_k, top_p))
     assert tokens == sorted(tokens, key=lambda i: -logits[i])
 
 
-def test_the_nucleus_is_the_smallest_that_is_large_enough() -> None:
-    logits = np.log([4.0, 2.0, 1.0, 1.0]).tolist()  # 1/2, 1/4, 1/8, 1/8, which binary numbers hold
+def test_top_p_keeps_the_smallest_sufficient_set() -> None:
+    logits = np.log([4.0, 2.0, 1.0, 1.0]).tolist()  # 1/2, 1/4, 1/8, 1/8, exact in binary
     for top_p, count in ((0.1, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.76, 3), (0.875, 3), (0.9, 4), (1.0, 4)):
         assert Sampling(top_p=top_p).choices(logits)[0] == [0, 1, 2, 3][:count], top_p
 
 
-def test_of_equal_ones_the_first_count_as_more_likely() -> None:
+def test_ties_are_broken_by_the_order_of_the_vocabulary() -> None:
     assert Sampling(top_k=2).choices([0.0, 1.0, 1.0, 1.0])[0] == [1, 2]
     assert Sampling(0).choices([0.0, 1.0, 1.0])[0] == [1]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, float("inf")])
-def test_temperatures_at_the_edge(temperature: float) -> None:
+def test_extreme_temperatures(temperature: float) -> None:
     tokens, weights = Sampling(temperature).choices([-900.0, 5.0, 900.0])
     assert [w for w in weights if w] == [1.0] * (3 if temperature > 1 else 1)
     assert tokens[0] == 2
 
 
-def test_draws_have_these_probabilities() -> None:
+def test_draws_follow_the_probabilities() -> None:
     sampling, draws, logits = Sampling(0.7, top_p=0.9), random.Random(0), [0.3, 2.0, 1.0, 0.9, -1.0]
     counts = np.bincount([sampling.draw(logits, draws) for _ in range(20_000)], minlength=5)
-    np.testing.assert_allclose(counts / 20_000, chances(np.array(logits), 0.7, None, 0.9), rtol=0, atol=0.015)
+    np.testing.assert_allclose(counts / 20_000, probabilities(np.array(logits), 0.7, None, 0.9), rtol=0, atol=0.015)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_an_error(bad: float, temperature: float) -> None:
+def test_non_finite_logits_raise(bad: float, temperature: float) -> None:
     with pytest.raises(ValueError, match="the model's logits contain nan or inf"):
         Sampling(temperature).choices([0.0, bad, 1.0])
 
 
-# --- The text as it is made
+# --- Streaming and stop strings
 
 
 @pytest.mark.parametrize("stop", ["a", "ab", "aa", "aab", "abab", "abaab", "b" * 40])
-def test_the_stop_string_ends_the_text_and_nothing_else_is_held_back(stop: str) -> None:
+def test_only_a_possible_start_of_the_stop_string_is_held_back(stop: str) -> None:
     draws = random.Random(stop)
     for _ in range(50):
         characters = "".join(draws.choices("ab", k=30))
@@ -269,7 +273,7 @@ def test_without_a_stop_string_nothing_is_held_back() -> None:
 
 @pytest.mark.parametrize("prompt", ["the", PROMPTS])
 @pytest.mark.parametrize("stop", [None, " ", "at"])
-def test_the_pieces_are_the_text(backend: Backend, prompt: Any, stop: str | None) -> None:
+def test_stream_yields_the_text_of_generate(backend: Backend, prompt: Any, stop: str | None) -> None:
     model = small_model()
     pieces = list(model.stream(prompt, 40, seed=2, stop=stop))
     text = model.generate(prompt, 40, seed=2, stop=stop)
@@ -286,36 +290,38 @@ def test_the_pieces_are_the_text(backend: Backend, prompt: Any, stop: str | None
         assert text != whole
 
 
-def test_texts_that_are_done_are_not_read_on(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_texts_are_dropped_from_the_batch(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
-    shapes = shapes_fed(model, monkeypatch)
+    shapes = record_shapes(model, monkeypatch)
     texts = model.generate(["a"] * 4, 100, stop=" ")
-    lengths = [len(text) for text in texts]  # one of the prompt, and as many draws as it has, its stop among them
+    lengths = [
+        len(text) for text in texts
+    ]  # the prompt's character and one per draw, less the stop: equals the number of draws
     assert len(set(lengths)) > 1
     assert [shape[0] for shape in shapes] == [sum(n > step for n in lengths) for step in range(max(lengths))]
 
 
-def test_a_piece_comes_with_its_character(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_yields_each_character_after_its_forward_pass(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
-    shapes = shapes_fed(model, monkeypatch)
+    shapes = record_shapes(model, monkeypatch)
     for n, piece in enumerate(model.stream("the", 20), 1):
         assert len(piece) == 1
         assert len(shapes) == n
 
 
-def test_between_pieces_the_model_is_as_it_was(backend: Backend) -> None:
-    model = sure_model(dropout=0.5)
+def test_stream_restores_modes_between_pieces(backend: Backend) -> None:
+    model = random_model(dropout=0.5)
     model.blocks[0].attention.eval()
     modes = [module.training for module in model.modules()]
-    text = sure_model().generate("the", 20, temperature=3.0)
+    text = random_model().generate("the", 20, temperature=3.0)
     for piece, expected in zip(model.stream("the", 20, temperature=3.0), text[3:], strict=True):
-        assert piece == expected  # nothing is dropped
+        assert piece == expected  # no dropout
         assert [module.training for module in model.modules()] == modes
         assert is_grad_enabled()
         model(["the", "cat"]).sum().backward()
 
 
-def test_a_prompt_with_characters_that_are_left_out(backend: Backend) -> None:
+def test_a_prompt_with_unknown_characters_for_a_lenient_tokenizer(backend: Backend) -> None:
     tokenizer = Tokenizer.from_text("abc", 8, 16, strict=False, seed=0)
     model = Transformer(tokenizer, 1, 2, seed=0)
     assert model.generate("aXb", 0) == "ab"
@@ -345,16 +351,19 @@ def test_a_prompt_with_characters_that_are_left_out(backend: Backend) -> None:
         ("the", {"seed": -1}, r"seed must be in \[0, 2\*\*64\), got -1"),
     ],
 )
-def test_bad_settings_are_an_error_at_once(prompt: Any, options: dict[str, Any], message: str) -> None:
+def test_invalid_settings_raise_immediately(prompt: Any, options: dict[str, Any], message: str) -> None:
     model = small_model()
     settings = {"max_new_tokens": 5, **options}
-    calls: Sequence[Callable[..., Any]] = (model.generate, model.stream)  # of which no piece is asked for
+    calls: Sequence[Callable[..., Any]] = (
+        model.generate,
+        model.stream,
+    )  # stream must raise before its first piece is requested
     for call in calls:
         with pytest.raises(ValueError, match=message):
             call(prompt, **settings)
 
 
 @pytest.mark.parametrize("prompt", [5, [1, 2], None])
-def test_a_prompt_of_another_type_is_an_error(prompt: Any) -> None:
+def test_a_prompt_of_another_type_raises(prompt: Any) -> None:
     with pytest.raises(TypeError, match="the prompt must be a string or a list of strings"):
         small_model().generate(prompt, 5)

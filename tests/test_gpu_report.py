@@ -1,4 +1,4 @@
-"""The report from a GPU, without one: our candidates through the stand-in, PyTorch's model on the CPU, the report."""
+"""The GPU report, tested without a GPU: our candidates on the CuPy stand-in, PyTorch's on the CPU."""
 
 import json
 import math
@@ -31,16 +31,16 @@ STANDIN = os.environ.get("RG_CUPY") == "standin"
 pytestmark = [
     pytest.mark.skipif(
         not STANDIN and bool(os.environ.get("RG_BACKEND")),
-        reason="the report from a GPU is tried with CuPy's stand-in: RG_CUPY=standin RG_BACKEND=cupy",
+        reason="the GPU report is tested with the CuPy stand-in: RG_CUPY=standin RG_BACKEND=cupy",
     ),
     pytest.mark.skipif(shutil.which("g++") is None, reason="the stand-in compiles the kernels with g++"),
 ]
-SECONDS = 60.0  # for an answer of a candidate; enough to compile the kernels for the stand-in
+SECONDS = 60.0  # timeout for an answer, long enough to compile the kernels for the stand-in
 
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Candidates get the stand-in, results go elsewhere, and the precisions that candidates choose do not stay."""
+    """Use the stand-in, write results to a temporary folder, and restore the matmul precisions after each test."""
     monkeypatch.setenv("RG_CUPY", "standin")
     monkeypatch.setattr(gpu_timing, "STANDIN", True)
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
@@ -55,12 +55,12 @@ def plan(budget: float = SECONDS, **options: Any) -> Plan:
     return Plan(Clock(budget), **{**tiny, "turns": 2, "burst": 0.0, "without_torch": "a test", **options})
 
 
-# --- The whole of it
+# --- The whole report
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], str]:
-    """What `python -m benchmarks.gpu_report` prints, its JSON and its Markdown."""
+    """The output, JSON and Markdown of `python -m benchmarks.gpu_report`."""
     folder = tmp_path_factory.mktemp("results")
     arguments = ("--quick", "--no-tests", "--name", str(folder / "gpu"))
     done = run_python("-m", "benchmarks.gpu_report", *arguments, RG_CUPY="standin")
@@ -70,18 +70,18 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, An
     return done.stdout, data, (folder / "gpu.md").read_text(encoding="utf-8")
 
 
-def test_parity_and_repeatability(written: tuple[str, dict[str, Any], str]) -> None:
+def test_report_of_parity_and_repeatability(written: tuple[str, dict[str, Any], str]) -> None:
     _, data, text = written
     exact, single = (data["parts"]["parity"]["data"][precision] for precision in ("fp64", "fp32"))
     assert exact["met"] and exact["losses"] <= exact["aim"] == 1e-10
-    assert 0 < exact["parameters"] <= 1e-10  # two computations, not one compared with itself
+    assert 0 < exact["parameters"] <= 1e-10  # nonzero: two different computations are compared
     assert single["aim"] is None and 0 < single["parameters"] < 1e-3
     assert "aim 1e-10: met" in data["parts"]["parity"]["verdict"]
     assert set(data["parts"]["repeatability"]["data"].values()) == {""}
     assert text.count(": the same bits\n") == 3
 
 
-def test_timing(written: tuple[str, dict[str, Any], str]) -> None:
+def test_report_of_timing(written: tuple[str, dict[str, Any], str]) -> None:
     printed, data, text = written
     cases = [f"{TINY}, {precision}" for precision in ("fp32", "tf32", "bf16")]
     found = data["parts"]["timing"]["data"]
@@ -90,7 +90,9 @@ def test_timing(written: tuple[str, dict[str, Any], str]) -> None:
         assert set(found[case]["losses"]) == {OURS, CAPTURED}
         assert found[case]["off"][CAPTURED] == {"losses": 0, "norms": 0}
         assert found[case]["memory"][OURS]["recorded"] == 0 < found[case]["memory"][CAPTURED]["recorded"]
-    assert len({tuple(found[case]["losses"][OURS]) for case in cases}) == 3  # the precisions are three
+    assert (
+        len({tuple(found[case]["losses"][OURS]) for case in cases}) == 3
+    )  # the three precisions give different losses
     for name in ("gpu_step", "gpu_tokens", "gpu_memory"):
         table = measure.Table(**data["tables"][name])
         assert [row["case"] for row in table.rows] == [row for case in cases for row in (case, f"{case}, captured")]
@@ -98,7 +100,7 @@ def test_timing(written: tuple[str, dict[str, Any], str]) -> None:
     assert "PyTorch is left out: the stand-in is no device for it." in text
 
 
-def test_circumstances(written: tuple[str, dict[str, Any], str]) -> None:
+def test_report_of_the_environment(written: tuple[str, dict[str, Any], str]) -> None:
     printed, data, text = written
     assert text.startswith("# RussellGrad, not on a GPU: a trial through the stand-in\n")
     assert data["command"].startswith("python -m benchmarks.gpu_report --quick --no-tests")
@@ -107,7 +109,7 @@ def test_circumstances(written: tuple[str, dict[str, Any], str]) -> None:
     assert "\n[" in printed and " s] timing: 1/2/8/4/2, bf16\n" in printed
 
 
-def test_without_a_device() -> None:
+def test_without_a_device_the_report_exits_with_an_error() -> None:
     done = run_python("-m", "benchmarks.gpu_report", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -144,12 +146,12 @@ def test_a_part_that_raises_is_reported(
 
 
 def run(candidate: Any, steps: int = 10) -> tuple[list[float], list[float]]:
-    """Losses, and norms of gradients."""
+    """Return the losses of `steps` steps and the gradient norms."""
     candidate.prepare()
     return [candidate.read(candidate.step()) for _ in range(steps)], candidate.gradients()
 
 
-def test_pytorchs_model_is_ours() -> None:
+def test_pytorchs_model_gives_our_losses() -> None:
     size = Size.parse(TINY)
     (losses, norms), (others, other_norms) = (
         run(Ours(size, "fp32", backend="numpy")),
@@ -160,7 +162,7 @@ def test_pytorchs_model_is_ours() -> None:
     assert len(set(losses)) == 10
 
 
-def test_pytorchs_model_in_bfloat16_is_ours() -> None:
+def test_pytorchs_model_in_bfloat16_gives_our_losses() -> None:
     size = Size.parse(TINY)
     losses, norms = run(Torch(size, "bf16", device="cpu"))
     single = run(Ours(size, "fp32", backend="numpy"))[0]
@@ -169,10 +171,10 @@ def test_pytorchs_model_in_bfloat16_is_ours() -> None:
     gaps = off({OURS: mine, TORCH: losses}, {OURS: my_norms, TORCH: norms}, own=False)[OURS]
     assert gaps["losses"] < TOLERANCE["bf16"] / 10
     assert gaps["norms"] < gpu_timing.OF_NORMS
-    assert losses != single and mine != single  # both are rounded
+    assert losses != single and mine != single  # both are in bfloat16
 
 
-def test_pytorchs_weights_in_bfloat16_have_copies_in_float32() -> None:
+def test_pytorchs_bfloat16_weights_have_float32_master_weights() -> None:
     candidate = Torch(Size.parse(TINY), "bf16", device="cpu")
     run(candidate, 3)
     for parameter, master in zip(candidate.parameters, candidate._masters, strict=True):
@@ -181,7 +183,7 @@ def test_pytorchs_weights_in_bfloat16_have_copies_in_float32() -> None:
     assert any(not torch.equal(p.float(), m) for p, m in zip(candidate.parameters, candidate._masters, strict=True))
 
 
-def test_a_candidate_that_fails() -> None:
+def test_a_candidate_that_fails_raises() -> None:
     with Process("gpu_ours", TINY, "fp99", "uncaptured") as process:
         for _ in range(2):
             with pytest.raises(
@@ -196,7 +198,7 @@ def test_a_candidate_that_fails() -> None:
             process.ask("losses", 1, limit=SECONDS)
 
 
-def test_the_others_go_on_without_a_candidate_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_continues_without_a_failed_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {OURS: ours(TINY, "fp32"), CAPTURED: ("gpu_ours", TINY, "fp32", "wrong")}
     monkeypatch.setattr(gpu_timing, "candidates", lambda *arguments: given)
     section = timing(plan())
@@ -207,7 +209,7 @@ def test_the_others_go_on_without_a_candidate_that_fails(monkeypatch: pytest.Mon
     assert f"{TINY}, fp32: {CAPTURED}: gpu_ours" in section.failures[0] and "KeyError: 'wrong'" in section.failures[0]
 
 
-def test_without_time_cases_are_left_out_and_named() -> None:
+def test_cases_skipped_for_lack_of_time_are_named() -> None:
     section = timing(plan(budget=10.0, precisions=["fp32", "tf32"]))
     assert f"Left out for want of time: {TINY}, fp32; {TINY}, tf32." in section.lines
     assert section.failures == [f"no time was left for {TINY}, fp32; {TINY}, tf32"]
@@ -233,16 +235,16 @@ class Driver:
         return 0
 
 
-def test_nodes_of_a_graph_are_counted() -> None:
+def test_graph_nodes_are_counted_by_kind() -> None:
     assert graph_nodes(7, Driver()) == {"kernels": 3, "copies": 1, "fills": 1, "others": 1}
     with pytest.raises(RuntimeError, match="cuGraphGetNodes: CUDA's driver answers with status 400"):
         graph_nodes(8, Driver())
 
 
-# --- What is compared
+# --- Comparisons
 
 
-def test_how_far_losses_and_gradients_are_off() -> None:
+def test_deviations_of_losses_and_gradient_norms() -> None:
     losses = {OURS: [1.0, 2.0], TORCH: [1.0, 2.002]}
     norms = {OURS: [3.0, 0.5], TORCH: [4.0, 1.0]}
     own, whole = off(losses, norms, own=True), off(losses, norms, own=False)
@@ -261,14 +263,14 @@ def test_differences_of_runs() -> None:
     assert what_differs(a, a) == ""
     assert what_differs(a, b) == "losses from step 2 on differ; 1 of 2 parameters differ, as b"
     minus = replace(a, parameters={**a.parameters, "b": -np.zeros(1)})
-    assert what_differs(a, minus) == "1 of 2 parameters differ, as b"  # to the bit
+    assert what_differs(a, minus) == "1 of 2 parameters differ, as b"  # bitwise: -0.0 differs from 0.0
     lost = replace(a, losses=[1.0, math.nan, 9.0])
     assert differences(a, lost)["losses"] == math.inf and differences(a, lost)["step"] == 2
     assert what_differs(lost, lost) == "losses from step 2 on differ"
 
 
 @pytest.mark.parametrize(("gap", "met"), [(0.5e-10, True), (2e-10, False), (math.nan, False)])
-def test_the_aim_of_parity_is_stated(gap: float, met: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parity_reports_whether_the_aim_is_met(gap: float, met: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(candidate: Any, steps: int, plan: Plan) -> Run:
         return Run([gap if "cupy" in candidate else 0.0] * steps, {"w": np.zeros(2)})
 
@@ -279,7 +281,7 @@ def test_the_aim_of_parity_is_stated(gap: float, met: bool, monkeypatch: pytest.
     assert len(section.failures) == (not met)
 
 
-def test_other_bits_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_differ_bitwise_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(candidate: Any, steps: int, plan: Plan) -> Run:
         return Run([1.0 if "captured" in candidate else 2.0] * steps, {"w": np.zeros(2)})
 
@@ -311,7 +313,7 @@ def test_slow():
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_the_suite(stopped: bool, tmp_path: Path) -> None:
+def test_suite_reports_failures_and_a_timeout(stopped: bool, tmp_path: Path) -> None:
     path = tmp_path / "test_some.py"
     path.write_text(TESTS.replace("SECONDS", "60" if stopped else "0"), encoding="utf-8")
     section = suite(plan(gpu_checks.STOPPING + 5.0 if stopped else 60.0), [str(path), "-ra"])
@@ -324,7 +326,7 @@ def test_the_suite(stopped: bool, tmp_path: Path) -> None:
     assert len(section.failures) == 1 and "assert 1 == 2" in section.failures[0]
 
 
-def test_a_suite_without_failures(tmp_path: Path) -> None:
+def test_suite_without_failures(tmp_path: Path) -> None:
     path = tmp_path / "test_some.py"
     path.write_text("def test_fine(): pass", encoding="utf-8")
     section = suite(plan(), [str(path)])

@@ -1,4 +1,4 @@
-"""gradcheck and custom_op: right rules pass, wrong ones are named, and an op of one's own is as good as any here."""
+"""gradcheck and custom_op: correct rules pass, wrong rules are reported, custom ops work like built-in ops."""
 
 import re
 from collections.abc import Callable
@@ -22,9 +22,9 @@ def positive(*shape: int, seed: int = 0) -> Tensor:
     return Tensor(np.abs(rng(seed).normal(size=shape)) + 0.5)
 
 
-# --- Right rules pass
+# --- Correct rules pass
 
-RIGHT: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]] = {
+CORRECT: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]] = {
     "one input": (Tensor.tanh, lambda: [normal(2, 3)]),
     "several inputs": (
         lambda a, b, c: (a * b - c).exp() / (b * b + 1),
@@ -47,13 +47,13 @@ RIGHT: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_rules_pass(backend: Backend, name: str) -> None:
-    fn, make = RIGHT[name]
+@pytest.mark.parametrize("name", CORRECT)
+def test_correct_rules_pass(backend: Backend, name: str) -> None:
+    fn, make = CORRECT[name]
     assert gradcheck(fn, make()) is True
 
 
-def test_a_single_input_needs_no_list(backend: Backend) -> None:
+def test_gradcheck_takes_a_single_tensor(backend: Backend) -> None:
     assert gradcheck(Tensor.exp, normal(3))
 
 
@@ -68,7 +68,7 @@ def test_constants_and_integers_are_passed_on(backend: Backend) -> None:
     assert gradcheck(fn, [normal(2), constant, index])
 
 
-def test_the_inputs_stay_as_they_are(backend: Backend) -> None:
+def test_gradcheck_does_not_change_its_inputs(backend: Backend) -> None:
     x = normal(3)
     before = x.numpy()
     gradcheck(Tensor.exp, x)
@@ -80,12 +80,12 @@ def test_an_input_without_effect_has_a_zero_gradient(backend: Backend) -> None:
     assert gradcheck(lambda a, b: a * 2.0, [normal(2), normal(3)])
 
 
-# --- Wrong ones are named
+# --- Wrong rules are reported
 
 
 @custom_op
 def wrong_at_one_place(xp: Backend, a: Any, b: Any) -> Any:
-    """a * b, whose gradient for b is wrong in element (1, 2) alone."""
+    """a * b, with a wrong gradient of b in element (1, 2) only."""
     error = xp.reshape(xp.where(xp.equal(xp.arange(6), 5), 2.0, 1.0), (2, 3))
     return (
         xp.multiply(a, b),
@@ -94,7 +94,7 @@ def wrong_at_one_place(xp: Backend, a: Any, b: Any) -> Any:
     )
 
 
-def test_it_names_the_input_the_element_and_both_numbers(backend: Backend) -> None:
+def test_the_error_names_the_input_the_element_and_both_values(backend: Backend) -> None:
     a, b = Tensor(np.full((2, 3), 3.0)), normal(2, 3)
     with pytest.raises(GradientError) as caught:
         gradcheck(wrong_at_one_place, [a, b])
@@ -112,26 +112,26 @@ WRONG: dict[str, Callable[..., Any]] = {
     "scaled": lambda xp, a: (xp.exp(a), lambda g: xp.multiply(xp.exp(a), xp.multiply(g, 1.01))),
     "wrong sign": lambda xp, a: (xp.cos(a), lambda g: xp.multiply(g, xp.sin(a))),
     "ignores g": lambda xp, a: (xp.exp(a), lambda g: xp.exp(a)),
-    "mixes elements": lambda xp, a: (xp.add(a, 0), lambda g: xp.getitem(g, (slice(None, None, -1),))),
-    "none": lambda xp, a: (xp.add(a, xp.exp(a)), lambda g: g),
+    "permutes elements": lambda xp, a: (xp.add(a, 0), lambda g: xp.getitem(g, (slice(None, None, -1),))),
+    "missing term": lambda xp, a: (xp.add(a, xp.exp(a)), lambda g: g),
     "nan": lambda xp, a: (xp.add(a, 0), lambda g: xp.full(g.shape, float("nan"), "float64")),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_rules_are_caught(backend: Backend, name: str) -> None:
-    """ "mixes elements" would pass with a plain sum for an upstream gradient: hence the random projection."""
+    """gradcheck uses a random upstream gradient, since "permutes elements" would pass with ones."""
     with pytest.raises(GradientError, match=r"^gradcheck: input 0, element \(\d,\): backward gives "):
         gradcheck(custom_op(WRONG[name]), normal(4))
 
 
 def test_a_forgotten_gradient_is_caught(backend: Backend) -> None:
-    """A tensor taken out of its history on the way."""
+    """`b.detach()` removes the gradient of b."""
     with pytest.raises(GradientError, match=r"^gradcheck: input 1, element \(\): backward gives 0, "):
         gradcheck(lambda a, b: a * b.detach(), [normal(3), Tensor(2.0)])
 
 
-def test_tolerances(backend: Backend) -> None:
+def test_gradcheck_uses_the_given_tolerances(backend: Backend) -> None:
     nearly = custom_op(WRONG["scaled"])
     x = normal(4)
     assert gradcheck(nearly, x, rtol=0.02)
@@ -140,10 +140,10 @@ def test_tolerances(backend: Backend) -> None:
         gradcheck(Tensor.exp, x, atol=0, rtol=0)  # finite differences are never exact
 
 
-# --- What it refuses
+# --- Invalid inputs
 
 
-def test_what_gradcheck_refuses(backend: Backend) -> None:
+def test_invalid_inputs_and_outputs_raise(backend: Backend) -> None:
     x = normal(3)
     with pytest.raises(
         TypeError, match=r"^gradcheck: input 1 is float32; finite differences need float64, use .astype"
@@ -163,7 +163,7 @@ def test_what_gradcheck_refuses(backend: Backend) -> None:
         gradcheck(lambda a: a.astype("float32"), x)
 
 
-# --- Ops of one's own
+# --- Custom ops
 
 
 @custom_op
@@ -174,31 +174,31 @@ def softplus(xp: Backend, a: Any) -> Any:
 
 @custom_op
 def scaled_add(xp: Backend, a: Any, b: Any, *, scale: float) -> Any:
-    """a + scale * b, broadcasting; neither pullback speaks of it."""
+    """a + scale * b. The engine handles broadcasting, so the pullbacks need not."""
     return xp.add(a, xp.multiply(b, scale)), lambda g: g, lambda g: xp.multiply(g, scale)
 
 
 @custom_op
 def product_joint(xp: Backend, a: Any, b: Any) -> Any:
-    """a * b with one pullback for both, which is told who needs what."""
+    """a * b with a joint pullback, which receives the flags of the operands that need a gradient."""
 
     def pull(g: Any, needs: Any) -> Any:
-        asked.append(list(needs))
+        needs_seen.append(list(needs))
         return xp.multiply(g, b) if needs[0] else None, xp.multiply(g, a) if needs[1] else None
 
     return xp.multiply(a, b), Joint(pull)
 
 
-asked: list[list[bool]] = []
+needs_seen: list[list[bool]] = []
 
 
 @custom_op
 def step(xp: Backend, a: Any) -> Any:
-    """1 where a > 0, else 0: flat, so it has no gradient."""
+    """1 where a > 0, else 0: piecewise constant, so it has no gradient."""
     return xp.where(xp.greater(a, 0), 1.0, 0.0), None
 
 
-def test_a_custom_op(backend: Backend) -> None:
+def test_a_custom_op_agrees_with_pytorch(backend: Backend) -> None:
     assert (softplus.__name__, softplus.__doc__) == ("softplus", "log(1 + e^a).")
     check_against_torch(softplus, torch.nn.functional.softplus, rng().normal(size=(2, 3)))
     check_against_torch(softplus, torch.nn.functional.softplus, rng().normal(size=(2, 3)), dtype="float32")
@@ -227,11 +227,11 @@ def test_a_custom_op_with_a_joint_pullback(backend: Backend) -> None:
     a, b = normal(2, 3), normal(3, seed=1)
     assert gradcheck(product_joint, [a, b])
     for needs in ((True, True), (True, False), (False, True)):
-        asked.clear()
+        needs_seen.clear()
         check_against_torch(
             product_joint, lambda x, y: x * y, rng().normal(size=(2, 3)), rng(1).normal(size=3), needs=needs
         )
-        assert asked == [list(needs)]
+        assert needs_seen == [list(needs)]
 
 
 def test_a_custom_op_without_a_gradient(backend: Backend) -> None:
@@ -239,6 +239,6 @@ def test_a_custom_op_without_a_gradient(backend: Backend) -> None:
     check_against_torch(lambda x: x * step(x), lambda x: x * (x > 0).to(x.dtype), rng().normal(size=4))
 
 
-def test_errors_of_a_custom_op_name_it(backend: Backend) -> None:
+def test_errors_of_a_custom_op_name_the_op(backend: Backend) -> None:
     with pytest.raises(ValueError, match=r"^scaled_add: \(2,\) and \(3,\), scale=1.0: .*broadcast"):
         scaled_add(normal(2), normal(3), scale=1.0)

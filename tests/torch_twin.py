@@ -1,6 +1,6 @@
-"""The model in PyTorch, as functions of a dict of parameters named as in `state_dict()`.
+"""The model in PyTorch, as functions of a dict of parameters with the names of `state_dict()`.
 
-The whole model is docs/torch_twin.py; its parts are written out here.
+`transformer` runs the model of docs/torch_twin.py; the layers are implemented here.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
+import torch.nn.functional as F  # noqa: N812 - PyTorch's convention
 
 from docs import torch_twin as documented
 from russellgrad.module import Module
@@ -20,12 +20,12 @@ ACTIVATIONS = documented.ACTIVATIONS
 
 
 def torch_params(module: Module) -> dict[str, torch.Tensor]:
-    """The module's parameters as torch leaves, by name."""
+    """The module's parameters as torch leaf tensors, by name."""
     return {name: torch.tensor(array, requires_grad=True) for name, array in module.state_dict().items()}
 
 
 def randomise(module: Module, seed: int = 0, std: float = 0.3) -> None:
-    """Give every parameter sizeable random values: freshly built ones are so small that errors would hide."""
+    """Set all parameters to normal draws of standard deviation `std`: initial values are too small to reveal errors."""
     draws = rng(seed)
     module.load_state_dict(
         {name: draws.normal(0, std, p.shape).astype(str(p.dtype)) for name, p in module.named_parameters()}
@@ -37,7 +37,7 @@ def attention_head(p: Params, x: torch.Tensor, padding: torch.Tensor | None = No
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
-    """Written out, not through F.scaled_dot_product_attention: a second opinion on masks and scale."""
+    """Causal attention without F.scaled_dot_product_attention, as an independent check of masks and scale."""
     length = q.shape[-2]
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
@@ -74,6 +74,6 @@ def transformer(p: Params, ids: np.ndarray[Any, Any], config: Mapping[str, Any],
 
 
 def loss(logits: torch.Tensor, targets: np.ndarray[Any, Any], pad_token_id: int) -> torch.Tensor:
-    """Cross-entropy over the characters: the class of padding is left out, and so are targets that are padding."""
+    """Cross-entropy over the characters. Excludes the padding class and ignores targets that are padding."""
     wanted = torch.tensor(targets).flatten()
     return F.cross_entropy(logits[..., :-1].flatten(0, 1)[wanted != pad_token_id], wanted[wanted != pad_token_id])

@@ -87,8 +87,8 @@ class Ours:
 
     def _recordings(self) -> list[Any]:
         """The `Replay` of the CuPy backend for each capture of `compile_step`."""
-        variants = vars(self._take)["variants"].values() if self.captured else ()
-        return [variant.replay for variant in variants if variant.replay]
+        steps = vars(self._take)["captured"].values() if self.captured else ()
+        return [step.replay for step in steps if step.replay]
 
     def save(self, path: str) -> None:
         """Write the parameters to an .npz file."""
