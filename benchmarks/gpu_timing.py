@@ -96,7 +96,7 @@ class Measured:
     failures: list[str] = field(default_factory=list)
 
 
-class _Field:
+class _Candidates:
     """The candidates of a case. A candidate that fails is removed, and its error is added to the failures."""
 
     def __init__(self, stack: ExitStack, candidates: dict[str, Candidate], plan: Plan, failures: list[str]) -> None:
@@ -134,7 +134,7 @@ def measure(size: str, precision: str, plan: Plan, allowed: float) -> Measured:
     """Measure one case in about `allowed` seconds."""
     begun, measured = time.perf_counter(), Measured()
     with ExitStack() as stack:
-        everyone = _Field(stack, candidates(size, precision, not plan.without_torch), plan, measured.failures)
+        everyone = _Candidates(stack, candidates(size, precision, not plan.without_torch), plan, measured.failures)
         losses, norms = everyone.ask("losses", CHECKED), everyone.ask("gradients")
         measured.data.update(losses=losses, norms_of_gradients=norms, off=off(losses, norms, precision == "fp32"))
         measured.failures += _not_the_same(measured.data["off"], TOLERANCE[precision])
@@ -151,7 +151,7 @@ def measure(size: str, precision: str, plan: Plan, allowed: float) -> Measured:
     return measured
 
 
-def _take_turns(everyone: _Field, counts: dict[str, int], turns: int, until: float) -> dict[str, list[float]]:
+def _take_turns(everyone: _Candidates, counts: dict[str, int], turns: int, until: float) -> dict[str, list[float]]:
     """Seconds per step by turn, for candidates that did not fail; after `until`, LEAST_TURNS are enough."""
     times: dict[str, list[float]] = {name: [] for name in everyone}
     for turn in range(turns):

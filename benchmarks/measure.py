@@ -315,7 +315,7 @@ def _processor() -> str:
 
 
 def _numpy_blas() -> str:
-    """The BLAS library, the processor type it is tuned for, and its number of threads."""
+    """The BLAS library, the architecture whose kernels it uses, and its number of threads."""
     if not installed("threadpoolctl"):
         return "unknown: threadpoolctl is not installed"
     from threadpoolctl import threadpool_info

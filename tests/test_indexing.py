@@ -1,4 +1,4 @@
-"""x[index] for every kind of index, compared in PyTorch with a gather of the flat positions that NumPy selects."""
+"""x[index] for every kind of index, compared with a PyTorch gather of the flat positions that NumPy selects."""
 
 from typing import Any
 

@@ -339,7 +339,7 @@ def test_cross_entropy_matches_reference(
 
 
 def test_cross_entropy_maximum_ignores_the_excluded_class(kernels: Any, dtype: Any) -> None:
-    """With it, the exponentials of the other classes would underflow."""
+    """Subtracting the excluded logit, 200, would make the exponentials of all other classes underflow."""
     logits, ids = random_array((3, 5), dtype), np.array([0, 1, 4])
     logits[:, 2] = 200
     loss, probs = numpy_backend.cross_entropy(logits.astype(np.float64), ids, None, 2)
@@ -698,7 +698,7 @@ def test_uniform_matches_the_host_bitwise(
 # --- Accepted dtypes
 
 
-def test_takes_accepts_only_float32_and_bfloat16(kernels: Any) -> None:
+def test_takes_rejects_float64_and_integers(kernels: Any) -> None:
     single, double, whole = (cupy.zeros((2,), name) for name in ("float32", "float64", "int64"))
     assert kernels.takes(single) and kernels.takes(single, None, single)
     assert not kernels.takes(double) and not kernels.takes(single, double) and not kernels.takes(whole)

@@ -29,7 +29,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run every primitive, even a small one, on all threads."""
+    """Run every primitive on 1, 2 or 3 threads, for small arrays too."""
     monkeypatch.setattr(cpu, "_n_threads", request.param)
     monkeypatch.setattr(cpu, "_queue", None)
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)

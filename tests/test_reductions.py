@@ -51,7 +51,7 @@ def test_reduction_matches_pytorch(
 ) -> None:
     ours, theirs = REDUCTIONS[name]
     if name in ("var_1", "var_half") and axis == 0:
-        axis = 1  # axis 0 has only two elements, too few for a correction
+        axis = 1  # axis 0 has only two elements, too few to test corrections well
     check_against_torch(lambda t: ours(t, axis, keepdims), lambda t: theirs(t, axis, keepdims), x, dtype=dtype)
 
 

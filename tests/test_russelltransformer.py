@@ -242,7 +242,7 @@ def test_padding_does_not_change_other_logits(backend: Backend) -> None:
     assert_close(with_longer[:1, :7], alone)
 
 
-def test_logits_depend_only_on_earlier_characters(backend: Backend) -> None:
+def test_logits_do_not_depend_on_later_characters(backend: Backend) -> None:
     model = small_model()
     randomise(model)
     first, second = model(["the cat"]), model(["the mat"])

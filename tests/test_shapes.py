@@ -136,9 +136,8 @@ def test_joining_mismatched_tensors_raises(backend: Backend) -> None:
 )
 def test_split_matches_pytorch(backend: Backend, sizes: Any, axis: int) -> None:
     """The pieces have different weights, so a gradient sent to the wrong piece is detected."""
-    same = (
-        list(sizes) if isinstance(sizes, list | tuple) else int(sizes)
-    )  # PyTorch accepts neither tuples nor NumPy integers
+    # PyTorch accepts neither tuples nor NumPy integers.
+    same = list(sizes) if isinstance(sizes, list | tuple) else int(sizes)
     pieces = torch.tensor(x).split(same, axis)
     assert [p.shape for p in Tensor(x).split(sizes, axis)] == [tuple(p.shape) for p in pieces]
     check_against_torch(

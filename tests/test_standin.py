@@ -419,7 +419,7 @@ def test_transformer_training_step_does_not_synchronize(xp: Any, padded: bool) -
 
 
 def test_training_step_stays_within_the_launch_budget(xp: Any) -> None:
-    """A model of 6 layers, in float32 and bfloat16: one more launch per layer exceeds the budget by 6.
+    """A model of 6 layers, in float32 and bfloat16: one more launch per layer adds 6 and exceeds the budget.
 
     128 of the 380 launches copy the 64 gradients to `.grad` and from there to the optimizer's flat array.
     """
@@ -444,9 +444,8 @@ def test_training_step_stays_within_the_launch_budget(xp: Any) -> None:
         with record() as log:
             step(MicroBatch(ids, ids))
         assert log.graph_launches == 1
-        assert (
-            log.launches.total() <= 4
-        )  # copies of the ids to the graph's memory, and of the loss and the norm from it
+        # Copies of the ids to the graph's memory, and of the loss and the norm from it.
+        assert log.launches.total() <= 4
         assert not log.syncs
 
 

@@ -48,13 +48,11 @@ def test_arithmetic_in_bfloat16_rounds_after_each_operation() -> None:
 def test_promotion_of_bfloat16_matches_cupy() -> None:
     a, _ = in_bfloat16(3)
     assert (a * 2).dtype == (a * True).dtype == cupy.maximum(a, a).dtype == BF16
-    assert (
-        (a * 2.0).dtype == (a + cupy.ones((3,), "float32")).dtype == np.float32
-    )  # CuPy does not treat a Python float as weak here
+    # CuPy does not treat a Python float as weak here.
+    assert (a * 2.0).dtype == (a + cupy.ones((3,), "float32")).dtype == np.float32
     assert (a + cupy.ones((3,), "int64")).dtype == np.float64
-    assert (
-        cupy.where(a > 0, a, a).dtype == cupy.clip(a, 0, None).dtype == np.float32
-    )  # CuPy has no bfloat16 loop for them
+    # CuPy has no bfloat16 loop for them.
+    assert cupy.where(a > 0, a, a).dtype == cupy.clip(a, 0, None).dtype == np.float32
     with pytest.raises(NotImplementedError, match="bfloat16 and int8"):
         a + cupy.ones((3,), "int8")
 

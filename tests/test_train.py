@@ -59,7 +59,7 @@ def test_bfloat16_losses_are_close_to_float32(backend: Backend, text: str, tmp_p
     assert {str(p.dtype) for p in load_model(again.path).parameters()} == {"float32"}
 
 
-def test_matmul_precision_changes_losses_slightly(backend: Backend, text: str, tmp_path: Path) -> None:
+def test_matmul_precision_keeps_losses_within_tolerance(backend: Backend, text: str, tmp_path: Path) -> None:
     losses = {level: small(text, tmp_path, matmul_precision=level).losses for level in ("medium", "high", "highest")}
     for level, atol in {"medium": 0.01, "high": 0.003}.items():
         np.testing.assert_allclose(losses[level], losses["highest"], rtol=0, atol=atol)
@@ -122,9 +122,8 @@ def test_losses_match_numpy(backend: Backend, text: str, tmp_path: Path) -> None
 def test_run_learns_and_saves_its_model(backend: Backend, text: str, tmp_path: Path) -> None:
     result = small(text, tmp_path / "new" / "folder", steps=150, eval_interval=75, learning_rate=1e-2)
     assert len(result.losses) == 150
-    assert result.losses[0] == pytest.approx(
-        np.log(len(set(TEXT))), abs=0.1
-    )  # before training, all characters are equally likely
+    # Before training, all characters are equally likely.
+    assert result.losses[0] == pytest.approx(np.log(len(set(TEXT))), abs=0.1)
     assert result.losses[-1] < 0.7 * result.losses[0]
     assert [step for step, _ in result.validation_losses] == [75, 150]
     assert result.path == tmp_path / "new" / "folder" / "model.safetensors"
