@@ -92,9 +92,8 @@ def tests_cupy(session: nox.Session) -> None:
             f"stand-in, {checked}"
         )
         env["RG_CUPY"] = "standin"
-    run_tests(
-        session, env, posargs, workers=not posargs and "device" not in cupy
-    )  # a device has memory for one process
+    # A device has memory for one process.
+    run_tests(session, env, posargs, workers=not posargs and "device" not in cupy)
     if "device" in cupy and not posargs:  # only the stand-in checks memory access and thread order
         run_tests(session, {**env, "RG_CUPY": "standin"}, ["tests/test_kernels.py"], workers=True)
 

@@ -44,7 +44,9 @@ def compiled(source: str, options: Sequence[str]) -> Path:
     """
     compiler = shutil.which(COMPILER)
     if compiler is None:
-        raise RuntimeError(f"standin: running CUDA kernels on the CPU needs {COMPILER}; install it (package g++)")
+        raise RuntimeError(
+            f"standin: there is no {COMPILER} here to run CUDA kernels on the CPU; install it (package g++)"
+        )
     text = f'#include "{HEADER.name}"\n{source}'
     key = "\0".join((text, HEADER.read_text(), *FLAGS, *options, _compiler_version(compiler)))
     library = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
