@@ -1,9 +1,9 @@
-"""The project's checks: `nox` runs them all, `nox -s tests-numpy` one of them.
+"""The checks of the project: `nox` runs all of them, `nox -s tests-numpy` runs one.
 
-`nox -s tests-cupy` runs on a CUDA device where there is one, else through the strict stand-in of tests/standin, and
-says which. It picks the CuPy wheel for the driver it finds; `nox -s tests-cupy -- 12` (or 13) overrides that.
-Other positional arguments go to pytest: `nox -s tests-numpy -- -k attention`. Without any, the tests run in a process
-for each core; with some, in one process, which starts faster (`-- -n auto ...` asks for several).
+`nox -s tests-cupy` runs on a CUDA device if there is one, else on the strict stand-in in tests/standin, and prints
+which. It installs the CuPy wheel for the driver it finds; `nox -s tests-cupy -- 12` (or 13) overrides the version.
+Other positional arguments are passed to pytest: `nox -s tests-numpy -- -k attention`. Without arguments, the tests run
+in one process per core; with arguments, in a single process, which starts faster (`-- -n auto ...` uses several).
 """
 
 import json
@@ -15,23 +15,23 @@ from pathlib import Path
 
 import nox
 
-# pip and not uv: pip finds a CPU-only PyTorch where one is at hand, uv would fetch CUDA with it.
+# pip, not uv: pip uses a CPU-only PyTorch from a configured index, uv would download CUDA with PyTorch.
 nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["tests-numpy", "tests-numba", "tests-cupy", "lint", "types", "build"]
 nox.options.error_on_external_run = True
 
 TORCH = "torch==2.13.0"
-TEST = (TORCH, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ml_dtypes>=0.5")  # the last for bfloat16
+TEST = (TORCH, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ml_dtypes>=0.5")  # ml_dtypes has bfloat16
 LINT = ("ruff==0.17.6",)
 TYPES = ("mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")
 STRICT = ("conformance", "autograd", "tensor", "indexing", "optimizer", "russelltransformer")
-# The test machine may have fewer cores than the BLAS and PyTorch assume together.
+# Limits the threads of the BLAS and PyTorch, which together could exceed the number of cores.
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-# A process for each core, each of which takes a GiB of memory, and one thread in each.
+# One process per core, with one thread each. A process needs about 1 GiB of memory.
 WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
 ONE_THREAD = dict.fromkeys(THREADS, "1")
-CUPY = "14.2.*"  # where there is no device: tests/standin/compare.py and nvrtc.py use private functions of it
-# CUDA's compiler for CuPy's kernels, which needs no GPU. B200 (sm_100) needs 12.8 or later.
+CUPY = "14.2.*"  # without a device; tests/standin/compare.py and nvrtc.py use private functions of this version
+# CUDA's run-time compiler, which needs no GPU. B200 (sm_100) needs version 12.8 or later.
 NVRTC = {
     "12": ("nvidia-cuda-nvrtc-cu12==12.9.*", "nvidia-cuda-runtime-cu12==12.9.*"),
     "13": ("nvidia-cuda-nvrtc==13.0.*", "nvidia-cuda-runtime==13.0.*", "nvidia-cuda-crt==13.0.*"),
@@ -42,7 +42,7 @@ MPI = ("mpi4py>=4.0", "mpich")
 
 
 def run_tests(session: nox.Session, env: dict[str, str], arguments: Sequence[str] = (), *, workers: bool) -> None:
-    """pytest, in several processes or in one."""
+    """Run pytest, in one process per core if `workers`, else in one process."""
     session.run(
         "pytest", *(WORKERS if workers else ()), *arguments, env={**(ONE_THREAD if workers else THREADS), **env}
     )
@@ -50,9 +50,9 @@ def run_tests(session: nox.Session, env: dict[str, str], arguments: Sequence[str
 
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
-    """The test suite on NumPy; then, if no tests are chosen, those that tell most on the strict backend too."""
+    """The test suite on NumPy; without arguments, then the most important tests on the strict backend too."""
     session.install(*TEST, "-e", ".[train,report,tensorboard]")
-    for wheels in MPI:  # for several processes; not every system has a wheel
+    for wheels in MPI:  # optional, since some systems have no wheel
         session.run("python", "-m", "pip", "install", wheels, success_codes=[0, 1], silent=True)
     run_tests(session, {"RG_BACKEND": "numpy"}, session.posargs, workers=not session.posargs)
     if not session.posargs:
@@ -62,21 +62,21 @@ def tests_numpy(session: nox.Session) -> None:
 
 @nox.session(name="tests-numba")
 def tests_numba(session: nox.Session) -> None:
-    """The test suite on NumPy with the primitives that Numba compiles."""
+    """The test suite on the Numba backend."""
     session.install(*TEST, "-e", ".[train,fast]")
     run_tests(session, {"RG_BACKEND": "numba"}, session.posargs, workers=not session.posargs)
 
 
 @nox.session(name="tests-cupy")
 def tests_cupy(session: nox.Session) -> None:
-    """The test suite on CuPy: on a CUDA device, or else through the stand-in."""
+    """The test suite on CuPy: on a CUDA device, else on the stand-in."""
     posargs = list(session.posargs)
     driver = cuda_of_driver()
     cuda = posargs.pop(0) if posargs and posargs[0] in ("12", "13") else driver or "13"
     session.install(*TEST, "-e", ".[train]")
     if driver:
         session.install(f"cupy-cuda{cuda}x[ctk]>=14")  # [ctk]: CUDA's libraries, which only a device needs
-    else:  # for its names and signatures, and to compile the kernels; not every system has a wheel
+    else:  # to compare names and signatures and to compile the kernels; optional, since some systems have no wheel
         for wheels in ([f"cupy-cuda{cuda}x=={CUPY}"], NVRTC[cuda]):
             session.run("python", "-m", "pip", "install", *wheels, success_codes=[0, 1], silent=True)
     env = {"RG_BACKEND": "cupy"}
@@ -84,14 +84,17 @@ def tests_cupy(session: nox.Session) -> None:
     if "device" in cupy:
         session.log(f"tests-cupy: CuPy {cupy['version']} on the CUDA {cuda} device {cupy['device']}")
     else:
-        names = f"with the names and signatures of CuPy {cupy['version']}" if cupy else "with no CuPy to check it by"
+        checked = (
+            f"compared with the names and signatures of CuPy {cupy['version']}" if cupy else "not compared with CuPy"
+        )
         session.log(
-            "tests-cupy: no CUDA device here, so no GPU is tested: backends/cupy_backend.py runs through the strict "
-            f"stand-in over NumPy, {names}"
+            "tests-cupy: found no CUDA device, so no GPU is tested: backends/cupy_backend.py runs on the strict "
+            f"stand-in, {checked}"
         )
         env["RG_CUPY"] = "standin"
-    run_tests(session, env, posargs, workers=not posargs and "device" not in cupy)  # a device's memory is for one
-    if "device" in cupy and not posargs:  # the kernels' accesses and orders are checked on the CPU alone
+    # A device has memory for one process.
+    run_tests(session, env, posargs, workers=not posargs and "device" not in cupy)
+    if "device" in cupy and not posargs:  # only the stand-in checks memory access and thread order
         run_tests(session, {**env, "RG_CUPY": "standin"}, ["tests/test_kernels.py"], workers=True)
 
 
@@ -110,16 +113,16 @@ print("probe", json.dumps(found))
 
 
 def found_cupy(session: nox.Session) -> dict[str, str]:
-    """The version of the CuPy that is installed, if one is, and the name of its device, if it has one."""
+    """The "version" of the installed CuPy and the name of its "device", each if there is one."""
     output = str(session.run("python", "-c", PROBE, silent=True))
-    (line,) = [line for line in output.splitlines() if line.startswith("probe ")]  # warnings may stand around it
+    (line,) = [line for line in output.splitlines() if line.startswith("probe ")]  # there may be warnings around it
     found: dict[str, str] = json.loads(line.removeprefix("probe "))
     return found
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff's checks, and its format."""
+    """Ruff's linter and formatter."""
     session.install(*LINT)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -127,32 +130,32 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict, which also holds the backends against the contract."""
+    """mypy --strict, which also checks the backends against the contract."""
     session.install(*TYPES, "-e", ".[train]")
     session.run("mypy")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks against PyTorch on the CPU; not among the default ones. Arguments go to `python -m benchmarks`."""
+    """The benchmarks against PyTorch on the CPU; not run by default. Arguments are passed to `python -m benchmarks`."""
     session.install(TORCH, "-e", ".[train,bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """The sdist, the wheel built from it, and a smoke test of the wheel in a clean environment."""
+    """Build the sdist and from it the wheel, and smoke-test the wheel in a clean environment."""
     session.install("build")
     dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    shutil.rmtree("build", ignore_errors=True)  # a stale one would ship modules that are gone
+    shutil.rmtree("build", ignore_errors=True)  # a stale build folder would ship deleted modules
     session.run("python", "-m", "build", "--outdir", str(dist))
     (wheel,) = dist.glob("*.whl")
     clean = dist.parent / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
     python = str(next(p for p in (clean / "bin/python", clean / "Scripts/python.exe") if p.exists()))
     session.run(python, "-m", "pip", "install", "--quiet", str(wheel), external=True)
-    session.chdir(dist)  # not the checkout, whose folders would be imported in the wheel's place
+    session.chdir(dist)  # in the checkout, its folders would be imported, not the wheel
     session.run(python, "-I", "-c", SMOKE, external=True)
 
 

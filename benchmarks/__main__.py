@@ -1,7 +1,7 @@
-"""All the benchmarks, in one JSON file and one of Markdown.
+"""Run all benchmarks and write one JSON file and one Markdown file.
 
-python -m benchmarks                             ten minutes on two cores
-python -m benchmarks --quick                     tiny sizes, to see that it runs
+python -m benchmarks                             all parts: ten minutes on two cores
+python -m benchmarks --quick                     tiny sizes, to check that everything runs
 python -m benchmarks --only train_step ops --name mine
 """
 
@@ -13,7 +13,7 @@ PARTS = {part.__name__.rpartition(".")[2]: part for part in (train_step, ops, ov
 
 def main() -> None:
     parser = Options("Measure everything against PyTorch on the CPU.", "cpu")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
     given = parser.given()
     require_cpu()
     facts = circumstances("benchmarks")

@@ -1,8 +1,8 @@
-"""A bar chart of the training step against PyTorch, of one or more runs of the benchmarks, side by side.
+"""A bar chart of the training step against PyTorch, for one or more benchmark runs side by side.
 
-python -m benchmarks.chart cpu                           benchmarks/results/cpu.json -> cpu.png beside it
+python -m benchmarks.chart cpu                           benchmarks/results/cpu.json -> cpu.png
 python -m benchmarks.chart before cpu cpu-numba          -> cpu-numba.png
-python -m benchmarks.chart before=Before cpu=NumPy       with labels of your own
+python -m benchmarks.chart before=Before cpu=NumPy       with custom labels
 """
 
 import argparse
@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from benchmarks import measure
 from benchmarks.train_step import SIZE_HEAD, TORCH
 
-COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73")  # told apart by the colour-blind too (Okabe & Ito)
+COLORS = ("#999999", "#0072B2", "#E69F00", "#009E73")  # readable with color blindness (Okabe & Ito)
 
 
 def ratios_in(data: dict[str, Any]) -> dict[str, float]:
-    """Size -> our time over PyTorch's, with its default AdamW."""
+    """Size -> RussellGrad's time / PyTorch's time with its default AdamW."""
     return {row["case"]: row["ratio"][TORCH] for row in data["tables"]["train_step"]["rows"]}
 
 
 def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
-    """A group of bars for each size of the last run, in it a bar for each run, label -> results."""
+    """Draw a group of bars for each size of the last run, with a bar for each run. `runs` maps labels to results."""
     *_, last = runs.values()
     sizes = list(ratios_in(last))
     figure = Figure(figsize=(8, 4.5), dpi=150)
@@ -34,16 +34,20 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
     for i, (label, data) in enumerate(runs.items()):
         places = [place + (i - (len(runs) - 1) / 2) * width for place in range(len(sizes))]
         heights = [ratios_in(data).get(size, 0.0) for size in sizes]
-        drawn = axes.bar(places, heights, 0.92 * width, label=label, color=COLOURS[i % len(COLOURS)])
-        clear: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # of the line at 1
+        drawn = axes.bar(places, heights, 0.92 * width, label=label, color=COLORS[i % len(COLORS)])
+        clear: dict[str, Any] = {
+            "facecolor": "white",
+            "edgecolor": "none",
+            "pad": 0.5,
+        }  # keeps the line at 1 from crossing the labels
         axes.bar_label(drawn, [f"{h:.2f}" if h else "" for h in heights], fontsize=8, padding=3, bbox=clear)
-    _dress(axes, sizes)
+    _style(axes, sizes)
     figure.text(0.01, 0.01, _source(last), fontsize=7, color="0.35")
     figure.subplots_adjust(left=0.09, right=0.98, top=0.92, bottom=0.17)
     figure.savefig(path)
 
 
-def _dress(axes: Axes, sizes: list[str]) -> None:
+def _style(axes: Axes, sizes: list[str]) -> None:
     axes.axhline(1, color="black", linewidth=1, linestyle="--", label="as fast as PyTorch")
     axes.set_xticks(range(len(sizes)), sizes)
     axes.set_xlabel(SIZE_HEAD)
@@ -55,7 +59,7 @@ def _dress(axes: Axes, sizes: list[str]) -> None:
 
 
 def _source(data: dict[str, Any]) -> str:
-    """Where the figures come from, in a line."""
+    """The machine, the versions and the date, in one line."""
     return (
         f"{data['processor']}, {data['cores']} cores, {data['torch threads']} threads; Python {data['python']}, "
         f"NumPy {data['numpy']}, PyTorch {data['torch']}; {data['date'][:10]}"
@@ -72,8 +76,10 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the training step against PyTorch.")
-    parser.add_argument("names", nargs="+", help="of JSON files in benchmarks/results; NAME=LABEL to label its bars")
+    parser = argparse.ArgumentParser(description="Draw a bar chart of the training step against PyTorch.")
+    parser.add_argument(
+        "names", nargs="+", help="JSON files in benchmarks/results, without .json; NAME=LABEL sets a label"
+    )
     pairs = [name.partition("=")[::2] for name in parser.parse_args().names]
     path = measure.RESULTS / f"{pairs[-1][0]}.png"
     draw({label or name: _load(name) for name, label in pairs}, path)

@@ -1,4 +1,4 @@
-"""Is it right on a GPU? Parity with NumPy, the same bits every time, and the test suite."""
+"""Correctness on a GPU: parity with NumPy, bitwise repeatability, and the test suite."""
 
 import math
 import os
@@ -19,8 +19,8 @@ from benchmarks.gpu_plan import Candidate, Plan, Section, ours
 from benchmarks.gpu_process import ROOT, Process
 from benchmarks.train_step import SIZE_HEAD
 
-AIM = 1e-10  # of parity in float64
-CLIP = 0.5  # less than the norm of the first gradients, so that they are scaled
+AIM = 1e-10  # largest allowed difference from NumPy in float64
+CLIP = 0.5  # less than the norm of the first gradients, so that clipping takes effect
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Run:
 
 
 def trained(candidate: Candidate, steps: int, plan: Plan) -> Run:
-    """A model after `steps` steps, in a fresh process."""
+    """Train a model for `steps` steps in a new process."""
     with Process(*candidate) as process, tempfile.TemporaryDirectory() as folder:
         losses = process.ask("losses", steps, limit=plan.limit())
         path = Path(folder) / "parameters.npz"
@@ -43,12 +43,12 @@ def trained(candidate: Candidate, steps: int, plan: Plan) -> Run:
 
 
 def parity(plan: Plan) -> Section:
-    """The same training on NumPy and on CuPy."""
+    """Compare the same training on NumPy and on CuPy."""
     section = Section("", lines=[
-        f"{plan.steps} steps of {plan.small} ({SIZE_HEAD}) on NumPy and on CuPy, from the same weights, on the same "
-        f"random ids, which the host draws: forward, backward, clipping to a norm of {CLIP}, AdamW. In fp64 CuPy "
-        "computes by formulas, in fp32 by the kernels.",
-        "| | largest difference of losses | at step | largest difference of parameters at the end | in | aim |\n"
+        f"{plan.steps} training steps of {plan.small} ({SIZE_HEAD}) on NumPy and on CuPy: forward, backward, clipping "
+        f"to a norm of {CLIP}, AdamW. Both start from the same weights and use the same random ids, drawn on the host. "
+        "CuPy computes fp64 with the formulas and fp32 with the kernels.",
+        "| | largest difference of losses | at step | largest difference of final parameters | parameter | aim |\n"
         "| --- | --- | --- | --- | --- | --- |",
     ])  # fmt: skip
     for precision, aim in (("fp64", AIM), ("fp32", None)):
@@ -74,7 +74,7 @@ def parity(plan: Plan) -> Section:
 
 
 def differences(a: Run, b: Run) -> dict[str, Any]:
-    """The largest one of losses, and its step, from 1; of parameters, and its name. nan counts as infinite."""
+    """Largest differences of losses, with the step from 1, and of parameters, with the name. nan counts as infinite."""
     losses = {step: _gap(x, y) for step, (x, y) in enumerate(zip(a.losses, b.losses, strict=True), start=1)}
     parameters = {name: _gap(array, b.parameters[name]) for name, array in a.parameters.items()}
     step, name = max(losses, key=losses.__getitem__), max(parameters, key=parameters.__getitem__)
@@ -86,11 +86,11 @@ def _gap(a: Any, b: Any) -> float:
     return math.inf if math.isnan(gap) else gap
 
 
-# --- The same bits every time
+# --- Repeatability
 
 
 def repeatability(plan: Plan) -> Section:
-    """Runs in fresh processes, uncaptured and captured, compared bit for bit."""
+    """Compare runs in new processes, uncaptured and captured, bit for bit."""
     runs: dict[str, Run] = {}
     for name, captured in (("uncaptured", False), ("captured", True)):
         for which in ("first", "second"):
@@ -105,8 +105,8 @@ def repeatability(plan: Plan) -> Section:
     found = {f"{a} and {b}": what_differs(runs[a], runs[b]) for a, b in pairs}
     failures = [f"{pair}: {what}" for pair, what in found.items() if what]
     lines = [
-        f"{plan.repeated} steps of {plan.small} in fp32, each run in a process of its own: forward, backward, "
-        "clipping, AdamW. All losses, and all parameters at the end, were compared bit for bit.",
+        f"{plan.repeated} training steps of {plan.small} in fp32, each run in its own process: forward, backward, "
+        "clipping, AdamW. All losses and all final parameters were compared bit for bit.",
         "\n".join(f"- {pair}: {what or 'the same bits'}" for pair, what in found.items()),
     ]
     verdict = "NOT the same bits" if failures else "the same bits in all runs, captured or not"
@@ -114,7 +114,7 @@ def repeatability(plan: Plan) -> Section:
 
 
 def what_differs(a: Run, b: Run) -> str:
-    """In words; nothing if nothing does."""
+    """A description of the differences; empty if there are none."""
     steps = [step for step, (x, y) in enumerate(zip(a.losses, b.losses, strict=True), start=1) if x != y]
     names = [name for name, array in a.parameters.items() if array.tobytes() != b.parameters[name].tobytes()]
     losses = f"losses from step {steps[0]} on differ" if steps else ""
@@ -127,17 +127,19 @@ def what_differs(a: Run, b: Run) -> str:
 _ARGUMENTS = ("-q", "--tb=short", "-p", "no:cacheprovider")
 _KEPT = re.compile(r"^(FAILED|ERROR|SKIPPED|XFAIL|XPASS|largest difference)")
 _SUMMARY = re.compile(r"^=* ?((no tests ran|\d+ \w+)(, \d+ \w+)* in [\d.]+s.*?) ?=*$")
-STOPPING = 20.0  # seconds for pytest to say what it has, once it is told to stop
+STOPPING = 20.0  # seconds for pytest to report its results after the interrupt
 
 
 def suite(plan: Plan, arguments: Sequence[str] = ()) -> Section:
-    """The whole test suite on CuPy, for as long as time is left. `arguments` go to pytest."""
+    """Run the test suite on CuPy within the remaining time. `arguments` are passed to pytest."""
     limit = max(plan.clock.left() - STOPPING, 1.0)
-    plan.clock.say(f"tests: RG_BACKEND=cupy python -m pytest -q, for {limit:.0f} s at most")
+    plan.clock.say(f"tests: RG_BACKEND=cupy python -m pytest -q, within {limit:.0f} s")
     output, status, stopped = _pytest([*_ARGUMENTS, *arguments], limit)
     lines = output.splitlines()
     summaries = [match[1] for match in map(_SUMMARY.match, lines) if match]
-    verdict = (summaries or ["no summary"])[-1] + (f"; stopped after {limit:.0f} s, so not all ran" if stopped else "")
+    verdict = (summaries or ["no summary"])[-1] + (
+        f"; stopped after {limit:.0f} s, before all tests ran" if stopped else ""
+    )
     kept = [line for line in lines if _KEPT.match(line)]
     section = Section(verdict, [f"`RG_BACKEND=cupy python -m pytest -q`: {verdict}."])
     section.data = {"summary": verdict, "status": status, "stopped": stopped, "lines": kept}
@@ -154,8 +156,12 @@ def _shortened(text: str, most: int = 20_000) -> str:
 
 
 def _pytest(arguments: Sequence[str], limit: float) -> tuple[str, int, bool]:
-    """Output, exit status, and whether the limit stopped it."""
-    environment: Mapping[str, str] = {**os.environ, "RG_BACKEND": "cupy", "COLUMNS": "200"}  # reasons are not cut short
+    """Output, exit status, and whether the time limit stopped pytest."""
+    environment: Mapping[str, str] = {
+        **os.environ,
+        "RG_BACKEND": "cupy",
+        "COLUMNS": "200",
+    }  # wide enough for pytest not to truncate skip reasons
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *arguments],
@@ -167,17 +173,17 @@ def _pytest(arguments: Sequence[str], limit: float) -> tuple[str, int, bool]:
             process.wait(limit)
         except subprocess.TimeoutExpired:
             stopped = True
-            process.send_signal(signal.SIGINT)  # it then says what it has so far
+            process.send_signal(signal.SIGINT)  # pytest then reports the results so far
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOPPING)
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and what the tests started
+                os.killpg(process.pid, signal.SIGKILL)  # also ends processes that the tests started
         status = process.wait()
         output.seek(0)
         return output.read(), status, stopped
 
 
 def _interruptible() -> None:
-    """A shell has what runs in its background ignore interrupts, and what that starts too."""
+    """Restore the default SIGINT handler: background jobs of a shell, and their children, ignore interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

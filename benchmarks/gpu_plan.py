@@ -1,4 +1,4 @@
-"""What the parts of the report from a GPU share: how much is to be done in which time, and what came out."""
+"""Shared by the parts of the GPU report: the plan with its time budget, and the sections of results."""
 
 import time
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from typing import Any, TypeAlias
 
 from benchmarks.measure import Table
 
-Candidate: TypeAlias = tuple[str, ...]  # a module of benchmarks.candidates, and the arguments of its `build`
-MOST_SECONDS = 150.0  # for one answer of a candidate: the first waits for its imports and compilers
+Candidate: TypeAlias = tuple[str, ...]  # a module of benchmarks.candidates and the arguments of its `build`
+MOST_SECONDS = 150.0  # for one answer of a candidate; the first includes imports and compilation
 
 
 class Clock:
-    """The time that the whole report may take."""
+    """The time budget of the whole report."""
 
     def __init__(self, budget: float) -> None:
         self._begun, self._budget = time.perf_counter(), budget
@@ -29,19 +29,19 @@ class Clock:
 
 @dataclass
 class Plan:
-    """How much is done.
+    """The sizes, steps and time limits of a report.
 
     Args:
-        sizes: of the timing: layers/heads/width/length/batch.
-        precisions: of the timing, keys of PRECISIONS.
-        small: the size of the other parts.
-        steps: of parity.
-        repeated: steps of each run of repeatability.
-        turns: of each case of the timing, at most.
-        burst: seconds of steps on end, at most.
-        least: seconds without which no case is begun.
-        reserve: seconds kept for what comes after the timing.
-        without_torch: why PyTorch is left out of the timing; empty if it is not.
+        sizes: sizes to time, as layers/heads/width/length/batch.
+        precisions: precisions to time, keys of PRECISIONS.
+        small: the size used by the other parts.
+        steps: training steps of the parity check.
+        repeated: training steps of each run of the repeatability check.
+        turns: most turns for each case of the timing.
+        burst: most seconds of consecutive steps in one turn.
+        least: seconds that must be left to start another case.
+        reserve: seconds reserved for the parts after the timing.
+        without_torch: why PyTorch is not timed; empty if it is timed.
     """
 
     clock: Clock
@@ -63,14 +63,14 @@ class Plan:
 
 @dataclass
 class Section:
-    """What a part has to say.
+    """The results of one part.
 
     Args:
-        verdict: in a line.
+        verdict: the result in one line.
         lines: paragraphs of Markdown.
-        tables: after them.
-        data: the same for a machine.
-        failures: what did not go as it should, each a text; none if all is well.
+        tables: tables that follow the paragraphs.
+        data: the same results for the JSON file.
+        failures: one text for each failure; empty if all is well.
     """
 
     verdict: str
@@ -81,5 +81,5 @@ class Section:
 
 
 def ours(size: str, precision: str, *, captured: bool = False, backend: str = "cupy", clip: float = 0.0) -> Candidate:
-    """See benchmarks/candidates/gpu_ours.py."""
+    """RussellGrad as a candidate: see benchmarks/candidates/gpu_ours.py."""
     return "gpu_ours", size, precision, "captured" if captured else "uncaptured", backend, str(clip)

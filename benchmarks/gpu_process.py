@@ -1,12 +1,12 @@
-"""A candidate on the GPU in a process of its own, and both ends of the line to it.
+"""Runs a GPU candidate in its own process, and communicates with that process.
 
-One process each, so that no library's memory pool, handles or CUDA context meet another's, and so that an error which
-spoils a context spoils no other candidate. Between two requests a process has nothing on the device: each request ends
-with a wait for it.
+Each candidate has its own process, so that libraries do not share memory pools, handles or a CUDA context, and so that
+an error which corrupts a context does not affect other candidates. Each request ends with a synchronization, so the
+device is idle between requests.
 
-`python -m benchmarks.gpu_process MODULE ARGUMENT...` prepares what `build(ARGUMENT...)` of benchmarks.candidates.MODULE
-gives. Each line of its input is a request, a name of REQUESTS and its arguments in JSON, and is answered by a line:
-{"answer": ...}, or {"error": the traceback}.
+`python -m benchmarks.gpu_process MODULE ARGUMENT...` calls `build(ARGUMENT...)` of benchmarks.candidates.MODULE and
+prepares the result. Each line of its input is a request: a JSON list of a name in REQUESTS and its arguments. Each
+request is answered by one line: {"answer": ...} or {"error": traceback}.
 """
 
 import importlib
@@ -27,16 +27,16 @@ ROOT = Path(__file__).resolve().parent.parent
 STANDIN = os.environ.get("RG_CUPY") == "standin"  # for tests without a GPU
 
 
-# --- In the candidate's process
+# --- The candidate's process
 
 
 class Candidate(Protocol):
-    """A model in training on a device."""
+    """A model that is trained on a device."""
 
     def prepare(self) -> None: ...
 
     def step(self) -> Any:
-        """One step on the next batch. Returns the loss before it, on the device: nothing waits."""
+        """Take one step on the next batch. Returns the loss on the device, without synchronizing."""
 
     def read(self, loss: Any) -> float: ...
 
@@ -54,7 +54,7 @@ def _losses(candidate: Candidate, steps: int) -> list[float]:
 
 
 def _seconds(candidate: Candidate, before: int, timed: int) -> float:
-    """Of one step, with the device idle at both ends of the timed ones; `before` as many go uncounted."""
+    """Seconds per step of `timed` steps after `before` untimed ones, with the device idle at the start and the end."""
     for _ in range(before):
         candidate.step()
     candidate.synchronize()
@@ -76,7 +76,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
 
 
 def install_standin() -> None:
-    """In tests: the stand-in for CuPy, before anything imports that."""
+    """In tests: install the stand-in for CuPy before anything imports CuPy."""
     if STANDIN:
         from tests.standin import install
 
@@ -85,7 +85,7 @@ def install_standin() -> None:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of a library must not mix with the answers
     module, *arguments = sys.argv[1:]
     candidate: Any = None
     failed = ""
@@ -106,15 +106,15 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-# --- In the report's
+# --- The report's process
 
 
 class CandidateError(RuntimeError):
-    """What went wrong in a candidate's process."""
+    """An error in a candidate's process."""
 
 
 class Process:
-    """A candidate's process. It prepares itself from the start; the first request waits for that."""
+    """A candidate's process. It starts preparing at once; the first request waits for the preparation."""
 
     def __init__(self, *candidate: str) -> None:
         self.candidate = " ".join(candidate)
@@ -131,17 +131,17 @@ class Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()  # it has nothing to tidy up, and the driver frees its memory
+        self._process.kill()  # it needs no cleanup; the driver frees its device memory
         self._process.communicate()
         self._errors.close()
 
     def ask(self, request: str, *arguments: Any, limit: float) -> Any:
-        """The answer to a request. Raises CandidateError: it failed, ended, or took more than `limit` seconds."""
+        """The answer to a request. Raises CandidateError if it fails, the process ends, or `limit` seconds pass."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        late = threading.Event()
+        timed_out = threading.Event()
 
         def stop() -> None:
-            late.set()
+            timed_out.set()
             self._process.kill()
 
         timer = threading.Timer(max(limit, 0.0), stop)
@@ -155,15 +155,15 @@ class Process:
         finally:
             timer.cancel()
         if not line:
-            raise CandidateError(f"{self.candidate}: {request}: {self._why(late.is_set(), limit)}")
+            raise CandidateError(f"{self.candidate}: {request}: {self._why(timed_out.is_set(), limit)}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise CandidateError(f"{self.candidate}: {request}:\n{answer['error']}")
         return answer["answer"]
 
-    def _why(self, late: bool, limit: float) -> str:
-        """It gave no answer."""
-        if late:
+    def _why(self, timed_out: bool, limit: float) -> str:
+        """Why there was no answer."""
+        if timed_out:
             return f"no answer within {limit:.0f} s, so it was stopped"
         status = self._process.wait()
         self._errors.seek(0)

@@ -1,15 +1,15 @@
-"""Everything that only a GPU can tell, by one command: `python -m benchmarks.gpu_report`.
+"""All checks and measurements that need a GPU, in one command: `python -m benchmarks.gpu_report`.
 
-It takes 8 minutes at most, needs NumPy, CuPy, PyTorch, pytest and hypothesis (and ml_dtypes for bfloat16), and writes
-benchmarks/results/gpu.json and gpu.md: whether CuPy's training is NumPy's, whether it has the same bits every time,
-time and memory against PyTorch, and what the test suite says on CuPy. A part that fails is reported with its error, and
-the others still run.
+It takes at most 8 minutes and needs NumPy, CuPy, PyTorch, pytest and hypothesis (and ml_dtypes for bfloat16). It writes
+benchmarks/results/gpu.json and gpu.md: parity of training on CuPy and NumPy, bitwise repeatability, time and memory
+against PyTorch, and the result of the test suite on CuPy. A part that fails is reported with its error, and the other
+parts still run.
 
 python -m benchmarks.gpu_report --no-tests             without the test suite
-python -m benchmarks.gpu_report --only tests           some parts
-RG_CUPY=standin python -m benchmarks.gpu_report --quick   without a GPU: tiny sizes, to see that it runs
+python -m benchmarks.gpu_report --only tests           only some parts
+RG_CUPY=standin python -m benchmarks.gpu_report --quick   without a GPU: tiny sizes, to check that everything runs
 
-Exit status: 0; 1 if something failed or is not as it should be; 2 if there is no CuPy or no device.
+Exit status: 0 on success; 1 if a part failed; 2 if there is no CuPy or no device.
 """
 
 import json
@@ -27,7 +27,7 @@ from benchmarks.gpu_checks import parity, repeatability, suite
 from benchmarks.gpu_plan import Clock, Plan, Section
 from benchmarks.gpu_process import STANDIN, install_standin
 from benchmarks.gpu_timing import timing
-from benchmarks.measure import Options, circumstances, put
+from benchmarks.measure import Options, circumstances, write_atomically
 from benchmarks.train_step import TINY
 from russellgrad.backend import load_backend
 
@@ -35,22 +35,22 @@ PARTS: dict[str, Callable[[Plan], Section]] = {
     "parity": parity,
     "repeatability": repeatability,
     "timing": timing,
-    "tests": suite,  # last, with all the time that is left
+    "tests": suite,  # last, with all the remaining time
 }
 BUDGET = 480.0  # seconds
-FOR_TESTS = 0.3  # of the budget
+FOR_TESTS = 0.3  # fraction of the budget
 
 
 @dataclass
 class Outcome:
-    """A part that was run."""
+    """The section and the duration of a part."""
 
     section: Section
     seconds: float
 
 
 def run(parts: Mapping[str, Callable[[Plan], Section]], plan: Plan, keep: Callable[[dict[str, Outcome]], None]) -> bool:
-    """Run the parts, one after the other, and `keep` what came out after each. Returns whether all is well."""
+    """Run the parts in order and call `keep` with the outcomes after each. Returns whether there were no failures."""
     outcomes: dict[str, Outcome] = {}
     for name, part in parts.items():
         begun = plan.clock.elapsed()
@@ -97,7 +97,7 @@ def main_tables(outcome: Outcome) -> list[str]:
 
 
 def write(name: str, outcomes: Mapping[str, Outcome], facts: Mapping[str, Any]) -> None:
-    """benchmarks/results/<name>.json, and the same as <name>.md."""
+    """Write benchmarks/results/<name>.json and <name>.md."""
     parts = {
         part: {"seconds": outcome.seconds, **asdict(replace(outcome.section, tables=[]))}
         for part, outcome in outcomes.items()
@@ -105,11 +105,11 @@ def write(name: str, outcomes: Mapping[str, Outcome], facts: Mapping[str, Any]) 
     tables = {table.name: asdict(table) for outcome in outcomes.values() for table in outcome.section.tables}
     measure.RESULTS.mkdir(exist_ok=True)
     data = {**facts, "parts": parts, "tables": tables}
-    put(measure.RESULTS / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False))
-    put(measure.RESULTS / f"{name}.md", markdown(outcomes, facts))
+    write_atomically(measure.RESULTS / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False))
+    write_atomically(measure.RESULTS / f"{name}.md", markdown(outcomes, facts))
 
 
-# --- Circumstances
+# --- The machine and its software
 
 
 def facts_of_device() -> dict[str, Any]:
@@ -156,12 +156,12 @@ def facts() -> dict[str, Any]:
 
 
 def options() -> Options:
-    parser = Options("Report what only a GPU can tell.", "gpu")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts")
-    parser.add_argument("--no-tests", action="store_true", help="leave the test suite out")
+    parser = Options("Check and measure training on a GPU.", "gpu")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
+    parser.add_argument("--no-tests", action="store_true", help="do not run the test suite")
     parser.add_argument(
         "--budget", type=float, default=BUDGET,
-        help=f"seconds for everything (default: {BUDGET:.0f}); with less, bursts are shorter and cases left out",
+        help=f"seconds for all parts (default: {BUDGET:.0f}); a small budget shortens bursts and skips cases",
     )  # fmt: skip
     return parser
 

@@ -1,4 +1,4 @@
-"""Time and memory of a training step on a GPU against PyTorch's, eager and as a CUDA graph."""
+"""Time and memory of a training step on a GPU against PyTorch, eager and as a CUDA graph."""
 
 import math
 import time
@@ -16,41 +16,43 @@ from benchmarks.train_step import SIZE_HEAD, TORCH
 CAPTURED, TORCH_GRAPH, TORCH_ALLOCATED = f"{OURS}, captured", f"{TORCH}, CUDA graph", f"{TORCH}, allocated"
 LEAST_BURST = 0.05  # seconds
 
-# What is compared before anything is timed: the losses of the first steps, relative, and then the norm of the last
-# gradient of each parameter: in fp32 relative to itself, else to the norm of all gradients. (The smallest ones, of w_q
-# and w_k, are a ten-millionth of that: in bf16 they are rounding and nothing else.)
+# Checked before timing: the relative difference of the losses of the first steps, and the norm of each parameter's
+# last gradient, relative to itself in fp32, else to the norm of all gradients. (The smallest norms, of the query and
+# key weights, are a ten-millionth of that norm: in bf16 they are only rounding errors.)
 CHECKED = 10
 TOLERANCE = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 2e-3}
 OF_NORMS = 0.02
 
 NOTES = [
-    "Forward, backward and AdamW of one model, from the same weights, on the same batches, which are on the device "
-    "already. Each candidate has a process of its own; they take turns (A B A B) of bursts of steps, the device idle "
-    "at both ends of a burst, after a quarter as many uncounted steps. A row is one of ours, as it is or captured as a "
-    "CUDA graph (`compile_step`), against the same turns of PyTorch's. Each figure is the median of the turns (least "
-    "to most); a ratio is ours over theirs, the median of the ratios within each turn: below 1 is better than theirs.",
-    f"`{TORCH}` is eager, with scaled_dot_product_attention and AdamW(fused=True); `{TORCH_GRAPH}` the same as one "
-    "torch.cuda.graph. Ours is AdamWOptimizer(flat=True).",
-    'fp32 is the precision "highest" of both libraries, tf32 "high" (of ours matrix products, but not attention). In '
-    "bf16 parameters, activations and gradients are bfloat16 in both, and AdamW changes copies of the parameters in "
-    "float32: in PyTorch kept by hand, with torch._foreach_copy_, which is less work for it than autocast.",
-    f"Before, the losses of the first {CHECKED} steps were compared (tolerance, relative: "
+    "Forward, backward and AdamW of the same model, from the same weights and on the same batches, which are already "
+    "on the device. Each candidate has its own process. The candidates take turns (A B A B) of consecutive steps, with "
+    "the device idle at the start and the end of a turn, after a quarter as many untimed steps. A row compares "
+    "RussellGrad, uncaptured or captured as a CUDA graph (`compile_step`), with the same turns of PyTorch. Each figure "
+    "is the median of the turns (minimum to maximum). A ratio is RussellGrad / PyTorch, the median of the ratios "
+    "within each turn: below 1, RussellGrad is better.",
+    f"`{TORCH}` is eager, with scaled_dot_product_attention and AdamW(fused=True); `{TORCH_GRAPH}` is the same step as "
+    "one torch.cuda.graph. RussellGrad uses AdamWOptimizer(flat=True).",
+    'fp32 is matmul precision "highest" of both libraries, tf32 is "high" (in RussellGrad it applies to matrix '
+    "products, not to attention). In bf16, parameters, activations and gradients are bfloat16 in both libraries, and "
+    "AdamW updates float32 copies of the parameters. In PyTorch this code keeps the copies with torch._foreach_copy_, "
+    "which is less work than autocast.",
+    f"Before timing, the losses of the first {CHECKED} steps were compared (relative tolerance: "
     + ", ".join(f"{precision} {tolerance:g}" for precision, tolerance in TOLERANCE.items())
-    + f"), and the norm of each parameter's last gradient (tolerance {OF_NORMS:g}, in fp32 of itself, else of the norm "
-    "of all gradients).",
+    + f"), and the norm of each parameter's last gradient (tolerance {OF_NORMS:g}, relative to itself in fp32, else to "
+    "the norm of all gradients).",
 ]
 MEMORY_NOTES = [
-    "What the library's pool took from the device at most, CUDA's own context not counted: CuPy's total_bytes, that of "
-    f"a recorded step's own pool included; PyTorch's max_memory_reserved. `{TORCH_ALLOCATED}` is its "
-    "max_memory_allocated, eager: what was in use at most."
+    "The peak size of the library's memory pool, without the CUDA context: CuPy's total_bytes, including the pool of a "
+    f"captured step, and PyTorch's max_memory_reserved. `{TORCH_ALLOCATED}` is its max_memory_allocated in eager mode, "
+    "the peak of the memory in use."
 ]
 
 
 def timing(plan: Plan) -> Section:
-    """All sizes and precisions."""
+    """Time all sizes and precisions."""
     head = f"{SIZE_HEAD}, precision"
     steps = Table("gpu_step", "A training step on the GPU", head, "milliseconds", list(NOTES))
-    tokens = Table("gpu_tokens", "Tokens", head, "tokens per second", ["Of the same measurement."])
+    tokens = Table("gpu_tokens", "Tokens", head, "tokens per second", ["From the same measurement."])
     memory = Table("gpu_memory", "Peak memory on the GPU", head, "MiB", list(MEMORY_NOTES))
     section = Section("", tables=[steps, tokens, memory])
     if plan.without_torch:
@@ -70,7 +72,7 @@ def timing(plan: Plan) -> Section:
         plan.clock.say(f"timing: {case}")
         try:
             measured = measure(size, precision, plan, available / (len(cases) - place))
-        except Exception:  # what was measured before is kept
+        except Exception:  # keeps the results of the other cases
             section.failures.append(f"{case}: {traceback.format_exc()}")
             continue
         section.data[case] = measured.data
@@ -86,16 +88,16 @@ def timing(plan: Plan) -> Section:
 
 @dataclass
 class Measured:
-    """By candidate."""
+    """The results of one case, by candidate."""
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # of a step, by turn
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # per step, by turn
     bytes: dict[str, float] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
 
-class _Field:
-    """The candidates that take part. One that fails is out, and what it said is among the failures."""
+class _Candidates:
+    """The candidates of a case. A candidate that fails is removed, and its error is added to the failures."""
 
     def __init__(self, stack: ExitStack, candidates: dict[str, Candidate], plan: Plan, failures: list[str]) -> None:
         self._plan, self._failures = plan, failures
@@ -105,12 +107,12 @@ class _Field:
         return iter(list(self._processes))
 
     def ask(self, request: str, *arguments: Any) -> dict[str, Any]:
-        """The answers of all, by name."""
+        """The answers of all candidates, by name."""
         answers = {name: self.ask_one(name, request, *arguments) for name in self}
         return {name: answer for name, answer in answers.items() if name in self._processes}
 
     def ask_one(self, name: str, request: str, *arguments: Any) -> Any:
-        """None if it fails."""
+        """The answer of one candidate; None if it fails."""
         try:
             return self._processes[name].ask(request, *arguments, limit=self._plan.limit())
         except CandidateError as error:
@@ -129,10 +131,10 @@ def candidates(size: str, precision: str, with_torch: bool) -> dict[str, Candida
 
 
 def measure(size: str, precision: str, plan: Plan, allowed: float) -> Measured:
-    """One case, in about `allowed` seconds."""
+    """Measure one case in about `allowed` seconds."""
     begun, measured = time.perf_counter(), Measured()
     with ExitStack() as stack:
-        everyone = _Field(stack, candidates(size, precision, not plan.without_torch), plan, measured.failures)
+        everyone = _Candidates(stack, candidates(size, precision, not plan.without_torch), plan, measured.failures)
         losses, norms = everyone.ask("losses", CHECKED), everyone.ask("gradients")
         measured.data.update(losses=losses, norms_of_gradients=norms, off=off(losses, norms, precision == "fp32"))
         measured.failures += _not_the_same(measured.data["off"], TOLERANCE[precision])
@@ -144,13 +146,13 @@ def measure(size: str, precision: str, plan: Plan, allowed: float) -> Measured:
         measured.seconds = _take_turns(everyone, counts, plan.turns, begun + allowed)
         measured.data["memory"] = everyone.ask("memory")
         measured.bytes = _bytes(measured.data["memory"])
-        if not STANDIN:  # which has no driver to count by
+        if not STANDIN:  # the stand-in has no driver to count launches
             measured.data["launches"] = everyone.ask("launches")
     return measured
 
 
-def _take_turns(everyone: _Field, counts: dict[str, int], turns: int, until: float) -> dict[str, list[float]]:
-    """The seconds of a step by turn, of those that took part to the end; past `until`, LEAST_TURNS are enough."""
+def _take_turns(everyone: _Candidates, counts: dict[str, int], turns: int, until: float) -> dict[str, list[float]]:
+    """Seconds per step by turn, for candidates that did not fail; after `until`, LEAST_TURNS are enough."""
     times: dict[str, list[float]] = {name: [] for name in everyone}
     for turn in range(turns):
         if turn >= LEAST_TURNS and time.perf_counter() > until:
@@ -161,10 +163,10 @@ def _take_turns(everyone: _Field, counts: dict[str, int], turns: int, until: flo
 
 
 def off(losses: dict[str, list[float]], norms: dict[str, list[float]], own: bool) -> dict[str, dict[str, float]]:
-    """How far losses and norms of gradients are from PyTorch's, or from the first ones where that is not: the largest.
+    """The largest differences of losses and gradient norms from PyTorch's, or without PyTorch, the first candidate's.
 
     Args:
-        own: whether each norm's difference is relative to itself, else to the norm of all gradients.
+        own: whether a norm's difference is relative to itself, else to the norm of all gradients.
     """
     if not norms:
         return {}
@@ -195,7 +197,7 @@ def _not_the_same(gaps: dict[str, dict[str, float]], of_losses: float) -> list[s
 
 
 def _bytes(answers: dict[str, dict[str, int]]) -> dict[str, float]:
-    """What the pools took, by candidate; and what PyTorch had in use."""
+    """The size of the memory pool by candidate, and the memory that PyTorch had in use."""
     taken: dict[str, float] = {}
     for name, answer in answers.items():
         taken[name] = answer["reserved"] if "reserved" in answer else answer["pool"] + answer["recorded"]
@@ -204,11 +206,11 @@ def _bytes(answers: dict[str, dict[str, int]]) -> dict[str, float]:
     return taken
 
 
-# --- What is said of them
+# --- Tables and summaries
 
 
 def _add(case: str, size: Size, measured: Measured, steps: Table, tokens: Table, memory: Table) -> None:
-    """A row for each of ours that was measured."""
+    """Add a row for each mode of RussellGrad that was measured."""
     theirs = {name: turns for name, turns in measured.seconds.items() if name in (TORCH, TORCH_GRAPH)}
     their_bytes = {name: [taken] for name, taken in measured.bytes.items() if name not in (OURS, CAPTURED)}
     for name, label in ((OURS, case), (CAPTURED, f"{case}, captured")):
@@ -227,7 +229,9 @@ def _compared(data: dict[str, Any]) -> str:
         for case, found in data.items()
         for name, gap in found["off"].items()
     ]
-    return "\n".join(["How far each is from PyTorch, or where that is not, from ours uncaptured:\n", *lines])
+    return "\n".join(
+        ["Difference of each candidate from PyTorch, or without PyTorch, from RussellGrad uncaptured:\n", *lines]
+    )
 
 
 def _launched(data: dict[str, Any]) -> str:
@@ -238,8 +242,8 @@ def _launched(data: dict[str, Any]) -> str:
         if kinds
     ]
     if not lines:
-        return "What a step launches was not counted."
-    return "\n".join(["What a captured step launches, as nodes of its CUDA graph:\n", *lines])
+        return "The launches of a step were not counted."
+    return "\n".join(["Launches of a captured step, as nodes of its CUDA graph:\n", *lines])
 
 
 def _ratios(steps: Table) -> str:
@@ -248,4 +252,4 @@ def _ratios(steps: Table) -> str:
         for row in steps.rows
         if row["ratio"]
     ]
-    return "our time over PyTorch's: " + "; ".join(shown) if shown else "nothing was compared with PyTorch"
+    return "RussellGrad's time / PyTorch's: " + "; ".join(shown) if shown else "nothing was compared with PyTorch"

@@ -1,4 +1,4 @@
-"""How a training step's time and memory grow with length and batch: `python -m benchmarks.growth`."""
+"""Time and memory of a training step by sequence length and batch size: `python -m benchmarks.growth`."""
 
 from benchmarks import memory
 from benchmarks.measure import Table, run_alone
@@ -12,9 +12,9 @@ ROUNDS, SECONDS = 10, 12.0
 
 
 def table(name: str, head: str, cases: dict[str, str], rounds: int) -> Table:
-    """A row for each case, label -> size."""
+    """A table with a row for each case; `cases` maps labels to sizes."""
     first = next(iter(cases.values()))
-    notes = [f"Forward, backward and AdamW, at {first} ({SIZE_HEAD}) and at other values of the {head}."]
+    notes = [f"Forward, backward and AdamW, at {first} ({SIZE_HEAD}) and with other values of the {head}."]
     result = Table(name, f"A training step by {head}", head, "milliseconds", notes)
     for label, size in cases.items():
         result.add(label, measure(size, candidates(size), rounds, SECONDS))

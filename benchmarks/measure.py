@@ -1,4 +1,4 @@
-"""What the benchmarks share: candidates that take turns, tables of what came out, and the circumstances."""
+"""Shared by the benchmarks: timing candidates in turns, tables of results, and facts about the machine."""
 
 import argparse
 import importlib.util
@@ -28,20 +28,20 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 OURS = "russellgrad"
 LEAST_TURNS = 5
-REST = 0.15  # seconds: OpenBLAS's threads go on spinning for 0.1 after a product, at the cost of whoever comes next
+REST = 0.15  # seconds: OpenBLAS's threads spin for 0.1 s after a product and would slow the next candidate
 
-Candidate: TypeAlias = tuple[str, ...]  # a module of benchmarks.candidates, a function in it, and its arguments
+Candidate: TypeAlias = tuple[str, ...]  # a module of benchmarks.candidates, a function of it, and its arguments
 
 
 # --- Time
 
 
 class Worker:
-    """A candidate in a process of its own, so that no library's threads or memory allocator meet another's."""
+    """A candidate in its own process, so that libraries do not share threads or a memory allocator."""
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        # A peer starts from the weights of our model, and must not have our memory allocator with them.
+        # Other libraries import russellgrad for the model's weights, but must not get its memory allocator settings.
         environment = os.environ if candidate[0] == "ours" else {**os.environ, "RG_MALLOC": "0"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", *candidate],
@@ -55,10 +55,10 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.process.__exit__(kind, error, trace)  # closes the pipes, which ends it, and waits for it
+        self.process.__exit__(kind, error, trace)  # closes the pipes, which ends the process, and waits for it
 
     def call(self, before: int = 0, timed: int = 1) -> tuple[float, Any, float]:
-        """The seconds of a timed call, what the last one returned, and the peak memory: see benchmarks/worker.py."""
+        """Seconds per timed call, the result of the last call, and the peak memory: see benchmarks/worker.py."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(f"{before} {timed}\n")
         self.process.stdin.flush()
@@ -77,23 +77,23 @@ def take_turns(
     burst: float = 0.0,
     check: Callable[[dict[str, Any]], None] = lambda outcomes: None,
 ) -> dict[str, list[float]]:
-    """The seconds of a call, by candidate and turn.
+    """Seconds per call, by candidate and turn.
 
-    The candidates take turns (A B A B), so that what else the machine does falls on all alike. A turn is as many calls
-    as last `burst` seconds with the slowest, at least one; before it, as many go uncounted, unless one takes more than
-    half a second.
+    The candidates take turns (A B A B), so that other load on the machine affects all of them equally. In a turn, each
+    candidate is called as often as the slowest one can be in `burst` seconds, at least once. The same number of untimed
+    calls goes before, unless a call takes more than half a second.
 
     Args:
         rounds: the number of turns.
-        seconds: past these, LEAST_TURNS are enough.
-        check: gets what each candidate returned last in the first turn, by name; raises if they did not do the same.
-            (Later ones may drift apart: over hundreds of steps in float32 training carries rounding far.)
+        seconds: after this time, the benchmark ends as soon as LEAST_TURNS are complete.
+        check: called after the first turn with the last result of each candidate, by name; raises if they differ.
+            (Later results may differ: rounding errors grow over hundreds of training steps in float32.)
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(candidate)) for name, candidate in candidates.items()}
         for worker in workers.values():
-            worker.call()  # loads what each library loads late
+            worker.call()  # includes what a library loads on first use
         slowest = max(worker.call()[0] for worker in workers.values())
         timed = max(1, round(burst / slowest))
         before = timed if slowest < 0.5 else 0
@@ -112,7 +112,7 @@ def take_turns(
 
 
 def check_close(what: str, relative: float) -> Callable[[dict[str, Any]], None]:
-    """A check that the candidates' numbers agree; those that gave None had nothing to compare."""
+    """A check that the results of the candidates agree within a relative tolerance; None is not compared."""
 
     def check(outcomes: dict[str, Any]) -> None:
         given = [np.asarray(outcome) for outcome in outcomes.values() if outcome is not None]
@@ -124,7 +124,7 @@ def check_close(what: str, relative: float) -> Callable[[dict[str, Any]], None]:
 
 # --- Tables
 
-# How a measured number is shown: its unit in a column's head, and the number in that unit.
+# unit -> its symbol in a column's head, and the conversion of a measured number to that unit.
 UNITS: dict[str, tuple[str, Callable[[float], float]]] = {
     "milliseconds": ("ms", lambda seconds: 1e3 * seconds),
     "microseconds": ("µs", lambda seconds: 1e6 * seconds),
@@ -135,13 +135,13 @@ UNITS: dict[str, tuple[str, Callable[[float], float]]] = {
 
 @dataclass
 class Table:
-    """What came out: a row for each case, a column for each candidate.
+    """The results of a benchmark: a row for each case, a column for each candidate.
 
     Args:
         name: its key in the JSON file.
-        head: what the cases are.
+        head: the head of the first column, which names the cases.
         unit: a key of UNITS.
-        notes: what a reader of the figures must know.
+        notes: paragraphs above the table that explain the measurement.
     """
 
     name: str
@@ -152,7 +152,7 @@ class Table:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, case: str, measured: Mapping[str, Sequence[float]]) -> None:
-        """A row from each candidate's numbers, turn by turn: seconds, or bytes. A ratio is ours over theirs."""
+        """Add a row from each candidate's numbers by turn, in seconds or bytes. A ratio is RussellGrad / the other."""
         convert, ours = UNITS[self.unit][1], measured[OURS]
         shown = {name: [convert(x) for x in numbers] for name, numbers in measured.items()}
         self.rows.append({
@@ -185,7 +185,7 @@ class Table:
 
 
 def _short(x: float) -> str:
-    """Three digits, or the whole number if it has more."""
+    """Three significant digits, or all digits of the integer part."""
     return f"{x:.{max(0, 2 - math.floor(math.log10(x)))}f}"
 
 
@@ -195,47 +195,47 @@ def _spread(numbers: Mapping[str, float]) -> str:
 
 
 HOW_TO_READ = (
-    "Each figure is the median of the turns (least to most); everything is in float32. Each candidate has a process of "
-    f"its own, and they take turns (A B A B), after a rest of {REST} s and as many uncounted calls as counted ones "
-    "(none where a call takes over half a second). In one process they would slow each other: OpenBLAS's threads go on "
-    "spinning for a tenth of a second after a matrix product. A ratio is ours over theirs, of times or of memory, the "
-    "median of the ratios within each turn; below 1 is better than theirs."
+    "Each figure is the median of all turns (minimum to maximum); everything is in float32. Each candidate has its own "
+    f"process. The candidates take turns (A B A B), after a pause of {REST} s and as many untimed calls as timed ones "
+    "(none if a call takes more than half a second). In one process they would slow each other down: OpenBLAS's "
+    "threads spin for a tenth of a second after a matrix product. A ratio is RussellGrad's time or memory divided by "
+    "the other candidate's: the median of the ratios within each turn. Below 1, RussellGrad is better."
 )
 
 
 def write(name: str, tables: Sequence[Table], facts: Mapping[str, Any]) -> None:
-    """benchmarks/results/<name>.json, and the same as <name>.md."""
+    """Write benchmarks/results/<name>.json and <name>.md."""
     RESULTS.mkdir(exist_ok=True)
     data = {**facts, "tables": {table.name: asdict(table) for table in tables}}
     text = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     parts = ["# RussellGrad, measured", HOW_TO_READ, *(table.markdown() for table in tables), "## Circumstances", text]
-    put(RESULTS / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False))
-    put(RESULTS / f"{name}.md", "\n\n".join(parts))
+    write_atomically(RESULTS / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False))
+    write_atomically(RESULTS / f"{name}.md", "\n\n".join(parts))
     print(f"written: {RESULTS / name}.json and .md")
 
 
-def put(path: Path, text: str) -> None:
-    """Write a file: beside it, then in its place, so that there is never half of one."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
+def write_atomically(path: Path, text: str) -> None:
+    """Write a temporary file and rename it to `path`, so that the file is never incomplete."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 # --- Command lines
 
 
 class Options(argparse.ArgumentParser):
-    """The options that every part has."""
+    """A parser with the options that all parts share."""
 
     def __init__(self, description: str, name: str) -> None:
         super().__init__(description=description)
         self._name = name
-        self.add_argument("--name", help=f"of the files in benchmarks/results (default: {name}, or {name}-quick)")
-        self.add_argument("--quick", action="store_true", help="tiny sizes and one turn, to see that it runs")
+        self.add_argument("--name", help=f"name of the files in benchmarks/results (default: {name} or {name}-quick)")
+        self.add_argument("--quick", action="store_true", help="tiny sizes and one turn, to check that it runs")
 
     def given(self) -> argparse.Namespace:
         given = self.parse_args()
-        given.name = given.name or self._name + ("-quick" if given.quick else "")  # no result in the place of figures
+        given.name = given.name or self._name + ("-quick" if given.quick else "")  # keeps real results
         return given
 
 
@@ -247,11 +247,11 @@ def run_alone(part: Callable[[bool], list[Table]], name: str, description: str) 
 
 
 def require_cpu() -> None:
-    """Exit with an error where the backend in use computes on a GPU: nothing here waits for a device."""
+    """Exit with an error if the active backend computes on a GPU, since the timing does not synchronize."""
     name = russellgrad.get_backend().name
     if name == "cupy":
         raise SystemExit(
-            f"benchmarks: they compare with PyTorch on the CPU, the backend in use is {name!r}; set RG_BACKEND=numpy"
+            f"benchmarks: the comparison is with PyTorch on the CPU, but the backend is {name!r}; set RG_BACKEND=numpy"
         )
 
 
@@ -260,15 +260,15 @@ def installed(module: str) -> bool:
 
 
 def left_out(names: Sequence[str]) -> list[str]:
-    """A note on peers that are not installed, if there are any."""
-    return [f'Left out, not installed: {", ".join(names)} (`pip install -e ".[bench]"`).'] if names else []
+    """A note that lists libraries that are not installed; empty if there are none."""
+    return [f'Not measured, since not installed: {", ".join(names)} (`pip install -e ".[bench]"`).'] if names else []
 
 
-# --- Circumstances
+# --- The machine and its software
 
 
 def circumstances(module: str) -> dict[str, Any]:
-    """Where, when and with what; `module` is the one that was run."""
+    """The date, the command (`python -m module`), the commit, the machine and the versions of the software."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
@@ -286,7 +286,7 @@ def circumstances(module: str) -> dict[str, Any]:
     }
 
 
-# How such variables begin.
+# Prefixes of environment variables that affect performance.
 _TUNING = (
     "OPENBLAS_", "MKL_", "OMP_", "KMP_", "GOMP_", "MALLOC_", "RG_",
     "CUBLAS_", "CUDA_DEVICE_", "CUDA_LAUNCH_", "CUPY_ACCELERATORS", "CUPY_TF32", "NVIDIA_TF32_", "PYTORCH_",
@@ -315,7 +315,7 @@ def _processor() -> str:
 
 
 def _numpy_blas() -> str:
-    """The library, the kind of core whose kernels it chose, and its threads."""
+    """The BLAS library, the architecture whose kernels it uses, and its number of threads."""
     if not installed("threadpoolctl"):
         return "unknown: threadpoolctl is not installed"
     from threadpoolctl import threadpool_info

@@ -1,4 +1,4 @@
-"""The peak memory of training against PyTorch: `python -m benchmarks.memory`. On Linux only."""
+"""Peak memory of training against PyTorch: `python -m benchmarks.memory`. Linux only."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ from benchmarks.worker import STATUS
 
 STEPS = 5
 NOTE = (
-    f"The peak resident set of a fresh process after {STEPS} training steps (VmHWM), less the resident set right after "
-    "the imports, before the model is built (VmRSS). Some of it is what a library loads only at its first step: "
-    f"{TINY} ({SIZE_HEAD}) needs hardly anything else."
+    f"The peak resident set of a new process after {STEPS} training steps (VmHWM), minus the resident set right after "
+    "the imports, before the model is built (VmRSS). It includes code that a library loads only at the first step, "
+    f"which is nearly all of the memory at {TINY} ({SIZE_HEAD})."
 )
 
 
 def table(name: str, title: str, head: str, cases: dict[str, str]) -> Table:
-    """A row for each case, label -> size."""
+    """A table with a row for each case; `cases` maps labels to sizes."""
     result = Table(name, title, head, "MiB", [NOTE])
     if not STATUS.exists():
-        result.notes.append(f"Left out: needs {STATUS}, as Linux has it.")
+        result.notes.append(f"Not measured: needs {STATUS}, which only Linux has.")
         return result
     for label, size in cases.items():
         result.add(label, {who: [peak(candidates(size)[who])] for who in (OURS, TORCH)})
@@ -26,7 +26,7 @@ def table(name: str, title: str, head: str, cases: dict[str, str]) -> Table:
 
 
 def peak(candidate: Sequence[str]) -> float:
-    """Bytes beyond those after the imports."""
+    """Peak bytes, minus the bytes after the imports."""
     with Worker(tuple(candidate)) as worker:
         return worker.call(before=STEPS - 1)[2]
 

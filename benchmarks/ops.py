@@ -1,4 +1,4 @@
-"""Each op of the model by itself, forward and backward, against PyTorch: `python -m benchmarks.ops`."""
+"""Time of each op of the model, forward and backward, against PyTorch: `python -m benchmarks.ops`."""
 
 from benchmarks.measure import OURS, Candidate, Table, check_close, run_alone, take_turns
 from benchmarks.train_step import SIZE_HEAD, TINY, TORCH, TORCH_FUSED
@@ -33,9 +33,9 @@ def optimizers(size: str) -> dict[str, Candidate]:
 
 def table(size: str, rounds: int, burst: float) -> Table:
     notes = [
-        f"The shapes are those of {size} ({SIZE_HEAD}). Forward and backward, with a random upstream gradient; all "
-        "operands of floats get gradients. The norms of outputs and gradients were checked to agree within 1e-3.",
-        "AdamW is a step of all the model's parameters, with random gradients.",
+        f"Forward and backward, with a random upstream gradient, with the shapes of {size} ({SIZE_HEAD}). All float "
+        "operands get gradients. The norms of outputs and gradients agree within 1e-3.",
+        "AdamW is one step of all parameters of the model, with random gradients.",
     ]
     result = Table(f"ops {size}", f"The ops at {size}", "op", "milliseconds", notes)
     cases = {label: candidates(op, size) for op, label in OPS.items()}

@@ -1,4 +1,4 @@
-"""What an op costs besides its arithmetic, and the imports: `python -m benchmarks.overhead`."""
+"""Overhead of an op on tiny tensors, and import time: `python -m benchmarks.overhead`."""
 
 import subprocess
 import sys
@@ -15,9 +15,9 @@ ROUNDS, BURST = 7, 0.05
 def op_table(rounds: int, burst: float) -> Table:
     missing = [name for name in NUMPY_PEERS if name not in numpy_peers()]
     notes = [
-        "One op on two tensors of 4 elements. Backward is from a given upstream gradient, to both operands. "
-        "`autograd` has no tensors: its forward without gradients is a call of its function on arrays, the others go "
-        "through `make_vjp`.",
+        "One op on two tensors of 4 elements. Backward uses a given upstream gradient and computes the gradients of "
+        "both operands. `autograd` has no tensor class: its forward without gradients calls the function on arrays; "
+        "the other modes use `make_vjp`.",
         *left_out(missing),
     ]
     result = Table("overhead", "One op on 4 elements", "op", "microseconds", notes)
@@ -29,7 +29,7 @@ def op_table(rounds: int, burst: float) -> Table:
 
 
 def import_seconds(module: str) -> float:
-    """In a process of its own, after NumPy."""
+    """Seconds to import `module` in a new process that has imported NumPy."""
     code = f"import numpy, time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout)
@@ -37,7 +37,7 @@ def import_seconds(module: str) -> float:
 
 def import_table(rounds: int) -> Table:
     result = Table(
-        "import", "Importing it", "what", "milliseconds", ["After `import numpy`, in a fresh process each time."]
+        "import", "Importing it", "what", "milliseconds", ["After `import numpy`, in a new process each time."]
     )
     times: dict[str, list[float]] = {OURS: [], TORCH: []}
     for _ in range(rounds):

@@ -1,7 +1,7 @@
-"""The tables of docs/benchmarks.md, from benchmarks/results/*.json: `python -m benchmarks.readme` writes them there.
+"""Writes the tables of docs/benchmarks.md from benchmarks/results/*.json: `python -m benchmarks.readme`.
 
-Every file of results that has a training step, an op's overhead, generation or growth appears, with the machine, the
-date and the commit it was measured on. So a new measurement needs no edit of the page.
+The tables list every results file that has a training step, overhead, generation or growth, with its machine, date and
+commit. A new results file therefore needs no manual edit of the page.
 """
 
 import json
@@ -12,9 +12,17 @@ from benchmarks.train_step import TORCH, TORCH_FUSED
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end -->\n"
-FIRST = ("before", "cpu", "cpu-numba", "cpu-avx2", "cpu-avx2-numba", "generate", "generate-numba")  # others follow
+FIRST = (
+    "before",
+    "cpu",
+    "cpu-numba",
+    "cpu-avx2",
+    "cpu-avx2-numba",
+    "generate",
+    "generate-numba",
+)  # the order; other runs follow
 
-# The smaller tables: name -> unit, the unit's symbol, what a row of it measures.
+# The smaller tables: name -> (unit, its symbol, description of a row).
 OTHERS = {
     "overhead": ("microseconds", "µs", "{}, 4 elements"),
     "import": ("milliseconds", "ms", "{} beyond NumPy"),
@@ -24,11 +32,11 @@ OTHERS = {
     "growth_batch": ("milliseconds", "ms", "step at batch {} (4/4/128/64)"),
 }
 
-Run = dict[str, Any]  # the content of a file of results
+Run = dict[str, Any]  # the content of a results file
 
 
 def load_runs() -> dict[str, Run]:
-    """The files of results that have a table of this page, by name: those in FIRST, then the others by name."""
+    """The results files with a table for this page: first those in FIRST, then the others by name."""
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
     names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     runs = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
@@ -36,7 +44,7 @@ def load_runs() -> dict[str, Run]:
 
 
 def rows(run: Run, table: str) -> dict[str, dict[str, Any]]:
-    """By case; empty if the run has no such table."""
+    """The rows of a table by case; empty if the run does not have the table."""
     return {row["case"]: row for row in run["tables"].get(table, {"rows": []})["rows"]}
 
 
@@ -45,7 +53,7 @@ def to_markdown(head: list[str], lines: list[list[str]]) -> str:
 
 
 def runs_table(runs: dict[str, Run]) -> str:
-    """Where, when and with what each run was measured."""
+    """The backend, date, machine and versions of each run."""
     head = ["run", "backend", "date, commit", "processor", "NumPy and its BLAS", "PyTorch and its BLAS", "Python"]
     lines = [
         [
@@ -63,7 +71,7 @@ def runs_table(runs: dict[str, Run]) -> str:
 
 
 def step_table(runs: dict[str, Run]) -> str:
-    """The training step: a row for each size and run."""
+    """The training step, with a row for each size and run."""
     head = ["size", "run", "backend", "step", "to PyTorch, default AdamW", "fused AdamW", "to its products alone"]
     head += ["peak memory", "to PyTorch's"]
     sizes = dict.fromkeys(size for run in runs.values() for size in rows(run, "train_step"))
@@ -81,7 +89,7 @@ def step_table(runs: dict[str, Run]) -> str:
 
 
 def other_table(runs: dict[str, Run]) -> str:
-    """Overhead, import, generation and growth: a row for each case and run."""
+    """Overhead, import, generation and growth, with a row for each case and run."""
     lines = []
     for table, (unit, symbol, text) in OTHERS.items():
         for case in dict.fromkeys(case for run in runs.values() for case in rows(run, table)):
@@ -93,7 +101,7 @@ def other_table(runs: dict[str, Run]) -> str:
 
 
 def figures() -> str:
-    """What stands between BEGIN and END on the page."""
+    """The text between BEGIN and END on the page."""
     runs = load_runs()
     parts = ["### The runs", runs_table(runs), "### A training step", step_table(runs)]
     return "\n\n".join([*parts, "### Overhead, generation, growth", other_table(runs)]) + "\n"

@@ -1,10 +1,10 @@
-"""The time of a training step at several commits, in turns: what did each change cost?
+"""Compares the time of a training step at several commits.
 
-python -m benchmarks.revisions v1 v2 v3                 each against the one before it
+python -m benchmarks.revisions v1 v2 v3                 compares each commit with the previous one
 RG_BACKEND=numba python -m benchmarks.revisions v1 v2 --sizes 4/4/128/64/12 --rounds 5
 
-Each commit is checked out in a temporary git worktree and runs in processes of its own, A B C C B A. A step is forward,
-backward, clipping and a flat AdamW, as in `train/`.
+Each commit is checked out in a temporary git worktree and runs in its own processes, which take turns (A B C C B A). A
+step is forward, backward, gradient clipping and AdamW with flat=True, as in `train/`.
 """
 
 import argparse
@@ -50,7 +50,7 @@ print(statistics.median(times))
 
 
 def step_time(checkout: Path, size: str, seconds: float) -> float:
-    """The median time of a step, in seconds, in a process of its own that runs the code of a checkout."""
+    """The median seconds of a step, in a new process that runs the code of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-c", STEP, size, str(seconds)]
     done = subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.PIPE, text=True)
@@ -67,11 +67,11 @@ def compare(checkouts: dict[str, Path], size: str, rounds: int, seconds: float) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time a training step at several commits, in turns.")
+    parser = argparse.ArgumentParser(description="Compare the time of a training step at several commits.")
     parser.add_argument("revisions", nargs="+", help="git revisions, the oldest first")
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="layers/heads/width/length/batch")
     parser.add_argument("--rounds", type=int, default=4, help="turns of each revision")
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of a turn; at least 5 steps")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of a turn, which has at least 5 steps")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkouts = {revision: Path(folder) / f"{i}" for i, revision in enumerate(given.revisions)}

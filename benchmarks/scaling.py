@@ -1,4 +1,4 @@
-"""What another process brings to training: `python -m benchmarks.scaling`, on this machine, by mpiexec."""
+"""Speedup of training with two MPI processes on one machine: `python -m benchmarks.scaling`."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ SKIPPED, STEPS, ROUNDS = 10, 30, 5  # steps before the timed ones; timed ones; t
 
 
 def launcher() -> str | None:
-    """The path of mpiexec: where Python is, as PyPI's packages put it there, or on the system's path."""
+    """The path of mpiexec: in the folder of Python, where packages from PyPI install it, or on the system's path."""
     return shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
 def seconds_a_step(size: str, processes: int, threads: int, steps: int) -> float:
-    """Of training by `train/train_transformer.py`, its loop's reading of losses included, but no evaluation."""
+    """Seconds per step of `train/train_transformer.py`, including the transfer of losses, without evaluation."""
     layers, heads, width, block, batch = size.split("/")
     mpiexec = launcher()
     assert mpiexec is not None
@@ -44,9 +44,9 @@ def seconds_a_step(size: str, processes: int, threads: int, steps: int) -> float
 
 def tables(quick: bool = False) -> list[Table]:
     notes = [
-        "Training as the command line does it, of the same batches: `russellgrad` is two processes of one thread, each "
-        "with half of every batch, by MPI on one machine. A ratio is theirs: 0.5 of one process with one thread would "
-        "be perfect.",
+        "Training with the command line, on the same batches. `russellgrad` is two MPI processes with one thread each "
+        "on one machine; each processes half of every batch. A ratio of 0.5 to one process with one thread would be "
+        "perfect scaling.",
     ]
     result = Table("scaling", "Two processes", SIZE_HEAD, "milliseconds", notes)
     if launcher() is None:
@@ -63,4 +63,4 @@ def tables(quick: bool = False) -> list[Table]:
 
 
 if __name__ == "__main__":
-    run_alone(tables, "scaling", "Time training by one process and by two.")
+    run_alone(tables, "scaling", "Time training with one process and with two.")

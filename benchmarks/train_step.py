@@ -1,6 +1,6 @@
-"""The time of a training step against PyTorch eager, other autograd libraries and the bare matrix products, in one run.
+"""Time of a training step against PyTorch (eager), other autograd libraries and the matrix products alone.
 
-python -m benchmarks.train_step                  all sizes; some minutes
+python -m benchmarks.train_step                  all sizes: a few minutes
 python -m benchmarks.train_step --sizes 4/4/128/64/12 --rounds 30
 """
 
@@ -24,28 +24,28 @@ from benchmarks.measure import (
 )
 
 SIZES = ("4/4/128/64/12", "4/4/64/64/64", "6/6/384/256/16", "8/8/384/64/64")
-SMALL = SIZES[:2]  # the only ones of the other libraries over NumPy, which are slow
+SMALL = SIZES[:2]  # the sizes for the other NumPy libraries, which are slow
 TINY = "1/2/8/4/2"
 SIZE_HEAD = "layers/heads/width/length/batch"
 TORCH, TORCH_FUSED = "torch", "torch, fused AdamW"
 ROUNDS, SECONDS = 20, 30.0
-BURST = 0.4  # seconds of steps on end: right after a rest the first ones are slower, and training has no rests
+BURST = 0.4  # seconds of consecutive steps: the first steps after a pause are slower, and training has no pauses
 
 NUMPY_PEERS = {"autograd": "hips_autograd", "mygrad": "my_grad"}
 NOTES = [
-    "Forward, backward and AdamW of one model, from the same weights on the same batches; the losses were checked to "
-    "agree within 1e-4 of themselves in the first turn, after some ten steps at the small sizes.",
-    "`torch` is eager, with scaled_dot_product_attention and its default AdamW. `matrix products` are the step's own "
-    "products with NumPy and nothing else; attention's are done in full (T x T), though a causal one needs only half.",
+    "Forward, backward and AdamW of the same model, from the same weights and on the same batches. The losses agree "
+    "within a relative 1e-4 in the first turn, after about ten steps at the small sizes.",
+    "`torch` is eager, with scaled_dot_product_attention and its default AdamW. `matrix products` are only the matrix "
+    "products of the step, in NumPy; those of attention are full (T x T), although causal attention needs half.",
 ]
 PEER_NOTES = [
-    "`autograd` and `mygrad` run at the two small sizes, with AdamW written in NumPy; their gradients were checked to "
-    "be float32. MyGrad has no erf: its exact GELU is a custom operation over SciPy's. Its memory guarding is off.",
+    "`autograd` and `mygrad` are measured at the two small sizes, with AdamW written in NumPy; their gradients are "
+    "float32. MyGrad has no erf: its exact GELU is a custom operation with SciPy's erf. Its memory guarding is off.",
 ]
 
 
 def candidates(size: str) -> dict[str, Candidate]:
-    """Ours and PyTorch's."""
+    """RussellGrad and PyTorch."""
     return {
         OURS: ("ours", "train_step", size),
         TORCH: ("torch_eager", "train_step", size, "default"),
@@ -58,9 +58,9 @@ def numpy_peers() -> list[str]:
 
 
 def measure(size: str, everyone: dict[str, Candidate], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """The seconds of a step, by candidate and turn. Raises RuntimeError if the candidates' losses differ."""
+    """Seconds per step, by candidate and turn. Raises RuntimeError if the losses of the candidates differ."""
     check = check_close(f"train_step {size}", 1e-4)
-    burst = 0.0 if size == TINY else BURST  # in which so small a model takes so many steps that the losses drift apart
+    burst = 0.0 if size == TINY else BURST  # TINY takes so many steps in BURST that losses diverge
     return take_turns(everyone, rounds, seconds=seconds, burst=burst, check=check)
 
 
@@ -73,7 +73,7 @@ def table(sizes: Sequence[str], rounds: int = ROUNDS, seconds: float = SECONDS) 
 
 
 def peers_table(sizes: Sequence[str], rounds: int = LEAST_TURNS) -> Table:
-    """By itself, since the slowest candidate sets the length of all bursts."""
+    """A separate table, since the slowest candidate sets the number of steps in each burst."""
     missing = [name for name in NUMPY_PEERS if name not in numpy_peers()]
     title = "A training step in other libraries over NumPy"
     result = Table("train_step_peers", title, SIZE_HEAD, "milliseconds", [*PEER_NOTES, *left_out(missing)])
@@ -91,7 +91,7 @@ def main() -> None:
     parser = Options("Time a training step against PyTorch, in one run.", "train_step")
     parser.add_argument("--sizes", nargs="+", type=Size.parse, help=f"{SIZE_HEAD} (default: {' '.join(SIZES)})")
     parser.add_argument(
-        "--rounds", type=int, help=f"turns of each size (default: {ROUNDS}, fewer past {SECONDS:.0f} s of them)"
+        "--rounds", type=int, help=f"turns for each size (default: {ROUNDS}, or fewer after {SECONDS:.0f} s)"
     )
     given = parser.given()
     require_cpu()

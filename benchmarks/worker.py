@@ -1,9 +1,9 @@
-"""One candidate in a process of its own: `python -m benchmarks.worker MODULE FUNCTION ARGUMENT...`.
+"""Runs one candidate in its own process: `python -m benchmarks.worker MODULE FUNCTION ARGUMENT...`.
 
-FUNCTION of benchmarks.candidates.MODULE, given the arguments, returns what is to be called. Each line of the input
-says how many calls go before and how many are timed. The answer, a line of JSON, is the seconds of a timed call, the
-numbers that the last one returned (itself, or as a function that is called after the clock has stopped; else None),
-and the peak of the resident memory in bytes, beyond what was resident after the imports.
+FUNCTION of benchmarks.candidates.MODULE takes the arguments and returns the callable to measure. Each line of the input
+has the number of untimed calls and the number of timed calls. The answer is a JSON list: the seconds per timed call;
+the result of the last call (a float, or the result of the function it returned, called outside the timing; else null);
+and the peak resident memory in bytes, minus the resident memory after the imports.
 """
 
 import importlib
@@ -16,9 +16,9 @@ STATUS = Path("/proc/self/status")
 
 
 def resident(what: str) -> float:
-    """Bytes: "VmRSS" now, "VmHWM" at the peak; nan where there is no /proc.
+    """Resident bytes: "VmRSS" is the current value, "VmHWM" the peak; nan without /proc.
 
-    Not getrusage's ru_maxrss: that begins at the peak of the process which started this one.
+    This is not getrusage's ru_maxrss, which starts at the peak of the parent process.
     """
     if not STATUS.exists():
         return float("nan")

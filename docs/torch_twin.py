@@ -1,7 +1,7 @@
 """RussellGrad's transformer in PyTorch. Copy this file; it needs only PyTorch (`load` also needs safetensors).
 
 Its parameters have nanoGPT's names and PyTorch's shapes, (out, in). Unlike nanoGPT, it has no biases in the attention,
-an additional row of the embedding for padding, which no token sees, and the options of RussellGrad's model.
+an additional embedding row for padding, which no token attends to, and the options of RussellGrad's model.
 docs/torch.md shows how to convert models in both directions.
 
 Shapes: B texts of T tokens, C = embed_dim, H heads of width D = C / H.
@@ -33,7 +33,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(width, width, bias=False) if output_projection else nn.Identity()
 
     def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
-        """`seen` (B, 1, T, T) is True where a query (axis 2) sees a key (axis 3); None is the causal mask alone."""
+        """`seen` (B, 1, T, T) is True where a query (axis 2) attends to a key (axis 3); None is the causal mask."""
         joint = self.c_attn(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, D)
         q, k, v = joint.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, D)
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
@@ -137,7 +137,7 @@ class Twin(nn.Module):
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters in a file that RussellGrad wrote, with the twin's names and shapes.
+    """The parameters of a file saved by RussellGrad, with the twin's names and shapes.
 
     A matrix is (in, out) in the file and (out, in) in the twin.
     """
@@ -170,7 +170,7 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Twin, str]:
-    """The twin of the model in a file of `russellgrad.checkpoint.save_model`, in evaluation mode, and its vocabulary.
+    """Load a file of `russellgrad.checkpoint.save_model` as a twin in evaluation mode. Returns it and the vocabulary.
 
     A character's token is its index in the vocabulary.
     """

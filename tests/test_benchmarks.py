@@ -132,7 +132,7 @@ def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, 
     text = (tmp_path / "some.md").read_text(encoding="utf-8")
     assert list(data["tables"]) == ["generate_cached", "generate", "generate_memory"]
     cached, past, peak = (Table(**table) for table in data["tables"].values())
-    ways = {TORCH, generate.OURS_ANEW, generate.TORCH_ANEW}
+    ways = {TORCH, generate.OURS_UNCACHED, generate.TORCH_UNCACHED}
     for table, cases, peers in ((cached, 1, ways), (past, 1, {TORCH}), (peak, STATUS.exists(), ways)):
         check_table(table, cases, peers)
         assert table.markdown() in text

@@ -18,7 +18,7 @@ import pytest
 
 from russellgrad.checkpoint import load_model
 from tests.process import ROOT, run_python, running
-from tests.test_resume import RUN, parameters, run, stopped
+from tests.test_resume import RUN, parameters, run, run_until_signal
 from tests.test_train import flags
 from train import checkpointer, checkpoints, train_transformer
 from train.checkpoints import find
@@ -187,14 +187,14 @@ def test_a_run_stopped_before_a_validation_validates_when_resumed(
     monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path
 ) -> None:
     whole = run(text, tmp_path / "whole")
-    assert stopped(monkeypatch, 6, text, tmp_path / "parts").steps == 6
+    assert run_until_signal(monkeypatch, 6, text, tmp_path / "parts").steps == 6
     assert train(resume=str(tmp_path / "parts")).validation_losses == whole.validation_losses
     one, two = find(tmp_path / "whole"), find(tmp_path / "parts")
     assert one.state["validation_losses"] == two.state["validation_losses"]
 
 
 def test_a_signal_in_the_last_step_has_no_effect(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
-    result = stopped(monkeypatch, 12, text, tmp_path)
+    result = run_until_signal(monkeypatch, 12, text, tmp_path)
     assert result.signal is None
     assert result.validation_losses[-1][0] == 12
 

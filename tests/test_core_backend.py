@@ -19,7 +19,7 @@ from russellgrad.tokenizer import Tokenizer
 from tests.core_backend import core_module, read_only_module, thin_module
 from tests.helpers import module_of, rng
 from tests.process import output_of
-from tests.test_resume import RUN, parameters, stopped
+from tests.test_resume import RUN, parameters, run_until_signal
 from train import checkpoints
 from train.train_transformer import train
 
@@ -145,7 +145,7 @@ def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(
     core: Backend, monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     whole = run(text, tmp_path / "whole", **options)
-    first = stopped(monkeypatch, 5, text, tmp_path / "parts", **options)
+    first = run_until_signal(monkeypatch, 5, text, tmp_path / "parts", **options)
     rest = train(resume=str(tmp_path / "parts"))
     assert first.losses + rest.losses == whole.losses
     assert rest.validation_losses == whole.validation_losses

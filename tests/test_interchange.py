@@ -1,4 +1,4 @@
-"""Models to PyTorch and from there, in memory and in files; memory shared with it; batches of its DataLoader."""
+"""Conversion of models to and from PyTorch, in memory and in files; DLPack; batches of a DataLoader."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.dlpack import from_dlpack as torch_from_dlpack  # torch.from_dlpack, which its types do not know
+from torch.utils.dlpack import from_dlpack as torch_from_dlpack  # torch.from_dlpack lacks type hints
 
 from docs import torch_twin
 from docs.torch_twin import Twin, renamed
@@ -39,7 +39,7 @@ def small_tokenizer(**options: Any) -> Tokenizer:
 
 
 def small_model(dtype: str = "float64", **options: Any) -> Transformer:
-    """With sizeable random parameters, in evaluation mode."""
+    """A small model with random parameters, in evaluation mode."""
     model = Transformer(small_tokenizer(), **{"n_layers": 2, "n_attn_heads": 4, "seed": 1, **options}).astype(dtype)
     randomise(model)
     return model.eval()
@@ -67,8 +67,8 @@ def tokens(model: Transformer, batch: Any = BATCH) -> torch.Tensor:
     return torch.from_numpy(Tensor(model.tokenizer.ids(batch).values).numpy())
 
 
-def check_the_same(model: Transformer, twin: Twin, scale: float = 1.0) -> None:
-    """Logits, and with a random gradient of theirs those of all parameters; 1e-12 in float64."""
+def check_same_outputs(model: Transformer, twin: Twin, scale: float = 1.0) -> None:
+    """Check the logits, and the gradients of all parameters for a random upstream gradient; atol 1e-12 in float64."""
     logits, expected = model(BATCH), twin(tokens(model))
     dtype = str(logits.dtype)
     atol = None if dtype == "float64" else 2e-5 * scale
@@ -77,23 +77,23 @@ def check_the_same(model: Transformer, twin: Twin, scale: float = 1.0) -> None:
     logits.backward(Tensor(upstream, requires_grad=False))
     expected.backward(torch.from_numpy(upstream))
     ours = {name: torch.from_numpy(Tensor(p.grad).numpy()) for name, p in model.named_parameters()}
-    theirs = dict(twin.named_parameters())  # the logits' weight is the token embedding: once
+    theirs = dict(twin.named_parameters())  # lists the tied weight once, as the token embedding
     assert {*renamed(ours)} == {*theirs, "lm_head.weight"}
     for name, parameter in theirs.items():
         assert_close(renamed(ours)[name], parameter.grad, atol=atol, what=name)
 
 
-# --- A model over and back
+# --- Conversion in memory
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_the_twin_of_a_model_has_its_logits_and_gradients(backend: Backend, options: dict[str, Any]) -> None:
+def test_exported_model_matches_logits_and_gradients(backend: Backend, options: dict[str, Any]) -> None:
     model = small_model(**options)
-    check_the_same(model, twin_of(model))
+    check_same_outputs(model, twin_of(model))
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_the_model_of_a_twin_has_its_logits_and_gradients(backend: Backend, options: dict[str, Any]) -> None:
+def test_imported_model_matches_logits_and_gradients(backend: Backend, options: dict[str, Any]) -> None:
     like = small_model(**options)
     twin = empty_twin(like)
     for parameter in twin.parameters():
@@ -103,29 +103,29 @@ def test_the_model_of_a_twin_has_its_logits_and_gradients(backend: Backend, opti
     assert model.config() == like.config()
     assert not model.training
     assert all(p.backend is get_backend() and p.requires_grad for p in model.parameters())
-    check_the_same(model, twin)
+    check_same_outputs(model, twin)
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_float32(backend: Backend, options: dict[str, Any]) -> None:
+def test_exported_float32_model_matches(backend: Backend, options: dict[str, Any]) -> None:
     model = small_model("float32", **options)
-    check_the_same(model, twin_of(model), scale=10)  # gradients are of the order of 10 and more
+    check_same_outputs(model, twin_of(model), scale=10)  # some gradients are larger than 10
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_over_and_back_bit_for_bit(backend: Backend, dtype: str) -> None:
+def test_round_trip_is_bitwise_exact(backend: Backend, dtype: str) -> None:
     model = small_model(dtype, **GPT)
     state, again = model.state_dict(), from_twin(twin_of(model)).state_dict()
     assert list(again) == list(state)
     for name, array in state.items():
         assert again[name].dtype == dtype
         np.testing.assert_array_equal(again[name], array, strict=True)
-    back = from_twin(model.to_torch_state_dict()).state_dict()  # NumPy arrays do, too
+    back = from_twin(model.to_torch_state_dict()).state_dict()  # a dict of NumPy arrays works too
     assert all(np.array_equal(back[name], array) for name, array in state.items())
 
 
-def test_names_and_shapes_are_nanogpts(backend: Backend) -> None:
-    """Its checkpoints' own, as `bias=True` gives them but for the attention's, which has none here."""
+def test_exported_names_and_shapes_match_nanogpt(backend: Backend) -> None:
+    """Names and shapes are those of a nanoGPT checkpoint with `bias=True`, without biases in the attention."""
     block = {
         "ln_1.weight": (16,), "ln_1.bias": (16,), "attn.c_attn.weight": (48, 16), "attn.c_proj.weight": (16, 16),
         "ln_2.weight": (16,), "ln_2.bias": (16,), "mlp.c_fc.weight": (64, 16), "mlp.c_fc.bias": (64,),
@@ -149,7 +149,7 @@ def test_names_and_shapes_are_nanogpts(backend: Backend) -> None:
     np.testing.assert_array_equal(state["transformer.h.1.mlp.c_proj.weight"], w["blocks.1.feed_forward.w_out"].T)
 
 
-def test_what_is_exported_is_a_copy_in_c_order(backend: Backend) -> None:
+def test_exported_arrays_are_c_contiguous_copies(backend: Backend) -> None:
     model = small_model(**GPT)
     before, state = model.state_dict(), model.to_torch_state_dict()
     for array in state.values():
@@ -160,7 +160,7 @@ def test_what_is_exported_is_a_copy_in_c_order(backend: Backend) -> None:
     assert (state["transformer.wte.weight"] == 7.0).all()
 
 
-def test_what_is_imported_is_a_copy(backend: Backend) -> None:
+def test_imported_parameters_are_copies(backend: Backend) -> None:
     twin = twin_of(small_model(**GPT))
     model = from_twin(twin)
     before = model.state_dict()
@@ -171,7 +171,7 @@ def test_what_is_imported_is_a_copy(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_halves_are_widened_to_float32(backend: Backend, dtype: torch.dtype) -> None:
+def test_half_precision_weights_are_imported_as_float32(backend: Backend, dtype: torch.dtype) -> None:
     twin = twin_of(small_model(**GPT))
     state = from_twin(twin.to(dtype)).to_torch_state_dict()
     for name, parameter in twin.state_dict().items():
@@ -181,7 +181,7 @@ def test_halves_are_widened_to_float32(backend: Backend, dtype: torch.dtype) -> 
     assert str(from_twin(mixed).final_norm.gamma.dtype) == "float32"  # type: ignore[union-attr]
 
 
-def test_a_model_in_bfloat16_is_exported_in_float32(backend: Backend) -> None:
+def test_bfloat16_model_is_exported_as_float32(backend: Backend) -> None:
     if "bfloat16" not in backend.float_dtypes():
         pytest.skip(f"{backend.name} has no bfloat16")
     model = small_model("bfloat16", **GPT)
@@ -190,15 +190,15 @@ def test_a_model_in_bfloat16_is_exported_in_float32(backend: Backend) -> None:
     same = small_model("float64", **GPT).to_torch_state_dict()
     for name, array in state.items():
         expected = torch.from_numpy(same[name]).to(torch.bfloat16).float().numpy()
-        assert_close(array, expected, atol=2.0**-8, what=name)  # rounded once; to float32 in between, perhaps
+        assert_close(array, expected, atol=2.0**-8, what=name)  # rounded to bfloat16 once, perhaps after float32
 
 
-def test_a_model_over_and_back_goes_on_alike(backend: Backend) -> None:
+def test_round_trip_model_generates_the_same_text(backend: Backend) -> None:
     model = small_model(**GPT)
     assert from_twin(twin_of(model)).generate("the", 20, seed=4) == model.generate("the", 20, seed=4)
 
 
-def test_the_model_is_on_the_tokenizers_backend(backend: Backend) -> None:
+def test_imported_model_is_on_the_backend_of_the_tokenizer(backend: Backend) -> None:
     state = small_model(**GPT).to_torch_state_dict()
     tokenizer = small_tokenizer().to("numpy")
     model = Transformer.from_torch(state, tokenizer, n_attn_heads=4, activation="gelu")
@@ -206,14 +206,14 @@ def test_the_model_is_on_the_tokenizers_backend(backend: Backend) -> None:
     assert {p.backend.name for p in model.parameters()} == {"numpy"}
 
 
-def test_importing_uses_no_draw_of_the_default_generator(backend: Backend) -> None:
+def test_import_does_not_advance_the_default_generator(backend: Backend) -> None:
     state = small_model(**GPT).to_torch_state_dict()
     before = default_generator().counter
     from_twin(state)
     assert default_generator().counter == before
 
 
-def test_pytorch_itself_is_not_imported() -> None:
+def test_conversion_does_not_import_torch() -> None:
     code = """
 import sys
 from russellgrad.russelltransformer import Transformer
@@ -226,18 +226,18 @@ print("torch" in sys.modules)
     assert output_of(code) == "False"
 
 
-# --- nanoGPT's checkpoints
+# --- nanoGPT checkpoints
 
 
 def nanogpt_checkpoint(twin: Twin) -> dict[str, torch.Tensor]:
-    """As nanoGPT's `bias=False` leaves it: no biases, no row for padding, and torch.compile's prefix."""
+    """A checkpoint as nanoGPT saves it with `bias=False`: no biases, no padding row, the prefix of torch.compile."""
     state = {name: tensor for name, tensor in twin.state_dict().items() if not name.endswith(".bias")}
     for name in ("transformer.wte.weight", "lm_head.weight"):
         state[name] = state[name][:-1]
     return {"_orig_mod." + name: tensor for name, tensor in state.items()}
 
 
-def test_a_checkpoint_of_nanogpt(backend: Backend) -> None:
+def test_nanogpt_checkpoint_is_imported(backend: Backend) -> None:
     twin = twin_of(small_model(**GPT))
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
@@ -245,29 +245,29 @@ def test_a_checkpoint_of_nanogpt(backend: Backend) -> None:
                 parameter.zero_()
         twin.transformer.wte.weight[-1] = 0.0
     model = from_twin(nanogpt_checkpoint(twin), padding_row=False)
-    check_the_same(model, twin)
+    check_same_outputs(model, twin)
     assert (model(BATCH).numpy()[..., -1] == 0).all()
     assert not set(model.generate("the", 50, seed=2)) - set(TEXT)
 
 
-def test_the_names_that_torch_compile_gives(backend: Backend) -> None:
+def test_torch_compile_prefix_is_removed(backend: Backend) -> None:
     twin = twin_of(small_model(**GPT))
-    compiled: Any = torch.compile(twin, backend="eager")  # only its names matter
+    compiled: Any = torch.compile(twin, backend="eager")  # only the parameter names matter
     assert all(name.startswith("_orig_mod.") for name in compiled.state_dict())
-    check_the_same(from_twin(compiled), twin)
+    check_same_outputs(from_twin(compiled), twin)
 
 
-def test_without_the_tied_name(backend: Backend) -> None:
-    """safetensors and `named_parameters` give tied parameters once."""
+def test_state_without_the_tied_weight_is_imported(backend: Backend) -> None:
+    """safetensors and `named_parameters` list tied parameters once."""
     twin = twin_of(small_model(**GPT))
-    check_the_same(from_twin({name: p.detach() for name, p in twin.named_parameters()}), twin)
+    check_same_outputs(from_twin({name: p.detach() for name, p in twin.named_parameters()}), twin)
 
 
-# --- What does not fit
+# --- Mismatched states
 
 
 def check_refused(error: type[Exception], source: Any, *messages: str, **options: Any) -> None:
-    """Each message is part of the one error; the tokenizer is as it was."""
+    """Check that one error has all the messages, and that the tokenizer is unchanged."""
     tokenizer = small_tokenizer()
     before = tokenizer.state_dict()
     with pytest.raises(error) as caught:
@@ -281,7 +281,7 @@ def check_refused(error: type[Exception], source: Any, *messages: str, **options
 
 
 def state_with(**changes: Any) -> dict[str, Any]:
-    """A whole state, with names (`__` for the dot) taken out (None) or set."""
+    """A complete state with changes: None removes a name, another value sets it (`__` stands for the dot)."""
     state: dict[str, Any] = dict(twin_of(small_model("float32", **GPT)).state_dict())
     for name, value in changes.items():
         state.pop(name.replace("__", "."), None)
@@ -290,7 +290,7 @@ def state_with(**changes: Any) -> dict[str, Any]:
     return state
 
 
-def test_all_that_does_not_fit_is_in_one_error(backend: Backend) -> None:
+def test_all_mismatches_are_in_one_error(backend: Backend) -> None:
     state = state_with(
         transformer__h__0__ln_1__weight=None,
         transformer__h__1__attn__c_attn__weight=torch.zeros(16, 48),
@@ -337,11 +337,11 @@ def test_all_that_does_not_fit_is_in_one_error(backend: Backend) -> None:
         ({"epoch": 3}, ["'epoch' is a int, not a tensor"]),
     ],
 )  # fmt: skip
-def test_a_state_that_does_not_fit(backend: Backend, changes: dict[str, Any], messages: list[str]) -> None:
+def test_mismatched_state_raises(backend: Backend, changes: dict[str, Any], messages: list[str]) -> None:
     check_refused(ValueError, state_with(**changes), *messages)
 
 
-def test_what_is_no_state(backend: Backend) -> None:
+def test_invalid_state_raises(backend: Backend) -> None:
     check_refused(ValueError, {"model": state_with(), "optimizer": {}}, "'model' is a dict", "checkpoint['model']")
     check_refused(ValueError, {}, "missing transformer.wte.weight (11, 16)")
     check_refused(TypeError, "model.pt", "needs a state_dict or a torch.nn.Module, got str")
@@ -349,16 +349,16 @@ def test_what_is_no_state(backend: Backend) -> None:
     check_refused(ValueError, outside, "missing transformer.h.0.ln_1.weight (16,)")
 
 
-def test_a_row_for_padding_too_many(backend: Backend) -> None:
+def test_extra_padding_row_raises(backend: Backend) -> None:
     check_refused(ValueError, state_with(), "wte.weight has shape (11, 16), expected (10, 16)", padding_row=False)
 
 
-# --- Files that open elsewhere
+# --- Model files
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("options", [{}, GPT])
-def test_a_model_file_opens_in_pytorch(backend: Backend, tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
+def test_model_file_loads_in_pytorch(backend: Backend, tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
     from safetensors.torch import load_file
 
     model = small_model(dtype, **options)
@@ -366,41 +366,41 @@ def test_a_model_file_opens_in_pytorch(backend: Backend, tmp_path: Path, dtype: 
     twin, vocabulary = torch_twin.load(path)
     assert vocabulary == model.tokenizer.vocabulary
     assert not twin.training
-    check_the_same(model, twin, scale=10)
+    check_same_outputs(model, twin, scale=10)
     by_hand = empty_twin(model, getattr(torch, dtype))
     by_hand.load_state_dict(renamed(load_file(path)))
     assert torch.equal(by_hand(tokens(model)), twin(tokens(model)))
 
 
-def test_a_model_file_of_bfloat16_opens_in_pytorch(backend: Backend, tmp_path: Path) -> None:
+def test_bfloat16_model_file_loads_in_pytorch(backend: Backend, tmp_path: Path) -> None:
     if "bfloat16" not in backend.float_dtypes():
         pytest.skip(f"{backend.name} has no bfloat16")
     model = small_model("bfloat16", **GPT)
     twin, _ = torch_twin.load(save_model(tmp_path / "model.safetensors", model))
-    check_the_same(model.astype("float32"), twin, scale=10)
+    check_same_outputs(model.astype("float32"), twin, scale=10)
 
 
-def test_a_file_that_pytorch_wrote(backend: Backend, tmp_path: Path) -> None:
+def test_file_saved_by_pytorch_is_imported(backend: Backend, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
     from safetensors.torch import save_model as save_torch_model
 
     model = small_model(**GPT)
     twin, path = twin_of(model), tmp_path / "twin.safetensors"
     save_torch_model(twin, str(path))
-    check_the_same(from_twin(load_file(path)), twin)
+    check_same_outputs(from_twin(load_file(path)), twin)
     save_file({name: torch.from_numpy(a) for name, a in model.to_torch_state_dict().items()}, path)
     again = from_twin(load_file(path))
     path = save_model(tmp_path / "model.safetensors", again)
     assert np.array_equal(load_model(path)(BATCH).numpy(), model(BATCH).numpy())
 
 
-# --- Memory shared by DLPack
+# --- DLPack
 
 
 @pytest.fixture
 def on_host(backend: Backend) -> Backend:
     if backend.name == "cupy":
-        pytest.skip("the arrays are on a device, and PyTorch's on the host")
+        pytest.skip("CuPy arrays are on a device, this PyTorch has only host memory")
     return backend
 
 
@@ -409,7 +409,7 @@ DTYPES = ["float32", "float64", "int64"]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (3, 4), (0, 3)])
-def test_memory_to_pytorch(on_host: Backend, dtype: str, shape: tuple[int, ...]) -> None:
+def test_to_dlpack_shares_memory(on_host: Backend, dtype: str, shape: tuple[int, ...]) -> None:
     values = (10 * rng().normal(size=shape)).astype(dtype)
     x = Tensor(values, requires_grad=False)
     theirs = torch_from_dlpack(x)
@@ -422,7 +422,7 @@ def test_memory_to_pytorch(on_host: Backend, dtype: str, shape: tuple[int, ...])
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (3, 4), (0, 3)])
-def test_memory_from_pytorch(on_host: Backend, dtype: str, shape: tuple[int, ...]) -> None:
+def test_from_dlpack_shares_memory(on_host: Backend, dtype: str, shape: tuple[int, ...]) -> None:
     theirs = torch.from_numpy(np.asarray(10 * rng().normal(size=shape)).astype(dtype))
     x = Tensor.from_dlpack(theirs)
     assert (x.backend, x.shape, x.requires_grad) == (on_host, shape, dtype != "int64")
@@ -433,7 +433,7 @@ def test_memory_from_pytorch(on_host: Backend, dtype: str, shape: tuple[int, ...
     assert_close(x, theirs)
 
 
-def test_views_keep_their_strides(on_host: Backend) -> None:
+def test_dlpack_keeps_the_strides_of_views(on_host: Backend) -> None:
     x = Tensor(rng().normal(size=(4, 6)), requires_grad=False)
     for view in (x.T, x[1:, ::2], x[:, 3], x[2], x.broadcast_to(2, 4, 6)):
         theirs = torch_from_dlpack(view)
@@ -447,7 +447,7 @@ def test_views_keep_their_strides(on_host: Backend) -> None:
         assert_close(ours, theirs)
 
 
-def test_a_view_that_runs_backwards_is_not_exported(backend: Backend) -> None:
+def test_dlpack_export_of_negative_strides_raises(backend: Backend) -> None:
     x = Tensor([1.0, 2.0, 3.0], requires_grad=False)
     with pytest.raises(
         BufferError, match=r"^__dlpack__: this view has negative strides.* export a copy, Tensor\(x.data"
@@ -457,8 +457,8 @@ def test_a_view_that_runs_backwards_is_not_exported(backend: Backend) -> None:
     assert_close(Tensor.from_dlpack(copied), np.array([3.0, 2.0, 1.0]))
 
 
-def test_memory_that_may_not_be_written(on_host: Backend) -> None:
-    """Told by DLPack 1.0, which NumPy heeds; PyTorch knows no such memory."""
+def test_dlpack_keeps_the_read_only_flag(on_host: Backend) -> None:
+    """DLPack 1.0 has a read-only flag, which NumPy respects; PyTorch does not support read-only memory."""
     constant = np.ones(3)
     constant.flags.writeable = False
     x = Tensor.from_dlpack(constant, requires_grad=False)
@@ -466,12 +466,12 @@ def test_memory_that_may_not_be_written(on_host: Backend) -> None:
         x.data += 1.0
     assert not np.from_dlpack(x).flags.writeable
     with pytest.raises(BufferError, match="readonly"):
-        x.__dlpack__()  # which asks for an older DLPack, that cannot tell
+        x.__dlpack__()  # requests an older DLPack version, which has no read-only flag
     assert_close((Tensor.from_dlpack(constant) * 2).sum(), np.array(6.0))
 
 
-def test_gradients_do_not_cross(on_host: Backend) -> None:
-    """A tensor that tracks gradients is not given away; what comes is a leaf of its own."""
+def test_dlpack_refuses_tensors_that_require_grad(on_host: Backend) -> None:
+    """A tensor that tracks gradients is neither exported nor imported; an imported detached tensor is a new leaf."""
     with pytest.raises(BufferError, match=r"^__dlpack__: this tensor tracks gradients.* export .detach\(\)"):
         torch_from_dlpack(Tensor([1.0]))
     leaf = torch.ones(3, requires_grad=True)
@@ -485,7 +485,7 @@ def test_gradients_do_not_cross(on_host: Backend) -> None:
     assert_close(torch_from_dlpack(x.detach()), leaf)
 
 
-def test_a_write_from_pytorch_can_be_told(on_host: Backend) -> None:
+def test_changed_in_place_reports_writes_from_pytorch(on_host: Backend) -> None:
     theirs = torch.ones(3)
     x = Tensor.from_dlpack(theirs)
     y = (x * x).sum()
@@ -500,7 +500,7 @@ def test_a_write_from_pytorch_can_be_told(on_host: Backend) -> None:
     [torch.ones(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.complex64), torch.eye(3).to_sparse(),
      torch.ones(3, device="meta")],
 )  # fmt: skip
-def test_what_cannot_be_shared_is_one_clear_error(backend: Backend, theirs: torch.Tensor) -> None:
+def test_from_dlpack_of_unsupported_tensor_raises(backend: Backend, theirs: torch.Tensor) -> None:
     with pytest.raises(BufferError) as caught:
         Tensor.from_dlpack(theirs)
     said = str(caught.value)
@@ -508,30 +508,30 @@ def test_what_cannot_be_shared_is_one_clear_error(backend: Backend, theirs: torc
     assert ".float()" in said and ".detach()" in said
 
 
-def test_the_remedies_for_what_cannot_be_shared(on_host: Backend) -> None:
+def test_from_dlpack_remedy_works(on_host: Backend) -> None:
     half = torch.tensor([1.0, 2.5], dtype=torch.bfloat16, requires_grad=True)
     assert_close(Tensor.from_dlpack(half.detach().float()), np.array([1.0, 2.5], "float32"))
 
 
 @pytest.mark.parametrize("wrong", [[1.0], 2.0, None])
-def test_what_has_no_memory_to_share(backend: Backend, wrong: Any) -> None:
+def test_from_dlpack_of_an_object_without_dlpack_raises(backend: Backend, wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"^from_dlpack: a \w+ has no __dlpack__; copy it with Tensor\(data\)"):
         Tensor.from_dlpack(wrong)
 
 
-def test_memory_of_the_host_is_not_a_devices(backend: Backend) -> None:
+def test_from_dlpack_of_host_memory_raises_on_cupy(backend: Backend) -> None:
     if backend.name != "cupy":
-        pytest.skip("these backends are on the host")
+        pytest.skip("this backend uses host memory")
     for host in (torch.ones(3), np.ones(3)):
         with pytest.raises(BufferError, match=r"^from_dlpack: backend 'cupy' cannot share .*\.cuda\(\)"):
             Tensor.from_dlpack(host)
-    assert_close(Tensor(torch.ones(3)), np.ones(3, "float32"))  # a copy can always be had
+    assert_close(Tensor(torch.ones(3)), np.ones(3, "float32"))  # copying always works
 
 
-# --- Batches of a DataLoader
+# --- DataLoader
 
 
-def test_batches_of_ids_from_a_dataloader(backend: Backend) -> None:
+def test_dataloader_batches_of_ids_are_accepted(backend: Backend) -> None:
     model = small_model(**GPT)
     ids = torch.tensor([model.tokenizer.encode(TEXT[i : i + 9]) for i in range(8)])
     losses = []
@@ -544,7 +544,7 @@ def test_batches_of_ids_from_a_dataloader(backend: Backend) -> None:
     assert len(losses) == 2
 
 
-def test_batches_of_texts_from_a_dataloader(backend: Backend) -> None:
+def test_dataloader_batches_of_texts_are_accepted(backend: Backend) -> None:
     model = small_model(**GPT)
     texts: Any = ["the cat", "a", "sat", "the mat"]
     for i, batch in enumerate(DataLoader(texts, batch_size=2)):

@@ -1,8 +1,8 @@
 """The CUDA kernels of backends/cupy_kernels.cu against the NumPy reference, which computes in float64.
 
-They run on a CUDA device where the CuPy backend is usable, else these very sources run on the CPU, through the
-stand-in's RawModule. Each case runs twice there, with two orders of the warps and with guard pages on either side of
-the arrays, and must give the same bits.
+They run on a CUDA device if the CuPy backend is usable. Otherwise the same sources run on the CPU through the
+stand-in's RawModule. There, each case runs with two orders of the warps and with a guard page before or after each
+array. Each case runs twice and must give the same bits.
 """
 
 import importlib
@@ -35,16 +35,16 @@ ON_DEVICE = os.environ.get("RG_CUPY") != "standin" and "cupy" in (
 )
 cupy: Any = importlib.import_module("cupy") if ON_DEVICE else MODULES["cupy"]
 
-on_stand_in = pytest.mark.skipif(ON_DEVICE, reason="needs the stand-in, which checks each access")
+only_on_stand_in = pytest.mark.skipif(ON_DEVICE, reason="needs the stand-in, which checks each memory access")
 if (os.environ.get("RG_BACKEND") or "cupy") != "cupy":
-    pytest.skip("CuPy's kernels are tried with RG_CUPY=standin RG_BACKEND=cupy", allow_module_level=True)
+    pytest.skip("the CuPy kernels are tested with RG_CUPY=standin RG_BACKEND=cupy", allow_module_level=True)
 pytestmark = pytest.mark.skipif(
-    not ON_DEVICE and shutil.which("g++") is None, reason="neither a CUDA device nor g++ to run the kernels with"
+    not ON_DEVICE and shutil.which("g++") is None, reason="the kernels need a CUDA device or g++"
 )
 
 
 def load(edit: Callable[[str], str] = str, names: Sequence[str] | None = None) -> Any:
-    """The module cupy_kernels on the device or the stand-in, with an edited source, and only the templates `names`."""
+    """Import cupy_kernels, on the device or the stand-in, with an edited source and only the templates `names`."""
     with pytest.MonkeyPatch.context() as patch:
         if not ON_DEVICE:
             for name, module in MODULES.items():
@@ -74,16 +74,16 @@ def bfloat16() -> Any:
     return np.dtype(pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes").bfloat16)
 
 
-# --- Arrays on both sides
+# --- Arrays on the host and the device
 
 
-def numbers(shape: Sequence[int], dtype: Any, seed: int = 0, scale: float = 1.0) -> Array:
-    """Random numbers, rounded to dtype."""
+def random_array(shape: Sequence[int], dtype: Any, seed: int = 0, scale: float = 1.0) -> Array:
+    """Normally distributed numbers, rounded to dtype."""
     return (scale * rng(seed).normal(size=shape)).astype(dtype)
 
 
-def wide(*arrays: Array | None) -> Any:
-    """The same numbers in float64, for the reference."""
+def to_float64(*arrays: Array | None) -> Any:
+    """The float arrays converted to float64, for the reference; other arrays unchanged."""
     return [None if a is None else a.astype(np.float64) if a.dtype.kind in "fV" else a for a in arrays]
 
 
@@ -92,7 +92,7 @@ def device(*arrays: Array | None) -> Any:
 
 
 def spread(a: Array) -> Array:
-    """A copy on the device with gaps between and after the elements of a row, and an unaligned start."""
+    """A strided copy on the device: every second element of a row, with an unaligned start."""
     buffer = cupy.asarray(np.zeros((*a.shape[:-1], 2 * a.shape[-1] + 3), a.dtype))
     view = buffer[..., 1 : 1 + 2 * a.shape[-1] : 2]
     view[...] = cupy.asarray(a)
@@ -100,13 +100,13 @@ def spread(a: Array) -> Array:
 
 
 def unaligned(a: Array) -> Array:
-    """A contiguous copy on the device that does not start at a multiple of 16 bytes."""
+    """A contiguous copy on the device whose start is not a multiple of 16 bytes."""
     buffer = cupy.asarray(np.concatenate([a[:0].ravel(), np.zeros(1, a.dtype), a.ravel()]))
     return buffer[1:].reshape(a.shape)
 
 
 def twice(f: Callable[[], Any]) -> list[Array]:
-    """The results of f() on the host. Checks that they have the same bits under another order of warps."""
+    """Run f() with two orders of the warps, check that the bits are equal, and return the results on the host."""
     runs = []
     for seed in (0, 1):
         if not ON_DEVICE:
@@ -121,7 +121,7 @@ def twice(f: Callable[[], Any]) -> list[Array]:
 
 
 def assert_near(actual: Array, expected: Array, dtype: Any, *, atol: float = 2e-5, what: str = "") -> None:
-    """Within atol of the reference, and, for bfloat16, one rounding of the result: half of 2^-7, relative."""
+    """Compare with the reference within atol; for bfloat16, also within one rounding (relative 2^-8)."""
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     assert actual.dtype == dtype, f"{what}: dtype {actual.dtype}, expected {dtype}"
     rtol = 2.0**-8 if actual.dtype.itemsize == 2 else 0.0
@@ -129,7 +129,7 @@ def assert_near(actual: Array, expected: Array, dtype: Any, *, atol: float = 2e-
 
 
 def check(f: Callable[[], Any], expected: Any, dtype: Any, *, atol: float = 2e-5) -> list[Array]:
-    """Run f() twice and compare its results with the expected ones; None must be in the same places."""
+    """Run f() twice and compare its results with `expected`; both must be None at the same positions."""
     results = twice(f)
     wanted = expected if isinstance(expected, (tuple, list)) else (expected,)
     for i, (actual, reference) in enumerate(zip(results, wanted, strict=True)):
@@ -139,7 +139,7 @@ def check(f: Callable[[], Any], expected: Any, dtype: Any, *, atol: float = 2e-5
     return results
 
 
-# Odd widths and one that is whole packs of 16 bytes; more columns than a block has; more rows than a chunk; none.
+# Odd widths, a multiple of 16 bytes, more columns than threads in a block, more rows than a chunk, and empty arrays.
 SHAPES = [(3, 1), (2, 3, 31), (5, 33), (9, 64), (3, 257), (2, 520), (1, 2100), (70, 16), (1, 1), (0, 5), (4, 0), (7,)]
 
 
@@ -158,7 +158,7 @@ def layout(request: pytest.FixtureRequest) -> Callable[[Array], Array]:
 
 
 def reference_activation(kind: str | float, a: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """In float64: the output, and the function from its gradient to that of a."""
+    """In float64: the output, and the function from the output's gradient to the gradient of `a`."""
     if isinstance(kind, str):
         out, slope = numpy_backend.gelu(a, kind)
         return out, lambda g: g * slope
@@ -179,32 +179,32 @@ def backward_of(kernels: Any, kind: str | float) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("shape", [(), *SHAPES, (1000, 40)], ids=str)
 @pytest.mark.parametrize("kind", ["none", "tanh", 0.1, 0.0])
-def test_activation(kernels: Any, dtype: Any, kind: str | float, shape: Sequence[int]) -> None:
-    a, g = numbers(shape, dtype, scale=2.0), numbers(shape, dtype, 1)
-    a.reshape(-1)[:3] = [0, -0.0, 30][: a.size]  # a tie at 0, and far out
+def test_activation_matches_reference(kernels: Any, dtype: Any, kind: str | float, shape: Sequence[int]) -> None:
+    a, g = random_array(shape, dtype, scale=2.0), random_array(shape, dtype, 1)
+    a.reshape(-1)[:3] = [0, -0.0, 30][: a.size]  # the kink at 0, and a large value
     da, dg = device(a, g)
-    out, gradient = reference_activation(kind, *wide(a))
+    out, gradient = reference_activation(kind, *to_float64(a))
     check(lambda: forward_of(kernels, kind)(da), out, dtype)
     check(lambda: backward_of(kernels, kind)(dg, da), gradient(g.astype(np.float64)), dtype)
 
 
 @pytest.mark.parametrize("kind", ["none", 0.1])
-def test_activation_of_any_layout(kernels: Any, dtype: Any, kind: str | float, layout: Any) -> None:
-    a, g = numbers((6, 5, 24), dtype), numbers((6, 5, 24), dtype, 1)
-    out, gradient = reference_activation(kind, *wide(a))
+def test_activation_accepts_any_layout(kernels: Any, dtype: Any, kind: str | float, layout: Any) -> None:
+    a, g = random_array((6, 5, 24), dtype), random_array((6, 5, 24), dtype, 1)
+    out, gradient = reference_activation(kind, *to_float64(a))
     da, dg = layout(a), layout(g)
     check(lambda: forward_of(kernels, kind)(da), out, dtype)
     check(lambda: backward_of(kernels, kind)(dg, da), gradient(g.astype(np.float64)), dtype)
 
 
 @pytest.mark.parametrize("kind", ["none", "tanh", 0.1, 0.0])
-def test_activation_at_the_ends_of_the_numbers(kernels: Any, kind: str | float) -> None:
+def test_activation_of_extreme_values_matches_reference(kernels: Any, kind: str | float) -> None:
     a = np.array([np.nan, np.inf, -np.inf, 1e20, -1e20, 3e38, -3e38, 1e-30], np.float32)
     with np.errstate(all="ignore"):
-        out, gradient = reference_activation(kind, *wide(a))
+        out, gradient = reference_activation(kind, *to_float64(a))
         slope = gradient(np.ones(8))
     if kind == "tanh":
-        slope[3:7] = [1, 0, 1, 0]  # where z^2 is infinite times 0 in the reference
+        slope[3:7] = [1, 0, 1, 0]  # the reference computes inf * 0 there
     (actual,) = twice(lambda: forward_of(kernels, kind)(cupy.asarray(a)))
     np.testing.assert_allclose(actual, out.astype(np.float32), rtol=1e-6)
     ones = cupy.asarray(np.ones(8, np.float32))
@@ -223,7 +223,7 @@ def reference_layer_norm(eps: float, x: Array, gamma: Array | None, beta: Array 
 
 
 def check_layer_norm(kernels: Any, f: Callable[[], Any], expected: Sequence[Array], dtype: Any) -> None:
-    """The last two results, mean and rstd, are float32."""
+    """Compare the results of f(); the last two, mean and rstd, are float32."""
     results = twice(f)
     for actual, reference in zip(results[:-2], expected[:-2], strict=True):
         assert_near(actual, reference, dtype)
@@ -233,43 +233,47 @@ def check_layer_norm(kernels: Any, f: Callable[[], Any], expected: Sequence[Arra
 
 @pytest.mark.parametrize("affine", [(True, True), (True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layer_norm(kernels: Any, dtype: Any, shape: Sequence[int], affine: tuple[bool, bool]) -> None:
-    x = numbers(shape, dtype)
-    gamma, beta = (numbers(shape[-1:], dtype, 2 + i) if given else None for i, given in enumerate(affine))
+def test_layer_norm_matches_reference(
+    kernels: Any, dtype: Any, shape: Sequence[int], affine: tuple[bool, bool]
+) -> None:
+    x = random_array(shape, dtype)
+    gamma, beta = (random_array(shape[-1:], dtype, 2 + i) if given else None for i, given in enumerate(affine))
     dx, dgamma, dbeta = device(x, gamma, beta)
-    expected = reference_layer_norm(1e-5, *wide(x, gamma, beta))
+    expected = reference_layer_norm(1e-5, *to_float64(x, gamma, beta))
     check_layer_norm(kernels, lambda: kernels.layer_norm(dx, dgamma, dbeta, 1e-5), expected, dtype)
 
 
-def test_layer_norm_far_from_zero(kernels: Any) -> None:
-    """E[x^2] - E[x]^2 would be off by more than the variance."""
-    x = 1e4 + numbers((3, 64), FLOAT32)
+def test_layer_norm_is_accurate_for_a_large_mean(kernels: Any) -> None:
+    """The error of E[x^2] - E[x]^2 would be larger than the variance."""
+    x = 1e4 + random_array((3, 64), FLOAT32)
     y, _, _ = reference_layer_norm(1e-5, x.astype(np.float64), None, None)
     assert_near(twice(lambda: kernels.layer_norm(cupy.asarray(x), None, None, 1e-5))[0], y, FLOAT32, atol=2e-3)
 
 
 @pytest.mark.parametrize("with_gamma", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layer_norm_backward(kernels: Any, dtype: Any, shape: Sequence[int], with_gamma: bool) -> None:
-    g, x = numbers(shape, dtype), numbers(shape, dtype, 1)
-    gamma = numbers(shape[-1:], dtype, 3) if with_gamma else None
-    _, mean, rstd = (a.astype(np.float32) for a in reference_layer_norm(1.0, *wide(x, None, None)))
+def test_layer_norm_backward_matches_reference(
+    kernels: Any, dtype: Any, shape: Sequence[int], with_gamma: bool
+) -> None:
+    g, x = random_array(shape, dtype), random_array(shape, dtype, 1)
+    gamma = random_array(shape[-1:], dtype, 3) if with_gamma else None
+    _, mean, rstd = (a.astype(np.float32) for a in reference_layer_norm(1.0, *to_float64(x, None, None)))
     dg, dx, dgamma, dmean, drstd = device(g, x, gamma, mean, rstd)
-    expected = numpy_backend.layer_norm_backward(*wide(g, x, gamma, mean, rstd), (True,) * 3)
+    expected = numpy_backend.layer_norm_backward(*to_float64(g, x, gamma, mean, rstd), (True,) * 3)
     for needs in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
         wanted = [a if need else None for a, need in zip(expected, needs, strict=True)]
         check(partial(kernels.layer_norm_backward, dg, dx, dgamma, dmean, drstd, needs), wanted, dtype)
 
 
-def test_layer_norm_of_any_layout(kernels: Any, dtype: Any, layout: Any) -> None:
+def test_layer_norm_accepts_any_layout(kernels: Any, dtype: Any, layout: Any) -> None:
     shape = (40, 5, 24)
-    g, x = numbers(shape, dtype), numbers(shape, dtype, 1)
-    gamma, beta = numbers((24,), dtype, 3), numbers((24,), dtype, 4)
-    y, mean, rstd = numpy_backend.layer_norm(*wide(x, gamma, beta), 1e-5)
+    g, x = random_array(shape, dtype), random_array(shape, dtype, 1)
+    gamma, beta = random_array((24,), dtype, 3), random_array((24,), dtype, 4)
+    y, mean, rstd = numpy_backend.layer_norm(*to_float64(x, gamma, beta), 1e-5)
     dg, dx, dgamma, dbeta = layout(g), layout(x), layout(gamma), layout(beta)
     check_layer_norm(kernels, lambda: kernels.layer_norm(dx, dgamma, dbeta, 1e-5), (y, mean, rstd), dtype)
     mean, rstd = mean.astype(np.float32), rstd.astype(np.float32)
-    expected = numpy_backend.layer_norm_backward(*wide(g, x, gamma, mean, rstd), (True,) * 3)
+    expected = numpy_backend.layer_norm_backward(*to_float64(g, x, gamma, mean, rstd), (True,) * 3)
     dmean, drstd = layout(mean), layout(rstd)
     f = partial(kernels.layer_norm_backward, dg, dx, dgamma, dmean, drstd, (True, True, True))
     check(f, expected, dtype, atol=1e-4)  # sums of 200 numbers
@@ -282,18 +286,18 @@ NAMES = ["softmax", "log_softmax"]
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 31), (2, 32), (9, 1000)], ids=str)
-def test_softmax(kernels: Any, dtype: Any, name: str, shape: Sequence[int], layout: Any) -> None:
-    a, g = numbers(shape, dtype, scale=3.0), numbers(shape, dtype, 1)
+def test_softmax_matches_reference(kernels: Any, dtype: Any, name: str, shape: Sequence[int], layout: Any) -> None:
+    a, g = random_array(shape, dtype, scale=3.0), random_array(shape, dtype, 1)
     y = getattr(numpy_backend, name)(a.astype(np.float64), -1)
     da, dg = layout(a), layout(g)
     check(lambda: getattr(kernels, name)(da), y, dtype)
-    y = y.astype(dtype)  # what backward gets
-    ga = getattr(numpy_backend, f"{name}_backward")(*wide(g, y), -1)
+    y = y.astype(dtype)  # backward gets the rounded output
+    ga = getattr(numpy_backend, f"{name}_backward")(*to_float64(g, y), -1)
     check(lambda: getattr(kernels, f"{name}_backward")(dg, layout(y)), ga, dtype)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_softmax_of_what_is_not_finite(kernels: Any, name: str) -> None:
+def test_softmax_of_non_finite_values_matches_reference(kernels: Any, name: str) -> None:
     rows = np.zeros((6, 40), np.float32)
     rows[0] = -np.inf
     rows[1, 35] = np.nan
@@ -312,10 +316,12 @@ def test_softmax_of_what_is_not_finite(kernels: Any, name: str) -> None:
 @pytest.mark.parametrize("which", ["all", "some", "one"])
 @pytest.mark.parametrize("excluded", [None, 0, -1])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (5, 31), (9, 33), (40, 65), (1100, 3)], ids=str)
-def test_cross_entropy(kernels: Any, dtype: Any, shape: tuple[int, int], excluded: int | None, which: str) -> None:
+def test_cross_entropy_matches_reference(
+    kernels: Any, dtype: Any, shape: tuple[int, int], excluded: int | None, which: str
+) -> None:
     n, c = shape
-    hidden = None if excluded is None or c == 1 else excluded % c  # of one class none can be left out
-    logits, ids = numbers(shape, dtype, scale=2.0), rng(1).integers(0, c, n)
+    hidden = None if excluded is None or c == 1 else excluded % c  # a single class cannot be excluded
+    logits, ids = random_array(shape, dtype, scale=2.0), rng(1).integers(0, c, n)
     ids[ids == hidden] = 1 if hidden == 0 else 0
     valid = None if which == "all" else rng(2).random(n) < 0.7
     if valid is not None:
@@ -327,14 +333,14 @@ def test_cross_entropy(kernels: Any, dtype: Any, shape: tuple[int, int], exclude
     assert_near(actual, loss, FLOAT32)
     assert_near(actual_probs, probs, dtype)
     g, probs = np.array(1.7, np.float32), probs.astype(dtype)
-    expected = numpy_backend.cross_entropy_backward(*wide(g, probs), ids, valid)
+    expected = numpy_backend.cross_entropy_backward(*to_float64(g, probs), ids, valid)
     dg, dprobs = device(g, probs)
     check(lambda: kernels.cross_entropy_backward(dg, dprobs, dids, dvalid), expected, dtype)
 
 
-def test_cross_entropy_leaves_the_excluded_class_out_of_the_maximum(kernels: Any, dtype: Any) -> None:
-    """Else the others would underflow."""
-    logits, ids = numbers((3, 5), dtype), np.array([0, 1, 4])
+def test_cross_entropy_maximum_ignores_the_excluded_class(kernels: Any, dtype: Any) -> None:
+    """Subtracting the excluded logit, 200, would make the exponentials of all other classes underflow."""
+    logits, ids = random_array((3, 5), dtype), np.array([0, 1, 4])
     logits[:, 2] = 200
     loss, probs = numpy_backend.cross_entropy(logits.astype(np.float64), ids, None, 2)
     actual, actual_probs = twice(lambda: kernels.cross_entropy(*device(logits, ids), None, 2))
@@ -342,20 +348,20 @@ def test_cross_entropy_leaves_the_excluded_class_out_of_the_maximum(kernels: Any
     assert_near(actual_probs, probs, dtype)
 
 
-def test_cross_entropy_of_any_layout(kernels: Any, dtype: Any, layout: Any) -> None:
-    logits, ids, valid = numbers((12, 9), dtype), rng(1).integers(0, 9, 12), np.arange(12) % 3 > 0
+def test_cross_entropy_accepts_any_layout(kernels: Any, dtype: Any, layout: Any) -> None:
+    logits, ids, valid = random_array((12, 9), dtype), rng(1).integers(0, 9, 12), np.arange(12) % 3 > 0
     loss, probs = numpy_backend.cross_entropy(logits.astype(np.float64), ids, valid, None)
     d = layout(logits), layout(ids), layout(valid)
     actual, actual_probs = twice(lambda: kernels.cross_entropy(*d, None))
     assert_near(actual, loss, FLOAT32)
     assert_near(actual_probs, probs, dtype)
     g, probs = np.array(1.0, np.float32), probs.astype(dtype)
-    expected = numpy_backend.cross_entropy_backward(*wide(g, probs), ids, valid)
+    expected = numpy_backend.cross_entropy_backward(*to_float64(g, probs), ids, valid)
     check(lambda: kernels.cross_entropy_backward(cupy.asarray(g), layout(probs), *d[1:]), expected, dtype)
 
 
-def test_cross_entropy_of_what_is_not_finite(kernels: Any) -> None:
-    """An infinite loss if the class has probability 0; nan for nan logits, in invalid rows, too."""
+def test_cross_entropy_of_non_finite_logits_matches_reference(kernels: Any) -> None:
+    """The loss is infinite if the target has probability 0; nan logits give nan, in invalid rows too."""
     logits = np.zeros((4, 5), np.float32)
     logits[0, 2], logits[1, 1], logits[2] = -np.inf, np.nan, -np.inf
     ids, valid = np.array([2, 0, 0, 4]), np.array([True, False, False, True])
@@ -371,7 +377,7 @@ def test_cross_entropy_of_what_is_not_finite(kernels: Any) -> None:
     check(lambda: kernels.cross_entropy(d[0][3:], d[1][3:], None, 4), (loss, probs), FLOAT32)
 
 
-def test_cross_entropy_of_nothing(kernels: Any) -> None:
+def test_cross_entropy_of_an_empty_batch_is_nan(kernels: Any) -> None:
     logits, ids = device(np.zeros((0, 5), np.float32), np.zeros(0, np.int64))
     loss, probs = twice(lambda: kernels.cross_entropy(logits, ids, None, None))
     assert np.isnan(loss) and probs.shape == (0, 5)
@@ -391,16 +397,16 @@ def check_attention(
     offset: int = 0,
     move: Callable[[Array], Array] | None = None,
 ) -> tuple[Any, Any]:
-    """Forward and backward against the reference. `move` brings q, k, v, g and out to the device."""
+    """Compare forward and backward with the reference. `move` copies q, k, v, g and out to the device."""
     to = move or (lambda a: cupy.asarray(a))
     (q, k, v), where = qkv, (mask, causal, offset)
-    out, log_sum = numpy_backend.attention(*wide(q, k, v), *where)
+    out, log_sum = numpy_backend.attention(*to_float64(q, k, v), *where)
     dq, dk, dv, dmask = to(q), to(k), to(v), device(mask)[0]
     actual, actual_sum = twice(lambda: kernels.attention(dq, dk, dv, dmask, causal, offset))
     assert_near(actual, out, dtype, what="out")
     assert_near(actual_sum, log_sum, FLOAT32, what="log_sum")
-    g, out, log_sum = numbers(out.shape, dtype, 9), out.astype(dtype), log_sum.astype(np.float32)
-    expected = numpy_backend.attention_backward(*wide(g, q, k, v, out, log_sum), *where, (True, True, True))
+    g, out, log_sum = random_array(out.shape, dtype, 9), out.astype(dtype), log_sum.astype(np.float32)
+    expected = numpy_backend.attention_backward(*to_float64(g, q, k, v, out, log_sum), *where, (True, True, True))
     dg, dout, dlog_sum = to(g), to(out), cupy.asarray(log_sum)
     expected = [gradient.astype(np.float64) for gradient in expected]
     for needs in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
@@ -412,12 +418,12 @@ def check_attention(
 
 def operands(batch: Sequence[int], n_queries: int, n_keys: int, d: int, e: int, dtype: Any) -> list[Array]:
     shapes = [(*batch, n_queries, d), (*batch, n_keys, d), (*batch, n_keys, e)]
-    return [numbers(shape, dtype, seed) for seed, shape in enumerate(shapes)]
+    return [random_array(shape, dtype, seed) for seed, shape in enumerate(shapes)]
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 63, 64, 65, 200])
-def test_attention_around_the_borders_of_its_tiles(kernels: Any, dtype: Any, n: int, causal: bool) -> None:
+def test_attention_matches_reference_at_tile_boundaries(kernels: Any, dtype: Any, n: int, causal: bool) -> None:
     check_attention(kernels, dtype, operands((2,), n, n, 16, 16, dtype), causal=causal)
 
 
@@ -427,15 +433,17 @@ def test_attention_around_the_borders_of_its_tiles(kernels: Any, dtype: Any, n: 
     ids=str,
 )
 @pytest.mark.parametrize("lengths", [(5, 9), (40, 70)], ids=str)
-def test_attention_of_any_width(kernels: Any, dtype: Any, widths: tuple[int, int], lengths: tuple[int, int]) -> None:
+def test_attention_matches_reference_for_any_head_width(
+    kernels: Any, dtype: Any, widths: tuple[int, int], lengths: tuple[int, int]
+) -> None:
     assert kernels.attention_takes(*device(*operands((), 1, 1, *widths, dtype)))
     check_attention(kernels, dtype, operands((2,), *lengths, *widths, dtype), causal=True, offset=3)
 
 
 @pytest.mark.parametrize("offset", [-200, -70, -33, -32, -1, 0, 1, 31, 32, 33, 70, 10**12, -(10**12)])
 @pytest.mark.parametrize("lengths", [(70, 70), (3, 70), (70, 3)], ids=str)
-def test_attention_with_an_offset(kernels: Any, lengths: tuple[int, int], offset: int) -> None:
-    """A negative offset hides all keys from the first queries; a large one hides nothing."""
+def test_attention_with_an_offset_matches_reference(kernels: Any, lengths: tuple[int, int], offset: int) -> None:
+    """A negative offset masks all keys of the first queries; a large offset masks nothing."""
     check_attention(kernels, FLOAT32, operands((2,), *lengths, 8, 8, FLOAT32), causal=True, offset=offset)
 
 
@@ -444,15 +452,15 @@ def test_attention_with_an_offset(kernels: Any, lengths: tuple[int, int], offset
 @pytest.mark.parametrize(
     "shape", [(2, 3, 37, 41), (2, 1, 1, 41), (1, 3, 37, 1), (37, 41), (41,), (3, 37, 41), (1, 1, 1, 1), ()], ids=str
 )
-def test_attention_with_a_mask(
+def test_attention_with_a_mask_matches_reference(
     kernels: Any, dtype: Any, shape: Sequence[int], causal: bool, widths: tuple[int, int]
 ) -> None:
     mask = rng(5).random(shape) < 0.4
     check_attention(kernels, dtype, operands((2, 3), 37, 41, *widths, dtype), np.asarray(mask), causal)
 
 
-def test_attention_to_nothing(kernels: Any, dtype: Any) -> None:
-    """A row with everything hidden gives zeros, an infinite log_sum and zero gradients."""
+def test_attention_of_fully_masked_rows_is_zero(kernels: Any, dtype: Any) -> None:
+    """A fully masked row has an output of zeros, an infinite log_sum and zero gradients."""
     mask = np.zeros((2, 40, 40), bool)
     mask[0, 3], mask[1] = True, True
     q, k, v = operands((2,), 40, 40, 8, 8, dtype)
@@ -475,16 +483,16 @@ def test_attention_to_nothing(kernels: Any, dtype: Any) -> None:
     ids=str,
 )
 def test_attention_broadcasts_batch_axes(kernels: Any, dtype: Any, batches: Sequence[Sequence[int]]) -> None:
-    """The gradients have all batch axes."""
+    """The gradients keep all batch axes; they are not summed."""
     shapes = [(*batch, n, 6) for batch, n in zip(batches, (5, 7, 7), strict=True)]
-    q, k, v = (numbers(shape, dtype, seed) for seed, shape in enumerate(shapes))
+    q, k, v = (random_array(shape, dtype, seed) for seed, shape in enumerate(shapes))
     check_attention(kernels, dtype, (q, k, v), np.arange(7) == 2)
 
 
 @pytest.mark.parametrize("lengths", [(0, 5), (5, 0), (0, 0)], ids=str)
-def test_attention_of_no_queries_or_keys(kernels: Any, lengths: tuple[int, int]) -> None:
+def test_attention_without_queries_or_keys_is_zero(kernels: Any, lengths: tuple[int, int]) -> None:
     q, k, v = operands((2, 3), *lengths, 4, 6, FLOAT32)
-    g = numbers((2, 3, lengths[0], 6), FLOAT32)
+    g = random_array((2, 3, lengths[0], 6), FLOAT32)
     out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
     assert out.shape == g.shape and not out.any()
     assert np.isposinf(log_sum).all() and log_sum.shape == (2, 3, lengths[0], 1)
@@ -493,54 +501,54 @@ def test_attention_of_no_queries_or_keys(kernels: Any, lengths: tuple[int, int])
         assert gradient.shape == operand.shape and not gradient.any()
 
 
-def test_attention_of_values_without_width(kernels: Any) -> None:
+def test_attention_of_zero_width_values_is_empty(kernels: Any) -> None:
     q, k, v = operands((2,), 5, 6, 4, 0, FLOAT32)
     out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
     assert out.shape == (2, 5, 0)
-    assert_near(log_sum, numpy_backend.attention(*wide(q, k, v), None, False, 0)[1], FLOAT32)
+    assert_near(log_sum, numpy_backend.attention(*to_float64(q, k, v), None, False, 0)[1], FLOAT32)
 
 
-def heads_side_by_side(a: Array) -> Array:
-    """(B, H, n, width) on the device, as a view of (B, n, H, width): what splitting the heads of a product gives."""
+def split_heads_view(a: Array) -> Array:
+    """(B, H, n, width) on the device as a view of (B, n, H, width), the layout after splitting the heads."""
     return cupy.asarray(np.ascontiguousarray(a.transpose(0, 2, 1, 3))).transpose(0, 2, 1, 3)
 
 
 @pytest.mark.parametrize("width", [16, 5])
-def test_attention_leaves_heads_side_by_side(kernels: Any, dtype: Any, width: int) -> None:
+def test_attention_output_keeps_the_strides_of_the_query(kernels: Any, dtype: Any, width: int) -> None:
     q, k, v = operands((2, 3), 33, 33, width, width, dtype)
-    dq, out = check_attention(kernels, dtype, (q, k, v), causal=True, move=heads_side_by_side)
+    dq, out = check_attention(kernels, dtype, (q, k, v), causal=True, move=split_heads_view)
     assert out.strides == dq.strides
     _, out = check_attention(kernels, dtype, (q, k, v), causal=True)
     assert out.flags.c_contiguous
 
 
 @pytest.mark.parametrize("width", [16, 5])
-def test_attention_of_any_layout(kernels: Any, dtype: Any, width: int, layout: Any) -> None:
+def test_attention_accepts_any_layout(kernels: Any, dtype: Any, width: int, layout: Any) -> None:
     check_attention(kernels, dtype, operands((2, 3), 9, 33, width, width, dtype), move=layout)
 
 
-def test_attention_corrects_a_growing_maximum(kernels: Any) -> None:
-    """Scores that grow from tile to tile, and overflow unless the maximum is subtracted."""
+def test_attention_rescales_when_the_maximum_grows(kernels: Any) -> None:
+    """The scores grow from tile to tile and overflow unless the maximum is subtracted."""
     q, k, v = operands((1,), 3, 100, 4, 4, FLOAT32)
     q[...], k[...] = 10.0, np.linspace(-9, 9, 100)[:, None]
-    out, log_sum = numpy_backend.attention(*wide(q, k, v), None, False, 0)
+    out, log_sum = numpy_backend.attention(*to_float64(q, k, v), None, False, 0)
     actual, actual_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
-    assert_near(actual, out, FLOAT32, atol=1e-4)  # scores of 180 have errors of 2e-5 themselves
+    assert_near(actual, out, FLOAT32, atol=1e-4)  # scores of 180 already have errors of 2e-5
     assert_near(actual_sum, log_sum, FLOAT32, atol=1e-4)
 
 
-def test_attention_of_what_is_not_finite(kernels: Any) -> None:
-    """nan stays in its row; a score of inf gives nan, and -inf a weight of 0, as in the reference."""
+def test_attention_of_non_finite_scores_matches_reference(kernels: Any) -> None:
+    """As in the reference, nan stays in its row, a score of inf gives nan, and -inf gives a weight of 0."""
     q, k, v = operands((1,), 5, 40, 4, 4, FLOAT32)
     k = np.abs(k)
     q[0, 1, 0], q[0, 2], q[0, 3] = np.nan, np.inf, -np.inf
     with np.errstate(all="ignore"):
-        expected = numpy_backend.attention(*wide(q, k, v), None, False, 0)
+        expected = numpy_backend.attention(*to_float64(q, k, v), None, False, 0)
     assert np.isnan(expected[0][0, 1:3]).all() and not expected[0][0, 3].any()
     check(lambda: kernels.attention(*device(q, k, v), None, False, 0), expected, FLOAT32)
 
 
-def test_attention_refuses_heads_that_are_too_wide(kernels: Any) -> None:
+def test_attention_of_too_wide_heads_raises(kernels: Any) -> None:
     q, k, v = device(*operands((), 2, 2, 129, 4, FLOAT32))
     assert not kernels.attention_takes(q, k, v)
     with pytest.raises(ValueError, match="the heads have width 129; the kernels take up to 128"):
@@ -552,47 +560,47 @@ def test_attention_refuses_heads_that_are_too_wide(kernels: Any) -> None:
 
 @pytest.mark.parametrize("n_rows", [1, 2, 97, 128, 384])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3, 31), (600, 33), (40, 300)], ids=str)
-def test_embedding_backward(kernels: Any, dtype: Any, shape: Sequence[int], n_rows: int) -> None:
-    g, ids = numbers(shape, dtype, scale=0.2), rng(1).integers(0, n_rows, shape[:-1])
-    ids.reshape(-1)[::2] = n_rows - 1  # repeats
+def test_embedding_backward_matches_reference(kernels: Any, dtype: Any, shape: Sequence[int], n_rows: int) -> None:
+    g, ids = random_array(shape, dtype, scale=0.2), rng(1).integers(0, n_rows, shape[:-1])
+    ids.reshape(-1)[::2] = n_rows - 1  # repeated ids
     expected = numpy_backend.embedding_backward(g.astype(np.float64), ids, n_rows)
     assert kernels.embedding_takes(n_rows)
     dg, dids = device(g, ids)
     check(lambda: kernels.embedding_backward(dg, dids, n_rows), expected, dtype)
 
 
-def test_embedding_backward_of_any_layout(kernels: Any, dtype: Any, layout: Any) -> None:
-    g, ids = numbers((30, 7), dtype), rng(1).integers(0, 5, 30)
+def test_embedding_backward_accepts_any_layout(kernels: Any, dtype: Any, layout: Any) -> None:
+    g, ids = random_array((30, 7), dtype), rng(1).integers(0, 5, 30)
     expected = numpy_backend.embedding_backward(g.astype(np.float64), ids, 5)
     check(lambda: kernels.embedding_backward(layout(g), layout(ids), 5), expected, dtype)
 
 
 def test_embedding_backward_keeps_nan_in_its_row(kernels: Any) -> None:
-    g, ids = numbers((20, 4), FLOAT32), np.arange(20) % 5
+    g, ids = random_array((20, 4), FLOAT32), np.arange(20) % 5
     g[3] = np.nan
     (out,) = twice(lambda: kernels.embedding_backward(*device(g, ids), 5))
     assert np.isnan(out[3]).all() and np.isfinite(np.delete(out, 3, 0)).all()
 
 
 @pytest.mark.parametrize(("shape", "n_rows"), [((0, 4), 3), ((3, 0), 3), ((0, 4), 0)], ids=str)
-def test_embedding_backward_of_nothing(kernels: Any, shape: Sequence[int], n_rows: int) -> None:
+def test_embedding_backward_of_empty_gradients_is_zero(kernels: Any, shape: Sequence[int], n_rows: int) -> None:
     g, ids = device(np.zeros(shape, np.float32), np.zeros(shape[:-1], np.int64))
     (out,) = twice(lambda: kernels.embedding_backward(g, ids, n_rows))
     assert out.shape == (n_rows, shape[-1]) and not out.any()
 
 
-def test_embedding_backward_refuses_too_many_rows(kernels: Any) -> None:
+def test_embedding_backward_with_too_many_rows_raises(kernels: Any) -> None:
     assert not kernels.embedding_takes(385)
     with pytest.raises(ValueError, match="385 rows; the kernel takes up to 384"):
         kernels.embedding_backward(*device(np.zeros((2, 3), np.float32), np.zeros(2, np.int64)), 385)
 
 
-# --- One optimizer step
+# --- Optimizer steps
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 1000, 5003, 3 * 10**6])
-def test_clip_scale(kernels: Any, dtype: Any, n: int) -> None:
-    g = numbers((n,), dtype, scale=1 / max(n, 1) ** 0.5)
+def test_clip_scale_matches_reference(kernels: Any, dtype: Any, n: int) -> None:
+    g = random_array((n,), dtype, scale=1 / max(n, 1) ** 0.5)
     total = np.sum(g.astype(np.float64) ** 2)
     for max_norm in (0.1, 100.0):
         expected = np.sqrt(total), np.minimum(1, max_norm / (np.sqrt(total) + 1e-6))
@@ -601,7 +609,7 @@ def test_clip_scale(kernels: Any, dtype: Any, n: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_clip_scale_of_what_is_not_finite(kernels: Any, bad: float) -> None:
+def test_clip_scale_of_non_finite_gradients_matches_reference(kernels: Any, bad: float) -> None:
     g = cupy.asarray(np.array([1, bad, 2], np.float32))
     expected = np.array(bad), np.array(np.nan if np.isnan(bad) else 0.0)
     check(lambda: kernels.clip_scale(g, 1.0), expected, FLOAT32)
@@ -611,27 +619,31 @@ def test_clip_scale_of_what_is_not_finite(kernels: Any, bad: float) -> None:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("n", [0, 1, 5, 64, 1023, 3000])
 @pytest.mark.parametrize("place", ["aligned", "unaligned"])
-def test_adam_step(kernels: Any, dtype: Any, n: int, weight_decay: float, decoupled: bool, place: str) -> None:
-    """Three steps, with a clip and bfloat16 copies in some of them."""
+def test_adam_step_matches_reference(
+    kernels: Any, dtype: Any, n: int, weight_decay: float, decoupled: bool, place: str
+) -> None:
+    """Three steps; all but the first have a clip scale, and bfloat16 cases also write a bfloat16 copy."""
     has_low = dtype.itemsize == 2
     to = unaligned if place == "unaligned" else cupy.asarray
-    start = [numbers((n,), FLOAT32, 1), np.zeros(n, np.float32), np.zeros(n, np.float32)]
+    start = [random_array((n,), FLOAT32, 1), np.zeros(n, np.float32), np.zeros(n, np.float32)]
     beta1, beta2, eps, lr = 0.9, 0.95, 1e-8, 0.01
 
     def steps() -> list[Array]:
         p, m, v = (to(a) for a in start)
         low = to(np.zeros(n, dtype)) if has_low else None
         for step in (1, 2, 3):
-            g = to(numbers((n,), dtype, 10 + step))
+            g = to(random_array((n,), dtype, 10 + step))
             rates = np.array([lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, lr * weight_decay], np.float32)
             clip = None if step == 1 else cupy.asarray(np.array(0.3, np.float32))
             args = (cupy.asarray(rates), clip, beta1, beta2, eps, weight_decay, decoupled)
             kernels.adam_step(p, g, m, v, *args, low)
         return [p, m, v, low]
 
-    p, m, v = wide(*start)
+    p, m, v = to_float64(*start)
     for step in (1, 2, 3):
-        g = numbers((n,), dtype, 10 + step).astype(np.float64) * (1.0 if step == 1 else np.float64(np.float32(0.3)))
+        g = random_array((n,), dtype, 10 + step).astype(np.float64) * (
+            1.0 if step == 1 else np.float64(np.float32(0.3))
+        )
         rates = np.array([lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, lr * weight_decay])
         numpy_backend.adam_step(p, g, m, v, rates, None, beta1, beta2, eps, weight_decay, decoupled, None)
     *actual, low = twice(steps)
@@ -641,10 +653,10 @@ def test_adam_step(kernels: Any, dtype: Any, n: int, weight_decay: float, decoup
         assert low.tobytes() == actual[0].astype(dtype).tobytes()
 
 
-def test_adam_step_rounds_the_low_copy_to_nearest_even(kernels: Any) -> None:
+def test_adam_step_rounds_the_low_precision_copy_to_nearest_even(kernels: Any) -> None:
     dtype = bfloat16()
     p = np.array([np.nan, np.inf, -np.inf, 3.4e38, 1.00390625, 1.01171875], np.float32)  # the last two are ties
-    p.view(np.uint32)[0] = 0x7FFFFFFF  # the nan that a device computes; rounded up it would be -0
+    p.view(np.uint32)[0] = 0x7FFFFFFF  # a device's nan; rounding it up would give -0
     m, v, g = np.zeros(6, np.float32), np.zeros(6, np.float32), np.zeros(6, np.float32)
 
     def step() -> Array:
@@ -659,7 +671,7 @@ def test_adam_step_rounds_the_low_copy_to_nearest_even(kernels: Any) -> None:
     assert actual[1:].tobytes() == expected[1:].tobytes()
 
 
-def test_adam_step_refuses_what_it_could_not_change_in_place(kernels: Any) -> None:
+def test_adam_step_of_non_contiguous_arrays_raises(kernels: Any) -> None:
     a = cupy.asarray(np.zeros(6, np.float32))
     with pytest.raises(ValueError, match="updated in place and must be C-contiguous"):
         kernels.adam_step(a[::2], a[:3], a[:3], a[:3], a[:3], None, 0.9, 0.9, 1e-8, 0.0, True, None)
@@ -673,7 +685,7 @@ def test_adam_step_refuses_what_it_could_not_change_in_place(kernels: Any) -> No
     ("seed", "counter", "start"),
     [(0, 0, 0), (3, 5, 1), (2**64 - 1, 2**63 - 1, 2), (7, 2 << 64 | 9, 4 * 10**10 + 3), (7, 1, 8)],
 )
-def test_uniform_is_the_hosts(
+def test_uniform_matches_the_host_bitwise(
     kernels: Any, dtype: Any, shape: Sequence[int], seed: int, counter: int, start: int
 ) -> None:
     key = cupy.asarray(np.array([seed, counter % 2**64, counter >> 64, start], np.uint64))
@@ -683,23 +695,23 @@ def test_uniform_is_the_hosts(
     assert actual.tobytes() == expected.tobytes()
 
 
-# --- What they do not take
+# --- Accepted dtypes
 
 
-def test_takes(kernels: Any) -> None:
+def test_takes_rejects_float64_and_integers(kernels: Any) -> None:
     single, double, whole = (cupy.zeros((2,), name) for name in ("float32", "float64", "int64"))
     assert kernels.takes(single) and kernels.takes(single, None, single)
     assert not kernels.takes(double) and not kernels.takes(single, double) and not kernels.takes(whole)
 
 
-def test_takes_bfloat16(kernels: Any, dtype: Any) -> None:
+def test_takes_requires_one_dtype(kernels: Any, dtype: Any) -> None:
     a = cupy.zeros((2,), dtype)
     assert kernels.takes(a, None)
     assert kernels.takes(a, cupy.zeros((2,), "float32")) == (dtype == np.float32)
 
 
-def test_other_dtypes_are_an_error(kernels: Any) -> None:
-    """A kernel would read their bytes as float32."""
+def test_unsupported_dtypes_raise(kernels: Any) -> None:
+    """Without the check, a kernel would read the bytes as float32."""
     double, single, ids = cupy.zeros((2, 3)), cupy.zeros((2, 3), "float32"), cupy.zeros((2,), "int32")
     for call in (
         lambda: kernels.softmax(double),
@@ -713,7 +725,7 @@ def test_other_dtypes_are_an_error(kernels: Any) -> None:
             call()
 
 
-# --- Planted errors, which these tests must find
+# --- Injected errors, which these tests must detect
 
 FORWARD = "attention<float, 32>"
 ATTENTION = (FORWARD, "attention_backward_q<float, 32>", "attention_backward_kv<float, 32>")
@@ -722,23 +734,23 @@ BARRIERS = ("__syncthreads();", "__syncwarp();")
 
 
 def barriers(source: str) -> list[tuple[int, str]]:
-    """The position and text of each barrier in the attention kernels."""
+    """Position and text of each barrier in the attention kernels."""
     part = range(source.index(START), source.index("// --- Embedding"))
     return [(i, barrier) for i in part for barrier in BARRIERS if source.startswith(barrier, i)]
 
 
 def attention_results(kernels: Any) -> list[Array]:
     q, k, v = (a[None] for a in operands((), 70, 70, 20, 20, FLOAT32))
-    g = numbers(q.shape, FLOAT32, 9)
+    g = random_array(q.shape, FLOAT32, 9)
     dg, dq, dk, dv = device(g, q, k, v)
     out, log_sum = kernels.attention(dq, dk, dv, None, True, 0)
     gradients = kernels.attention_backward(dg, dq, dk, dv, out, log_sum, None, True, 0, (True, True, True))
     return [a.get() for a in (out, log_sum, *gradients)]
 
 
-@on_stand_in
+@only_on_stand_in
 @pytest.mark.parametrize("n", range(12))
-def test_a_planted_missing_barrier_is_seen(n: int) -> None:
+def test_missing_barrier_is_detected(n: int) -> None:
     source = load().SOURCE
     assert len(barriers(source)) == 12
     start, barrier = barriers(source)[n]
@@ -783,36 +795,35 @@ def call_embedding(kernels: Any) -> None:
     kernels.embedding_backward(cupy.zeros((3, 5), "float32"), cupy.zeros((3,), "int64"), 4)
 
 
-PLANTED: dict[
-    str, tuple[str, str, str, Callable[[Any], None]]
-] = {  # kernel, what stands there, what is planted, a call
-    "a row too many": ("layer_norm<float, 1>", "if (row >= n) return;", "if (row > n) return;", call_layer_norm),
-    "an element too many": ("activation<float, 1, GELU>", "if (i >= n) return;", "if (i > n) return;", call_gelu),
-    "a key too many": (FORWARD, "start + row < n &&", "start + row <= n &&", call_attention),
-    "a query too many": (
+# name: kernel, original text, replacement, call
+BOUNDS_BUGS: dict[str, tuple[str, str, str, Callable[[Any], None]]] = {
+    "one row too many": ("layer_norm<float, 1>", "if (row >= n) return;", "if (row > n) return;", call_layer_norm),
+    "one element too many": ("activation<float, 1, GELU>", "if (i >= n) return;", "if (i > n) return;", call_gelu),
+    "one key too many": (FORWARD, "start + row < n &&", "start + row <= n &&", call_attention),
+    "one query too many": (
         FORWARD,
         "if (query >= n_queries) continue;",
         "if (query > n_queries) continue;",
         call_attention,
     ),
     "mask past the end": (FORWARD, "(query >= n_queries || mask", "(query > n_queries || mask", call_masked_attention),
-    "a number too many": ("uniform<float>", "at < n)", "at <= n)", call_uniform),
-    "a weight too many": ("adam_step<float>", "j < i + 4 && j < n", "j < i + 4 && j <= n", call_adam),
-    "a table too small": ("embedding_backward<float>", "TABLE = 12288", "TABLE = 100", call_embedding),
+    "one random number too many": ("uniform<float>", "at < n)", "at <= n)", call_uniform),
+    "one weight too many": ("adam_step<float>", "j < i + 4 && j < n", "j < i + 4 && j <= n", call_adam),
+    "table too small": ("embedding_backward<float>", "TABLE = 12288", "TABLE = 100", call_embedding),
 }
 
 
-@on_stand_in
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_access_out_of_bounds_is_seen(name: str) -> None:
-    kernel, there, planted, call = PLANTED[name]
-    assert there in load().SOURCE
+@only_on_stand_in
+@pytest.mark.parametrize("name", BOUNDS_BUGS)
+def test_out_of_bounds_access_is_detected(name: str) -> None:
+    kernel, original, replacement, call = BOUNDS_BUGS[name]
+    assert original in load().SOURCE
     names = (kernel, "column_sums<float>")
     reseed(0)
     call(load(names=names))
-    wrong = load(lambda source: source.replace(there, planted), names)
+    wrong = load(lambda source: source.replace(original, replacement), names)
 
-    def caught(seed: int) -> bool:
+    def raises_misuse(seed: int) -> bool:
         reseed(seed)
         try:
             call(wrong)
@@ -820,4 +831,4 @@ def test_a_planted_access_out_of_bounds_is_seen(name: str) -> None:
             return True
         return False
 
-    assert any(caught(seed) for seed in (0, 1))  # arrays at the start of their pages, and at the end
+    assert any(raises_misuse(seed) for seed in (0, 1))  # arrays at the start and at the end of their pages

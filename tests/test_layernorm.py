@@ -1,4 +1,4 @@
-"""Layer normalisation against PyTorch. Also a script: `python tests/test_layernorm.py`."""
+"""Layer normalization against PyTorch. Can be run as a script: `python tests/test_layernorm.py`."""
 
 import sys
 
@@ -20,7 +20,7 @@ from tests.torch_twin import randomise, torch_params
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (4, 1), (0, 5)])
-def test_layer_norm_is_pytorchs(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+def test_layer_norm_matches_pytorch(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
     draws = rng()
     x, gamma, beta = draws.normal(size=shape), draws.normal(size=shape[-1:]), draws.normal(size=shape[-1:])
     check_against_torch(
@@ -31,14 +31,14 @@ def test_layer_norm_is_pytorchs(backend: Backend, shape: tuple[int, ...], dtype:
     )  # fmt: skip
 
 
-def test_a_large_mean_does_not_cancel_the_variance(backend: Backend) -> None:
-    """E[x^2] - E[x]^2 would lose every digit here: the mean is 1e8 times the spread."""
+def test_layer_norm_is_accurate_for_a_large_mean(backend: Backend) -> None:
+    """E[x^2] - E[x]^2 would lose every digit here: the mean is 1e8 times the standard deviation."""
     x = 1e8 + rng().normal(size=(4, 64))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    assert_close(layer_norm(Tensor(x)), expected, atol=1e-7)  # x itself is only known to 1.5e-8
+    assert_close(layer_norm(Tensor(x)), expected, atol=1e-7)  # x itself is rounded to 1.5e-8
 
 
-def test_the_module_is_the_function_with_its_parameters(backend: Backend) -> None:
+def test_layer_norm_module_matches_pytorch(backend: Backend) -> None:
     module = LayerNorm(6)
     randomise(module)
     params = torch_params(module)
@@ -48,13 +48,13 @@ def test_the_module_is_the_function_with_its_parameters(backend: Backend) -> Non
         assert_close(parameter.grad, params[name].grad, what=name)
 
 
-def test_normalised_rows_have_mean_0_and_variance_1(backend: Backend) -> None:
+def test_normalized_rows_have_mean_0_and_variance_1(backend: Backend) -> None:
     y = LayerNorm(32)(Tensor(rng().normal(3, 5, size=(7, 32)))).numpy()
     assert_close(y.mean(-1), np.zeros(7), atol=1e-12)
-    assert_close(y.var(-1), np.ones(7), atol=1e-5)  # short of 1 by eps over the variance
+    assert_close(y.var(-1), np.ones(7), atol=1e-5)  # less than 1 by eps / variance
 
 
-def test_shapes_that_do_not_fit_are_named(backend: Backend) -> None:
+def test_mismatched_shapes_raise(backend: Backend) -> None:
     with pytest.raises(ValueError, match=r"layer_norm: gamma \(4,\) does not fit x \(2, 5\)"):
         layer_norm(Tensor(np.ones((2, 5))), Tensor(np.ones(4)))
     with pytest.raises(ValueError, match="layer_norm: x is 0-d"):

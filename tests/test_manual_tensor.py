@@ -1,4 +1,4 @@
-"""The teaching Tensor: a second opinion on russellgrad.Tensor, and its own errors."""
+"""The teaching Tensor of manual_tensor.py, compared with russellgrad.Tensor, and its errors."""
 
 import runpy
 import subprocess
@@ -20,7 +20,7 @@ Expression = Callable[..., Any]
 normal = [rng(i).normal(size=(3, 3)) for i in range(3)]
 positive = [np.abs(array) + 0.5 for array in normal]
 
-# Each is written once and run with both classes; all give a 0-d tensor.
+# Each expression runs with both classes and returns a 0-d tensor.
 EXPRESSIONS: dict[str, tuple[Expression, list[np.ndarray[Any, Any]]]] = {
     "polynomial": (lambda a: (a**3 - 2 * a**2 + a * 5 - 1).sum(), normal),
     "arithmetic": (lambda a, b, c: ((a + b) * c - a / b).sum(), positive),
@@ -39,7 +39,7 @@ EXPRESSIONS: dict[str, tuple[Expression, list[np.ndarray[Any, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
-def test_both_tensors_agree(backend: Backend, name: str) -> None:
+def test_manual_tensor_matches_tensor(backend: Backend, name: str) -> None:
     expression, arrays = EXPRESSIONS[name]
     count = expression.__code__.co_argcount
     manual = [ManualTensor(array) for array in arrays[:count]]
@@ -53,7 +53,7 @@ def test_both_tensors_agree(backend: Backend, name: str) -> None:
         assert_close(mine.grad, theirs.grad)
 
 
-def test_two_backwards_accumulate() -> None:
+def test_gradients_accumulate_over_two_backward_calls() -> None:
     x = ManualTensor([2.0])
     (3 * x).backward()
     (x * x).backward()
@@ -61,7 +61,7 @@ def test_two_backwards_accumulate() -> None:
     assert x.grad.tolist() == [7.0]
 
 
-def test_gradients_are_arrays_of_their_own() -> None:
+def test_gradients_do_not_share_memory() -> None:
     a, b = ManualTensor([1.0]), ManualTensor([2.0])
     (a + b).backward()
     assert a.grad is not None
@@ -70,7 +70,7 @@ def test_gradients_are_arrays_of_their_own() -> None:
     assert b.grad.tolist() == [1.0]
 
 
-def test_a_deep_graph() -> None:
+def test_backward_through_a_deep_graph() -> None:
     x = ManualTensor([1.0])
     y = x
     for _ in range(20_000):
@@ -80,7 +80,7 @@ def test_a_deep_graph() -> None:
     assert x.grad.tolist() == [1.0]
 
 
-def test_errors() -> None:
+def test_invalid_operands_raise() -> None:
     a, b = ManualTensor(np.ones((2, 3))), ManualTensor(np.ones(3))
     for symbol, operate in {"+": lambda: a + b, "*": lambda: a * b, "/": lambda: a / b}.items():
         with pytest.raises(ValueError, match=rf"^\{symbol}: shapes \(2, 3\) and \(3,\) differ"):
@@ -103,15 +103,15 @@ def test_errors() -> None:
         a.backward()
 
 
-def test_its_example_finds_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_fits_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     done = runpy.run_path(str(manual_tensor.__file__), run_name="__main__")
     assert done["slope"].data.item() == pytest.approx(3.0, abs=1e-6)
     assert done["offset"].data.item() == pytest.approx(-1.0, abs=1e-6)
     assert capsys.readouterr().out.count("step") == 6
 
 
-def test_it_needs_numpy_alone() -> None:
-    """The file can be copied anywhere and read by itself."""
+def test_file_needs_only_numpy() -> None:
+    """The file is short and runs alone, without the russellgrad package."""
     with open(str(manual_tensor.__file__)) as file:
         source = file.read()
     code = "import sys; exec(sys.stdin.read(), {'__name__': 'alone'}); print('russellgrad' in sys.modules)"

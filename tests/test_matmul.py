@@ -1,4 +1,4 @@
-"""@ by NumPy's rules and the fused linear, against PyTorch."""
+"""`@`, which follows NumPy's rules, and the fused `linear`, against PyTorch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ SHAPES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
     ((5, 2, 3), (6, 1, 3, 4)),
     ((6, 1, 2, 3), (1, 5, 3, 4)),
     ((1, 1), (1, 1)),
-    ((2, 0), (0, 4)),  # a sum over nothing is 0
+    ((2, 0), (0, 4)),  # an empty sum is 0
     ((0,), (0,)),
     ((0, 3), (3, 4)),
     ((2, 3), (3, 0)),
@@ -50,13 +50,13 @@ SHAPES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
 
 @DTYPES
 @pytest.mark.parametrize(("a", "b"), SHAPES)
-def test_matmul(backend: Backend, a: tuple[int, ...], b: tuple[int, ...], dtype: str) -> None:
+def test_matmul_matches_pytorch(backend: Backend, a: tuple[int, ...], b: tuple[int, ...], dtype: str) -> None:
     check_against_torch(lambda x, y: x @ y, lambda x, y: x @ y, normal(*a), normal(*b, seed=1), dtype=dtype)
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True)])
 @pytest.mark.parametrize(("a", "b"), SHAPES[:12])
-def test_matmul_with_a_constant(
+def test_matmul_with_a_constant_operand(
     backend: Backend, a: tuple[int, ...], b: tuple[int, ...], needs: Sequence[bool]
 ) -> None:
     check_against_torch(lambda x, y: x @ y, lambda x, y: x @ y, normal(*a), normal(*b, seed=1), needs=needs)
@@ -79,20 +79,20 @@ def test_matmul_of_views(backend: Backend) -> None:
     check_against_torch(lambda x: x @ x.T, lambda x: x @ x.T, normal(3, 4))
 
 
-def test_matmul_with_arrays(backend: Backend) -> None:
+def test_matmul_with_backend_arrays(backend: Backend) -> None:
     array = Tensor(normal(3, 4)).data
     check_against_torch(lambda y: array @ y, lambda y: torch.tensor(normal(3, 4)) @ y, normal(4, 2, seed=1))
     check_against_torch(lambda x: x @ array, lambda x: x @ torch.tensor(normal(3, 4)), normal(2, 3, seed=1))
 
 
-def test_matmul_of_other_dtypes(backend: Backend) -> None:
+def test_matmul_promotes_dtypes(backend: Backend) -> None:
     whole = np.array([[1, 2], [3, 4]])
     assert_close(Tensor(whole) @ Tensor(whole), whole @ whole)
     out = Tensor(whole) @ Tensor([[0.5], [1.0]], dtype="float32")
     assert out.dtype == np.float32
 
 
-def test_matmul_errors(backend: Backend) -> None:
+def test_matmul_of_mismatched_shapes_raises(backend: Backend) -> None:
     with pytest.raises(ValueError, match=r"^matmul: \(2, 3\) and \(2, 3\): the last axis of the first must be as long"):
         Tensor(normal(2, 3)) @ Tensor(normal(2, 3))
     with pytest.raises(
@@ -111,7 +111,7 @@ def test_matmul_errors(backend: Backend) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (5, 2, 3), (0, 3), (2, 0, 3)])
-def test_linear(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+def test_linear_matches_pytorch(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
     x, weight, bias = normal(*shape), normal(3, 4, seed=1), normal(4, seed=2)
     check_against_torch(linear, lambda x, w, b: x @ w + b, x, weight, bias, dtype=dtype)
     check_against_torch(linear, lambda x, w: x @ w, x, weight, dtype=dtype)
@@ -130,14 +130,14 @@ def test_linear_with_constants(backend: Backend, needs: Sequence[bool]) -> None:
     )
 
 
-def test_linear_with_empty_sides(backend: Backend) -> None:
+def test_linear_with_zero_features(backend: Backend) -> None:
     for n_in, n_out in ((0, 4), (3, 0)):
         check_against_torch(
             linear, lambda x, w, b: x @ w + b, normal(2, n_in), normal(n_in, n_out, seed=1), normal(n_out, seed=2)
         )
 
 
-def test_linear_errors(backend: Backend) -> None:
+def test_linear_of_mismatched_shapes_raises(backend: Backend) -> None:
     x, weight, bias = Tensor(normal(2, 3)), Tensor(normal(3, 4)), Tensor(normal(4))
     with pytest.raises(ValueError, match=r"^linear: x \(2, 3\) does not fit weight \(4, 3\); they must be \(..., in\)"):
         linear(x, weight.T)

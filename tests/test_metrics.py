@@ -1,4 +1,4 @@
-"""metrics.jsonl: what is written is read again, nothing is lost in silence, and a resumed run goes on where it was."""
+"""metrics.jsonl: writing and reading, resuming, errors, and TensorBoard."""
 
 import json
 import math
@@ -16,11 +16,11 @@ from tests.process import ROOT
 from train.metrics import Metrics, read_metrics
 
 
-def write_steps(metrics: Metrics, first: int, last: int, seed: int = 0, bunch: int = 10) -> None:
-    """Steps first to last with random numbers, ten at a time."""
+def write_steps(metrics: Metrics, first: int, last: int, seed: int = 0, chunk: int = 10) -> None:
+    """Write steps first to last with random numbers, `chunk` at a time."""
     draws = rng(seed)
-    for start in range(first, last + 1, bunch):
-        count = min(bunch, last + 1 - start)
+    for start in range(first, last + 1, chunk):
+        count = min(chunk, last + 1 - start)
         metrics.steps(
             start,
             draws.random(count).tolist(),
@@ -38,7 +38,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 # --- Writing and reading
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_metrics_round_trip(tmp_path: Path) -> None:
     losses, rates, norms = (rng(seed).random(5).tolist() for seed in range(3))
     with Metrics(tmp_path) as metrics:
         metrics.run(config={"steps": 5, "out": None}, parameters=123, backend="numpy")
@@ -66,7 +66,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl").steps == history.steps
 
 
-def test_the_format(tmp_path: Path) -> None:
+def test_file_format(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         metrics.run(config={}, parameters=1, backend="numpy")
         metrics.steps(1, [2.5], learning_rates=[0.5], gradient_norms=None, tokens_per_second=9, seconds=1)
@@ -82,7 +82,7 @@ def test_the_format(tmp_path: Path) -> None:
     ]
 
 
-def test_numbers_that_are_not_finite_are_json_and_come_back(tmp_path: Path) -> None:
+def test_non_finite_numbers_round_trip_as_valid_json(tmp_path: Path) -> None:
     strange = [math.nan, math.inf, -math.inf]
     with Metrics(tmp_path) as metrics:
         metrics.steps(
@@ -91,7 +91,7 @@ def test_numbers_that_are_not_finite_are_json_and_come_back(tmp_path: Path) -> N
         metrics.validation(3, math.nan, 1)
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
     parsed = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
@@ -103,7 +103,7 @@ def test_numbers_that_are_not_finite_are_json_and_come_back(tmp_path: Path) -> N
     assert math.isnan(history.validations[0][1])
 
 
-def test_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
+def test_numpy_numbers_are_accepted(tmp_path: Path) -> None:
     array: Any = rng().random(3).astype("float32")
     with Metrics(tmp_path) as metrics:
         metrics.steps(1, array, learning_rates=array, gradient_norms=array, tokens_per_second=array[0], seconds=1)
@@ -111,8 +111,8 @@ def test_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
     assert read_metrics(tmp_path).losses == array.tolist()
 
 
-def test_each_bunch_is_there_at_once(tmp_path: Path) -> None:
-    """A process that is killed loses nothing that it wrote."""
+def test_every_write_is_flushed(tmp_path: Path) -> None:
+    """A process that exits without closing the file loses nothing."""
     code = (
         "import os; from train.metrics import Metrics\n"
         f"metrics = Metrics({str(tmp_path)!r}).__enter__()\n"
@@ -127,7 +127,7 @@ def test_each_bunch_is_there_at_once(tmp_path: Path) -> None:
 # --- A new run
 
 
-def test_a_new_run_moves_the_old_one_aside(tmp_path: Path) -> None:
+def test_new_run_renames_the_old_file(tmp_path: Path) -> None:
     before = []
     for i in range(3):
         with Metrics(tmp_path) as metrics:
@@ -138,7 +138,7 @@ def test_a_new_run_moves_the_old_one_aside(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == before[2]
 
 
-def test_nothing_is_touched_before_it_is_entered(tmp_path: Path) -> None:
+def test_file_is_unchanged_before_the_with_block(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("mine", encoding="utf-8")
     metrics = Metrics(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -149,7 +149,7 @@ def test_nothing_is_touched_before_it_is_entered(tmp_path: Path) -> None:
 # --- A resumed run
 
 
-def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
+def test_resumed_run_continues_the_history(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         metrics.run(config={"part": 1}, parameters=1, backend="numpy")
         write_steps(metrics, 1, 30)
@@ -169,11 +169,11 @@ def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
     assert history.samples == [(20, "at 20")]
     assert [(step, facts["config"]) for step, facts in history.runs] == [(0, {"part": 1}), (20, {"part": 2})]
     assert history.seconds[19] == 5.0
-    assert history.seconds[20:] == [7.5] * 10 + [10.0] * 10  # on top of what the first part took
+    assert history.seconds[20:] == [7.5] * 10 + [10.0] * 10  # added to the time of the first part
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
 
 
-def test_resuming_twice_at_the_same_step_leaves_no_trace_of_the_first(tmp_path: Path) -> None:
+def test_resuming_twice_at_one_step_drops_the_first_attempt(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         metrics.run(config={"part": 1}, parameters=1, backend="numpy")
         write_steps(metrics, 1, 10)
@@ -186,14 +186,14 @@ def test_resuming_twice_at_the_same_step_leaves_no_trace_of_the_first(tmp_path: 
     assert history.steps == list(range(1, 9))
 
 
-def test_a_last_line_cut_short_is_dropped(tmp_path: Path) -> None:
+def test_truncated_last_line_is_dropped(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         write_steps(metrics, 1, 3)
         metrics.sample(3, "a long sample that is being written")
     path = tmp_path / "metrics.jsonl"
     whole = path.read_bytes()
     start = whole.rindex(b'{"step": 3, "sample"')
-    for end in range(start + 1, len(whole) - 1):  # but for its end of line the line at len(whole) - 1 is whole
+    for end in range(start + 1, len(whole) - 1):  # at len(whole) - 1 only the newline is missing
         path.write_bytes(whole[:end])
         history = read_metrics(path)
         assert history.steps == [1, 2, 3]
@@ -208,7 +208,7 @@ def test_a_last_line_cut_short_is_dropped(tmp_path: Path) -> None:
     assert read_metrics(path).steps == [1, 2, 3, 4]
 
 
-def test_resuming_without_a_file_begins_one(tmp_path: Path) -> None:
+def test_resuming_without_a_file_creates_it(tmp_path: Path) -> None:
     with Metrics(tmp_path, resume_at=100) as metrics:
         metrics.run(config={}, parameters=1, backend="numpy")
         write_steps(metrics, 101, 105)
@@ -216,7 +216,7 @@ def test_resuming_without_a_file_begins_one(tmp_path: Path) -> None:
     assert read_metrics(tmp_path).runs[0][0] == 100
 
 
-def test_a_damaged_file_is_not_resumed_and_stays_as_it_is(tmp_path: Path) -> None:
+def test_resuming_a_damaged_file_raises_and_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "sample": "a"}\nnot JSON\n{"step": 2, "sample": "b"}\n')
     before = path.read_bytes()
@@ -225,10 +225,10 @@ def test_a_damaged_file_is_not_resumed_and_stays_as_it_is(tmp_path: Path) -> Non
     assert path.read_bytes() == before
 
 
-# --- What is refused
+# --- Errors
 
 
-def test_a_step_comes_once(tmp_path: Path) -> None:
+def test_repeated_step_raises(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         write_steps(metrics, 1, 10)
         with pytest.raises(ValueError, match="step 10 is already there; the last one is 10"):
@@ -237,14 +237,14 @@ def test_a_step_comes_once(tmp_path: Path) -> None:
         write_steps(metrics, 5, 6)
 
 
-def test_lengths_that_differ(tmp_path: Path) -> None:
+def test_lists_of_different_lengths_raise(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics, pytest.raises(ValueError, match="2 losses, 1 learning rates and 2 gradient"):
         metrics.steps(1, [1, 2], learning_rates=[1], gradient_norms=None, tokens_per_second=1, seconds=1)
     assert not read_metrics(tmp_path).steps
 
 
 @pytest.mark.parametrize("step", [0, -1])
-def test_resuming_before_the_first_step(step: int, tmp_path: Path) -> None:
+def test_resuming_before_the_first_step_raises(step: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"resume_at must be at least 1, got {step}"):
         Metrics(tmp_path, resume_at=step)
 
@@ -262,14 +262,14 @@ def test_resuming_before_the_first_step(step: int, tmp_path: Path) -> None:
         ('{"step": 1, "validation_loss": null, "blocks": 1}', "line 2: float"),
     ],
 )
-def test_a_line_of_another_format_is_named(line: str, message: str, tmp_path: Path) -> None:
+def test_malformed_line_raises(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "sample": "a"}}\n{line}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
         read_metrics(tmp_path)
     assert str(caught.value).endswith("remove the line")
 
 
-def test_no_metrics(tmp_path: Path) -> None:
+def test_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*metrics\.jsonl; a training run writes it"):
         read_metrics(tmp_path)
 
@@ -277,7 +277,7 @@ def test_no_metrics(tmp_path: Path) -> None:
 # --- TensorBoard
 
 
-def test_tensorboard_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_without_its_package_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r'tensorboardX; pip install "russellgrad\[tensorboard\]"'):
         Metrics(tmp_path, tensorboard=True)
@@ -286,9 +286,9 @@ def test_tensorboard_without_its_package(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def events(folder: Path) -> list[Any]:
-    """All that is in TensorBoard's files, in the order in which it reads them.
+    """All events in TensorBoard's files, in the order in which TensorBoard reads them.
 
-    A record is its length in 8 bytes, a checksum in 4, the data, a checksum in 4 (TensorFlow, tfrecord_writer).
+    A record has its length (8 bytes), a checksum (4), the data, and a checksum (4) (TensorFlow, tfrecord_writer).
     """
     from tensorboardX.proto.event_pb2 import Event
 
@@ -302,7 +302,7 @@ def events(folder: Path) -> list[Any]:
     return found
 
 
-def test_tensorboard_gets_the_same_and_forgets_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+def test_tensorboard_has_the_same_history_after_resuming(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     with Metrics(tmp_path, tensorboard=True) as metrics:
         metrics.run(config={"steps": 30}, parameters=1, backend="numpy")
@@ -314,7 +314,7 @@ def test_tensorboard_gets_the_same_and_forgets_what_a_resumed_run_does_again(tmp
         metrics.validation(30, 1.25, 1)
     shown: dict[tuple[str, int], list[float]] = {}
     for event in events(tmp_path / "tensorboard"):
-        if event.HasField("session_log"):  # what TensorBoard does: it forgets this step and later ones
+        if event.HasField("session_log"):  # TensorBoard then drops this step and all later ones
             assert event.session_log.status == event.session_log.START
             shown = {key: values for key, values in shown.items() if key[1] < event.step}
         for value in event.summary.value:
@@ -324,14 +324,14 @@ def test_tensorboard_gets_the_same_and_forgets_what_a_resumed_run_does_again(tmp
     expected = {("loss", step): loss for step, loss in zip(history.steps, history.losses, strict=True)}
     expected |= {("validation_loss", 30): 1.25}
     for key, value in expected.items():
-        assert shown[key] == [pytest.approx(value, rel=1e-6)]  # TensorBoard has float32
+        assert shown[key] == [pytest.approx(value, rel=1e-6)]  # TensorBoard stores float32
     tags = {tag.split("/")[0] for tag, _ in shown}
     assert tags == {
         "run", "sample", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "validation_loss"
     }  # fmt: skip
 
 
-def test_a_new_run_moves_tensorboards_files_aside(tmp_path: Path) -> None:
+def test_new_run_renames_the_tensorboard_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     for _ in range(2):
         with Metrics(tmp_path, tensorboard=True) as metrics:

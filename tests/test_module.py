@@ -1,4 +1,4 @@
-"""Modules: parameters, state, modes and places."""
+"""Module: parameters, state dicts, training mode, dtypes and backends; random draws."""
 
 from typing import Any
 
@@ -28,38 +28,38 @@ class Pair(Module):
 NAMES = ["scale", "layers.0.gamma", "layers.0.beta", "layers.1.gamma", "layers.1.beta"]
 
 
-def test_parameters_are_found_once_in_order(backend: Backend) -> None:
+def test_parameters_are_listed_once_in_order(backend: Backend) -> None:
     pair = Pair()
     assert [name for name, _ in pair.named_parameters()] == NAMES
     assert pair.parameters()[0] is pair.scale
     assert [type(m).__name__ for m in pair.modules()] == ["Pair", "LayerNorm", "LayerNorm"]
 
 
-def test_a_call_is_forward_and_base_has_none(backend: Backend) -> None:
+def test_call_runs_forward_and_base_class_raises(backend: Backend) -> None:
     pair, x = Pair(), Tensor(rng().normal(size=(3, 2)))
     assert_close(pair(x), pair.forward(x))
     with pytest.raises(NotImplementedError, match=r"Module: define forward\(\)"):
         Module()()
 
 
-def test_state_goes_out_and_in(backend: Backend) -> None:
+def test_state_dict_round_trip(backend: Backend) -> None:
     pair, other = Pair(), Pair()
     pair.scale.data = pair.scale.backend.asarray([5.0, 7.0])
     state = pair.state_dict()
     assert all(isinstance(array, np.ndarray) for array in state.values())
     other.load_state_dict(state)
     assert_close(other.scale, pair.scale)
-    state["scale"][0] = 99.0  # a copy on both sides
+    state["scale"][0] = 99.0  # state_dict and load_state_dict copy
     assert other.scale.numpy()[0] == pair.scale.numpy()[0] == 5.0
 
 
-def test_frozen_parameters_are_part_of_the_state(backend: Backend) -> None:
+def test_frozen_parameters_are_in_the_state_dict(backend: Backend) -> None:
     pair = Pair()
     pair.scale.requires_grad = False
     assert "scale" in pair.state_dict()
 
 
-def test_a_state_that_does_not_fit_names_everything_and_changes_nothing(backend: Backend) -> None:
+def test_mismatched_state_dict_raises_and_changes_nothing(backend: Backend) -> None:
     pair = Pair()
     state = pair.state_dict()
     del state["layers.0.beta"]
@@ -77,7 +77,7 @@ def test_a_state_that_does_not_fit_names_everything_and_changes_nothing(backend:
     assert pair.scale.numpy().tolist() == [2.0, 3.0]
 
 
-def test_modes_reach_all_modules(backend: Backend) -> None:
+def test_train_and_eval_reach_all_submodules(backend: Backend) -> None:
     pair = Pair()
     assert pair.eval() is pair
     assert not any(m.training for m in pair.modules())
@@ -85,7 +85,7 @@ def test_modes_reach_all_modules(backend: Backend) -> None:
     assert all(m.training for m in pair.modules())
 
 
-def test_zero_grad(backend: Backend) -> None:
+def test_zero_grad_clears_all_gradients(backend: Backend) -> None:
     pair = Pair()
     pair(Tensor(rng().normal(size=(3, 2)))).sum().backward()
     assert all(p.grad is not None for p in pair.parameters())
@@ -102,7 +102,7 @@ def test_astype_is_in_place(backend: Backend) -> None:
     out = pair(Tensor(rng().normal(size=(3, 2)).astype("float32")))
     out.backward(Tensor(rng(1).normal(size=(3, 2)).astype("float32")))
     before = pair.scale.numpy()
-    optimizer.step()  # it holds the same parameters
+    optimizer.step()  # the optimizer still holds the same parameters
     assert not np.array_equal(before, pair.scale.numpy())
     assert str(pair.scale.grad.dtype) == "float32"  # type: ignore[union-attr]
 
@@ -127,7 +127,7 @@ def test_to_moves_a_module_to_another_backend(backend: Backend) -> None:
     assert_close(layer(Tensor(x)), expected)
 
 
-def test_draws_depend_on_seed_and_number_alone(backend: Backend) -> None:
+def test_draws_depend_only_on_seed_and_counter(backend: Backend) -> None:
     first, again = Generator(7), Generator(7)
     a, b = (Tensor(first.normal((3, 4), "float64", backend)).numpy() for _ in range(2))
     assert not np.array_equal(a, b)
@@ -142,7 +142,7 @@ def test_draws_depend_on_seed_and_number_alone(backend: Backend) -> None:
         Generator(-1)
 
 
-def test_manual_seed_starts_anew(backend: Backend) -> None:
+def test_manual_seed_restarts_the_sequence(backend: Backend) -> None:
     manual_seed(5)
     first = FFLayer(3, 2).state_dict()
     second = FFLayer(3, 2).state_dict()
@@ -154,7 +154,7 @@ def test_manual_seed_starts_anew(backend: Backend) -> None:
     assert not np.array_equal(first["w_in"], second["w_in"])
 
 
-def test_astype_leaves_integers_alone_and_refuses_them(backend: Backend) -> None:
+def test_astype_keeps_integer_tensors_and_refuses_integer_dtypes(backend: Backend) -> None:
     pair = Pair()
     pair.count = Tensor(np.array([3]))  # type: ignore[attr-defined]
     pair.astype("float32")
@@ -164,8 +164,8 @@ def test_astype_leaves_integers_alone_and_refuses_them(backend: Backend) -> None
     assert str(pair.scale.dtype) == "float32"
 
 
-def test_rows_of_a_batch_have_their_own_draws(backend: Backend) -> None:
-    """Whether the batch is taken at once or in parts, and whatever has been drawn for one row."""
+def test_draws_do_not_depend_on_how_a_batch_is_split(backend: Backend) -> None:
+    """A row gets the same draws in the whole batch and in a part of it, for any number of draws."""
 
     def draw(generator: Generator, rows: int) -> list[np.ndarray[Any, Any]]:
         return [Tensor(generator.uniform((rows, *shape), "float64", backend)).numpy() for shape in ((5, 3), (), (2, 2))]

@@ -1,4 +1,4 @@
-"""The Numba backend's kernels against NumPy's functions, in float32. The rest of the suite runs on it too."""
+"""The Numba backend's kernels against the NumPy backend, in float32. The other tests run on Numba too."""
 
 import importlib
 import shutil
@@ -18,7 +18,7 @@ from tests.process import ROOT, output_of, run_python
 pytest.importorskip("numba")
 
 cpu: Any = importlib.import_module("russellgrad.backends.cpu")
-load_backend("numba")  # so that it is set up
+load_backend("numba")  # sets up the module
 numba_backend: Any = importlib.import_module("russellgrad.backends.numba_backend")
 numpy_backend: Any = load_backend("numpy")
 
@@ -29,7 +29,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Every primitive in as many threads as there are, however small it is."""
+    """Run every primitive on 1, 2 or 3 threads, for small arrays too."""
     monkeypatch.setattr(cpu, "_n_threads", request.param)
     monkeypatch.setattr(cpu, "_queue", None)
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
@@ -38,7 +38,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def check(primitive: str, *args: Any, atol: float = 2e-6) -> None:
-    """The same as NumPy's in float32, up to rounding; and for arguments in float64 it is NumPy's."""
+    """Compare with NumPy: float32 up to rounding, float64 bitwise, since NumPy's function then runs."""
     ours, reference = getattr(numba_backend, primitive), getattr(numpy_backend, primitive)
     with np.errstate(all="ignore"):
         for found, expected in zip(tuple_of(ours(*args)), tuple_of(reference(*args)), strict=True):
@@ -55,10 +55,10 @@ def tuple_of(result: Any) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-# --- The exponential and what rests on it
+# --- exp and gelu
 
 
-def test_exp_to_one_ulp_and_at_the_ends() -> None:
+def test_exp_is_within_one_ulp_and_handles_extreme_values() -> None:
     x = np.linspace(-87, 88, 100_001, dtype=np.float32)
     found = np.array([numba_backend._exp(a) for a in x])
     expected = np.exp(x.astype(np.float64))
@@ -68,8 +68,8 @@ def test_exp_to_one_ulp_and_at_the_ends() -> None:
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_gelu(threads: int, approximate: str) -> None:
-    # The slope's 1 - phi is known to 6e-8 where phi is near 1, and is multiplied by up to 20 there.
+def test_gelu_matches_numpy(threads: int, approximate: str) -> None:
+    # Where phi is near 1, 1 - phi has an error of 6e-8, and the slope multiplies it by up to 20.
     check("gelu", np.linspace(-12, 12, 10_001, dtype=np.float32), approximate, atol=3e-6)
     check("gelu", np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e20, -1e20], np.float32), approximate)
     for a in (normal(3, 0), normal(6, 7)[::2, ::-1], normal(5, 6).T):
@@ -77,14 +77,14 @@ def test_gelu(threads: int, approximate: str) -> None:
     check("gelu", normal(), approximate, atol=3e-6)
 
 
-# --- Rows
+# --- Functions of rows
 
 
 ROWS = [(1, 1), (7, 3), (2, 5, 16), (130, 33), (3, 0), (0, 3), (4,)]
 
 
 @pytest.mark.parametrize("shape", ROWS)
-def test_softmax(threads: int, shape: tuple[int, ...]) -> None:
+def test_softmax_matches_numpy(threads: int, shape: tuple[int, ...]) -> None:
     a = normal(*shape)
     check("softmax", a, -1)
     check("softmax", np.stack([a, a], -1)[..., 0], len(shape) - 1)
@@ -92,7 +92,7 @@ def test_softmax(threads: int, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38])
-def test_softmax_of_a_row_with_an_extreme_number(value: float) -> None:
+def test_softmax_of_extreme_values_matches_numpy(value: float) -> None:
     a = normal(4, 20)
     a[1, 3] = a[2, 19] = a[3] = value
     check("softmax", a, -1)
@@ -100,7 +100,7 @@ def test_softmax_of_a_row_with_an_extreme_number(value: float) -> None:
 
 @pytest.mark.parametrize("shape", ROWS)
 @pytest.mark.parametrize("affine", [True, False])
-def test_layer_norm_and_its_backward(threads: int, shape: tuple[int, ...], affine: bool) -> None:
+def test_layer_norm_forward_and_backward_match_numpy(threads: int, shape: tuple[int, ...], affine: bool) -> None:
     width = shape[-1]
     x, g = normal(*shape), normal(*shape, seed=1)
     gamma, beta = (normal(width, seed=2), normal(2 * width, seed=3)[::2]) if affine else (None, None)
@@ -113,7 +113,7 @@ def test_layer_norm_and_its_backward(threads: int, shape: tuple[int, ...], affin
         check("layer_norm_backward", doubled, doubled, gamma, mean, rstd, (True, True, True), atol=2e-5)
 
 
-def test_the_number_of_threads_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     x, g, gamma = normal(500, 20), normal(500, 20, seed=1), normal(20, seed=2)
     found = []
@@ -126,14 +126,14 @@ def test_the_number_of_threads_does_not_change_a_bit(monkeypatch: pytest.MonkeyP
         assert all(np.array_equal(a, b) for a, b in zip(others, found[0], strict=True))
 
 
-def test_embedding_backward() -> None:
+def test_embedding_backward_matches_numpy() -> None:
     ids = rng().integers(0, 5, (3, 40))
     check("embedding_backward", normal(3, 40, 6), ids, 7)
     check("embedding_backward", normal(40, 3, 6).swapaxes(0, 1), ids, 7)
     check("embedding_backward", normal(0, 6), ids[:0, 0], 7)
 
 
-def test_cross_entropy(threads: int) -> None:
+def test_cross_entropy_matches_numpy(threads: int) -> None:
     logits, ids = 1000 + 10 * normal(30, 17), rng().integers(0, 16, 30)
     check("cross_entropy", logits, ids, None, None)
     check("cross_entropy", np.asfortranarray(logits), ids, rng(1).random(30) < 0.5, 16)
@@ -148,17 +148,17 @@ def test_cross_entropy(threads: int) -> None:
 @pytest.mark.parametrize("offset", [0, 3, -2])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-def test_attention(threads: int, masked: bool, causal: bool, offset: int) -> None:
+def test_attention_matches_numpy(threads: int, masked: bool, causal: bool, offset: int) -> None:
     q, k, v = normal(2, 3, 70, 8), normal(2, 1, 73, 8, seed=1), normal(3, 73, 5, seed=2)
     mask = rng(3).random((2, 1, 70, 73)) < 0.3 if masked else None
     if mask is not None:
-        mask[0, 0, 5] = True  # a query from which all is hidden
+        mask[0, 0, 5] = True  # a fully masked query
     check("attention", q, k, v, mask, causal, offset)
     side_by_side = normal(2, 70, 3, 8).swapaxes(1, 2)
     check("attention", side_by_side, side_by_side, side_by_side, None, causal, 0)
 
 
-def test_attention_to_extreme_numbers() -> None:
+def test_attention_of_non_finite_values_matches_numpy() -> None:
     q, k, v = normal(8, 2), normal(8, 2, seed=1), normal(8, 2, seed=2)
     k[3], q[6, 0] = np.inf, np.nan
     check("attention", q, k, v, None, True, 0)
@@ -169,7 +169,7 @@ def test_attention_to_extreme_numbers() -> None:
 
 @pytest.mark.parametrize("clip", [None, np.array(0.5, np.float32)])
 @pytest.mark.parametrize(("weight_decay", "decoupled"), [(0.0, True), (0.1, True), (0.1, False)])
-def test_adam_step(threads: int, weight_decay: float, decoupled: bool, clip: Any) -> None:
+def test_adam_step_matches_numpy(threads: int, weight_decay: float, decoupled: bool, clip: Any) -> None:
     for make in (lambda a: a, lambda a: np.asfortranarray(a), lambda a: np.repeat(a, 2, 1)[:, ::2], lambda a: a[0, 0]):
         states = []
         for backend in (numba_backend, numpy_backend):
@@ -183,7 +183,7 @@ def test_adam_step(threads: int, weight_decay: float, decoupled: bool, clip: Any
             np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
 
 
-def test_adam_step_refuses_an_array_that_is_read_only() -> None:
+def test_adam_step_of_a_read_only_array_raises() -> None:
     p, g, m, v = (normal(3, seed=i) for i in range(4))
     p.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
@@ -193,7 +193,7 @@ def test_adam_step_refuses_an_array_that_is_read_only() -> None:
 # --- Numba itself
 
 
-def test_several_callers_at_once(threads: int) -> None:
+def test_concurrent_calls_are_correct(threads: int) -> None:
     a = normal(40, 30)
     expected, wrong = numba_backend.gelu(a, "none")[0], []
 
@@ -209,8 +209,8 @@ def test_several_callers_at_once(threads: int) -> None:
     assert not wrong
 
 
-def test_nowhere_to_keep_what_was_compiled(tmp_path: Path) -> None:
-    """Neither beside the source, in an installation that belongs to another user, nor at home."""
+def test_backend_works_without_a_writable_cache_folder(tmp_path: Path) -> None:
+    """Numba can write its cache neither beside the source, as in a system-wide installation, nor in the home folder."""
     library = tmp_path / "library"
     shutil.copytree(ROOT / "russellgrad", library / "russellgrad", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(
@@ -219,14 +219,14 @@ def test_nowhere_to_keep_what_was_compiled(tmp_path: Path) -> None:
         ignore=shutil.ignore_patterns("__pycache__"),
         dirs_exist_ok=True,
     )
-    in_the_way = library / "russellgrad" / "backends" / "__pycache__"  # a file, which holds for the superuser too
-    in_the_way.touch()
+    obstacle = library / "russellgrad" / "backends" / "__pycache__"  # a file stops the superuser too
+    obstacle.touch()
     program = "from russellgrad import Tensor; print(Tensor([[1.0, 2.0]], dtype='float32').gelu().shape)"
-    environment = {"PYTHONPATH": str(library), "RG_BACKEND": "numba", "HOME": str(in_the_way), "XDG_CACHE_HOME": ""}
+    environment = {"PYTHONPATH": str(library), "RG_BACKEND": "numba", "HOME": str(obstacle), "XDG_CACHE_HOME": ""}
     assert output_of(program, cwd=tmp_path, **environment) == "(1, 2)"
 
 
-def test_without_numba_the_error_says_what_to_install() -> None:
+def test_missing_numba_error_names_the_extra() -> None:
     without = "import sys; sys.modules['numba'] = None; import russellgrad; "
     failed = run_python("-c", without + "russellgrad.set_backend('numba')")
     assert failed.stderr.strip().split("\n")[-1].startswith("ImportError: backend 'numba': Numba cannot be imported (")

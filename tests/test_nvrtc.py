@@ -1,4 +1,4 @@
-"""The kernels compile for real GPUs without register spills. Compiling needs no GPU."""
+"""NVRTC compiles the kernels for real GPUs without register spills. Compiling needs no GPU."""
 
 import json
 import shutil
@@ -12,12 +12,12 @@ from tests.process import ROOT, output_of, run_python
 from tests.standin import MODULES, library, nvrtc
 
 KERNELS = ROOT / "backends" / "cupy_kernels.py"
-Kernel = dict[str, Any]  # of `nvrtc.Resources`
+Kernel = dict[str, Any]  # the fields of `nvrtc.Resources`
 
 
 @cache
 def compiled(*what: str) -> list[Kernel]:
-    """Skips, saying what to install, where nothing can be compiled."""
+    """The resources of the compiled kernels. Skips the test, with a hint what to install, if NVRTC is missing."""
     done = run_python("-m", "tests.standin.nvrtc", "--json", *what)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -26,14 +26,14 @@ def compiled(*what: str) -> list[Kernel]:
     return answer["kernels"]
 
 
-def of_source(folder: Path, body: str) -> list[Kernel]:
+def compile_body(folder: Path, body: str) -> list[Kernel]:
     file = folder / "kernels.cu"
     file.write_text(f"template <typename T> __global__ void f(T* y, const T* x, int k) {{ {body} }}")
     return compiled(str(file), "f<float>", "f<double>")
 
 
-def test_a_kernel_on_each_architecture(tmp_path: Path) -> None:
-    found = of_source(tmp_path, "__shared__ T s[64]; s[threadIdx.x] = x[threadIdx.x]; __syncthreads(); y[0] = s[k];")
+def test_kernels_are_compiled_for_each_architecture(tmp_path: Path) -> None:
+    found = compile_body(tmp_path, "__shared__ T s[64]; s[threadIdx.x] = x[threadIdx.x]; __syncthreads(); y[0] = s[k];")
     assert [(r["kernel"], r["architecture"]) for r in found] == [
         (kernel, architecture) for architecture in (80, 90, 100) for kernel in ("f<float>", "f<double>")
     ]
@@ -43,10 +43,10 @@ def test_a_kernel_on_each_architecture(tmp_path: Path) -> None:
         assert r["shared_bytes"] == 64 * (4 if r["kernel"] == "f<float>" else 8)
 
 
-def test_the_stand_in_counts_shared_memory_alike(tmp_path: Path) -> None:
+def test_stand_in_reports_the_same_shared_memory(tmp_path: Path) -> None:
     if shutil.which(library.COMPILER) is None:
-        pytest.skip("no g++ here, which runs CUDA kernels on the CPU; install it")
-    found = of_source(tmp_path, "__shared__ T s[3]; __shared__ char c[5]; s[k] = c[k] = x[k]; y[1] = s[0] + c[1];")
+        pytest.skip("running CUDA kernels on the CPU needs g++; install it")
+    found = compile_body(tmp_path, "__shared__ T s[3]; __shared__ char c[5]; s[k] = c[k] = x[k]; y[1] = s[0] + c[1];")
     code, names = (tmp_path / "kernels.cu").read_text(), ("f<float>", "f<double>")
     module = MODULES["cupy"].RawModule(code=code, name_expressions=names)
     assert {r["kernel"]: r["shared_bytes"] for r in found} == {
@@ -54,12 +54,12 @@ def test_the_stand_in_counts_shared_memory_alike(tmp_path: Path) -> None:
     }
 
 
-def test_local_memory_is_seen(tmp_path: Path) -> None:
-    indexed = of_source(tmp_path, "T r[40] = {}; for (int i = 0; i < k; ++i) r[int(x[i])] += x[i]; y[0] = r[k];")
+def test_local_memory_is_reported(tmp_path: Path) -> None:
+    indexed = compile_body(tmp_path, "T r[40] = {}; for (int i = 0; i < k; ++i) r[int(x[i])] += x[i]; y[0] = r[k];")
     assert all(r["local_bytes"] >= 160 for r in indexed)
 
 
-def test_too_many_registers_are_seen(tmp_path: Path) -> None:
+def test_register_spills_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "spills.cu"
     sums = "".join(f"float a{i} = x[{i} + threadIdx.x];" for i in range(200))
     uses = "".join(f"y[{i} + threadIdx.x] = a{i} * a{(i * 7 + 3) % 200};" for i in range(200))
@@ -70,8 +70,8 @@ def test_too_many_registers_are_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("body", ["y[0] = z;", "y[0] = INFINITY;", "uint32_t n = 0; y[n] = 0;"])
-def test_what_nvrtc_does_not_compile_is_an_error(tmp_path: Path, body: str) -> None:
-    of_source(tmp_path, "y[k] = 0;")  # skips where nothing is compiled
+def test_compile_error_is_reported(tmp_path: Path, body: str) -> None:
+    compile_body(tmp_path, "y[k] = 0;")  # skips the test if NVRTC is missing
     (tmp_path / "kernels.cu").write_text(f"template <typename T> __global__ void f(T* y) {{ {body} }}")
     done = run_python("-m", "tests.standin.nvrtc", str(tmp_path / "kernels.cu"), "f<float>")
     assert done.returncode == 1
@@ -79,8 +79,8 @@ def test_what_nvrtc_does_not_compile_is_an_error(tmp_path: Path, body: str) -> N
     assert "is undefined" in done.stderr
 
 
-def test_another_cupy_is_named() -> None:
-    """The compiler functions are private: where they are gone, the error says for which CuPy this was written."""
+def test_unsupported_cupy_version_raises() -> None:
+    """The compiler functions of CuPy are private. If they are missing, the error names the supported version."""
     code = """
 import sys, types
 cupy, cuda = types.ModuleType("cupy"), types.ModuleType("cupy.cuda")
@@ -101,14 +101,14 @@ for call in (nvrtc.missing, lambda: [*nvrtc.resources("", ("f",), (), (80,))]):
         assert "CuPy 99.1 has not" in line
 
 
-def test_without_nvrtc_what_is_missing_is_said() -> None:
+def test_missing_names_the_session_that_installs_cupy() -> None:
     code = "import sys; sys.modules['cupy'] = None; from tests.standin import nvrtc; print(nvrtc.missing())"
     assert output_of(code) == "CuPy is not installed; `nox -s tests-cupy` installs it"
     assert all("13.0" in wheel for wheel in nvrtc.WHEELS)
 
 
-@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)  # so that they can be compiled at the same time
-def test_the_backends_kernels_spill_nothing_and_use_no_local_memory(architecture: int) -> None:
+@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)  # one test each, so that they can run in parallel
+def test_backend_kernels_use_no_spills_and_no_local_memory(architecture: int) -> None:
     if not KERNELS.exists():
         pytest.skip("there is no backends/cupy_kernels.py")
     found = compiled("russellgrad.backends.cupy_kernels", "--architectures", str(architecture))

@@ -1,4 +1,4 @@
-"""Optimizers, clipping and schedules against PyTorch, over 100 steps on given gradients."""
+"""Optimizers, gradient clipping and schedules against PyTorch, over 100 steps with given gradients."""
 
 import math
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def parameters() -> tuple[list[Tensor], list[torch.Tensor]]:
 
 
 def give_gradients(ours: list[Tensor], theirs: list[torch.Tensor], step: int, scale: float = 1.0) -> None:
-    """The same random gradients to both; the last parameter has none at every third step."""
+    """Set the same random gradients on both sides; in every third step the last parameter has none."""
     draws = rng(1000 + step)
     for i, (p, t) in enumerate(zip(ours, theirs, strict=True)):
         g = scale * draws.normal(size=p.shape)
@@ -58,7 +58,7 @@ def give_gradients(ours: list[Tensor], theirs: list[torch.Tensor], step: int, sc
 def check_steps(
     ours: list[Tensor], theirs: list[torch.Tensor], optimizer: Optimizer, other: torch.optim.Optimizer, steps: int
 ) -> None:
-    """Steps of both on the same gradients lead to the same parameters."""
+    """Take steps with both optimizers on the same gradients and compare the parameters."""
     for step in range(steps):
         give_gradients(ours, theirs, step)
         optimizer.step()
@@ -68,7 +68,7 @@ def check_steps(
 
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), CASES)
-def test_100_steps(
+def test_100_steps_match_pytorch(
     backend: Backend, ours: type[Optimizer], theirs: type[torch.optim.Optimizer], options: dict[str, Any]
 ) -> None:
     mine, reference = parameters()
@@ -77,7 +77,7 @@ def test_100_steps(
 
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), [CASES[1], CASES[7]])
-def test_float32_stays_float32(
+def test_float32_parameters_stay_float32(
     backend: Backend, ours: type[Optimizer], theirs: type[torch.optim.Optimizer], options: dict[str, Any]
 ) -> None:
     a, g = rng().normal(size=(4, 5)).astype("float32"), rng(1).normal(size=(4, 5)).astype("float32")
@@ -90,7 +90,7 @@ def test_float32_stays_float32(
     assert_close(p, t)
 
 
-def test_groups_have_options_of_their_own(backend: Backend) -> None:
+def test_parameter_groups_have_their_own_options(backend: Backend) -> None:
     mine, reference = parameters()
     groups: list[dict[str, Any]] = [{"params": mine[:2], "weight_decay": 0.5}, {"params": mine[2:]}]
     optimizer = AdamWOptimizer(groups, lr=1e-2, weight_decay=0.0)
@@ -111,7 +111,7 @@ FORMULAS: list[tuple[Schedule, Callable[[int], float]]] = [
 
 
 @pytest.mark.parametrize(("schedule", "formula"), FORMULAS)
-def test_schedules_are_pytorchs_lambda_lr(
+def test_schedules_match_pytorch_lambda_lr(
     backend: Backend, schedule: Schedule, formula: Callable[[int], float]
 ) -> None:
     mine, reference = parameters()
@@ -127,7 +127,7 @@ def test_schedules_are_pytorchs_lambda_lr(
         assert_close(p, t)
 
 
-def test_the_cosine_is_pytorchs(backend: Backend) -> None:
+def test_cosine_matches_pytorch(backend: Backend) -> None:
     other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(other, 50, eta_min=0.02)
     schedule = cosine(0.3, 50, 0.02)
@@ -138,8 +138,8 @@ def test_the_cosine_is_pytorchs(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_clipping(backend: Backend, scale: float) -> None:
-    """Over 100 steps, of gradients mostly below and mostly above the bound."""
+def test_clip_grad_norm_matches_pytorch(backend: Backend, scale: float) -> None:
+    """100 steps, with gradient norms mostly below and mostly above max_norm."""
     mine, reference = parameters()
     for step in range(100):
         give_gradients(mine, reference, step, scale)
@@ -151,7 +151,7 @@ def test_clipping(backend: Backend, scale: float) -> None:
                 assert_close(p.grad, t.grad)
 
 
-def test_the_learning_rate_can_be_set(backend: Backend) -> None:
+def test_learning_rate_can_be_set(backend: Backend) -> None:
     p = Tensor([1.0])
     optimizer = SGDOptimizer([p], lr=0.5)
     optimizer.lr = 0.25
@@ -162,7 +162,7 @@ def test_the_learning_rate_can_be_set(backend: Backend) -> None:
     assert p.grad is None
 
 
-def test_a_step_between_forward_and_backward_is_an_error(backend: Backend) -> None:
+def test_step_between_forward_and_backward_raises(backend: Backend) -> None:
     p = Tensor([3.0])
     optimizer = SGDOptimizer([p], lr=0.1)
     loss = (p * p).sum()
@@ -188,14 +188,14 @@ def test_a_step_between_forward_and_backward_is_an_error(backend: Backend) -> No
         (lambda p: cosine_with_warmup(0.1, 10, 10), ValueError, "0 <= warmup_steps < total_steps, got 10 and 10"),
     ],
 )
-def test_bad_arguments_are_named(
+def test_bad_arguments_raise(
     backend: Backend, build: Callable[[Tensor], object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         build(Tensor(np.ones(2)))
 
 
-def test_clipping_keeps_each_gradients_dtype(backend: Backend) -> None:
+def test_clip_grad_norm_keeps_the_dtype_of_each_gradient(backend: Backend) -> None:
     single, double = Tensor(np.ones(3, "float32")), Tensor(np.ones(3))
     (single.sum() * double.sum() * 9).backward()
     clip_grad_norm([single, double], 1.0)
@@ -203,7 +203,7 @@ def test_clipping_keeps_each_gradients_dtype(backend: Backend) -> None:
     assert str(double.grad.dtype) == "float64"  # type: ignore[union-attr]
 
 
-def test_a_gradient_of_another_shape_is_an_error(backend: Backend) -> None:
+def test_gradient_of_another_shape_raises(backend: Backend) -> None:
     p = Tensor([1.0, 2.0])
     optimizer = AdamOptimizer([p])
     p.grad = backend.zeros((1,), "float64")
@@ -212,16 +212,16 @@ def test_a_gradient_of_another_shape_is_an_error(backend: Backend) -> None:
     assert p.numpy().tolist() == [1.0, 2.0]
 
 
-# --- One array for all parameters
+# --- flat=True: one array for all parameters
 
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), CASES)
-def test_flat(
+def test_flat_steps_match_pytorch(
     backend: Backend, ours: type[Optimizer], theirs: type[torch.optim.Optimizer], options: dict[str, Any]
 ) -> None:
-    """With the norm clipped too, since the gradients' own array is what that looks at."""
+    """With max_norm too, whose norm is computed from the flat gradient array."""
     mine, reference = parameters()
-    mine, reference = mine[:3], reference[:3]  # those that get a gradient in every step
+    mine, reference = mine[:3], reference[:3]  # the parameters with a gradient in every step
     optimizer, other = ours(mine, **options, flat=True), theirs(reference, **options)
     for step in range(30):
         for i, (p, t) in enumerate(zip(mine, reference, strict=True)):
@@ -239,7 +239,7 @@ def test_flat(
     assert optimizer.flat_grad.ndim == 1  # type: ignore[union-attr]
 
 
-def test_flat_groups(backend: Backend) -> None:
+def test_flat_parameter_groups_match_pytorch(backend: Backend) -> None:
     mine, reference = parameters()
     groups: list[dict[str, Any]] = [{"params": mine[:1], "weight_decay": 0.5}, {"params": mine[1:3]}]
     other_groups: list[dict[str, Any]] = [{"params": reference[:1], "weight_decay": 0.5}, {"params": reference[1:3]}]
@@ -255,8 +255,8 @@ def test_flat_groups(backend: Backend) -> None:
         assert_close(p, t)
 
 
-def test_flat_takes_in_what_was_put_elsewhere(backend: Backend) -> None:
-    """A new array as .data or .grad, and gradients that were added up over two backwards."""
+def test_flat_copies_replaced_data_and_gradients(backend: Backend) -> None:
+    """A new array set as .data, and gradients accumulated over two backward calls."""
     p, q = Tensor([1.0, 2.0]), Tensor([[3.0]])
     optimizer = SGDOptimizer([p, q], lr=0.5, flat=True)
     p.data = backend.asarray(np.array([10.0, 20.0]))
@@ -273,10 +273,10 @@ def test_flat_takes_in_what_was_put_elsewhere(backend: Backend) -> None:
 
 
 def test_flat_sums_the_gradients_of_a_leaf_used_twice(backend: Backend) -> None:
-    """Each use of a leaf by one op, or by two, adds its own gradient."""
+    """Every use of a leaf, by one op or by two, adds its gradient."""
     w = Tensor(rng().normal(size=(3, 3)))
     optimizer = SGDOptimizer([w], lr=1.0, flat=True)
-    for _ in range(2):  # the second time its gradient has been in the flat array before
+    for _ in range(2):  # in the second round the flat gradient array is reused
         before = w.numpy()
         optimizer.zero_grad()
         rg.linear(w, w).sum().backward()
@@ -286,7 +286,7 @@ def test_flat_sums_the_gradients_of_a_leaf_used_twice(backend: Backend) -> None:
         assert_close(w, before - t.grad.numpy())  # type: ignore[union-attr]
 
 
-def test_two_flat_optimizers_share_parameters(backend: Backend) -> None:
+def test_two_flat_optimizers_can_share_parameters(backend: Backend) -> None:
     p = Tensor([1.0, 2.0])
     one, two = (SGDOptimizer([p], lr=lr, flat=True) for lr in (1.0, 10.0))
     for optimizer in (one, two, one):
@@ -296,7 +296,7 @@ def test_two_flat_optimizers_share_parameters(backend: Backend) -> None:
     assert p.numpy().tolist() == [-11, -10]
 
 
-def test_flat_errors(backend: Backend) -> None:
+def test_flat_misuse_raises(backend: Backend) -> None:
     p, q = Tensor([1.0, 2.0]), Tensor(np.ones(3, "float32"))
     with pytest.raises(ValueError, match="SGDOptimizer: flat=True needs parameters of one backend and dtype"):
         SGDOptimizer([p, q], lr=0.1, flat=True)
@@ -312,7 +312,7 @@ def test_flat_errors(backend: Backend) -> None:
         SGDOptimizer([Tensor([1.0])], lr=0.1).step(max_norm=1.0)
 
 
-def test_a_step_that_clips_leaves_the_gradients(backend: Backend) -> None:
+def test_step_with_max_norm_keeps_the_gradients(backend: Backend) -> None:
     p, t = Tensor([3.0, 4.0]), torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
     p.grad, t.grad = backend.asarray([30.0, 40.0]), torch.tensor([30.0, 40.0], dtype=torch.float64)
     norm = SGDOptimizer([p], lr=0.1).step(max_norm=2.0)
@@ -324,37 +324,37 @@ def test_a_step_that_clips_leaves_the_gradients(backend: Backend) -> None:
     assert Tensor(p.grad).numpy().tolist() == [30, 40]
 
 
-# --- Going on from a state
+# --- Resuming from a state dict
 
-GOES_ON = [*CASES, (AdamWOptimizer, torch.optim.AdamW, {"lr": cosine(1e-2, 20)})]
+RESUME_CASES = [*CASES, (AdamWOptimizer, torch.optim.AdamW, {"lr": cosine(1e-2, 20)})]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 @pytest.mark.parametrize(("before", "after"), [(False, False), (True, True), (True, False), (False, True)], ids=str)
-@pytest.mark.parametrize(("kind", "_", "options"), GOES_ON)
-def test_going_on_from_a_state(
+@pytest.mark.parametrize(("kind", "_", "options"), RESUME_CASES)
+def test_resumed_optimizer_matches_uninterrupted_run_bitwise(
     backend: Backend, kind: type[Optimizer], _: Any, options: dict[str, Any], before: bool, after: bool, dtype: str
 ) -> None:
-    """Of a new optimizer, flat or not, on other tensors: the same bits as of one that never stopped."""
+    """A new optimizer, flat or not, loads the state and continues with the same bits as an uninterrupted one."""
 
     def run(p: list[Tensor], optimizer: Optimizer, steps: range) -> None:
         for step in steps:
             for i, tensor in enumerate(p):
                 tensor.grad = backend.asarray(rng(10 * step + i).normal(size=tensor.shape).astype(dtype))
-            optimizer.step(max_norm=1.0 if before == after else None)  # the norm of flat ones is summed otherwise
+            optimizer.step(max_norm=1.0 if before == after else None)  # flat sums the norm in another order
 
     arrays = [rng(i).normal(size=shape).astype(dtype) for i, shape in enumerate(SHAPES)]
     whole, first, second = ([Tensor(a.copy()) for a in arrays] for _ in range(3))
     run(whole, kind(whole, **options, flat=after), range(8))
-    begun = kind(first, **options, flat=before)
-    run(first, begun, range(5))
-    kept = begun.state_dict()
+    interrupted = kind(first, **options, flat=before)
+    run(first, interrupted, range(5))
+    state = interrupted.state_dict()
     for p, q in zip(first, second, strict=True):
         q.data = backend.asarray(p.numpy())
     resumed = kind(second, **options, flat=after)
-    resumed.load_state_dict(kept)
+    resumed.load_state_dict(state)
     assert resumed.steps_taken == 5
-    assert resumed.lr == begun.lr
+    assert resumed.lr == interrupted.lr
     run(second, resumed, range(5, 8))
     for p, q in zip(whole, second, strict=True):
         assert p.numpy().tobytes() == q.numpy().tobytes()
@@ -365,7 +365,7 @@ def test_going_on_from_a_state(
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_a_state_before_any_step(backend: Backend) -> None:
+def test_state_dict_before_the_first_step(backend: Backend) -> None:
     p = Tensor([1.0, 2.0])
     optimizer = AdamOptimizer([p], flat=True)
     assert optimizer.state_dict() == {"kind": "AdamOptimizer", "steps_taken": 0, "state": [{}]}
@@ -375,7 +375,7 @@ def test_a_state_before_any_step(backend: Backend) -> None:
     assert_close(p, np.array([0.999, 1.999]), atol=1e-9)
 
 
-def test_a_state_that_does_not_fit(backend: Backend) -> None:
+def test_mismatched_state_dict_raises(backend: Backend) -> None:
     def after_a_step(kind: type[Optimizer], *values: Any, **options: Any) -> Optimizer:
         tensors = [Tensor(value) for value in values]
         for tensor in tensors:
@@ -408,8 +408,8 @@ def test_a_state_that_does_not_fit(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
-def test_a_state_of_groups_that_differ(backend: Backend, dtype: str) -> None:
-    """One keeps a velocity, the other nothing but, in half precision, its float32 copy."""
+def test_state_dict_of_groups_with_different_state(backend: Backend, dtype: str) -> None:
+    """One group keeps a velocity; the other keeps nothing, or in half precision a float32 copy."""
 
     def build(tensors: list[Tensor]) -> SGDOptimizer:
         groups: list[dict[str, Any]] = [{"params": tensors[:1], "momentum": 0.9}, {"params": tensors[1:]}]

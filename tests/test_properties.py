@@ -1,4 +1,4 @@
-"""Random shapes and axes, against PyTorch: what a table of cases does not think of."""
+"""Property-based tests with random shapes and axes, against PyTorch."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from russellgrad import Tensor
 from russellgrad.backend import Backend
 from tests.helpers import check_against_torch, rng
 
-# The backend is the same in each example of a test, so that the fixture is set up once does no harm.
+# All examples of a test use the same backend, so setting up the fixture once per test is correct.
 bounded = settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -60,7 +60,7 @@ def test_reductions_over_any_axes(backend: Backend, op: str, data: st.DataObject
         "var": (lambda t: t.var(axis, keepdims=keep), lambda t: t.var(axis, correction=0, keepdim=keep)),
         "max": (lambda t: t.max(axis, keep), lambda t: t.amax(axis, keep)),
     }[op]
-    check_against_torch(ours, theirs, np.round(normal(shape, seed)))  # rounded, so that there are ties
+    check_against_torch(ours, theirs, np.round(normal(shape, seed)))  # rounded to produce ties
 
 
 @bounded
@@ -80,7 +80,7 @@ def test_transposes_and_reshapes(backend: Backend, data: st.DataObject, shape: A
     sides=st.tuples(*[st.integers(0, 3)] * 3),
     seed=seeds,
 )
-def test_matmul_of_any_batch(
+def test_matmul_broadcasts_batch_axes(
     backend: Backend, batch: BroadcastableShapes, sides: tuple[int, int, int], seed: int
 ) -> None:
     n, k, m = sides
@@ -92,8 +92,8 @@ def test_matmul_of_any_batch(
 
 @bounded
 @given(data=st.data(), shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple), seed=seeds)
-def test_basic_indices(backend: Backend, data: st.DataObject, shape: tuple[int, ...], seed: int) -> None:
-    """PyTorch has no negative steps, so the reference picks from the flat positions."""
+def test_basic_indexing(backend: Backend, data: st.DataObject, shape: tuple[int, ...], seed: int) -> None:
+    """PyTorch has no negative steps, so the reference gathers flat positions."""
     part = st.one_of(st.slices(4), st.just(Ellipsis), st.none())
     drawn = data.draw(st.lists(part, max_size=len(shape)), label="index")
     index = tuple(p for i, p in enumerate(drawn) if p is not Ellipsis or Ellipsis not in drawn[:i])
@@ -107,7 +107,7 @@ def test_basic_indices(backend: Backend, data: st.DataObject, shape: tuple[int, 
 
 @bounded
 @given(ids=st.lists(st.integers(0, 4), max_size=12), seed=seeds)
-def test_rows_by_repeated_ids(backend: Backend, ids: list[int], seed: int) -> None:
+def test_repeated_ids_accumulate_gradients(backend: Backend, ids: list[int], seed: int) -> None:
     rows = torch.tensor(ids, dtype=torch.int64)
     weight = normal((5, 3), seed)
     check_against_torch(lambda w: rg.embedding(w, ids), lambda w: w[rows], weight)

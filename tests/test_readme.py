@@ -1,4 +1,4 @@
-"""The documents' examples run as written and print what they say; their commands name what exists."""
+"""Examples in the documents run and print the output shown; their commands, options, links and files exist."""
 
 import contextlib
 import importlib
@@ -51,16 +51,16 @@ def blocks(document: str, language: str | None = None) -> list[tuple[str, str]]:
 
 @pytest.mark.skipif(os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the documents show NumPy's output")
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")])
-def test_python_blocks_run_and_print_what_is_shown(
+def test_python_blocks_print_the_documented_output(
     document: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """In order and in one namespace, as a reader would. A text block is the output of the Python block before it.
+    """Run the Python blocks in order, in one namespace. A text block is the expected output of the block before it.
 
-    A block that starts with a comment of a file's path is that file.
+    A block whose first line is a comment with a path is written to that file.
     """
     manual_seed(0)  # as in a new process
     monkeypatch.setenv("RG_TRAIN_STEPS", "2")
-    monkeypatch.chdir(tmp_path)  # where training writes
+    monkeypatch.chdir(tmp_path)  # training writes to the current folder
     monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
@@ -78,11 +78,11 @@ def test_python_blocks_run_and_print_what_is_shown(
             assert printed == text
 
 
-@pytest.mark.skipif(os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the backend of the document is NumPy's")
-def test_the_backend_of_the_document_has_the_core_names_alone_and_keeps_the_contract(
+@pytest.mark.skipif(os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the documented backend uses NumPy")
+def test_documented_backend_has_only_core_names_and_passes_conformance(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It passes the conformance suite, and trains the transformer as the NumPy backend does."""
+    """It also trains the transformer with the losses of the NumPy backend."""
     (source,) = [text for _, text in blocks("docs/own_backend.md", "python") if text.startswith(f"# {BACKEND_FILE}")]
     (tmp_path / "documented_backend.py").write_text(source.replace('"minimal"', '"documented"'), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -95,7 +95,7 @@ def test_the_backend_of_the_document_has_the_core_names_alone_and_keeps_the_cont
 
 
 def losses(backend: Any) -> list[float]:
-    """Of ten steps of a small transformer."""
+    """The losses of ten training steps of a small transformer."""
     manual_seed(0)
     with use_backend(backend):
         tokenizer = Tokenizer.from_text("to be or not to be", max_seq_len=8, embed_dim=16, seed=1)
@@ -113,7 +113,7 @@ def losses(backend: Any) -> list[float]:
     return found
 
 
-def test_the_lines_of_an_op_are_those_of_the_code() -> None:
+def test_documented_op_matches_the_code() -> None:
     """docs/own_op.md shows the lines of one op, each with the name of its file."""
     shown = re.findall(r"^\| .*?`([\w/]+\.py)`.* \| `(.+)` \|$", document_text("docs/own_op.md"), re.MULTILINE)
     assert len(shown) == 6
@@ -121,7 +121,7 @@ def test_the_lines_of_an_op_are_those_of_the_code() -> None:
         assert line in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {line}"
 
 
-def test_the_readme_is_short_and_its_map_names_every_file() -> None:
+def test_readme_is_short_and_maps_every_file() -> None:
     text = document_text("README.md")
     assert len(text.split()) <= 900
     for folder in ("backends", "russellgrad", "train", "examples"):
@@ -130,14 +130,14 @@ def test_the_readme_is_short_and_its_map_names_every_file() -> None:
                 assert re.search(rf"\b{path.stem}(\.\w+ )?{path.suffix}\b", text), f"{path} is not on the map"
 
 
-def test_links_between_the_documents_lead_somewhere() -> None:
+def test_links_between_documents_are_valid() -> None:
     for document in DOCUMENTS:
         for link in re.findall(r"\]\((?!https?://)([^)#]*)#?[^)]*\)", document_text(document)):
             assert (ROOT / document).parent.joinpath(link).exists(), f"{document} links to {link}"
 
 
 def shell_lines() -> list[str]:
-    """The commands in shell blocks, and those of train/ in the text."""
+    """The commands in shell blocks, and the commands in the text that name a file of train/."""
     lines = [line for document in DOCUMENTS for _, text in blocks(document, "shell") for line in text.splitlines()]
     lines += [
         code for document in DOCUMENTS for code in re.findall(r"`([^`\n]*train/[^`\n]*)`", document_text(document))
@@ -165,7 +165,7 @@ def test_options_named_in_the_documents_exist(script: str) -> None:
     assert shown.returncode == 0, shown.stderr
     for command in commands:
         for option in re.findall(r"(?<=\s)--[\w-]+", command.split(script)[1]):
-            assert option in shown.stdout, f"{option}, as in {command}"
+            assert option in shown.stdout, f"{script} has no option {option}, named in: {command}"
 
 
 def test_extras_named_in_the_documents_exist() -> None:

@@ -1,4 +1,4 @@
-"""The report of a run: what its page holds, that it is whole by itself, its pictures, its errors; in a browser, too."""
+"""The report of a training run: the content of its page, its pictures, its errors, and its behavior in a browser."""
 
 import base64
 import builtins
@@ -42,21 +42,21 @@ def make_run(
     losses: list[float] | None = None,
     sample: str = "\nROMEO: abc",
 ) -> Path:
-    """A run's folder, with metrics of falling losses and a small model."""
+    """Write a run's folder, with metrics of falling losses and a small model."""
     folder.mkdir(parents=True, exist_ok=True)
     draws = rng(0)
     losses = losses or (2 + 2 * np.exp(-np.arange(steps) / (steps / 4)) + 0.1 * draws.normal(size=steps)).tolist()
     with Metrics(folder) as metrics:
         metrics.run(config={"grad_clip": 1.0, "dataset": EVIL, "dropout": 0.0}, parameters=1234, backend="numpy")
         for first in range(1, steps + 1, 10):
-            bunch = losses[first - 1 : first + 9]
-            norms = draws.uniform(0.5, 2, len(bunch)).tolist()
-            rates = [2e-3] * len(bunch)
+            chunk = losses[first - 1 : first + 9]
+            norms = draws.uniform(0.5, 2, len(chunk)).tolist()
+            rates = [2e-3] * len(chunk)
             metrics.steps(
-                first, bunch, learning_rates=rates, gradient_norms=norms, tokens_per_second=25000 + first, seconds=first
+                first, chunk, learning_rates=rates, gradient_norms=norms, tokens_per_second=25000 + first, seconds=first
             )
-            metrics.validation(first + len(bunch) - 1, 2.5 + 1 / first, 240)
-            metrics.sample(first + len(bunch) - 1, sample)
+            metrics.validation(first + len(chunk) - 1, 2.5 + 1 / first, 240)
+            metrics.sample(first + len(chunk) - 1, sample)
     if model:
         tokenizer = Tokenizer(len(VOCABULARY), 64, 8, len(VOCABULARY), vocabulary=VOCABULARY, seed=0)
         save_model(folder / "model.safetensors", Transformer(tokenizer, 2, 2, seed=0))
@@ -71,20 +71,20 @@ REFERENCES = {"aria-labelledby", "aria-describedby", "for"}
 
 
 class Page(HTMLParser):
-    """Reads a page and holds it against what every page owes: elements closed in order, ids once, nothing loaded."""
+    """Parse a page and check that elements are closed in order, ids are unique and nothing is loaded from elsewhere."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.ids: Counter[str] = Counter()
-        self.named: set[str] = set()  # ids that others refer to
+        self.named: set[str] = set()  # ids that other elements refer to
         self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text: dict[str, list[str]] = {}  # by element
+        self.text: dict[str, list[str]] = {}  # by element name
         self.feed(text)
         self.close()
         assert not self.open, f"not closed: {self.open}"
-        assert set(self.ids.values()) == {1}, f"twice: {[key for key, count in self.ids.items() if count > 1]}"
-        assert self.named <= self.ids.keys(), f"no such id: {self.named - self.ids.keys()}"
+        assert set(self.ids.values()) == {1}, f"duplicate ids: {[key for key, count in self.ids.items() if count > 1]}"
+        assert self.named <= self.ids.keys(), f"missing ids: {self.named - self.ids.keys()}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_startendtag(tag, attrs)
@@ -103,7 +103,7 @@ class Page(HTMLParser):
             assert given[name].startswith(("data:", "#")), f"<{tag} {name}={given[name][:50]!r}> loads something"
             if given[name].startswith("#"):
                 self.named.add(given[name][1:])
-        assert not [name for name in given if name.startswith("on")], f"<{tag}> has a handler"
+        assert not [name for name in given if name.startswith("on")], f"<{tag}> has an event handler"
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
@@ -123,7 +123,7 @@ def page_of(folder: Path, **options: Any) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_the_checks_of_a_page_can_fail() -> None:
+def test_page_checks_detect_errors() -> None:
     for bad in (
         "<p><b></p></b>", "<p>", "<p id=a></p><p id=a></p>", "<img src='http://example.org/a.png'>",
         "<b onclick='a'></b>", "<link href='style.css'>", "<svg aria-labelledby='none'></svg>", "<use href='#none'/>",
@@ -133,9 +133,9 @@ def test_the_checks_of_a_page_can_fail() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 20, 999])
-def test_a_page_is_whole(steps: int, tmp_path: Path) -> None:
+def test_page_is_complete_and_self_contained(steps: int, tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run", steps))
-    assert page.text["title"][0] == "Training run: run"  # the others are those of the SVGs
+    assert page.text["title"][0] == "Training run: run"  # the other titles are in the SVGs
     assert len(page.all("h1")) == 1
     figures = [given["class"] for given in page.all("figure")]
     assert figures == ["chart"] * 4 + ["map"] * 4
@@ -149,7 +149,7 @@ def test_a_page_is_whole(steps: int, tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in style
 
 
-def test_no_script_runs_but_the_pages_own(tmp_path: Path) -> None:
+def test_content_security_policy_allows_only_the_page_script(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path))
     (policy,) = [given["content"] for given in page.all("meta") if given.get("http-equiv") == "Content-Security-Policy"]
     scripts = [text for text in page.text["script"] if not text.startswith("{")]
@@ -171,7 +171,7 @@ def test_text_is_escaped(tmp_path: Path) -> None:
     assert ">&lt;</text>" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_numbers_and_settings_are_there(tmp_path: Path) -> None:
+def test_page_shows_numbers_and_settings(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path, 40))
     facts = dict(zip(page.text["dt"], page.text["dd"], strict=True))
     assert facts["steps"] == "40"
@@ -186,7 +186,7 @@ def test_the_numbers_and_settings_are_there(tmp_path: Path) -> None:
     assert "Step 10, validation loss 3.5000" in page.text["summary"]
 
 
-def test_what_a_reader_should_know_is_said(tmp_path: Path) -> None:
+def test_page_reports_gaps_resumption_and_non_finite_losses(tmp_path: Path) -> None:
     losses = [3.0] * 40
     losses[4], losses[7] = math.nan, math.inf
     folder = make_run(tmp_path, 40, losses=losses)
@@ -199,15 +199,15 @@ def test_what_a_reader_should_know_is_said(tmp_path: Path) -> None:
     assert "The run was resumed after step 20." in said
 
 
-def test_a_run_that_diverged(tmp_path: Path) -> None:
+def test_diverged_run_has_a_report(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path, 20, losses=[math.nan] * 20))
     assert "each step's batch: no finite value" in page.text["desc"][0]
     assert not any("nan" in given["d"] for given in page.all("path"))
 
 
-def test_a_long_run_is_downsampled(tmp_path: Path) -> None:
+def test_long_run_is_downsampled(tmp_path: Path) -> None:
     losses = (3 + 0.1 * rng(0).normal(size=50_000)).tolist()
-    losses[12_345] = 9.75  # a peak must not get lost
+    losses[12_345] = 9.75  # downsampling must keep the peak
     folder = make_run(tmp_path, 50_000, losses=losses, sample="abc " * 1000)
     page = page_of(folder)
     assert (folder / "report.html").stat().st_size < 1_000_000
@@ -223,7 +223,7 @@ def test_a_long_run_is_downsampled(tmp_path: Path) -> None:
 
 
 def opacities(url: str) -> np.ndarray[Any, Any]:
-    """The pixels of a PNG as `maps` writes it: each chunk is its length, name, data and checksum."""
+    """The opacity of each pixel in a PNG of train/maps.py. A PNG chunk has a length, a name, data and a checksum."""
     raw, at, chunks = base64.b64decode(url.removeprefix("data:image/png;base64,")), 8, {}
     while at < len(raw):
         length, kind = struct.unpack_from(">I4s", raw, at)
@@ -236,7 +236,7 @@ def opacities(url: str) -> np.ndarray[Any, Any]:
     return np.frombuffer(chunks[b"tRNS"], np.uint8)[rows[:, 1:]]
 
 
-def test_the_maps_are_the_models_attention(backend: Backend, tmp_path: Path) -> None:
+def test_maps_show_the_attention_of_the_model(backend: Backend, tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     page = page_of(folder, prompt="ROMEO: abc")
     maps = load_model(folder / "model.safetensors").attention_maps("ROMEO: abc")
@@ -248,34 +248,34 @@ def test_the_maps_are_the_models_attention(backend: Backend, tmp_path: Path) -> 
     assert page.text["text"] == list("ROMEO:\u2423abc") * 2
 
 
-def test_the_prompt_is_the_last_sample_or_what_the_model_writes(tmp_path: Path) -> None:
+def test_prompt_defaults_to_the_last_sample_or_generated_text(tmp_path: Path) -> None:
     assert "ROMEO: abc" in page_of(make_run(tmp_path / "a", sample="\nROMEO: abc")).text["q"]
     (text,) = page_of(make_run(tmp_path / "b", sample="\n")).text["q"]
     assert len(text) == 32
 
 
-def test_a_long_prompt_is_cut_and_said_so(tmp_path: Path) -> None:
+def test_long_prompt_is_truncated_with_a_note(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path), prompt="abc" * 40)
     assert "abc" * 16 in page.text["q"]
     assert "The prompt has 72 more characters." in " ".join(page.text["p"])
 
 
-def test_weights_of_one_character() -> None:
+def test_map_of_one_character_is_explained() -> None:
     text = maps_html([np.ones((1, 1, 1))], "a")
     assert "one character, which attends to itself" in text
 
 
-def test_a_run_without_a_model(tmp_path: Path) -> None:
+def test_run_without_a_model_has_no_maps(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path, model=False))
     assert "The folder has no model.safetensors, so there are no attention maps." in page.text["p"]
     with pytest.raises(FileNotFoundError, match=r"there is no file .*model\.safetensors"):
         write_report(tmp_path, "abc", png=False)
 
 
-# --- Parts
+# --- Downsampling, axes and number formats
 
 
-def test_thinning_keeps_all_of_a_few_points_and_the_extremes_of_many() -> None:
+def test_downsample_keeps_few_points_and_extremes() -> None:
     x = np.arange(10_000.0)
     y = rng(1).normal(size=10_000)
     y[100:200] = np.nan
@@ -291,7 +291,7 @@ def test_thinning_keeps_all_of_a_few_points_and_the_extremes_of_many() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 3, 50])
-def test_trailing_mean(window: int) -> None:
+def test_trailing_mean_matches_numpy(window: int) -> None:
     values = rng(2).normal(size=20)
     values[3], values[9] = np.nan, np.inf
     expected = [
@@ -300,7 +300,7 @@ def test_trailing_mean(window: int) -> None:
     np.testing.assert_allclose(trailing_mean(values, window), expected, rtol=0, atol=1e-13)
 
 
-def test_a_huge_value_does_not_spoil_the_means_after_it() -> None:
+def test_trailing_mean_recovers_after_a_huge_value() -> None:
     values = np.full(30, 0.5)
     values[4] = 1e30
     np.testing.assert_array_equal(trailing_mean(values, 5)[9:], 0.5)
@@ -318,7 +318,7 @@ def test_a_huge_value_does_not_spoil_the_means_after_it() -> None:
         (Axis(1e-6, 1e12, log=True), [1e-6, 1e-3, 1, 1e3, 1e6, 1e9, 1e12]),
     ],
 )
-def test_ticks(axis: Axis, expected: list[float]) -> None:
+def test_axis_ticks(axis: Axis, expected: list[float]) -> None:
     ticks = axis.ticks()
     assert ticks == pytest.approx(expected, rel=1e-9)
     places = axis.positions(np.array(ticks))
@@ -341,7 +341,7 @@ def test_ticks(axis: Axis, expected: list[float]) -> None:
         ([], Axis(0, 1)),
     ],
 )
-def test_the_axis_of_values(values: list[float], expected: Axis) -> None:
+def test_value_axis_range(values: list[float], expected: Axis) -> None:
     y = np.array(values, float)
     axis = value_axis(Chart("a", "a", "a", (Series("a", np.arange(len(y), dtype=float), y),)))
     assert (axis.low, axis.high) == pytest.approx((expected.low, expected.high))
@@ -355,14 +355,14 @@ def test_the_axis_of_values(values: list[float], expected: Axis) -> None:
         (3.2e9, "3.2e9"), (-0.5, "-0.5"), (999.96, "1000"), (math.nan, "nan"), (-math.inf, "-inf"),
     ],
 )  # fmt: skip
-def test_numbers_for_people(value: float, shown: str) -> None:
+def test_format_number(value: float, shown: str) -> None:
     assert format_number(value) == shown
 
 
 # --- PNG files
 
 
-def test_png_files(tmp_path: Path) -> None:
+def test_png_files_are_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write_report(make_run(tmp_path, 600))
     names = {"loss.png", "learning_rate.png", "gradient_norm.png", "throughput.png", "attention.png"}
@@ -375,7 +375,7 @@ def test_png_files(tmp_path: Path) -> None:
         assert height >= 500
 
 
-def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, real = make_run(tmp_path), builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -395,20 +395,20 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --- Errors, and the command line
 
 
-def test_metrics_without_a_step(tmp_path: Path) -> None:
+def test_metrics_without_a_step_raise(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         metrics.run(config={}, parameters=1, backend="numpy")
     with pytest.raises(ValueError, match=r"metrics\.jsonl has no training step yet; train for a while first"):
         write_report(tmp_path, png=False)
 
 
-def test_a_model_of_another_run(tmp_path: Path) -> None:
+def test_model_of_another_run_raises(tmp_path: Path) -> None:
     folder = make_run(tmp_path, sample="\u00a7")
     with pytest.raises(ValueError, match="lacks characters of the last sample, so it is of another run"):
         write_report(folder, png=False)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_command_line_writes_the_report(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     done = run_python("train/report.py", str(folder), "--no-png", "--prompt", "abc")
     assert done.returncode == 0, done.stderr
@@ -427,7 +427,7 @@ def test_the_command(tmp_path: Path) -> None:
         ("none", [], {"RG_BACKEND": "nympy"}, "unknown backend 'nympy'"),
     ],
 )
-def test_errors_are_one_line(
+def test_command_line_errors_are_one_line(
     damage: str, arguments: list[str], environment: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = make_run(tmp_path / "run")
@@ -450,10 +450,10 @@ def test_errors_are_one_line(
 # --- In a browser
 
 
-def test_in_a_browser(tmp_path: Path) -> None:
+def test_page_works_in_a_browser(tmp_path: Path) -> None:
     path = find_browser()
     if path is None:
-        pytest.skip("no Chromium or Chrome here; put the path of one into RG_BROWSER")
+        pytest.skip("found no Chromium or Chrome; set RG_BROWSER to the path of one")
     report = write_report(make_run(tmp_path, 600, sample=EVIL), EVIL[:12], png=False)
     with Browser(path) as browser:
         for width in (1280, 390):
@@ -464,14 +464,14 @@ def test_in_a_browser(tmp_path: Path) -> None:
                 assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
         assert browser.evaluate("window.pwned") is None
         assert browser.evaluate("document.querySelector('pre').textContent") == EVIL
-        check_readings(browser)
+        check_value_readout(browser)
         pages = {url for url in browser.requests if not url.startswith("data:")}
         assert pages == {report.resolve().as_uri()}
         assert browser.problems == []
 
 
-def check_readings(browser: Browser) -> None:
-    """The pointer and the slider read out the values; the arrow keys move the slider."""
+def check_value_readout(browser: Browser) -> None:
+    """Check that the pointer and the slider show the values and that the arrow keys move the slider."""
     slider = "document.querySelector('.slider input')"
     browser.point_at("#chart-loss svg", 0.5, 0.5)
     assert browser.evaluate("document.querySelectorAll('.cursor').length") == 4
@@ -491,10 +491,10 @@ def check_readings(browser: Browser) -> None:
     assert browser.evaluate(f"{slider}.getAttribute('aria-valuetext')").startswith("step 94: ")
 
 
-def test_the_browser_sees_what_goes_wrong(tmp_path: Path) -> None:
+def test_browser_reports_page_errors(tmp_path: Path) -> None:
     path = find_browser()
     if path is None:
-        pytest.skip("no Chromium or Chrome here; put the path of one into RG_BROWSER")
+        pytest.skip("found no Chromium or Chrome; set RG_BROWSER to the path of one")
     page = tmp_path / "page.html"
     page.write_text("<img src='none.png'><script>console.log('said'); nonsense()</script>", encoding="utf-8")
     with Browser(path) as browser:

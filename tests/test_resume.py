@@ -1,4 +1,4 @@
-"""A run that was stopped goes on to the bit as if it never had been; parts of a batch are the batch."""
+"""Resumed training is bitwise identical to uninterrupted training; gradient accumulation equals the whole batch."""
 
 import signal
 from pathlib import Path
@@ -26,7 +26,7 @@ RUN: dict[str, Any] = {**SMALL, "steps": 12, "eval_interval": 3, "save_interval"
 
 
 @pytest.fixture(autouse=True)
-def _uncut(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_step_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RG_TRAIN_STEPS", raising=False)
 
 
@@ -34,8 +34,8 @@ def run(text: str, out: Path, **options: Any) -> Result:
     return train(dataset=text, out=str(out), **{**RUN, **options})
 
 
-def stopped(monkeypatch: pytest.MonkeyPatch, after: int, text: str, out: Path, **options: Any) -> Result:
-    """A run that SIGTERM ends after so many steps."""
+def run_until_signal(monkeypatch: pytest.MonkeyPatch, after: int, text: str, out: Path, **options: Any) -> Result:
+    """Run until SIGTERM is raised in step `after`."""
     train_step, taken = train_transformer.train_step, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +53,7 @@ def parameters(path: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in load_model(path, "numpy").state_dict().items()}
 
 
-# --- To the bit
+# --- Resuming
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def parameters(path: Path) -> dict[str, bytes]:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_resumed_run_is_one_that_never_stopped(
+def test_resumed_run_matches_uninterrupted_run_bitwise(
     backend: Backend,
     monkeypatch: pytest.MonkeyPatch,
     text: str,
@@ -74,12 +74,12 @@ def test_a_resumed_run_is_one_that_never_stopped(
     if options.get("dtype", "float32") not in backend.float_dtypes():
         pytest.skip(f"{backend.name} has no bfloat16")
     whole = run(text, tmp_path / "whole", **options)
-    if hasattr(backend, "capture"):  # a recorded step does not come here, so it is told to stop by its number of steps
+    if hasattr(backend, "capture"):  # a replayed step runs no Python: limit the steps instead
         monkeypatch.setenv("RG_TRAIN_STEPS", "5")
         first = run(text, tmp_path / "parts", **options)
         monkeypatch.delenv("RG_TRAIN_STEPS")
     else:
-        first = stopped(monkeypatch, 5, text, tmp_path / "parts", **options)
+        first = run_until_signal(monkeypatch, 5, text, tmp_path / "parts", **options)
         assert first.signal == signal.SIGTERM
     rest = train(resume=str(tmp_path / "parts"))
     assert first.losses + rest.losses == whole.losses
@@ -94,7 +94,7 @@ def test_a_resumed_run_is_one_that_never_stopped(
     assert steps == list(range(1, 13))
 
 
-def test_a_checkpoint_of_one_backend_resumes_on_another(
+def test_checkpoint_resumes_on_another_backend(
     monkeypatch: pytest.MonkeyPatch,
     text: str,
     tmp_path: Path,
@@ -111,11 +111,11 @@ def test_a_checkpoint_of_one_backend_resumes_on_another(
         np.testing.assert_allclose(rest.losses, whole.losses[6:], rtol=0, atol=1e-10)
 
 
-# --- Parts of a batch
+# --- Gradient accumulation
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_parts_of_a_batch_are_the_batch(
+def test_gradient_accumulation_matches_the_whole_batch(
     backend: Backend,
     text: str,
     tmp_path: Path,
@@ -130,10 +130,12 @@ def test_parts_of_a_batch_are_the_batch(
             np.testing.assert_allclose(result.model.state_dict()[name], array, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("share_out", [(2, 1), (3, 1), (1, 3), (2, 3)], ids=str)
-def test_parts_of_a_padded_batch_are_the_batch(backend: Backend, share_out: tuple[int, int]) -> None:
-    """Each part's mean counts by its tokens: the sum of all parts' gradients is the whole batch's, with dropout too."""
-    parts, size = share_out
+@pytest.mark.parametrize("split_into", [(2, 1), (3, 1), (1, 3), (2, 3)], ids=str)
+def test_gradient_accumulation_of_a_padded_batch_matches_the_whole_batch(
+    backend: Backend, split_into: tuple[int, int]
+) -> None:
+    """Parts are weighted by their number of tokens, so their gradients sum to the whole batch's, with dropout too."""
+    parts, size = split_into
     ids = rng(3).integers(0, 5, (6, 9))
     ids[0, 4:], ids[3, 2:], ids[5, 7:] = 5, 5, 5
     gradients, losses = [], []

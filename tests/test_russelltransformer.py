@@ -1,4 +1,4 @@
-"""The transformer against PyTorch. Also a script, and `python -m tests.test_russelltransformer`."""
+"""The transformer against PyTorch. Can be run as a script, or as `python -m tests.test_russelltransformer`."""
 
 import sys
 
@@ -36,7 +36,7 @@ def small_model(seed: int = 0, **options: Any) -> Transformer:
 
 
 def padding_of(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(B, T) bool, True at the end of each row but the first, more in each."""
+    """(B, T) bool: row i has i padding positions at its end."""
     batch, length = x.shape[:2]
     return np.arange(length) >= length - np.arange(batch)[:, None]
 
@@ -47,7 +47,7 @@ def check_parameters(module: Any, params: dict[str, torch.Tensor]) -> None:
 
 
 def check_attention(module: AttentionHead | AttentionLayer, twin: Callable[..., torch.Tensor], padded: bool) -> None:
-    """`module(x, padding)` against `twin(parameters, x, padding)`: values and all gradients."""
+    """Compare `module(x, padding)` with `twin(parameters, x, padding)`: values and all gradients."""
     randomise(module)
     x = rng(1).normal(size=(4, 6, 8))
     mask = padding_of(x) if padded else None
@@ -61,18 +61,18 @@ def check_attention(module: AttentionHead | AttentionLayer, twin: Callable[..., 
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_attention_head(backend: Backend, padded: bool) -> None:
+def test_attention_head_matches_pytorch(backend: Backend, padded: bool) -> None:
     check_attention(AttentionHead(3, 5, 8), torch_twin.attention_head, padded)
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("projected", [False, True])
-def test_attention_layer(backend: Backend, padded: bool, projected: bool) -> None:
+def test_attention_layer_matches_pytorch(backend: Backend, padded: bool, projected: bool) -> None:
     layer = AttentionLayer(2, 8, output_projection=projected)
     check_attention(layer, lambda p, x, padding: torch_twin.attention_layer(p, x, 2, padding), padded)
 
 
-def test_attention_layer_equals_its_heads_side_by_side(backend: Backend) -> None:
+def test_attention_layer_equals_its_concatenated_heads(backend: Backend) -> None:
     layer = AttentionLayer(4, 8)
     randomise(layer)
     x = Tensor(rng(1).normal(size=(3, 5, 8)))
@@ -87,10 +87,10 @@ def test_attention_layer_equals_its_heads_side_by_side(backend: Backend) -> None
 
 
 @pytest.mark.parametrize("options", VARIANTS[:2])
-def test_attention_maps_are_the_weights_of_the_spelled_out_heads(
+def test_attention_maps_match_the_weights_of_attention_heads(
     backend: Backend, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`AttentionHead` gives weights @ v: it gives the weights where x @ w_v is the identity."""
+    """`AttentionHead` returns weights @ v, which are the weights if w_v is the pseudo-inverse of x (v = identity)."""
     model = small_model(**options, dropout=0.3)
     randomise(model, std=0.7)
     maps = model.attention_maps(TEXT[:11])
@@ -114,10 +114,10 @@ def test_attention_maps_are_the_weights_of_the_spelled_out_heads(
             assert_close(weights, head(x)[0], atol=1e-12)
         np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=0, atol=1e-14)
         assert not np.triu(found, 1).any()
-        assert np.ptp(found[:, -1]) > 0.2  # weights that are all alike would not tell layers and heads apart
+        assert np.ptp(found[:, -1]) > 0.2  # the weights differ, so a mix-up of heads would show
 
 
-def test_attention_maps_of_a_single_character_and_none(backend: Backend) -> None:
+def test_attention_maps_of_one_character_and_of_invalid_texts(backend: Backend) -> None:
     (first, second) = small_model().astype("float32").attention_maps("c")
     for found in (first, second):
         assert_close(found, np.ones((4, 1, 1), np.float32), atol=0.0)
@@ -128,7 +128,7 @@ def test_attention_maps_of_a_single_character_and_none(backend: Backend) -> None
 
 
 @pytest.mark.parametrize("activation", list(torch_twin.ACTIVATIONS))
-def test_feed_forward(backend: Backend, activation: str) -> None:
+def test_feed_forward_matches_pytorch(backend: Backend, activation: str) -> None:
     layer = FFLayer(12, 4, activation=activation)
     randomise(layer)
     params = torch_params(layer)
@@ -137,7 +137,7 @@ def test_feed_forward(backend: Backend, activation: str) -> None:
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_the_whole_model_with_its_loss(backend: Backend, options: dict[str, Any]) -> None:
+def test_model_and_loss_match_pytorch(backend: Backend, options: dict[str, Any]) -> None:
     model = small_model(**options)
     randomise(model)
     params = torch_params(model)
@@ -154,7 +154,7 @@ def test_the_whole_model_with_its_loss(backend: Backend, options: dict[str, Any]
 
 
 @pytest.mark.parametrize("options", VARIANTS[:2])
-def test_random_upstream_gradient_of_the_logits(backend: Backend, options: dict[str, Any]) -> None:
+def test_gradients_from_the_logits_match_pytorch(backend: Backend, options: dict[str, Any]) -> None:
     model = small_model(**options)
     randomise(model)
     params = torch_params(model)
@@ -170,7 +170,7 @@ def train_both(
     ours: Callable[[Transformer], Any],
     theirs: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
 ) -> tuple[Transformer, dict[str, torch.Tensor]]:
-    """100 steps of the same model on the same batches."""
+    """Train the same model in both libraries for 100 steps on the same batches."""
     model = small_model(**options)
     params = torch_params(model)
     mine, reference = ours(model), theirs(list(params.values()))
@@ -191,15 +191,18 @@ def train_both(
     return model, params
 
 
-def test_100_steps_of_sgd(backend: Backend) -> None:
+def test_100_steps_of_sgd_match_pytorch(backend: Backend) -> None:
     model, params = train_both({}, lambda m: SGDOptimizer(m.parameters(), lr=0.1), lambda p: torch.optim.SGD(p, lr=0.1))
     for name, parameter in model.named_parameters():
         assert_close(parameter, params[name], what=name)
 
 
-def test_100_steps_of_adamw(backend: Backend) -> None:
-    """Within 1e-10. Adam divides by the root of the squared gradient's mean, so where a gradient is of the size of
-    eps=1e-8 a difference of 1e-16 in it moves the parameter by up to lr * 1e-16 / 1e-8 = 1e-11 a step."""
+def test_100_steps_of_adamw_match_pytorch(backend: Backend) -> None:
+    """atol is 1e-10, since Adam divides by the root of the mean squared gradient.
+
+    Where a gradient is about eps = 1e-8, a difference of 1e-16 in it moves the parameter by up to
+    lr * 1e-16 / 1e-8 = 1e-11 in each step.
+    """
     model, params = train_both(
         GPT,
         lambda m: AdamWOptimizer(m.parameters(), lr=1e-3, weight_decay=0.1),
@@ -209,7 +212,7 @@ def test_100_steps_of_adamw(backend: Backend) -> None:
         assert_close(parameter, params[name], atol=1e-10, what=name)
 
 
-def test_float32_stays_float32(backend: Backend) -> None:
+def test_float32_model_stays_float32(backend: Backend) -> None:
     model = small_model(**GPT)
     randomise(model)
     reference = model.state_dict()
@@ -227,11 +230,11 @@ def test_float32_stays_float32(backend: Backend) -> None:
         assert single.grad is not None
         assert str(single.grad.dtype) == "float32"
         expected = Tensor(wide.grad).astype("float32")
-        # float32 has 7 digits and the model some 30 sums of up to 64 terms in a row
+        # float32 has 7 digits, and the model chains about 30 sums of up to 64 terms
         assert_close(single.grad, expected, atol=2e-4 * max(1.0, float(np.abs(expected.numpy()).max())), what=name)
 
 
-def test_padding_changes_nothing_for_the_others(backend: Backend) -> None:
+def test_padding_does_not_change_other_logits(backend: Backend) -> None:
     model = small_model(**GPT)
     randomise(model)
     alone = model(["the cat"])
@@ -239,7 +242,7 @@ def test_padding_changes_nothing_for_the_others(backend: Backend) -> None:
     assert_close(with_longer[:1, :7], alone)
 
 
-def test_no_character_sees_a_later_one(backend: Backend) -> None:
+def test_logits_do_not_depend_on_later_characters(backend: Backend) -> None:
     model = small_model()
     randomise(model)
     first, second = model(["the cat"]), model(["the mat"])
@@ -247,7 +250,7 @@ def test_no_character_sees_a_later_one(backend: Backend) -> None:
     assert np.abs(first.numpy()[:, 4:] - second.numpy()[:, 4:]).max() > 1e-3
 
 
-def test_a_model_can_learn_a_sentence(backend: Backend) -> None:
+def test_model_can_learn_a_sentence(backend: Backend) -> None:
     model = small_model(**GPT)
     optimizer = AdamWOptimizer(model.parameters(), lr=1e-2)
     ids = np.array([model.tokenizer.encode(TEXT[i : i + 12]) for i in range(10)])
@@ -256,13 +259,13 @@ def test_a_model_can_learn_a_sentence(backend: Backend) -> None:
         loss = cross_entropy_loss(model(ids[:, :-1]), ids[:, 1:], model.tokenizer.pad_token_id)
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.3  # from log(11) = 2.4
+    assert loss.item() < 0.3  # log(11) = 2.4 before training
     assert model.generate("the cat ", 3, temperature=0) == "the cat sat"
 
 
-def test_generation(backend: Backend) -> None:
+def test_generate_is_reproducible_and_follows_its_options(backend: Backend) -> None:
     model = small_model()
-    text = model.generate("the", 30, seed=3)  # well past max_seq_len = 12
+    text = model.generate("the", 30, seed=3)  # longer than max_seq_len = 12
     assert text.startswith("the")
     assert len(text) == 33
     assert set(text) <= set(model.tokenizer.vocabulary)
@@ -272,7 +275,7 @@ def test_generation(backend: Backend) -> None:
     assert model.generate("the", 0) == "the"
 
 
-def test_generation_never_draws_padding(backend: Backend) -> None:
+def test_generate_never_samples_padding(backend: Backend) -> None:
     model = small_model()
     state = model.state_dict()
     state["tokenizer.token_embedding"][-1] = 100 * state["tokenizer.token_embedding"].sum(0)
@@ -289,12 +292,14 @@ def test_generation_never_draws_padding(backend: Backend) -> None:
         ("the", {"top_k": 0}, "top_k >= 1"),
     ],
 )
-def test_generation_refuses(backend: Backend, prompt: str, options: dict[str, Any], message: str) -> None:
+def test_generate_with_bad_arguments_raises(
+    backend: Backend, prompt: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         small_model().generate(prompt, 5, **options)
 
 
-def test_dropout(backend: Backend) -> None:
+def test_dropout_masks_and_scales_reproducibly(backend: Backend) -> None:
     x = Tensor(np.ones((200, 50)))
     dropout = Dropout(0.2, Generator(3))
     y = dropout(x)
@@ -304,13 +309,13 @@ def test_dropout(backend: Backend) -> None:
     y.backward(Tensor(np.full(y.shape, 3.0)))
     assert_close(x.grad, 3 * values)
     assert not np.array_equal(values, dropout(x).numpy())
-    assert np.array_equal(values, Dropout(0.2, Generator(3))(x).numpy())  # the same seed: the same draws
+    assert np.array_equal(values, Dropout(0.2, Generator(3))(x).numpy())  # the same seed gives the same draws
     assert dropout.eval()(x) is x
     with pytest.raises(ValueError, match=r"Dropout: p must be in \[0, 1\), got 1"):
         Dropout(1.0)
 
 
-def test_dropout_without_a_generator_draws_from_the_default_one(backend: Backend) -> None:
+def test_dropout_without_a_generator_uses_the_default_one(backend: Backend) -> None:
     x = Tensor(np.ones((20, 50)))
     manual_seed(7)
     first, second = Dropout(0.5)(x).numpy(), Dropout(0.5)(x).numpy()
@@ -320,7 +325,7 @@ def test_dropout_without_a_generator_draws_from_the_default_one(backend: Backend
     manual_seed(0)
 
 
-def test_a_model_drops_in_training_only(backend: Backend) -> None:
+def test_dropout_is_active_only_in_training_mode(backend: Backend) -> None:
     model = small_model(dropout=0.5)
     evaluated = small_model().state_dict()
     assert all(np.array_equal(a, evaluated[name]) for name, a in model.state_dict().items())
@@ -332,20 +337,20 @@ def test_a_model_drops_in_training_only(backend: Backend) -> None:
     assert model.training
 
 
-def test_the_same_seed_gives_the_same_model(backend: Backend) -> None:
+def test_same_seed_gives_the_same_model(backend: Backend) -> None:
     first, same, other = (small_model(seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(np.array_equal(first[name], same[name]) for name in first)
     assert not np.array_equal(first["blocks.0.attention.w_qkv"], other["blocks.0.attention.w_qkv"])
     assert not np.array_equal(first["blocks.0.attention.w_qkv"], first["blocks.1.attention.w_qkv"])
 
 
-def test_the_packed_weights_are_those_of_three_draws(backend: Backend) -> None:
-    """A seed gives the weights that it gives three matrices of their own."""
+def test_packed_qkv_weights_equal_three_separate_draws(backend: Backend) -> None:
+    """A seed gives w_qkv the values that it gives three separate matrices."""
     layer, head = AttentionLayer(2, 8, generator=Generator(5)), AttentionHead(8, 8, 8, generator=Generator(5))
     assert np.array_equal(layer.w_qkv.numpy(), np.concatenate([w.numpy() for w in (head.w_q, head.w_k, head.w_v)], 1))
 
 
-def test_bad_sizes_are_named(backend: Backend) -> None:
+def test_bad_arguments_raise(backend: Backend) -> None:
     with pytest.raises(ValueError, match="n_heads=3 does not divide hidden_size=8"):
         AttentionLayer(3, 8)
     with pytest.raises(ValueError, match="unknown activation 'swish'; known are leaky_relu"):

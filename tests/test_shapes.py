@@ -1,4 +1,4 @@
-"""Ops that move elements and leave them as they are, against PyTorch."""
+"""Ops that change the shape or order of elements, against PyTorch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ Fn = Callable[..., Any]
 x = rng(0).normal(size=(2, 3, 4))
 ones = rng(1).normal(size=(1, 3, 1, 4))
 
-# name: ours, theirs, operand
+# name: (RussellGrad's function, PyTorch's function, operand)
 SHAPES: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
     "transpose": (lambda t: t.transpose(), lambda t: t.permute(2, 1, 0), x),
     "transpose_axes": (lambda t: t.transpose((1, 2, 0)), lambda t: t.permute(1, 2, 0), x),
@@ -61,12 +61,12 @@ SHAPES: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_shape(backend: Backend, name: str, dtype: str) -> None:
+def test_shape_op_matches_pytorch(backend: Backend, name: str, dtype: str) -> None:
     ours, theirs, operand = SHAPES[name]
     check_against_torch(ours, theirs, operand, dtype=dtype)
 
 
-def test_shapes_of_ints_and_bools(backend: Backend) -> None:
+def test_shape_ops_of_integers_and_bools(backend: Backend) -> None:
     whole = np.arange(6).reshape(2, 3)
     assert_close(Tensor(whole).T, np.ascontiguousarray(whole.T))
     assert_close(Tensor(whole > 2).reshape(3, 2), (whole > 2).reshape(3, 2))
@@ -78,7 +78,7 @@ a, b, c = rng(2).normal(size=(2, 3)), rng(3).normal(size=(4, 3)), rng(4).normal(
 
 
 @pytest.mark.parametrize("axis", [0, -2])
-def test_concatenate(backend: Backend, axis: int) -> None:
+def test_concatenate_matches_pytorch(backend: Backend, axis: int) -> None:
     check_against_torch(
         lambda *t: Tensor.concatenate(list(t), axis), lambda *t: torch.cat(t, axis), a, b, c, a + 1, dtype="float64"
     )
@@ -90,27 +90,27 @@ def test_concatenate_other_axis_and_constants(backend: Backend) -> None:
     check_against_torch(lambda *t: Tensor.concatenate(t), lambda *t: torch.cat(t), a, b, a, needs=(False, True, False))
 
 
-def test_one_tensor_several_times(backend: Backend) -> None:
+def test_joining_one_tensor_several_times_accumulates_gradients(backend: Backend) -> None:
     check_against_torch(lambda t: Tensor.concatenate([t, t, t.exp()], 1), lambda t: torch.cat([t, t, t.exp()], 1), a)
     check_against_torch(lambda t: Tensor.stack([t, t]), lambda t: torch.stack([t, t]), a)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -3])
-def test_stack(backend: Backend, axis: int) -> None:
+def test_stack_matches_pytorch(backend: Backend, axis: int) -> None:
     check_against_torch(lambda *t: Tensor.stack(t, axis), lambda *t: torch.stack(t, axis), a, a + 1, 2 * a)
 
 
-def test_stack_0d(backend: Backend) -> None:
+def test_stack_of_0d_tensors(backend: Backend) -> None:
     check_against_torch(lambda *t: Tensor.stack(t), lambda *t: torch.stack(t), a[0, 0], a[0, 1])
 
 
-def test_joining_promotes(backend: Backend) -> None:
+def test_joining_promotes_dtypes(backend: Backend) -> None:
     single, whole = Tensor([1.0], dtype="float32"), Tensor(np.array([2]))
     assert Tensor.concatenate([whole, single]).dtype == np.float32
     assert Tensor.stack([single, Tensor([1.0])]).dtype == np.float64
 
 
-def test_joining_errors(backend: Backend) -> None:
+def test_joining_mismatched_tensors_raises(backend: Backend) -> None:
     t = Tensor(a)
     with pytest.raises(
         ValueError, match=r"^concatenate: \(2, 3\) and \(2, 2\).*all axes but the joined one must agree"
@@ -134,9 +134,10 @@ def test_joining_errors(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("sizes", "axis"), [(2, 0), (2, 1), (3, -1), (100, 1), ([1, 2, 1], 2), ([3, 0], 1), ((2,), 0), (np.int64(2), 2)]
 )
-def test_split(backend: Backend, sizes: Any, axis: int) -> None:
-    """Pieces are weighted, so that a gradient which went to the wrong piece would show."""
-    same = list(sizes) if isinstance(sizes, list | tuple) else int(sizes)  # PyTorch takes no tuple, nor NumPy's ints
+def test_split_matches_pytorch(backend: Backend, sizes: Any, axis: int) -> None:
+    """The pieces have different weights, so a gradient sent to the wrong piece is detected."""
+    # PyTorch accepts neither tuples nor NumPy integers.
+    same = list(sizes) if isinstance(sizes, list | tuple) else int(sizes)
     pieces = torch.tensor(x).split(same, axis)
     assert [p.shape for p in Tensor(x).split(sizes, axis)] == [tuple(p.shape) for p in pieces]
     check_against_torch(
@@ -146,11 +147,11 @@ def test_split(backend: Backend, sizes: Any, axis: int) -> None:
     )
 
 
-def test_split_of_nothing(backend: Backend) -> None:
+def test_split_of_an_empty_tensor(backend: Backend) -> None:
     assert [p.shape for p in Tensor(x[:0]).split(2)] == [tuple(p.shape) for p in torch.tensor(x[:0]).split(2)]
 
 
-def test_split_errors(backend: Backend) -> None:
+def test_invalid_split_raises(backend: Backend) -> None:
     t = Tensor(x)
     for sizes in ([1, 1], [5, -2], []):
         with pytest.raises(ValueError, match=r"^split: sizes .* do not add up to axis 1 of shape \(2, 3, 4\)"):
@@ -164,7 +165,7 @@ def test_split_errors(backend: Backend) -> None:
 # --- Errors
 
 
-def test_shape_errors(backend: Backend) -> None:
+def test_invalid_shape_arguments_raise(backend: Backend) -> None:
     t = Tensor(x)
     with pytest.raises(ValueError, match=r"^reshape: \(2, 3, 4\), shape=\(5, 5\).*the number of elements must stay"):
         t.reshape(5, 5)

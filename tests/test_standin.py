@@ -1,6 +1,6 @@
-"""The stand-in for CuPy: it raises where CuPy raises, differs from NumPy where CuPy does, and has only CuPy's names.
+"""The stand-in for CuPy raises where CuPy raises, differs from NumPy where CuPy does, and has only CuPy's names.
 
-These tests run on the stand-in itself, whichever CuPy the other tests run on.
+These tests always run on the stand-in, even if the other tests run on the real CuPy.
 """
 
 from collections.abc import Callable
@@ -43,17 +43,17 @@ def ones() -> Array:
     return cupy.ones((2, 3))
 
 
-def numbers(*values: int) -> Array:
+def int_array(*values: int) -> Array:
     return cupy.asarray(np.array(values))
 
 
 @pytest.fixture(scope="module")
 def xp() -> Any:
-    """The unchanged CuPy backend, loaded on the stand-in."""
+    """The unmodified CuPy backend, loaded on the stand-in."""
     return resolve_backend(load_backend()["cupy_backend"])
 
 
-# --- Refusals
+# --- Refused operations
 
 HOST = np.ones((2, 3))
 
@@ -78,7 +78,7 @@ def write_into_broadcast() -> None:
 
 
 REFUSED: dict[str, tuple[type[BaseException], Callable[[], Any]]] = {
-    # Host and device never mix
+    # Host and device arrays never mix
     "numpy.asarray": (TypeError, lambda: np.asarray(ones())),
     "numpy.array of a list": (TypeError, lambda: np.array([ones(), ones()])),
     "a numpy function": (TypeError, lambda: np.sum(ones())),
@@ -88,17 +88,17 @@ REFUSED: dict[str, tuple[type[BaseException], Callable[[], Any]]] = {
     "NumPy array on the left": (TypeError, lambda: HOST + ones()),
     "operator with a list": (TypeError, lambda: ones() * [1.0, 2.0, 3.0]),
     "list on the left": (TypeError, lambda: [1.0, 2.0, 3.0] + ones()),  # noqa: RUF005
-    "== None": (TypeError, lambda: ones() == None),  # noqa: E711
+    "comparison with None": (TypeError, lambda: ones() == None),  # noqa: E711
     "matmul with a NumPy array": (TypeError, lambda: ones() @ HOST.T),
     "matmul with a number": (TypeError, lambda: ones() @ 2.0),
-    "in place, a NumPy array": (TypeError, lambda: add_in_place(HOST)),
-    "in place, a list": (TypeError, lambda: add_in_place([1.0, 2.0, 3.0])),
+    "in-place add of a NumPy array": (TypeError, lambda: add_in_place(HOST)),
+    "in-place add of a list": (TypeError, lambda: add_in_place([1.0, 2.0, 3.0])),
     "where on a NumPy condition": (TypeError, lambda: cupy.where(HOST > 0, ones(), 0)),
     "where on a bool": (TypeError, lambda: cupy.where(True, ones(), 0)),
     "sum of a NumPy array": (TypeError, lambda: cupy.sum(HOST)),
     "concatenate of NumPy arrays": (TypeError, lambda: cupy.concatenate([HOST, HOST])),
     "assign a NumPy array": (TypeError, lambda: assign(slice(None), HOST)),
-    "assign a NumPy array by index": (TypeError, lambda: assign(numbers(0, 1), HOST)),
+    "assign a NumPy array by an index array": (TypeError, lambda: assign(int_array(0, 1), HOST)),
     "assign a list": (TypeError, lambda: assign(0, [1.0, 2.0, 3.0])),
     "index with a NumPy array": (Misuse, lambda: ones()[np.array([0, 1])]),
     "index with a list": (Misuse, lambda: ones()[[0, 1]]),
@@ -109,20 +109,20 @@ REFUSED: dict[str, tuple[type[BaseException], Callable[[], Any]]] = {
     "take of a list": (Misuse, lambda: cupy.take(ones(), [0, 1], axis=0)),
     "from_dlpack of a NumPy array": (TypeError, lambda: cupy.from_dlpack(HOST)),
     "numpy.from_dlpack": ((TypeError, ValueError, BufferError, RuntimeError), lambda: np.from_dlpack(ones())),  # type: ignore[dict-item]
-    # One element at a time
+    # Access to one element at a time
     "iteration": (Misuse, lambda: list(ones())),
     "unpacking": (Misuse, lambda: (lambda a, b: a)(*ones())),
-    "in": (Misuse, lambda: 1.0 in ones()),
+    "the operator in": (Misuse, lambda: 1.0 in ones()),
     "the builtin max": (Misuse, lambda: max(cupy.arange(3))),
     "range of an array": (TypeError, lambda: range(cupy.arange(3)[2])),
-    "a list's element": (TypeError, lambda: [1, 2][cupy.arange(3)[1]]),
-    "a slice's bound": (TypeError, lambda: ones()[: cupy.arange(3)[1]]),
-    "bool of several": (ValueError, lambda: bool(ones())),
+    "index of a list": (TypeError, lambda: [1, 2][cupy.arange(3)[1]]),
+    "bound of a slice": (TypeError, lambda: ones()[: cupy.arange(3)[1]]),
+    "bool of several elements": (ValueError, lambda: bool(ones())),
     "hash": (TypeError, lambda: hash(ones())),
-    # Keywords and dtypes that CuPy does not take
+    # Keywords and dtypes that CuPy does not accept
     "object dtype": (ValueError, lambda: cupy.array([1, 2], dtype=object)),
-    "an object array": (ValueError, lambda: cupy.asarray(np.array([None]))),
-    "strings": (ValueError, lambda: cupy.array(["a"])),
+    "array of objects": (ValueError, lambda: cupy.asarray(np.array([None]))),
+    "array of strings": (ValueError, lambda: cupy.array(["a"])),
     "zeros of a string dtype": (ValueError, lambda: cupy.zeros((2,), "U1")),
     "astype(casting=)": (TypeError, lambda: ones().astype("float32", casting="safe")),
     "astype to object": (ValueError, lambda: ones().astype(object)),
@@ -130,51 +130,51 @@ REFUSED: dict[str, tuple[type[BaseException], Callable[[], Any]]] = {
     "max(initial=)": (TypeError, lambda: cupy.max(ones(), initial=0.0)),
     "ufunc(where=)": (TypeError, lambda: cupy.exp(ones(), where=ones() > 0)),
     "einsum(out=)": (TypeError, lambda: cupy.einsum("ij->i", ones(), out=cupy.zeros((2,)))),
-    "take(mode=)": (TypeError, lambda: cupy.take(ones(), numbers(0), axis=0, mode="clip")),
+    "take(mode=)": (TypeError, lambda: cupy.take(ones(), int_array(0), axis=0, mode="clip")),
     "sort(stable=)": (TypeError, lambda: cupy.sort(ones(), stable=True)),
     "clip(min=, max=)": (TypeError, lambda: cupy.clip(ones(), min=0, max=1)),
-    "in place, a Tensor": (
+    "in-place add of a Tensor": (
         TypeError,
         lambda: add_in_place(Tensor([1.0], backend="numpy")),
-    ),  # NumPy leaves it to Tensor
-    "int += float": (TypeError, lambda: cupy.add(numbers(1), 0.5, out=numbers(1))),
-    # Names that CuPy has not
+    ),  # NumPy would defer to the Tensor
+    "float result into an int array": (TypeError, lambda: cupy.add(int_array(1), 0.5, out=int_array(1))),
+    # Names that CuPy does not have
     "errstate": (AttributeError, lambda: cupy.errstate(all="ignore")),
     "insert": (AttributeError, lambda: cupy.insert(ones(), 0, 1.0)),
     "vecdot": (AttributeError, lambda: cupy.vecdot(ones(), ones())),
     "setflags": (AttributeError, lambda: ones().setflags(write=False)),
     "resize": (AttributeError, lambda: ones().resize((3, 2))),
-    "an attribute of one's own": (AttributeError, lambda: setattr(ones(), "label", "x")),
-    "add.at": (AttributeError, lambda: cupy.add.at(ones(), numbers(0), 1.0)),
-    # Wrong in silence there, so an error here
+    "a new attribute": (AttributeError, lambda: setattr(ones(), "label", "x")),
+    "add.at": (AttributeError, lambda: cupy.add.at(ones(), int_array(0), 1.0)),
+    # CuPy gives a wrong result without an error; the stand-in raises
     "@=": (Misuse, product_in_place),
-    "index out of range": (Misuse, lambda: ones()[numbers(0, 2)]),
-    "negative index out of range": (Misuse, lambda: ones()[:, numbers(-4)]),
-    "index out of range behind an ellipsis": (Misuse, lambda: ones()[..., numbers(3)]),
-    "index out of range behind a mask": (Misuse, lambda: cupy.ones((2, 2, 3))[ones()[:, :2] > 0, numbers(3)]),
-    "take out of range": (Misuse, lambda: cupy.take(ones(), numbers(2), axis=0)),
-    "assignment out of range": (Misuse, lambda: assign(numbers(0, 2), 1.0)),
-    "scatter_add out of range": (Misuse, lambda: cupyx.scatter_add(ones(), (numbers(2),), 1.0)),
-    "integer to a negative power": (Misuse, lambda: numbers(2) ** numbers(-1)),
+    "index out of range": (Misuse, lambda: ones()[int_array(0, 2)]),
+    "negative index out of range": (Misuse, lambda: ones()[:, int_array(-4)]),
+    "index out of range after an ellipsis": (Misuse, lambda: ones()[..., int_array(3)]),
+    "index out of range after a mask": (Misuse, lambda: cupy.ones((2, 2, 3))[ones()[:, :2] > 0, int_array(3)]),
+    "take out of range": (Misuse, lambda: cupy.take(ones(), int_array(2), axis=0)),
+    "assignment out of range": (Misuse, lambda: assign(int_array(0, 2), 1.0)),
+    "scatter_add out of range": (Misuse, lambda: cupyx.scatter_add(ones(), (int_array(2),), 1.0)),
+    "integer to a negative power": (Misuse, lambda: int_array(2) ** int_array(-1)),
     "write into a broadcast view": (Misuse, write_into_broadcast),
-    # As NumPy does, for once
-    "a whole number out of range": (IndexError, lambda: ones()[2]),
+    # CuPy and NumPy raise the same errors
+    "an int index out of range": (IndexError, lambda: ones()[2]),
     "a mask of another shape": (IndexError, lambda: ones()[cupy.ones((3, 2)) > 0]),
-    "too many indices": (IndexError, lambda: ones()[0, 0, numbers(0)]),
+    "too many indices": (IndexError, lambda: ones()[0, 0, int_array(0)]),
     "shapes that do not broadcast": (ValueError, lambda: ones() + cupy.ones((2,))),
-    "max of nothing": (ValueError, lambda: cupy.max(cupy.zeros((0,)))),
-    "scatter_add of int64": (TypeError, lambda: cupyx.scatter_add(numbers(1), (numbers(0),), 1)),
+    "max of an empty array": (ValueError, lambda: cupy.max(cupy.zeros((0,)))),
+    "scatter_add of int64": (TypeError, lambda: cupyx.scatter_add(int_array(1), (int_array(0),), 1)),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refuses(what: str) -> None:
+def test_misuse_raises(what: str) -> None:
     error, misuse = REFUSED[what]
     with pytest.raises(error):
         misuse()
 
 
-def test_misuse_cannot_be_mistaken_for_an_error_that_code_handles() -> None:
+def test_misuse_is_not_a_common_exception() -> None:
     assert not issubclass(Misuse, (TypeError, ValueError, IndexError, RuntimeError))
 
 
@@ -194,18 +194,18 @@ def test_misuse_cannot_be_mistaken_for_an_error_that_code_handles() -> None:
         lambda: cupy.asarray(1.0),
     ],
 )
-def test_what_has_no_axes_is_still_an_array(scalar: Callable[[], Array]) -> None:
+def test_0d_results_are_arrays(scalar: Callable[[], Array]) -> None:
     assert isinstance(scalar(), cupy.ndarray)
     assert scalar().shape == ()
 
 
-def test_an_element_is_a_view() -> None:
+def test_indexed_element_is_a_view() -> None:
     a = ones()
     a[1, 2].fill(7.0)
     assert a.get()[1, 2] == 7.0
 
 
-def test_the_device_has_memory_of_its_own() -> None:
+def test_host_and_device_memory_are_separate() -> None:
     host = np.ones(3)
     a = cupy.asarray(host)
     host += 1
@@ -213,34 +213,36 @@ def test_the_device_has_memory_of_its_own() -> None:
     np.testing.assert_array_equal(cupy.asnumpy(a), [1.0, 1.0, 1.0])
 
 
-def test_new_memory_is_rubbish() -> None:
+def test_uninitialized_memory_has_invalid_values() -> None:
     assert np.isnan(cupy.empty((2,)).get()).all()
     assert np.isnan(cupy.ndarray((2,), "float32").get()).all()
     assert (cupy.empty((2,), "int64").get() > 2**60).all()
 
 
-def test_which_of_several_assignments_to_one_place_stays_is_random() -> None:
-    kept = set()
+def test_duplicate_assignments_keep_a_random_value() -> None:
+    seen = set()
     for _ in range(100):
         a = cupy.zeros((3,))
-        a[numbers(1, 1)] = cupy.asarray(np.array([1.0, 2.0]))
-        kept.add(float(a.get()[1]))
-    assert kept == {1.0, 2.0}
+        a[int_array(1, 1)] = cupy.asarray(np.array([1.0, 2.0]))
+        seen.add(float(a.get()[1]))
+    assert seen == {1.0, 2.0}
 
 
-def test_scatter_add_adds_repeats_in_random_order() -> None:
+def test_scatter_add_sums_repeats_in_random_order() -> None:
     values = rng().normal(size=300) * 10.0 ** rng(1).integers(-8, 8, 300)
     sums = set()
     for _ in range(20):
         a = cupy.zeros((2,))
-        cupyx.scatter_add(a, (numbers(*[1] * 300),), cupy.asarray(values))
+        cupyx.scatter_add(a, (int_array(*[1] * 300),), cupy.asarray(values))
         assert_close(a.get()[1], np.sum(values), atol=1e-6)
         sums.add(float(a.get()[1]))
-    assert len(sums) > 1  # the last bits vary
+    assert len(sums) > 1  # rounding depends on the order
 
 
-@pytest.mark.parametrize("index", [(slice(None), 1), (numbers(1, 0),), (numbers(1, 0), numbers(2, 2)), (None, ...)])
-def test_assignment_and_scatter_add_are_numpys_where_no_place_repeats(index: Any) -> None:
+@pytest.mark.parametrize(
+    "index", [(slice(None), 1), (int_array(1, 0),), (int_array(1, 0), int_array(2, 2)), (None, ...)]
+)
+def test_assignment_and_scatter_add_match_numpy_without_repeats(index: Any) -> None:
     host_index = tuple(part.get() if isinstance(part, cupy.ndarray) else part for part in index)
     host, value = rng().normal(size=(2, 3)), rng(1).normal(size=np.ones((2, 3))[host_index].shape)
     a, b = cupy.asarray(host), cupy.asarray(host)
@@ -254,7 +256,7 @@ def test_assignment_and_scatter_add_are_numpys_where_no_place_repeats(index: Any
     np.testing.assert_array_equal(b.get(), added)
 
 
-def test_python_numbers_are_weak_and_numpys_are_not() -> None:
+def test_python_scalars_are_weak_and_numpy_scalars_are_not() -> None:
     a = cupy.ones((2,), "float32")
     assert (a * 2.0).dtype == (2 * a).dtype == cupy.where(a > 0, a, 0.0).dtype == np.float32
     assert (a * np.float64(2.0)).dtype == (np.float64(2.0) * a).dtype == np.float64
@@ -268,9 +270,9 @@ def test_no_floating_point_warnings() -> None:
     assert cupy.asarray(np.array([np.nan])).astype("int64").shape == (1,)
 
 
-def test_waiting_for_the_device_is_counted() -> None:
+def test_synchronizations_are_counted() -> None:
     one = cupy.ones((1,))
-    waits: dict[str, Callable[[], Any]] = {
+    synchronizing: dict[str, Callable[[], Any]] = {
         "bool": lambda: bool(one),
         "float": lambda: float(cupy.sum(one)),
         "int": lambda: int(cupy.sum(one)),
@@ -283,12 +285,12 @@ def test_waiting_for_the_device_is_counted() -> None:
         "format": lambda: f"{one}",
         "mask index": lambda: one[one > 0],
     }
-    for name, wait in waits.items():
+    for name, operation in synchronizing.items():
         with record() as log:
-            wait()
+            operation()
         assert log.syncs == {name: 1}
     with record() as log:
-        cupy.exp(one + 1)[numbers(0)].shape  # noqa: B018
+        cupy.exp(one + 1)[int_array(0)].shape  # noqa: B018
     assert not log.syncs
     assert log.launches == {"add": 1, "exp": 1, "getitem": 1}
     assert log.uploads == {"array": 1}
@@ -301,11 +303,11 @@ def test_dlpack_shares_memory_on_the_device_and_copies_to_the_host_on_request() 
     shared += 1
     np.testing.assert_array_equal(a.get(), np.full((2, 3), 2.0))
     with record() as log:
-        np.testing.assert_array_equal(np.from_dlpack(SimpleOnHost(a)), a.get())
+        np.testing.assert_array_equal(np.from_dlpack(HostCopyRequest(a)), a.get())
     assert log.syncs["__dlpack__"] == 1
 
 
-class SimpleOnHost:
+class HostCopyRequest:
     """Requests a copy on the host, as np.from_dlpack(a, device="cpu") does since NumPy 2.1."""
 
     def __init__(self, array: Array) -> None:
@@ -318,7 +320,7 @@ class SimpleOnHost:
         return self.array.__dlpack__(dl_device=(1, 0))
 
 
-# --- Together with a Tensor
+# --- Operators with other types
 
 
 @pytest.mark.parametrize(
@@ -334,7 +336,7 @@ class SimpleOnHost:
         lambda a, b: a < b,
     ],
 )
-def test_an_array_leaves_the_operation_to_a_tensor(xp: Any, operate: Callable[[Any, Any], Any]) -> None:
+def test_array_operators_defer_to_tensor(xp: Any, operate: Callable[[Any, Any], Any]) -> None:
     left, right = rng().random((3, 3)), rng(1).random((3, 3))
     result = operate(cupy.asarray(left), Tensor(right, backend=xp))
     assert isinstance(result, Tensor)
@@ -342,33 +344,33 @@ def test_an_array_leaves_the_operation_to_a_tensor(xp: Any, operate: Callable[[A
     assert_close(result, operate(left, right))
 
 
-class Wins:
+class HigherPriority:
     __array_priority__ = 101
 
     def __radd__(self, other: Any) -> str:
-        return "mine"
+        return "theirs"
 
 
-class Loses(Wins):
+class LowerPriority(HigherPriority):
     __array_priority__ = 99
 
 
-def test_the_higher_array_priority_has_its_say() -> None:
-    assert ones() + Wins() == "mine"
+def test_operators_defer_to_higher_array_priority() -> None:
+    assert ones() + HigherPriority() == "theirs"
     with pytest.raises(TypeError):
-        ones() + Loses()
+        ones() + LowerPriority()
 
 
 # --- The backend on the stand-in
 
 
-def test_the_backends_gradients_on_the_stand_in(xp: Any) -> None:
+def test_gradients_match_pytorch(xp: Any) -> None:
     import torch
 
     with use_backend(xp):
         check_against_torch(lambda x: (x * x).softmax(-1), lambda t: (t * t).softmax(-1), rng().normal(size=(3, 4)))
         check_against_torch(
-            lambda x: x[[0, 2, 0], 1:],  # row 0 twice: its gradients must add up
+            lambda x: x[[0, 2, 0], 1:],  # row 0 is repeated, so its gradients must be summed
             lambda t: t[[0, 2, 0], 1:],
             rng().normal(size=(3, 4)),
         )
@@ -376,7 +378,7 @@ def test_the_backends_gradients_on_the_stand_in(xp: Any) -> None:
 
 
 def training_step(xp: Any, weights: dict[str, Array], ids: Array, targets: Array) -> dict[str, Tensor]:
-    """One step of Adam on a model of one layer; the tensors after it, and the loss."""
+    """One Adam step on a model of one layer. Returns the updated parameters and the loss."""
     with use_backend(xp):
         p = {name: Tensor(value) for name, value in weights.items()}
         optimizer = AdamOptimizer(p.values(), lr=1e-2, weight_decay=0.1)
@@ -390,7 +392,7 @@ def training_step(xp: Any, weights: dict[str, Array], ids: Array, targets: Array
     return {**p, "loss": loss}
 
 
-def test_a_training_step_on_the_stand_in_is_that_of_numpy_and_never_waits(xp: Any) -> None:
+def test_training_step_matches_numpy_without_synchronizing(xp: Any) -> None:
     random = rng()
     shapes = {"tokens": (7, 4), "gamma": (4,), "beta": (4,), "query": (4, 4), "out": (4, 7), "bias": (7,)}
     weights = {name: random.normal(size=shape) for name, shape in shapes.items()}
@@ -402,7 +404,7 @@ def test_a_training_step_on_the_stand_in_is_that_of_numpy_and_never_waits(xp: An
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_step_of_training_never_waits_for_the_device(xp: Any, padded: bool) -> None:
+def test_transformer_training_step_does_not_synchronize(xp: Any, padded: bool) -> None:
     with use_backend(xp):
         model = Transformer(Tokenizer.from_text("abcdef", 8, 8), 2, 2, activation="gelu", final_norm=True, dropout=0.1)
         optimizer = AdamWOptimizer(model.parameters())
@@ -416,10 +418,10 @@ def test_a_step_of_training_never_waits_for_the_device(xp: Any, padded: bool) ->
         assert not log.syncs
 
 
-def test_a_step_stays_in_its_budget_of_launches(xp: Any) -> None:
-    """6 layers, in float32 and bfloat16. One more launch per layer is 6 more here, so the budget notices it.
+def test_training_step_stays_within_the_launch_budget(xp: Any) -> None:
+    """A model of 6 layers, in float32 and bfloat16: one more launch per layer adds 6 and exceeds the budget.
 
-    128 of the 380 launches copy the 64 gradients into `.grad`, and from there into the optimizer's flat array.
+    128 of the 380 launches copy the 64 gradients to `.grad` and from there to the optimizer's flat array.
     """
     for dtype in ("float32", "bfloat16"):
         set_default_dtype(dtype)
@@ -442,12 +444,13 @@ def test_a_step_stays_in_its_budget_of_launches(xp: Any) -> None:
         with record() as log:
             step(MicroBatch(ids, ids))
         assert log.graph_launches == 1
-        assert log.launches.total() <= 4  # the ids into the graph's memory, the loss and the norm out of it
+        # Copies of the ids to the graph's memory, and of the loss and the norm from it.
+        assert log.launches.total() <= 4
         assert not log.syncs
 
 
 class Operands:
-    """Arrays of a backend for the calls in DERIVED_CALLS, in float64."""
+    """Float64 arrays of a backend, the operands of DERIVED_CALLS."""
 
     def __init__(self, xp: Any) -> None:
         def of(*shape: int, seed: int = 0) -> Array:
@@ -513,13 +516,13 @@ DERIVED_CALLS: dict[str, Callable[[Any, Operands], Any]] = {
 ON_HOST = {"require_usable", "normal", "host_scalars", "check_ids", "check_targets", "prepare_index"}
 
 
-def test_every_derived_primitive_is_called_below() -> None:
+def test_every_derived_primitive_has_a_call() -> None:
     assert {*DERIVED_CALLS, *ON_HOST, "set_matmul_precision"} == set(DERIVED)
 
 
 @pytest.mark.parametrize("name", DERIVED_CALLS)
-def test_a_derived_primitive_in_float64_never_waits_and_is_recorded(xp: Any, name: str) -> None:
-    """No kernel takes float64, so these are formulas, but for `uniform`, embedding and products."""
+def test_derived_primitive_in_float64_can_be_captured(xp: Any, name: str) -> None:
+    """Kernels do not accept float64, so most of these run the formulas. None synchronizes or copies from the host."""
     o, call, recorded = Operands(xp), DERIVED_CALLS[name], []
     with record() as log:
         once = call(xp, o)
@@ -535,7 +538,7 @@ def test_a_derived_primitive_in_float64_never_waits_and_is_recorded(xp: Any, nam
         for i, (a, e) in enumerate(zip(results, expected, strict=True)):
             if e is None:
                 assert a is None
-            elif name != "gelu" or i == 0:  # what gelu saves is the backend's own
+            elif name != "gelu" or i == 0:  # each backend saves other values for gelu_backward
                 assert_close(a.get(), np.asarray(e), what=f"result {i}")
 
 
@@ -543,7 +546,7 @@ def test_a_derived_primitive_in_float64_never_waits_and_is_recorded(xp: Any, nam
 @pytest.mark.parametrize(
     "dtypes", [("float32", "float32", "float32"), ("bool", "int64", "bool"), ("float32", "float64", "int32")], ids=str
 )
-def test_concatenate_is_numpys(xp: Any, axis: int, dtypes: tuple[str, ...]) -> None:
+def test_concatenate_matches_numpy(xp: Any, axis: int, dtypes: tuple[str, ...]) -> None:
     lengths = (2, 0, 3)
     hosts = [
         (10 * rng(i).normal(size=(n, 4) if axis == 0 else (4, n))).astype(dtype)
@@ -557,7 +560,7 @@ def test_concatenate_is_numpys(xp: Any, axis: int, dtypes: tuple[str, ...]) -> N
     assert_close(replay_of[0].get(), np.concatenate(hosts, axis), atol=0)
 
 
-def test_concatenate_of_what_does_not_fit(xp: Any) -> None:
+def test_concatenate_of_mismatched_arrays_raises(xp: Any) -> None:
     a = xp.asarray(np.ones((2, 3)))
     with pytest.raises(ValueError, match="there are no arrays"):
         xp.concatenate([], 0)
@@ -568,11 +571,11 @@ def test_concatenate_of_what_does_not_fit(xp: Any) -> None:
             xp.concatenate([a, a], axis)
 
 
-def test_running_out_of_memory_says_what_is_in_use(xp: Any) -> None:
+def test_out_of_memory_error_reports_memory_use(xp: Any) -> None:
     pool, allocator = cupy.get_default_memory_pool(), cupy.cuda.get_allocator()
     cupy.cuda.set_allocator(pool.malloc)
     xp.require_usable()
-    xp.require_usable()  # which explains it once all the same
+    xp.require_usable()  # a second call must not add a second note
     kept = [xp.zeros((1000, 1000), "float64") for _ in range(3)]
     pool.set_limit(size=pool.used_bytes() + 2**20)
     try:
@@ -588,8 +591,8 @@ def test_running_out_of_memory_says_what_is_in_use(xp: Any) -> None:
     del kept
 
 
-def planted(xp: Any, **functions: Any) -> Any:
-    """The backend with some of its functions replaced by wrong ones."""
+def with_bug(xp: Any, **functions: Any) -> Any:
+    """The backend with some functions replaced by faulty ones."""
     return SimpleNamespace(**{**vars(xp), **functions})
 
 
@@ -616,14 +619,14 @@ def getitem_backward_without_scatter_add(g: Array, index: Any, shape: tuple[int,
 
 
 @pytest.mark.parametrize("wrong", [add_a_list, add_a_host_array])
-def test_a_planted_host_operand_is_caught(xp: Any, wrong: Any) -> None:
-    backend = planted(xp, add=wrong)
+def test_injected_host_operand_raises(xp: Any, wrong: Any) -> None:
+    backend = with_bug(xp, add=wrong)
     a = backend.asarray([1.0, 2.0])
     with pytest.raises(TypeError, match="Unsupported type"):
         backend.add(a, a)
 
 
-def test_a_planted_implicit_bool_is_seen(xp: Any) -> None:
+def test_injected_implicit_bool_is_counted(xp: Any) -> None:
     a = xp.asarray([1.0, 2.0])
     for add, waits in ((xp.add, 0), (add_if_any, 1)):
         with record() as log:
@@ -631,26 +634,26 @@ def test_a_planted_implicit_bool_is_seen(xp: Any) -> None:
         assert log.syncs["bool"] == waits
 
 
-def test_planted_unchecked_ids_are_caught(xp: Any) -> None:
-    backend = planted(xp, check_ids=unchecked_ids)
+def test_injected_unchecked_ids_raise(xp: Any) -> None:
+    backend = with_bug(xp, check_ids=unchecked_ids)
     with pytest.raises(Misuse, match="wraps in silence"):
         backend.embedding(backend.zeros((3, 2), "float64"), backend.check_ids(np.array([3]), 3, "embedding"))
     with pytest.raises(IndexError, match=r"embedding: id 3 is out of range; ids must be in \[0, 3\)"):
         xp.check_ids(np.array([3]), 3, "embedding")
 
 
-def test_planted_repeats_without_scatter_add_are_caught(xp: Any) -> None:
+def test_injected_indexed_add_gives_wrong_sums(xp: Any) -> None:
     index = xp.prepare_index([0, 0, 1], (2,))
     g = xp.asarray([1.0, 2.0, 4.0])
     assert xp.getitem_backward(g, index, (2,)).tolist() == [3.0, 4.0]
     assert getitem_backward_without_scatter_add(g, index, (2,)).tolist() != [3.0, 4.0]
 
 
-# --- Products and random numbers
+# --- Matrix products and random numbers
 
 
-def test_products_are_recorded_in_a_capture(xp: Any) -> None:
-    """Products of vectors, too. Each recording has a workspace of its own, since two graphs may run at once."""
+def test_matrix_products_can_be_captured(xp: Any) -> None:
+    """Each captured graph has its own workspace, since two graphs may run at the same time."""
     a, v = xp.asarray(rng(0).normal(size=(3, 4))), xp.asarray(rng(1).normal(size=4))
     results: list[Array] = []
     replays = [xp.capture(lambda: results.append(xp.matmul(xp.matmul(a, v), a))) for _ in range(2)]
@@ -664,7 +667,7 @@ def test_products_are_recorded_in_a_capture(xp: Any) -> None:
         assert_close(result.get(), a.get() @ v.get() @ a.get(), atol=1e-14)
 
 
-def test_products_on_two_streams_at_once(xp: Any) -> None:
+def test_matrix_products_run_on_two_streams(xp: Any) -> None:
     a = xp.asarray(rng(0).normal(size=(3, 3)))
     streams, results = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
     cupy.cuda.Device().synchronize()
@@ -676,8 +679,8 @@ def test_products_on_two_streams_at_once(xp: Any) -> None:
         assert_close(result.get(), a.get() @ a.get(), atol=1e-14)
 
 
-def test_sums_by_products_are_in_float32_whatever_the_precision(xp: Any) -> None:
-    """`set_matmul_precision` does not change sums that are computed as products."""
+def test_matmul_precision_does_not_change_sums(xp: Any) -> None:
+    """`set_matmul_precision` does not change sums that are computed as matrix products."""
     g, x = (cupy.asarray(rng(i).normal(size=(50, 3)).astype("float32")) for i in range(2))
     weight, ids = cupy.ones((3, 3), "float32"), cupy.asarray(rng(2).integers(0, 600, 50))
 
@@ -694,7 +697,7 @@ def test_sums_by_products_are_in_float32_whatever_the_precision(xp: Any) -> None
         xp.set_matmul_precision("highest")
 
 
-def test_uniform_in_half_precision(xp: Any) -> None:
+def test_uniform_in_float16_matches_numpy(xp: Any) -> None:
     key = np.array([1, 2, 3, 4], np.uint64)
     drawn = xp.uniform((5,), cupy.asarray(key), "float16").get()
     assert_close(drawn, resolve_backend("numpy").uniform((5,), key, "float16"), atol=0)
@@ -703,14 +706,14 @@ def test_uniform_in_half_precision(xp: Any) -> None:
 # --- Against the real CuPy
 
 
-def needs_the_real_cupy() -> None:
+def require_real_cupy() -> None:
     if "No module named 'cupy'" in run_python("-c", "import cupy").stderr:
-        pytest.skip("CuPy is not installed, so nothing is held against it; `nox -s tests-cupy` installs it")
+        pytest.skip("needs CuPy to compare with; `nox -s tests-cupy` installs it")
 
 
-def test_agrees_with_the_real_cupy() -> None:
-    """Names, parameters, dtypes and operators of the stand-in, and all names that the backend uses, are CuPy's."""
-    needs_the_real_cupy()
+def test_stand_in_matches_the_real_cupy() -> None:
+    """Names, parameters, dtypes and operators of the stand-in are those of CuPy; so are all names the backend uses."""
+    require_real_cupy()
     done = run_python("-m", "tests.standin.compare")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
@@ -718,7 +721,7 @@ def test_agrees_with_the_real_cupy() -> None:
 
 NCCL = """
 import inspect, warnings
-warnings.simplefilter("ignore")  # there is no NCCL without a device
+warnings.simplefilter("ignore")  # CuPy warns that NCCL is missing without a device
 from cupyx.distributed import NCCLBackend
 inspect.signature(NCCLBackend).bind(4, 1, use_mpi=True)
 inspect.signature(NCCLBackend.all_reduce).bind(None, "in", "out", op="sum", stream=None)
@@ -727,14 +730,14 @@ cupy.cuda.Device.use, cupy.cuda.runtime.getDeviceCount
 """
 
 
-def test_what_several_devices_need_is_in_the_real_cupy() -> None:
-    """The calls of backends/nccl.py, which cannot run without devices."""
-    needs_the_real_cupy()
+def test_nccl_calls_exist_in_the_real_cupy() -> None:
+    """The calls of backends/nccl.py fit CuPy's signatures; running them needs devices."""
+    require_real_cupy()
     done = run_python("-c", NCCL)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_stand_in_has_all_that_the_backend_uses() -> None:
+def test_stand_in_has_every_name_the_backend_uses() -> None:
     for file in compare.BACKENDS.glob("cupy*.py"):
         assert list(compare.unusable(file.read_text(), MODULES)) == []
     assert list(compare.unfit(compare.BACKEND.read_text(), MODULES)) == []
@@ -756,7 +759,7 @@ def test_the_stand_in_has_all_that_the_backend_uses() -> None:
     assert all(hasattr(cupy.ndarray, name) for name in used)
 
 
-def test_the_comparison_finds_what_does_not_agree() -> None:
+def test_comparison_reports_differences() -> None:
     def ours(a: Any, axis: Any = None, where: Any = None) -> None: ...
     def theirs(a: Any, axis: Any = None) -> None: ...
 
@@ -793,15 +796,15 @@ def test_parameters_of_compiled_functions_come_from_their_docstring() -> None:
     assert compare.parameters(Compiled()) == {"self", "stream", "shape", "order"}
 
 
-# --- Without the stand-in: no device, no CuPy
+# --- Without the stand-in: missing device, missing CuPy
 
 USE = "import russellgrad; russellgrad.get_backend()"
 
 
-def test_without_a_device_there_is_one_clear_error() -> None:
-    needs_the_real_cupy()
+def test_missing_device_raises_one_clear_error() -> None:
+    require_real_cupy()
     if output_of("import cupy; print(cupy.cuda.is_available())") == "True":
-        pytest.skip("there is a CUDA device here")
+        pytest.skip("this machine has a CUDA device")
     done = run_python("-c", USE, RG_BACKEND="cupy")
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
@@ -811,7 +814,7 @@ def test_without_a_device_there_is_one_clear_error() -> None:
     assert "RG_BACKEND=numpy" in last
 
 
-def test_without_cupy_the_error_says_what_to_install() -> None:
+def test_missing_cupy_error_names_the_extra() -> None:
     done = run_python("-c", f"import sys; sys.modules['cupy'] = None; {USE}", RG_BACKEND="cupy")
     assert done.returncode == 1
     last = done.stderr.strip().split("\n")[-1]
@@ -819,7 +822,7 @@ def test_without_cupy_the_error_says_what_to_install() -> None:
     assert "pip install 'russellgrad[cuda13]'" in last
 
 
-def test_install_refuses_after_the_real_cupy() -> None:
+def test_install_after_the_real_cupy_raises() -> None:
     before = "import sys, types; sys.modules['cupy'] = types.ModuleType('cupy')"
     done = run_python("-c", f"{before}; from tests.standin import install; install()")
     assert done.stderr.strip().endswith("install the stand-in before anything imports it")

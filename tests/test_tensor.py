@@ -1,4 +1,4 @@
-"""What goes into a Tensor and what comes out of it: dtypes, copies, numbers, text, other libraries."""
+"""Creating Tensors and converting them: dtypes, copies, numbers, repr, other libraries."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +22,7 @@ def default_float32() -> Iterator[None]:
     rg.set_default_dtype("float64")
 
 
-# --- Into it
+# --- Creation
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_numbers_get_the_default_dtype_and_arrays_keep_theirs(backend: Backend, 
     assert_close(x, np.asarray(data, dtype))
 
 
-def test_another_default_dtype(backend: Backend, default_float32: None) -> None:
+def test_default_dtype_applies_to_python_numbers(backend: Backend, default_float32: None) -> None:
     assert rg.get_default_dtype() == "float32"
     assert Tensor([1, 2]).dtype == np.float32
     assert Tensor(2.5).dtype == np.float32
@@ -68,7 +68,7 @@ def test_another_default_dtype(backend: Backend, default_float32: None) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("float32")])
-def test_the_default_dtype_by_name_or_object(dtype: Any) -> None:
+def test_default_dtype_accepts_names_and_dtype_objects(dtype: Any) -> None:
     try:
         rg.set_default_dtype(dtype)
         assert rg.get_default_dtype() == "float32"
@@ -77,28 +77,28 @@ def test_the_default_dtype_by_name_or_object(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["float16", "int64", int, float, np.int32, None])
-def test_other_default_dtypes_are_refused(wrong: Any) -> None:
+def test_invalid_default_dtype_raises(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"^set_default_dtype: the default dtype must be one of float32, float64"):
         rg.set_default_dtype(wrong)
     assert rg.get_default_dtype() == "float64"
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"), [("float32", "float32"), ("", "float64"), ("float99", "RG_DTYPE: the default")]
+    ("setting", "expected"), [("float32", "float32"), ("", "float64"), ("float99", "RG_DTYPE: the default")]
 )
-def test_the_default_dtype_from_the_environment(setting: str, said: str) -> None:
+def test_environment_sets_the_default_dtype(setting: str, expected: str) -> None:
     code = "from russellgrad import Tensor; print(Tensor([1]).dtype)"
     done = run_python("-c", code, RG_DTYPE=setting)
-    assert said in done.stdout + done.stderr
+    assert expected in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bool", np.float32, np.dtype("int8")])
-def test_an_explicit_dtype(backend: Backend, dtype: Any) -> None:
+def test_explicit_dtype_is_used(backend: Backend, dtype: Any) -> None:
     for data in ([1, 0, 1], np.array([1, 0, 1]), [1.0, 0.0, 1.0]):
         assert_close(Tensor(data, dtype=dtype), np.array([1, 0, 1], dtype))
 
 
-def test_the_data_is_copied(backend: Backend) -> None:
+def test_data_is_copied(backend: Backend) -> None:
     host = np.array([1.0, 2.0])
     x = Tensor(host)
     host[0] = 100.0
@@ -110,7 +110,7 @@ def test_the_data_is_copied(backend: Backend) -> None:
     assert z.data is not own
 
 
-def test_the_copy_is_in_c_order(backend: Backend) -> None:
+def test_copied_data_is_c_contiguous(backend: Backend) -> None:
     x = Tensor(np.arange(6.0).reshape(2, 3).T)
     assert x.data.flags.c_contiguous
     assert_close(x, np.ascontiguousarray(np.arange(6.0).reshape(2, 3).T))
@@ -120,18 +120,18 @@ def test_the_copy_is_in_c_order(backend: Backend) -> None:
     "wrong", [None, "1", ["1", "2"], [1, None], 1j, np.array([1j]), object(), {}, {1.0}, np.array(["a"]), [[1], ["b"]]]
 )
 @pytest.mark.parametrize("dtype", [None, "float64"])
-def test_what_is_no_number_is_refused(backend: Backend, wrong: Any, dtype: str | None) -> None:
-    """Asked for float64, NumPy alone would read "1" as 1.0, take None for nan and drop imaginary parts."""
+def test_non_numeric_data_raises(backend: Backend, wrong: Any, dtype: str | None) -> None:
+    """With dtype float64, NumPy would read "1" as 1.0 and None as nan, and drop imaginary parts."""
     with pytest.raises(TypeError):
         Tensor(wrong, dtype=dtype)
 
 
-def test_ragged_lists_are_refused(backend: Backend) -> None:
+def test_ragged_lists_raise(backend: Backend) -> None:
     with pytest.raises(ValueError, match="inhomogeneous"):
         Tensor([[1.0, 2.0], [3.0]])
 
 
-def test_tensors_and_lists_of_tensors_are_refused(backend: Backend) -> None:
+def test_tensors_and_lists_of_tensors_raise(backend: Backend) -> None:
     x = Tensor([1.0])
     with pytest.raises(TypeError, match=r"^Tensor: data is a Tensor already; use .detach\(\), .astype\(\) or .to\(\)"):
         Tensor(x)
@@ -140,7 +140,7 @@ def test_tensors_and_lists_of_tensors_are_refused(backend: Backend) -> None:
             Tensor(tensors)
 
 
-def test_the_backend_by_name_and_by_module(backend: Backend) -> None:
+def test_backend_is_given_by_name_or_module(backend: Backend) -> None:
     for choice in (backend.name, backend, None):
         assert Tensor([1.0], backend=choice).backend is backend
     with pytest.raises(ValueError, match=r"^unknown backend 'nonsense'"):
@@ -149,10 +149,10 @@ def test_the_backend_by_name_and_by_module(backend: Backend) -> None:
         Tensor([1.0], backend=3)  # type: ignore[arg-type]
 
 
-# --- Out of it
+# --- Attributes and conversion
 
 
-def test_facts(backend: Backend) -> None:
+def test_attributes(backend: Backend) -> None:
     x = Tensor([[1.0, 2.0, 3.0]], label="weights")
     assert (x.shape, x.ndim, x.size, x.label, len(x), x.is_leaf) == ((1, 3), 2, 3, "weights", 1, True)
     assert not (x * 2.0).is_leaf
@@ -165,7 +165,7 @@ def test_facts(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("data", "item"), [(2.5, 2.5), ([[2.5]], 2.5), (np.array([3]), 3), (True, True), (np.float32(0.5), 0.5)]
 )
-def test_item(backend: Backend, data: Any, item: Any) -> None:
+def test_item_and_number_conversions(backend: Backend, data: Any, item: Any) -> None:
     found = Tensor(data).item()
     assert found == item
     assert type(found) is type(item)
@@ -174,14 +174,14 @@ def test_item(backend: Backend, data: Any, item: Any) -> None:
     assert bool(Tensor(data)) is bool(item)
 
 
-def test_truth(backend: Backend) -> None:
+def test_bool_of_zero_and_false(backend: Backend) -> None:
     assert not Tensor(0.0)
     assert not Tensor([False])
 
 
 @pytest.mark.parametrize("convert", [Tensor.item, float, int, bool])
 @pytest.mark.parametrize("data", [[1.0, 2.0], np.zeros((0, 2))])
-def test_only_one_element_is_a_number(backend: Backend, convert: Any, data: Any) -> None:
+def test_number_conversion_of_several_elements_raises(backend: Backend, convert: Any, data: Any) -> None:
     x = Tensor(data)
     with pytest.raises(
         ValueError, match=rf"^item: a tensor of shape \({x.shape[0]}.*\) has {x.size} elements, not one"
@@ -189,14 +189,14 @@ def test_only_one_element_is_a_number(backend: Backend, convert: Any, data: Any)
         convert(x)
 
 
-def test_0d_tensors_have_no_length(backend: Backend) -> None:
+def test_len_and_iter_of_0d_tensors_raise(backend: Backend) -> None:
     with pytest.raises(TypeError, match=r"^len: a 0-d tensor has no length"):
         len(Tensor(1.0))
     with pytest.raises(TypeError, match=r"^iter: a 0-d tensor cannot be iterated over"):
         iter(Tensor(1.0))
 
 
-def test_numpy_is_a_copy_on_the_host(backend: Backend) -> None:
+def test_numpy_returns_a_host_copy(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     out = x.numpy()
     assert type(out) is np.ndarray
@@ -205,7 +205,7 @@ def test_numpy_is_a_copy_on_the_host(backend: Backend) -> None:
     assert Tensor(2.0).numpy().shape == ()
 
 
-def test_equality_is_elementwise_and_the_hash_is_of_the_object(backend: Backend) -> None:
+def test_equality_is_elementwise_and_hash_is_by_identity(backend: Backend) -> None:
     x, y = Tensor([1.0, 2.0]), Tensor([1.0, 2.0])
     assert_close(x == y, np.array([True, True]))
     assert hash(x) != hash(y)
@@ -226,7 +226,7 @@ def test_repr(backend: Backend) -> None:
     assert repr(y) == f"Tensor(1.0, dtype=float32, backend={name}, op=exp, label='out')"
 
 
-def test_no_implicit_conversion_to_an_array(backend: Backend) -> None:
+def test_implicit_conversion_to_an_array_raises(backend: Backend) -> None:
     for convert in (np.asarray, np.array, lambda x: np.asarray([x, x]), lambda x: np.concatenate([x, x])):
         with pytest.raises(
             TypeError, match=r"is not converted to an array implicitly; call .numpy\(\)|__array_ufunc__=None"
@@ -250,7 +250,7 @@ def test_dlpack_within_the_backend_shares_memory(backend: Backend) -> None:
     assert not Tensor.from_dlpack(Tensor(np.array([1, 2]))).requires_grad
 
 
-def test_dlpack_does_not_lose_gradients_in_silence(backend: Backend) -> None:
+def test_dlpack_export_of_a_tensor_with_gradients_raises(backend: Backend) -> None:
     with pytest.raises(
         BufferError, match=r"^__dlpack__: this tensor tracks gradients, which would be lost; export .detach"
     ):
@@ -258,14 +258,14 @@ def test_dlpack_does_not_lose_gradients_in_silence(backend: Backend) -> None:
     assert_close(Tensor.from_dlpack(Tensor([1.0]).detach()), np.array([1.0]))
 
 
-def test_dlpack_to_and_from_pytorch(backend: Backend) -> None:
+def test_dlpack_shares_memory_with_pytorch(backend: Backend) -> None:
     if backend.name == "cupy":
-        pytest.skip("PyTorch here has the host alone, and these arrays are on a device")
+        pytest.skip("CuPy arrays are on a device, this PyTorch has only host memory")
     x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=False)
     theirs = torch.utils.dlpack.from_dlpack(x)
     x.data[0, 0] = 10.0
     assert theirs.tolist() == [[10.0, 2.0], [3.0, 4.0]]
-    back = Tensor.from_dlpack(theirs.T)  # strides and all
+    back = Tensor.from_dlpack(theirs.T)  # strides are kept
     theirs[0, 1] = 20.0
     assert_close(back, np.array([[10.0, 3.0], [20.0, 4.0]]))
     (back * back).sum().backward()
@@ -288,16 +288,16 @@ def test_fused_ops_of_integers_follow_the_default_dtype(backend: Backend) -> Non
         set_default_dtype("float64")
 
 
-def test_numbers_that_an_integer_tensor_cannot_hold(backend: Backend) -> None:
+def test_number_out_of_range_for_an_integer_tensor_raises(backend: Backend) -> None:
     with pytest.raises(OverflowError, match=r"^add: \(1,\) and 300"):
         Tensor(np.array([1], "uint8")) + 300
 
 
-def test_an_axis_must_be_a_number_or_a_tuple(backend: Backend) -> None:
+def test_list_as_axis_raises(backend: Backend) -> None:
     with pytest.raises(TypeError, match=r"sum: axis must be an int, a tuple of ints or None, got \[0, 1\]"):
         Tensor(np.ones((2, 2))).sum(axis=[0, 1])  # type: ignore[arg-type]
 
 
-def test_no_cast_to_complex_numbers(backend: Backend) -> None:
+def test_cast_to_complex_raises(backend: Backend) -> None:
     with pytest.raises(TypeError, match="astype: a tensor holds real numbers or bools, not complex64"):
         Tensor([1.0]).astype("complex64")

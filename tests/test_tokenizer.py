@@ -1,4 +1,4 @@
-"""Characters to ids to vectors."""
+"""Tokenizer: characters to ids, ids to embeddings."""
 
 import string
 
@@ -17,7 +17,7 @@ def abc(**options: object) -> Tokenizer:
     return Tokenizer.from_text("abc", max_seq_len=6, embed_dim=4, **options)
 
 
-def test_the_default_vocabulary_covers_tiny_shakespeare() -> None:
+def test_default_vocabulary_covers_tiny_shakespeare() -> None:
     assert set("\n !$&',-.3:;?" + string.ascii_letters) <= set(vocabulary)
     assert len(set(vocabulary)) == n_words == pad_token_id == len(vocabulary_map)
     assert all(vocabulary[i] == character for character, i in vocabulary_map.items())
@@ -32,7 +32,7 @@ def test_forward_gives_embeddings_ids_and_padding(backend: Backend) -> None:
     assert not tokenizer(["ab", "bc"])[2].numpy().any()
 
 
-def test_embeddings_with_repeated_letters(backend: Backend) -> None:
+def test_embedding_gradients_of_repeated_letters_match_pytorch(backend: Backend) -> None:
     tokenizer = abc()
     table, places = (torch.tensor(p.numpy(), requires_grad=True) for p in tokenizer.parameters())
     embeddings, ids, _ = tokenizer(["abacaa", "cc", "b"])
@@ -45,7 +45,7 @@ def test_embeddings_with_repeated_letters(backend: Backend) -> None:
     assert_close(tokenizer.positional_encoding.grad, places.grad)
 
 
-def test_ids_may_be_given_in_every_form(backend: Backend) -> None:
+def test_ids_are_accepted_as_lists_arrays_and_tensors(backend: Backend) -> None:
     tokenizer = abc()
     expected, _, mask = tokenizer(["ab", "c"])
     rows = [[0, 1], [2, 3]]
@@ -55,7 +55,7 @@ def test_ids_may_be_given_in_every_form(backend: Backend) -> None:
         assert padding.numpy().tolist() == mask.numpy().tolist()
 
 
-def test_there_and_back() -> None:
+def test_encode_decode_round_trip() -> None:
     tokenizer = Tokenizer(n_words, 100, 2, pad_token_id)
     text = 'KING: "Speak!"\n(Exit.) 3 & $~'
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -68,7 +68,7 @@ def test_targets_are_the_next_tokens(backend: Backend) -> None:
     assert abc().targets(["abc", "b"]) == [[1, 2, 3], [3, 3, 3]]
 
 
-def test_characters_outside_the_vocabulary(backend: Backend) -> None:
+def test_characters_outside_the_vocabulary_raise_or_are_dropped(backend: Backend) -> None:
     with pytest.raises(ValueError, match="character 'd' at position 2 is not in the vocabulary of 3"):
         abc()(["ab", "acd"])
     lenient = abc(strict=False)
@@ -93,12 +93,12 @@ def test_characters_outside_the_vocabulary(backend: Backend) -> None:
         (np.zeros((2, 0), int), ValueError, "all 0 ids are padding"),
     ],
 )
-def test_bad_batches_are_named(backend: Backend, batch: object, error: type[Exception], message: str) -> None:
+def test_bad_batches_raise(backend: Backend, batch: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         abc()(batch)
 
 
-def test_ids_of_another_tokenizer_are_refused(backend: Backend) -> None:
+def test_ids_of_another_tokenizer_raise(backend: Backend) -> None:
     ids = abc().ids(["abca"])
     assert abc().ids(ids) is ids
     assert Tokenizer.from_text("abcd", 6, 4).ids(ids) is ids
@@ -117,6 +117,6 @@ def test_ids_of_another_tokenizer_are_refused(backend: Backend) -> None:
         ((0, 6, 8, 0), "", "sizes must be positive"),
     ],
 )
-def test_bad_arguments_are_named(arguments: tuple[int, int, int, int], vocabulary: str, message: str) -> None:
+def test_bad_arguments_raise(arguments: tuple[int, int, int, int], vocabulary: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Tokenizer(*arguments, vocabulary=vocabulary)

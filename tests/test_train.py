@@ -1,4 +1,4 @@
-"""The training application: the same losses for the same seed, its configuration, its errors, its command line."""
+"""The training script: reproducible losses, configuration, errors, output and the command line."""
 
 import re
 import signal
@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _uncut(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_step_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RG_TRAIN_STEPS", raising=False)
 
 
@@ -37,11 +37,11 @@ def small(text: str, out: Path, **options: Any) -> Result:
     return train(dataset=text, out=str(out), **{**SMALL, **options})
 
 
-# --- Less than float32
+# --- Reduced precision
 
 
-def test_bfloat16(backend: Backend, text: str, tmp_path: Path) -> None:
-    """Near float32's losses; the file holds float32, and the text's model comes back from it."""
+def test_bfloat16_losses_are_close_to_float32(backend: Backend, text: str, tmp_path: Path) -> None:
+    """The losses are close to those of float32; the saved model has float32 parameters and can be loaded."""
     if "bfloat16" not in backend.float_dtypes():
         with pytest.raises(
             ValueError, match=f"dtype bfloat16: backend '{backend.name}' computes in float16, float32, flo"
@@ -59,7 +59,7 @@ def test_bfloat16(backend: Backend, text: str, tmp_path: Path) -> None:
     assert {str(p.dtype) for p in load_model(again.path).parameters()} == {"float32"}
 
 
-def test_matmul_precision(backend: Backend, text: str, tmp_path: Path) -> None:
+def test_matmul_precision_keeps_losses_within_tolerance(backend: Backend, text: str, tmp_path: Path) -> None:
     losses = {level: small(text, tmp_path, matmul_precision=level).losses for level in ("medium", "high", "highest")}
     for level, atol in {"medium": 0.01, "high": 0.003}.items():
         np.testing.assert_allclose(losses[level], losses["highest"], rtol=0, atol=atol)
@@ -69,7 +69,7 @@ def test_matmul_precision(backend: Backend, text: str, tmp_path: Path) -> None:
         small(text, tmp_path, matmul_precision="low")
 
 
-def test_matmul_precision_is_the_runs_own(backend: Backend, text: str, tmp_path: Path) -> None:
+def test_matmul_precision_is_restored_after_the_run(backend: Backend, text: str, tmp_path: Path) -> None:
     set_matmul_precision("high")
     try:
         small(text, tmp_path, matmul_precision="medium")
@@ -78,22 +78,22 @@ def test_matmul_precision_is_the_runs_own(backend: Backend, text: str, tmp_path:
         set_matmul_precision("highest")
 
 
-# --- The same seed, the same losses
+# --- Reproducibility
 
 
-def test_same_seed_same_bits(backend: Backend, text: str, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_losses(backend: Backend, text: str, tmp_path: Path) -> None:
     first, again = (small(text, tmp_path, dropout=0.1, layers=2) for _ in range(2))
     assert first.losses == again.losses
     assert first.validation_losses == again.validation_losses
     assert small(text, tmp_path, dropout=0.1, layers=2, seed=1).losses != first.losses
 
 
-def test_how_often_it_reports_does_not_change_the_losses(backend: Backend, text: str, tmp_path: Path) -> None:
+def test_evaluation_interval_does_not_change_the_losses(backend: Backend, text: str, tmp_path: Path) -> None:
     often = small(text, tmp_path, eval_interval=1, sample_tokens=3, dropout=0.1)
     assert often.losses == small(text, tmp_path, eval_interval=100, sample_tokens=0, dropout=0.1).losses
 
 
-def test_the_default_dtype_does_not_change_the_losses(
+def test_default_dtype_does_not_change_the_losses(
     backend: Backend, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = small(text, tmp_path).losses
@@ -101,7 +101,7 @@ def test_the_default_dtype_does_not_change_the_losses(
     assert small(text, tmp_path).losses == losses
 
 
-def test_every_backend_has_numpys_losses(backend: Backend, text: str, tmp_path: Path) -> None:
+def test_losses_match_numpy(backend: Backend, text: str, tmp_path: Path) -> None:
     options = {"dtype": "float64", "steps": 50, "layers": 2, "dropout": 0.1}
     here = small(text, tmp_path, **options)
     with use_backend("numpy"):
@@ -116,13 +116,14 @@ def test_every_backend_has_numpys_losses(backend: Backend, text: str, tmp_path: 
     )
 
 
-# --- What a run gives
+# --- Results of a run
 
 
-def test_a_run_learns_and_keeps_its_model(backend: Backend, text: str, tmp_path: Path) -> None:
+def test_run_learns_and_saves_its_model(backend: Backend, text: str, tmp_path: Path) -> None:
     result = small(text, tmp_path / "new" / "folder", steps=150, eval_interval=75, learning_rate=1e-2)
     assert len(result.losses) == 150
-    assert result.losses[0] == pytest.approx(np.log(len(set(TEXT))), abs=0.1)  # knows nothing
+    # Before training, all characters are equally likely.
+    assert result.losses[0] == pytest.approx(np.log(len(set(TEXT))), abs=0.1)
     assert result.losses[-1] < 0.7 * result.losses[0]
     assert [step for step, _ in result.validation_losses] == [75, 150]
     assert result.path == tmp_path / "new" / "folder" / "model.safetensors"
@@ -134,7 +135,7 @@ def test_a_run_learns_and_keeps_its_model(backend: Backend, text: str, tmp_path:
         assert array.dtype == np.float32
 
 
-def test_the_validation_loss_is_the_mean_over_all_blocks(backend: Backend, text: str, tmp_path: Path) -> None:
+def test_validation_loss_is_the_mean_over_all_blocks(backend: Backend, text: str, tmp_path: Path) -> None:
     result = small(text, tmp_path, dtype="float64")
     tokenizer = result.model.tokenizer
     held_back = tokenizer.encode(TEXT)[len(TEXT) * 9 // 10 :]
@@ -146,7 +147,7 @@ def test_the_validation_loss_is_the_mean_over_all_blocks(backend: Backend, text:
     assert result.validation_losses[-1][1] == pytest.approx(np.mean(losses), rel=0, abs=1e-12)
 
 
-def test_weight_decay_is_for_matrices_alone(backend: Backend) -> None:
+def test_weight_decay_applies_only_to_matrices(backend: Backend) -> None:
     config = Config(**SMALL, weight_decay=0.3)
     model = build_model(config, TEXT)
     decay = {id(p): group["weight_decay"] for group in build_optimizer(config, model).groups for p in group["params"]}
@@ -154,7 +155,7 @@ def test_weight_decay_is_for_matrices_alone(backend: Backend) -> None:
         assert decay[id(parameter)] == (0.3 if parameter.ndim == 2 else 0), name
 
 
-def test_schedules() -> None:
+def test_schedules_give_the_expected_rates() -> None:
     def rates(schedule: str) -> list[float]:
         config = Config(steps=10, learning_rate=1.0, warmup=2, schedule=schedule)
         return [build_schedule(config)(step) for step in (0, 2, 5, 10)]
@@ -165,7 +166,7 @@ def test_schedules() -> None:
     assert rates("cosine_with_warmup") == pytest.approx([1 / 3, 1, 0.1 + 0.45 * (1 + np.cos(0.375 * np.pi)), 0.1])
 
 
-def test_the_environment_cuts_a_run_short(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_limits_the_number_of_steps(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = small(text, tmp_path)
     monkeypatch.setenv("RG_TRAIN_STEPS", "3")
     cut = small(text, tmp_path)
@@ -176,13 +177,13 @@ def test_the_environment_cuts_a_run_short(text: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("limit", ["0", "-3", "ten"])
-def test_a_bad_cut(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_step_limit_raises(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RG_TRAIN_STEPS", limit)
     with pytest.raises(ValueError, match=f"RG_TRAIN_STEPS must be a positive whole number, got '{limit}'"):
         train()
 
 
-def test_ctrl_c_keeps_what_is_trained(
+def test_interrupted_run_saves_its_model(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_step, taken = train_transformer.train_step, []
@@ -211,7 +212,7 @@ def test_ctrl_c_keeps_what_is_trained(
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
-def test_a_loss_that_is_not_finite_names_the_step(backend: Backend, text: str, tmp_path: Path) -> None:
+def test_non_finite_loss_raises_with_the_step(backend: Backend, text: str, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"the (validation )?loss (at|after) step \d+ is (nan|inf)"):
         small(text, tmp_path, learning_rate=1e30, schedule="constant", weight_decay=0.0, final_norm=False)
 
@@ -238,42 +239,44 @@ def test_a_loss_that_is_not_finite_names_the_step(backend: Backend, text: str, t
         ({"seed": 2**64}, "seed must be in"),
     ],
 )
-def test_a_setting_out_of_range(options: dict[str, Any], message: str) -> None:
+def test_setting_out_of_range_raises(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(**options)
 
 
-def test_an_unknown_setting() -> None:
+def test_unknown_setting_raises() -> None:
     with pytest.raises(TypeError, match="n_steps"):
         train(n_steps=3)
 
 
-def test_a_text_shorter_than_a_block(text: str, tmp_path: Path) -> None:
+def test_text_shorter_than_a_block_raises(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too short: its validation part"):
         small(text, tmp_path, block=len(TEXT) // 5)
 
 
-def test_a_prompt_outside_the_vocabulary(text: str, tmp_path: Path) -> None:
+def test_prompt_outside_the_vocabulary_raises(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="character '\u00a7' at position 2 is not in the vocabulary"):
         small(text, tmp_path, prompt="Th\u00a7")
 
 
-def test_a_text_without_lines(tmp_path: Path) -> None:
+def test_text_without_newlines_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "one-line.txt"
     path.write_text("abcdef " * 50, encoding="utf-8")
     assert len(small(str(path), tmp_path).losses) == 6  # samples begin with the first character
 
 
-def test_a_folder_that_cannot_be_written_to(text: str, tmp_path: Path) -> None:
+def test_unwritable_folder_raises(text: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OSError, match=r"cannot write to the output folder .*file"):
         small(text, tmp_path / "file")
 
 
-# --- What it says
+# --- Output
 
 
-def test_plain_lines(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_output_has_step_and_validation_lines(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = small(text, tmp_path)
     out = capsys.readouterr().out
     assert "\x1b" not in out
@@ -288,30 +291,32 @@ def test_plain_lines(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert re.search(r"peak memory [\d,]+ MiB", last)
 
 
-def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_shows_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
     with Progress(10, terminal=True) as progress:
         progress.update(5, 1.25, 1000)
-        progress.echo("[bold]as it is[/bold]")
+        progress.echo("[bold]not markup[/bold]")
         progress.update(10, 1.25, 1000)
     out = capsys.readouterr().out
     assert "10/10" in out
     assert "loss 1.2500  1,000 tokens/s" in out
-    assert "[bold]as it is[/bold]" in out
+    assert "[bold]not markup[/bold]" in out
 
 
-def test_a_terminal_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_without_rich_prints_a_hint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with Progress(10, terminal=True) as progress:
         progress.update(10, 1.25, 1000)
-        progress.echo("as it is")
+        progress.echo("plain text")
     hint, step, text = capsys.readouterr().out.splitlines()
     assert 'pip install "russellgrad[train]"' in hint
     assert step == "step 10/10  loss 1.2500  1,000 tokens/s  0:00 left"
-    assert text == "as it is"
+    assert text == "plain text"
 
 
-def test_a_long_run_says_about_twenty_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_run_prints_twenty_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(2000, terminal=False) as progress:
         for step in range(10, 2001, 10):
             progress.update(step, 1.0, 1.0)
@@ -319,7 +324,7 @@ def test_a_long_run_says_about_twenty_lines(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (247, "4:07"), (3723, "1:02:03")])
-def test_durations(seconds: float, shown: str) -> None:
+def test_format_duration(seconds: float, shown: str) -> None:
     assert format_duration(seconds) == shown
 
 
@@ -330,7 +335,7 @@ def flags(**options: Any) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def test_help_is_complete() -> None:
+def test_help_lists_every_setting() -> None:
     run = run_python("train/train_transformer.py", "--help")
     assert run.returncode == 0, run.stderr
     shown = " ".join(run.stdout.split())
@@ -341,13 +346,13 @@ def test_help_is_complete() -> None:
         assert variable in shown
 
 
-def test_every_setting_can_be_given() -> None:
+def test_command_line_sets_every_setting() -> None:
     given = parse([*flags(**SMALL, dtype="float64", temperature=0.5, top_k=3), "--no-final-norm"])
     assert given == Config(**SMALL, dtype="float64", temperature=0.5, top_k=3, final_norm=False)
     assert parse([]) == Config()
 
 
-def test_from_training_to_text(text: str, tmp_path: Path) -> None:
+def test_trained_model_generates_text_from_the_command_line(text: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = run_python("train/train_transformer.py", *flags(dataset=text, out=out, prompt="The", **SMALL))
     assert run.returncode == 0, run.stderr
@@ -376,7 +381,9 @@ def test_train_from_the_root_does_not_read_the_command_line(text: str, tmp_path:
         ([], {"RG_BACKEND": "nympy"}, "error: unknown backend 'nympy'"),
     ],
 )
-def test_errors_are_one_line(tmp_path: Path, arguments: list[str], environment: dict[str, Any], message: str) -> None:
+def test_command_line_errors_are_one_line(
+    tmp_path: Path, arguments: list[str], environment: dict[str, Any], message: str
+) -> None:
     out = tmp_path / "out"
     run = run_python("train/train_transformer.py", "--out", str(out), *arguments, **environment)
     assert run.returncode != 0

@@ -1,17 +1,17 @@
-"""What a CUDA graph consists of, by CUDA's driver: `cuGraphGetNodes` and `cuGraphNodeGetType` of its API."""
+"""Counts the nodes of a CUDA graph, with `cuGraphGetNodes` and `cuGraphNodeGetType` of CUDA's driver API."""
 
 import ctypes
 from collections import Counter
 from typing import Any
 
-_KINDS = {0: "kernels", 1: "copies", 2: "fills"}  # of CUgraphNodeType, in CUDA's header cuda.h
+_KINDS = {0: "kernels", 1: "copies", 2: "fills"}  # values of CUgraphNodeType in cuda.h
 
 
 def graph_nodes(graph: int, driver: Any = None) -> dict[str, int]:
-    """How many nodes of which kind the graph at an address has: "kernels", "copies", "fills", "others".
+    """The number of nodes by kind in the graph at an address: "kernels", "copies", "fills", "others".
 
     Raises:
-        OSError: there is no driver. RuntimeError: it refuses.
+        OSError: if there is no driver. RuntimeError: if the driver returns an error.
     """
     driver = driver or _driver()
 
@@ -32,7 +32,7 @@ def graph_nodes(graph: int, driver: Any = None) -> dict[str, int]:
 
 
 def _driver() -> Any:
-    """The driver's library, which is there wherever a device is."""
+    """The driver's library, which every machine with a CUDA device has."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError:

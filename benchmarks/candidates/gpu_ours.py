@@ -1,4 +1,4 @@
-"""This library's side on a GPU: a model in training through the CuPy backend, captured as a CUDA graph or not."""
+"""RussellGrad on a GPU: a model trained with the CuPy backend, optionally captured as a CUDA graph."""
 
 from itertools import cycle, islice
 from typing import Any
@@ -22,13 +22,13 @@ from russellgrad.tokenizer import TokenIds
 
 
 class Ours:
-    """A model and its optimizer; `step` takes one step on the next batch, which is on the device already.
+    """A model and its optimizer; `step` takes one step on the next batch, which is already on the device.
 
     Args:
         precision: a key of PRECISIONS.
-        captured: whether steps are recorded and replayed (`compile_step`).
+        captured: whether steps are captured and replayed (`compile_step`).
         backend: "cupy", or "numpy" for the reference on the host.
-        clip: the largest norm of the gradients; 0 for any.
+        clip: the largest norm of the gradients; 0 for no clipping.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Ours:
     def prepare(self) -> None:
         dtype, level = PRECISIONS[self.precision]
         set_matmul_precision(level)
-        with use_backend("numpy"):  # which has no bfloat16: the weights are rounded to it from these
+        with use_backend("numpy"):  # NumPy has no bfloat16: load_state_dict rounds the weights to it
             weights = build_model(self.size, "float64" if dtype == "float64" else "float32").state_dict()
         with use_backend(self.backend):
             self.model = build_model(self.size, dtype)
@@ -63,7 +63,7 @@ class Ours:
         return float(loss.item())
 
     def gradients(self) -> list[float]:
-        """The norm of each parameter's gradient, of the last step."""
+        """The norm of each parameter's gradient in the last step."""
         return [float(np.linalg.norm(_host_array(p))) for p in self.model.parameters()]
 
     def synchronize(self) -> None:
@@ -73,7 +73,7 @@ class Ours:
             cupy.cuda.Device().synchronize()
 
     def peak_memory(self) -> dict[str, int]:
-        """Bytes that CuPy's pool took from the device, of which it gives none back; and the pools of the recordings."""
+        """Bytes of CuPy's memory pool, which never shrinks, and of the pools of captured steps."""
         import cupy
 
         return {
@@ -82,16 +82,16 @@ class Ours:
         }
 
     def launches(self) -> dict[str, int]:
-        """The nodes of the recorded step's CUDA graph, by kind; none if it is not captured."""
+        """The nodes of the captured step's CUDA graph, by kind; empty if it is not captured."""
         return graph_nodes(self._recordings()[0].graph.graph) if self.captured else {}
 
     def _recordings(self) -> list[Any]:
-        """The `Replay` of the CuPy backend for each recording of `compile_step`."""
+        """The `Replay` of the CuPy backend for each capture of `compile_step`."""
         steps = vars(self._take)["captured"].values() if self.captured else ()
         return [step.replay for step in steps if step.replay]
 
     def save(self, path: str) -> None:
-        """The parameters, to an .npz file."""
+        """Write the parameters to an .npz file."""
         np.savez(path, **self.model.state_dict())
 
 
@@ -100,6 +100,6 @@ def _host_array(parameter: Tensor) -> Any:
 
 
 def build(size: str, precision: str, mode: str, backend: str = "cupy", clip: str = "0") -> Ours:
-    """From strings; `mode` is "captured" or "uncaptured"."""
+    """Build the candidate from strings; `mode` is "captured" or "uncaptured"."""
     captured = {"captured": True, "uncaptured": False}[mode]
     return Ours(Size.parse(size), precision, captured=captured, backend=backend, clip=float(clip))

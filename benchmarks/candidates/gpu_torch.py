@@ -1,9 +1,9 @@
-"""PyTorch's side on a GPU: the same model in training, eager or as a CUDA graph of the whole step.
+"""PyTorch on a GPU: the same model, trained in eager mode or with a CUDA graph of the whole step.
 
-In bfloat16 the model's parameters, activations and gradients are bfloat16, and AdamW changes copies of the parameters
-in float32, kept by hand, as ours does. That is less work for PyTorch than autocast, which rounds float32 parameters
-anew in each step and computes layer norms in float32. The logits go into the cross-entropy as float32: PyTorch would
-give a loss in bfloat16 otherwise, good to two digits.
+In bfloat16, the parameters, activations and gradients are bfloat16, and AdamW updates float32 copies of the parameters
+that this code maintains, as RussellGrad does. That is less work for PyTorch than autocast, which rounds the float32
+parameters in every step and computes layer norms in float32. The logits are cast to float32 for the cross-entropy;
+otherwise the loss would be bfloat16, with two significant digits.
 """
 
 from itertools import cycle, islice
@@ -15,16 +15,16 @@ from benchmarks.candidates import torch_eager
 from benchmarks.candidates.gpu_graph import graph_nodes
 from benchmarks.candidates.model import LEARNING_RATE, N_BATCHES, PRECISIONS, WEIGHT_DECAY, Size, batches
 
-_WARM_UP = 3  # steps on a stream of their own before the capture, as PyTorch's documentation of CUDA graphs has it
+_WARM_UP = 3  # steps on a side stream before the capture, as PyTorch's documentation of CUDA graphs requires
 
 
 class Torch:
-    """A model and its optimizer; `step` takes one step on the next batch, which is on the device already.
+    """A model and its optimizer; `step` takes one step on the next batch, which is already on the device.
 
     Args:
-        precision: a key of PRECISIONS, but "fp64".
-        captured: whether steps are recorded and replayed (`torch.cuda.graph`).
-        device: "cuda", or "cpu" to see that the model is ours.
+        precision: a key of PRECISIONS, except "fp64".
+        captured: whether steps are captured and replayed (`torch.cuda.graph`).
+        device: "cuda", or "cpu" to check in tests that the model is the same.
     """
 
     def __init__(self, size: Size, precision: str, *, captured: bool = False, device: str = "cuda") -> None:
@@ -37,14 +37,16 @@ class Torch:
         self._half = dtype == "bfloat16"
         self._masters = [p.detach().float() for p in self.parameters] if self._half else self.parameters
         self._master_grads = [torch.empty_like(master) for master in self._masters] if self._half else []
-        for master, grad in zip(self._masters, self._master_grads, strict=False):  # in float32 they are the parameters
+        for master, grad in zip(
+            self._masters, self._master_grads, strict=False
+        ):  # empty in float32, where masters are the parameters
             master.grad = grad
         self._optimizer = torch.optim.AdamW(
             self._masters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True, capturable=self.captured
         )
         ids = [[torch.from_numpy(a).to(self.device) for a in pair] for pair in islice(batches(self.size), N_BATCHES)]
         self._data = cycle(ids)
-        self._inputs, self._targets = (tensor.clone() for tensor in ids[0])  # what a recording reads
+        self._inputs, self._targets = (tensor.clone() for tensor in ids[0])  # inputs of the captured graph
         self._taken = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -90,7 +92,7 @@ class Torch:
         return float(loss)
 
     def gradients(self) -> list[float]:
-        """The norm of each parameter's gradient, of the last step."""
+        """The norm of each parameter's gradient in the last step."""
         return [float(p.grad.double().norm()) for p in self.parameters if p.grad is not None]
 
     def synchronize(self) -> None:
@@ -98,14 +100,14 @@ class Torch:
             torch.cuda.synchronize()
 
     def peak_memory(self) -> dict[str, int]:
-        """Bytes that PyTorch's allocator took from the device at most, and what of it was in use at most."""
+        """Peak bytes that PyTorch's allocator reserved, and the peak of the bytes in use."""
         return {"reserved": torch.cuda.max_memory_reserved(), "allocated": torch.cuda.max_memory_allocated()}
 
     def launches(self) -> dict[str, int]:
-        """The nodes of the recorded step's CUDA graph, by kind; none if it is not captured."""
+        """The nodes of the captured step's CUDA graph, by kind; empty if it is not captured."""
         return {} if self._graph is None else graph_nodes(self._graph.raw_cuda_graph())
 
 
 def build(size: str, precision: str, mode: str) -> Torch:
-    """From strings; `mode` is "captured" or "uncaptured"."""
+    """Build the candidate from strings; `mode` is "captured" or "uncaptured"."""
     return Torch(Size.parse(size), precision, captured={"captured": True, "uncaptured": False}[mode])

@@ -1,4 +1,4 @@
-"""HIPS autograd's side of the training step and of the overhead."""
+"""HIPS autograd for the training step and overhead benchmarks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from benchmarks.candidates.numpy_gpt import SQRT_HALF, AdamW, Library, Value, lo
 
 
 def _shifted(x: Value) -> Value:
-    """x less its largest along the last axis, taken for a constant: softmax is the same without it."""
+    """x minus its maximum along the last axis. The maximum is a constant here, since it does not change the softmax."""
     return x - np.max(getval(x), axis=-1, keepdims=True)
 
 
@@ -47,7 +47,7 @@ def train_step(size: str) -> Callable[[], float]:
 
 
 def small_op(name: str, mode: str) -> Callable[[], Any]:
-    """One op on 4 elements: only forward ("plain"), forward with its graph ("recorded"), or backward too ("both")."""
+    """One op on 4 elements. `mode`: "plain" (forward), "recorded" (forward with a graph) or "both" (and backward)."""
     a, b, upstream = random(4, seed=1), random(4, seed=2), random(4)
     op = {"add": anp.add, "multiply": anp.multiply}[name]
     recorded = make_vjp(op, (0, 1))

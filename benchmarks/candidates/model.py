@@ -1,6 +1,6 @@
-"""The model that every candidate trains: the GPT of `train/train_transformer.py` by default.
+"""The model that every candidate trains: the default GPT of `train/train_transformer.py`.
 
-Exact GELU, output projection, final layer norm, no dropout; the same weights at every call.
+It has exact GELU, an output projection, a final layer norm and no dropout. Every call gives the same weights.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from russellgrad.tokenizer import Tokenizer
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-CHARACTERS = "".join(chr(code) for code in range(33, 98))  # 65, as Tiny Shakespeare has
+CHARACTERS = "".join(chr(code) for code in range(33, 98))  # 65 characters, like Tiny Shakespeare
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 N_BATCHES = 8
 
-# Of the candidates on a GPU: the model's dtype, and the level of `set_matmul_precision`, which PyTorch calls the same.
+# GPU candidates: the model's dtype and the level of `set_matmul_precision`, which PyTorch names in the same way.
 PRECISIONS = {
     "fp64": ("float64", "highest"),
     "fp32": ("float32", "highest"),
@@ -31,7 +31,7 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its batch."""
+    """The size of a model and its batch."""
 
     layers: int
     heads: int
@@ -48,7 +48,7 @@ class Size:
 
 
 def batches(size: Size) -> Iterator[tuple[Array, Array]]:
-    """Inputs and targets (B, T): the same random ones for every candidate, over and over."""
+    """Endless batches of inputs and targets, each (B, T): random, and the same for every candidate."""
     ids = np.random.default_rng(0).integers(0, len(CHARACTERS), (N_BATCHES, size.batch, size.length + 1))
     return cycle([(batch[:, :-1].copy(), batch[:, 1:].copy()) for batch in ids])
 
@@ -70,7 +70,7 @@ def random(*shape: int, seed: int = 0) -> Array:
 
 
 def op_operands(op: str, size: Size) -> tuple[list[Array], Array]:
-    """The arrays of floats that an op of this model gets, and ids for those that take them."""
+    """The float arrays of an op's operands in this model, and ids for the ops that need them."""
     b, t, c, h, classes = size.batch, size.length, size.width, size.heads, len(CHARACTERS) + 1
     tokens = (b, t, c)
     shapes: dict[str, list[tuple[int, ...]]] = {

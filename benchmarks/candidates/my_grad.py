@@ -1,4 +1,4 @@
-"""MyGrad's side of the training step and of the overhead."""
+"""MyGrad for the training step and overhead benchmarks."""
 
 import math
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from scipy.special import erf
 from benchmarks.candidates.model import Size, batches, build_model, random
 from benchmarks.candidates.numpy_gpt import SQRT_HALF, AdamW, Library, Value, loss_of
 
-mygrad.turn_memory_guarding_off()  # as its documentation advises for speed
+mygrad.turn_memory_guarding_off()  # MyGrad's documentation recommends it for speed
 
 
-class _Gelu(Operation):  # type: ignore[misc]  # MyGrad has no erf, and no types here
+class _Gelu(Operation):  # type: ignore[misc]  # MyGrad has no erf, and Operation has no types
     def __call__(self, x: Value) -> Value:
         self.variables = (x,)
         self.cdf = 0.5 * (1 + erf(x.data * SQRT_HALF))
@@ -47,7 +47,7 @@ def train_step(size: str) -> Callable[[], float]:
 
 
 def small_op(name: str, mode: str) -> Callable[[], Any]:
-    """One op on 4 elements: only forward ("plain"), forward with its graph ("recorded"), or backward too ("both")."""
+    """One op on 4 elements. `mode`: "plain" (forward), "recorded" (forward with a graph) or "both" (and backward)."""
     a, b = (mygrad.tensor(random(4, seed=seed)) for seed in (1, 2))
     upstream = random(4)
     forward = {"add": lambda: mygrad.add(a, b), "multiply": lambda: mygrad.multiply(a, b)}[name]

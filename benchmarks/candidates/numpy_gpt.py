@@ -1,8 +1,8 @@
-"""The training step for other autograd libraries over NumPy, which have neither layers nor AdamW.
+"""The training step for other NumPy autograd libraries, which have neither layers nor AdamW.
 
-The model is written in the operations that they share, over rows (B T, C): products of matrices are quicker in them
-than products of batches. A mean is a sum times 1/n, since the gradient of their `mean` divides by a NumPy integer,
-which makes it float64.
+The model uses only operations that these libraries share. Activations are (B * T, C), since matrix products are faster
+than batched products in these libraries. A mean is a sum times 1/n, since the gradient of their `mean` divides by a
+NumPy integer, which makes it float64.
 """
 
 import math
@@ -14,16 +14,16 @@ import numpy as np
 
 from benchmarks.candidates.model import LEARNING_RATE, WEIGHT_DECAY, Array, Size
 
-Value: TypeAlias = Any  # an array, or what the library wraps it in
+Value: TypeAlias = Any  # an array or the library's tensor
 
 SQRT_HALF = math.sqrt(0.5)
 
 
 @dataclass(frozen=True)
 class Library:
-    """What differs between the libraries."""
+    """The functions that differ between the libraries."""
 
-    numpy: Any  # its namespace of NumPy's functions
+    numpy: Any  # the library's namespace of NumPy functions
     gelu: Callable[[Value], Value]
     softmax: Callable[[Value], Value]  # along the last axis
     cross_entropy: Callable[[Value, Array], Value]  # logits (N, classes), targets (N,) -> the mean
@@ -53,7 +53,7 @@ def _layer_norm(xp: Any, x: Value, gamma: Value, beta: Value) -> Value:
 
 
 def _attention(library: Library, h: Value, w: Mapping[str, Value], size: Size) -> Value:
-    """Causal, all heads at once: (B T, C) -> (B T, C)."""
+    """Causal self-attention of all heads: (B * T, C) -> (B * T, C)."""
     xp, inner = library.numpy, size.width // size.heads
     later = np.triu(np.full((size.length, size.length), -np.inf, np.float32), 1)
 
@@ -71,7 +71,7 @@ class AdamW:
         self.means = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in arrays.items()}
 
     def step(self, gradients: Mapping[str, Array]) -> None:
-        """Raises TypeError for a gradient of another dtype than its parameter's: the times would not compare."""
+        """Update the arrays. Raises TypeError for a gradient of another dtype: the times would not be comparable."""
         self.steps += 1
         for name, p in self.arrays.items():
             g, (m, v) = gradients[name], self.means[name]

@@ -1,4 +1,4 @@
-"""This library's side of each benchmark. A builder takes strings and returns what is to be called and timed."""
+"""RussellGrad in each benchmark. A builder takes strings and returns the callable to time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,9 +37,9 @@ def train_step(size: str) -> Callable[[], float]:
 
 
 def generate(size: str, n_prompt: str, tokens: str, kind: str) -> Callable[[], Callable[[], list[int]]]:
-    """Greedy, after a prompt of so many characters.
+    """Greedy generation of `tokens` tokens after a prompt of `n_prompt` characters.
 
-    `kind` is "cached", which is `Transformer.generate`, or "recomputed", the context for every token, as nanoGPT does.
+    `kind` is "cached" (`Transformer.generate`) or "recomputed" (the whole context for every token, as in nanoGPT).
     """
     model = build_model(Size.parse(size))
     tokenizer = model.tokenizer
@@ -94,7 +94,7 @@ def _norm(x: Tensor) -> float:
 
 
 def adamw(size: str) -> Callable[[], Callable[[], list[float]]]:
-    """A step of all the model's parameters, with random gradients."""
+    """One step of all parameters of the model, with random gradients."""
     parameters = build_model(Size.parse(size)).parameters()
     optimizer = AdamWOptimizer(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     for parameter in parameters:
@@ -109,7 +109,7 @@ def adamw(size: str) -> Callable[[], Callable[[], list[float]]]:
 
 
 def small_op(name: str, mode: str) -> Callable[[], Any]:
-    """One op on 4 elements: only forward ("plain"), forward with its graph ("recorded"), or backward too ("both")."""
+    """One op on 4 elements. `mode`: "plain" (forward), "recorded" (forward with a graph) or "both" (and backward)."""
     a, b = (Tensor(random(4, seed=seed), requires_grad=mode != "plain") for seed in (1, 2))
     upstream = Tensor(random(4), requires_grad=False)
     forward = {"add": lambda: a + b, "multiply": lambda: a * b}[name]

@@ -1,4 +1,4 @@
-"""The floor of a training step: its matrix products and nothing else, with NumPy, into memory that is there already."""
+"""A lower bound for a training step: only its matrix products, in NumPy, into preallocated arrays."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,18 @@ from benchmarks.candidates.model import CHARACTERS, Size, random
 
 
 def train_step(size: str) -> Callable[[], None]:
-    """Attention's products are done in full, T x T, though causal attention needs only half of them."""
+    """The products of attention are full (T x T), although causal attention needs only half of them."""
     s = Size.parse(size)
     rows, width, wide = s.batch * s.length, s.width, 4 * s.width
-    inner, lots = width // s.heads, s.batch * s.heads
+    inner, n_batches = width // s.heads, s.batch * s.heads
     shapes = [
         *[(1, rows, width, width)] * 4 * s.layers,
         *[(1, rows, width, wide), (1, rows, wide, width)] * s.layers,
-        *[(lots, s.length, inner, s.length), (lots, s.length, s.length, inner)] * s.layers,
+        *[(n_batches, s.length, inner, s.length), (n_batches, s.length, s.length, inner)] * s.layers,
         (1, rows, width, len(CHARACTERS) + 1),
     ]
     work = []
-    for n, a, b, c in shapes:  # out = x @ w; then the gradients of x and w
+    for n, a, b, c in shapes:  # out = x @ w, then the gradients of x and w
         x, w, g = random(n, a, b), random(n, b, c), random(n, a, c)
         work.append((x, w, g, np.empty_like(x), np.empty_like(w), np.empty_like(g)))
 

@@ -1,4 +1,4 @@
-"""PyTorch's side of each benchmark, eager. A builder takes strings and returns what is to be called and timed."""
+"""PyTorch (eager) in each benchmark. A builder takes strings and returns the callable to time."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -24,14 +24,14 @@ def model(
 ) -> tuple[list[torch.Tensor], Callable[..., torch.Tensor]]:
     """The parameters, and the forward pass: tokens (B, T), a cache or None -> logits (B, T, characters).
 
-    With the kernels PyTorch would use: scaled_dot_product_attention, linear, layer_norm. With a cache of S tokens, one
-    token follows them.
+    It uses PyTorch's fused functions: scaled_dot_product_attention, linear, layer_norm. With a cache of S tokens, it
+    expects one more token.
     """
     weights = build_model(size).state_dict()
     p = {name: torch.tensor(w, dtype=dtype, device=device, requires_grad=True) for name, w in weights.items()}
     for name, weight in p.items():
         if ".w_" in name:
-            p[name] = _as_linear_wants_it(weight)
+            p[name] = _to_linear_layout(weight)
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return F.layer_norm(x, (size.width,), p[name + ".gamma"], p[name + ".beta"])
@@ -60,8 +60,8 @@ def model(
     return list(p.values()), forward
 
 
-def _as_linear_wants_it(weight: torch.Tensor) -> torch.Tensor:
-    """(in, out) here, (out, in) in PyTorch: the layout its kernels are tuned for."""
+def _to_linear_layout(weight: torch.Tensor) -> torch.Tensor:
+    """Convert (in, out) to (out, in), the layout of PyTorch's linear."""
     return weight.detach().T.contiguous().requires_grad_()
 
 
@@ -70,7 +70,7 @@ def _adamw(parameters: list[torch.Tensor], kind: str) -> torch.optim.AdamW:
 
 
 def train_step(size: str, kind: str) -> Callable[[], float]:
-    """`kind` of AdamW: "default" or "fused"."""
+    """A training step; `kind` of AdamW is "default" or "fused"."""
     parameters, forward = model(Size.parse(size))
     optimizer = _adamw(parameters, kind)
     data = batches(Size.parse(size))
@@ -87,7 +87,7 @@ def train_step(size: str, kind: str) -> Callable[[], float]:
 
 
 def generate(size: str, n_prompt: str, tokens: str, kind: str) -> Callable[[], Callable[[], list[int]]]:
-    """Greedy, after a prompt of so many characters; `kind` is "cached" or "recomputed", the context for every token."""
+    """Greedy generation after `n_prompt` characters; `kind`: "cached", or "recomputed" (the context at every token)."""
     _, forward = model(Size.parse(size))
     prompt = next(batches(Size.parse(size)))[0][0, : int(n_prompt)].tolist()
     window = Size.parse(size).length
@@ -109,7 +109,7 @@ def op(name: str, size: str) -> Callable[[], Callable[[], list[float]]]:
     arrays, ids_array = op_operands(name, Size.parse(size))
     operands = [torch.tensor(array, requires_grad=True) for array in arrays]
     if name == "linear":
-        operands[1] = _as_linear_wants_it(operands[1])
+        operands[1] = _to_linear_layout(operands[1])
     ids = torch.from_numpy(ids_array)
     forwards: dict[str, Callable[..., torch.Tensor]] = {
         "linear": F.linear,
@@ -141,7 +141,7 @@ def _norm(x: torch.Tensor) -> float:
 
 
 def adamw(size: str, kind: str) -> Callable[[], Callable[[], list[float]]]:
-    """A step of all the model's parameters, with random gradients."""
+    """One step of all parameters of the model, with random gradients."""
     arrays = build_model(Size.parse(size)).state_dict().values()
     parameters = [torch.tensor(array, requires_grad=True) for array in arrays]
     optimizer = _adamw(parameters, kind)
@@ -156,7 +156,7 @@ def adamw(size: str, kind: str) -> Callable[[], Callable[[], list[float]]]:
 
 
 def small_op(name: str, mode: str) -> Callable[[], Any]:
-    """One op on 4 elements: only forward ("plain"), forward with its graph ("recorded"), or backward too ("both")."""
+    """One op on 4 elements. `mode`: "plain" (forward), "recorded" (forward with a graph) or "both" (and backward)."""
     a, b = (torch.tensor(random(4, seed=seed), requires_grad=True) for seed in (1, 2))
     upstream = torch.tensor(random(4))
     forward = {"add": lambda: a + b, "multiply": lambda: a * b}[name]

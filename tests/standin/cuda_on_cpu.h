@@ -1,11 +1,11 @@
-// CUDA C++ kernels on a CPU: what NVRTC gives a kernel without a header, and a block's threads as fibers.
+// Runs CUDA C++ kernels on a CPU: defines what NVRTC provides without headers, and runs a block's threads as fibers.
 //
-// A block runs in one thread of the system. Each CUDA thread is a fiber with a stack of its own; it gives way only
-// where CUDA makes it wait, at a barrier or at an exchange within its warp. Between two barriers the warps run one
-// after the other, in an order drawn anew each time, and so do the lanes of a warp between two exchanges: what relies
-// on an order that CUDA does not promise comes out wrong under some seeds. What cannot go on is an error with the
-// thread's index: a barrier that some thread never reaches, a lane that waits for one that does not come, memory that
-// is not the kernel's.
+// A block runs in one thread of the operating system. Each CUDA thread is a fiber with its own stack. A fiber yields
+// only where CUDA makes a thread wait: at a barrier, or at an exchange within its warp. Between two barriers the warps
+// run one after another in a random order; so do the lanes of a warp between two exchanges. A kernel that relies on an
+// order CUDA does not guarantee therefore gives wrong results for some seeds. The following are errors that name the
+// index of the thread: a barrier that some thread never reaches, a lane that waits for a lane that never arrives, and
+// access to memory outside the kernel's arrays.
 
 #pragma once
 #include <math.h>
@@ -22,7 +22,7 @@
 #include <type_traits>
 #include <utility>
 
-// ---------------------------------------------------------------- Words of the language
+// ---------------------------------------------------------------- Keywords
 
 #define __global__
 #define __device__
@@ -30,12 +30,12 @@
 #define __constant__
 #define __managed__
 #define __grid_constant__
-#define __shared__ static __attribute__((used))  // whose first value nobody knows, the compiler neither
+#define __shared__ static __attribute__((used))  // the compiler must not assume an initial value
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define alignas(n) __attribute__((aligned(n)))  // which may stand behind __shared__, too
+#define alignas(n) __attribute__((aligned(n)))  // CUDA also allows it after __shared__
 #define __builtin_assume(x) ((void)0)
 #define __CUDACC__ 1
 #define __CUDA_ARCH__ 800
@@ -66,7 +66,7 @@ VECTOR_TYPES(double, double)
 
 constexpr int warpSize = 32;
 
-// ---------------------------------------------------------------- The machine
+// ---------------------------------------------------------------- Launches and threads
 
 namespace cuda_on_cpu {
 
@@ -74,20 +74,20 @@ enum Status { FINE, STUCK, FAULT };
 
 struct Range { char* start; long long bytes; };
 
-struct Launch {  // mirrored in device.py
+struct Launch {  // mirrored in library.py
     unsigned grid[3], block[3];
     unsigned long long seed;
-    double seconds;       // that it may take
+    double seconds;       // time limit
     void** arguments;
-    Range dynamic;        // of shared memory
+    Range dynamic;        // dynamic shared memory
     Range* shared;        // the kernel's arrays in shared memory
     long long n_shared;
-    char* stacks;         // MOST_THREADS of them
-    unsigned at_block[3], at_thread[3];  // from here on: where it ended, unless it ended well
+    char* stacks;         // MOST_THREADS stacks
+    unsigned at_block[3], at_thread[3];  // this and the following describe an error
     int signal, is_write;
-    void* address;        // that could not be reached
+    void* address;        // of the invalid access
     void* instruction;
-    char text[512];       // what is stuck
+    char text[512];       // the error message if STUCK
 };
 
 enum State : char { READY, EXCHANGING, AT_BARRIER, DONE };
@@ -95,17 +95,17 @@ enum Kind : char { SHUFFLE, VOTE, SYNC };
 
 constexpr int MOST_THREADS = 1024;
 constexpr long STACK = 256 << 10, STACK_GUARD = 4 << 10;  // bytes; the guard is at the lower end
-constexpr unsigned short RUBBISH = 0x7fff;  // a nan as bfloat16, half, float and double, and a large integer
+constexpr unsigned short UNINITIALIZED = 0x7fff;  // a nan as bfloat16, half, float and double, and a large integer
 
 struct Thread {
     void* stack_pointer;
     State state;
-    Kind kind;                 // of the exchange it waits at
-    bool predicate;            // that it brought to a barrier
+    Kind kind;                 // of the exchange the thread waits at
+    bool predicate;            // passed to the barrier
     int line;                  // of the barrier or exchange
-    unsigned mask;             // the lanes it wants to exchange with
-    int source;                // the lane whose value it wants
-    unsigned long long value;  // what it gives; then, what it got
+    unsigned mask;             // lanes of the exchange
+    int source;                // lane to read the value from
+    unsigned long long value;  // in: the thread's own value; out: the result
     uint3 index;
 };
 
@@ -131,7 +131,7 @@ static dim3 blockDim, gridDim;
 
 namespace cuda_on_cpu {
 
-// --- From one stack to another
+// --- Switching between stacks
 
 void body();
 
@@ -161,7 +161,7 @@ cuda_on_cpu_switch:
 
 inline void prepare(Thread& thread, char* stack) {
     void** top = (void**)(stack + STACK);
-    *--top = nullptr;       // nobody to return to
+    *--top = nullptr;       // no return address
     *--top = (void*)&body;
     for (int i = 0; i < 6; ++i) *--top = nullptr;  // the saved registers
     thread.stack_pointer = top;
@@ -182,16 +182,16 @@ inline void enter(Thread& thread) { swapcontext(&scheduler_context, &contexts[&t
 inline void leave(Thread& thread) { swapcontext(&contexts[&thread - threads], &scheduler_context); }
 #endif
 
-__attribute__((noinline)) void give_way(State state) {
+__attribute__((noinline)) void yield_thread(State state) {
     Thread& thread = threads[running];
     thread.state = state;
     leave(thread);
-    asm volatile("" ::: "memory");  // everyone else has run meanwhile
+    asm volatile("" ::: "memory");  // other threads may have written to memory
 }
 
 __attribute__((noinline)) void body() {
     kernel(launch->arguments);
-    give_way(DONE);
+    yield_thread(DONE);
     abort();
 }
 
@@ -201,12 +201,12 @@ inline void resume(int t) {
     enter(threads[t]);
 }
 
-// --- Where threads wait
+// --- Barriers and exchanges
 
 inline bool barrier(bool predicate, int line) {
     threads[running].line = line;
     threads[running].predicate = predicate;
-    give_way(AT_BARRIER);
+    yield_thread(AT_BARRIER);
     return predicate;
 }
 
@@ -217,7 +217,7 @@ inline unsigned long long exchange(Kind kind, unsigned mask, unsigned long long 
     thread.value = value;
     thread.source = source;
     thread.line = line;
-    give_way(EXCHANGING);
+    yield_thread(EXCHANGING);
     return threads[running].value;
 }
 
@@ -229,7 +229,7 @@ inline Status stuck(int t) {
     return STUCK;
 }
 
-inline const char* whereabouts(int t) {
+inline const char* describe_thread(int t) {
     static char text[2][64];
     static int turn = 0;
     char* out = text[turn ^= 1];
@@ -245,7 +245,7 @@ inline bool same_exchange(const Thread& a, const Thread& b) {
     return b.state == EXCHANGING && a.mask == b.mask && a.kind == b.kind && a.line == b.line;
 }
 
-// The lanes of `group` give and take. A shuffle from a lane outside has no value.
+// Completes an exchange between the lanes of `group`. A shuffle from a lane outside the group is an error.
 inline Status complete(int first, unsigned group) {
     unsigned long long given[32] = {};
     unsigned votes = 0;
@@ -259,7 +259,7 @@ inline Status complete(int first, unsigned group) {
         Thread& thread = threads[first + lane];
         if (thread.kind == SHUFFLE && !(group >> thread.source & 1)) {
             snprintf(launch->text, sizeof launch->text, "line %d: shuffles from lane %d, %s", thread.line,
-                     thread.source, whereabouts(first + thread.source));
+                     thread.source, describe_thread(first + thread.source));
             return stuck(first + lane);
         }
         thread.value = thread.kind == SHUFFLE ? given[thread.source] : votes;
@@ -272,7 +272,7 @@ inline Status complete(int first, unsigned group) {
 inline Status run_warp(int first) {
     int n_lanes = n_threads - first < 32 ? n_threads - first : 32;
     for (;;) {
-        int start = random_below(32), stride = 2 * random_below(16) + 1;  // odd: each lane has its turn
+        int start = random_below(32), stride = 2 * random_below(16) + 1;  // an odd stride visits every lane
         for (int i = 0; i < 32; ++i) {
             int lane = (start + i * stride) & 31;
             if (lane < n_lanes && threads[first + lane].state == READY) resume(first + lane);
@@ -287,7 +287,7 @@ inline Status run_warp(int first) {
         for (unsigned left = waiting; left; left &= left - 1) {
             int lane = __builtin_ctz(left);
             const Thread& thread = threads[first + lane];
-            if (thread.state != EXCHANGING) continue;  // it was in a group that is complete
+            if (thread.state != EXCHANGING) continue;  // its exchange is already complete
             unsigned group = thread.mask & present;
             if (!(group >> lane & 1)) {
                 snprintf(launch->text, sizeof launch->text, "line %d: mask 0x%08x lacks the lane itself, %d",
@@ -306,12 +306,12 @@ inline Status run_warp(int first) {
         for (unsigned g = thread.mask & present; g; g &= g - 1)
             if (!same_exchange(thread, threads[first + __builtin_ctz(g)])) other = __builtin_ctz(g);
         snprintf(launch->text, sizeof launch->text, "line %d: waits with mask 0x%08x for lane %d, %s", thread.line,
-                 thread.mask, other, whereabouts(first + other));
+                 thread.mask, other, describe_thread(first + other));
         return stuck(first + lane);
     }
 }
 
-// Every thread is at a barrier or has returned. Opens the barrier if all are at the same one.
+// Called when every thread is at a barrier or has returned. Opens the barrier if all threads are at the same one.
 inline Status open_barrier(bool* done) {
     int waits = -1, returned = -1;
     barrier_count = 0;
@@ -323,7 +323,7 @@ inline Status open_barrier(bool* done) {
         int other = returned < 0 ? t : returned;
         const uint3& o = threads[other].index;
         snprintf(launch->text, sizeof launch->text, "line %d: waits at __syncthreads for thread (%u, %u, %u), %s",
-                 threads[waits].line, o.x, o.y, o.z, whereabouts(other));
+                 threads[waits].line, o.x, o.y, o.z, describe_thread(other));
         return stuck(waits);
     }
     for (int t = 0; t < n_threads; ++t) {
@@ -333,8 +333,8 @@ inline Status open_barrier(bool* done) {
     return FINE;
 }
 
-inline void fill_with_rubbish(const Range& range) {
-    for (long long i = 0; i + 1 < range.bytes; i += 2) memcpy(range.start + i, &RUBBISH, 2);
+inline void fill_uninitialized(const Range& range) {
+    for (long long i = 0; i + 1 < range.bytes; i += 2) memcpy(range.start + i, &UNINITIALIZED, 2);
 }
 
 inline void shuffle_order(int* order, int n) {
@@ -346,8 +346,8 @@ inline void shuffle_order(int* order, int n) {
 }
 
 inline Status run_block() {
-    for (int i = 0; i < launch->n_shared; ++i) fill_with_rubbish(launch->shared[i]);
-    fill_with_rubbish(launch->dynamic);
+    for (int i = 0; i < launch->n_shared; ++i) fill_uninitialized(launch->shared[i]);
+    fill_uninitialized(launch->dynamic);
     for (int t = 0; t < n_threads; ++t) {
         unsigned x = t % blockDim.x, y = t / blockDim.x % blockDim.y, z = t / blockDim.x / blockDim.y;
         threads[t].index = {x, y, z};
@@ -392,7 +392,7 @@ inline void on_fault(int signal, siginfo_t* info, void* context) {
     siglongjmp(escape, 1);
 }
 
-constexpr int FAULTS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGVTALRM};  // the last: out of time
+constexpr int FAULTS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGVTALRM};  // SIGVTALRM: time limit
 constexpr int N_FAULTS = sizeof FAULTS / sizeof *FAULTS;
 
 struct CatchFaults {
@@ -415,7 +415,7 @@ struct CatchFaults {
     }
 };
 
-// Sends SIGVTALRM to this thread when it has worked for so long.
+// Sends SIGVTALRM to this thread after so many seconds of CPU time.
 struct TimeLimit {
     timer_t timer;
     TimeLimit(double seconds) {
@@ -432,7 +432,7 @@ struct TimeLimit {
     ~TimeLimit() { timer_delete(timer); }
 };
 
-// CuPy compiles with -ftz=true: no subnormal numbers, neither read nor made.
+// CuPy compiles with -ftz=true: subnormal inputs and results are flushed to zero.
 struct FlushSubnormals {
 #if defined(__x86_64__)
     unsigned before = __builtin_ia32_stmxcsr();
@@ -464,7 +464,7 @@ inline Status run(Launch* asked, void (*function)(void**)) {
     return run_grid();
 }
 
-// --- The kernels, by name
+// --- Table of kernels by name
 
 template <class T>
 constexpr const char* pretty() { return __PRETTY_FUNCTION__; }  // "... [with T = const float*]"
@@ -527,7 +527,7 @@ inline int lane_id() { return running & 31; }
 
 }  // namespace cuda_on_cpu
 
-// ---------------------------------------------------------------- Waiting and exchanging
+// ---------------------------------------------------------------- Synchronization and warp functions
 
 inline void __syncthreads(int line = __builtin_LINE()) { cuda_on_cpu::barrier(false, line); }
 inline int __syncthreads_count(int p, int line = __builtin_LINE()) {
@@ -558,7 +558,7 @@ T shuffle(unsigned mask, T value, int source, int line) {
 }
 }  // namespace cuda_on_cpu
 
-// `width` splits a warp into parts that exchange within themselves; beyond a part's end a lane gets its own value.
+// `width` splits a warp into groups. A lane whose source is outside its group gets its own value.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
     int lane = cuda_on_cpu::lane_id();
@@ -592,7 +592,7 @@ template <class T> void __stcg(T* p, T value) { *p = value; }
 template <class T> void __stcs(T* p, T value) { *p = value; }
 template <class T> void __stwt(T* p, T value) { *p = value; }
 
-// No other thread runs meanwhile. The order of the additions is the blocks', the warps' and the lanes', so random.
+// Atomic, since no other thread runs at the same time. The order of additions is random, as is the order of threads.
 #define ATOMIC(name, T, ...)                  \
     inline T name(T* address, T value) {      \
         T old = *address;                     \
@@ -685,7 +685,7 @@ inline long long __double_as_longlong(double x) { return cuda_on_cpu::bit_cast<l
 inline double __longlong_as_double(long long x) { return cuda_on_cpu::bit_cast<double>(x); }
 
 namespace cuda_on_cpu {
-// A device saturates where C++ leaves the result undefined; nan becomes 0.
+// Out-of-range conversions saturate on a device and are undefined in C++; nan becomes 0.
 template <class T>
 T saturated(double x) {
     constexpr T low = std::is_signed<T>::value ? (T)((T)1 << (8 * sizeof(T) - 1)) : (T)0, high = ~low;
@@ -719,7 +719,7 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
     return (unsigned long long)((unsigned __int128)a * b >> 64);
 }
 
-// A kernel without headers knows none of these, though math.h brought them here.
+// Kernels compiled by NVRTC do not have these names, which math.h defines here.
 #undef INFINITY
 #undef NAN
 #undef M_PI

@@ -1,4 +1,4 @@
-"""CUDA C++ compiled for the CPU: g++ takes the kernels together with `cuda_on_cpu.h`, and makes a library of them."""
+"""CUDA C++ compiled for the CPU: g++ builds a shared library from the kernels and `cuda_on_cpu.h`."""
 
 import ctypes
 import fcntl
@@ -20,9 +20,9 @@ HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 COMPILER = "g++"
 FLAGS = (
     "-O2", "-g1", "-w", "-shared", "-fPIC", "-pthread",
-    "-fvisibility=hidden", "-fno-gnu-unique",  # so that two modules with a kernel of one name keep to themselves
+    "-fvisibility=hidden", "-fno-gnu-unique",  # two modules may have kernels of the same name
     "-fno-exceptions", "-fno-ipa-icf", "-fno-strict-aliasing", "-fno-math-errno", "-U_FORTIFY_SOURCE",
-    "-ftrivial-auto-var-init=pattern",  # local variables that nothing was written to: -1.7e38 as float
+    "-ftrivial-auto-var-init=pattern",  # uninitialized local floats are -1.7e38
     "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error",
 )  # fmt: skip
 
@@ -40,11 +40,13 @@ def compiled(source: str, options: Sequence[str]) -> Path:
     """The shared library of `source`, from the cache if it was compiled before.
 
     Raises:
-        RuntimeError: there is no g++; it does not compile.
+        RuntimeError: if g++ is missing or does not compile the source.
     """
     compiler = shutil.which(COMPILER)
     if compiler is None:
-        raise RuntimeError(f"standin: no {COMPILER} here, which runs CUDA kernels on the CPU; install it (package g++)")
+        raise RuntimeError(
+            f"standin: there is no {COMPILER} here to run CUDA kernels on the CPU; install it (package g++)"
+        )
     text = f'#include "{HEADER.name}"\n{source}'
     key = "\0".join((text, HEADER.read_text(), *FLAGS, *options, _compiler_version(compiler)))
     library = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
@@ -52,13 +54,13 @@ def compiled(source: str, options: Sequence[str]) -> Path:
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
     with _lock(library.with_suffix(".lock")):
-        if not library.exists():  # another process may have compiled it while this one waited
+        if not library.exists():  # another process may have compiled it in the meantime
             _compile(text, [compiler, *FLAGS, *options], library)
     return library
 
 
 def _compile(text: str, command: Sequence[str], library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # renamed at the end: nobody loads half a library
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # renamed when complete
         (Path(folder) / "kernels.cpp").write_text(text)
         command = [*command, f"-I{HEADER.parent}", "-o", "kernels.so", "kernels.cpp"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -69,7 +71,7 @@ def _compile(text: str, command: Sequence[str], library: Path) -> None:
 
 @contextmanager
 def _lock(file: Path) -> Iterator[None]:
-    """In the block no other process holds the lock of this name."""
+    """Hold the lock of this name in the with block; other processes wait."""
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -84,7 +86,7 @@ EXTERN_C = re.compile(r'extern\s+"C"\s+__global__\s+(?:__launch_bounds__\s*\([^)
 
 
 def with_registry(code: str, names: Sequence[str]) -> str:
-    """The source for g++: dynamic shared memory becomes a pointer, and a table of the kernels comes last."""
+    """The source for g++: dynamic shared memory becomes a pointer, and a table of the kernels is appended."""
     body = DYNAMIC_SHARED.sub(r"\1* \2 = cuda_on_cpu::dynamic_shared();", code)
     entries = "".join(f'    CUDA_ON_CPU_KERNEL("{name}", {name}),\n' for name in names)
     return f"""#line 1 "kernels.cu"
@@ -98,7 +100,7 @@ extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_run(cuda_on_cp
 """
 
 
-# --- What stands in cuda_on_cpu.h
+# --- Mirrors of the structures in cuda_on_cpu.h
 
 
 class Range(ctypes.Structure):
@@ -137,7 +139,7 @@ class _Entry(ctypes.Structure):
 
 FINE, STUCK, FAULT = range(3)
 MOST_THREADS = 1024
-STACK, STACK_GUARD = 256 << 10, 4 << 10  # bytes of each thread
+STACK, STACK_GUARD = 256 << 10, 4 << 10  # bytes per CUDA thread
 
 
 @dataclass
@@ -147,7 +149,7 @@ class Function:
     library: "Library"
     call: int
     parameters: tuple[str, ...]  # C++ types, as g++ writes them
-    shared: list[tuple[int, int]]  # address and bytes of each of its arrays in shared memory
+    shared: list[tuple[int, int]]  # address and bytes of each array in shared memory
 
     @property
     def shared_bytes(self) -> int:
@@ -157,7 +159,7 @@ class Function:
 class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._loaded = ctypes.PyDLL(str(path))  # keeps the interpreter's lock: one launch at a time
+        self._loaded = ctypes.PyDLL(str(path))  # PyDLL keeps the GIL, so one launch runs at a time
         self.run = self._loaded.cuda_on_cpu_run
         self._symbols = [*_symbols(path)]
         table = ctypes.addressof(ctypes.c_char.in_dll(self._loaded, "cuda_on_cpu_kernels"))
@@ -179,9 +181,9 @@ class Library:
             yield entry
 
     def _shared_of(self, kernel: int) -> Iterator[tuple[int, int]]:
-        """The arrays in shared memory of the kernel at an address, and those of functions that are no kernels.
+        """Address and size of the shared arrays of the kernel at an address, and of functions that are not kernels.
 
-        In C++ they are static variables of a function: their mangled names start with _ZZ and the function's own.
+        In C++ they are static local variables. Their mangled names start with _ZZ and the function's mangled name.
         """
         others = tuple(prefix for address, prefix in self._prefixes.items() if address != kernel)
         for name, start, size in self._symbols:
@@ -189,7 +191,7 @@ class Library:
                 yield self.base + start, size
 
     def line_of(self, instruction: int) -> str:
-        """Where in the source an instruction is, as "line 12", or "" if the debugging information does not say."""
+        """The source line of an instruction, as "line 12: ", or "" if the debugging information does not have it."""
         tool = shutil.which("addr2line")
         if tool is None:
             return ""
@@ -200,7 +202,7 @@ class Library:
 
 
 def _symbols(library: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, address in the file and size of what the library defines."""
+    """Name, address in the file and size of each symbol the library defines."""
     for line in subprocess.run(["nm", "-S", library], capture_output=True, text=True, check=True).stdout.splitlines():
         words = line.split()
         if len(words) == 4:
@@ -208,7 +210,7 @@ def _symbols(library: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _prefix_of_locals(mangled: str) -> str:
-    """What the mangled names of a function's static variables start with."""
+    """The common prefix of the mangled names of a function's static variables."""
     return f"_ZZ{mangled.removeprefix('_Z') if mangled.startswith('_Z') else f'{len(mangled)}{mangled}'}E"
 
 
@@ -218,7 +220,7 @@ def _parameters(entry: _Entry) -> tuple[str, ...]:
 
 
 def _type_in(text: bytes) -> str:
-    """T of "constexpr const char* pretty() [with T = const float*]"."""
+    """The type T in "constexpr const char* pretty() [with T = const float*]"."""
     return re.findall(r"T = (.*?)(?:; .*)?\]$", text.decode())[0]
 
 
