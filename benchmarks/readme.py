@@ -32,7 +32,28 @@ OTHERS = {
     "growth_batch": ("milliseconds", "ms", "step at batch {} (4/4/128/64)"),
 }
 
-Run = dict[str, Any]  # the content of a results file
+# The summary: what it compares, its table and case, the run on NumPy and the run on Numba.
+SUMMARY = (
+    ("time of a training step, 4/4/128/64/12", "train_step", "4/4/128/64/12", "cpu", "cpu-numba"),
+    ("time of a training step, 6/6/384/256/16", "train_step", "6/6/384/256/16", "cpu", "cpu-numba"),
+    ("peak memory of a training step, 6/6/384/256/16", "memory", "6/6/384/256/16", "cpu", "cpu-numba"),
+    (
+        "time of generating within the context, 4/4/128/64",
+        "generate_cached",
+        "4/4/128/64",
+        "generate",
+        "generate-numba",
+    ),
+    (
+        "time of generating within the context, 6/6/384/256",
+        "generate_cached",
+        "6/6/384/256",
+        "generate",
+        "generate-numba",
+    ),
+)
+
+Run = dict[str, Any]  # the content of a file of results
 
 
 def load_runs() -> dict[str, Run]:
@@ -50,6 +71,15 @@ def rows(run: Run, table: str) -> dict[str, dict[str, Any]]:
 
 def to_markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def summary_table(runs: dict[str, Run]) -> str:
+    """The ratios of SUMMARY, for NumPy and Numba; "-" where a run is missing."""
+    lines = []
+    for text, table, case, numpy, numba in SUMMARY:
+        found = [rows(runs[name], table).get(case) if name in runs else None for name in (numpy, numba)]
+        lines.append([text, *(f"{row['ratio'][TORCH]:.2f}" if row else "-" for row in found)])
+    return to_markdown(["RussellGrad / PyTorch", "NumPy", "Numba"], lines)
 
 
 def runs_table(runs: dict[str, Run]) -> str:
@@ -71,9 +101,9 @@ def runs_table(runs: dict[str, Run]) -> str:
 
 
 def step_table(runs: dict[str, Run]) -> str:
-    """The training step, with a row for each size and run."""
-    head = ["size", "run", "backend", "step", "to PyTorch, default AdamW", "fused AdamW", "to its products alone"]
-    head += ["peak memory", "to PyTorch's"]
+    """The training step: a row for each size and run."""
+    head = ["size", "run", "backend", "step", "time / PyTorch's time", "time / PyTorch's time, fused AdamW"]
+    head += ["time / matrix products", "peak memory", "memory / PyTorch's memory"]
     sizes = dict.fromkeys(size for run in runs.values() for size in rows(run, "train_step"))
     lines = []
     for size in sizes:
@@ -97,14 +127,15 @@ def other_table(runs: dict[str, Run]) -> str:
                 if row := rows(run, table).get(case):
                     measured = f"{row[unit][OURS]['median']:.1f} {symbol}"
                     lines.append([text.format(case), name, run["backend"], measured, f"{row['ratio'][TORCH]:.2f}"])
-    return to_markdown(["what", "run", "backend", "RussellGrad", "to PyTorch"], lines)
+    return to_markdown(["what", "run", "backend", "RussellGrad", "time / PyTorch's time"], lines)
 
 
 def figures() -> str:
     """The text between BEGIN and END on the page."""
     runs = load_runs()
-    parts = ["### The runs", runs_table(runs), "### A training step", step_table(runs)]
-    return "\n\n".join([*parts, "### Overhead, generation, growth", other_table(runs)]) + "\n"
+    parts = ["### Summary", summary_table(runs), "### The runs", runs_table(runs)]
+    parts += ["### A training step", step_table(runs), "### Overhead, generation, growth", other_table(runs)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:

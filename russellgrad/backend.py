@@ -13,7 +13,6 @@ number of axes. A primitive's backward is on the next line.
 
 import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -247,9 +246,9 @@ def _build(module: ModuleType, name: str) -> Backend:
     if not isinstance(own, str) or not own:
         raise ValueError(f"backend {name!r}: the name in module {module.__name__} must be a string, got {own!r}")
     builtin = f"{__package__}.backends.{own}_backend"
-    others = [other.__name__ for other, backend in _modules.items() if backend.name == own and other is not module]
-    if own in BUILTIN and module is not sys.modules.get(builtin):
-        others.append(builtin)
+    others = [other.__name__ for other, backend in _modules.items() if backend.name == own]
+    others += [builtin] if own in BUILTIN else []
+    others = [other for other in others if other != module.__name__]  # the module may be imported again
     if others:
         raise ValueError(
             f"backend {name!r}: module {module.__name__} has the name {own!r}, which is the name of {others[0]}; "

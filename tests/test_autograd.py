@@ -862,7 +862,6 @@ def test_marks_of_a_rule_with_postponed_annotations_are_read(backend: Backend) -
     namespace: dict[str, Any] = {"__name__": __name__}
     exec(POSTPONED, namespace)
     double = namespace["double"]
-    double.__globals__.update(namespace)
     assert rg.rules.marks(double) == (True, True)
     assert custom_op(double)(Tensor(np.array([1, 2]))).dtype == "float64"
 

@@ -201,6 +201,15 @@ def test_a_new_results_file_appears_on_the_page(monkeypatch: pytest.MonkeyPatch,
     assert f"| {TINY} | laptop | numpy | 1.0 ms | 0.50 | 0.25 | 2.00 | - | - |" in text
 
 
+def test_the_summary_has_the_ratios_of_the_tables_and_a_dash_for_a_missing_run() -> None:
+    size, ratio = "4/4/128/64/12", {TORCH: 0.5}
+    run = {"tables": {"train_step": {"rows": [{"case": size, "ratio": ratio}]}}}
+    first = readme.summary_table({"cpu-numba": run}).splitlines()[2]
+    assert first == f"| time of a training step, {size} | - | 0.50 |"
+    runs = readme.load_runs()
+    assert "| - |" not in readme.summary_table(runs)  # every figure of the page's summary was measured
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 def test_revisions_compares_commits() -> None:
     done = run_python("-m", "benchmarks.revisions", "HEAD", "HEAD~0", "--sizes", TINY, "--rounds=1", "--seconds=0.01")

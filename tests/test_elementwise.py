@@ -572,7 +572,8 @@ def test_half_precision_is_kept_by_every_elementwise_op(backend: Backend) -> Non
         mask = Tensor(np.array([True, False]))
         for found in (
             x + 1.5, 1.5 - x, x * 2.5, x / 3.0, x**2.5, -x, x.exp(), x.log(), x.log1p(), x.tanh(), x.sigmoid(),
-            x.relu(), x.leaky_relu(0.1), x.gelu(), x.gelu("tanh"), x.clip(0.1, 1.5), x.maximum(1.5), x.floor(), x.arctan(),
-            rg.where(mask, x, 0.5), rg.where(mask, 0.5, x), x.masked_fill(mask, 1.5), x.masked_multiply(mask, 1.5),
+            x.relu(), x.leaky_relu(0.1), x.gelu(), x.gelu("tanh"), x.clip(0.1, 1.5), x.maximum(1.5), x.floor(),
+            x.arctan(), rg.where(mask, x, 0.5), rg.where(mask, 0.5, x), x.masked_fill(mask, 1.5),
+            x.masked_multiply(mask, 1.5),
         ):  # fmt: skip
             assert str(found.dtype) == dtype

@@ -9,9 +9,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from russellgrad import conformance, use_backend
+import russellgrad
+from russellgrad import Tensor, conformance, use_backend
 from russellgrad.backend import CORE, DERIVED, OPTIONAL
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer
@@ -19,6 +22,7 @@ from russellgrad.random import manual_seed
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.process import ROOT, run_python
+from train.config import FIXED_ON_RESUME
 
 DOCUMENTS = [
     "README.md",
@@ -114,11 +118,49 @@ def losses(backend: Any) -> list[float]:
 
 
 def test_documented_op_matches_the_code() -> None:
-    """docs/own_op.md shows the lines of one op, each with the name of its file."""
-    shown = re.findall(r"^\| .*?`([\w/]+\.py)`.* \| `(.+)` \|$", document_text("docs/own_op.md"), re.MULTILINE)
-    assert len(shown) == 6
-    for file, line in shown:
-        assert line in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {line}"
+    """docs/own_op.md shows the lines of one op and the parts of a derived one, each with the name of its file."""
+    shown = re.findall(r"^\| .*?`([\w/]+\.\w+)`.* \| `(.+)` \|$", document_text("docs/own_op.md"), re.MULTILINE)
+    assert len(shown) == 7
+    ((_, derived),) = blocks("docs/own_op.md", "py")
+    parts = [part.split("\n", 1) for part in derived.strip().split("\n\n")]
+    assert len(parts) == 3
+    for file, lines in [*shown, *((heading.removeprefix("# "), part) for heading, part in parts)]:
+        assert lines in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {lines}"
+
+
+def test_pytorch_names_in_the_table_match_the_names_here() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.normal(size=(2, 3, 4)), "weight": rng.normal(size=(5, 4)), "mask": np.tri(3, dtype=bool)}
+    theirs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    ours = {name: Tensor(array, backend="numpy") for name, array in arrays.items()}
+    rows = re.findall(r"^\| `(.+)` \| `(.+)` \|$", document_text("docs/torch.md").split("## From")[0], re.MULTILINE)
+    assert len(rows) == 15
+    for pytorch, here in rows:
+        wanted = eval(pytorch, {"torch": torch, "F": torch.nn.functional, **theirs})
+        got = eval(here, {**vars(russellgrad), **ours}).numpy()
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=1e-12, err_msg=here)
+        assert got.dtype == wanted.numpy().dtype
+
+
+def test_every_environment_variable_is_documented() -> None:
+    """docs/backends.md has a table of them."""
+    sources = [
+        path for folder in ("russellgrad", "backends", "train", "tests") for path in (ROOT / folder).rglob("*.py")
+    ]
+    read = {
+        name
+        for path in sources
+        for name in re.findall(r'environ(?:\.get\(|\[)"(RG_\w+)"', path.read_text(encoding="utf-8"))
+    }
+    assert set(re.findall(r"^\| `(RG_\w+)`", document_text("docs/backends.md"), re.MULTILINE)) == read
+
+
+def test_options_fixed_on_resume_are_documented() -> None:
+    (sentence,) = re.findall(
+        r"These cannot change: (.*?), and the text\.", document_text("docs/training.md"), re.DOTALL
+    )
+    options = [name.replace("-", "_") for name in re.findall(r"`--([\w-]+)`", sentence)]
+    assert options == list(FIXED_ON_RESUME)
 
 
 def test_readme_is_short_and_maps_every_file() -> None:
