@@ -33,7 +33,8 @@ try:
 except ImportError as error:
     raise ImportError(
         f"backend 'cupy': CuPy cannot be imported ({error}); install it for your CUDA version: "
-        "pip install 'russellgrad[cuda13]' or 'russellgrad[cuda12]'"
+        "pip install 'russellgrad[cuda13]' or 'russellgrad[cuda12]', "
+        "in a checkout pip install -e '.[cuda13]' or '.[cuda12]'"
     ) from error
 
 Array: TypeAlias = Any  # cupy.ndarray; CuPy ships no type hints

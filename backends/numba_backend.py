@@ -22,7 +22,8 @@ try:
     import numba
 except ImportError as error:
     raise ImportError(
-        f"backend 'numba': Numba cannot be imported ({error}); install it: pip install 'russellgrad[fast]'"
+        f"backend 'numba': Numba cannot be imported ({error}); install it: pip install 'russellgrad[fast]', "
+        "or in a checkout pip install -e '.[fast]'"
     ) from error
 
 name = "numba"
