@@ -380,6 +380,19 @@ def test_a_planted_fault_is_found(title: str) -> None:
 
 
 @once
+def test_the_tolerance_of_elementwise_primitives_is_relative_for_large_values() -> None:
+    """e ** 3 is 20, so a relative error of 0.9e-12 exceeds the absolute tolerance of 1e-12."""
+    for error, passes in ((3e-12, False), (0.9e-12, True)):
+        report = report_of(planted(*gives("exp", lambda a, error=error: (a * (1 + error)).astype(a.dtype))), "exp")
+        assert report.passed is passes
+    largest = max(outcome.differences.get("float64", 0.0) for outcome in report.outcomes)
+    assert largest == pytest.approx(0.9e-12, rel=1e-2)
+    for wrong in (np.finfo("float64").max, np.nan, -np.inf):  # no value is near an infinite one
+        infinite = gives("exp", lambda a, wrong=wrong: np.where(np.isposinf(a), np.asarray(wrong, a.dtype), a))
+        assert not report_of(planted(*infinite), "exp").passed
+
+
+@once
 @pytest.mark.parametrize("title", [title for title, (primitive, _) in FAULTS.items() if primitive in CORE])
 def test_a_planted_fault_in_a_core_backend_is_found(title: str) -> None:
     """In a core backend the formulas also use the wrong primitive."""
