@@ -122,7 +122,7 @@ class Derived(Protocol):
     def clip(self, a: Array, low: Array | None, high: Array | None) -> Array: ...  # min(max(a, low), high)
     def leaky_relu(self, a: Array, alpha: float) -> Array: ...                   # a where a > 0, else alpha a
     def leaky_relu_backward(self, g: Array, a: Array, alpha: float) -> Array: ...
-    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # a phi(a), and the array saved for backward; phi: "none" exact, "tanh" approximate
+    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # a Phi(a), Phi the normal distribution function ("none") or its tanh approximation ("tanh"); and the array saved for backward
     def gelu_backward(self, g: Array, saved: Array, approximate: str) -> Array: ...
 
     # Products
@@ -147,7 +147,7 @@ class Derived(Protocol):
     # to step are passed in an array, so that a captured step can be replayed. g is scaled by the 0-d array `clip`, if given.
     def clip_scale(self, grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]: ...  # -> () total norm, () min(1, max_norm / (norm + 1e-6))
     def sgd_step(self, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float, nesterov: bool, weight_decay: float) -> tuple[Array, Array | None]: ...  # rates (1,): lr -> p, velocity
-    def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, low: Array | None) -> tuple[Array, Array, Array, Array | None]: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay -> p, m, v, and p in the dtype of low
+    def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, p_half: Array | None) -> tuple[Array, Array, Array, Array | None]: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay -> p, m, v, and p in the dtype of p_half, which is the parameter in half precision
 
 
 class Optional(Protocol):

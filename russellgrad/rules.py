@@ -236,26 +236,26 @@ def as_mask(xp: Backend, mask: Any, op: str) -> Array:
 
 
 def masked_fill(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
-    hidden = _broadcastable_mask(xp, a.shape, mask, "masked_fill")
+    masked = _mask_for_shape(xp, a.shape, mask, "masked_fill")
     if getattr(value, "shape", ()) != ():
         raise ValueError(f"masked_fill: the value must be a number or a 0-d tensor, got shape {value.shape}")
     return (
-        xp.where(hidden, value, a),
-        lambda g: xp.where(hidden, 0, g),
-        lambda g: xp.where(hidden, g, 0),
+        xp.where(masked, value, a),
+        lambda g: xp.where(masked, 0, g),
+        lambda g: xp.where(masked, g, 0),
     )
 
 
 def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
-    chosen = _broadcastable_mask(xp, a.shape, mask, "masked_multiply")
+    masked = _mask_for_shape(xp, a.shape, mask, "masked_multiply")
     return (
-        xp.where(chosen, xp.multiply(a, value), a),
-        lambda g: xp.where(chosen, xp.multiply(g, value), g),
-        lambda g: xp.where(chosen, xp.multiply(g, a), 0),
+        xp.where(masked, xp.multiply(a, value), a),
+        lambda g: xp.where(masked, xp.multiply(g, value), g),
+        lambda g: xp.where(masked, xp.multiply(g, a), 0),
     )
 
 
-def _broadcastable_mask(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
+def _mask_for_shape(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
     """As `as_mask`. Raises ValueError if the mask does not broadcast to `shape`."""
     array = as_mask(xp, mask, op)
     fits = array.ndim <= len(shape) and all(
@@ -560,9 +560,9 @@ def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: b
             "they must be (..., L, d), (..., S, d) and (..., S, dv)"
         )
     scores = (*broadcast_shape(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
-    hidden = None if mask is None else _broadcastable_mask(xp, scores, mask, "attention")
-    out, log_sum = xp.attention(q, k, v, hidden, causal, offset)
-    return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, hidden, causal, offset, needs))
+    masked = None if mask is None else _mask_for_shape(xp, scores, mask, "attention")
+    out, log_sum = xp.attention(q, k, v, masked, causal, offset)
+    return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, masked, causal, offset, needs))
 
 
 def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool) -> Result:
@@ -574,19 +574,17 @@ def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, cau
         )
     *batch, length, width = qkv.shape
     n, d = len(batch), width // (3 * n_heads)
-    hidden = (
-        None
-        if mask is None
-        else _broadcastable_mask(xp, (*batch, n_heads, length, length), mask, "attention_qkvpacked")
+    masked = (
+        None if mask is None else _mask_for_shape(xp, (*batch, n_heads, length, length), mask, "attention_qkvpacked")
     )
     to_heads = (*range(n), n + 1, n, n + 2)  # (..., T, H, d) -> (..., H, T, d), and back
     separate = xp.reshape(qkv, (*batch, length, 3, n_heads, d))
     q, k, v = (xp.transpose(xp.getitem(separate, (..., i, slice(None), slice(None))), to_heads) for i in range(3))
-    out, log_sum = xp.attention(q, k, v, hidden, causal, 0)
+    out, log_sum = xp.attention(q, k, v, masked, causal, 0)
 
     def pull(g: Array) -> Array:
         g = xp.transpose(xp.reshape(g, (*batch, length, n_heads, d)), to_heads)
-        grads = xp.attention_backward(g, q, k, v, out, log_sum, hidden, causal, 0, (True, True, True))
+        grads = xp.attention_backward(g, q, k, v, out, log_sum, masked, causal, 0, (True, True, True))
         rows = [xp.reshape(xp.transpose(grad, to_heads), (*batch, length, n_heads * d)) for grad in grads]
         return xp.concatenate(rows, n + 1)
 

@@ -455,7 +455,7 @@ class Tensor:
         return apply(rules.leaky_relu, self, alpha=alpha)
 
     def gelu(self, approximate: str = "none") -> "Tensor":
-        """Gaussian error linear unit: x * phi(x), where phi is the standard normal distribution function.
+        """Gaussian error linear unit: x * Phi(x), where Phi is the standard normal distribution function.
 
         Hendrycks & Gimpel, arXiv:1606.08415.
 
@@ -505,7 +505,7 @@ class Tensor:
             TypeError: the mask is not bool. ValueError: the mask does not broadcast to the tensor's shape, or `value`
                 has axes.
 
-            scores.masked_fill(hidden, -math.inf)
+            scores.masked_fill(mask, -math.inf)
         """
         return apply(rules.masked_fill, self, value, mask=mask)
 

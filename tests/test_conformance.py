@@ -334,7 +334,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "sgd_step ignores nesterov": given("sgd_step", nesterov=False),
     "adam_step always uses the first bias correction": ("adam_step", adam_step_with_first_correction),
     "adam_step ignores the clip scale": given("adam_step", clip=None),
-    "adam_step ignores low": given("adam_step", low=None),
+    "adam_step ignores p_half": given("adam_step", p_half=None),
     "low has another dtype": gives("adam_step", lambda low: None if low is None else low.astype("float32"), 3),
     "clip_scale returns 1": gives("clip_scale", lambda scale: scale * 0 + 1, 1),
     "sgd_step computes in half precision": ("sgd_step", sgd_step_in_half),

@@ -69,7 +69,7 @@ def test_exp_to_one_ulp_and_at_the_ends() -> None:
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu(threads: int, approximate: str) -> None:
-    # The slope's 1 - phi is known to 6e-8 where phi is near 1, and is multiplied by up to 20 there.
+    # The slope's 1 - Phi is known to 6e-8 where Phi is near 1, and is multiplied by up to 20 there.
     check("gelu", np.linspace(-12, 12, 10_001, dtype=np.float32), approximate, atol=3e-6)
     check("gelu", np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e20, -1e20], np.float32), approximate)
     for a in (normal(3, 0), normal(6, 7)[::2, ::-1], normal(5, 6).T):
