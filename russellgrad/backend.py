@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from functools import partial, wraps
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -194,6 +195,14 @@ class _Loaded:
     def __repr__(self) -> str:
         return f"<backend {vars(self)['name']!r}>"
 
+    def __getattr__(self, name: str) -> Any:  # called only for an attribute that does not exist
+        raise AttributeError(
+            f"backend {vars(self).get('name')!r} has no primitive {name!r}; russellgrad/backend.py lists them"
+            + (", this one as optional" if name in OPTIONAL else ""),
+            name=name,
+            obj=self,
+        )
+
 
 def _with_fallback(own: Callable[..., Any], formula: Callable[..., Any]) -> Callable[..., Any]:
     """A backend's primitive that falls back to the formula if it returns NotImplemented."""
@@ -216,8 +225,9 @@ def _build(module: ModuleType, name: str) -> Backend:
     missing = [primitive for primitive in CORE if not hasattr(module, primitive)]
     if missing:
         raise TypeError(
-            f"backend {name!r}: module {module.__name__} lacks {', '.join(missing)}; "
-            "a backend must define all names in russellgrad.backend.CORE"
+            f"backend {name!r}: module {module.__name__} lacks {', '.join(missing[:5])}"
+            + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            + "; a backend must define all names in russellgrad.backend.CORE"
         )
     own = module.name
     taken = {f"{__package__}.backends.{builtin}_backend": builtin for builtin in BUILTIN}
@@ -254,7 +264,7 @@ def load_backend(name: str) -> Backend:
             module = _import_dotted(name)
         else:
             raise ValueError(
-                f"unknown backend {name!r}: known are {', '.join(_known_names())}; "
+                f"unknown backend {name!r}: {_suggestion(name)}known are {', '.join(_known_names())}; "
                 "or give the dotted path of a module, RG_BACKEND=package.module"
             )
         _loaded[name] = _backend_of(module, name)
@@ -285,6 +295,13 @@ def _import_dotted(path: str) -> ModuleType:
         raise ValueError(
             f"unknown backend {path!r}: no module of that path; known names are {', '.join(_known_names())}"
         ) from error
+
+
+def _suggestion(name: str) -> str:
+    """A suggestion for an unknown name, or "". PyTorch's names of devices are known."""
+    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy"}.get(name.lower().partition(":")[0])
+    close = [device] if device else get_close_matches(name.lower(), _known_names(), 1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def _known_names() -> list[str]:

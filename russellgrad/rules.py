@@ -39,7 +39,10 @@ def marks(rule: Rule) -> tuple[bool, bool]:
 
 
 def remedy(text: str) -> Callable[[_R], _R]:
-    """Decorator: add `text`, which says how to fix the call, to errors that the array library raises in the rule."""
+    """Decorator: add `text`, which says how to fix the call, to errors that the array library raises in the rule.
+
+    Of a ValueError, `text` replaces the array library's message.
+    """
 
     def mark(rule: _R) -> _R:
         vars(rule)["remedy"] = text
@@ -372,7 +375,7 @@ def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> View:
     return xp.transpose(a, order), lambda g: xp.transpose(g, inverse)
 
 
-@remedy("the number of elements must stay the same")
+@remedy("the number of elements must stay the same, and one length may be -1")
 def reshape(xp: Backend, a: Array, *, shape: Shape) -> View:
     old = a.shape
     return xp.reshape(a, shape), lambda g: xp.reshape(g, old)
@@ -442,8 +445,8 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
     row, column = a.ndim == 1, b.ndim == 1
     if a.shape[-1] != b.shape[0 if column else -2]:
         raise ValueError(
-            f"matmul: {a.shape} and {b.shape}: the last axis of the first must be as long as "
-            "the second-to-last axis of the second, or its only axis"
+            f"matmul: {a.shape} @ {b.shape}: {a.shape[-1]} and {b.shape[0 if column else -2]} must be equal: the last "
+            "axis of the first and the second-to-last or only axis of the second"
         )
 
     def full(g: Array) -> Array:  # g with the removed axes of 1-D operands: (..., n, m)

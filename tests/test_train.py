@@ -44,7 +44,7 @@ def test_bfloat16(backend: Backend, text: str, tmp_path: Path) -> None:
     """Near float32's losses; the file holds float32, and the text's model comes back from it."""
     if "bfloat16" not in backend.float_dtypes():
         with pytest.raises(
-            ValueError, match=f"dtype bfloat16: backend '{backend.name}' computes in float16, float32, flo"
+            ValueError, match=f"dtype bfloat16: backend '{backend.name}' does not compute in it; use float32 or float64"
         ):
             small(text, tmp_path, dtype="bfloat16")
         return
@@ -373,7 +373,16 @@ def test_train_from_the_root_does_not_read_the_command_line(text: str, tmp_path:
         (["--dataset", "sonnets"], {}, "error: dataset 'sonnets' is neither a file nor one of shakespeare"),
         (["--steps", "0"], {}, "error: steps must be positive"),
         (["--dtype", "float16"], {}, "invalid choice: 'float16'"),
-        ([], {"RG_BACKEND": "nympy"}, "error: unknown backend 'nympy'"),
+        ([], {"RG_BACKEND": "nympy"}, "error: unknown backend 'nympy': did you mean 'numpy'? known are numpy,"),
+        (["--lr", "0.1"], {}, "error: unrecognized arguments: --lr 0.1; did you mean --learning-rate?"),
+        (["--batch-size=8"], {}, "error: unrecognized arguments: --batch-size=8; did you mean --batch?"),
+        (["--stepz", "8", "--zzz"], {}, "error: unrecognized arguments: --stepz 8 --zzz; did you mean --steps?"),
+        (["--zzz"], {}, "error: unrecognized arguments: --zzz\n"),
+        (
+            ["--prompt", "a\u20ac", "--dataset", __file__],
+            {},
+            "error: prompt: character '\u20ac' at position 1 is not in the voc",
+        ),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, arguments: list[str], environment: dict[str, Any], message: str) -> None:

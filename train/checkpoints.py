@@ -279,8 +279,8 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
         siblings = _list_checkpoints(path)
         checkpoint = siblings[-1][1] if siblings else latest_checkpoint(path)
     if checkpoint is None or not checkpoint.is_dir():
-        earlier = latest_earlier_run(path, FOLDER)
-        remedy = f"an earlier run is in {earlier}: --resume {earlier}" if earlier else "start the run without --resume"
+        moved = latest_earlier_run(path, FOLDER)
+        remedy = f"an earlier run is in {moved}: --resume {moved}" if moved else "start the run without --resume"
         raise FileNotFoundError(f"there is no checkpoint to resume from in {path}; {remedy}")
     try:
         return _read(checkpoint)

@@ -14,6 +14,7 @@ if __name__ == "__main__":
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 from train.checkpoints import MODEL, latest_earlier_run
+from train.data import check_prompt
 from train.progress import echo, exit_on_error
 
 SEPARATOR = "\n" + 15 * "-" + "\n"  # between two texts
@@ -63,7 +64,7 @@ def generate(
         temperature, top_k, top_p, stop, seed: as in `Transformer.stream`.
 
     Raises:
-        ValueError: num_samples < 1.
+        ValueError: num_samples < 1, or a prompt has a character that the vocabulary lacks.
         FileNotFoundError: there is no such file; names the model of an earlier run, or the command that trains one.
         And the exceptions of `load_model` and `Transformer.stream`.
     """
@@ -73,6 +74,8 @@ def generate(
     vocabulary = model.tokenizer.vocabulary
     default = "\n" if "\n" in vocabulary else vocabulary[0]
     texts = [prompt for prompt in prompts or [default] for _ in range(num_samples)]
+    for text in texts:
+        check_prompt(text, model.tokenizer)
     steps = model.stream(texts, tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop, seed=seed)
     first, *others = texts
     yield first

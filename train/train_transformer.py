@@ -51,8 +51,8 @@ from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from russellgrad.tokenizer import Tokenizer
 from train.checkpointer import Checkpointer, best_step
-from train.config import Config, configure, parse
-from train.data import Ids, MicroBatch, batches, split, split_batch, validation_blocks
+from train.config import DTYPES, Config, configure, parse
+from train.data import Ids, MicroBatch, batches, check_prompt, split, split_batch, validation_blocks
 from train.datasets import load_text
 from train.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from train.progress import echo, exit_on_error, format_duration, peak_memory
@@ -349,7 +349,8 @@ def _check_supported(config: Config, group: ProcessGroup) -> None:
         raise ValueError("dtype bfloat16: CuPy's NCCL does not sum bfloat16; use float32 with several processes")
     if config.dtype not in xp.float_dtypes():
         raise ValueError(
-            f"dtype {config.dtype}: backend {xp.name!r} computes in {', '.join(xp.float_dtypes())}; use one of them"
+            f"dtype {config.dtype}: backend {xp.name!r} does not compute in it; use "
+            + " or ".join(name for name in DTYPES if name in xp.float_dtypes())
             + ("; for bfloat16, RG_BACKEND=cupy and the package ml_dtypes" if config.dtype == "bfloat16" else "")
         )
 
@@ -383,7 +384,7 @@ def _validates_at(step: int, config: Config) -> bool:
 def _sample_prompt(config: Config, model: Transformer, text: str) -> str:
     """The prompt of samples: the configured one, or a newline, or the first character of a text without newlines."""
     prompt = config.prompt or ("\n" if "\n" in text else text[0])
-    model.tokenizer.encode(prompt)  # raises ValueError now, not after the first steps
+    check_prompt(prompt, model.tokenizer)  # raises ValueError now, not after the first steps
     return prompt
 
 
