@@ -788,8 +788,8 @@ struct Adam {
 
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
-    adam_step(float* p, const T* g, float* m, float* v, const float* rates, const float* clip, bf16* p_half, long long n,
-              double beta1, double beta2, double eps, double weight_decay, long long decoupled) {
+    adam_step(float* p, const T* g, float* m, float* v, const float* rates, const float* clip, bf16* p_half,
+              long long n, double beta1, double beta2, double eps, double weight_decay, long long decoupled) {
     const Adam step{rates[0], rates[1], rates[2], clip ? *clip : 1.0f,
                     static_cast<float>(beta1), static_cast<float>(beta2), static_cast<float>(1 - beta1),
                     static_cast<float>(1 - beta2), static_cast<float>(eps), static_cast<float>(weight_decay),

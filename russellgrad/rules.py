@@ -8,6 +8,8 @@ operand. A pullback of None means that the operand gets no gradient. An operand 
 run a rule. The engine sums a gradient over broadcast axes, so rules do not handle broadcasting. A pullback captures
 only what it needs, for example a shape instead of an array.
 
+Rules have the names of their ops. In this module `abs`, `sum`, `max` and `min` are therefore rules, not the builtins.
+
 Annotations describe further properties of a rule. If an operand is annotated `Float`, the result is a float: integer
 operands are cast to the default dtype before the rule runs. A rule annotated `-> View` may return a view of its first
 operand, so an in-place change of one changes the other. The text of `@remedy` is added to errors of the array library.
@@ -111,6 +113,7 @@ def power(xp: Backend, a: Array, b: Array) -> Result:
     def pull_b(g: Array) -> Array:
         if isinstance(a, (int, float)) and a != 0:
             return xp.multiply(g, xp.multiply(out, math.log(a) if a > 0 else math.nan))
+        # The limit of a^b log a at a = 0.
         at_zero = xp.where(xp.greater_equal(b, 0), 0, xp.where(xp.less(b, 0), -math.inf, b))  # nan stays nan
         if isinstance(a, (int, float)):
             return xp.multiply(g, at_zero)
@@ -298,7 +301,7 @@ def _keepdims_shape(shape: Shape, axes: Sequence[int]) -> Shape:
 
 def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     axes, shape = normalize_axes("sum", axis, a.ndim), a.shape
-    # axis=() copies the elements, with the dtype of a sum: int64 for bools. Hence the sum over a new axis of length 1.
+    # axis=() copies the elements, with the dtype of a sum: int64 for bools: the sum over a new axis of length 1.
     out = xp.sum(a, axis=axes, keepdims=keepdims) if axes else xp.sum(xp.expand_dims(a, 0), axis=0)
     return out, lambda g: xp.broadcast_to(xp.reshape(g, _keepdims_shape(shape, axes)), shape)
 

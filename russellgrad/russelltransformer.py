@@ -91,7 +91,8 @@ class Dropout(Module):
 class AttentionHead(Module):
     """One head of causal self-attention, written out step by step: (B, T, hidden_size) -> (B, T, d_v).
 
-    Vaswani et al., arXiv:1706.03762, section 3.2.1. `AttentionLayer` computes all heads at once.
+    Vaswani et al., arXiv:1706.03762, section 3.2.1. This class is for reading: the model uses `AttentionLayer`, which
+    computes all heads at once.
 
     Args:
         d_kq: the length of keys and queries.

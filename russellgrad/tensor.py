@@ -713,7 +713,8 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
             _same_backend(name, xp, tensor.backend)
         recording = recording or tensor._node is not None
     recording = recording and is_grad_enabled()
-    # Pullbacks get copies of the caller's arrays, because writes into them are not detected, unlike those into Tensors.
+    # A pullback must not see later writes. Writes into Tensors are detected; writes into the caller's arrays are not,
+    # so those are copied.
     keep = xp.copy if recording else xp.asarray
     arrays: list[Any] = [o._data if isinstance(o, Tensor) else _operand(name, o, xp, keep) for o in operands]
     if len(arrays) > 1:

@@ -101,7 +101,8 @@ def test_the_error_names_the_input_the_element_and_both_values(backend: Backend)
     found = re.fullmatch(
         r"gradcheck: input 1, element \(1, 2\): backward gives (\S+), finite differences (\S+) "
         r"\(1 of 6 elements of this input differ\)\. Both are derivatives of sum\(w \* y\), where y is the output and "
-        r"w is random\. Divided by w = (\S+): (\S+) and (\S+), the derivatives of y\[1, 2\], if the function is elementwise",
+        r"w is random\. Divided by w = (\S+): (\S+) and (\S+), the derivatives of y\[1, 2\], if the function is "
+        r"elementwise",
         str(caught.value),
     )
     assert found is not None

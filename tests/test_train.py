@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import get_matmul_precision, set_matmul_precision, use_backend
+from russellgrad import get_backend, get_matmul_precision, set_matmul_precision, use_backend
 from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model
 from tests.helpers import TEXT
@@ -337,8 +337,14 @@ def test_help_is_complete() -> None:
     for option in fields(Config):
         assert f"--{option.name.replace('_', '-')}" in shown
         assert option.metadata["help"].split()[0] in shown
-    for variable in ("RG_BACKEND", "RG_DATA_DIR", "RG_TRAIN_STEPS"):
+    for variable in ("RG_BACKEND", "RG_NUM_THREADS", "RG_DATA_DIR", "RG_TRAIN_STEPS", "RG_MALLOC", "RG_DTYPE"):
         assert variable in shown
+    groups = re.findall(r"^(\w[\w, ]*):\n((?: +\S.*\n)+)", run.stdout, re.MULTILINE)
+    first = {title: re.findall(r"^  (?:-h, )?(--[\w-]+)", options, re.MULTILINE)[0] for title, options in groups}
+    assert first == {
+        "options": "--help", "files": "--dataset", "model": "--layers", "training": "--steps",
+        "validation, checkpoints, metrics": "--eval-interval", "samples": "--prompt",
+    }  # fmt: skip
 
 
 def test_every_setting_can_be_given() -> None:
@@ -352,6 +358,12 @@ def test_from_training_to_text(text: str, tmp_path: Path) -> None:
     run = run_python("train/train_transformer.py", *flags(dataset=text, out=out, prompt="The", **SMALL))
     assert run.returncode == 0, run.stderr
     assert "6 steps, seed 0, validation loss" in run.stdout
+    config = Config(dataset=text, **SMALL)
+    n_parameters = sum(p.size for p in build_model(config, TEXT).parameters())
+    assert run.stdout.splitlines()[0] == (
+        f"backend {get_backend().name}, float32; {text}: {len(TEXT):,} characters, vocabulary of {len(set(TEXT))}; "
+        f"model of {n_parameters:,} parameters"
+    )
     written = run_python("train/generate.py", str(out / "model.safetensors"), "--prompt", "The ", "--tokens", "20")
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith("The ")

@@ -180,6 +180,12 @@ def configure(preset: str | None = None, **given: Any) -> Config:
         ) from error
 
 
+# The first option of each group of the command line's help, and the group's title.
+_GROUPS = {
+    "dataset": "files", "layers": "model", "steps": "training", "eval_interval": "validation, checkpoints, metrics",
+    "prompt": "samples",
+}  # fmt: skip
+
 # Options as PyTorch, Hugging Face or nanoGPT call them.
 _OTHER_NAMES = {
     "--lr": "--learning-rate", "--max-lr": "--learning-rate", "--batch-size": "--batch", "--block-size": "--block",
@@ -206,16 +212,19 @@ def parse(arguments: Sequence[str] | None = None, **parser_options: Any) -> Conf
     parser = _Parser(argument_default=argparse.SUPPRESS, **parser_options)
     parser.add_argument("--preset", choices=PRESETS, help="a set of settings; other options override it")
     types = get_type_hints(Config)
+    group: Any = parser
     for option in fields(Config):
+        if option.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[option.name])
         kind = (get_args(types[option.name]) or (types[option.name],))[0]  # int | None reads an int
         text = option.metadata["help"] + ("" if option.default is None else f" (default: {option.default})")
         flag, text = "--" + option.name.replace("_", "-"), text.replace("%", "%%")
         if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         elif option.name == "resume":
-            parser.add_argument(flag, nargs="?", const="", metavar="PATH", help=text)
+            group.add_argument(flag, nargs="?", const="", metavar="PATH", help=text)
         else:
-            parser.add_argument(flag, type=kind, choices=option.metadata["choices"], help=text)
+            group.add_argument(flag, type=kind, choices=option.metadata["choices"], help=text)
     try:
         return configure(**vars(parser.parse_args(arguments)))
     except (ValueError, FileNotFoundError) as error:
