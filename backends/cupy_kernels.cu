@@ -164,7 +164,7 @@ __global__ void activation(const T* __restrict__ a, const T* __restrict__ g, T* 
 #pragma unroll
     for (int j = 0; j < V; j++) {
         if (KIND == LEAKY_RELU) z[j] = leaky(z[j], g ? y[j] : z[j], alpha);
-        else z[j] = g ? y[j] * gelu_slope<KIND>(z[j]) : z[j] * phi<KIND>(z[j]);
+        else z[j] = g ? y[j] * gelu_slope<KIND>(z[j]) : z[j] * normal_cdf<KIND>(z[j]);
     }
     store(out + i * V, z);
 }

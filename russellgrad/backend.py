@@ -8,8 +8,8 @@ against this contract.
 Primitives take and return the backend's own arrays. An array has a tuple `shape` and an `ndim`; the library gets
 everything else, such as the dtype, from the backend. 0-d results may be the array library's scalars, except from
 `asarray` and `copy`. No primitive copies data to the host unless its comment says so. In the comments, `...` is any
-number of axes. A primitive's backward follows it. A comment that does not fit beside a
-primitive is above it.
+number of axes. A primitive's backward follows it. A comment that does not fit beside a primitive is
+above it.
 """
 
 import importlib
