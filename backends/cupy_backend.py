@@ -33,7 +33,8 @@ try:
 except ImportError as error:
     raise ImportError(
         f"backend 'cupy': CuPy cannot be imported ({error}); install it for your CUDA version: "
-        "pip install 'russellgrad[cuda13]' or 'russellgrad[cuda12]'"
+        "pip install 'russellgrad[cuda13]' or 'russellgrad[cuda12]', "
+        "in a checkout pip install -e '.[cuda13]' or '.[cuda12]'"
     ) from error
 
 Array: TypeAlias = Any  # cupy.ndarray; CuPy ships no type hints
@@ -407,15 +408,15 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
-    low: Array | None,
+    p_half: Array | None,
 ) -> Any:
-    dense = all(a is None or a.flags.c_contiguous for a in (p, m, v, low))
+    dense = all(a is None or a.flags.c_contiguous for a in (p, m, v, p_half))
     if not (dense and cupy_kernels.takes(p, m, v) and p.dtype == np.float32 and cupy_kernels.takes(g)):
         return NotImplemented
-    if low is not None and low.dtype.name != "bfloat16":
+    if p_half is not None and p_half.dtype.name != "bfloat16":
         return NotImplemented
-    cupy_kernels.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, low)
-    return p, m, v, low
+    cupy_kernels.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, p_half)
+    return p, m, v, p_half
 
 
 # --- A step as one recording

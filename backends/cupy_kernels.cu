@@ -127,14 +127,14 @@ __global__ void column_sums(const float* partial, T* out_of_first, T* out_of_sec
     if (lane == 0 && first + warp < c) out[first + warp] = rounded<T>(total);
 }
 
-// --- Activations. GELU: Hendrycks & Gimpel, arXiv:1606.08415, section 2, with phi the normal distribution function or
+// --- Activations. GELU: Hendrycks & Gimpel, arXiv:1606.08415, section 2, with Phi the normal distribution function or
 // its tanh approximation.
 
 enum Activation { GELU, GELU_TANH, LEAKY_RELU };
 constexpr float GELU_C = 0.7978845608f;  // sqrt(2 / pi)
 
 template <Activation KIND>
-__device__ inline float phi(float z) {
+__device__ inline float normal_cdf(float z) {
     return 0.5f + 0.5f * (KIND == GELU ? erff(0.7071067812f * z) : tanhf(GELU_C * (z + 0.044715f * z * z * z)));
 }
 
@@ -143,10 +143,10 @@ __device__ inline float leaky(float z, float y, float alpha) {
     return z > 0 || (alpha == 0 && z != z) ? y : alpha == 0 ? 0.0f : alpha * y;
 }
 
-// phi + z phi'. phi' is the normal density, or for the approximation 2 phi (1 - phi) GELU_C (1 + 3 * 0.044715 z^2).
+// Phi + z Phi'. Phi' is the normal density, or for the approximation 2 Phi (1 - Phi) GELU_C (1 + 3 * 0.044715 z^2).
 template <Activation KIND>
 __device__ inline float gelu_slope(float z) {
-    const float p = phi<KIND>(z);
+    const float p = normal_cdf<KIND>(z);
     if (KIND == GELU) return p + z * 0.3989422804f * expf(-0.5f * z * z);
     const float bend = z * p * (1.0f - p);  // 0 for large |z|, where z^2 may overflow
     return bend == 0 ? p : p + bend * (2.0f * GELU_C + 6.0f * GELU_C * 0.044715f * z * z);
@@ -164,7 +164,7 @@ __global__ void activation(const T* __restrict__ a, const T* __restrict__ g, T* 
 #pragma unroll
     for (int j = 0; j < V; j++) {
         if (KIND == LEAKY_RELU) z[j] = leaky(z[j], g ? y[j] : z[j], alpha);
-        else z[j] = g ? y[j] * gelu_slope<KIND>(z[j]) : z[j] * phi<KIND>(z[j]);
+        else z[j] = g ? y[j] * gelu_slope<KIND>(z[j]) : z[j] * normal_cdf<KIND>(z[j]);
     }
     store(out + i * V, z);
 }
@@ -767,7 +767,7 @@ __global__ void norm_and_scale(const float* partial, float* out, long long m, do
 }
 
 // Adam on p, m, v (n,) with the gradient g (n,) of type T, times *clip unless clip is null. rates (3,) are
-// lr / (1 - beta1^t), sqrt(1 - beta2^t) and lr weight_decay. low (n,), which may be null, becomes p in bf16.
+// lr / (1 - beta1^t), sqrt(1 - beta2^t) and lr weight_decay. p_half (n,), which may be null, becomes p in bf16.
 // Kingma & Ba, arXiv:1412.6980, algorithm 1; decoupled decay: Loshchilov & Hutter, arXiv:1711.05101.
 struct Adam {
     float rate, root, decay, clip, beta1, beta2, rest1, rest2, eps, weight_decay;
@@ -788,15 +788,15 @@ struct Adam {
 
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
-    adam_step(float* p, const T* g, float* m, float* v, const float* rates, const float* clip, bf16* low, long long n,
-              double beta1, double beta2, double eps, double weight_decay, long long decoupled) {
+    adam_step(float* p, const T* g, float* m, float* v, const float* rates, const float* clip, bf16* p_half,
+              long long n, double beta1, double beta2, double eps, double weight_decay, long long decoupled) {
     const Adam step{rates[0], rates[1], rates[2], clip ? *clip : 1.0f,
                     static_cast<float>(beta1), static_cast<float>(beta2), static_cast<float>(1 - beta1),
                     static_cast<float>(1 - beta2), static_cast<float>(eps), static_cast<float>(weight_decay),
                     decoupled != 0};
     const long long i = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) * 4;
     const bool whole = aligned(p, 16) && aligned(m, 16) && aligned(v, 16) && aligned(g, sizeof(Pack<T, 4>)) &&
-                       aligned(low, sizeof(Pack<bf16, 4>));
+                       aligned(p_half, sizeof(Pack<bf16, 4>));
     if (whole && i + 4 <= n) {
         float ps[4], gs[4], ms[4], vs[4];
         load(ps, p + i);
@@ -808,12 +808,12 @@ __global__ void __launch_bounds__(256, 4)
         store(p + i, ps);
         store(m + i, ms);
         store(v + i, vs);
-        if (low) store(low + i, ps);
+        if (p_half) store(p_half + i, ps);
         return;
     }
     for (long long j = i; j < i + 4 && j < n; j++) {
         step(p[j], to_float(g[j]), m[j], v[j]);
-        if (low) low[j] = rounded<bf16>(p[j]);
+        if (p_half) p_half[j] = rounded<bf16>(p[j]);
     }
 }
 

@@ -462,9 +462,9 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
-    low: Array | None,
+    p_half: Array | None,
 ) -> None:
-    """One Adam step. Updates float32 p, m and v in place, and writes p to `low` in bfloat16. All have one size.
+    """One Adam step. Updates float32 p, m and v in place, and writes p to `p_half` in bfloat16. All have one size.
 
     Args:
         rates: (3,) float32: lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay. The kernel reads them and `clip`
@@ -472,17 +472,17 @@ def adam_step(
         clip: () float32, the factor on g; None is 1.
 
     Raises:
-        TypeError: an array has another dtype. ValueError: p, m, v or low is not contiguous.
+        TypeError: an array has another dtype. ValueError: p, m, v or p_half is not contiguous.
     """
     t = _common_type("adam_step", g)
     _check("adam_step", "float32", p=p, m=m, v=v, rates=rates, clip=clip)
-    _check("adam_step", "bfloat16", low=low)
-    if not all(array is None or array.flags.c_contiguous for array in (p, m, v, low)):
-        raise ValueError("adam_step: p, m, v and low are updated in place and must be C-contiguous; copy them first")
+    _check("adam_step", "bfloat16", p_half=p_half)
+    if not all(array is None or array.flags.c_contiguous for array in (p, m, v, p_half)):
+        raise ValueError("adam_step: p, m, v and p_half are updated in place and must be C-contiguous; copy them first")
     if p.size:
         numbers = (float(beta1), float(beta2), float(eps), float(weight_decay), int(decoupled))
         grid = (-(-p.size // 1024),)
-        _launch(f"adam_step<{t}>", grid, 256, p, _dense(g), m, v, rates, clip, low, p.size, *numbers)
+        _launch(f"adam_step<{t}>", grid, 256, p, _dense(g), m, v, rates, clip, p_half, p.size, *numbers)
 
 
 # --- Random numbers

@@ -194,27 +194,27 @@ _GELU_C = sqrt(2 / pi)
 
 
 def gelu(xp: Xp, a: Array, approximate: str) -> tuple[Array, Array]:
-    """a phi(a), where phi is the standard normal distribution function or its tanh approximation.
+    """a Phi(a), where Phi is the standard normal distribution function or its tanh approximation.
 
     Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2. Also returns a, saved for backward.
     """
     x = _at_least_float32(xp, a)
-    return _cast(xp, xp.multiply(x, _phi(xp, x, approximate)), xp.dtype(a)), a
+    return _cast(xp, xp.multiply(x, _normal_cdf(xp, x, approximate)), xp.dtype(a)), a
 
 
 def gelu_backward(xp: Xp, g: Array, saved: Array, approximate: str) -> Array:
-    """g (phi(a) + a phi'(a))."""
+    """g (Phi(a) + a Phi'(a))."""
     a = _at_least_float32(xp, saved)
-    phi = _phi(xp, a, approximate)
-    if approximate == "none":  # phi' is the normal density
+    cdf = _normal_cdf(xp, a, approximate)
+    if approximate == "none":  # Phi' is the normal density
         a_slope = xp.multiply(a, xp.multiply(xp.exp(xp.multiply(xp.multiply(a, a), -0.5)), 1 / sqrt(2 * pi)))
-    else:  # phi' = 2 phi (1 - phi) c (1 + 3 * 0.044715 a^2); for large |a|, phi (1 - phi) is 0 before a^2 overflows
+    else:  # Phi' = 2 Phi (1 - Phi) c (1 + 3 * 0.044715 a^2); for large |a|, Phi (1 - Phi) is 0 before a^2 overflows
         inner = xp.add(xp.multiply(xp.multiply(a, a), 6 * _GELU_C * 0.044715), 2 * _GELU_C)
-        a_slope = xp.multiply(xp.multiply(xp.multiply(a, phi), xp.subtract(1, phi)), inner)
-    return _cast(xp, xp.multiply(g, xp.add(phi, a_slope)), xp.dtype(g))
+        a_slope = xp.multiply(xp.multiply(xp.multiply(a, cdf), xp.subtract(1, cdf)), inner)
+    return _cast(xp, xp.multiply(g, xp.add(cdf, a_slope)), xp.dtype(g))
 
 
-def _phi(xp: Xp, a: Array, approximate: str) -> Array:
+def _normal_cdf(xp: Xp, a: Array, approximate: str) -> Array:
     """The standard normal distribution function, or its tanh approximation."""
     if approximate == "none":
         return xp.multiply(xp.add(xp.erf(xp.multiply(a, sqrt(0.5))), 1), 0.5)
@@ -458,11 +458,11 @@ def sgd_step(
 
 def adam_step(
     xp: Xp, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float,
-    eps: float, weight_decay: float, decoupled: bool, low: Array | None,
+    eps: float, weight_decay: float, decoupled: bool, p_half: Array | None,
 ) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
     """Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1); decoupled weight decay: Loshchilov & Hutter, arXiv:1711.05101.
 
-    Returns p, m, v, and p cast to the dtype of `low`, or None if `low` is None.
+    Returns p, m, v, and p cast to the dtype of `p_half`, or None if `p_half` is None.
     """
     rate, scale, decay = (xp.getitem(rates, (i,)) for i in range(3))
     g = _gradient(xp, p, g, clip)
@@ -473,7 +473,7 @@ def adam_step(
     m = xp.add(xp.multiply(m, beta1), xp.multiply(g, 1.0 - beta1))
     v = xp.add(xp.multiply(v, beta2), xp.multiply(xp.multiply(g, g), 1.0 - beta2))
     p = xp.subtract(p, xp.multiply(xp.divide(m, xp.add(xp.divide(xp.sqrt(v), scale), eps)), rate))
-    return p, m, v, None if low is None else xp.astype(p, xp.dtype(low))
+    return p, m, v, None if p_half is None else xp.astype(p, xp.dtype(p_half))
 
 
 def _gradient(xp: Xp, p: Array, g: Array, clip: Array | None) -> Array:

@@ -37,7 +37,12 @@ def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> Ho
         TypeError: complex numbers, strings or objects.
         ValueError: nested lists of different lengths.
     """
-    array = np.asarray(data, dtype=dtype)
+    try:
+        array = np.asarray(data, dtype=dtype)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError("asarray: the nested lists have different lengths; make them equally long") from error
     check_real(array.dtype, others)
     return array
 

@@ -22,7 +22,8 @@ try:
     import numba
 except ImportError as error:
     raise ImportError(
-        f"backend 'numba': Numba cannot be imported ({error}); install it: pip install 'russellgrad[fast]'"
+        f"backend 'numba': Numba cannot be imported ({error}); install it: pip install 'russellgrad[fast]', "
+        "or in a checkout pip install -e '.[fast]'"
     ) from error
 
 name = "numba"
@@ -107,7 +108,7 @@ _P, _A1, _A2, _A3, _A4, _A5 = map(
 
 @_compiled("contract", "reassoc")
 def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
-    """phi by Abramowitz & Stegun, "Handbook of mathematical functions", 7.1.26, with an absolute error below 1e-7.
+    """Phi by Abramowitz & Stegun, "Handbook of mathematical functions", 7.1.26, with an absolute error below 1e-7.
 
     erfc(x) = polynomial(1 / (1 + p x)) e^(-x^2) for x >= 0. The density needs the same exponential.
     """
@@ -116,9 +117,9 @@ def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
         bell = _exp(-_HALF * x * x)
         t = _ONE / (_ONE + _P * _SQRT_HALF * np.abs(x))
         tail = _HALF * bell * t * (_A1 + t * (_A2 + t * (_A3 + t * (_A4 + t * _A5))))
-        phi = tail if x < _ZERO else _ONE - tail
-        out[i] = x * phi
-        slope[i] = phi + x * bell * _DENSITY_AT_0
+        cdf = tail if x < _ZERO else _ONE - tail
+        out[i] = x * cdf
+        slope[i] = cdf + x * bell * _DENSITY_AT_0
 
 
 _GELU_C, _GELU_C3 = _f(_sqrt(2.0 / pi)), _f(_sqrt(2.0 / pi) * 0.044715)
@@ -126,12 +127,12 @@ _GELU_C, _GELU_C3 = _f(_sqrt(2.0 / pi)), _f(_sqrt(2.0 / pi) * 0.044715)
 
 @_compiled("contract", "reassoc")
 def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
-    """phi = (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u)), u = c (a + 0.044715 a^3), and so phi' = 2 phi (1 - phi) u'."""
+    """Phi = (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u)), u = c (a + 0.044715 a^3), and so Phi' = 2 Phi (1 - Phi) u'."""
     for i in range(a.size):
         x = a[i]
-        phi = _ONE / (_ONE + _exp(-_TWO * x * (_GELU_C + _GELU_C3 * x * x)))
-        out[i] = x * phi
-        slope[i] = phi + x * phi * (_ONE - phi) * _TWO * (_GELU_C + _f(3.0) * _GELU_C3 * x * x)
+        cdf = _ONE / (_ONE + _exp(-_TWO * x * (_GELU_C + _GELU_C3 * x * x)))
+        out[i] = x * cdf
+        slope[i] = cdf + x * cdf * (_ONE - cdf) * _TWO * (_GELU_C + _f(3.0) * _GELU_C3 * x * x)
 
 
 # --- Fused: rows
@@ -367,10 +368,10 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
-    low: Array | None,
+    p_half: Array | None,
 ) -> tuple[Array, Array, Array, Array | None]:
     if not _is_float32(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
-        return numpy_fused.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, low)
+        return numpy_fused.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, p_half)
     rate, scale, decay = rates.tolist()
     grow = 1.0 if clip is None else float(clip)
     if weight_decay and not decoupled:
@@ -383,9 +384,9 @@ def adam_step(
         _adam_step(*(array[start:stop] for array in arrays), *numbers)
 
     run_parallel(p.size, p.size * 2e-4, part)
-    if low is not None:
-        low[...] = p
-    return p, m, v, low
+    if p_half is not None:
+        p_half[...] = p
+    return p, m, v, p_half
 
 
 @_compiled("contract", "reassoc")

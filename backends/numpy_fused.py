@@ -184,7 +184,7 @@ _GELU_C = _sqrt(2.0 / pi)
 
 
 def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
-    """a phi(a), and its derivative phi(a) + a phi'(a), computed together while a is in the cache."""
+    """a Phi(a), and its derivative Phi(a) + a Phi'(a), computed together while a is in the cache."""
     if a.dtype.itemsize < 4:  # squares overflow in half precision
         out, slope = gelu(a.astype(np.float32), approximate)
         return out.astype(a.dtype), slope.astype(a.dtype)
@@ -200,35 +200,35 @@ def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
 
 
 def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
-    """phi is the standard normal distribution function, phi' its density."""
-    phi = erf(a * _sqrt(0.5))
-    phi += 1.0
-    phi *= 0.5
-    np.multiply(a, phi, out=out)
+    """Phi is the standard normal distribution function, Phi' its density."""
+    cdf = erf(a * _sqrt(0.5))
+    cdf += 1.0
+    cdf *= 0.5
+    np.multiply(a, cdf, out=out)
     density = np.multiply(a, a, out=slope)
     density *= -0.5
     np.exp(density, out=density)
     density *= a
     density *= 1.0 / _sqrt(2.0 * pi)
-    slope += phi
+    slope += cdf
 
 
 def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
-    """phi = (1 + tanh(c (a + 0.044715 a^3))) / 2, so phi' = 2 phi (1 - phi) c (1 + 3 * 0.044715 a^2)."""
+    """Phi = (1 + tanh(c (a + 0.044715 a^3))) / 2, so Phi' = 2 Phi (1 - Phi) c (1 + 3 * 0.044715 a^2)."""
     square = a * a
-    phi = np.multiply(square, _GELU_C * 0.044715)
-    phi += _GELU_C
-    phi *= a
-    np.tanh(phi, out=phi)
-    phi += 1.0
-    phi *= 0.5
-    np.multiply(a, phi, out=out)
-    np.subtract(1.0, phi, out=slope)
-    slope *= out  # a phi (1 - phi), which is 0 for large |a|, before the square overflows
+    cdf = np.multiply(square, _GELU_C * 0.044715)
+    cdf += _GELU_C
+    cdf *= a
+    np.tanh(cdf, out=cdf)
+    cdf += 1.0
+    cdf *= 0.5
+    np.multiply(a, cdf, out=out)
+    np.subtract(1.0, cdf, out=slope)
+    slope *= out  # a Phi (1 - Phi), which is 0 for large |a|, before the square overflows
     square *= 6.0 * _GELU_C * 0.044715
     square += 2.0 * _GELU_C
     slope *= square
-    slope += phi
+    slope += cdf
 
 
 # Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML workshop 2013, section 2.
@@ -596,7 +596,7 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
-    low: Array | None,
+    p_half: Array | None,
 ) -> tuple[Array, Array, Array, Array | None]:
     rate, scale, decay = rates.tolist()
     arrays = [np.atleast_1d(array) for array in (p, g, m, v)]  # views, so writes update the parameters
@@ -626,6 +626,6 @@ def adam_step(
 
     n = len(arrays[0])
     _run_in_blocks(formula, 14, n, p.size // max(n, 1))
-    if low is not None:
-        low[...] = p
-    return p, m, v, low
+    if p_half is not None:
+        p_half[...] = p
+    return p, m, v, p_half

@@ -1,8 +1,9 @@
 """Train a GPT on a text, character by character: python examples/gpt.py input.txt
 
-The model and the training of train/train_transformer.py in one short script, to read first. A good text is Tiny
-Shakespeare, https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt: in a minute or
-two the loss falls from 4.2, which is ln 65 for its 65 characters, to about 1.8.
+Builds a GPT and trains it, in one script, with the settings of train/train_transformer.py: read this script first. A
+good text is Tiny Shakespeare,
+https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt: in a minute or two the loss
+falls from 4.2, which is ln 65 for its 65 characters, to about 1.8.
 """
 
 import argparse
@@ -25,6 +26,8 @@ parser.add_argument("--steps", type=int, default=2000, help="optimizer steps (de
 args = parser.parse_args()
 if not args.text.is_file():
     parser.error(f"there is no file {args.text}")
+if args.steps < 1:
+    parser.error(f"--steps must be positive, got {args.steps}")
 
 batch_size, block_size = 12, 64  # B sequences of T characters in each step
 learning_rate, weight_decay, max_norm = 2e-3, 0.1, 1.0
@@ -32,7 +35,12 @@ set_default_dtype("float32")
 rng = np.random.default_rng(0)
 
 # The data: each character is a token. The first 90 % of the text is for training, the rest for validation.
-text = args.text.read_text(encoding="utf-8")
+try:
+    text = args.text.read_text(encoding="utf-8")
+except UnicodeDecodeError as error:
+    parser.error(f"{args.text} is not a UTF-8 text: {error}")
+if len(text) < 10 * (block_size + 1):  # the validation text needs a block and its last target
+    parser.error(f"{args.text} is too short: it has {len(text)} characters and needs {10 * (block_size + 1)}")
 tokenizer = Tokenizer.from_text(text, max_seq_len=block_size, embed_dim=128, seed=0)
 train_ids, val_ids = np.split(np.array(tokenizer.encode(text)), [len(text) * 9 // 10])
 
@@ -58,12 +66,13 @@ optimizer = AdamWOptimizer(groups, schedule, betas=(0.9, 0.99))
 
 for step in range(args.steps):
     loss = get_loss(train_ids)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step(max_norm)
-    if step % 100 == 0 or step == args.steps - 1:
+    if step % 100 == 0 or step == args.steps - 1:  # both losses are those before the step
         with no_grad():
             val_loss = np.mean([get_loss(val_ids).item() for _ in range(20)])
         print(f"step {step:4}: loss {loss.item():.4f}, validation loss {val_loss:.4f}")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step(max_norm)
 
-print(model.eval().generate("\n", max_new_tokens=500, temperature=0.8, seed=0))
+prompt = "\n" if "\n" in text else text[0]
+print(model.eval().generate(prompt, max_new_tokens=500, temperature=0.8, seed=0))

@@ -1,7 +1,7 @@
 """Reverse-mode automatic differentiation: the graph of nodes, `backward`, and `no_grad`.
 
-The engine knows no op. A node holds pullbacks: functions that turn the gradient of the node's output into the gradient
-of one operand. (PyTorch calls them backward functions.)
+The engine does not depend on particular ops. A node holds pullbacks: functions that turn the gradient of the node's
+output into the gradient of one operand. (PyTorch calls them backward functions.)
 
 A tensor that requires a gradient has one node. A node links to the nodes of its operands, never to tensors. An
 intermediate array is therefore freed as soon as no pullback holds it, and there are no reference cycles. A leaf's node
@@ -23,7 +23,9 @@ from .backend import Array, Backend, DType, Shape
 
 Pullback: TypeAlias = Callable[[Array], Array]  # gradient of the output -> gradient of one operand
 Hook: TypeAlias = Callable[[Array], Array | None]
-Version: TypeAlias = list[int]  # [number of in-place changes of an array], one list for all tensors that share memory
+# [number of in-place changes of an array]. A list, because it is mutable: all tensors that share memory share one list,
+# and each sees the changes through the others.
+Version: TypeAlias = list[int]
 
 _order = count()
 _filled_grads: "ContextVar[dict[int, HasGrad] | None]" = ContextVar("russellgrad_filled", default=None)
@@ -97,6 +99,7 @@ class Node:
                 if parent is not None and result is not None:
                     yield parent, result
             return
+        # Pop each pullback and drop the tuple, so that the arrays that a pullback holds are freed right after its call.
         remaining = list(zip(parents, pullbacks, strict=True))[::-1]
         del pullbacks
         while remaining:

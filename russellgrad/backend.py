@@ -8,7 +8,8 @@ against this contract.
 Primitives take and return the backend's own arrays. An array has a tuple `shape` and an `ndim`; the library gets
 everything else, such as the dtype, from the backend. 0-d results may be the array library's scalars, except from
 `asarray` and `copy`. No primitive copies data to the host unless its comment says so. In the comments, `...` is any
-number of axes. A primitive's backward is on the next line.
+number of axes. A primitive's backward follows it. A comment that does not fit beside a primitive is
+above it.
 """
 
 import importlib
@@ -16,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from functools import partial, wraps
 from importlib.metadata import entry_points
 from threading import RLock
@@ -109,12 +111,15 @@ class Derived(Protocol):
     def require_usable(self) -> None: ...                                        # RuntimeError says what to install or set
     def zeros(self, shape: Shape, dtype: DType) -> Array: ...                    # -> shape
     def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...   # -> shape; standard normal, a function of (seed, counter) alone
-    def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array: ...      # key (4,) uint64: seed, low and high half of the counter, position of the first element -> shape, in [0, 1)
+    # key (4,) uint64: seed, low and high half of the counter, position of the first element -> shape, in [0, 1)
+    def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array: ...
     def host_scalars(self, values: Sequence[float], dtype: DType) -> Array: ...  # -> (n,); `update_scalars` can update it between replays
     def check_ids(self, ids: Any, upper: int, op: str) -> Array: ...             # (...) -> (...) int64, each in [0, upper), checked on the host
-    def check_targets(self, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]: ...  # ids, and a bool array, False where they equal `ignore`; None if all are valid
+    # ids, and a bool array, False where they equal `ignore`; None if all are valid
+    def check_targets(self, ids: Any, upper: int, ignore: int | None, op: str) -> tuple[Array, Array | None]: ...
     def prepare_index(self, index: Index, shape: Shape) -> Index: ...            # index arrays copied to the backend, bounds checked
-    def set_matmul_precision(self, level: str) -> None: ...                      # of float32 products: at least float32 for "highest", TF32 for "high", bfloat16 for "medium"
+    # of float32 products: at least float32 for "highest", TF32 for "high", bfloat16 for "medium"
+    def set_matmul_precision(self, level: str) -> None: ...
 
     # Activations: (...) -> (...)
     def erf(self, a: Array) -> Array: ...                                        # error function, to 1e-15 in float64
@@ -123,7 +128,8 @@ class Derived(Protocol):
     def clip(self, a: Array, low: Array | None, high: Array | None) -> Array: ...  # min(max(a, low), high)
     def leaky_relu(self, a: Array, alpha: float) -> Array: ...                   # a where a > 0, else alpha a
     def leaky_relu_backward(self, g: Array, a: Array, alpha: float) -> Array: ...
-    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...       # a phi(a), and the array saved for backward; phi: "none" exact, "tanh" approximate
+    # a Phi(a), Phi the normal distribution function ("none") or its tanh approximation ("tanh"); an array for backward
+    def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...
     def gelu_backward(self, g: Array, saved: Array, approximate: str) -> Array: ...
 
     # Products
@@ -135,20 +141,45 @@ class Derived(Protocol):
     def softmax_backward(self, g: Array, y: Array, axis: int) -> Array: ...      # y is softmax's output
     def log_softmax(self, a: Array, axis: int) -> Array: ...                     # a - log sum e^a along axis
     def log_softmax_backward(self, g: Array, y: Array, axis: int) -> Array: ...  # y is log_softmax's output
-    def layer_norm(self, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]: ...  # (..., C) (C,) (C,) -> (..., C), mean (..., 1), 1/std (..., 1)
-    def layer_norm_backward(self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., C) -> (..., C) (C,) (C,)
+    # (..., C) (C,) (C,) -> (..., C), mean (..., 1), 1/std (..., 1)
+    def layer_norm(
+        self, x: Array, gamma: Array | None, beta: Array | None, eps: float,
+    ) -> tuple[Array, Array, Array]: ...
+    # (..., C) -> (..., C) (C,) (C,)
+    def layer_norm_backward(
+        self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool],
+    ) -> tuple[Array | None, ...]: ...
     def embedding(self, weight: Array, ids: Array) -> Array: ...                 # (V, C) (...) -> (..., C)
     def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (n_rows, C); deterministic
-    def cross_entropy(self, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> tuple[Array, Array]: ...  # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities
+    # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities
+    def cross_entropy(
+        self, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None,
+    ) -> tuple[Array, Array]: ...
     def cross_entropy_backward(self, g: Array, probs: Array, ids: Array, valid: Array | None) -> Array: ...  # () -> (N, C)
-    def attention(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]: ...  # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), log sum exp of the scores (..., L, 1)
-    def attention_backward(self, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool, offset: int, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...  # (..., L, e) -> gradients of q, k, v
+    # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), log sum exp of the scores (..., L, 1)
+    def attention(
+        self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int,
+    ) -> tuple[Array, Array]: ...
+    # (..., L, e) -> gradients of q, k, v
+    def attention_backward(
+        self, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
+        offset: int, needs: Sequence[bool],
+    ) -> tuple[Array | None, ...]: ...
 
     # Optimizer steps. They may update the given arrays in place, and return the new arrays. Values that change from step
     # to step are passed in an array, so that a captured step can be replayed. g is scaled by the 0-d array `clip`, if given.
     def clip_scale(self, grads: Sequence[Array], max_norm: float) -> tuple[Array, Array]: ...  # -> () total norm, () min(1, max_norm / (norm + 1e-6))
-    def sgd_step(self, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float, nesterov: bool, weight_decay: float) -> tuple[Array, Array | None]: ...  # rates (1,): lr -> p, velocity
-    def adam_step(self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, low: Array | None) -> tuple[Array, Array, Array, Array | None]: ...  # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay -> p, m, v, and p in the dtype of low
+    # rates (1,): lr -> p, velocity
+    def sgd_step(
+        self, p: Array, g: Array, velocity: Array | None, rates: Array, clip: Array | None, momentum: float,
+        nesterov: bool, weight_decay: float,
+    ) -> tuple[Array, Array | None]: ...
+    # rates (3,): lr / (1 - beta1^t), sqrt(1 - beta2^t), lr weight_decay -> p, m, v, and p in the dtype of p_half, which
+    # is the parameter in half precision
+    def adam_step(
+        self, p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float,
+        eps: float, weight_decay: float, decoupled: bool, p_half: Array | None,
+    ) -> tuple[Array, Array, Array, Array | None]: ...
 
 
 class Optional(Protocol):
@@ -158,7 +189,8 @@ class Optional(Protocol):
     def assign(self, target: Array, source: Array) -> None: ...                  # target[...] = source, cast to its dtype
     def split_flat(self, flat: Array, shapes: Sequence[Shape]) -> list[Array]: ...  # (n,) -> consecutive views of these shapes
     def update_scalars(self, target: Array, values: Sequence[float]) -> None: ...  # target[:] = values, n numbers on the host
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...       # records the device work of work() without running it -> replay(); RuntimeError names an op that cannot be recorded
+    # records the device work of work() without running it -> replay(); RuntimeError names an op that cannot be recorded
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...
 
 
 class Backend(Core, Derived, Optional, Protocol):
@@ -199,6 +231,14 @@ class _Loaded:
     def __repr__(self) -> str:
         return f"<backend {vars(self)['name']!r}>"
 
+    def __getattr__(self, name: str) -> Any:  # called only for an attribute that does not exist
+        raise AttributeError(
+            f"backend {vars(self).get('name')!r} has no primitive {name!r}; russellgrad/backend.py lists them"
+            + (", this one as optional" if name in OPTIONAL else ""),
+            name=name,
+            obj=self,
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
@@ -235,8 +275,9 @@ def _build(module: ModuleType, name: str) -> Backend:
     missing = [primitive for primitive in CORE if not _defines(module, primitive)]
     if missing:
         raise TypeError(
-            f"backend {name!r}: module {module.__name__} lacks {', '.join(missing)}; "
-            "a backend must define all names in russellgrad.backend.CORE"
+            f"backend {name!r}: module {module.__name__} lacks {', '.join(missing[:5])}"
+            + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            + "; a backend must define all names in russellgrad.backend.CORE"
         )
     if _defines(module, "capture") and not (_defines(module, "assign") and _defines(module, "update_scalars")):
         raise TypeError(
@@ -281,7 +322,7 @@ def load_backend(name: str) -> Backend:
             module = _import_dotted(name)
         else:
             raise ValueError(
-                f"unknown backend {name!r}: known are {', '.join(_known_names())}; "
+                f"unknown backend {name!r}: {_suggestion(name)}known are {', '.join(_known_names())}; "
                 "or give the dotted path of a module, RG_BACKEND=package.module"
             )
         _loaded[name] = _backend_of(module, name)
@@ -313,6 +354,13 @@ def _import_dotted(path: str) -> ModuleType:
         raise ValueError(
             f"unknown backend {path!r}: no module of that path; known names are {', '.join(_known_names())}"
         ) from error
+
+
+def _suggestion(name: str) -> str:
+    """A suggestion for an unknown name, or "". PyTorch's names of devices are known."""
+    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy"}.get(name.lower().partition(":")[0])
+    close = [device] if device else get_close_matches(name.lower(), _known_names(), 1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def _known_names() -> list[str]:

@@ -38,7 +38,7 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
         ImportError: `safetensors` is not installed.
         OSError: the file cannot be written.
     """
-    safetensors = _safetensors("save_model")
+    safetensors = require_safetensors("save_model")
     tokenizer = model.tokenizer
     config = {
         "model": model.config(),
@@ -143,7 +143,7 @@ def _build(config: Mapping[str, Any]) -> Transformer:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The metadata and the arrays of a safetensors file."""
-    safetensors = _safetensors("load_model")
+    safetensors = require_safetensors("load_model")
     if not path.is_file():
         raise FileNotFoundError(f"load_model: there is no file {path}")
     try:
@@ -187,9 +187,15 @@ def sync_folder(path: Path) -> None:
             os.close(folder)
 
 
-def _safetensors(who: str) -> Any:
+def install_command(extra: str) -> str:
+    """The commands that install an extra of this package, for error messages."""
+    return f'pip install "russellgrad[{extra}]", or in a checkout pip install -e ".[{extra}]"'
+
+
+def require_safetensors(who: str) -> Any:
+    """Import safetensors. Raises ImportError, which says what to install."""
     try:
         import safetensors.numpy
     except ImportError as error:
-        raise ImportError(f'{who}: needs the package safetensors; pip install "russellgrad[train]"') from error
+        raise ImportError(f"{who}: needs the package safetensors; {install_command('train')}") from error
     return safetensors

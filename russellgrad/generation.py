@@ -152,9 +152,11 @@ class Sampling:
                 f"generate: needs temperature >= 0, got {self.temperature}; 0 selects the most likely token"
             )
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"generate: needs top_k >= 1, got {self.top_k}; None samples from all tokens")
+            raise ValueError(f"generate: needs top_k >= 1, got {self.top_k}; leave it out to sample from all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"generate: needs top_p in (0, 1], got {self.top_p}; None samples from all tokens")
+            raise ValueError(
+                f"generate: needs top_p in (0, 1], got {self.top_p}; leave it out to sample from all tokens"
+            )
 
     def choices(self, logits: Sequence[float]) -> tuple[list[int], list[float]]:
         """The candidate tokens, most likely first, and their unnormalized probabilities.

@@ -70,7 +70,9 @@ def gradcheck(
 
     for k, leaf in enumerate(leaves):
         if leaf.requires_grad:
-            _compare(k, leaf, _slopes(leaf, partial(loss_with, k), eps), atol, rtol)
+            _compare(
+                k, leaf, _slopes(leaf, partial(loss_with, k), eps), atol, rtol, Tensor(weights, backend=out.backend)
+            )
     return True
 
 
@@ -85,7 +87,7 @@ def _slopes(x: Tensor, loss: Callable[[Array], float], eps: float) -> list[float
     return slopes
 
 
-def _compare(k: int, leaf: Tensor, slopes: list[float], atol: float, rtol: float) -> None:
+def _compare(k: int, leaf: Tensor, slopes: list[float], atol: float, rtol: float, weights: Tensor) -> None:
     """Raise GradientError if an element of input k is outside the tolerance; names the one with the largest error."""
     # .grad is None if the output does not depend on this input: the gradient is zero.
     flat = [0.0] * leaf.size if leaf.grad is None else leaf.backend.to_host(leaf.grad).reshape(-1).tolist()
@@ -95,10 +97,23 @@ def _compare(k: int, leaf: Tensor, slopes: list[float], atol: float, rtol: float
         return
     worst = max(wrong, key=lambda i: abs(pairs[i][0] - pairs[i][1]))
     g, slope = pairs[worst]
+    place = _unravel(worst, leaf.shape)
     raise GradientError(
-        f"gradcheck: input {k}, element {_unravel(worst, leaf.shape)}: backward gives {g:.9g}, finite differences "
-        f"{slope:.9g} ({len(wrong)} of {leaf.size} elements of this input differ)"
+        f"gradcheck: input {k}, element {place}: backward gives {g:.9g}, finite differences {slope:.9g} "
+        f"({len(wrong)} of {leaf.size} elements of this input differ). Both are derivatives of sum(w * y), where y is "
+        f"the output and w is random{_without_weight(g, slope, place, leaf.shape, weights)}"
     )
+
+
+def _without_weight(g: float, slope: float, place: tuple[int, ...], shape: Shape, weights: Tensor) -> str:
+    """The derivatives divided by the weight of the only y that can depend on the element; "" if it is not known."""
+    if weights.size == 1:
+        w, of = weights.item(), "y"
+    elif weights.shape == shape:
+        w, of = weights[place].item(), f"y{list(place)}, if the function is elementwise"
+    else:
+        return ""
+    return f". Divided by w = {w:.9g}: {g / w:.9g} and {slope / w:.9g}, the derivatives of {of}"
 
 
 def _unravel(position: int, shape: Shape) -> tuple[int, ...]:

@@ -88,7 +88,7 @@ class Tensor:
         if not isinstance(b, Tensor) or a.data.ndim != 2 or b.data.ndim != 2 or a.shape[1] != b.shape[0]:
             raise ValueError(f"@: needs shapes (n, k) and (k, m), got {a.shape} and {np.shape(getattr(b, 'data', b))}")
         # The result is C = A B, that is, c_ij = sum_k a_ik b_kj. The element a_ik occurs in every c_ij of row i, with
-        # the factor b_kj. Hence dloss/da_ik = sum_j g_ij b_kj, which is G B^T. In the same way, dloss/dB is A^T G.
+        # the factor b_kj. So dloss/da_ik = sum_j g_ij b_kj, which is G B^T. In the same way, dloss/dB is A^T G.
         return Tensor(a.data @ b.data, (a, b), (
             lambda g: g @ b.data.T,                         # (n, m) @ (m, k) -> (n, k)
             lambda g: a.data.T @ g,                         # (k, n) @ (n, m) -> (k, m)
@@ -131,7 +131,7 @@ class Tensor:
     # fmt: on
 
     def _same(self, other: "Tensor | float", symbol: str) -> "Tensor":
-        """The other operand as a Tensor of the same shape. A number is repeated; another shape is an error."""
+        """The other operand. A number becomes a tensor of this shape; a tensor of another shape is an error."""
         if isinstance(other, (int, float)):
             return Tensor(np.full(self.shape, other))
         if not isinstance(other, Tensor):

@@ -165,14 +165,14 @@ class Optimizer:
         for place, unit in enumerate(self._units):
             if unit.grad is not None:
                 state = self.state.setdefault(place, {})
-                low = unit.value if xp.dtype(unit.value).itemsize < 4 else None
-                value = unit.value if low is None else self._master_copy(place, unit, state)
+                half = unit.value if xp.dtype(unit.value).itemsize < 4 else None
+                value = unit.value if half is None else self._master_copy(place, unit, state)
                 dtype = xp.dtype(value)
                 scale = clip if clip is None or xp.dtype(clip) == dtype else xp.astype(clip, dtype)
-                new, new_low = self._update(value, unit.grad, scale, low, state, unit.options)
-                if low is not None:
+                new, new_half = self._update(value, unit.grad, scale, half, state, unit.options)
+                if half is not None:
                     state["master"] = new
-                unit.value = new if low is None else new_low
+                unit.value = new if half is None else new_half
         run_in_every_step(self._finish_step)
         return None if norm is None else Tensor._wrap(norm, xp)
 
@@ -233,9 +233,9 @@ class Optimizer:
         return ()
 
     def _check_state(self, what: str, p: Tensor, own: Mapping[str, Any], kept: tuple[str, ...]) -> None:
-        name, low = type(self).__name__, p.dtype.itemsize < 4
-        dtype = "float32" if low else str(p.dtype)
-        known = {*kept, "master"} if low else set(kept)
+        name, is_half = type(self).__name__, p.dtype.itemsize < 4
+        dtype = "float32" if is_half else str(p.dtype)
+        known = {*kept, "master"} if is_half else set(kept)
         if own and not set(kept) <= set(own) <= known:
             raise ValueError(
                 f"{name}: the state of {what} has {', '.join(sorted(own))}, but this optimizer keeps "
@@ -321,11 +321,11 @@ class Optimizer:
         self.steps_taken += 1
 
     def _update(
-        self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
+        self, p: Array, g: Array, clip: Array | None, half: Array | None, state: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Array, Array | None]:
         """Update p from its gradient g, scaled by `clip` if given.
 
-        Returns the new p, and for half precision the new parameter `low`, of which p is the float32 copy.
+        Returns the new p, and for half precision the new parameter `half`, of which p is the float32 copy.
         """
         raise NotImplementedError
 
@@ -363,7 +363,7 @@ class SGDOptimizer(Optimizer):
         return ("velocity",) if group["momentum"] else ()
 
     def _update(
-        self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
+        self, p: Array, g: Array, clip: Array | None, half: Array | None, state: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Array, Array | None]:
         xp = self.params[0].backend
         if options["momentum"] and "velocity" not in state:
@@ -375,7 +375,7 @@ class SGDOptimizer(Optimizer):
         )
         if velocity is not None:
             state["velocity"] = _write_back(xp, velocity, new_velocity)
-        return _write_back(xp, p, new), None if low is None else _write_back(xp, low, xp.astype(new, xp.dtype(low)))
+        return _write_back(xp, p, new), None if half is None else _write_back(xp, half, xp.astype(new, xp.dtype(half)))
 
 
 class AdamOptimizer(Optimizer):
@@ -412,7 +412,7 @@ class AdamOptimizer(Optimizer):
         return "m", "v", "step"
 
     def _update(
-        self, p: Array, g: Array, clip: Array | None, low: Array | None, state: dict[str, Any], options: dict[str, Any]
+        self, p: Array, g: Array, clip: Array | None, half: Array | None, state: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Array, Array | None]:
         xp = self.params[0].backend
         if "m" not in state:
@@ -424,13 +424,13 @@ class AdamOptimizer(Optimizer):
             rate = self._lr / (1 - beta1 ** state["step"])
             return rate, math.sqrt(1 - beta2 ** state["step"]), self._lr * options["weight_decay"]
 
-        given = p, state["m"], state["v"], low
+        given = p, state["m"], state["v"], half
         new = xp.adam_step(
             p, g, state["m"], state["v"], host_scalars(xp, rates, xp.dtype(p)), clip, beta1, beta2, options["eps"],
-            options["weight_decay"], self.decoupled, low,
+            options["weight_decay"], self.decoupled, half,
         )  # fmt: skip
-        p, state["m"], state["v"], low = (_write_back(xp, old, array) for old, array in zip(given, new, strict=True))
-        return p, low
+        p, state["m"], state["v"], half = (_write_back(xp, old, array) for old, array in zip(given, new, strict=True))
+        return p, half
 
 
 class AdamWOptimizer(AdamOptimizer):

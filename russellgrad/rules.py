@@ -8,6 +8,8 @@ operand. A pullback of None means that the operand gets no gradient. An operand 
 run a rule. The engine sums a gradient over broadcast axes, so rules do not handle broadcasting. A pullback captures
 only what it needs, for example a shape instead of an array.
 
+Rules have the names of their ops. In this module `abs`, `sum`, `max` and `min` are therefore rules, not the builtins.
+
 Annotations describe further properties of a rule. If an operand is annotated `Float`, the result is a float: integer
 operands are cast to the default dtype before the rule runs. A rule annotated `-> View` may return a view of its first
 operand, so an in-place change of one changes the other. The text of `@remedy` is added to errors of the array library.
@@ -46,7 +48,10 @@ def marks(rule: Rule) -> tuple[bool, bool]:
 
 
 def remedy(text: str) -> Callable[[_R], _R]:
-    """Decorator: add `text`, which says how to fix the call, to errors that the array library raises in the rule."""
+    """Decorator: add `text`, which says how to fix the call, to errors that the array library raises in the rule.
+
+    Of a ValueError, `text` replaces the array library's message.
+    """
 
     def mark(rule: _R) -> _R:
         vars(rule)["remedy"] = text
@@ -120,6 +125,7 @@ def power(xp: Backend, a: Array, b: Array) -> Result:
     def pull_b(g: Array) -> Array:
         if isinstance(a, (int, float)) and a != 0:
             return xp.multiply(g, xp.multiply(out, math.log(a) if a > 0 else math.nan))
+        # The limit of a^b log a at a = 0.
         at_zero = xp.where(xp.greater_equal(b, 0), 0, xp.where(xp.less(b, 0), -math.inf, b))  # nan stays nan
         if isinstance(a, (int, float)):
             return xp.multiply(g, at_zero)
@@ -248,26 +254,26 @@ def as_mask(xp: Backend, mask: Any, op: str) -> Array:
 
 
 def masked_fill(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
-    hidden = _broadcastable_mask(xp, a.shape, mask, "masked_fill")
+    masked = _mask_for_shape(xp, a.shape, mask, "masked_fill")
     if getattr(value, "shape", ()) != ():
         raise ValueError(f"masked_fill: the value must be a number or a 0-d tensor, got shape {value.shape}")
     return (
-        xp.where(hidden, value, a),
-        lambda g: xp.where(hidden, 0, g),
-        lambda g: xp.where(hidden, g, 0),
+        xp.where(masked, value, a),
+        lambda g: xp.where(masked, 0, g),
+        lambda g: xp.where(masked, g, 0),
     )
 
 
 def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
-    chosen = _broadcastable_mask(xp, a.shape, mask, "masked_multiply")
+    masked = _mask_for_shape(xp, a.shape, mask, "masked_multiply")
     return (
-        xp.where(chosen, xp.multiply(a, value), a),
-        lambda g: xp.where(chosen, xp.multiply(g, value), g),
-        lambda g: xp.where(chosen, xp.multiply(g, a), 0),
+        xp.where(masked, xp.multiply(a, value), a),
+        lambda g: xp.where(masked, xp.multiply(g, value), g),
+        lambda g: xp.where(masked, xp.multiply(g, a), 0),
     )
 
 
-def _broadcastable_mask(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
+def _mask_for_shape(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
     """As `as_mask`. Raises ValueError if the mask does not broadcast to `shape`."""
     array = as_mask(xp, mask, op)
     fits = array.ndim <= len(shape) and all(
@@ -307,7 +313,7 @@ def _keepdims_shape(shape: Shape, axes: Sequence[int]) -> Shape:
 
 def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     axes, shape = normalize_axes("sum", axis, a.ndim), a.shape
-    # axis=() copies the elements, with the dtype of a sum: int64 for bools. Hence the sum over a new axis of length 1.
+    # axis=() copies the elements, with the dtype of a sum: int64 for bools: the sum over a new axis of length 1.
     out = xp.sum(a, axis=axes, keepdims=keepdims) if axes else xp.sum(xp.expand_dims(a, 0), axis=0)
     return out, lambda g: xp.broadcast_to(xp.reshape(g, _keepdims_shape(shape, axes)), shape)
 
@@ -384,7 +390,7 @@ def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> View:
     return xp.transpose(a, order), lambda g: xp.transpose(g, inverse)
 
 
-@remedy("the number of elements must stay the same")
+@remedy("the number of elements must stay the same, and one length may be -1")
 def reshape(xp: Backend, a: Array, *, shape: Shape) -> View:
     old = a.shape
     return xp.reshape(a, shape), lambda g: xp.reshape(g, old)
@@ -454,8 +460,8 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
     row, column = a.ndim == 1, b.ndim == 1
     if a.shape[-1] != b.shape[0 if column else -2]:
         raise ValueError(
-            f"matmul: {a.shape} and {b.shape}: the last axis of the first must be as long as "
-            "the second-to-last axis of the second, or its only axis"
+            f"matmul: {a.shape} @ {b.shape}: {a.shape[-1]} and {b.shape[0 if column else -2]} must be equal: the last "
+            "axis of the first and the second-to-last or only axis of the second"
         )
 
     def full(g: Array) -> Array:  # g with the removed axes of 1-D operands: (..., n, m)
@@ -572,9 +578,9 @@ def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: b
             "they must be (..., L, d), (..., S, d) and (..., S, dv)"
         )
     scores = (*broadcast_shape(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
-    hidden = None if mask is None else _broadcastable_mask(xp, scores, mask, "attention")
-    out, log_sum = xp.attention(q, k, v, hidden, causal, offset)
-    return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, hidden, causal, offset, needs))
+    masked = None if mask is None else _mask_for_shape(xp, scores, mask, "attention")
+    out, log_sum = xp.attention(q, k, v, masked, causal, offset)
+    return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, masked, causal, offset, needs))
 
 
 def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool) -> Result:
@@ -586,19 +592,17 @@ def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, cau
         )
     *batch, length, width = qkv.shape
     n, d = len(batch), width // (3 * n_heads)
-    hidden = (
-        None
-        if mask is None
-        else _broadcastable_mask(xp, (*batch, n_heads, length, length), mask, "attention_qkvpacked")
+    masked = (
+        None if mask is None else _mask_for_shape(xp, (*batch, n_heads, length, length), mask, "attention_qkvpacked")
     )
     to_heads = (*range(n), n + 1, n, n + 2)  # (..., T, H, d) -> (..., H, T, d), and back
     separate = xp.reshape(qkv, (*batch, length, 3, n_heads, d))
     q, k, v = (xp.transpose(xp.getitem(separate, (..., i, slice(None), slice(None))), to_heads) for i in range(3))
-    out, log_sum = xp.attention(q, k, v, hidden, causal, 0)
+    out, log_sum = xp.attention(q, k, v, masked, causal, 0)
 
     def pull(g: Array) -> Array:
         g = xp.transpose(xp.reshape(g, (*batch, length, n_heads, d)), to_heads)
-        grads = xp.attention_backward(g, q, k, v, out, log_sum, hidden, causal, 0, (True, True, True))
+        grads = xp.attention_backward(g, q, k, v, out, log_sum, masked, causal, 0, (True, True, True))
         rows = [xp.reshape(xp.transpose(grad, to_heads), (*batch, length, n_heads * d)) for grad in grads]
         return xp.concatenate(rows, n + 1)
 

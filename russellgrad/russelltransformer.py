@@ -91,7 +91,8 @@ class Dropout(Module):
 class AttentionHead(Module):
     """One head of causal self-attention, written out step by step: (B, T, hidden_size) -> (B, T, d_v).
 
-    Vaswani et al., arXiv:1706.03762, section 3.2.1. `AttentionLayer` computes all heads at once.
+    Vaswani et al., arXiv:1706.03762, section 3.2.1. This class is for reading: the model uses `AttentionLayer`, which
+    computes all heads at once.
 
     Args:
         d_kq: the length of keys and queries.
@@ -168,14 +169,14 @@ class AttentionLayer(Module):
             cache: the keys and values of the S tokens before x. The tokens of x see these tokens and are appended to
                 the cache. `padding` is then (B, S + T).
         """
-        hidden = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
+        mask = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
         qkv = linear(x, self.w_qkv)  # (B, T, 3 C)
         if cache is None:
-            out = attention_qkvpacked(qkv, self.n_heads, mask=hidden, causal=True)  # (B, T, C)
+            out = attention_qkvpacked(qkv, self.n_heads, mask=mask, causal=True)  # (B, T, C)
         else:
             q, k, v = self._heads(qkv)  # (B, H, T, D)
             k, v = cache.extend(k, v)  # (B, H, S + T, D)
-            heads = attention(q, k, v, mask=hidden, causal=True, offset=k.shape[-2] - q.shape[-2])  # (B, H, T, D)
+            heads = attention(q, k, v, mask=mask, causal=True, offset=k.shape[-2] - q.shape[-2])  # (B, H, T, D)
             out = heads.swapaxes(-3, -2).reshape(x.shape)  # (B, T, C)
         return out if self.w_out is None else linear(out, self.w_out)
 

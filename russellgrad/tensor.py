@@ -82,13 +82,13 @@ class Tensor:
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
         # Convert without a dtype first: with a float dtype, NumPy parses strings and converts None to nan.
-        array = xp.asarray(data)
+        array = _as_array(xp, data)
         if dtype is None and not _has_dtype(data, xp) and xp.dtype(array).kind != "b":
             dtype = get_default_dtype()
         self.backend = xp
         self.label = label
         self.grad = None
-        self._data = xp.copy(array if dtype is None else xp.asarray(array, dtype))
+        self._data = xp.copy(array if dtype is None else _as_array(xp, array, dtype))
         self._node: Node | None = None
         self._version: Version = [0]
         self._start_tracking(requires_grad)
@@ -287,8 +287,11 @@ class Tensor:
 
     def item(self) -> Any:
         """The element of a tensor of size 1, as a Python number. Raises ValueError for any other size."""
+        return self._one_element("item")
+
+    def _one_element(self, op: str, hint: str = "") -> Any:
         if self.size != 1:
-            raise ValueError(f"item: a tensor of shape {self.shape} has {self.size} elements, not one")
+            raise ValueError(f"{op}: a tensor of shape {self.shape} has {self.size} elements, not one{hint}")
         return self.numpy().item()
 
     def to(self, backend: str | ModuleType | Backend) -> "Tensor":
@@ -384,13 +387,18 @@ class Tensor:
         raise TypeError("pickle: a Tensor is not pickled; keep .numpy(), or a module's state_dict()")
 
     def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(
+                f"bool: the truth value of a tensor of shape {self.shape} is ambiguous; choose elements with "
+                "where(x > 0, a, b), or test all of them with (x > 0).numpy().all()"
+            )
         return bool(self.item())
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._one_element("float"))
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._one_element("int"))
 
     # fmt: off
     # --- Arithmetic
@@ -455,7 +463,7 @@ class Tensor:
         return apply(rules.leaky_relu, self, alpha=alpha)
 
     def gelu(self, approximate: str = "none") -> "Tensor":
-        """Gaussian error linear unit: x * phi(x), where phi is the standard normal distribution function.
+        """Gaussian error linear unit: x * Phi(x), where Phi is the standard normal distribution function.
 
         Hendrycks & Gimpel, arXiv:1606.08415.
 
@@ -505,7 +513,7 @@ class Tensor:
             TypeError: the mask is not bool. ValueError: the mask does not broadcast to the tensor's shape, or `value`
                 has axes.
 
-            scores.masked_fill(hidden, -math.inf)
+            scores.masked_fill(mask, -math.inf)
         """
         return apply(rules.masked_fill, self, value, mask=mask)
 
@@ -677,6 +685,12 @@ class Tensor:
         parts = index if isinstance(index, tuple) else (index,)
         return apply(rules.getitem, self, index=tuple(_index(part, self.backend) for part in parts))
 
+    def __setitem__(self, index: Index, value: Any) -> NoReturn:
+        raise TypeError(
+            "setitem: x[index] = value is not supported; make a new tensor with where(mask, value, x), or write into "
+            "x.data and call x.changed_in_place()"
+        )
+
     def __iter__(self) -> "Iterator[Tensor]":
         if not self.ndim:
             raise TypeError("iter: a 0-d tensor cannot be iterated over")
@@ -699,7 +713,8 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
             _same_backend(name, xp, tensor.backend)
         recording = recording or tensor._node is not None
     recording = recording and is_grad_enabled()
-    # Pullbacks get copies of the caller's arrays, because writes into them are not detected, unlike those into Tensors.
+    # A pullback must not see later writes. Writes into Tensors are detected; writes into the caller's arrays are not,
+    # so those are copied.
     keep = xp.copy if recording else xp.asarray
     arrays: list[Any] = [o._data if isinstance(o, Tensor) else _operand(name, o, xp, keep) for o in operands]
     if len(arrays) > 1:
@@ -775,9 +790,26 @@ def _operand(op: str, value: Operand, xp: Backend, keep: Callable[[Array], Array
     if plain is None or type(plain) in _PYTHON_NUMBERS or xp.is_array(plain):
         return plain
     raise TypeError(
-        f"{op}: cannot take a {type(value).__module__}.{type(value).__name__} with a tensor on {xp.name!r}; "
+        f"{op}: cannot take a {type(value).__module__}.{type(value).__name__} with a tensor of backend {xp.name!r}; "
         f"pass a number or a Tensor, as in Tensor(x, backend={xp.name!r})"
     )
+
+
+def _as_array(xp: Backend, data: Any, dtype: DType = None) -> Array:
+    """xp.asarray(data, dtype). Raises its errors as errors of Tensor; that of a dtype names the backend's floats."""
+    try:
+        return xp.asarray(data, dtype)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        message = str(error).removeprefix("asarray: ")
+        if dtype is None and message == str(error):
+            raise  # of another device's array; the message is complete
+        if dtype is not None:
+            message = (
+                f"cannot make an array of dtype {dtype} on backend {xp.name!r} ({message}); its float dtypes are "
+                f"{', '.join(xp.float_dtypes())}"
+            )
+        raise kind(f"Tensor: {message}") from error
 
 
 def _index(part: Any, xp: Backend) -> Any:
@@ -831,7 +863,10 @@ def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, An
     if not remedy and "broadcast" in str(error):
         remedy = "shapes must be equal or broadcast: reshape or expand_dims one of them"
     kind = next(k for k in (IndexError, TypeError, OverflowError, ValueError) if isinstance(error, k))
-    return kind(f"{rule.__name__}: {shapes}{given}: {str(error).strip()}" + (f"; {remedy}" if remedy else ""))
+    message = "; ".join(filter(None, [str(error).strip(), remedy]))
+    if kind is ValueError and hasattr(rule, "remedy"):
+        message = remedy
+    return kind(f"{rule.__name__}: {shapes}{given}: {message}")
 
 
 def _shape_from_args(shape: tuple[Any, ...]) -> Shape:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import Tensor, available_backends, get_backend, set_backend, use_backend
+from russellgrad import Tensor, available_backends, custom_op, get_backend, set_backend, use_backend
 from russellgrad import backend as selection
 from russellgrad.backend import CORE, DERIVED, OPTIONAL, PRIMITIVES, Backend, load_backend, resolve_backend
 from tests import counting_backend
@@ -100,6 +100,26 @@ def test_an_unknown_name_raises_a_value_error_that_lists_known_names(name: str, 
     with pytest.raises(ValueError, match=f"unknown backend '{name}'.*numpy, numba, strict, cupy, counting"):
         set_backend(name)
     assert get_backend().name == "numpy"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("cuda", "cupy"), ("cuda:0", "cupy"), ("cpu", "numpy"), ("Numba", "numba")]
+)
+def test_an_unknown_name_suggests_a_known_one(name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"^unknown backend '{name}': did you mean '{meant}'. known are numpy"):
+        Tensor([1.0]).to(name)
+
+
+def test_an_unknown_primitive_raises_an_attribute_error(backend: Backend) -> None:
+    with pytest.raises(
+        AttributeError, match=f"^backend '{backend.name}' has no primitive 'plus'; .*lists them$"
+    ) as caught:
+        custom_op(lambda xp, a: (xp.plus(a, 1), lambda g: g))(Tensor([1.0]))
+    assert (caught.value.name, caught.value.obj) == ("plus", backend)
+    assert not hasattr(backend, "plus")
+    core = load_backend("tests.core_backend")
+    with pytest.raises(AttributeError, match=r"has no primitive 'capture'; .* lists them, this one as optional$"):
+        core.capture  # noqa: B018
 
 
 def test_resolve_backend_takes_names_and_modules_only() -> None:

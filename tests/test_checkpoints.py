@@ -151,6 +151,46 @@ def test_a_new_run_moves_the_outputs_of_an_earlier_run_aside(
     assert (tmp_path / "other" / "earlier-1" / "model.safetensors").read_bytes() == b"somebody's"
 
 
+@pytest.mark.parametrize("package", ["tensorboardX", "safetensors.numpy"])
+def test_a_start_that_fails_leaves_an_earlier_run_in_place(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    path = run(text, tmp_path, steps=4).path
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=f"needs the package {package.split('.')[0]}; pip install"):
+            run(text, tmp_path, steps=5, tensorboard=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert find(tmp_path).step == 4
+    assert load_model(path)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_outputs_in_the_other_folder(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(text, first, steps=4, warmup=1)
+    run(text, second, steps=4, warmup=1)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("does not fit")
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "restore", fail)
+    with pytest.raises(ValueError, match="does not fit"):
+        train(resume=str(first), out=str(second), steps=8)
+    assert find(second).step == 4
+    assert not (second / "earlier-1").exists()
+
+
+def test_resuming_after_a_new_run_without_a_checkpoint_names_the_earlier_run(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path, steps=4, warmup=1)
+    assert checkpoints.move_earlier_run(tmp_path) == tmp_path / "earlier-1"
+    with pytest.raises(FileNotFoundError, match=r"; an earlier run is in (\S+/earlier-1): --resume \1$"):
+        configure(resume=str(tmp_path))
+    assert train(resume=str(tmp_path / "earlier-1"), steps=6).steps == 6
+
+
 def test_a_run_resumed_in_another_folder_keeps_existing_outputs(text: str, tmp_path: Path) -> None:
     """Resumes into the folder of another run, and from the checkpoint of a run that was moved aside."""
     first, second = tmp_path / "first", tmp_path / "second"

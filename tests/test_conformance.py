@@ -333,7 +333,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "sgd_step ignores nesterov": given("sgd_step", nesterov=False),
     "adam_step always uses the first bias correction": ("adam_step", adam_step_with_first_correction),
     "adam_step ignores the clip scale": given("adam_step", clip=None),
-    "adam_step ignores low": given("adam_step", low=None),
+    "adam_step ignores p_half": given("adam_step", p_half=None),
     "low has another dtype": gives("adam_step", lambda low: None if low is None else low.astype("float32"), 3),
     "clip_scale returns 1": gives("clip_scale", lambda scale: scale * 0 + 1, 1),
     "sgd_step computes in half precision": ("sgd_step", sgd_step_in_half),
@@ -376,6 +376,19 @@ def test_a_planted_fault_is_found(title: str) -> None:
     for failure in report.failures:
         assert f"FAILED  {primitive}: {failure.case.title}" in str(report)
         assert failure.called and failure.expected and failure.got
+
+
+@once
+def test_the_tolerance_of_elementwise_primitives_is_relative_for_large_values() -> None:
+    """e ** 3 is 20, so a relative error of 0.9e-12 exceeds the absolute tolerance of 1e-12."""
+    for error, passes in ((3e-12, False), (0.9e-12, True)):
+        report = report_of(planted(*gives("exp", lambda a, error=error: (a * (1 + error)).astype(a.dtype))), "exp")
+        assert report.passed is passes
+    largest = max(outcome.differences.get("float64", 0.0) for outcome in report.outcomes)
+    assert largest == pytest.approx(0.9e-12, rel=1e-2)
+    for wrong in (np.finfo("float64").max, np.nan, -np.inf):  # no value is near an infinite one
+        infinite = gives("exp", lambda a, wrong=wrong: np.where(np.isposinf(a), np.asarray(wrong, a.dtype), a))
+        assert not report_of(planted(*infinite), "exp").passed
 
 
 @once

@@ -215,7 +215,7 @@ def test_a_missing_core_name_raises(primitive: str) -> None:
 
 
 def test_a_module_without_core_names_raises_with_their_list() -> None:
-    with pytest.raises(TypeError, match=f"module empty lacks {', '.join(CORE)}; a backend must define all names"):
+    with pytest.raises(TypeError, match=f"module empty lacks {', '.join(CORE[:5])} and {len(CORE) - 5} more; a"):
         selection.resolve_backend(ModuleType("empty"))
 
 

@@ -49,8 +49,9 @@ def test_gpt_example_matches_the_command_line(
     output = capsys.readouterr().out
     steps = re.findall(r"^step +(\d+): loss (\d\.\d{4}), validation loss (\d\.\d{4})$", output, re.MULTILINE)
     assert [int(step) for step, _, _ in steps] == [0, 5]
-    (_, first, _), (_, last, validation) = steps
-    assert float(first) == pytest.approx(math.log(len(set(TEXT))), abs=0.1)  # initially nearly uniform
+    (_, first, first_validation), (_, last, validation) = steps
+    for loss in (first, first_validation):  # initially nearly uniform, and both before the step
+        assert float(loss) == pytest.approx(math.log(len(set(TEXT))), abs=0.1)
     assert max(float(last), float(validation)) < float(first) - 0.3
     sample = output.split("\n", 2)[2]
     assert len(sample) == 1 + 500 + 1  # the prompt, the new characters, the newline of print
@@ -62,3 +63,29 @@ def test_gpt_example_reports_a_missing_file(tmp_path: Path) -> None:
     done = run_python(str(ROOT / "examples/gpt.py"), "input.txt", cwd=tmp_path)
     assert done.returncode == 2
     assert "gpt.py: error: there is no file input.txt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (b"", [], "input.txt is too short: it has 0 characters and needs 650"),
+        (b"a" * 649, [], "input.txt is too short: it has 649 characters and needs 650"),
+        (b"\xff\xfe", [], "input.txt is not a UTF-8 text: 'utf-8' codec can't decode byte 0xff in position 0"),
+        (b"a" * 650, ["--steps", "0"], "--steps must be positive, got 0"),
+    ],
+)
+def test_gpt_example_reports_a_text_that_it_cannot_use(
+    tmp_path: Path, content: bytes, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "input.txt").write_bytes(content)
+    done = run_python(str(ROOT / "examples/gpt.py"), "input.txt", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"gpt.py: error: {message}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_gpt_example_trains_on_the_shortest_text(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text("ab" * 325)  # without a newline
+    done = run_python(str(ROOT / "examples/gpt.py"), "input.txt", "--steps", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"step    0: loss \d\.\d{4}, validation loss \d\.\d{4}\na[ab]{500}\n$", done.stdout)

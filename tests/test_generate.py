@@ -137,7 +137,22 @@ def test_errors_are_one_line(model_file: Path, arguments: list[str], message: st
 def test_a_missing_file_is_a_one_line_error() -> None:
     run = run_python("train/generate.py", "nowhere.safetensors")
     assert run.returncode == 1
-    assert "generate.py: error: load_model: there is no file nowhere.safetensors" in run.stderr
+    assert "generate.py: error: there is no file nowhere.safetensors; python train/train_tr" in run.stderr
+
+
+def test_a_missing_model_file_names_the_model_of_the_last_earlier_run(model_file: Path) -> None:
+    run = model_file.parent
+    for name in ("earlier-2", "earlier-10", "earlier-11", "earlier-x"):
+        (run / name).mkdir()
+    for name in ("earlier-2", "earlier-x", "earlier-10"):
+        (run / name / "model.safetensors").write_bytes(model_file.read_bytes())
+    model_file.unlink()
+    for path in (run, model_file):
+        with pytest.raises(FileNotFoundError, match=f"there is no file {model_file}; the model of an .* is in .*-10$"):
+            next(generate(path))
+    assert next(generate(run / "earlier-10", ["a"], 5)) == "a"
+    with pytest.raises(FileNotFoundError, match=r"there is no file \S*none/model.safetensors; python train/train_tr"):
+        next(generate(run / "none"))
 
 
 def test_a_folder_stands_for_its_model_file(model_file: Path) -> None:

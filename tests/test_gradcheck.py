@@ -100,11 +100,16 @@ def test_the_error_names_the_input_the_element_and_both_values(backend: Backend)
         gradcheck(wrong_at_one_place, [a, b])
     found = re.fullmatch(
         r"gradcheck: input 1, element \(1, 2\): backward gives (\S+), finite differences (\S+) "
-        r"\(1 of 6 elements of this input differ\)",
+        r"\(1 of 6 elements of this input differ\)\. Both are derivatives of sum\(w \* y\), where y is the output and "
+        r"w is random\. Divided by w = (\S+): (\S+) and (\S+), the derivatives of y\[1, 2\], if the function is "
+        r"elementwise",
         str(caught.value),
     )
     assert found is not None
     assert float(found[1]) == pytest.approx(2 * float(found[2]), rel=1e-6)
+    assert float(found[4]) == pytest.approx(6.0, rel=1e-6)  # a is 3
+    assert float(found[5]) == pytest.approx(3.0, rel=1e-6)
+    assert float(found[1]) == pytest.approx(6.0 * float(found[3]), rel=1e-6)
     assert isinstance(caught.value, AssertionError)
 
 
@@ -129,6 +134,22 @@ def test_a_forgotten_gradient_is_caught(backend: Backend) -> None:
     """`b.detach()` removes the gradient of b."""
     with pytest.raises(GradientError, match=r"^gradcheck: input 1, element \(\): backward gives 0, "):
         gradcheck(lambda a, b: a * b.detach(), [normal(3), Tensor(2.0)])
+
+
+def test_the_error_of_a_scalar_output_gives_its_derivative(backend: Backend) -> None:
+    wrong_sum = custom_op(lambda xp, a: (xp.sum(xp.multiply(a, a)), lambda g: xp.multiply(g, a)))
+    with pytest.raises(GradientError) as caught:
+        gradcheck(wrong_sum, Tensor([3.0, 4.0]))
+    found = re.search(r"Divided by w = \S+: (\S+) and (\S+), the derivatives of y$", str(caught.value))
+    assert found is not None
+    assert float(found[1]) == pytest.approx(4.0, rel=1e-6)
+    assert float(found[2]) == pytest.approx(8.0, rel=1e-6)
+
+
+def test_the_error_of_another_output_gives_no_weight(backend: Backend) -> None:
+    wrong_rows = custom_op(lambda xp, a: (xp.reshape(xp.add(a, 0), (2, 2)), lambda g: xp.full((4,), 1.0, "float64")))
+    with pytest.raises(GradientError, match=r"where y is the output and w is random$"):
+        gradcheck(wrong_rows, normal(4))
 
 
 def test_gradcheck_uses_the_given_tolerances(backend: Backend) -> None:

@@ -69,7 +69,7 @@ def test_exp_is_within_one_ulp_and_handles_extreme_values() -> None:
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_matches_numpy(threads: int, approximate: str) -> None:
-    # Where phi is near 1, 1 - phi has an error of 6e-8, and the slope multiplies it by up to 20.
+    # Where Phi is near 1, 1 - Phi has an error of 6e-8, and the slope multiplies it by up to 20.
     check("gelu", np.linspace(-12, 12, 10_001, dtype=np.float32), approximate, atol=3e-6)
     check("gelu", np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e20, -1e20], np.float32), approximate)
     for a in (normal(3, 0), normal(6, 7)[::2, ::-1], normal(5, 6).T):

@@ -113,7 +113,7 @@ def test_joining_promotes_dtypes(backend: Backend) -> None:
 def test_joining_mismatched_tensors_raises(backend: Backend) -> None:
     t = Tensor(a)
     with pytest.raises(
-        ValueError, match=r"^concatenate: \(2, 3\) and \(2, 2\).*all axes but the joined one must agree"
+        ValueError, match=r"^concatenate: \(2, 3\) and \(2, 2\), axis=0: all axes but the joined one must agree$"
     ):
         Tensor.concatenate([t, t[:, :2]])
     with pytest.raises(ValueError, match=r"^stack: all tensors must have one shape, got \(2, 3\), \(2, 2\)"):
@@ -167,7 +167,7 @@ def test_invalid_split_raises(backend: Backend) -> None:
 
 def test_invalid_shape_arguments_raise(backend: Backend) -> None:
     t = Tensor(x)
-    with pytest.raises(ValueError, match=r"^reshape: \(2, 3, 4\), shape=\(5, 5\).*the number of elements must stay"):
+    with pytest.raises(ValueError, match=r"^reshape: \(2, 3, 4\), shape=\(5, 5\): the number of elements must stay"):
         t.reshape(5, 5)
     with pytest.raises(ValueError, match=r"^transpose: axes \(0, 1\) must name each of the 3 axes"):
         t.transpose((0, 1))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import get_matmul_precision, set_matmul_precision, use_backend
+from russellgrad import get_backend, get_matmul_precision, set_matmul_precision, use_backend
 from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model
 from tests.helpers import TEXT
@@ -44,7 +44,7 @@ def test_bfloat16_losses_are_close_to_float32(backend: Backend, text: str, tmp_p
     """The losses are close to those of float32; the saved model has float32 parameters and can be loaded."""
     if "bfloat16" not in backend.float_dtypes():
         with pytest.raises(
-            ValueError, match=f"dtype bfloat16: backend '{backend.name}' computes in float16, float32, flo"
+            ValueError, match=f"dtype bfloat16: backend '{backend.name}' does not compute in it; use float32 or float64"
         ):
             small(text, tmp_path, dtype="bfloat16")
         return
@@ -342,8 +342,14 @@ def test_help_lists_every_setting() -> None:
     for option in fields(Config):
         assert f"--{option.name.replace('_', '-')}" in shown
         assert option.metadata["help"].split()[0] in shown
-    for variable in ("RG_BACKEND", "RG_DATA_DIR", "RG_TRAIN_STEPS"):
+    for variable in ("RG_BACKEND", "RG_NUM_THREADS", "RG_DATA_DIR", "RG_TRAIN_STEPS", "RG_MALLOC", "RG_DTYPE"):
         assert variable in shown
+    groups = re.findall(r"^(\w[\w, ]*):\n((?: +\S.*\n)+)", run.stdout, re.MULTILINE)
+    first = {title: re.findall(r"^  (?:-h, )?(--[\w-]+)", options, re.MULTILINE)[0] for title, options in groups}
+    assert first == {
+        "options": "--help", "files": "--dataset", "model": "--layers", "training": "--steps",
+        "validation, checkpoints, metrics": "--eval-interval", "samples": "--prompt",
+    }  # fmt: skip
 
 
 def test_command_line_sets_every_setting() -> None:
@@ -357,6 +363,12 @@ def test_trained_model_generates_text_from_the_command_line(text: str, tmp_path:
     run = run_python("train/train_transformer.py", *flags(dataset=text, out=out, prompt="The", **SMALL))
     assert run.returncode == 0, run.stderr
     assert "6 steps, seed 0, validation loss" in run.stdout
+    config = Config(dataset=text, **SMALL)
+    n_parameters = sum(p.size for p in build_model(config, TEXT).parameters())
+    assert run.stdout.splitlines()[0] == (
+        f"backend {get_backend().name}, float32; {text}: {len(TEXT):,} characters, vocabulary of {len(set(TEXT))}; "
+        f"model of {n_parameters:,} parameters"
+    )
     written = run_python("train/generate.py", str(out / "model.safetensors"), "--prompt", "The ", "--tokens", "20")
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith("The ")
@@ -378,7 +390,16 @@ def test_train_from_the_root_does_not_read_the_command_line(text: str, tmp_path:
         (["--dataset", "sonnets"], {}, "error: dataset 'sonnets' is neither a file nor one of shakespeare"),
         (["--steps", "0"], {}, "error: steps must be positive"),
         (["--dtype", "float16"], {}, "invalid choice: 'float16'"),
-        ([], {"RG_BACKEND": "nympy"}, "error: unknown backend 'nympy'"),
+        ([], {"RG_BACKEND": "nympy"}, "error: unknown backend 'nympy': did you mean 'numpy'? known are numpy,"),
+        (["--lr", "0.1"], {}, "error: unrecognized arguments: --lr 0.1; did you mean --learning-rate?"),
+        (["--batch-size=8"], {}, "error: unrecognized arguments: --batch-size=8; did you mean --batch?"),
+        (["--stepz", "8", "--zzz"], {}, "error: unrecognized arguments: --stepz 8 --zzz; did you mean --steps?"),
+        (["--zzz"], {}, "error: unrecognized arguments: --zzz\n"),
+        (
+            ["--prompt", "a\u20ac", "--dataset", __file__],
+            {},
+            "error: prompt: character '\u20ac' at position 1 is not in the voc",
+        ),
     ],
 )
 def test_command_line_errors_are_one_line(

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from russellgrad.checkpoint import install_command
+
 Floats = npt.NDArray[np.float64]
 
 BUCKETS = 400  # a long curve is downsampled to the minimum and the maximum of each bucket
-INSTALL = 'pip install "russellgrad[report]"'
 # Blue and vermilion of Okabe and Ito's palette, which is made for all kinds of colour vision; on white.
 COLOURS = {"train": "#0072b2", "validation": "#d55e00"}
 
@@ -231,7 +232,7 @@ def figure_class() -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            f"report: the PNG files need matplotlib; {INSTALL}, or use --no-png to write the page only"
+            f"report: the PNG files need matplotlib; {install_command('report')}; --no-png writes the page only"
         ) from error
     return Figure
 

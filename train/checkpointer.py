@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from russellgrad.checkpoint import save_model
+from russellgrad.checkpoint import require_safetensors, save_model
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
 from train import checkpoints
@@ -35,6 +35,7 @@ class Checkpointer:
     earlier run in the folder are moved to a subfolder.
 
     Raises:
+        ImportError: safetensors is not installed.
         ValueError: the checkpoint is damaged, or belongs to a run with other settings or another text, or later
             checkpoints would be overwritten.
         OSError: the folder cannot be written to; on entering, another run is writing into it.
@@ -43,6 +44,7 @@ class Checkpointer:
     def __init__(
         self, config: Config, text: str, model: Transformer, optimizer: Optimizer, group: ProcessGroup
     ) -> None:
+        require_safetensors("train")  # now, not at the first checkpoint
         self.config, self._model, self._optimizer, self._group = config, model, optimizer, group
         self.folder = _make_folder(config.folder) if group.is_main else config.folder
         self.model_path = self.folder / checkpoints.MODEL
@@ -89,12 +91,13 @@ class Checkpointer:
         with ExitStack() as stack:
             if self._group.is_main:
                 stack.enter_context(_locked(self.folder))
-                self._prepare_folder()
             if self._checkpoint is not None:
                 self._checkpoint.restore(self._model, self._optimizer)
-                if self._group.is_main:
-                    echo(f"resumed from {self._checkpoint.path}")
             self._group.check_same_parameters(self._model)
+            if self._group.is_main:  # last: a start that fails must leave the folder unchanged
+                self._prepare_folder()
+                if self._checkpoint is not None:
+                    echo(f"resumed from {self._checkpoint.path}")
             self._exit_stack = stack.pop_all()
         return self
 

@@ -36,6 +36,7 @@ FOLDER = "checkpoints"
 MODEL = "model.safetensors"
 _FILES = (MODEL, "optimizer.safetensors", "state.json")
 _CHECKSUMS = "SHA256SUMS"
+_EARLIER = "earlier-"  # prefix of subfolders with the outputs of earlier runs
 _WRITING, _REMOVING = ".writing-", ".going-"  # prefixes of folders that are being written or removed
 _RUN_OUTPUTS = (MODEL, FOLDER, "metrics.jsonl", "tensorboard", "report.html", "attention.png", "loss.png",
                 "learning_rate.png", "gradient_norm.png", "throughput.png")  # fmt: skip
@@ -219,12 +220,19 @@ def move_earlier_run(run: Path) -> Path | None:
     if not found:
         return None
     number = 1
-    while (destination := run / f"earlier-{number}").exists():
+    while (destination := run / f"{_EARLIER}{number}").exists():
         number += 1
     destination.mkdir()
     for path in found:
         path.rename(destination / path.name)
     return destination
+
+
+def latest_earlier_run(run: Path, output: str) -> Path | None:
+    """The subfolder of the last earlier run that has this output, MODEL or FOLDER; None if there is none."""
+    numbered = [(path.name.removeprefix(_EARLIER), path) for path in run.glob(f"{_EARLIER}*")]
+    found = [(int(number), path) for number, path in numbered if number.isdecimal() and (path / output).exists()]
+    return max(found)[1] if found else None
 
 
 def later_checkpoints(checkpoint: Checkpoint) -> tuple[list[Path], list[Path]]:
@@ -271,7 +279,9 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
         siblings = _list_checkpoints(path)
         checkpoint = siblings[-1][1] if siblings else latest_checkpoint(path)
     if checkpoint is None or not checkpoint.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint to resume from in {path}; start the run without --resume")
+        moved = latest_earlier_run(path, FOLDER)
+        remedy = f"an earlier run is in {moved}: --resume {moved}" if moved else "start the run without --resume"
+        raise FileNotFoundError(f"there is no checkpoint to resume from in {path}; {remedy}")
     try:
         return _read(checkpoint)
     except ValueError as error:

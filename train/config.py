@@ -4,12 +4,14 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from train.checkpoints import FOLDER, find
 
 _ACTIVATIONS = ("leaky_relu", "relu", "gelu", "gelu_tanh")
+DTYPES = ("float32", "float64", "bfloat16")
 _SCHEDULES = ("constant", "exponential", "cosine", "cosine_with_warmup")
 
 
@@ -42,7 +44,7 @@ class Config:
     final_norm: bool = _option(True, "apply a layer norm before the logits")
     dropout: float = _option(0.0, "probability that an element is set to 0")
     dtype: str = _option("float32", "dtype of parameters and activations; bfloat16 needs CuPy, and keeps float32 "
-                         "copies of the parameters", ("float32", "float64", "bfloat16"))
+                         "copies of the parameters", DTYPES)
     matmul_precision: str | None = _option(None, "precision of float32 matrix products on a GPU: float32, TF32 or "
                                            "bfloat16 (default: highest)", ("highest", "high", "medium"))
 
@@ -178,21 +180,51 @@ def configure(preset: str | None = None, **given: Any) -> Config:
         ) from error
 
 
+# The first option of each group of the command line's help, and the group's title.
+_GROUPS = {
+    "dataset": "files", "layers": "model", "steps": "training", "eval_interval": "validation, checkpoints, metrics",
+    "prompt": "samples",
+}  # fmt: skip
+
+# Options as PyTorch, Hugging Face or nanoGPT call them.
+_OTHER_NAMES = {
+    "--lr": "--learning-rate", "--max-lr": "--learning-rate", "--batch-size": "--batch", "--block-size": "--block",
+    "--context-length": "--block", "--n-layer": "--layers", "--n-layers": "--layers", "--n-head": "--heads",
+    "--n-heads": "--heads", "--n-embd": "--width", "--embed-dim": "--width", "--max-iters": "--steps",
+    "--data": "--dataset", "--out-dir": "--out",
+}  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            words = [word.partition("=")[0].replace("_", "-") for word in message.split()]
+            unknown = [word for word in words if word.startswith("--")]
+            meant = [_OTHER_NAMES.get(word) or "".join(get_close_matches(word, known, 1, 0.7)) for word in unknown]
+            if any(meant):
+                message += f"; did you mean {' '.join(filter(None, meant))}?"
+        super().error(message)
+
+
 def parse(arguments: Sequence[str] | None = None, **parser_options: Any) -> Config:
     """Parse a command line, by default that of this process. Exits with an error message if it is not valid."""
-    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, **parser_options)
+    parser = _Parser(argument_default=argparse.SUPPRESS, **parser_options)
     parser.add_argument("--preset", choices=PRESETS, help="a set of settings; other options override it")
     types = get_type_hints(Config)
+    group: Any = parser
     for option in fields(Config):
+        if option.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[option.name])
         kind = (get_args(types[option.name]) or (types[option.name],))[0]  # int | None reads an int
         text = option.metadata["help"] + ("" if option.default is None else f" (default: {option.default})")
         flag, text = "--" + option.name.replace("_", "-"), text.replace("%", "%%")
         if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         elif option.name == "resume":
-            parser.add_argument(flag, nargs="?", const="", metavar="PATH", help=text)
+            group.add_argument(flag, nargs="?", const="", metavar="PATH", help=text)
         else:
-            parser.add_argument(flag, type=kind, choices=option.metadata["choices"], help=text)
+            group.add_argument(flag, type=kind, choices=option.metadata["choices"], help=text)
     try:
         return configure(**vars(parser.parse_args(arguments)))
     except (ValueError, FileNotFoundError) as error:

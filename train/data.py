@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from russellgrad.tokenizer import Tokenizer
+
 Ids: TypeAlias = npt.NDArray[np.int64]
 
 _BATCH_STREAM = 1 << 32  # of the random generator
@@ -38,6 +40,17 @@ def split(ids: Sequence[int], block: int) -> tuple[Ids, Ids]:
                 f"{block} needs {block + 1}; use a longer text or a smaller block"
             )
     return parts
+
+
+def check_prompt(prompt: str, tokenizer: Tokenizer) -> None:
+    """Raise ValueError if the tokenizer is strict and its vocabulary lacks a character of the prompt."""
+    known = set(tokenizer.vocabulary)
+    for position, character in enumerate(prompt):
+        if tokenizer.strict and character not in known:
+            raise ValueError(
+                f"prompt: character {character!r} at position {position} is not in the vocabulary of the model; use "
+                "characters of the text that it is trained on"
+            )
 
 
 def batches(ids: Ids, batch_size: int, block: int, seed: int, start: int = 0) -> Iterator[tuple[Ids, Ids]]:

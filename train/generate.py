@@ -13,6 +13,8 @@ if __name__ == "__main__":
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
+from train.checkpoints import MODEL, latest_earlier_run
+from train.data import check_prompt
 from train.progress import echo, exit_on_error
 
 SEPARATOR = "\n" + 15 * "-" + "\n"  # between two texts
@@ -62,15 +64,18 @@ def generate(
         temperature, top_k, top_p, stop, seed: as in `Transformer.stream`.
 
     Raises:
-        ValueError: num_samples < 1; and the exceptions of `load_model` and `Transformer.stream`.
+        ValueError: num_samples < 1, or a prompt has a character that the vocabulary lacks.
+        FileNotFoundError: there is no such file; names the model of an earlier run, or the command that trains one.
+        And the exceptions of `load_model` and `Transformer.stream`.
     """
     if num_samples < 1:
         raise ValueError(f"generate: needs num_samples >= 1, got {num_samples}")
-    path = Path(path)
-    model = load_model(path / "model.safetensors" if path.is_dir() else path)
+    model = load_model(_model_file(Path(path)))
     vocabulary = model.tokenizer.vocabulary
     default = "\n" if "\n" in vocabulary else vocabulary[0]
     texts = [prompt for prompt in prompts or [default] for _ in range(num_samples)]
+    for text in texts:
+        check_prompt(text, model.tokenizer)
     steps = model.stream(texts, tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop, seed=seed)
     first, *others = texts
     yield first
@@ -79,6 +84,19 @@ def generate(
         others = [text + more for text, more in zip(others, pieces, strict=True)]
     for text in others:
         yield SEPARATOR + text
+
+
+def _model_file(path: Path) -> Path:
+    file = path / MODEL if path.is_dir() or not (path.is_file() or path.suffix) else path
+    if not file.is_file():
+        earlier = latest_earlier_run(file.parent, MODEL)
+        remedy = (
+            f"the model of an earlier run is in {earlier}"
+            if earlier
+            else "python train/train_transformer.py trains a model; --out sets its folder"
+        )
+        raise FileNotFoundError(f"there is no file {file}; {remedy}")
+    return file
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from russellgrad import __version__
-from russellgrad.checkpoint import replace_file
+from russellgrad.checkpoint import install_command, replace_file
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"  # folder of its files, in the run's folder
-INSTALL_TENSORBOARD = 'pip install "russellgrad[tensorboard]"'
 PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x")  # whose versions are written, if they are installed
 
 
@@ -322,6 +321,6 @@ def _summary_writer() -> Any:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise ImportError(
-            f"tensorboard: writing its files needs the package tensorboardX; {INSTALL_TENSORBOARD}"
+            f"tensorboard: writing its files needs the package tensorboardX; {install_command('tensorboard')}"
         ) from error
     return SummaryWriter

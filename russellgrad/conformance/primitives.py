@@ -315,7 +315,7 @@ def steps() -> Iterator[Case]:
             yield from _steps("sgd_step", f"{title}, shape {shape}", partial(_sgd, *sgd), state)
         for title, adam in ADAM.items():
             yield from _steps("adam_step", f"{title}, shape {shape}", partial(_adam, *adam), (p, zeros, zeros))
-    yield Case("adam_step", "low is p, rounded", _adam_returns_low)
+    yield Case("adam_step", "p_half is p, rounded", _adam_returns_p_half)
     for max_norm in (0.5, 1.0, 100.0):
         for title, grads in {"one": [normal(3, 4)], "several": [normal(3, 4), np.array(2.0), normal(65, 7)]}.items():
             yield from values("clip_scale", f"{title}, max_norm {max_norm}", grads, max_norm)
@@ -362,14 +362,14 @@ def _adam(
     return xp.adam_step(p, g, m, v, rates, clip, 0.9, 0.99, 1e-8, weight_decay, decoupled, None)[:3]
 
 
-def _adam_returns_low(t: Trial) -> None:
+def _adam_returns_p_half(t: Trial) -> None:
     for dtype in _halves(t):
         p, g, m, v = (t.backend.copy(t.backend.asarray(normal(5, seed=i).astype("float32") ** 2)) for i in range(4))
-        low = t.backend.zeros((5,), dtype)
+        p_half = t.backend.zeros((5,), dtype)
         rates = t.backend.host_scalars([0.1, 0.5, 0.01], "float32")
-        p, _, _, low = t.xp.adam_step(p, g, m, v, rates, None, 0.9, 0.99, 1e-8, 0.1, True, low)
-        t.is_array(low, (5,), dtype)
-        t.same(t.backend.astype(low, "float32"), t.host(t.backend.astype(t.backend.astype(p, dtype), "float32")))
+        p, _, _, p_half = t.xp.adam_step(p, g, m, v, rates, None, 0.9, 0.99, 1e-8, 0.1, True, p_half)
+        t.is_array(p_half, (5,), dtype)
+        t.same(t.backend.astype(p_half, "float32"), t.host(t.backend.astype(t.backend.astype(p, dtype), "float32")))
 
 
 def _halves(t: Trial) -> list[str]:

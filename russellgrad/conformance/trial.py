@@ -14,7 +14,7 @@ import numpy as np
 from ..backend import CORE, DERIVED, OPTIONAL, Array, Backend, Shape, load_backend, resolve_backend
 from .views import CONTIGUOUS, VIEWS, HostArray, arrays_in, each, typed
 
-TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # absolute, for data of the order of 1; other dtypes must be equal
+TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # for data of the order of 1; other dtypes must be equal
 
 
 def _reference() -> Backend:
@@ -175,23 +175,31 @@ class Trial:
             raise Mismatch(expected, got)
 
     def same(
-        self, found: Any, expected: Any, *, what: str = "", atol: float | None = None, signs: bool = False
+        self,
+        found: Any,
+        expected: Any,
+        *,
+        what: str = "",
+        atol: float | None = None,
+        signs: bool = False,
+        relative: bool = False,
     ) -> None:
         """The backend's `found` equals the host's `expected` in kind, shape, dtype and, up to `atol`, in value.
 
-        nan is equal to nan. Both may be None, or tuples. With `signs`, 0 and -0 differ.
+        nan is equal to nan. Both may be None, or tuples. With `relative`, the tolerance is atol * max(1, |expected|).
+        With `signs`, 0 and -0 differ.
         """
         if isinstance(expected, tuple):
             is_so = isinstance(found, tuple) and len(found) == len(expected)
             self.require(is_so, f"{what}a tuple of {len(expected)}", self.described(found))
             for i, (one, other) in enumerate(zip(found, expected, strict=True)):
-                self.same(one, other, what=f"{what}result {i}: ", atol=atol, signs=signs)
+                self.same(one, other, what=f"{what}result {i}: ", atol=atol, signs=signs, relative=relative)
         elif expected is None:
             self.require(found is None, f"{what}None", self.described(found))
         else:
             wanted = np.asarray(expected)
             self.is_array(found, wanted.shape, str(wanted.dtype), what)
-            gaps = self.same_values(self.host(found), wanted, what=what, atol=atol, signs=signs)
+            gaps = self.same_values(self.host(found), wanted, what=what, atol=atol, signs=signs, relative=relative)
             if wanted.dtype.kind == "f":
                 dtype, largest = str(wanted.dtype), float(np.max(gaps, initial=0.0))
                 self.differences[dtype] = max(self.differences.get(dtype, 0.0), largest)
@@ -210,14 +218,26 @@ class Trial:
         self.require(isinstance(found_dtype, np.dtype), f"{what}numpy.dtype({dtype!r}) as dtype", repr(found_dtype))
 
     def same_values(
-        self, found: HostArray, expected: HostArray, *, what: str = "", atol: float | None = None, signs: bool = False
+        self,
+        found: HostArray,
+        expected: HostArray,
+        *,
+        what: str = "",
+        atol: float | None = None,
+        signs: bool = False,
+        relative: bool = False,
     ) -> HostArray:
-        """Two host arrays of one shape are equal up to `atol`. Returns how far they are apart."""
+        """Two host arrays of one shape are equal up to `atol`.
+
+        Returns the differences; with `relative`, divided by max(1, |expected|).
+        """
         same = (found == expected) | ((found != found) & (expected != expected))
         gaps = np.zeros(same.shape)
         if expected.dtype.kind == "f":
             np.copyto(gaps, np.abs(np.subtract(found, expected, dtype=np.float64)), where=~same)
             gaps[np.isnan(gaps)] = np.inf  # one of the two is nan
+            if relative:
+                gaps /= np.where(np.isfinite(expected), np.maximum(1.0, np.abs(expected)), 1.0)
             same = gaps <= (TOLERANCE.get(str(expected.dtype), 0.0) if atol is None else atol)
             if signs:
                 same &= np.isnan(expected) | (np.signbit(found) == np.signbit(expected))
