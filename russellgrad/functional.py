@@ -84,7 +84,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, causal: bool =
     Shapes: q (..., L, d), k (..., S, d), v (..., S, e) -> (..., L, e).
 
     Args:
-        mask: bool, broadcast to (..., L, S). True hides a key from a query (the opposite of PyTorch's masks).
+        mask: bool, broadcast to (..., L, S). True hides a key from a query (the opposite of PyTorch's
+            `scaled_dot_product_attention`).
         causal: query i sees the keys up to i + offset.
         offset: 0 aligns the first query with the first key; S - L aligns the last query with the last key, as a
             key-value cache needs.

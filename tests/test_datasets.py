@@ -332,3 +332,10 @@ def test_an_empty_file_raises(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     with pytest.raises(ValueError, match="is empty; there is nothing to train on"):
         datasets.load_text(str(tmp_path / "empty.txt"))
+
+
+def test_command_line_writes_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_text", lambda dataset: f"the text of {dataset}")
+    monkeypatch.setattr("sys.argv", ["datasets", "shakespeare", str(tmp_path / "plays.txt")])
+    datasets.main()
+    assert (tmp_path / "plays.txt").read_text(encoding="utf-8") == "the text of shakespeare"

@@ -1,5 +1,6 @@
 """Datasets: Shakespeare's plays, Tiny Shakespeare, or a text file."""
 
+import argparse
 import hashlib
 import importlib.util
 import os
@@ -15,10 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from russellgrad.checkpoint import install_command
+from train.progress import exit_on_error
 
-Downloader: TypeAlias = Callable[
-    [str, str, Any], None
-]  # pooch's: called with what to download, the path to write, None
+Downloader: TypeAlias = Callable[[str, str, Any], None]  # pooch's: source, path to write, None
 
 DATASETS = ("shakespeare", "tinyshakespeare")
 
@@ -270,3 +270,19 @@ def _cached(source: str, name: str, sha256: str, dataset: str, download: Downloa
             f"dataset {dataset}: could not download {source} ({type(error).__name__}); offline, put {name} into a "
             "folder and set RG_DATA_DIR to it, or train on --dataset shakespeare"
         ) from error
+
+
+def main() -> None:
+    """Write the text of a dataset to a file: `python -m train.datasets shakespeare plays.txt`."""
+    parser = argparse.ArgumentParser(prog="python -m train.datasets", description="Write a dataset's text to a file.")
+    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument("path", type=Path, help="the file to write")
+    given = parser.parse_args()
+    with exit_on_error(ValueError, ImportError, OSError):
+        text = load_text(given.dataset)
+        given.path.write_text(text, encoding="utf-8")
+    print(f"{len(text):,} characters in {given.path}")
+
+
+if __name__ == "__main__":
+    main()
