@@ -366,7 +366,7 @@ def test_trained_model_generates_text_from_the_command_line(text: str, tmp_path:
     config = Config(dataset=text, **SMALL)
     n_parameters = sum(p.size for p in build_model(config, TEXT).parameters())
     assert run.stdout.splitlines()[0] == (
-        f"backend {get_backend().name}, float32; {text}: {len(TEXT):,} characters, vocabulary of {len(set(TEXT))}; "
+        f"backend numpy, float32; {text}: {len(TEXT):,} characters, vocabulary of {len(set(TEXT))}; "
         f"model of {n_parameters:,} parameters"
     )
     written = run_python("train/generate.py", str(out / "model.safetensors"), "--prompt", "The ", "--tokens", "20")
