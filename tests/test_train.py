@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import get_backend, get_matmul_precision, set_matmul_precision, use_backend
+from russellgrad import get_matmul_precision, set_matmul_precision, use_backend
 from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model
 from tests.helpers import TEXT
