@@ -32,10 +32,11 @@ OTHERS = {
     "growth_batch": ("milliseconds", "ms", "step at batch {} (4/4/128/64)"),
 }
 
+NEWEST = "cpu-contract", "cpu-contract-numba"  # runs of the training step, on NumPy and on Numba
 # The summary: what it compares, its table and case, the run on NumPy and the run on Numba.
 SUMMARY = (
-    ("time of a training step, 4/4/128/64/12", "train_step", "4/4/128/64/12", "cpu", "cpu-numba"),
-    ("time of a training step, 6/6/384/256/16", "train_step", "6/6/384/256/16", "cpu", "cpu-numba"),
+    ("time of a training step, 4/4/128/64/12", "train_step", "4/4/128/64/12", *NEWEST),
+    ("time of a training step, 6/6/384/256/16", "train_step", "6/6/384/256/16", *NEWEST),
     ("peak memory of a training step, 6/6/384/256/16", "memory", "6/6/384/256/16", "cpu", "cpu-numba"),
     (
         "time of generating within the context, 4/4/128/64",
