@@ -100,7 +100,7 @@ def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multipl
 
 
 def _rounded(xp: Backend, function: Callable[[Array], Array], a: Array) -> Array:
-    """function(a); integers stay as they are, where some libraries would return floats."""
+    """function(a); integers are copied unchanged, where some libraries would return floats."""
     return function(a) if is_float(xp.dtype(a)) else xp.copy(a)
 
 

@@ -43,7 +43,7 @@ def _rounded(x: Any, dtype: str) -> Any:
 
 
 class Mismatch(AssertionError):  # noqa: N818 - a finding of the suite, not an error in it
-    """What was expected of the backend, and what it gave."""
+    """The result of the backend differs from the expected one."""
 
     def __init__(self, expected: str, got: str) -> None:
         super().__init__(f"expected {expected}, got {got}")
