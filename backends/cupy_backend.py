@@ -130,9 +130,7 @@ def assign(target: Array, source: Array) -> None:
     target[...] = source
 
 
-def split_flat(flat: Array, shapes: Sequence[Shape]) -> list[Array]:
-    ends = list(accumulate(map(prod, shapes)))
-    return [flat[end - prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]
+split_flat = host.split_flat
 
 
 def check_ids(ids: Any, upper: int, op: str) -> Array:

@@ -4,6 +4,8 @@ Random numbers come from a counter-based generator (Philox4x64-10: Salmon et al.
 1, 2, 3", SC 2011). They are a pure function of (seed, counter) and the same on every backend.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any, TypeAlias
 
@@ -164,3 +166,9 @@ def check_index_array(array: HostArray, axis: int, shape: Shape) -> None:
     if array.size and (array.min() < -n or array.max() >= n):
         bad = int(array.min() if array.min() < -n else array.max())
         raise IndexError(f"getitem: index {bad} is out of bounds for axis {axis} with size {n}")
+
+
+def split_flat(flat: Any, shapes: Sequence[Shape]) -> list[Any]:
+    """Views of these shapes on a flat array (n,) of any library, one after the other."""
+    ends = list(accumulate(map(prod, shapes)))
+    return [flat[end - prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]

@@ -5,8 +5,6 @@ The contract, `russellgrad/backend.py`, defines each primitive. The remaining de
 
 import operator
 from collections.abc import Sequence
-from itertools import accumulate
-from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -161,6 +159,4 @@ def assign(target: Array, source: Array) -> None:
     target[...] = source
 
 
-def split_flat(flat: Array, shapes: Sequence[Shape]) -> list[Array]:
-    ends = list(accumulate(map(prod, shapes)))
-    return [flat[end - prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]
+split_flat = host.split_flat

@@ -101,8 +101,7 @@ def _strict_primitive(op: str, primitive: Callable[..., Any]) -> Callable[..., A
         results = primitive(*unwrapped, **kwargs)
         if op not in _CASTS:
             check_dtypes(op, operands, results)
-        given = {id(arg._host): arg for arg in args if isinstance(arg, StrictArray)}
-        return _wrap_results(results, given)
+        return _wrap_results(results, {id(args[i]._host): args[i] for i in written if args[i] is not None})
 
     return strict
 
