@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import numpy_fused
+from . import numpy_attention, numpy_fused
 from .cpu import run_parallel
+from .numpy_attention import _AttentionOperands, _BlockIndex
 from .numpy_backend import *  # noqa: F403 - all primitives that are not redefined below
-from .numpy_fused import Array, _AttentionOperands, _BlockIndex, _rows, _run_in_blocks, _sum_blocks
+from .numpy_fused import Array, _rows, _run_in_blocks, _sum_blocks
 
 try:
     import numba
@@ -316,9 +317,9 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
-    """As in numpy_fused.py, with everything between the two products in one pass."""
+    """As in numpy_attention.py, with everything between the two products in one pass."""
     if not _is_float32(q, k, v):
-        return numpy_fused.attention(q, k, v, mask, causal, offset)
+        return numpy_attention.attention(q, k, v, mask, causal, offset)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))
     log_sum = np.full(heads.q.shape[:-1], inf, _f)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host, numpy_fused
+from . import host, numpy_attention, numpy_fused
 from .cpu import keep_freed_memory, n_threads
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -143,8 +143,8 @@ embedding = numpy_fused.embedding
 embedding_backward = numpy_fused.embedding_backward
 cross_entropy = numpy_fused.cross_entropy
 cross_entropy_backward = numpy_fused.cross_entropy_backward
-attention = numpy_fused.attention
-attention_backward = numpy_fused.attention_backward
+attention = numpy_attention.attention
+attention_backward = numpy_attention.attention_backward
 sgd_step = numpy_fused.sgd_step
 adam_step = numpy_fused.adam_step
 

@@ -18,6 +18,7 @@ from tests.helpers import check_against_torch, rng
 from tests.process import output_of, run_python
 
 cpu: Any = importlib.import_module("russellgrad.backends.cpu")
+numpy_attention: Any = importlib.import_module("russellgrad.backends.numpy_attention")
 numpy_fused: Any = importlib.import_module("russellgrad.backends.numpy_fused")
 
 
@@ -32,7 +33,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cpu, "_queue", None)
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     monkeypatch.setattr(numpy_fused, "_BLOCK", 100)
-    monkeypatch.setattr(numpy_fused._AttentionOperands, "query_block_size", 4)
+    monkeypatch.setattr(numpy_attention._AttentionOperands, "query_block_size", 4)
     with use_backend("numpy"):
         yield request.param
 

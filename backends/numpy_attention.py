@@ -1,0 +1,147 @@
+"""Fused attention in NumPy: in blocks of queries, on several threads, without an array of all weights."""
+
+from collections.abc import Callable, Sequence
+from math import inf, prod
+from math import sqrt as _sqrt
+from typing import TypeAlias
+
+import numpy as np
+
+from .cpu import run_parallel
+from .numpy_fused import _FLOP_TIME, Array, _block_length, _row_sums
+
+# Attention (Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1), in blocks of queries. Weights
+# are not stored. Backward recomputes them from each row's logsumexp (Dao et al., "FlashAttention", arXiv:2205.14135,
+# algorithm 4; here a block has all its keys at once). Causal attention skips the keys after a block's last query.
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
+    """The output, and the logsumexp of each query's scores, which is inf if all keys are hidden."""
+    heads = _AttentionOperands(q, k, v, mask, causal, offset)
+    out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))  # with the memory layout of q
+    log_sum = np.full((*heads.q.shape[:-1], 1), inf, np.result_type(q.dtype, np.float32))
+
+    def one(queries: _BlockIndex, keys: _BlockIndex) -> None:
+        weights = heads.scores(queries, keys)
+        top = np.max(weights, axis=-1, keepdims=True)
+        np.maximum(top, np.finfo(top.dtype).min, out=top)  # if all keys are hidden, the weights are 0, not nan
+        weights -= top
+        np.exp(weights, out=weights)
+        total = _row_sums(weights)
+        hidden = total == 0
+        total += hidden
+        np.matmul(weights, heads.v[keys], out=out[queries])
+        out[queries] /= total
+        log_sum[queries] = np.where(hidden, inf, np.log(total) + top)
+
+    heads.run_in_blocks(one, products=2)
+    return heads.merge(out), heads.merge(log_sum)
+
+
+def attention_backward(
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    log_sum: Array,
+    mask: Array | None,
+    causal: bool,
+    offset: int,
+    needs: Sequence[bool],
+) -> tuple[Array | None, ...]:
+    """The gradients have all batch axes, including those along which an operand was broadcast."""
+    heads = _AttentionOperands(q, k, v, mask, causal, offset)
+    g, out, log_sum = heads.split(g), heads.split(out), heads.split(log_sum)
+    gq, gk, gv = (
+        np.zeros_like(operand) if need else None
+        for operand, need in zip((heads.q, heads.k, heads.v), needs, strict=True)
+    )
+
+    def one(queries: _BlockIndex, keys: _BlockIndex) -> None:
+        weights = heads.scores(queries, keys)
+        weights -= log_sum[queries]
+        np.exp(weights, out=weights)
+        if gv is not None:
+            gv[keys] += np.swapaxes(weights, -1, -2) @ g[queries]
+        if gq is None and gk is None:
+            return
+        g_scores = g[queries] @ np.swapaxes(heads.v[keys], -1, -2)
+        # Softmax's backward subtracts the sum of g_weights * weights over each row, which equals that of g * out.
+        g_scores -= _row_sums(g[queries] * out[queries])
+        weights *= heads.scale
+        g_scores *= weights
+        if gq is not None:
+            np.matmul(g_scores, heads.k[keys], out=gq[queries])
+        if gk is not None:
+            gk[keys] += np.swapaxes(g_scores, -1, -2) @ heads.q[queries]
+
+    heads.run_in_blocks(one, products=5)
+    return tuple(None if gradient is None else heads.merge(gradient) for gradient in (gq, gk, gv))
+
+
+_BlockIndex: TypeAlias = tuple[slice, slice, slice]  # slices of the axes B, H, and L or S
+
+
+class _AttentionOperands:
+    """The operands of attention, reshaped to (B, H, L or S, width), and the blocks in which they are processed."""
+
+    query_block_size = 64
+
+    def __init__(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> None:
+        self.batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        self.q, self.k, self.v = self.split(q), self.split(k), self.split(v)
+        self.scale = 1.0 / _sqrt(q.shape[-1])
+        scores = (*self.batch, q.shape[-2], k.shape[-2])
+        self.mask = None if mask is None else self.split(np.broadcast_to(mask, scores))
+        self.offset = offset if causal else k.shape[-2]
+        positions = np.arange(min(self.query_block_size, q.shape[-2]))
+        self.later = positions >= positions[:, None]  # (query, key - 1): whether the key comes after the query
+
+    def split(self, a: Array) -> Array:
+        """(..., n, width) -> (B, H, n, width), a view if possible."""
+        full = np.broadcast_to(a, (*self.batch, *a.shape[-2:]))
+        if full.ndim < 4:
+            return full[(None,) * (4 - full.ndim)]
+        return full.reshape(prod(full.shape[:-3]), *full.shape[-3:])
+
+    def merge(self, a: Array) -> Array:
+        """(B, H, n, width) -> (..., n, width)."""
+        return a.reshape(*self.batch, *a.shape[-2:])
+
+    def scores(self, queries: _BlockIndex, keys: _BlockIndex) -> Array:
+        """q k^T / sqrt(d) of a block, -inf at hidden keys. Query i sees the keys up to i + offset."""
+        scores: Array = (self.q[queries] * self.scale) @ np.swapaxes(self.k[keys], -1, -2)
+        if self.mask is not None:
+            np.copyto(scores, -inf, where=self.mask[(*queries, keys[2])])
+        first_hidden = queries[2].start + self.offset + 1  # the first key that is hidden from the block's first query
+        tail = scores[..., max(first_hidden, 0) :]
+        if tail.shape[-1]:
+            skip = max(-first_hidden, 0)
+            np.copyto(tail, -inf, where=self.later[: tail.shape[-2], skip : skip + tail.shape[-1]])
+        return scores
+
+    def run_in_blocks(self, one: Callable[[_BlockIndex, _BlockIndex], None], products: int) -> None:
+        """Call one(queries, keys) for all blocks. Blocks of one head run in sequence, heads in several threads.
+
+        `products` is the number of matrix products in `one`.
+        """
+        (n_batch, n_heads, n_queries, width), n_keys = self.q.shape, self.k.shape[2]
+        score_rows = min(n_queries, self.query_block_size) * n_keys  # of one head
+        h_step = _block_length(n_heads, score_rows) or 1
+        b_step = _block_length(n_batch, n_heads * score_rows) or 1
+        units = [
+            (slice(b, b + b_step), slice(h, h + h_step))
+            for b in range(0, n_batch, b_step)
+            for h in range(0, n_heads, h_step)
+        ]
+
+        def part(start: int, stop: int) -> None:
+            for batch_and_heads in units[start:stop]:
+                for i in range(0, n_queries, self.query_block_size):
+                    end = min(i + self.query_block_size, n_queries)
+                    seen = min(end + self.offset, n_keys)
+                    if seen > 0:
+                        one((*batch_and_heads, slice(i, end)), (*batch_and_heads, slice(0, seen)))
+
+        run_parallel(len(units), 2 * products * n_batch * n_heads * n_queries * n_keys * width * _FLOP_TIME, part)
