@@ -118,7 +118,10 @@ def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
 
 def host_scalars(values: Sequence[float], dtype: DType) -> Array:
     if cupy.cuda.get_current_stream().is_capturing():  # a capture cannot contain a copy from the host
-        return cupy.empty(len(values), dtype)
+        # The host writes to this array before each launch. An array from the capture's own pool could have the memory
+        # of a temporary array, to which the graph writes earlier in each launch.
+        with cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc):
+            return cupy.empty(len(values), dtype)
     return cupy.asarray(np.array(values, dtype))
 
 

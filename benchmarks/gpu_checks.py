@@ -1,5 +1,6 @@
 """Correctness on a GPU: parity with NumPy, bitwise repeatability, and the test suite."""
 
+import importlib.util
 import math
 import os
 import re
@@ -124,16 +125,21 @@ def what_differs(a: Run, b: Run) -> str:
 
 # --- The test suite
 
-_ARGUMENTS = ("-q", "--tb=short", "-p", "no:cacheprovider")
+# Without pytest-benchmark, whose warnings would be errors.
+_ARGUMENTS = ("-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark")
+_MOST_WORKERS = 8  # a CUDA context takes about 500 MiB of the device
 _KEPT = re.compile(r"^(FAILED|ERROR|SKIPPED|XFAIL|XPASS|largest difference)")
 _SUMMARY = re.compile(r"^=* ?((no tests ran|\d+ \w+)(, \d+ \w+)* in [\d.]+s.*?) ?=*$")
 STOPPING = 20.0  # seconds for pytest to report its results after the interrupt
 
 
 def suite(plan: Plan, arguments: Sequence[str] = ()) -> Section:
-    """Run the test suite on CuPy within the remaining time. `arguments` are passed to pytest."""
+    """Run the test suite on CuPy within the remaining time, or only what `arguments` of pytest say."""
     limit = max(plan.clock.left() - STOPPING, 1.0)
-    plan.clock.say(f"tests: RG_BACKEND=cupy python -m pytest -q, within {limit:.0f} s")
+    workers = min(os.cpu_count() or 1, _MOST_WORKERS)
+    if not arguments and workers > 1 and importlib.util.find_spec("xdist"):
+        arguments = ("-n", str(workers), "--dist", "worksteal")
+    plan.clock.say(f"tests: RG_BACKEND=cupy python -m pytest -q {' '.join(arguments)}, within {limit:.0f} s")
     output, status, stopped = _pytest([*_ARGUMENTS, *arguments], limit)
     lines = output.splitlines()
     summaries = [match[1] for match in map(_SUMMARY.match, lines) if match]

@@ -36,6 +36,7 @@ def cases() -> Iterator[Case]:
     yield Case("split_flat", "shares memory with the flat array", parts_share_memory, needs=("assign",))
     yield Case("set_matmul_precision", "takes every level", takes_every_level)
     yield Case("capture", "records without running, and replays repeatedly", capture_replays, needs=("assign",))
+    yield Case("capture", "host_scalars keep their values", capture_keeps_scalars, needs=("assign", "update_scalars"))
     yield Case("check_ids", "int64, from the host and from the device", ids_in_range)
     yield Case("check_ids", "raises errors that name the op", ids_are_checked)
     yield Case("check_ids", "a copy: later changes of the given array have no effect", ids_are_copied)
@@ -225,6 +226,24 @@ def capture_replays(t: Trial) -> None:
     replay()
     replay()
     t.same(a, np.full(3, -2.0), what="after two replays: ")
+
+
+def capture_keeps_scalars(t: Trial) -> None:
+    """A captured step writes to temporary arrays, whose memory must not become that of the scalars."""
+    a = t.backend.copy(t.backend.asarray(np.ones(3)))
+    values, scalars = [1.0, 2.0, 3.0], []
+
+    def work() -> None:
+        t.xp.multiply(t.xp.multiply(a, 5.0), 5.0)  # its memory is free again
+        scalars.append(t.xp.host_scalars(values, np.float64))
+        t.xp.assign(a, t.xp.add(a, scalars[-1]))
+
+    work()  # compiles what the work needs
+    replay = t.xp.capture(work)
+    for values, wanted in (([1.0, 1.0, 1.0], [3.0, 4.0, 5.0]), ([0.5, 1.0, 2.0], [3.5, 5.0, 7.0])):
+        t.xp.update_scalars(scalars[-1], values)
+        replay()
+        t.same(a, np.array(wanted), what="after a replay: ")
 
 
 def to_host_is_owned(t: Trial) -> None:

@@ -31,7 +31,8 @@ class Memory:
         self._pool = None if pool is None else weakref.ref(pool)
         self.written: tuple[int, int] | None = None  # order and tick of the last write
         self.read: dict[int, int] = {}  # order: tick of the last read since that write
-        self.in_capture = _capture is not None
+        # From the pool of a capture. Memory of the default pool must outlive the graph, also if a capture allocates it.
+        self.in_capture = _capture is not None and pool not in (None, _default_pool)
         self.host: Any = None  # the NumPy array of the last pointer taken
 
     @property
@@ -157,12 +158,7 @@ def allocate(size: int) -> Memory:
     """Memory for a new array, from the current allocator."""
     memory = _allocator(size).mem
     count_one("allocations")
-    if _capture is not None:
-        if memory.pool in (None, _default_pool):
-            raise Misuse(
-                "an array made in a capture, from the default pool: the graph keeps no memory alive, so that arrays "
-                "made later share it; capture within cupy.cuda.using_allocator(pool.malloc), and keep the pool"
-            )
+    if _capture is not None and memory.in_capture:
         _capture.pools.add(memory.pool)
     return memory
 
@@ -409,6 +405,13 @@ def submit(name: str, work: Work, reads: Sequence[Memory], writes: Sequence[Memo
     if stream != _capture.stream:
         _capture.spoilt = _capture.spoilt or name
         raise Misuse(f"{name} on another stream than the capturing one: it is not captured; make that one current")
+    if any(memory.in_capture and memory not in _capture.writes for memory in reads):
+        _capture.spoilt = _capture.spoilt or name
+        raise Misuse(
+            f"{name} reads an array of the capture's pool to which the graph has not written: the memory is that of "
+            "arrays freed earlier in the capture, so the graph overwrites what is written before a launch; allocate "
+            "such an array outside the capture's pool"
+        )
     count("captured", name)
     _capture.work.append(work)
     _capture.reads.update(reads)
