@@ -75,7 +75,7 @@ def tests_cupy(session: nox.Session) -> None:
     cuda = posargs.pop(0) if posargs and posargs[0] in ("12", "13") else driver or "13"
     session.install(*TEST, "-e", ".[train]")
     if driver:
-        session.install(f"cupy-cuda{cuda}x[ctk]>=14")  # [ctk]: CUDA's libraries, which only a device needs
+        session.install(f"cupy-cuda{cuda}x[ctk]>=14.2")  # [ctk]: CUDA's libraries, which only a device needs
     else:  # to compare names and signatures and to compile the kernels; optional, since some systems have no wheel
         for wheels in ([f"cupy-cuda{cuda}x=={CUPY}"], NVRTC[cuda]):
             session.run("python", "-m", "pip", "install", *wheels, success_codes=[0, 1], silent=True)

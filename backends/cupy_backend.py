@@ -2,7 +2,7 @@
 
 On a device, no array is copied to the host implicitly, and host and device arrays never mix. An index out of range
 raises no error, so ids and index arrays are checked on the host before they are copied to the device. Repeated indices
-in `a[i] += v` do not accumulate, so gradients of an index go through scatter_add.
+in `a[i] += v` do not accumulate, so gradients of an index go through cupy.add.at.
 
 In float32 and bfloat16 the kernels of `cupy_kernels.py` compute the derived primitives. For arrays that the kernels do
 not take, a function returns NotImplemented, and the formula in `formulas.py` runs. Products use cuBLAS (`cublas.py`).
@@ -12,7 +12,6 @@ import importlib.util
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from traceback import walk_tb
@@ -25,7 +24,6 @@ from . import formulas, host
 
 try:
     import cupy
-    import cupyx
     import cupyx.scipy.special
 
     from . import cublas, cupy_kernels
@@ -42,8 +40,9 @@ DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
-# Importing ml_dtypes adds bfloat16 to NumPy and CuPy.
-_MORE_DTYPES = ("bfloat16",) if importlib.util.find_spec("ml_dtypes") else ()
+# Importing ml_dtypes adds bfloat16 to NumPy and CuPy, which need NumPy 2.1.2 for it.
+_HAS_BFLOAT16 = importlib.util.find_spec("ml_dtypes") and np.lib.NumpyVersion(np.__version__) >= "2.1.2"
+_MORE_DTYPES = ("bfloat16",) if _HAS_BFLOAT16 else ()
 if _MORE_DTYPES:
     importlib.import_module("ml_dtypes")
 
@@ -53,7 +52,12 @@ name = "cupy"
 
 
 def require_usable() -> None:
-    """Raises RuntimeError if there is no CUDA device. Also makes out-of-memory errors list the arrays in use."""
+    """Raises RuntimeError if there is no CUDA device, or CuPy is too old.
+
+    Also makes out-of-memory errors list the arrays in use.
+    """
+    if np.lib.NumpyVersion(cupy.__version__) < "14.2.0":  # earlier ones lose templates in the kernel cache (cupy#10177)
+        raise RuntimeError(f"backend 'cupy': CuPy is {cupy.__version__}; install version 14.2 or later")
     if not cupy.cuda.is_available():
         raise RuntimeError(
             "backend 'cupy': CuPy is installed but finds no CUDA device; check the driver with nvidia-smi, "
@@ -227,12 +231,15 @@ def concatenate(arrays: Sequence[Array], axis: int, /) -> Array:
 
 
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
-    out = cupy.zeros(shape, g.dtype)
     if host.is_basic(index):
+        out = cupy.zeros(shape, g.dtype)
         out[index] = g  # no element is picked twice
-    else:
-        cupyx.scatter_add(out, index, g)  # atomics: the order of the additions varies, and so do the last bits
-    return out
+        return out
+    # Atomics: the order of the additions varies, and so do the last bits. There are none for bfloat16.
+    wide = np.result_type(g.dtype, np.float32)
+    out = cupy.zeros(shape, wide)
+    cupy.add.at(out, index, g.astype(wide, copy=False))
+    return out.astype(g.dtype, copy=False)
 
 
 # --- Products
@@ -424,6 +431,7 @@ def adam_step(
 
 
 def capture(work: Callable[[], None]) -> Callable[[], None]:
+    cupy.get_default_memory_pool().free_all_blocks()  # left by uncaptured steps; the capture has a pool of its own
     stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
     with cupy.cuda.using_allocator(Explaining(pool.malloc)), stream:
         stream.begin_capture()
@@ -433,6 +441,7 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
             cublas.release_workspace(stream)
             with suppress(Exception):  # ending an invalid capture raises, too
                 stream.end_capture()
+            _release(pool)
             if not isinstance(error, Exception):  # such as KeyboardInterrupt
                 raise
             raise RuntimeError(
@@ -443,16 +452,37 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
     return Replay(graph, pool, cublas.release_workspace(stream))
 
 
-@dataclass(frozen=True)
 class Replay:
-    """A recorded CUDA graph. Calling it launches the graph on the current stream, and does not wait."""
+    """A recorded CUDA graph. Calling it launches the graph on the current stream, and does not wait.
 
-    graph: Any
-    pool: Any  # the graph's memory, which the graph itself does not keep alive
-    workspace: Array | None  # of cuBLAS
+    Args:
+        pool: the graph's memory, which the graph itself does not keep alive.
+        workspace: the memory of cuBLAS.
+    """
+
+    def __init__(self, graph: Any, pool: Any, workspace: Array | None) -> None:
+        self.graph, self.pool, self.workspace = graph, pool, workspace
 
     def __call__(self) -> None:
         self.graph.launch(cupy.cuda.get_current_stream())
+
+    def __del__(self) -> None:
+        self.graph = self.workspace = None
+        _release(self.pool)
+
+
+_released: list[Any] = []  # pools of earlier graphs, with memory of arrays that still exist
+
+
+def _release(pool: Any) -> None:
+    """Free the memory of a graph that is not needed any more, and of earlier ones.
+
+    A MemoryPool of CuPy 14.2 does not free its memory when it is collected.
+    """
+    _released.append(pool)
+    for pool in _released:
+        pool.free_all_blocks()
+    _released[:] = [pool for pool in _released if pool.total_bytes()]
 
 
 def _primitive_of(error: BaseException) -> str:

@@ -94,11 +94,9 @@ def prepare_index(xp: Xp, index: Any, shape: Shape) -> Any:
             prepared.append(part)
             continue
         host.check_index_array(part, axis, shape)
-        if part.dtype.kind == "b":
-            prepared.extend(xp.asarray(positions) for positions in np.nonzero(part))
-        else:
-            prepared.append(xp.asarray(part))
-    return tuple(prepared)
+        prepared.extend(np.nonzero(part) if part.dtype.kind == "b" else [part])
+    host.check_broadcast([part.shape for part in prepared if isinstance(part, np.ndarray)])
+    return tuple(xp.asarray(part) if isinstance(part, np.ndarray) else part for part in prepared)
 
 
 def set_matmul_precision(xp: Xp, level: str) -> None:

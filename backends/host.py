@@ -168,6 +168,15 @@ def check_index_array(array: HostArray, axis: int, shape: Shape) -> None:
         raise IndexError(f"getitem: index {bad} is out of bounds for axis {axis} with size {n}")
 
 
+def check_broadcast(shapes: Sequence[Shape]) -> None:
+    """Raises IndexError if index arrays of these shapes do not broadcast; CuPy raises ValueError."""
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        given = ", ".join(map(str, shapes))
+        raise IndexError(f"getitem: index arrays of shapes {given} do not broadcast; give them equal shapes") from None
+
+
 def split_flat(flat: Any, shapes: Sequence[Shape]) -> list[Any]:
     """Views of these shapes on a flat array (n,) of any library, one after the other."""
     ends = list(accumulate(map(prod, shapes)))

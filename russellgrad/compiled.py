@@ -42,7 +42,8 @@ def compile_step(step: Callable[P, R]) -> Callable[P, R]:
     The returned function raises:
         TypeError: an argument has another type (NumPy arrays and lists would need a copy to the device during the
             capture), tracks gradients, or is on another backend; or `step` returned something other than Tensors.
-        RuntimeError: an operation in `step` cannot be captured; names the op.
+        RuntimeError: an operation in `step` cannot be captured; names the op. The step has not run: parameters,
+            optimizers and random generators are as before the call, and the gradients are None.
     """
     return _CompiledStep(step)
 
@@ -89,7 +90,12 @@ class _CapturedStep:
         if self.replay is None:
             self.inputs = {name: _map_tensors(value, _clone) for name, value in values.items()}
             with record_host_work() as self.host, track_filled_grads() as filled:
-                self.replay = self.xp.capture(self._record)
+                try:
+                    self.replay = self.xp.capture(self._record)
+                except BaseException:
+                    for tensor in filled.values():  # backward gave it an array that was never computed
+                        tensor.grad = None
+                    raise
             self.grads = [(tensor, tensor.grad) for tensor in filled.values()]
             host_work = self.host.before_first
         else:

@@ -16,7 +16,7 @@ from .param_group import (
     supports_flat,
     versions,
 )
-from .replay import host_scalars, run_before_replay, run_in_every_step
+from .replay import host_scalars, run_before_replay, run_in_every_step, undo_without_capture
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from .tensor import Tensor
 
@@ -156,6 +156,8 @@ class Optimizer:
         self.gather_grads()
         arrays = [p.data for p in self.params]
         run_before_replay(lambda: self._check_unchanged(arrays))
+        before = self.steps_taken, self._lr, {place: dict(state) for place, state in self.state.items()}
+        undo_without_capture(lambda: self._undo_step(*before))
         run_in_every_step(self._set_rate)
         norm = clip = None
         xp = self.params[0].backend
@@ -312,6 +314,13 @@ class Optimizer:
 
     def _set_rate(self) -> None:
         self._lr = self.lr
+
+    def _undo_step(self, steps_taken: int, lr: float, states: dict[int, dict[str, Any]]) -> None:
+        self.steps_taken, self._lr = steps_taken, lr
+        self.state = {place: self.state[place] for place in states}  # the same dicts, which earlier recordings use
+        for place, before in states.items():
+            self.state[place].clear()
+            self.state[place].update(before)
 
     def _finish_step(self) -> None:
         for p in self.params:

@@ -7,7 +7,7 @@ the seed, the stream and the number of the draw, so the state of a `Generator` i
 from math import prod
 
 from .backend import Array, Backend, DType, Shape
-from .replay import host_scalars, run_in_every_step
+from .replay import host_scalars, run_in_every_step, undo_without_capture
 
 WEIGHTS, EMBEDDINGS, DROPOUT = range(3)  # streams: independent sequences of one seed, one for each purpose
 
@@ -40,6 +40,7 @@ class Generator:
 
     def start_batch(self, first_row: int = 0) -> None:
         """Start a new batch. The next draws are for its rows `first_row`, `first_row` + 1, ..."""
+        self._undo_without_capture()
         run_in_every_step(lambda: self._start_batch(first_row))
 
     def continue_batch(self, first_row: int) -> None:
@@ -48,7 +49,16 @@ class Generator:
         Resets `counter` to its value at `start_batch`, so these rows get the same numbers as in one draw for the whole
         batch.
         """
+        self._undo_without_capture()
         run_in_every_step(lambda: self._continue_batch(first_row))
+
+    def _undo_without_capture(self) -> None:
+        before = self.counter, self._first_row, self._counter_of_batch
+
+        def undo() -> None:
+            self.counter, self._first_row, self._counter_of_batch = before
+
+        undo_without_capture(undo)
 
     def _start_batch(self, first_row: int) -> None:
         self._first_row, self._counter_of_batch = first_row, self.counter
@@ -63,6 +73,7 @@ class Generator:
     def uniform(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
         """Draw an array of this shape and dtype, uniform on [0, 1), on backend `xp`. The first axis is the batch's."""
         row_size = prod(shape[1:])
+        self._undo_without_capture()
 
         def key() -> tuple[int, int, int, int]:
             number = self._next()

@@ -21,6 +21,7 @@ class HostRecording:
     def __init__(self) -> None:
         self.before_first: list[HostWork] = []  # copies to the device, which do not run during a capture
         self.before_replay: list[HostWork] = []
+        self.undo: list[HostWork] = []  # reverts the host work, if the capture fails
 
 
 _recording: ContextVar[HostRecording | None] = ContextVar("russellgrad_recording", default=None)
@@ -28,11 +29,15 @@ _recording: ContextVar[HostRecording | None] = ContextVar("russellgrad_recording
 
 @contextmanager
 def record_host_work() -> Iterator[HostRecording]:
-    """Record the host work that runs inside the block."""
+    """Record the host work that runs inside the block. After an exception in the block, revert it."""
     record = HostRecording()
     token = _recording.set(record)
     try:
         yield record
+    except BaseException:
+        for work in reversed(record.undo):
+            work()
+        raise
     finally:
         _recording.reset(token)
 
@@ -53,6 +58,13 @@ def run_in_every_step(work: HostWork) -> None:
     """Run `work()` now, and again before each replay if a step is being recorded."""
     work()
     run_before_replay(work)
+
+
+def undo_without_capture(work: HostWork) -> None:
+    """Run `work()` if the step that is being recorded cannot be captured. Without a recording, do nothing."""
+    record = _recording.get()
+    if record is not None:
+        record.undo.append(work)
 
 
 def host_scalars(xp: Backend, work: Callable[[], Sequence[float]], dtype: DType) -> Array:

@@ -199,6 +199,41 @@ def test_an_operation_that_cannot_be_recorded_is_named(
     assert_close(x * 2, np.array([2.0, 4.0]))  # the device still works
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_failed_capture_has_not_taken_a_step(backend: Backend, flat: bool) -> None:
+    """Then parameters, Adam's state, the schedule and dropout's counter are as if the call had not been made."""
+    if not hasattr(backend, "capture"):
+        pytest.skip(f"{backend.name} has no capture")
+    runs = []
+    for failing_call in (None, 3):
+        model, optimizer = model_and_optimizer(dropout=0.3, flat=flat)
+        calls: list[int] = []
+
+        def work(micro_batch: MicroBatch, model: Any = model, optimizer: Any = optimizer, calls: Any = calls) -> Any:
+            calls.append(len(calls) + 1)
+            result = train_step(model, optimizer, micro_batch)
+            if calls[-1] == failing_call:  # noqa: B023
+                raise KeyboardInterrupt
+            return result
+
+        step: Any = compile_step(work)
+        losses = []
+        for seed in range(6):
+            if seed == 2 and failing_call:
+                with pytest.raises(KeyboardInterrupt):
+                    take(model, step, *batch(seed))
+                assert optimizer.steps_taken == 2
+                assert all(p.grad is None for p in model.parameters())
+            losses.append(take(model, step, *batch(seed)))
+        runs.append((losses, model.state_dict(), optimizer.state_dict()))
+    (losses, parameters, state), (losses_after, parameters_after, state_after) = runs
+    assert losses == losses_after
+    assert state["steps_taken"] == state_after["steps_taken"]
+    for before, after in [(parameters, parameters_after), *zip(state["state"], state_after["state"], strict=True)]:
+        for name, value in before.items():
+            np.testing.assert_array_equal(value, after[name])
+
+
 ONE = np.ones(2)
 
 

@@ -1,5 +1,6 @@
 """Distributed training with a real mpiexec: equality with a single process, refused arguments, and failures."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -7,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from tests.process import run_python, running
 from tests.test_train import SMALL, flags
 from train.checkpoints import find
 from train.data import split_batch
+from train.distributed import MpiProcessGroup
 from train.metrics import read_metrics
 from train.train_transformer import train
 
@@ -239,3 +243,68 @@ def test_split_batch_weights_micro_batches_by_their_tokens() -> None:
         list(split_batch(inputs, targets, 2, 9, 0, 2))
     with pytest.raises(ValueError, match="all targets of the batch are padding"):
         list(split_batch(inputs, np.full_like(targets, 9), 1, 9))
+
+
+# --- CUDA devices
+
+
+def nccl(monkeypatch: pytest.MonkeyPatch, devices: Sequence[str], available: bool = True) -> Any:
+    """backends/nccl.py with a CuPy that sees devices with these addresses on the PCI bus."""
+    used: list[int] = []
+    runtime = SimpleNamespace(getDeviceCount=lambda: len(devices), runtimeGetVersion=lambda: 13000)
+    cuda = SimpleNamespace(
+        runtime=runtime,
+        Device=lambda number: SimpleNamespace(use=lambda: used.append(number), pci_bus_id=devices[number]),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", SimpleNamespace(available=available))
+    monkeypatch.delitem(sys.modules, "russellgrad.backends.nccl", raising=False)
+    module: Any = importlib.import_module("russellgrad.backends.nccl")
+    monkeypatch.delitem(sys.modules, "russellgrad.backends.nccl")
+    module.used = used
+    return module
+
+
+def test_each_process_takes_its_device_or_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nccl(monkeypatch, ["a", "b"])
+    assert [module.use_device(rank) for rank in (0, 1)] == ["a", "b"]
+    with pytest.raises(RuntimeError, match="process 2 of this machine has no CUDA device of its own: there are 2"):
+        module.use_device(2)
+    assert module.used == [0, 1]
+    assert nccl(monkeypatch, ["c"]).use_device(3) == "c"  # its launcher shows it this device only
+
+
+def test_a_missing_nccl_raises_before_any_communication(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nccl(monkeypatch, ["a"], available=False)
+    with pytest.raises(RuntimeError, match="need NCCL, and CuPy finds none; install it: pip install nvidia-nccl-cu13"):
+        module.use_device(0)
+
+
+class Communicator:
+    """An MPI communicator, in which the other processes of this machine use the devices `others`."""
+
+    def __init__(self, others: Sequence[str]) -> None:
+        self.others = others
+
+    def Get_rank(self) -> int:
+        return len(self.others)
+
+    def Get_size(self) -> int:
+        return 1 + len(self.others)
+
+    def Split_type(self, kind: str) -> "Communicator":
+        assert kind == "of one machine"
+        return self
+
+    def allgather(self, value: str) -> list[str]:
+        return [*self.others, value]
+
+
+@pytest.mark.parametrize(("others", "shared"), [(["a"], False), (["a", "b"], True)])
+def test_two_processes_on_one_device_raise(others: list[str], shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.distributed._nccl", lambda: SimpleNamespace(use_device=lambda rank: "b"))
+    monkeypatch.setattr("train.distributed._mpi4py", lambda: SimpleNamespace(COMM_TYPE_SHARED="of one machine"))
+    group: Any = MpiProcessGroup(Communicator(others))
+    error = pytest.raises(RuntimeError, match="processes 1, 2 of this machine use the same CUDA device, b")
+    with error if shared else nullcontext():
+        group.set_device(SimpleNamespace(name="cupy"))

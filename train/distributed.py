@@ -31,7 +31,6 @@ from train.launch import env_int
 # The launchers of MPICH and Intel MPI, and of Open MPI, set the number of processes; Slurm only sets a rank.
 _WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 _PMIX_RANK = "PMIX_RANK"
-_LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
 _STOP_INTERVAL = 10  # steps between two calls of `any_rank` that communicate: each takes the time of a small message
 
 
@@ -47,7 +46,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def set_device(self, xp: Backend) -> None:
-        """On CUDA, use the device with this process's local rank."""
+        """On CUDA, use a device that no other process of this machine uses. Raises RuntimeError if there is none."""
 
     def describe(self) -> str:
         """Rank, process id and host name of each process: a launcher that reports a killed process has no ranks."""
@@ -91,8 +90,17 @@ class MpiProcessGroup(ProcessGroup):
         self._aborts_on_error = False
 
     def set_device(self, xp: Backend) -> None:
-        if xp.name == "cupy":
-            _nccl().use_device(env_int(_LOCAL_RANKS, default=0))
+        if xp.name != "cupy":
+            return
+        of_machine = self._mpi.Split_type(_mpi4py().COMM_TYPE_SHARED)  # the processes that share memory
+        device = _nccl().use_device(of_machine.Get_rank())
+        devices = of_machine.allgather(device)
+        if devices.count(device) > 1:
+            ranks = ", ".join(str(rank) for rank, other in enumerate(devices) if other == device)
+            raise RuntimeError(
+                f"processes {ranks} of this machine use the same CUDA device, {device}, which NCCL does not allow; "
+                "start one process per device"
+            )
 
     def describe(self) -> str:
         processes = self._mpi.allgather((os.getpid(), platform.node()))
@@ -125,11 +133,11 @@ class MpiProcessGroup(ProcessGroup):
             self._nccl = self._nccl or _nccl().Nccl(self.rank, self.world_size)
             self._nccl.all_reduce(array)
         else:  # from_dlpack shares memory with the array of any backend on the host
-            self._mpi.Allreduce(_in_place(), np.from_dlpack(array))
+            self._mpi.Allreduce(_mpi4py().IN_PLACE, np.from_dlpack(array))
 
     def all_reduce_scalars(self, values: Sequence[float]) -> list[float]:
         total = np.array(values, np.float64)
-        self._mpi.Allreduce(_in_place(), total)
+        self._mpi.Allreduce(_mpi4py().IN_PLACE, total)
         return [float(value) for value in total]
 
     def any_rank(self, flag: bool, step: int) -> bool:
@@ -161,10 +169,8 @@ class MpiProcessGroup(ProcessGroup):
         self._mpi.Abort(1)
 
 
-def _in_place() -> Any:
-    from mpi4py import MPI
-
-    return MPI.IN_PLACE
+def _mpi4py() -> Any:
+    return importlib.import_module("mpi4py.MPI")
 
 
 def _nccl() -> Any:

@@ -46,7 +46,7 @@ _OF_CUDA = (
 def _modules() -> dict[str, ModuleType]:
     special = _module("cupyx.scipy.special", erf=functions.erf)
     scipy = _module("cupyx.scipy", special=special)
-    cupyx = _module("cupyx", scipy=scipy, scatter_add=functions.scatter_add)
+    cupyx = _module("cupyx", scipy=scipy)
     memory = _module("cupy.cuda.memory", MemoryPointer=stream.MemoryPointer, OutOfMemoryError=stream.OutOfMemoryError)
     graph = _module("cupy.cuda.graph", Graph=stream.Graph)
     cuda = _module(
@@ -58,6 +58,7 @@ def _modules() -> dict[str, ModuleType]:
     )
     cupy = _module(
         "cupy",
+        __version__="14.2.0",
         cuda=cuda,
         get_default_memory_pool=stream.get_default_memory_pool,
         RawKernel=device.RawKernel,

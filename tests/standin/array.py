@@ -173,12 +173,6 @@ class ndarray:
         index, arrays = index_of(slices)
         changed("setitem", self, partial(_assign, index), value, *arrays)
 
-    def scatter_add(self, slices: Any, value: Any) -> None:
-        if self.dtype.char not in "ilILqQefd" or self.dtype == np.int64:
-            raise TypeError("scatter_add only supports int32, float16, float32, float64, uint32, uint64")
-        index, arrays = index_of(slices)
-        changed("scatter_add", self, partial(_scatter_add, index), value, *arrays)
-
     def take(self, indices: Any, axis: int | None = None) -> "ndarray":
         if not isinstance(indices, ndarray):
             raise Misuse(f"take: indices are a {type(indices).__name__}, a hidden copy to the device")
@@ -441,13 +435,18 @@ def _filled(index: tuple[Any, ...], arrays: tuple[Host, ...], shape: tuple[int, 
     """The index for NumPy. Raises Misuse for an integer array out of bounds; NumPy checks the rest."""
     left = iter(arrays)
     filled = tuple(next(left) if part is _ARRAY else part for part in index)
+    np.broadcast_shapes(*(part.shape for part in filled if _is_of_ints(part)))  # ValueError, as in CuPy
     spans = [_axes_of_part(part) for part in filled]
     axis = 0
     for part, span in zip(filled, spans, strict=True):
-        if isinstance(part, np.ndarray) and part.dtype.kind != "b" and axis < len(shape):
+        if _is_of_ints(part) and axis < len(shape):
             check_bounds(part, shape[axis], "index")
         axis += len(shape) - sum(spans) if part is Ellipsis else span
     return filled
+
+
+def _is_of_ints(part: Any) -> bool:
+    return isinstance(part, np.ndarray) and part.dtype.kind != "b"
 
 
 def _axes_of_part(part: Any) -> int:
@@ -478,7 +477,15 @@ def _assign(index: tuple[Any, ...], target: Host, value: Any, *arrays: Host) -> 
     target[places] = values
 
 
-def _scatter_add(index: tuple[Any, ...], target: Host, value: Any, *arrays: Host) -> None:
+def add_at(a: ndarray, indices: Any, b: Any) -> None:
+    """cupy.add.at. It sums repeated elements in any order. cupyx.scatter_add is deprecated, with a warning."""
+    if a.dtype.char not in "ilILqQefd" or a.dtype == np.int64:
+        raise TypeError("cupy.add.at only supports int32, float16, float32, float64, uint32, uint64")
+    index, arrays = index_of(indices)
+    changed("add.at", a, partial(_add_at, index), b, *arrays)
+
+
+def _add_at(index: tuple[Any, ...], target: Host, value: Any, *arrays: Host) -> None:
     if not arrays:
         target[index] += value
         return

@@ -25,7 +25,7 @@ BACKENDS = Path(__file__).resolve().parent.parent.parent / "backends"
 BACKEND = BACKENDS / "cupy_backend.py"
 
 # Names that the stand-in defines only to raise Misuse, and those that every Python class has.
-_REFUSALS = {"__contains__", "__imatmul__", "__weakref__", "__slots__", "__annotations__"}
+_REFUSALS = {"__contains__", "__imatmul__", "__del__", "__weakref__", "__slots__", "__annotations__"}
 
 Parameters: TypeAlias = set[str] | None  # names; None where any name is accepted
 

@@ -16,6 +16,7 @@ from .array import (
     UFUNCS,
     DeviceCapsule,
     Host,
+    add_at,
     changed,
     check_array,
     made,
@@ -49,6 +50,11 @@ class ufunc:
     def __init__(self, name: str, nin: int, compute: Callable[..., Any], bfloat16: bool = True) -> None:
         self.name, self.nin, self._compute, self._bfloat16 = name, nin, compute, bfloat16
         UFUNCS[name] = self
+
+    def at(self, a: ndarray, indices: Any, b: Any = None) -> None:
+        if self.name != "add":
+            raise NotImplementedError(f"standin: {self.name}.at")
+        add_at(check_array("add.at", a), indices, b)
 
     def __call__(
         self, *args: Any, out: ndarray | None = None, dtype: Any = None, casting: str = "same_kind"
@@ -320,10 +326,6 @@ def stack(tup: Sequence[ndarray], axis: int = 0, *, dtype: Any = None, casting: 
 
 def take(a: ndarray, indices: Any, axis: int | None = None) -> ndarray:
     return check_array("take", a).take(indices, axis)
-
-
-def scatter_add(a: ndarray, slices: Any, value: Any) -> None:  # cupyx
-    check_array("scatter_add", a).scatter_add(slices, value)
 
 
 # --- Products

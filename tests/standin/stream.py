@@ -77,11 +77,20 @@ ROUND = 512  # bytes: pools allocate multiples of it
 
 
 class MemoryPool:
-    """Stands for cupy.cuda.MemoryPool, which keeps freed memory."""
+    """Stands for cupy.cuda.MemoryPool, which keeps freed memory, even when the pool itself is collected.
+
+    Attributes:
+        _leaked: bytes that collected pools have kept.
+    """
+
+    _leaked = 0
 
     def __init__(self, allocator: Any = None) -> None:
         self._used = self._total = self._limit = 0
         self._graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
+
+    def __del__(self) -> None:
+        MemoryPool._leaked += self._total
 
     def malloc(self, size: int) -> MemoryPointer:
         self._check_graphs("an array made", "gets memory that the graph writes to")
