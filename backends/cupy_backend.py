@@ -165,7 +165,15 @@ def _keeps_bfloat16(function: Callable[..., Array]) -> Callable[..., Array]:
     return keeping
 
 
-add = _keeps_bfloat16(cupy.add)
+_cupy_add = _keeps_bfloat16(cupy.add)
+
+
+def add(a: Array, b: Array) -> Array:
+    if is_array(a) and is_array(b) and a.shape == b.shape and cupy_kernels.add_takes(a, b):
+        return cupy_kernels.add(a, b)
+    return _cupy_add(a, b)
+
+
 subtract = _keeps_bfloat16(cupy.subtract)
 multiply = _keeps_bfloat16(cupy.multiply)
 divide = _keeps_bfloat16(cupy.divide)
@@ -255,7 +263,9 @@ def matmul(a: Array, b: Array, /) -> Array:
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     rows = matmul(_rows(x), weight)  # (N, i) @ (i, o): one product, whatever the batch axes
-    if bias is not None:
+    if bias is not None and cupy_kernels.add_takes(rows, bias):
+        cupy_kernels.add(rows, bias, out=rows)
+    elif bias is not None:
         rows += bias
     return rows.reshape(*x.shape[:-1], weight.shape[1])
 

@@ -127,6 +127,29 @@ __global__ void column_sums(const float* partial, T* out_of_first, T* out_of_sec
     if (lane == 0 && first + warp < c) out[first + warp] = rounded<T>(total);
 }
 
+// --- Sums of two arrays
+
+// out (n, c) = a (n, c) + b, where b is (n, c), or (c,) if `step`, the distance of its rows, is 0. out may be a. Each
+// thread has V elements of `ROWS_OF_A_SUM` rows, so that it divides once.
+constexpr int ROWS_OF_A_SUM = 4;
+
+template <typename T, int V>
+__global__ void add(const T* a, const T* b, T* out, long long n, long long c, long long step) {
+    const long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x, packs = c / V;
+    const long long first = i / packs * ROWS_OF_A_SUM, column = i % packs * V;
+#pragma unroll
+    for (int r = 0; r < ROWS_OF_A_SUM; r++) {
+        const long long row = first + r;
+        if (row >= n) return;
+        float x[V], y[V];
+        load(x, a + row * c + column);
+        load(y, b + row * step + column);
+#pragma unroll
+        for (int j = 0; j < V; j++) x[j] += y[j];
+        store(out + row * c + column, x);
+    }
+}
+
 // --- Activations. GELU: Hendrycks & Gimpel, arXiv:1606.08415, section 2, with Phi the normal distribution function or
 // its tanh approximation.
 

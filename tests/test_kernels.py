@@ -143,6 +143,31 @@ def check(f: Callable[[], Any], expected: Any, dtype: Any, *, atol: float = 2e-5
 SHAPES = [(3, 1), (2, 3, 31), (5, 33), (9, 64), (3, 257), (2, 520), (1, 2100), (70, 16), (1, 1), (0, 5), (4, 0), (7,)]
 
 
+# --- Sums of two arrays
+
+
+@pytest.mark.parametrize("one_row", [False, True])
+@pytest.mark.parametrize("shape", [(3, 1), (2, 3, 31), (5, 33), (9, 64), (2, 520), (1, 2100), (70, 16)], ids=str)
+def test_add_matches_reference(kernels: Any, dtype: Any, shape: Sequence[int], one_row: bool) -> None:
+    """Also in place, and of arrays that are not aligned to 16 bytes."""
+    a, b = random_array(shape, dtype), random_array(shape[-1:] if one_row else shape, dtype, 1)
+    expected = a.astype(np.float64) + b.astype(np.float64)
+    for place in (cupy.asarray, unaligned):
+        target, other = place(a), place(b)
+        check(partial(kernels.add, target, other), expected, dtype)
+        assert kernels.add(target, other, out=target) is target
+        assert_near(target.get(), expected, dtype)
+
+
+def test_add_takes_large_dense_arrays_of_one_dtype(kernels: Any, dtype: Any) -> None:
+    a, row = cupy.zeros((256, 256), dtype), cupy.zeros((256,), dtype)
+    assert kernels.add_takes(a, a) and kernels.add_takes(a, row)
+    for b in (a.T, a[:1], cupy.zeros((256, 1), dtype), row.astype("float64"), cupy.zeros((), dtype)):
+        assert not kernels.add_takes(a, b)
+    assert not kernels.add_takes(a[:255], a[:255])
+    assert not kernels.add_takes(a.T, a.T)
+
+
 # --- Activations
 
 LAYOUTS: dict[str, Callable[[Array], Array]] = {
@@ -768,6 +793,10 @@ def call_layer_norm(kernels: Any) -> None:
     kernels.layer_norm(cupy.zeros((9, 5), "float32"), None, None, 1e-5)
 
 
+def call_add(kernels: Any) -> None:
+    kernels.add(cupy.zeros((5, 33), "float32"), cupy.zeros((33,), "float32"))
+
+
 def call_gelu(kernels: Any) -> None:
     kernels.gelu(cupy.zeros((1, 33), "float32"), "none")
 
@@ -798,6 +827,7 @@ def call_embedding(kernels: Any) -> None:
 # name: kernel, original text, replacement, call
 BOUNDS_BUGS: dict[str, tuple[str, str, str, Callable[[Any], None]]] = {
     "one row too many": ("layer_norm<float, 1>", "if (row >= n) return;", "if (row > n) return;", call_layer_norm),
+    "one row of a sum too many": ("add<float, 1>", "if (row >= n) return;", "if (row > n) return;", call_add),
     "one element too many": ("activation<float, 1, GELU>", "if (i >= n) return;", "if (i > n) return;", call_gelu),
     "one key too many": (FORWARD, "start + row < n &&", "start + row <= n &&", call_attention),
     "one query too many": (

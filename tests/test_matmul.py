@@ -121,6 +121,18 @@ def test_linear_matches_pytorch(backend: Backend, shape: tuple[int, ...], dtype:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_linear_and_sum_of_large_arrays(backend: Backend, dtype: str) -> None:
+    """Large enough for the kernel of the CuPy backend."""
+    x, weight, bias = 0.1 * normal(2, 520, 8), normal(8, 64, seed=1), normal(64, seed=2)
+    check_against_torch(
+        lambda x, w, b: 0.1 * linear(x, w, b), lambda x, w, b: 0.1 * (x @ w + b), x, weight, bias, dtype=dtype
+    )
+    for shape in [(1040, 64), (64,)]:
+        x, y = normal(1040, 64, seed=3), normal(*shape, seed=4)
+        check_against_torch(lambda x, y: 0.1 * (x + y), lambda x, y: 0.1 * (x + y), x, y, dtype=dtype)
+
+
 @pytest.mark.parametrize(
     "needs", [(True, False, False), (False, True, False), (False, False, True), (True, False, True)]
 )
