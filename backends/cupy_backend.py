@@ -10,6 +10,7 @@ not take, a function returns NotImplemented, and the formula in `formulas.py` ru
 
 import importlib.util
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import accumulate
@@ -120,6 +121,10 @@ def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
     return cupy_kernels.uniform(shape, dtype, key)
 
 
+def dropout_mask(shape: Shape, key: Array, p: float, dtype: DType) -> Any:
+    return NotImplemented if np.dtype(dtype) == np.float16 else cupy_kernels.dropout_mask(shape, key, p, dtype)
+
+
 def host_scalars(values: Sequence[float], dtype: DType) -> Array:
     if cupy.cuda.get_current_stream().is_capturing():  # a capture cannot contain a copy from the host
         # The host writes to this array before each launch. An array from the capture's own pool could have the memory
@@ -165,17 +170,21 @@ def _keeps_bfloat16(function: Callable[..., Array]) -> Callable[..., Array]:
     return keeping
 
 
-_cupy_add = _keeps_bfloat16(cupy.add)
+def _of_large_arrays(operation: str, function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """`function`, but with a faster kernel for large arrays of one shape."""
+    general = _keeps_bfloat16(function)
+
+    def elementwise(a: Array, b: Array) -> Array:
+        if is_array(a) and is_array(b) and a.shape == b.shape and cupy_kernels.elementwise_takes(a, b):
+            return cupy_kernels.elementwise(operation, a, b)
+        return general(a, b)
+
+    return elementwise
 
 
-def add(a: Array, b: Array) -> Array:
-    if is_array(a) and is_array(b) and a.shape == b.shape and cupy_kernels.add_takes(a, b):
-        return cupy_kernels.add(a, b)
-    return _cupy_add(a, b)
-
-
+add = _of_large_arrays("ADD", cupy.add)
 subtract = _keeps_bfloat16(cupy.subtract)
-multiply = _keeps_bfloat16(cupy.multiply)
+multiply = _of_large_arrays("MULTIPLY", cupy.multiply)
 divide = _keeps_bfloat16(cupy.divide)
 power = _keeps_bfloat16(cupy.power)
 negative = cupy.negative
@@ -263,8 +272,8 @@ def matmul(a: Array, b: Array, /) -> Array:
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     rows = matmul(_rows(x), weight)  # (N, i) @ (i, o): one product, whatever the batch axes
-    if bias is not None and cupy_kernels.add_takes(rows, bias):
-        cupy_kernels.add(rows, bias, out=rows)
+    if bias is not None and cupy_kernels.elementwise_takes(rows, bias):
+        cupy_kernels.elementwise("ADD", rows, bias, out=rows)
     elif bias is not None:
         rows += bias
     return rows.reshape(*x.shape[:-1], weight.shape[1])
@@ -478,7 +487,8 @@ class Replay:
 
     def __del__(self) -> None:
         self.graph = self.workspace = None
-        _release(self.pool)
+        if not sys.is_finalizing():  # the driver frees the memory of a process that ends
+            _release(self.pool)
 
 
 _released: list[Any] = []  # pools of earlier graphs, with memory of arrays that still exist

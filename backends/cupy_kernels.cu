@@ -127,25 +127,26 @@ __global__ void column_sums(const float* partial, T* out_of_first, T* out_of_sec
     if (lane == 0 && first + warp < c) out[first + warp] = rounded<T>(total);
 }
 
-// --- Sums of two arrays
+// --- Sums and products of the elements of two arrays
 
-// out (n, c) = a (n, c) + b, where b is (n, c), or (c,) if `step`, the distance of its rows, is 0. out may be a. Each
-// thread has V elements of `ROWS_OF_A_SUM` rows, so that it divides once.
-constexpr int ROWS_OF_A_SUM = 4;
+// out (n, c) = a (n, c) + b or a b, where b is (n, c), or (c,) if `step`, the distance of its rows, is 0. out may be a.
+// Each thread has V elements of `ROWS_OF_A_THREAD` rows, so that it divides once.
+enum Operation { ADD, MULTIPLY };
+constexpr int ROWS_OF_A_THREAD = 4;
 
-template <typename T, int V>
-__global__ void add(const T* a, const T* b, T* out, long long n, long long c, long long step) {
+template <typename T, int V, Operation KIND>
+__global__ void elementwise(const T* a, const T* b, T* out, long long n, long long c, long long step) {
     const long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x, packs = c / V;
-    const long long first = i / packs * ROWS_OF_A_SUM, column = i % packs * V;
+    const long long first = i / packs * ROWS_OF_A_THREAD, column = i % packs * V;
 #pragma unroll
-    for (int r = 0; r < ROWS_OF_A_SUM; r++) {
+    for (int r = 0; r < ROWS_OF_A_THREAD; r++) {
         const long long row = first + r;
         if (row >= n) return;
         float x[V], y[V];
         load(x, a + row * c + column);
         load(y, b + row * step + column);
 #pragma unroll
-        for (int j = 0; j < V; j++) x[j] += y[j];
+        for (int j = 0; j < V; j++) x[j] = KIND == ADD ? x[j] + y[j] : x[j] * y[j];
         store(out + row * c + column, x);
     }
 }
@@ -854,8 +855,21 @@ __device__ double drawn<double>(double value) {
     return value;
 }
 
+// 0 where `drawn` is less than p, else `scale`.
 template <typename T>
-__global__ void __launch_bounds__(256, 4) uniform(T* out, const unsigned long long* key, long long n) {
+__device__ T of_mask(T drawn, double p, double scale) {
+    return rounded<T>(to_float(drawn) < static_cast<float>(p) ? 0.0f : static_cast<float>(scale));
+}
+
+template <>
+__device__ double of_mask<double>(double drawn, double p, double scale) {
+    return drawn < p ? 0.0 : scale;
+}
+
+// With MASK, the mask of dropout: the numbers become 0 or `scale`.
+template <typename T, bool MASK>
+__global__ void __launch_bounds__(256, 4)
+    uniform(T* out, const unsigned long long* key, long long n, double p, double scale) {
     typedef unsigned long long u64;
     const u64 block = key[3] / 4 + blockIdx.x * static_cast<u64>(blockDim.x) + threadIdx.x;
     u64 x[4] = {block + 1, 0, key[1], key[2]}, key0 = key[0], key1 = 0;
@@ -874,6 +888,6 @@ __global__ void __launch_bounds__(256, 4) uniform(T* out, const unsigned long lo
     for (int i = 0; i < 4; i++) {
         const long long at = static_cast<long long>(block * 4 + i - key[3]);  // may be negative
         const double value = static_cast<double>(x[i] >> 11) * 1.1102230246251565e-16;
-        if (at >= 0 && at < n) out[at] = drawn<T>(value);
+        if (at >= 0 && at < n) out[at] = MASK ? of_mask(drawn<T>(value), p, scale) : drawn<T>(value);
     }
 }

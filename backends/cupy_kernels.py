@@ -36,7 +36,7 @@ _PER_TYPE = (
     "column_sums", "softmax", "softmax_backward", "cross_entropy", "cross_entropy_backward", "embedding_backward",
     "squares", "adam_step",
 )  # fmt: skip
-_PER_PACK = ("add", "layer_norm", "layer_norm_backward", "layer_norm_backward_columns")
+_PER_PACK = ("layer_norm", "layer_norm_backward", "layer_norm_backward_columns")
 _PER_ACTIVATION = ("activation",)
 _GELU, _LEAKY_RELU = {"none": "GELU", "tanh": "GELU_TANH"}, "LEAKY_RELU"
 _PER_WIDTH = ("attention", "attention_backward_q", "attention_backward_kv")
@@ -46,7 +46,8 @@ _TYPES_AND_PACKS = [f"{t}, {n}" for t, pack in _PACKS.items() for n in (1, pack)
 NAME_EXPRESSIONS: tuple[str, ...] = (
     "valid_mean",
     "norm_and_scale",
-    *(f"uniform<{t}>" for t in (*_PACKS, "double")),
+    *(f"uniform<{t}, {mask}>" for t in (*_PACKS, "double") for mask in ("false", "true")),
+    *(f"elementwise<{pack}, {operation}>" for pack in _TYPES_AND_PACKS for operation in ("ADD", "MULTIPLY")),
     *(f"{name}<{t}>" for name in _PER_TYPE for t in _PACKS),
     *(f"{name}<{pack}>" for name in _PER_PACK for pack in _TYPES_AND_PACKS),
     *(
@@ -142,16 +143,16 @@ def _column_sums(type_name: str, partial: Array, *outs: Array | None) -> None:
     _launch(f"column_sums<{type_name}>", (-(-c // 32), sets), 1024, partial, first, second, m, c)
 
 
-# --- Sums of two arrays
+# --- Sums and products of the elements of two arrays
 
-_ROWS_OF_A_SUM = 4  # per thread, as in the source
-_LEAST_SUM = 1 << 16  # elements: smaller sums take no longer in CuPy
+_ROWS_OF_A_THREAD = 4  # as in the source
+_LARGE = 1 << 16  # elements: CuPy takes no longer for smaller arrays
 
 
-def add_takes(a: Array, b: Array) -> bool:
-    """Whether `add` takes a (..., C) and b, (..., C) or (C,): large, dense, of one dtype that the kernels take."""
+def elementwise_takes(a: Array, b: Array) -> bool:
+    """Whether `elementwise` takes a (..., C) and b, (..., C) or (C,): large, dense, of one dtype of the kernels."""
     return bool(
-        a.size >= _LEAST_SUM
+        a.size >= _LARGE
         and b.shape in (a.shape, a.shape[-1:])
         and a.flags.c_contiguous
         and b.flags.c_contiguous
@@ -159,17 +160,18 @@ def add_takes(a: Array, b: Array) -> bool:
     )
 
 
-def add(a: Array, b: Array, out: Array | None = None) -> Array:
-    """(..., C), and (..., C) or (C,) -> (..., C), written to `out` if given, which may be `a`.
+def elementwise(operation: str, a: Array, b: Array, out: Array | None = None) -> Array:
+    """a + b ("ADD") or a b ("MULTIPLY"): (..., C), and (..., C) or (C,) -> (..., C).
 
-    CuPy's own addition moves one element per thread at a time; in bfloat16 it reaches a third of a device's bandwidth.
+    The result is written to `out` if given, which may be `a`. CuPy's own functions move one element per thread at a
+    time, and reach a third of a device's bandwidth in bfloat16.
     """
-    t, c = _common_type("add", a, b), a.shape[-1]
+    t, c = _common_type(operation.lower(), a, b), a.shape[-1]
     out = cupy.empty(a.shape, a.dtype) if out is None else out
     n, pack = a.size // c, _pack(t, c, a, b, out)
-    threads = -(-n // _ROWS_OF_A_SUM) * (c // pack)
+    threads = -(-n // _ROWS_OF_A_THREAD) * (c // pack)
     step = c if b.shape == a.shape else 0
-    _launch(f"add<{t}, {pack}>", (-(-threads // _BLOCK),), _BLOCK, a, b, out, n, c, step)
+    _launch(f"elementwise<{t}, {pack}, {operation}>", (-(-threads // _BLOCK),), _BLOCK, a, b, out, n, c, step)
     return out
 
 
@@ -524,10 +526,20 @@ def uniform(shape: Shape, dtype: DType, key: Array) -> Array:
 
     key (4,) uint64: seed, counter % 2^64, counter // 2^64, position of the first number in the sequence.
     """
-    _check("uniform", "uint64", key=key)
+    return _uniform("uniform", shape, dtype, key, mask=False)
+
+
+def dropout_mask(shape: Shape, key: Array, p: float, dtype: DType) -> Array:
+    """0 where an element of `uniform` is less than p, else 1 / (1 - p), in the same dtypes."""
+    return _uniform("dropout_mask", shape, dtype, key, mask=True, p=p)
+
+
+def _uniform(op: str, shape: Shape, dtype: DType, key: Array, mask: bool, p: float = 0.0) -> Array:
+    _check(op, "uint64", key=key)
     out = cupy.empty(shape, dtype)
-    t = "double" if out.dtype == np.float64 else _common_type("uniform", out)
+    t = "double" if out.dtype == np.float64 else _common_type(op, out)
     if out.size:
         blocks = out.size // 4 + 2  # of four numbers; the first and the last may be used in part
-        _launch(f"uniform<{t}>", (-(-blocks // 256),), 256, out, _dense(key), out.size)
+        name = f"uniform<{t}, {str(mask).lower()}>"
+        _launch(name, (-(-blocks // 256),), 256, out, _dense(key), out.size, float(p), 1 / (1 - p))
     return out

@@ -68,6 +68,11 @@ def uniform(xp: Xp, shape: Shape, key: Array, dtype: DType) -> Array:
     return xp.astype(xp.asarray(host.uniform(shape, seed, high << 64 | low, start)), dtype)
 
 
+def dropout_mask(xp: Xp, shape: Shape, key: Array, p: float, dtype: DType) -> Array:
+    kept = xp.greater_equal(xp.uniform(shape, key, dtype), p)
+    return xp.multiply(xp.astype(kept, dtype), 1 / (1 - p))
+
+
 def host_scalars(xp: Xp, values: Sequence[float], dtype: DType) -> Array:
     """An array (n,) of Python numbers."""
     return xp.asarray(np.array(values, dtype))

@@ -113,6 +113,8 @@ class Derived(Protocol):
     def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array: ...   # -> shape; standard normal, a function of (seed, counter) alone
     # key (4,) uint64: seed, low and high half of the counter, position of the first element -> shape, in [0, 1)
     def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array: ...
+    # 0 where an element of `uniform` is less than p, else 1 / (1 - p) -> shape
+    def dropout_mask(self, shape: Shape, key: Array, p: float, dtype: DType) -> Array: ...
     def host_scalars(self, values: Sequence[float], dtype: DType) -> Array: ...  # -> (n,); `update_scalars` can update it between replays
     def check_ids(self, ids: Any, upper: int, op: str) -> Array: ...             # (...) -> (...) int64, each in [0, upper), checked on the host
     # ids, and a bool array, False where they equal `ignore`; None if all are valid

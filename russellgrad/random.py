@@ -72,6 +72,14 @@ class Generator:
 
     def uniform(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
         """Draw an array of this shape and dtype, uniform on [0, 1), on backend `xp`. The first axis is the batch's."""
+        return xp.uniform(shape, self._key(shape, xp), dtype)
+
+    def dropout_mask(self, shape: Shape, p: float, dtype: DType, xp: Backend) -> Array:
+        """Draw a mask for dropout: 0 with probability p, else 1 / (1 - p). The first axis is the batch's."""
+        return xp.dropout_mask(shape, self._key(shape, xp), p, dtype)
+
+    def _key(self, shape: Shape, xp: Backend) -> Array:
+        """What selects the next draw: see `Derived.uniform` in russellgrad/backend.py."""
         row_size = prod(shape[1:])
         self._undo_without_capture()
 
@@ -79,7 +87,7 @@ class Generator:
             number = self._next()
             return self.seed, number % 2**64, number >> 64, self._first_row * row_size
 
-        return xp.uniform(shape, host_scalars(xp, key, "uint64"), dtype)
+        return host_scalars(xp, key, "uint64")
 
     def _next(self) -> int:
         number = self.stream << 64 | self.counter

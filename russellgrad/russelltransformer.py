@@ -83,8 +83,7 @@ class Dropout(Module):
         if not self.training or not self.p:
             return x
         generator = self.generator or default_generator()
-        kept = x.backend.greater_equal(generator.uniform(x.shape, x.dtype, x.backend), self.p)
-        out: Tensor = x * x.backend.multiply(x.backend.astype(kept, x.dtype), 1 / (1 - self.p))
+        out: Tensor = x * generator.dropout_mask(x.shape, self.p, x.dtype, x.backend)
         return out
 
 

@@ -143,29 +143,33 @@ def check(f: Callable[[], Any], expected: Any, dtype: Any, *, atol: float = 2e-5
 SHAPES = [(3, 1), (2, 3, 31), (5, 33), (9, 64), (3, 257), (2, 520), (1, 2100), (70, 16), (1, 1), (0, 5), (4, 0), (7,)]
 
 
-# --- Sums of two arrays
+# --- Sums and products of the elements of two arrays
 
 
+@pytest.mark.parametrize("operation", ["ADD", "MULTIPLY"])
 @pytest.mark.parametrize("one_row", [False, True])
 @pytest.mark.parametrize("shape", [(3, 1), (2, 3, 31), (5, 33), (9, 64), (2, 520), (1, 2100), (70, 16)], ids=str)
-def test_add_matches_reference(kernels: Any, dtype: Any, shape: Sequence[int], one_row: bool) -> None:
+def test_elementwise_matches_reference(
+    kernels: Any, dtype: Any, shape: Sequence[int], one_row: bool, operation: str
+) -> None:
     """Also in place, and of arrays that are not aligned to 16 bytes."""
     a, b = random_array(shape, dtype), random_array(shape[-1:] if one_row else shape, dtype, 1)
-    expected = a.astype(np.float64) + b.astype(np.float64)
+    x, y = to_float64(a, b)
+    expected = x + y if operation == "ADD" else x * y
     for place in (cupy.asarray, unaligned):
         target, other = place(a), place(b)
-        check(partial(kernels.add, target, other), expected, dtype)
-        assert kernels.add(target, other, out=target) is target
+        check(partial(kernels.elementwise, operation, target, other), expected, dtype)
+        assert kernels.elementwise(operation, target, other, out=target) is target
         assert_near(target.get(), expected, dtype)
 
 
-def test_add_takes_large_dense_arrays_of_one_dtype(kernels: Any, dtype: Any) -> None:
+def test_elementwise_takes_large_dense_arrays_of_one_dtype(kernels: Any, dtype: Any) -> None:
     a, row = cupy.zeros((256, 256), dtype), cupy.zeros((256,), dtype)
-    assert kernels.add_takes(a, a) and kernels.add_takes(a, row)
+    assert kernels.elementwise_takes(a, a) and kernels.elementwise_takes(a, row)
     for b in (a.T, a[:1], cupy.zeros((256, 1), dtype), row.astype("float64"), cupy.zeros((), dtype)):
-        assert not kernels.add_takes(a, b)
-    assert not kernels.add_takes(a[:255], a[:255])
-    assert not kernels.add_takes(a.T, a.T)
+        assert not kernels.elementwise_takes(a, b)
+    assert not kernels.elementwise_takes(a[:255], a[:255])
+    assert not kernels.elementwise_takes(a.T, a.T)
 
 
 # --- Activations
@@ -718,6 +722,10 @@ def test_uniform_matches_the_host_bitwise(
     expected = host.uniform(tuple(shape), seed, counter, start).astype(dtype)
     assert actual.shape == expected.shape and actual.dtype == expected.dtype
     assert actual.tobytes() == expected.tobytes()
+    for p in (0.2, 0.5):
+        (actual,) = twice(partial(kernels.dropout_mask, shape, key, p, dtype))
+        wanted = np.where(expected.astype(np.float64) < np.asarray(p, np.float32), 0, 1 / (1 - p)).astype(dtype)
+        assert actual.tobytes() == wanted.tobytes()
 
 
 # --- Accepted dtypes
@@ -793,8 +801,8 @@ def call_layer_norm(kernels: Any) -> None:
     kernels.layer_norm(cupy.zeros((9, 5), "float32"), None, None, 1e-5)
 
 
-def call_add(kernels: Any) -> None:
-    kernels.add(cupy.zeros((5, 33), "float32"), cupy.zeros((33,), "float32"))
+def call_elementwise(kernels: Any) -> None:
+    kernels.elementwise("ADD", cupy.zeros((5, 33), "float32"), cupy.zeros((33,), "float32"))
 
 
 def call_gelu(kernels: Any) -> None:
@@ -827,7 +835,12 @@ def call_embedding(kernels: Any) -> None:
 # name: kernel, original text, replacement, call
 BOUNDS_BUGS: dict[str, tuple[str, str, str, Callable[[Any], None]]] = {
     "one row too many": ("layer_norm<float, 1>", "if (row >= n) return;", "if (row > n) return;", call_layer_norm),
-    "one row of a sum too many": ("add<float, 1>", "if (row >= n) return;", "if (row > n) return;", call_add),
+    "one row of an elementwise sum too many": (
+        "elementwise<float, 1, ADD>",
+        "if (row >= n) return;",
+        "if (row > n) return;",
+        call_elementwise,
+    ),
     "one element too many": ("activation<float, 1, GELU>", "if (i >= n) return;", "if (i > n) return;", call_gelu),
     "one key too many": (FORWARD, "start + row < n &&", "start + row <= n &&", call_attention),
     "one query too many": (
@@ -837,7 +850,7 @@ BOUNDS_BUGS: dict[str, tuple[str, str, str, Callable[[Any], None]]] = {
         call_attention,
     ),
     "mask past the end": (FORWARD, "(query >= n_queries || mask", "(query > n_queries || mask", call_masked_attention),
-    "one random number too many": ("uniform<float>", "at < n)", "at <= n)", call_uniform),
+    "one random number too many": ("uniform<float, false>", "at < n)", "at <= n)", call_uniform),
     "one weight too many": ("adam_step<float>", "j < i + 4 && j < n", "j < i + 4 && j <= n", call_adam),
     "table too small": ("embedding_backward<float>", "TABLE = 12288", "TABLE = 100", call_embedding),
 }

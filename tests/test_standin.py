@@ -485,6 +485,7 @@ def layer_norm_and_backward(xp: Any, o: Operands) -> Any:
 DERIVED_CALLS: dict[str, Callable[[Any, Operands], Any]] = {
     "zeros": lambda xp, o: xp.zeros((2, 3), "float64"),
     "uniform": lambda xp, o: xp.uniform((5,), o.key, "float64"),
+    "dropout_mask": lambda xp, o: xp.dropout_mask((5,), o.key, 0.2, "float64"),
     "erf": lambda xp, o: xp.erf(o.x),
     "sigmoid": lambda xp, o: xp.sigmoid(o.x),
     "relu": lambda xp, o: xp.relu(o.x),

@@ -289,6 +289,12 @@ def random_numbers() -> Iterator[Case]:
             for dtype in ("float64", "float32"):
                 yield from values(primitive, f"shape {shape}, {dtype}", shape, *_draw(primitive, 3, 4), dtype, atol=0.0)
 
+    for dtype in ("float64", "float32"):
+        for p in (0.2, 0.5):
+            arguments = (3, 5), *_draw("uniform", 7, 2 << 64 | 3, 6), p
+            yield from values("dropout_mask", f"p = {p}, {dtype}", *arguments, dtype, atol=0.0)
+        yield from values("dropout_mask", f"empty, {dtype}", (2, 0), *_draw("uniform", 3, 4), 0.1, dtype, atol=0.0)
+
 
 def _draw(primitive: str, seed: int, counter: int, start: int = 0) -> tuple[Any, ...]:
     """The arguments that select a draw."""
