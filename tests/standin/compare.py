@@ -247,7 +247,7 @@ OTHERS_HAVE = {"append", "extend", "items", "join", "kind", "name", "c_contiguou
 def array_attributes(source: str) -> set[str]:
     """The attributes in `source` of values that may be arrays: not of modules, and not of its own objects."""
     roots = re.compile(
-        r"(cupyx?|np|host|importlib|operator|cublas|cupy_kernels|self|stream|pool|error|frame|value|names|name)(\.|$)"
+        r"(cupyx?|np|host|importlib|operator|sys|cublas|cupy_kernels|self|stream|pool|error|frame|value|names|name)(\.|$)"
     )
     return {
         node.attr
