@@ -242,6 +242,9 @@ def concatenate(arrays: Sequence[Array], axis: int, /) -> Array:
         raise ValueError(f"the shapes must be equal except along axis {axis}")
     ends = list(accumulate(array.shape[axis] for array in arrays))
     out = cupy.empty((*before, ends[-1], *after), np.result_type(*(array.dtype for array in arrays)))
+    if axis == out.ndim - 1 and cupy_kernels.join_takes(arrays):
+        cupy_kernels.join(arrays, out)
+        return out
     for array, end in zip(arrays, ends, strict=True):
         out[(*(slice(None),) * axis, slice(end - array.shape[axis], end))] = array
     return out

@@ -127,15 +127,17 @@ __global__ void column_sums(const float* partial, T* out_of_first, T* out_of_sec
     if (lane == 0 && first + warp < c) out[first + warp] = rounded<T>(total);
 }
 
-// --- Sums and products of the elements of two arrays
+// --- Sums and products of the elements of two arrays, and copies
 
-// out (n, c) = a (n, c) + b or a b, where b is (n, c), or (c,) if `step`, the distance of its rows, is 0. out may be a.
-// Each thread has V elements of `ROWS_OF_A_THREAD` rows, so that it divides once.
-enum Operation { ADD, MULTIPLY };
+// out (n, c) = a (n, c) + b, a b, or a. b is (n, c), or (c,) if b_step, the distance of its rows, is 0; for COPY it is
+// null. out_step is the distance of the rows of out, which may be a. Each thread has V elements of `ROWS_OF_A_THREAD`
+// rows, so that it divides once.
+enum Operation { ADD, MULTIPLY, COPY };
 constexpr int ROWS_OF_A_THREAD = 4;
 
 template <typename T, int V, Operation KIND>
-__global__ void elementwise(const T* a, const T* b, T* out, long long n, long long c, long long step) {
+__global__ void elementwise(const T* a, const T* b, T* out, long long n, long long c, long long b_step,
+                            long long out_step) {
     const long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x, packs = c / V;
     const long long first = i / packs * ROWS_OF_A_THREAD, column = i % packs * V;
 #pragma unroll
@@ -144,10 +146,13 @@ __global__ void elementwise(const T* a, const T* b, T* out, long long n, long lo
         if (row >= n) return;
         float x[V], y[V];
         load(x, a + row * c + column);
-        load(y, b + row * step + column);
+        if (KIND != COPY) load(y, b + row * b_step + column);
 #pragma unroll
-        for (int j = 0; j < V; j++) x[j] = KIND == ADD ? x[j] + y[j] : x[j] * y[j];
-        store(out + row * c + column, x);
+        for (int j = 0; j < V; j++) {
+            if (KIND == ADD) x[j] += y[j];
+            if (KIND == MULTIPLY) x[j] *= y[j];
+        }
+        store(out + row * out_step + column, x);
     }
 }
 

@@ -47,7 +47,7 @@ NAME_EXPRESSIONS: tuple[str, ...] = (
     "valid_mean",
     "norm_and_scale",
     *(f"uniform<{t}, {mask}>" for t in (*_PACKS, "double") for mask in ("false", "true")),
-    *(f"elementwise<{pack}, {operation}>" for pack in _TYPES_AND_PACKS for operation in ("ADD", "MULTIPLY")),
+    *(f"elementwise<{pack}, {operation}>" for pack in _TYPES_AND_PACKS for operation in ("ADD", "MULTIPLY", "COPY")),
     *(f"{name}<{t}>" for name in _PER_TYPE for t in _PACKS),
     *(f"{name}<{pack}>" for name in _PER_PACK for pack in _TYPES_AND_PACKS),
     *(
@@ -143,7 +143,7 @@ def _column_sums(type_name: str, partial: Array, *outs: Array | None) -> None:
     _launch(f"column_sums<{type_name}>", (-(-c // 32), sets), 1024, partial, first, second, m, c)
 
 
-# --- Sums and products of the elements of two arrays
+# --- Sums and products of the elements of two arrays, and copies
 
 _ROWS_OF_A_THREAD = 4  # as in the source
 _LARGE = 1 << 16  # elements: CuPy takes no longer for smaller arrays
@@ -166,13 +166,35 @@ def elementwise(operation: str, a: Array, b: Array, out: Array | None = None) ->
     The result is written to `out` if given, which may be `a`. CuPy's own functions move one element per thread at a
     time, and reach a third of a device's bandwidth in bfloat16.
     """
-    t, c = _common_type(operation.lower(), a, b), a.shape[-1]
+    _common_type(operation.lower(), a, b)
     out = cupy.empty(a.shape, a.dtype) if out is None else out
-    n, pack = a.size // c, _pack(t, c, a, b, out)
-    threads = -(-n // _ROWS_OF_A_THREAD) * (c // pack)
-    step = c if b.shape == a.shape else 0
-    _launch(f"elementwise<{t}, {pack}, {operation}>", (-(-threads // _BLOCK),), _BLOCK, a, b, out, n, c, step)
+    c = a.shape[-1]
+    _elementwise(operation, a, b, out, c if b.shape == a.shape else 0, c)
     return out
+
+
+def join_takes(arrays: Sequence[Array]) -> bool:
+    """Whether `join` takes these: large, dense, of one dtype that the kernels take."""
+    return all(array.size >= _LARGE and array.flags.c_contiguous for array in arrays) and takes(*arrays)
+
+
+def join(arrays: Sequence[Array], out: Array) -> None:
+    """(..., C_i) -> (..., sum of C_i): copies the arrays, one after the other along the last axis, into `out`."""
+    first = 0
+    for array in arrays:
+        part = out[..., first : first + array.shape[-1]]
+        _elementwise("COPY", array, None, part, 0, out.shape[-1])
+        first += array.shape[-1]
+
+
+def _elementwise(operation: str, a: Array, b: Array | None, out: Array, b_step: int, out_step: int) -> None:
+    t, c = _common_type(operation.lower(), a, out), a.shape[-1]
+    n, pack = a.size // c, _pack(t, c, a, b, out)
+    if out_step % pack:
+        pack = 1
+    threads = -(-n // _ROWS_OF_A_THREAD) * (c // pack)
+    name = f"elementwise<{t}, {pack}, {operation}>"
+    _launch(name, (-(-threads // _BLOCK),), _BLOCK, a, b, out, n, c, b_step, out_step)
 
 
 # --- Activations

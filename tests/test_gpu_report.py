@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_checks, gpu_report, gpu_timing, measure
+from benchmarks import gpu_checks, gpu_profile, gpu_report, gpu_timing, measure
 from benchmarks.candidates.gpu_graph import graph_nodes
 from benchmarks.candidates.gpu_ours import Ours
 from benchmarks.candidates.gpu_torch import Torch
@@ -331,3 +331,12 @@ def test_suite_without_failures(tmp_path: Path) -> None:
     path.write_text("def test_fine(): pass", encoding="utf-8")
     section = suite(plan(), [str(path)])
     assert section.verdict.startswith("1 passed in ") and not section.failures
+
+
+def test_profile_sums_the_kernels_of_a_step() -> None:
+    events = [("add", 2.0), ("attention", 30.0), ("add", 4.0), ("attention", 34.0)]
+    assert gpu_profile.table(events, steps=2) == [
+        "   0.035 ms    2.0 launches in all",
+        "   0.032 ms    1.0 x     32.0 us  attention",
+        "   0.003 ms    1.0 x      3.0 us  add",
+    ]

@@ -163,6 +163,15 @@ def test_elementwise_matches_reference(
         assert_near(target.get(), expected, dtype)
 
 
+@pytest.mark.parametrize("widths", [(8, 16, 8), (3, 4, 9), (384, 384, 384), (1, 1)], ids=str)
+def test_join_matches_reference(kernels: Any, dtype: Any, widths: Sequence[int]) -> None:
+    arrays = [random_array((3, 7, width), dtype, seed) for seed, width in enumerate(widths)]
+    for place in (cupy.asarray, unaligned):
+        out = place(np.zeros((3, 7, sum(widths)), dtype))
+        kernels.join([place(array) for array in arrays], out)
+        assert out.get().tobytes() == np.concatenate(arrays, axis=-1).tobytes()
+
+
 def test_elementwise_takes_large_dense_arrays_of_one_dtype(kernels: Any, dtype: Any) -> None:
     a, row = cupy.zeros((256, 256), dtype), cupy.zeros((256,), dtype)
     assert kernels.elementwise_takes(a, a) and kernels.elementwise_takes(a, row)
@@ -170,6 +179,8 @@ def test_elementwise_takes_large_dense_arrays_of_one_dtype(kernels: Any, dtype: 
         assert not kernels.elementwise_takes(a, b)
     assert not kernels.elementwise_takes(a[:255], a[:255])
     assert not kernels.elementwise_takes(a.T, a.T)
+    assert kernels.join_takes([a, a]) and not kernels.join_takes([a, a.T])
+    assert not kernels.join_takes([a, a.astype("float64")]) and not kernels.join_takes([a, a[:255]])
 
 
 # --- Activations

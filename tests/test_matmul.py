@@ -122,7 +122,7 @@ def test_linear_matches_pytorch(backend: Backend, shape: tuple[int, ...], dtype:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_linear_and_sum_of_large_arrays(backend: Backend, dtype: str) -> None:
+def test_linear_sum_product_and_concatenate_of_large_arrays(backend: Backend, dtype: str) -> None:
     """Large enough for the kernel of the CuPy backend."""
     x, weight, bias = 0.1 * normal(2, 520, 8), normal(8, 64, seed=1), normal(64, seed=2)
     check_against_torch(
@@ -131,6 +131,10 @@ def test_linear_and_sum_of_large_arrays(backend: Backend, dtype: str) -> None:
     for shape in [(1040, 64), (64,)]:
         x, y = normal(1040, 64, seed=3), normal(*shape, seed=4)
         check_against_torch(lambda x, y: 0.1 * (x + y), lambda x, y: 0.1 * (x + y), x, y, dtype=dtype)
+    check_against_torch(
+        lambda x, y: Tensor.concatenate([x, x * y, y], axis=1), lambda x, y: torch.cat([x, x * y, y], dim=1),
+        normal(1040, 64, seed=3), normal(1040, 64, seed=4), dtype=dtype,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""The kernels of a training step on a GPU and the time of each, measured by PyTorch's profiler.
+
+    python -m benchmarks.gpu_profile 6/6/384/256/64 bf16
+    python -m benchmarks.gpu_profile 6/6/384/256/64 bf16 torch
+
+The profiler sees all kernels of the process, those of CuPy and cuBLAS too. The step is not captured.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.candidates import gpu_ours, gpu_torch
+from benchmarks.candidates.model import PRECISIONS
+from benchmarks.train_step import SIZE_HEAD
+
+WARM_UP, STEPS, MOST_LINES = 5, 10, 40
+
+
+def table(events: Iterable[tuple[str, float]], steps: int) -> list[str]:
+    """One line for each kernel, with its time and number of launches per step, the longest first.
+
+    Args:
+        events: the name of each kernel launched and its microseconds.
+    """
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for name, microseconds in events:
+        times[name].append(microseconds)
+    ordered = sorted(times.items(), key=lambda item: -sum(item[1]))
+    lines = [
+        f"{sum(each) / steps / 1000:8.3f} ms {len(each) / steps:6.1f} x {sum(each) / len(each):8.1f} us  {name[:110]}"
+        for name, each in ordered[:MOST_LINES]
+    ]
+    launches, total = sum(map(len, times.values())), sum(map(sum, times.values()))
+    return [f"{total / steps / 1000:8.3f} ms {launches / steps:6.1f} launches in all", *lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_profile", description=__doc__)
+    parser.add_argument("size", help=SIZE_HEAD)
+    parser.add_argument("precision", choices=PRECISIONS)
+    parser.add_argument("library", nargs="?", choices=("russellgrad", "torch"), default="russellgrad")
+    given = parser.parse_args()
+    torch.zeros(1, device="cuda")  # the profiler needs PyTorch's CUDA context
+    module = gpu_ours if given.library == "russellgrad" else gpu_torch
+    candidate = module.build(given.size, given.precision, "uncaptured")
+    candidate.prepare()
+    for _ in range(WARM_UP):
+        candidate.step()
+    candidate.synchronize()
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        candidate.step()
+    candidate.synchronize()
+    seconds = (time.perf_counter() - start) / STEPS
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        for _ in range(STEPS):
+            candidate.step()
+        candidate.synchronize()
+    on_device = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    print(f"{given.library}, {given.size}, {given.precision}: {1000 * seconds:.3f} ms a step without the profiler")
+    print("\n".join(table([(event.name, event.device_time_total) for event in on_device], STEPS)))
+
+
+if __name__ == "__main__":
+    main()
