@@ -61,7 +61,7 @@ def main() -> None:
         for _ in range(STEPS):
             candidate.step()
         candidate.synchronize()
-    on_device = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [event for event in profiler.events() if event.device_type.name == "CUDA"]
     print(f"{given.library}, {given.size}, {given.precision}: {1000 * seconds:.3f} ms a step without the profiler")
     print("\n".join(table([(event.name, event.device_time_total) for event in on_device], STEPS)))
 
