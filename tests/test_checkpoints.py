@@ -233,10 +233,17 @@ def test_a_run_stopped_before_a_validation_validates_when_resumed(
     assert one.state["validation_losses"] == two.state["validation_losses"]
 
 
-def test_a_signal_in_the_last_step_has_no_effect(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
-    result = run_until_signal(monkeypatch, 12, text, tmp_path)
-    assert result.signal is None
-    assert result.validation_losses[-1][0] == 12
+def test_a_signal_in_the_last_step_leaves_out_the_last_validation(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(text, tmp_path / "whole")
+    result = run_until_signal(monkeypatch, 12, text, tmp_path / "parts")
+    assert (result.signal, result.steps, find(tmp_path / "parts").step) == (signal.SIGTERM, 12, 12)
+    assert parameters(result.path) == parameters(whole.path)
+    assert "SIGTERM after step 12 of 12 in its last validation, which is not finished; re" in capsys.readouterr().out
+    assert train(resume=str(tmp_path / "parts")).validations == whole.validations
+    assert train(resume=str(tmp_path / "parts")).validations == whole.validations  # stored, not computed again
+    assert [step for step, _, _ in read_metrics(tmp_path / "parts").validations] == [3, 6, 9, 12]
 
 
 def test_a_second_run_in_the_same_folder_raises(text: str, tmp_path: Path) -> None:
@@ -330,7 +337,7 @@ SEPARATE_QKV = ROOT / "tests" / "data" / "separate_qkv" / "step-00000003"  # for
 def test_a_checkpoint_with_separate_q_k_v_matrices_resumes(text: str, tmp_path: Path) -> None:
     """Matrices and Adam moments of an earlier release are merged; the losses equal those of that release."""
     shutil.copytree(SEPARATE_QKV, tmp_path / "checkpoints" / SEPARATE_QKV.name)
-    result = train(resume=str(tmp_path), dataset=text)
+    result = train(resume=str(tmp_path), dataset=text, eval_blocks=0)
     assert result.steps == 6
     expected = [3.45991668404866, 3.4520936491035945, 3.4399514298664053]
     np.testing.assert_allclose(result.losses, expected, rtol=0, atol=1e-12)
@@ -482,6 +489,9 @@ def test_a_full_disk_for_the_metrics_names_the_last_checkpoint(
 
     monkeypatch.setattr(Metrics, "steps", full)
     with pytest.raises(
-        OSError, match=f"cannot write into {tmp_path}: No space left on device; the last checkpoint is "
+        OSError,
+        match=f"^cannot write {tmp_path}/metrics.jsonl: No space left on device; the last checkpoint is {tmp_path}/chec"
+        "kpoints/step-00000006: fix the cause, and --resume$",
     ):
         train(resume=str(tmp_path), steps=12)
+    assert find(tmp_path).step == 6

@@ -37,6 +37,7 @@ class Progress:
         self._steps_per_line = max(1, n_steps // PLAIN_LINES)
         self._lines_printed = first_step // self._steps_per_line
         self._bar: Any = None
+        self._facts = ""  # of the last step
         self._start_time = self._last_line = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -58,22 +59,23 @@ class Progress:
         """Show that `step` steps are done, the last of them with this loss."""
         seconds_per_step = (time.perf_counter() - self._start_time) / (step - self._first_step)
         left = format_duration(seconds_per_step * (self.n_steps - step))
-        facts = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {left} left"
+        self._facts = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {left} left"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, facts=facts)
+            self._bar.update(self._bar.task_ids[0], completed=step, facts=self._facts)
         elif step // self._steps_per_line > self._lines_printed or step == self.n_steps:
             self._lines_printed = step // self._steps_per_line
-            echo(f"step {step:,}/{self.n_steps:,}  {facts}")
+            echo(f"step {step:,}/{self.n_steps:,}  {self._facts}")
 
     def validating(self, blocks: int, n_blocks: int) -> None:
-        """Show that the validation has computed the loss of `blocks` of `n_blocks` blocks; call this first with 0."""
+        """Show how many blocks of a validation are done. Call this at the start, with 0, and at the end, too."""
         now, facts = time.perf_counter(), f"validation: {blocks:,} of {n_blocks:,} blocks"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], facts=facts)
-        elif blocks and now - self._last_line > VALIDATION_SECONDS:
-            echo(facts)
-        if not blocks or now - self._last_line > VALIDATION_SECONDS:
+            self._bar.update(self._bar.task_ids[0], facts=facts if blocks < n_blocks else self._facts)
+        elif not blocks:
             self._last_line = now
+        elif now - self._last_line > VALIDATION_SECONDS and blocks < n_blocks:
+            self._last_line = now
+            echo(facts)
 
     def echo(self, text: str) -> None:
         """Print a text, above the bar if there is one."""

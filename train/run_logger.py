@@ -115,12 +115,13 @@ class RunLogger:
         self._resumed_at = time.perf_counter()
 
     def log_validating(self, blocks: int, n_blocks: int) -> None:
-        """Show the progress of a validation. Call this first with blocks = 0."""
+        """Show the progress of a validation. Call this with blocks = 0 first."""
         if self._group.is_main:
             self._progress.validating(blocks, n_blocks)
 
     def log_validation(self, step: int, loss: float, n_blocks: int) -> None:
         """Log the validation loss after `step` steps, a mean over `n_blocks` blocks of text."""
+        self.log_validating(n_blocks, n_blocks)
         if self._group.is_main:
             self._metrics.validation(step, loss, n_blocks)
             self._progress.echo(f"step {step:,}: validation loss {loss:.4f} over {n_blocks:,} blocks")

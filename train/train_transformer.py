@@ -309,7 +309,7 @@ def summary(result: Result, n_processes: int = 1) -> str:
     for best in best_validations(result.validations):
         path = checkpoints.path_of(config.folder, best.step)
         where = path if path.exists() else f"after step {best.step:,} in the folder that the run was resumed from"
-        lines.append(f"best checkpoint: {where}, {_describe(best)}")
+        lines.append(f"best checkpoint ({_describe(best)}): {where}")
     last = next((f"{_describe(found)}, " for found in result.validations if found.step == result.steps), "")
     speed = f"{result.tokens_per_second:,.0f} tokens/s, " if result.losses else "no steps were left, "
     lines.append(
@@ -332,11 +332,11 @@ def _announce_learning_rate(config: Config, saved: dict[str, Any], step: int) ->
     rate, rate_before = build_schedule(config)(step), build_schedule(before)(step)
     if rate != rate_before and step < config.steps:
         changed = ", ".join(
-            f"{option(name)} {getattr(config, name)}, not {getattr(before, name)}"
+            f"{option(name)} is {getattr(config, name)} instead of {getattr(before, name)}"
             for name in names
             if getattr(config, name) != getattr(before, name)
         )
-        echo(f"the learning rate of step {step + 1:,} is {rate:.3g}, not {rate_before:.3g}, with {changed}")
+        echo(f"the learning rate changes from {rate_before:.3g} to {rate:.3g} at step {step + 1:,}: {changed}")
 
 
 # --- The model and the optimizer
