@@ -96,7 +96,7 @@ def echo(text: str, end: str = "\n") -> bool:
 
 
 def _write(stream: Any, text: str) -> bool:
-    """Write a text to the standard output, which may be None or any object, and flush. Does not raise: see `echo`."""
+    """Write a text to a standard stream, which may be None or any object, and flush. Does not raise: see `echo`."""
     try:
         try:
             stream.write(text)
@@ -105,19 +105,20 @@ def _write(stream: Any, text: str) -> bool:
         if hasattr(stream, "flush"):
             stream.flush()
     except Exception as error:
-        if isinstance(error, OSError):
-            _discard_output(stream, error)
+        redirected = isinstance(error, OSError) and _redirect_to_nowhere(stream)
+        if redirected and stream is not sys.stderr and not isinstance(error, BrokenPipeError):  # as after `| head`
+            _write(sys.stderr, f"the standard output is discarded from here on: {error}\n")
         return False
     return True
 
 
-def _discard_output(stream: Any, error: OSError) -> None:
+def _redirect_to_nowhere(stream: Any) -> bool:
+    """Redirect a stream to the null device, also for what Python flushes when it exits. Return whether it worked."""
     with suppress(Exception):  # not every stream has a file descriptor
         with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())  # also for what Python flushes when it exits
-        if not isinstance(error, BrokenPipeError):  # which is usual, as after `| head`
-            sys.stderr.write(f"the standard output is discarded from here on: {error.strerror or error}\n")
-            sys.stderr.flush()
+            os.dup2(nowhere.fileno(), stream.fileno())
+        return True
+    return False
 
 
 def is_terminal() -> bool:
