@@ -534,7 +534,7 @@ def test_a_write_that_fails_leaves_no_part_of_a_line(tmp_path: Path) -> None:
         whole = metrics.path.read_bytes()
         assert metrics._file is not None
         metrics._file.close()
-        metrics._file = Full(metrics.path, "a")  # type: ignore[assignment]
+        metrics._file = Full(metrics.path, "a")
         with pytest.raises(OSError, match=f"No space left on device: '{metrics.path}'"):
             metrics.validation(1, 2.5, 3)
         assert metrics.path.read_bytes() == whole
@@ -548,6 +548,7 @@ def test_finite_steps_before_one_that_is_not_are_logged(
 
     def bad_step(*args: Any, **kwargs: Any) -> Any:
         loss, norm = train_step(*args, **kwargs)
+        assert norm is not None
         taken.append(1)
         if len(taken) == finite + 1:
             return (loss * float("nan"), norm) if bad == "loss" else (loss, norm * float("inf"))

@@ -65,7 +65,7 @@ def command(tmp_path: Path) -> list[str]:
     ids=str,
 )
 def test_characters_that_the_encoding_lacks_are_escaped(
-    command: list[str], tmp_path: Path, environment: dict[str, str]
+    command: list[str], tmp_path: Path, environment: dict[str, Any]
 ) -> None:
     done = run_python(*command, **environment)
     assert (done.returncode, done.stderr) == (0, "")
