@@ -6,6 +6,7 @@ falls from 4.2, which is ln 65 for the text's 65 characters, to about 1.8.
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -23,10 +24,13 @@ parser = argparse.ArgumentParser(description="Train a GPT on a text, character b
 parser.add_argument("text", type=Path, help="a UTF-8 text file, such as Tiny Shakespeare")
 parser.add_argument("--steps", type=int, default=2000, help="optimizer steps (default: 2000)")
 args = parser.parse_args()
-if not args.text.is_file():
+if args.text.is_dir() or not args.text.exists():
     parser.error(f"there is no file {args.text}")
 if args.steps < 1:
     parser.error(f"--steps must be positive, got {args.steps}")
+
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # a sample may have characters that the terminal cannot show
 
 batch_size, block_size = 12, 64  # B sequences of T characters in each step
 learning_rate, weight_decay, max_norm = 2e-3, 0.1, 1.0

@@ -1,7 +1,9 @@
 """Checkpoints of training runs: killed and interrupted runs, retention, damaged files and write errors."""
 
 import errno
+import io
 import json
+import math
 import os
 import random
 import re
@@ -10,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from tests.process import ROOT, run_python, running
 from tests.test_resume import RUN, parameters, run, run_until_signal
 from tests.test_train import flags
 from train import checkpointer, checkpoints, train_transformer
+from train.checkpointer import Validation, best_validations
 from train.checkpoints import find
 from train.config import Config, configure
 from train.metrics import Metrics, read_metrics
@@ -233,10 +238,17 @@ def test_a_run_stopped_before_a_validation_validates_when_resumed(
     assert one.state["validation_losses"] == two.state["validation_losses"]
 
 
-def test_a_signal_in_the_last_step_has_no_effect(monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path) -> None:
-    result = run_until_signal(monkeypatch, 12, text, tmp_path)
-    assert result.signal is None
-    assert result.validation_losses[-1][0] == 12
+def test_a_signal_in_the_last_step_leaves_out_the_last_validation(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(text, tmp_path / "whole")
+    result = run_until_signal(monkeypatch, 12, text, tmp_path / "parts")
+    assert (result.signal, result.steps, find(tmp_path / "parts").step) == (signal.SIGTERM, 12, 12)
+    assert parameters(result.path) == parameters(whole.path)
+    assert "SIGTERM after step 12 of 12 in its last validation, which is not finished; re" in capsys.readouterr().out
+    assert train(resume=str(tmp_path / "parts")).validations == whole.validations
+    assert train(resume=str(tmp_path / "parts")).validations == whole.validations  # stored, not computed again
+    assert [step for step, _, _ in read_metrics(tmp_path / "parts").validations] == [3, 6, 9, 12]
 
 
 def test_a_second_run_in_the_same_folder_raises(text: str, tmp_path: Path) -> None:
@@ -330,7 +342,7 @@ SEPARATE_QKV = ROOT / "tests" / "data" / "separate_qkv" / "step-00000003"  # for
 def test_a_checkpoint_with_separate_q_k_v_matrices_resumes(text: str, tmp_path: Path) -> None:
     """Matrices and Adam moments of an earlier release are merged; the losses equal those of that release."""
     shutil.copytree(SEPARATE_QKV, tmp_path / "checkpoints" / SEPARATE_QKV.name)
-    result = train(resume=str(tmp_path), dataset=text)
+    result = train(resume=str(tmp_path), dataset=text, eval_blocks=0)
     assert result.steps == 6
     expected = [3.45991668404866, 3.4520936491035945, 3.4399514298664053]
     np.testing.assert_allclose(result.losses, expected, rtol=0, atol=1e-12)
@@ -461,7 +473,6 @@ def test_a_non_finite_loss_names_the_batch_and_the_last_checkpoint(text: str, tm
     arrays = load_model(path / "model.safetensors").state_dict()
     assert arrays
     with (
-        np.errstate(all="ignore"),
         pytest.raises(
             FloatingPointError,
             match=r"the (loss|gradient norm) at step \d+ is (nan|inf) on batch \d+ of seed 0; the last good "
@@ -482,6 +493,381 @@ def test_a_full_disk_for_the_metrics_names_the_last_checkpoint(
 
     monkeypatch.setattr(Metrics, "steps", full)
     with pytest.raises(
-        OSError, match=f"cannot write into {tmp_path}: No space left on device; the last checkpoint is "
+        OSError,
+        match=f"^cannot write {tmp_path}/metrics.jsonl: No space left on device; the last checkpoint is {tmp_path}/chec"
+        "kpoints/step-00000006: fix the cause, and --resume$",
     ):
         train(resume=str(tmp_path), steps=12)
+    assert find(tmp_path).step == 6
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no limit of file sizes here")
+def test_a_full_disk_under_the_metrics_keeps_the_state_and_whole_lines(text: str, tmp_path: Path) -> None:
+    """A limit of the files' size, of 70 kB, is reached by the metrics alone."""
+    out = tmp_path / "out"
+    arguments = flags(**{**RUN, "steps": 1000, "eval_interval": 500, "save_interval": 300, "dataset": text, "out": out})
+    limit = "import os, resource, sys; "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, -1)); os.execv(sys.argv[1], sys.argv[1:])"
+    done = run_python("-c", limit, sys.executable, "train/train_transformer.py", *arguments)
+    assert done.returncode == 1
+    found = re.search(r"error: cannot write (\S+): File too large; the last checkpoint is (\S+): fix the", done.stderr)
+    assert found is not None, done.stderr
+    assert found[1] == str(out / "metrics.jsonl")
+    assert find(found[2]).step == find(out).step != 300  # of the step after which the lines could not be written
+    steps = read_metrics(out).steps
+    assert steps == list(range(1, len(steps) + 1))
+    assert (out / "metrics.jsonl").read_bytes().endswith(b"}\n")
+    done = run_python("train/train_transformer.py", "--resume", str(out))
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(out).steps[-1] == 1000
+
+
+def test_a_write_that_fails_leaves_no_part_of_a_line(tmp_path: Path) -> None:
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if len(data) > 5:
+                return super().write(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Metrics(tmp_path) as metrics:
+        metrics.run(config={}, parameters=1, backend="numpy")
+        whole = metrics.path.read_bytes()
+        assert metrics._file is not None
+        metrics._file.close()
+        metrics._file = Full(metrics.path, "a")
+        with pytest.raises(OSError, match=f"No space left on device: '{metrics.path}'"):
+            metrics.validation(1, 2.5, 3)
+        assert metrics.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("bad", "finite"), [("loss", 7), ("gradient norm", 4)])
+def test_finite_steps_before_one_that_is_not_are_logged(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, bad: str, finite: int
+) -> None:
+    train_step, taken = train_transformer.train_step, []
+
+    def bad_step(*args: Any, **kwargs: Any) -> Any:
+        loss, norm = train_step(*args, **kwargs)
+        assert norm is not None
+        taken.append(1)
+        if len(taken) == finite + 1:
+            return (loss * float("nan"), norm) if bad == "loss" else (loss, norm * float("inf"))
+        return loss, norm
+
+    whole = run(text, tmp_path / "whole", save_interval=100, eval_interval=100)
+    monkeypatch.setattr(train_transformer, "train_step", bad_step)
+    with pytest.raises(FloatingPointError, match=f"the {bad} at step {finite + 1} is (nan|inf) on batch {finite} of s"):
+        run(text, tmp_path / "bad", save_interval=100, eval_interval=100)
+    history = read_metrics(tmp_path / "bad")
+    assert history.steps == list(range(1, finite + 1))
+    assert history.losses == whole.losses[:finite]
+
+
+def test_a_validation_loss_that_is_not_finite_names_the_checkpoint_before_it(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path
+) -> None:
+    losses = iter([3.0, float("nan")])
+    monkeypatch.setattr(train_transformer, "evaluate", lambda *_: next(losses))
+    with pytest.raises(
+        FloatingPointError,
+        match=f"after step 6 is nan; the last good checkpoint is {tmp_path}/checkpoints/step-00000004:",
+    ):
+        run(text, tmp_path)
+    assert names(tmp_path) == ["step-00000003", "step-00000004", "step-00000006"]
+
+
+# --- The best checkpoint
+
+
+def test_best_validations_are_of_equal_numbers_of_blocks() -> None:
+    losses = [(1, 3.0, 5), (2, 2.0, 5), (3, 2.0, 5), (4, math.nan, 5), (5, 9.0, 8), (6, 1.0, 0), (7, math.inf, 7)]
+    assert best_validations(starmap(Validation, losses)) == [(2, 2.0, 5), (5, 9.0, 8), (6, 1.0, 0)]
+    assert best_validations([]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "later", "kept", "best"),
+    [
+        ({"eval_interval": 4}, [5.0, 4.0], [6, 18, 20], {"5": 6}),
+        ({"eval_interval": 4}, [5.0, 0.5], [18, 20], {"5": 20}),  # the best is the last
+        ({"eval_blocks": 3}, [9.0, 0.1, 0.2], [6, 18, 20], {"5": 6, "3": 18}),
+        ({"keep": 1}, [5.0, 4.0, 4.0], [6, 20], {"5": 6}),
+        ({"keep": 4, "save_interval": 3}, [5.0, 4.0, 4.0], [6, 12, 15, 18, 20], {"5": 6}),
+    ],
+    ids=str,
+)
+def test_the_best_checkpoint_is_kept_and_named_after_resuming(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any], later: list[float], kept: list[int], best: dict[str, int],
+) -> None:  # fmt: skip
+    losses = iter([3.0, 1.0, 2.0, 4.0, *later])
+    monkeypatch.setattr(train_transformer, "evaluate", lambda *_: next(losses))
+    first = run(text, tmp_path)
+    result = train(resume=str(tmp_path), steps=20, **changes)
+    assert names(tmp_path) == [f"step-{step:08}" for step in kept]
+    assert result.validations[:4] == first.validations
+    assert next(losses, None) is None
+    output = capsys.readouterr().out
+    assert output.count("\nbest checkpoint (") == 1 + len(best)
+    for blocks, step in best.items():
+        loss = dict(result.validation_losses)[step]
+        path = tmp_path / "checkpoints" / f"step-{step:08}"
+        assert f"\nbest checkpoint (validation loss {loss:.4f} over {blocks} blocks): {path}\n" in output
+
+
+def test_the_best_checkpoint_in_the_folder_of_an_earlier_run_is_named(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([3.0, 1.0, 2.0, 4.0, 5.0])
+    monkeypatch.setattr(train_transformer, "evaluate", lambda *_: next(losses))
+    run(text, tmp_path / "first")
+    train(resume=tmp_path / "first", out=tmp_path / "second", steps=14)
+    expected = (
+        "best checkpoint (validation loss 1.0000 over 5 blocks): after step 6 in the folder that the run was resume"
+    )
+    assert expected in capsys.readouterr().out
+    assert names(tmp_path / "first")[0] == "step-00000006"
+
+
+def test_checkpoints_of_earlier_versions_have_no_numbers_of_blocks(text: str, tmp_path: Path) -> None:
+    """Their last loss is a mean over all blocks and is not compared; the best of the others is kept."""
+    whole = run(text, tmp_path)
+    path = find(tmp_path).path
+    losses = [[3, 0.5], [6, 0.1], [9, 0.4], [12, 0.0]]
+    (path / "validations.json").unlink()
+    state = json.loads((path / "state.json").read_text())
+    state.pop("validation_blocks")
+    rewritten = {**state, "validation_losses": losses}
+    (path / "state.json").write_text(json.dumps(rewritten))
+    rewrite_state(path)
+    shutil.copytree(path, path.with_name("step-00000006"))
+    rewrite_state(path.with_name("step-00000006"), step=6)
+    result = train(resume=str(tmp_path), steps=20)
+    assert "step-00000006" in names(tmp_path)
+    assert result.validations[:3] == [(3, 0.5, 0), (6, 0.1, 0), (9, 0.4, 0)]
+    assert [(found.step, found.blocks) for found in result.validations[3:]] == [(12, 5), (15, 5), (18, 5), (20, 5)]
+    assert len(whole.validations) == 4
+
+
+# --- The last validation
+
+
+def test_the_last_checkpoint_is_written_before_the_last_validation(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path
+) -> None:
+    whole = run(text, tmp_path / "whole")
+    evaluate = train_transformer.evaluate
+
+    def fail_at_the_end(*args: Any) -> float | None:
+        if find(tmp_path / "parts").step == 12:
+            raise MemoryError
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_transformer, "evaluate", fail_at_the_end)
+        with pytest.raises(MemoryError):
+            run(text, tmp_path / "parts", save_interval=1)
+    assert parameters(tmp_path / "parts/model.safetensors") == parameters(whole.path)
+    assert train(resume=str(tmp_path / "parts")).validations == whole.validations
+    assert find(tmp_path / "parts").state["validation_losses"] == [list(pair) for pair in whole.validation_losses]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGTERM here")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_signal_stops_a_validation(text: str, tmp_path: Path, number: int, last: bool) -> None:
+    Path(text).write_text(Path(text).read_text() * 500)
+    out, steps = tmp_path / "out", 2 if last else 8
+    options = {**RUN, "dataset": text, "out": out, "steps": steps, "warmup": 1, "eval_interval": 2, "eval_blocks": 0}
+    with running(sys.executable, "train/train_transformer.py", *flags(**options), text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "checkpoints/step-00000002").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)  # the validation takes some ten seconds
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    ended = " in its last validation, which is not finished" if last else ""
+    assert f"after step 2 of {steps}{ended}; resume with: python train/train_transformer.py --resume {out}\n" in output
+    assert "validation loss" not in output
+    assert find(out).step == 2
+    assert load_model(out / "model.safetensors")
+    assert read_metrics(out).validations == []
+
+
+# --- Settings of other types, and starts that fail
+
+
+def test_paths_and_numpy_scalars_are_settings(text: str, tmp_path: Path) -> None:
+    plain = run(text, tmp_path / "a", learning_rate=float(np.float32(2e-3)))
+    options: dict[str, Any] = {
+        "steps": np.int64(12), "batch": np.array(4), "learning_rate": np.float32(2e-3), "dropout": np.float64(0.1),
+        "tensorboard": np.bool_(False), "schedule": np.str_("cosine_with_warmup"), "grad_clip": 1,
+    }  # fmt: skip
+    settings = {**RUN, **options, "dataset": Path(text), "out": tmp_path / "b"}
+    result = train(**settings)
+    assert result.config == replace(plain.config, out=str(tmp_path / "b"))
+    assert all(type(value) in (int, float, str, bool, type(None)) for value in vars(result.config).values())
+    assert result.losses == plain.losses
+    again = train(resume=tmp_path / "b", out=tmp_path / "c", steps=np.uint8(14))
+    assert (again.config.out, again.steps) == (str(tmp_path / "c"), 14)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 5.0}, "steps must be of type int, got 5.0 of type float"),
+        ({"steps": True}, "steps must be of type int, got True of type bool"),
+        ({"steps": None}, "steps must be of type int, got None of type NoneType"),
+        ({"batch": np.float64(4)}, r"batch must be of type int, got np.float64\(4.0\) of type float64"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be of type float, got '1e-3' of type str"),
+        (
+            {"learning_rate": np.array([1e-3])},
+            r"learning_rate must be of type float, got array\(\[0.001\]\) of type nd",
+        ),
+        ({"tensorboard": 1}, "tensorboard must be of type bool, got 1 of type int"),
+        ({"warmup": "2"}, "warmup must be of type int or None, got '2' of type str"),
+        ({"out": b"folder"}, "out must be of type str or None, got b'folder' of type bytes"),
+        ({"prompt": Path("a")}, r"prompt must be of type str or None, got PosixPath\('a'\) of type PosixPath"),
+        ({"stepz": 3}, "there is no setting stepz; did you mean steps?"),
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_type_leaves_an_earlier_run_in_place(
+    text: str, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    run(text, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for start in ({**RUN, "dataset": text, "out": str(tmp_path)}, {"resume": str(tmp_path)}):
+        with pytest.raises(TypeError, match=message):
+            train(**{**start, **options})
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("step", [1, 11])
+def test_a_run_that_fails_before_a_step_is_logged_moves_the_earlier_one_back(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    run(text, tmp_path)
+    before, taken = sorted(path.name for path in tmp_path.iterdir()), []
+    train_step = train_transformer.train_step
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        taken.append(1)
+        if len(taken) == step:
+            raise MemoryError
+        return train_step(*args, **kwargs)
+
+    monkeypatch.setattr(train_transformer, "train_step", fail)
+    with pytest.raises(MemoryError):
+        run(text, tmp_path, save_interval=100, eval_interval=100)
+    assert (f"the outputs of the earlier run are in {tmp_path} again" in capsys.readouterr().out) == (step == 1)
+    if step == 1:
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        assert find(tmp_path).step == 12
+    else:  # there are metrics of ten steps
+        assert find(tmp_path / "earlier-1").step == 12
+        assert read_metrics(tmp_path).steps == list(range(1, 11))
+
+
+# --- Where the text comes from
+
+
+def test_a_relative_dataset_is_found_from_another_folder(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = run("text.txt", tmp_path / "whole")
+    run("text.txt", Path("runs/a"), steps=4, warmup=1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    Path("text.txt").write_text("another text with this name")
+    assert train(resume="../runs/a", steps=12, warmup=2).steps == 12
+    # A project that was moved as a whole: the path as it was given still fits.
+    Path(text).rename(tmp_path / "elsewhere" / "text.txt")
+    assert train(resume=whole.path.parent).steps == 12
+    Path("text.txt").unlink()
+    with pytest.raises(ValueError, match=r"dataset 'text.txt' is neither a file nor .* starts in the current folder, "):
+        train(resume=whole.path.parent)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there is no /dev/fd here")
+@pytest.mark.parametrize(
+    "source", ["--dataset <(cat text.txt)", "--dataset /dev/stdin < text.txt", "--dataset /dev/stdin < <(cat text.txt)"]
+)
+def test_a_pipe_is_a_dataset(text: str, tmp_path: Path, source: str) -> None:
+    content = "\ufeff" + Path(text).read_text() + "\r\r\n\r"  # what reading changes must not be changed twice
+    Path(text).write_bytes(content.encode())
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("needs bash")
+    script = f'exec "$0" "$@" {source}'
+    arguments = flags(**{**RUN, "steps": 4, "warmup": 1}, out="out")
+    done = subprocess.run(
+        [bash, "-c", script, sys.executable, str(ROOT / "train/train_transformer.py"), *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/dataset.txt").exists() == ("<(" in source)
+    assert train(resume=tmp_path / "out", steps=8).steps == 8
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    assert train(resume=moved, steps=9).steps == 9
+    run(text, moved)
+    assert train(resume=moved / "earlier-1", steps=10).steps == 10
+
+
+def test_a_folder_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"dataset '{tmp_path}' is a folder; set dataset to the path of a text file"):
+        run(str(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- Resuming with other settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 24}, r"the learning rate changes from 0.0002 to 0.00123 at step 13: steps is 24 instead of 12\n"),
+        (
+            {"steps": 24, "schedule": "constant"},
+            r"from 0.0002 to 0.002 at step 13: schedule is constant instead of cos",
+        ),
+        ({"steps": 24, "learning_rate": 1e-3}, r"at step 13: learning_rate is 0.001 instead of 0.002, steps is 24 ins"),
+        ({"eval_interval": 5}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_a_changed_learning_rate_is_announced(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str | None
+) -> None:
+    run(text, tmp_path)
+    capsys.readouterr()
+    train(resume=str(tmp_path), **changes)
+    output = capsys.readouterr().out
+    assert re.search(message, output) if message else "learning rate" not in output
+
+
+def test_messages_name_options_on_the_command_line_and_settings_in_python(text: str, tmp_path: Path) -> None:
+    run(text, tmp_path / "a")
+    elsewhere = shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "copy")
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"out": text}, "choose another with out", "choose another with --out"),
+        ({"resume": str(tmp_path / "a"), "steps": 3}, "and steps is 3", "and --steps is 3"),
+        ({"resume": str(tmp_path / "a"), "width": 8}, "with width 16, not 8", "with --width 16, not 8"),
+        ({"resume": str(elsewhere)}, "; set out to the folder", "; set --out to the folder"),
+        ({"block": 1000}, "or a smaller block", "or a smaller --block"),
+        ({"warmup": 50}, "warmup must be less than steps", "--warmup must be less than --steps"),
+        ({"accumulate": 3}, "accumulate must divide the batch", "--accumulate must divide the batch"),
+        ({"min_learning_rate": 1.0}, "min_learning_rate 1.0 is above", "--min-learning-rate 1.0 is above"),
+        ({"dataset": str(tmp_path)}, "; set dataset to", "; set --dataset to"),
+    ]
+    for options, in_python, on_the_command_line in cases:
+        given = options if "resume" in options else {**RUN, "dataset": text, "out": str(tmp_path / "new"), **options}
+        with pytest.raises((ValueError, OSError)) as caught:
+            train(**given)
+        assert in_python in str(caught.value) and "--" not in str(caught.value)
+        done = run_python("train/train_transformer.py", *flags(**given))
+        assert done.returncode != 0
+        assert on_the_command_line in done.stderr

@@ -119,12 +119,14 @@ def test_help_lists_all_options() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", "xyz"], "character 'x' at position 0 is not in the vocabulary"),
-        (["--tokens", "-1"], "max_new_tokens >= 0"),
-        (["--top-k", "0"], "top_k >= 1"),
+        (["--prompt", "xyz"], "error: --prompt: character 'x' at position 0 is not in the vocabulary"),
+        (["--tokens", "-1"], "needs --tokens >= 0, got -1"),
+        (["--top-k", "0"], "needs --top-k >= 1, got 0"),
         (["--prompt", ""], "the prompt is empty"),
         (["--stop", ""], "the stop string is empty"),
-        (["--num-samples", "0"], "num_samples >= 1"),
+        (["--num-samples", "0"], "needs --num-samples >= 1, got 0"),
+        (["--top-p", "2"], "needs --top-p in (0, 1], got 2.0"),
+        (["--temperature", "-1"], "needs --temperature >= 0, got -1.0"),
     ],
 )
 def test_errors_are_one_line(model_file: Path, arguments: list[str], message: str) -> None:

@@ -17,6 +17,7 @@ from tests.helpers import TEXT
 from tests.process import run_python
 from train import train_transformer
 from train.config import Config, parse
+from train.metrics import read_metrics
 from train.progress import Progress, format_duration
 from train.train_transformer import Result, build_model, build_optimizer, build_schedule, train
 
@@ -140,7 +141,7 @@ def test_run_learns_and_saves_its_model(backend: Backend, text: str, tmp_path: P
 
 
 def test_validation_loss_is_the_mean_over_all_blocks(backend: Backend, text: str, tmp_path: Path) -> None:
-    result = small(text, tmp_path, dtype="float64")
+    result = small(text, tmp_path, dtype="float64", eval_blocks=0)
     tokenizer = result.model.tokenizer
     held_back = tokenizer.encode(TEXT)[len(TEXT) * 9 // 10 :]
     losses = []
@@ -149,6 +150,15 @@ def test_validation_loss_is_the_mean_over_all_blocks(backend: Backend, text: str
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         losses.append(-log_probs[np.arange(8), held_back[i + 1 : i + 9]].mean())
     assert result.validation_losses[-1][1] == pytest.approx(np.mean(losses), rel=0, abs=1e-12)
+    assert [found.blocks for found in result.validations] == [len(losses)] * 2
+
+
+def test_eval_blocks_limits_the_last_validation(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = small(text, tmp_path, eval_blocks=3)
+    assert [(found.step, found.blocks) for found in result.validations] == [(4, 3), (6, 3)]
+    assert read_metrics(tmp_path).validations[-1] == (6, result.validation_losses[-1][1], 3)
+    assert f"validation loss {result.validation_losses[-1][1]:.4f} over 3 blocks, 0:" in capsys.readouterr().out
+    assert small(text, tmp_path, eval_blocks=10**6).validations == small(text, tmp_path, eval_blocks=0).validations
 
 
 def test_weight_decay_applies_only_to_matrices(backend: Backend) -> None:
@@ -215,7 +225,6 @@ def test_interrupted_run_saves_its_model(
 # --- Bad input
 
 
-@pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
 def test_non_finite_loss_raises_with_the_step(backend: Backend, text: str, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"the (validation )?loss (at|after) step \d+ is (nan|inf)"):
         small(text, tmp_path, learning_rate=1e30, schedule="constant", weight_decay=0.0, final_norm=False)
@@ -288,7 +297,7 @@ def test_plain_output_has_step_and_validation_lines(
     assert re.search(r"^step 4: validation loss \d\.\d{4} over 5 blocks$", out, re.M)
     last = out.splitlines()[-1]
     assert last.startswith(
-        f"6 steps, seed {result.config.seed}, validation loss {result.validation_losses[-1][1]:.4f}, 0:"
+        f"6 steps, seed {result.config.seed}, validation loss {result.validation_losses[-1][1]:.4f} over 5 blocks, 0:"
     )
     assert last.endswith(f"model in {result.path}")
     if sys.platform != "win32":
@@ -392,7 +401,7 @@ def test_train_from_the_root_does_not_read_the_command_line(text: str, tmp_path:
     ("arguments", "environment", "message"),
     [
         (["--dataset", "sonnets"], {}, "error: dataset 'sonnets' is neither a file nor one of shakespeare"),
-        (["--steps", "0"], {}, "error: steps must be positive"),
+        (["--steps", "0"], {}, "error: --steps must be positive, got 0\n"),
         (["--dtype", "float16"], {}, "invalid choice: 'float16'"),
         ([], {"RG_BACKEND": "nympy"}, "error: unknown backend 'nympy': did you mean 'numpy'? known are numpy,"),
         (["--lr", "0.1"], {}, "error: unrecognized arguments: --lr 0.1; did you mean --learning-rate?"),
@@ -402,7 +411,7 @@ def test_train_from_the_root_does_not_read_the_command_line(text: str, tmp_path:
         (
             ["--prompt", "a\u20ac", "--dataset", __file__],
             {},
-            "error: prompt: character '\u20ac' at position 1 is not in the voc",
+            "error: --prompt: character '\u20ac' at position 1 is not in the voc",
         ),
     ],
 )

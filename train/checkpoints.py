@@ -6,6 +6,7 @@ In a run's folder, checkpoints/step-00000250/ has
     optimizer.safetensors   the optimizer's arrays, named after the parameters
     state.json              step, configuration, counters of random generators, validation losses, versions
     SHA256SUMS              checksums of these three files, in the format of `sha256sum`
+    validations.json        the validation losses with that of this step, which is computed after the rest is written
 
 A checkpoint is written to a temporary folder, flushed to the disk, and renamed. A checkpoint with its final name is
 therefore complete, even after a crash of the process or the machine. No file contains code.
@@ -13,10 +14,11 @@ therefore complete, even after a crash of the process or the machine. No file co
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from russellgrad.backend import Array
-from russellgrad.checkpoint import load_model, save_model, sync_folder, upgrade_state, write_synced
+from russellgrad.checkpoint import load_model, replace_file, save_model, sync_folder, upgrade_state, write_synced
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
 
@@ -36,9 +38,11 @@ FOLDER = "checkpoints"
 MODEL = "model.safetensors"
 _FILES = (MODEL, "optimizer.safetensors", "state.json")
 _CHECKSUMS = "SHA256SUMS"
+_VALIDATIONS = "validations.json"
+TEXT = "dataset.txt"  # in a run's folder: the text, if it was not read from a file
 _EARLIER = "earlier-"  # prefix of subfolders with the outputs of earlier runs
 _WRITING, _REMOVING = ".writing-", ".going-"  # prefixes of folders that are being written or removed
-_RUN_OUTPUTS = (MODEL, FOLDER, "metrics.jsonl", "tensorboard", "report.html", "attention.png", "loss.png",
+_RUN_OUTPUTS = (MODEL, FOLDER, TEXT, "metrics.jsonl", "tensorboard", "report.html", "attention.png", "loss.png",
                 "learning_rate.png", "gradient_norm.png", "throughput.png")  # fmt: skip
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -48,7 +52,7 @@ class Checkpoint:
     """A checkpoint whose checksums are correct."""
 
     path: Path
-    state: dict[str, Any]  # the content of state.json
+    state: dict[str, Any]  # the content of state.json, updated by that of validations.json
 
     @property
     def step(self) -> int:
@@ -97,6 +101,11 @@ def _parameter_names(model: Transformer) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
+def path_of(run: Path, step: int) -> Path:
+    """The path of a checkpoint in a run's folder."""
+    return run / FOLDER / f"step-{step:08}"
+
+
 # --- Writing
 
 
@@ -135,7 +144,7 @@ def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, extra: 
         },
         "dropout_counter": 0 if generator is None else generator.counter,
     }  # fmt: skip
-    path, temporary = folder / f"step-{step:08}", folder / f"{_WRITING}{os.getpid()}"
+    path, temporary = path_of(run, step), folder / f"{_WRITING}{os.getpid()}"
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True)
@@ -180,14 +189,19 @@ def _remove(path: Path) -> None:
     shutil.rmtree(renamed)
 
 
+def add_validations(path: Path, validations: Mapping[str, Any]) -> None:
+    """Replace entries of a checkpoint's state by these, which were computed after the checkpoint was written."""
+    replace_file(path / _VALIDATIONS, (json.dumps(validations) + "\n").encode())
+
+
 @contextmanager
-def explain_write_errors(run: Path) -> Iterator[None]:
-    """In the block, an OSError gets a message that names the run's folder and its last checkpoint."""
+def explain_write_errors(run: Path, path: Path) -> Iterator[None]:
+    """In the block, an OSError gets a message that names the file, by default `path`, and the last checkpoint."""
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"cannot write into {run}: {error.strerror or error}; the last checkpoint is "
+            f"cannot write {error.filename or path}: {error.strerror or error}; the last checkpoint is "
             f"{latest_checkpoint(run) or 'none'}: fix the cause, and --resume"
         ) from error
 
@@ -195,10 +209,10 @@ def explain_write_errors(run: Path) -> Iterator[None]:
 # --- A run's folder
 
 
-def prune(run: Path, keep: int, best: int | None) -> None:
-    """Remove all checkpoints except the last `keep` and that of step `best`."""
+def prune(run: Path, keep: int, best: Collection[int]) -> None:
+    """Remove all checkpoints except the last `keep` and those of the steps in `best`."""
     for step, path in _list_checkpoints(run / FOLDER)[:-keep]:
-        if step != best:
+        if step not in best:
             _remove(path)
 
 
@@ -206,7 +220,7 @@ def remove_unfinished(run: Path) -> None:
     """Remove what a killed run had not finished writing or removing."""
     for path in [*(run / FOLDER).glob(f"{_WRITING}*"), *(run / FOLDER).glob(f"{_REMOVING}*")]:
         shutil.rmtree(path, ignore_errors=True)
-    for name in (MODEL, "metrics.jsonl"):
+    for name in (MODEL, TEXT, "metrics.jsonl", f"{FOLDER}/*/{_VALIDATIONS}"):
         for path in run.glob(f"{name}.*.tmp"):
             path.unlink(missing_ok=True)
 
@@ -226,6 +240,16 @@ def move_earlier_run(run: Path) -> Path | None:
     for path in found:
         path.rename(destination / path.name)
     return destination
+
+
+def move_back(run: Path, earlier: Path) -> None:
+    """Undo `move_earlier_run`. The outputs of the run that is in the folder now are removed."""
+    for name in _RUN_OUTPUTS:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in earlier.iterdir():
+        path.rename(run / path.name)
+    earlier.rmdir()
 
 
 def latest_earlier_run(run: Path, output: str) -> Path | None:
@@ -258,10 +282,10 @@ def _list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def latest_checkpoint(run: Path) -> Path | None:
-    """The path of the checkpoint with the most steps in a run's folder; None if there is none."""
-    checkpoints = _list_checkpoints(run / FOLDER)
-    return checkpoints[-1][1] if checkpoints else None
+def latest_checkpoint(run: Path, before: float = math.inf) -> Path | None:
+    """The checkpoint with the most steps, less than `before`, in a run's folder; None if there is none."""
+    checkpoints = [path for step, path in _list_checkpoints(run / FOLDER) if step < before]
+    return checkpoints[-1] if checkpoints else None
 
 
 def find(path: str | os.PathLike[str]) -> Checkpoint:
@@ -312,7 +336,9 @@ def _read(path: Path) -> Checkpoint:
             if (found := _sha256(path / name)) != expected:
                 raise ValueError(f"checkpoint {path} is damaged: the SHA-256 of {name} is {found}, not {expected}")
         state = json.loads((path / "state.json").read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
+        if (path / _VALIDATIONS).exists():
+            state.update(json.loads((path / _VALIDATIONS).read_bytes()))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {path} is damaged: {error}") from error
     return Checkpoint(path, state)
 

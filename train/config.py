@@ -2,13 +2,19 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from train.checkpoints import FOLDER, find
+import numpy as np
+
+from train.checkpoints import FOLDER, TEXT, Checkpoint, find
+from train.progress import command_line, option
 
 _ACTIVATIONS = ("leaky_relu", "relu", "gelu", "gelu_tanh")
 DTYPES = ("float32", "float64", "bfloat16")
@@ -24,7 +30,10 @@ def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> 
 class Config:
     """The configuration of `train`. Each field is also a command-line option, and its text is the option's help.
 
+    NumPy scalars, and paths for strings, are converted to the fields' types.
+
     Raises:
+        TypeError: a value has another type; names the field.
         ValueError: a value is out of range; names the field.
     """
 
@@ -63,7 +72,7 @@ class Config:
     seed: int = _option(0, "random seed for initial weights, batches, dropout and samples")
 
     eval_interval: int = _option(250, "steps between validations, each with a sample")
-    eval_blocks: int = _option(240, "validation blocks to use; the last validation uses all")
+    eval_blocks: int = _option(240, "blocks of text in each validation, evenly spaced; 0 for all blocks")
     save_interval: int | None = _option(None, "steps between checkpoints (default: eval-interval)")
     keep: int = _option(2, "number of recent checkpoints to keep, besides the best")
     tensorboard: bool = _option(False, "also write the metrics for TensorBoard")
@@ -74,36 +83,43 @@ class Config:
     # fmt: on
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value, choices = getattr(self, option.name), option.metadata["choices"]
+        for name, value in _converted(vars(self)).items():
+            object.__setattr__(self, name, value)
+        for setting in fields(self):
+            name, value, choices = setting.name, getattr(self, setting.name), setting.metadata["choices"]
             if choices and value is not None and value not in choices:
-                raise ValueError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
+                raise ValueError(f"{option(name)} must be one of {', '.join(choices)}, got {value!r}")
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{option.name} must be a finite number, got {value}")
+                raise ValueError(f"{option(name)} must be a finite number, got {value}")
             if isinstance(value, (int, float)) and value < 0:
-                raise ValueError(f"{option.name} must not be negative, got {value}")
+                raise ValueError(f"{option(name)} must not be negative, got {value}")
         for name in ("layers", "heads", "width", "ff_scale", "block", "steps", "batch", "learning_rate",
-                     "eval_interval", "eval_blocks", "top_k", "accumulate", "save_interval", "keep"):  # fmt: skip
+                     "eval_interval", "top_k", "accumulate", "save_interval", "keep"):  # fmt: skip
             if getattr(self, name) == 0:
-                raise ValueError(f"{name} must be positive, got 0")
+                raise ValueError(f"{option(name)} must be positive, got 0")
         if self.batch % self.accumulate:
-            raise ValueError(f"accumulate must divide the batch: {self.accumulate} does not divide {self.batch}")
+            raise ValueError(
+                f"{option('accumulate')} must divide the batch: {self.accumulate} does not divide {self.batch}"
+            )
         if self.width % self.heads:
-            raise ValueError(f"heads must divide the width: {self.heads} does not divide {self.width}")
+            raise ValueError(f"{option('heads')} must divide the width: {self.heads} does not divide {self.width}")
         for name in ("dropout", "beta1", "beta2"):
             if getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+                raise ValueError(f"{option(name)} must be in [0, 1), got {getattr(self, name)}")
         if self.seed >= 2**64:
-            raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
+            raise ValueError(f"{option('seed')} must be in [0, 2**64), got {self.seed}")
         if self.schedule == "cosine_with_warmup" and self.warmup_steps >= self.steps:
             raise ValueError(
-                f"warmup must be less than steps: {self.warmup_steps} is not less than {self.steps}; set another "
-                "warmup, or limit the steps of the run with RG_TRAIN_STEPS"
+                f"{option('warmup')} must be less than {option('steps')}: {self.warmup_steps} is not less than "
+                f"{self.steps}; set another {option('warmup')}, or limit the steps of the run with RG_TRAIN_STEPS"
             )
         if self.final_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+            raise ValueError(
+                f"{option('min_learning_rate')} {self.min_learning_rate} is above {option('learning_rate')} "
+                f"{self.learning_rate}"
+            )
         if self.schedule == "exponential" and not self.final_learning_rate:
-            raise ValueError("min_learning_rate must be positive for the schedule exponential")
+            raise ValueError(f"{option('min_learning_rate')} must be positive for the schedule exponential")
 
     @property
     def warmup_steps(self) -> int:
@@ -120,10 +136,38 @@ class Config:
         """The number of steps between checkpoints."""
         return self.eval_interval if self.save_interval is None else self.save_interval
 
+    def validates_at(self, step: int) -> bool:
+        """Whether there is a validation after this step."""
+        return step % self.eval_interval == 0 or step == self.steps
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
         return Path("runs", Path(self.dataset).stem) if self.out is None else Path(self.out)
+
+
+_TYPES = get_type_hints(Config)  # of each field, such as int or int | None
+
+
+def _converted(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the values of fields of Config to the fields' types. Raises TypeError, which names the field."""
+    return {name: _convert(name, value) for name, value in given.items() if name in _TYPES}
+
+
+def _convert(name: str, value: Any) -> Any:
+    types = get_args(_TYPES[name]) or (_TYPES[name],)
+    plain = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+    if float in types and isinstance(plain, Real) and not isinstance(plain, bool):
+        try:
+            return float(plain)
+        except OverflowError:
+            return math.inf
+    if str in types and isinstance(plain, os.PathLike) and name in ("dataset", "out", "resume"):
+        plain = os.fspath(plain)
+    if type(plain) not in types:
+        expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in types)
+        raise TypeError(f"{option(name)} must be of type {expected}, got {value!r} of type {type(value).__name__}")
+    return plain
 
 
 # nanoGPT's settings for Tiny Shakespeare: config/train_shakespeare_char.py, and those of its README for a CPU. The CPU
@@ -154,30 +198,47 @@ def configure(preset: str | None = None, **given: Any) -> Config:
     Raises:
         ValueError: a value is out of range; the preset is unknown, or given together with `resume`; the checkpoint is
             damaged, or is not in a run's folder and `out` is not given.
-        TypeError: a field is unknown.
+        TypeError: a field is unknown, or a value has another type.
         FileNotFoundError: there is no checkpoint to resume from.
     """
+    if unknown := sorted(given.keys() - _TYPES.keys()):
+        meant = [word for name in unknown for word in get_close_matches(name, _TYPES, 1, 0.7)]
+        hint = f"; did you mean {', '.join(meant)}?" if meant else ""
+        raise TypeError(f"there is no setting {', '.join(unknown)}{hint}")
+    given = _converted(given)
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if given.get("resume") is None:
         return Config(**{**PRESETS.get(preset or "", {}), **given})
     if preset is not None:
-        raise ValueError("resume and preset: a resumed run has the settings of its checkpoint; leave the preset out")
+        raise ValueError(
+            f"{option('resume')} and {option('preset')}: a resumed run has the settings of its checkpoint; leave the "
+            "preset out"
+        )
     location = {name: given[name] for name in ("out", "dataset") if name in given}
     checkpoint = find(given["resume"] or Config(**location).folder)
     overrides = {**given, "resume": str(checkpoint.path)}
     if "out" not in given:
         if checkpoint.path.parent.name != FOLDER:
             raise ValueError(
-                f"resume: {checkpoint.path} is not in a run's folder; set out to the folder of the resumed run"
+                f"resume: {checkpoint.path} is not in a run's folder; set {option('out')} to the folder of the resumed "
+                "run"
             )
         overrides["out"] = str(checkpoint.path.parent.parent)
     try:
-        return Config(**{**checkpoint.state["config"], **overrides})
+        return Config(**{**checkpoint.state["config"], "dataset": _dataset(checkpoint), **overrides})
     except TypeError as error:
         raise ValueError(
             f"resume: {checkpoint.path} was written by another release, with other settings: {error}"
         ) from error
+
+
+def _dataset(checkpoint: Checkpoint) -> str:
+    """The dataset of a checkpoint: the copy in its run's folder, or the file's absolute path, or as it was given."""
+    state = checkpoint.state
+    copy = checkpoint.path.parent.parent / TEXT
+    found = [path for path in (str(copy), state.get("dataset_path")) if path and os.path.isfile(path)]
+    return found[0] if found else str(state["config"]["dataset"])
 
 
 # The first option of each group of the command line's help, and the group's title.
@@ -211,21 +272,21 @@ def parse(arguments: Sequence[str] | None = None, **parser_options: Any) -> Conf
     """Parse a command line, by default that of this process. Exits with an error message if it is not valid."""
     parser = _Parser(argument_default=argparse.SUPPRESS, **parser_options)
     parser.add_argument("--preset", choices=PRESETS, help="a set of settings; other options override it")
-    types = get_type_hints(Config)
     group: Any = parser
-    for option in fields(Config):
-        if option.name in _GROUPS:
-            group = parser.add_argument_group(_GROUPS[option.name])
-        kind = (get_args(types[option.name]) or (types[option.name],))[0]  # int | None reads an int
-        text = option.metadata["help"] + ("" if option.default is None else f" (default: {option.default})")
-        flag, text = "--" + option.name.replace("_", "-"), text.replace("%", "%%")
+    for setting in fields(Config):
+        if setting.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[setting.name])
+        kind = (get_args(_TYPES[setting.name]) or (_TYPES[setting.name],))[0]  # int | None reads an int
+        text = setting.metadata["help"] + ("" if setting.default is None else f" (default: {setting.default})")
+        flag, text = "--" + setting.name.replace("_", "-"), text.replace("%", "%%")
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-        elif option.name == "resume":
+        elif setting.name == "resume":
             group.add_argument(flag, nargs="?", const="", metavar="PATH", help=text)
         else:
-            group.add_argument(flag, type=kind, choices=option.metadata["choices"], help=text)
-    try:
-        return configure(**vars(parser.parse_args(arguments)))
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+            group.add_argument(flag, type=kind, choices=setting.metadata["choices"], help=text)
+    with command_line():
+        try:
+            return configure(**vars(parser.parse_args(arguments)))
+        except (ValueError, OSError) as error:
+            parser.exit(2, f"{parser.prog}: error: {error}\n")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from russellgrad.tokenizer import Tokenizer
+from train.progress import option
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 
@@ -37,7 +38,7 @@ def split(ids: Sequence[int], block: int) -> tuple[Ids, Ids]:
         if len(part) <= block:
             raise ValueError(
                 f"the text is too short: its {name} part has {len(part)} characters (of {len(ids)}), and a block of "
-                f"{block} needs {block + 1}; use a longer text or a smaller block"
+                f"{block} needs {block + 1}; use a longer text or a smaller {option('block')}"
             )
     return parts
 
@@ -48,8 +49,8 @@ def check_prompt(prompt: str, tokenizer: Tokenizer) -> None:
     for position, character in enumerate(prompt):
         if tokenizer.strict and character not in known:
             raise ValueError(
-                f"prompt: character {character!r} at position {position} is not in the vocabulary of the model; use "
-                "characters of the text that it is trained on"
+                f"{option('prompt')}: character {character!r} at position {position} is not in the vocabulary of the "
+                "model; use characters of the text that it is trained on"
             )
 
 

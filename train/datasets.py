@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from russellgrad.checkpoint import install_command
-from train.progress import exit_on_error
+from train.progress import echo, exit_on_error, option
 
 Downloader: TypeAlias = Callable[[str, str, Any], None]  # pooch's: source, path to write, None
 
@@ -33,10 +33,11 @@ TINY_CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstu
 
 
 def load_text(dataset: str) -> str:
-    """Return the text of a dataset: "shakespeare", "tinyshakespeare", or the path of a UTF-8 text file.
+    """Return the text of a dataset: "shakespeare", "tinyshakespeare", or the path of a UTF-8 text file or pipe.
 
     Raises:
-        ValueError: `dataset` is neither a known name nor a file; the file is empty or not UTF-8; a checksum is wrong.
+        ValueError: `dataset` is neither a known name nor a file, or is a folder; the file is empty or not UTF-8; a
+            checksum is wrong.
         ImportError: the dataset needs a package that is not installed; the message names it.
         OSError: a file cannot be read, or a download failed.
     """
@@ -45,8 +46,11 @@ def load_text(dataset: str) -> str:
     if dataset == "tinyshakespeare":
         return tiny_shakespeare()
     path = Path(dataset)
-    if not path.is_file():
-        raise ValueError(f"dataset {dataset!r} is neither a file nor one of {', '.join(DATASETS)}")
+    if path.is_dir():
+        raise ValueError(f"dataset {dataset!r} is a folder; set {option('dataset')} to the path of a text file")
+    if not path.exists():
+        where = "" if path.is_absolute() else f" (a relative path starts in the current folder, {Path.cwd()})"
+        raise ValueError(f"dataset {dataset!r} is neither a file nor one of {', '.join(DATASETS)}{where}")
     text = _decode(path.read_bytes(), path)
     if not text:
         raise ValueError(f"{path} is empty; there is nothing to train on")
@@ -268,7 +272,7 @@ def _cached(source: str, name: str, sha256: str, dataset: str, download: Downloa
             raise
         raise OSError(
             f"dataset {dataset}: could not download {source} ({type(error).__name__}); offline, put {name} into a "
-            "folder and set RG_DATA_DIR to it, or train on --dataset shakespeare"
+            "folder and set RG_DATA_DIR to it, or train on the dataset shakespeare"
         ) from error
 
 
@@ -281,7 +285,7 @@ def main() -> None:
     with exit_on_error(ValueError, ImportError, OSError):
         text = load_text(given.dataset)
         given.path.write_text(text, encoding="utf-8")
-    print(f"{len(text):,} characters in {given.path}")
+    echo(f"{len(text):,} characters in {given.path}")
 
 
 if __name__ == "__main__":

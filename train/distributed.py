@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,9 @@ class MpiProcessGroup(ProcessGroup):
         )
         if os.environ.get("RG_TRACEBACK"):
             message += "\n" + "".join(traceback.format_exception(error))
-        sys.stderr.write(message + "\n")  # in one call, so that the lines of two processes do not mix
-        sys.stderr.flush()
+        with suppress(Exception):  # without a standard error, too, the other processes must end
+            sys.stderr.write(message + "\n")  # in one call, so that the lines of two processes do not mix
+            sys.stderr.flush()
         time.sleep(0.3)  # Abort discards output that the launcher has not forwarded yet
         self._mpi.Abort(1)
 

@@ -4,6 +4,7 @@ RG_BACKEND selects the backend.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 from train.checkpoints import MODEL, latest_earlier_run
 from train.data import check_prompt
-from train.progress import echo, exit_on_error
+from train.progress import command_line, echo, escape_controls, exit_on_error, is_terminal, option
 
+_ARGUMENT = re.compile(r"(?<=needs )(tokens|num_samples|temperature|top_k|top_p)")
 SEPARATOR = "\n" + 15 * "-" + "\n"  # between two texts
 
 
@@ -99,12 +101,22 @@ def _model_file(path: Path) -> Path:
     return file
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line. A terminal gets escapes for control characters; a file or a pipe gets the text itself."""
     options = vars(parse())
     with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
-    with exit_on_error(ValueError, ImportError, OSError):
-        for piece in generate(options.pop("model"), options.pop("prompt"), **options):
-            if not echo(piece, end=""):
-                break
+    shown = escape_controls if is_terminal() else str
+    with command_line(), exit_on_error(ValueError, ImportError, OSError):
+        try:
+            for piece in generate(options.pop("model"), options.pop("prompt"), **options):
+                if not echo(shown(piece), end=""):
+                    return
+        except ValueError as error:  # names the arguments of `Transformer.stream`
+            message = str(error).replace("needs max_new_", "needs ")
+            raise ValueError(_ARGUMENT.sub(lambda found: option(found[0]), message)) from error
         echo("")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,12 +17,13 @@ import math
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, BinaryIO, Self
 
 from russellgrad import __version__
 from russellgrad.checkpoint import install_command, replace_file
@@ -33,7 +34,7 @@ PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x")  # whose versions 
 
 
 class Metrics:
-    """`with Metrics(folder) as metrics:` appends lines to `metrics.jsonl`, and flushes the file after each call.
+    """`with Metrics(folder) as metrics:` appends lines to `metrics.jsonl`. Each call writes all of its lines, or none.
 
     An existing file is not overwritten: it is renamed to `metrics.1.jsonl`, or the next free number.
 
@@ -46,7 +47,7 @@ class Metrics:
     Raises:
         ValueError: resume_at is less than 1; on entering, a line of the existing file has another format.
         ImportError: `tensorboard` is set and the package tensorboardX is not installed.
-        OSError: on entering or later, the folder cannot be written to.
+        OSError: on entering or later, a file cannot be written; the exception's `filename` names it.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Metrics:
         self._resume_at = resume_at
         self._last_step = resume_at or 0
         self._seconds_before = 0.0  # of the earlier parts of a resumed run
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
         self._make_writer = _summary_writer() if tensorboard else None
         self._writer: Any = None
 
@@ -69,7 +70,7 @@ class Metrics:
             kept = [line for line in _lines(self.path) if _is_kept(line, self._resume_at)]
             self._seconds_before = max((line["seconds"] for line in kept if "seconds" in line), default=0.0)
             replace_file(self.path, "".join(map(_to_json, kept)).encode())
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        self._file = self.path.open("ab", buffering=0)  # a buffer would keep lines that a full disk does not take
         if self._make_writer is not None:
             purge = (
                 None if self._resume_at is None else self._resume_at + 1
@@ -83,7 +84,8 @@ class Metrics:
         if self._file is not None:
             self._file.close()
         if self._writer is not None:
-            self._writer.close()
+            with suppress(*[OSError] if error else []):  # the error is what to report
+                self._writer.close()
 
     def run(self, *, config: Mapping[str, Any], parameters: int, backend: str) -> None:
         """Write the "run" line: the configuration, the number of parameters and the backend's name.
@@ -101,7 +103,8 @@ class Metrics:
         self._write([{"step": self._resume_at or 0, "run": facts}])
         if self._writer is not None:
             text = json.dumps(facts, indent=4)
-            self._writer.add_text("run", "    " + text.replace("\n", "\n    "), self._resume_at or 0)
+            with _naming(self.path.parent / TENSORBOARD):
+                self._writer.add_text("run", "    " + text.replace("\n", "\n    "), self._resume_at or 0)
 
     def steps(
         self,
@@ -161,21 +164,30 @@ class Metrics:
         """Write a text that the model generated after `step` steps."""
         self._write([{"step": step, "sample": text}])
         if self._writer is not None:
-            self._writer.add_text("sample", "    " + text.replace("\n", "\n    "), step)  # a Markdown code block
-            self._writer.flush()
+            with _naming(self.path.parent / TENSORBOARD):
+                self._writer.add_text("sample", "    " + text.replace("\n", "\n    "), step)  # a Markdown code block
+                self._writer.flush()
 
     def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         if self._file is None:
             raise RuntimeError("Metrics: the file is not open; write inside a `with Metrics(...) as metrics:`")
-        self._file.write("".join(map(_to_json, lines)))
-        self._file.flush()
+        left, size = memoryview("".join(map(_to_json, lines)).encode()), os.fstat(self._file.fileno()).st_size
+        with _naming(self.path):
+            try:
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError:
+                with suppress(OSError):
+                    self._file.truncate(size)  # a part of a line would join the next line
+                raise
 
     def _scalars(self, line: Mapping[str, Any], *names: str) -> None:
         if self._writer is not None:
-            for name in names:
-                if line[name] is not None:
-                    self._writer.add_scalar(name, line[name], line["step"])
-            self._writer.flush()
+            with _naming(self.path.parent / TENSORBOARD):
+                for name in names:
+                    if line[name] is not None:
+                        self._writer.add_scalar(name, line[name], line["step"])
+                self._writer.flush()
 
 
 def versions() -> dict[str, str]:
@@ -290,6 +302,15 @@ def _checked(line: Any) -> dict[str, Any]:
 
 
 # --- Files
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """In the block, an OSError gets the path of the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _to_json(line: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ from train.chart import (
 )
 from train.maps import VISIBLE, maps_html, write_maps_png
 from train.metrics import FILE, History, read_metrics
-from train.progress import exit_on_error, format_duration
+from train.progress import echo, exit_on_error, format_duration
 
 MODEL = "model.safetensors"
 PROMPT = 32  # characters of the default prompt
@@ -84,7 +84,7 @@ def write_report(folder: str | os.PathLike[str], prompt: str | None = None, *, p
     attention = compute_attention(folder / MODEL, history, prompt)
     charts = make_charts(history)
     page = folder / "report.html"
-    page.write_text(page_html(folder.resolve().name, history, charts, attention), encoding="utf-8", newline="\n")
+    page.write_text(page_html(folder.resolve().name, history, charts, attention), "utf-8", "backslashreplace", "\n")
     if png:
         steps = step_axis(charts)
         for chart in charts:
@@ -239,8 +239,9 @@ def facts_html(history: History) -> str:
     if history.validations:
         _, loss, blocks = history.validations[-1]
         facts.append(("validation loss", f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per character"))
-        best = min(history.validations, key=lambda entry: (not math.isfinite(entry[1]), entry[1]))
-        if best[1] < loss and best[2] == blocks:  # means over other blocks are not comparable
+        comparable = [entry for entry in history.validations if entry[2] == blocks]  # means over the same blocks
+        best = min(comparable, key=lambda entry: (not math.isfinite(entry[1]), entry[1]))
+        if best[1] < loss:
             facts.append(("smallest validation loss", f"{best[1]:.4f} at step {best[0]:,}"))
     facts.append(("time", format_duration(history.seconds[-1])))
     facts.append(("throughput", f"{statistics.median(history.tokens_per_second):,.0f} tokens per second"))
@@ -369,4 +370,4 @@ if __name__ == "__main__":
     with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
     with exit_on_error(ValueError, ImportError, OSError):
-        print(write_report(options.folder, options.prompt, png=options.png))
+        echo(str(write_report(options.folder, options.prompt, png=options.png)))

@@ -7,6 +7,7 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,7 @@ from train.checkpoints import explain_write_errors, latest_checkpoint
 from train.config import Config
 from train.distributed import ProcessGroup
 from train.metrics import Metrics
-from train.progress import Progress
+from train.progress import Progress, escape_controls
 
 READ_INTERVAL = 10  # steps: reading a loss waits for the device, so several losses are read at once
 
@@ -31,7 +32,7 @@ class RunLogger:
 
     Raises:
         ImportError: `config.tensorboard` is set and tensorboardX is not installed.
-        OSError: on entering or later, the files cannot be written; names the last checkpoint.
+        OSError: on entering or later, a file cannot be written; `filename` names it.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class RunLogger:
         processes = self._group.describe()
         if self._group.is_main:
             folder, parameters = self.config.folder, self._model.parameters()
-            with ExitStack() as stack, explain_write_errors(folder):
+            with ExitStack() as stack, explain_write_errors(folder, self._metrics.path):
                 self._progress = stack.enter_context(Progress(self.config.steps, first_step=self._start_step))
                 stack.enter_context(self._metrics)
                 self._metrics.run(
@@ -90,51 +91,65 @@ class RunLogger:
         on_device = [norm for _, norm in self._unread if norm is not None]
         norms: list[float] | None = Tensor.stack(on_device).numpy().tolist() if on_device else None
         self._unread.clear()
-        first = last - len(losses) + 1
-        for what, values in (("loss", losses), ("gradient norm", norms or [])):
-            for step, value in enumerate(values, start=first):
-                batch = f" on batch {step - 1} of seed {self.config.seed}"
-                check_finite(value, f"{what} at step {step}", self.config.folder, batch)
-        seconds = time.perf_counter() - self._resumed_at
-        self.losses += losses
+        # Steps before one that is not finite are logged like others.
+        steps = zip(losses, norms or losses, strict=True)
+        finite = list(takewhile(lambda values: all(map(math.isfinite, values)), steps))
+        first, n, seconds = last - len(losses) + 1, len(finite), time.perf_counter() - self._resumed_at
+        self.losses += losses[:n]
         self.seconds += seconds
-        if self._group.is_main:
-            tokens_per_second = len(losses) * self.config.batch * self.config.block / seconds
-            with explain_write_errors(self.config.folder):
-                self._metrics.steps(
-                    first,
-                    losses,
-                    learning_rates=[self._optimizer.lr_schedule(step - 1) for step in range(first, last + 1)],
-                    gradient_norms=norms,
-                    tokens_per_second=tokens_per_second,
-                    seconds=time.perf_counter() - self._start_time,
-                )
-            self._progress.update(last, losses[-1], tokens_per_second)
+        if self._group.is_main and finite:
+            tokens_per_second = n * self.config.batch * self.config.block / seconds
+            self._metrics.steps(
+                first,
+                losses[:n],
+                learning_rates=[self._optimizer.lr_schedule(step - 1) for step in range(first, first + n)],
+                gradient_norms=norms and norms[:n],
+                tokens_per_second=tokens_per_second,
+                seconds=time.perf_counter() - self._start_time,
+            )
+            self._progress.update(first + n - 1, losses[n - 1], tokens_per_second)
+        for what, values in (("loss", losses), ("gradient norm", norms or [])):
+            for value in values[n : n + 1]:
+                batch = f" on batch {first + n - 1} of seed {self.config.seed}"
+                check_finite(value, f"{what} at step {first + n}", self.config.folder, batch)
         self._resumed_at = time.perf_counter()
 
-    def log_validation(self, step: int, loss: float, n_blocks: int, sample: str | None = None) -> None:
-        """Log the validation loss after `step` steps, a mean over `n_blocks` blocks of text, and a sample."""
+    def log_validating(self, blocks: int, n_blocks: int) -> None:
+        """Show the progress of a validation. Call this with blocks = 0 first."""
         if self._group.is_main:
-            with explain_write_errors(self.config.folder):
-                self._metrics.validation(step, loss, n_blocks)
-                if sample is not None:
-                    self._metrics.sample(step, sample)
+            self._progress.validating(blocks, n_blocks)
+
+    def log_validation(self, step: int, loss: float, n_blocks: int) -> None:
+        """Log the validation loss after `step` steps, a mean over `n_blocks` blocks of text."""
+        self.log_validating(n_blocks, n_blocks)
+        if self._group.is_main:
+            self._metrics.validation(step, loss, n_blocks)
             self._progress.echo(f"step {step:,}: validation loss {loss:.4f} over {n_blocks:,} blocks")
-            if sample is not None:
-                self._progress.echo("\n".join(f"    | {line}" for line in sample.strip("\n").split("\n")))
+
+    def log_sample(self, step: int, sample: str) -> None:
+        """Log a text that the model generated after `step` steps, and print it with escapes for control characters."""
+        if self._group.is_main:
+            self._metrics.sample(step, sample)
+            lines = sample.strip("\n").split("\n")
+            self._progress.echo("\n".join(f"    | {escape_controls(line)}" for line in lines))
+
+    def resume_clock(self) -> None:
+        """Leave the time since the last step, of a validation and a checkpoint, out of the tokens per second."""
         self._resumed_at = time.perf_counter()
 
     def log_checkpoint(self, path: Path | None) -> None:
         """Print the path of a checkpoint if several processes train: the launcher may end a run without a message."""
         if path is not None and self._group.world_size > 1:
             self._progress.echo(f"checkpoint: {path}")
-        self._resumed_at = time.perf_counter()
 
 
-def check_finite(value: float, what: str, run: Path, where: str = "") -> None:
-    """Raise FloatingPointError if a value is not finite; the message names it and the last checkpoint of the run."""
+def check_finite(value: float, what: str, run: Path, where: str = "", before: float = math.inf) -> None:
+    """Raise FloatingPointError if a value is not finite.
+
+    The message names it and the last checkpoint of the run, which has less than `before` steps.
+    """
     if not math.isfinite(value):
         raise FloatingPointError(
-            f"the {what} is {value}{where}; the last good checkpoint is {latest_checkpoint(run) or 'none'}: lower the "
-            "learning rate, or clip the gradient"
+            f"the {what} is {value}{where}; the last good checkpoint is {latest_checkpoint(run, before) or 'none'}: "
+            "lower the learning rate, or clip the gradient"
         )

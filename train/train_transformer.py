@@ -34,6 +34,8 @@ if __name__ == "__main__":
 
     divide_cores()  # before NumPy starts its threads
 
+import numpy as np
+
 from russellgrad import (
     Tensor,
     __version__,
@@ -50,12 +52,13 @@ from russellgrad.optimizer import AdamWOptimizer, Optimizer, supports_flat
 from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from russellgrad.tokenizer import Tokenizer
-from train.checkpointer import Checkpointer, best_step
+from train import checkpoints
+from train.checkpointer import Checkpointer, Validation, best_validations
 from train.config import DTYPES, Config, configure, parse
 from train.data import Ids, MicroBatch, batches, check_prompt, split, split_batch, validation_blocks
 from train.datasets import load_text
 from train.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
-from train.progress import echo, exit_on_error, format_duration, peak_memory
+from train.progress import command_line, echo, exit_on_error, format_duration, option, peak_memory
 from train.run_logger import RunLogger, check_finite
 
 ENVIRONMENT = (
@@ -75,31 +78,37 @@ class Result:
     model: Transformer  # in evaluation mode
     path: Path  # of model.safetensors
     losses: list[float]  # of each step's batch before the step; a resumed run has those of the new steps only
-    validation_losses: list[tuple[int, float]]  # (steps taken, loss)
+    validations: list[Validation]
     seconds: float  # wall time of the run
     tokens_per_second: float  # of the steps alone
     steps: int  # taken in total, including those before a checkpoint
-    signal: int | None  # the signal that stopped the run early, such as SIGINT
+    signal: int | None  # the signal that stopped the run, or its last validation, early, such as SIGINT
+
+    @property
+    def validation_losses(self) -> list[tuple[int, float]]:
+        """The number of steps taken, and the loss, of each validation."""
+        return [(step, loss) for step, loss, _ in self.validations]
 
 
 def train(config: Config | None = None, **settings: Any) -> Result:
     """Train a model on the current backend. Writes the model, checkpoints and metrics to the run's folder.
 
     The validation loss is a mean over non-overlapping blocks of the last tenth of the text: `eval_blocks` evenly spaced
-    ones, always the same, every `eval_interval` steps; all of them after the last step. SIGINT (Ctrl-C), SIGTERM and
-    SIGHUP stop the run after the current step, with a checkpoint. A resumed run is bitwise equal to one that was never
-    stopped.
+    ones, always the same, every `eval_interval` steps and after the last step. SIGINT (Ctrl-C), SIGTERM and SIGHUP stop
+    the run after the current step, with a checkpoint, and stop a validation. A resumed run is bitwise equal to one that
+    was never stopped.
 
     Args:
         config: the configuration; by default `train.config.configure(**settings)`.
         settings: fields of Config, and `preset`. With a config, they replace its fields.
 
     Raises:
+        TypeError: a field is unknown, or its value has another type.
         ValueError: a field is out of range; the backend does not support the dtype; the dataset is unknown or too
             short; the prompt has characters that the dataset does not have; RG_TRAIN_STEPS is not a positive number;
             the checkpoint is damaged or belongs to another run.
         ImportError: a package for the dataset, the files or several processes is not installed.
-        OSError: the folder cannot be written to, or the dataset cannot be read.
+        OSError: the dataset cannot be read, or a file cannot be written; names the file and the last checkpoint.
         FloatingPointError: a loss or gradient is not finite; names the step, its batch and the last checkpoint.
     """
     group = init_process_group()
@@ -130,40 +139,61 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
     )
     if group.world_size == 1:  # communication between processes cannot be captured
         take_step = compile_step(take_step)
-    step = checkpointer.start_step
-    validation_losses = checkpointer.restored_validation_losses()
-    stopping = False
+    eval_inputs, eval_targets = validation_blocks(validation_ids, config.block, config.eval_blocks or None)
+    step, stopping = checkpointer.start_step, False
 
-    def validate() -> None:
-        inputs, targets = validation_blocks(
-            validation_ids, config.block, at_most=None if step == config.steps else config.eval_blocks
-        )
-        loss = evaluate(model, inputs, targets, config.batch, group)
-        check_finite(loss, f"validation loss after step {step}", config.folder)
-        validation_losses.append((step, loss))
-        sample = _sample(config, model, prompt) if config.sample_tokens and group.is_main else None
-        logger.log_validation(step, loss, len(inputs), sample)
+    def save() -> None:
+        logger.log_checkpoint(checkpointer.save(step))
+
+    def validate() -> bool:
+        """Compute, log and store the validation loss. Return False if a signal stops that."""
+
+        def is_stopped(n_batches: int, n_blocks: int) -> bool:
+            logger.log_validating(n_blocks, len(eval_inputs))
+            return group.any_rank(signals.received is not None, n_batches)
+
+        loss = evaluate(model, eval_inputs, eval_targets, config.batch, group, is_stopped)
+        if loss is None:
+            return False
+        check_finite(loss, f"validation loss after step {step}", config.folder, before=step)
+        with checkpointer.save_on_write_error(step):
+            logger.log_validation(step, loss, len(eval_inputs))
+        logger.log_checkpoint(checkpointer.record(Validation(step, loss, len(eval_inputs))))
+        if config.sample_tokens and group.is_main:  # last: a sample that fails is not tried again in a resumed run
+            with checkpointer.save_on_write_error(step):
+                logger.log_sample(step, _sample(config, model, prompt))
+        return True
 
     if group.is_main:
         echo(header(config, model, text))
-    with checkpointer, logger, StopSignals() as signals, _matmul_precision(config.matmul_precision):
-        if step and _validates_at(step, config) and step not in dict(validation_losses):
-            validate()  # the run was stopped just before this
+    with (
+        checkpointer, logger, StopSignals() as signals, _matmul_precision(config.matmul_precision),
+        np.errstate(all="ignore"),  # losses and gradient norms that are not finite are errors of the logger
+    ):  # fmt: skip
+        if group.is_main and checkpointer.saved_config is not None:
+            _announce_learning_rate(config, checkpointer.saved_config, step)
+        if step and config.validates_at(step) and not checkpointer.has_validated(step):
+            stopping = not validate()  # the run was stopped just before this, or in it
+            logger.resume_clock()
         train_batches = batches(train_ids, config.batch, config.block, config.seed, start=step)
-        for inputs, targets in islice(train_batches, max(0, last_step - step)):
+        for inputs, targets in islice(train_batches, 0 if stopping else max(0, last_step - step)):
             loss, gradient_norm = take_step(*_micro_batches(config, model, inputs, targets, group))
             step += 1
             stopping = step < last_step and group.any_rank(signals.received is not None, step)
             finished = step == last_step or stopping
-            validating = not stopping and (finished or _validates_at(step, config))
+            validating = not stopping and (finished or config.validates_at(step))
             saving = finished or step % config.checkpoint_interval == 0
-            logger.log_step(step, loss, gradient_norm, flush=validating or saving)
+            with checkpointer.save_on_write_error(step):
+                logger.log_step(step, loss, gradient_norm, flush=validating or saving)
             if validating or saving:
                 group.check_same_parameters(model)
-            if validating:
-                validate()
-            if saving or step == best_step(validation_losses, config):
-                logger.log_checkpoint(checkpointer.save(step, validation_losses))
+                if saving:
+                    save()  # before the validation, which may take long
+                if validating and not validate():
+                    stopping = True
+                    if not saving:
+                        save()
+                logger.resume_clock()
             if stopping:
                 break
         if step == checkpointer.start_step:  # nothing was left to do; the run may have been killed before this
@@ -171,7 +201,7 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
 
     model.dropout.start_batch()
     result = Result(
-        config, model.eval(), checkpointer.model_path, logger.losses, validation_losses,
+        config, model.eval(), checkpointer.model_path, logger.losses, checkpointer.validations,
         time.perf_counter() - start_time, logger.tokens_per_second, step,
         signals.received or signal.SIGTERM if stopping else None,  # another rank may have received it
     )  # fmt: skip
@@ -224,16 +254,35 @@ def _micro_batches(
 
 
 def evaluate(
-    model: Transformer, inputs: Ids, targets: Ids, batch_size: int, group: ProcessGroup = SINGLE_PROCESS
-) -> float:
-    """The mean loss over blocks (N, T), without dropout. Each process computes its share of the batches."""
-    losses = []
+    model: Transformer,
+    inputs: Ids,
+    targets: Ids,
+    batch_size: int,
+    group: ProcessGroup = SINGLE_PROCESS,
+    is_stopped: Callable[[int, int], bool] = lambda n_batches, n_blocks: False,
+) -> float | None:
+    """The mean loss over blocks (N, T), without dropout. Each process computes its share of the batches.
+
+    Args:
+        is_stopped: called before each batch with the numbers of batches of this process and of blocks of all processes
+            that are done.
+
+    Returns:
+        The loss, or None after `is_stopped` returned True.
+    """
+    losses, stopped = [], False
     model.eval()
     with no_grad():
-        for i in range(group.rank * batch_size, len(inputs), group.world_size * batch_size):
-            x, y = inputs[i : i + batch_size], targets[i : i + batch_size]
-            losses.append(cross_entropy_loss(model.forward(x), y, model.tokenizer.pad_token_id) * len(x))
+        for i, start in enumerate(range(0, len(inputs), group.world_size * batch_size)):
+            if stopped := is_stopped(i, start):
+                break
+            rows = slice(start + group.rank * batch_size, start + (group.rank + 1) * batch_size)
+            x, y = inputs[rows], targets[rows]
+            if len(x):
+                losses.append(cross_entropy_loss(model.forward(x), y, model.tokenizer.pad_token_id) * len(x))
     model.train()
+    if stopped:
+        return None
     (total,) = group.all_reduce_scalars([math.fsum(Tensor.stack(losses).numpy()) if losses else 0.0])
     return total / len(inputs)
 
@@ -250,20 +299,44 @@ def header(config: Config, model: Transformer, text: str) -> str:
 def summary(result: Result, n_processes: int = 1) -> str:
     """The last lines that a run prints."""
     peak, config = peak_memory(), result.config
-    losses = dict(result.validation_losses)
-    loss = f"validation loss {losses[result.steps]:.4f}, " if result.steps in losses else ""
-    speed = f"{result.tokens_per_second:,.0f} tokens/s, " if result.losses else "no steps were left, "
-    stopped = ""
+    lines = []
     if result.signal is not None:
         launcher = f"mpiexec -n {n_processes} " if n_processes > 1 else ""
-        stopped = (
-            f"Stopped by {signal.Signals(result.signal).name} after step {result.steps:,} of {config.steps:,}; resume "
-            f"with: {launcher}python train/train_transformer.py --resume {shlex.quote(str(config.folder))}\n"
-        )
-    return (
-        f"{stopped}{result.steps:,} steps, seed {config.seed}, {loss}{format_duration(result.seconds)} wall time, "
-        f"{speed}" + (f"peak memory {peak / 2**20:,.0f} MiB, " if peak else "") + f"model in {result.path}"
+        what = f"Stopped by {signal.Signals(result.signal).name} after step {result.steps:,} of {config.steps:,}"
+        what += " in its last validation, which is not finished" if result.steps == config.steps else ""
+        resume = f"python train/train_transformer.py --resume {shlex.quote(str(config.folder))}"
+        lines.append(f"{what}; resume with: {launcher}{resume}")
+    for best in best_validations(result.validations):
+        path = checkpoints.path_of(config.folder, best.step)
+        where = path if path.exists() else f"after step {best.step:,} in the folder that the run was resumed from"
+        lines.append(f"best checkpoint ({_describe(best)}): {where}")
+    last = next((f"{_describe(found)}, " for found in result.validations if found.step == result.steps), "")
+    speed = f"{result.tokens_per_second:,.0f} tokens/s, " if result.losses else "no steps were left, "
+    lines.append(
+        f"{result.steps:,} steps, seed {config.seed}, {last}{format_duration(result.seconds)} wall time, {speed}"
+        + (f"peak memory {peak / 2**20:,.0f} MiB, " if peak else "")
+        + f"model in {result.path}"
     )
+    return "\n".join(lines)
+
+
+def _describe(validation: Validation) -> str:
+    over = f" over {validation.blocks:,} blocks" if validation.blocks else ""
+    return f"validation loss {validation.loss:.4f}{over}"
+
+
+def _announce_learning_rate(config: Config, saved: dict[str, Any], step: int) -> None:
+    """Print the learning rate of the next step if it is another one than with the settings of the checkpoint."""
+    names = ("learning_rate", "min_learning_rate", "schedule", "warmup", "steps")
+    before = replace(config, **{name: saved[name] for name in names})
+    rate, rate_before = build_schedule(config)(step), build_schedule(before)(step)
+    if rate != rate_before and step < config.steps:
+        changed = ", ".join(
+            f"{option(name)} is {getattr(config, name)} instead of {getattr(before, name)}"
+            for name in names
+            if getattr(config, name) != getattr(before, name)
+        )
+        echo(f"the learning rate changes from {rate_before:.3g} to {rate:.3g} at step {step + 1:,}: {changed}")
 
 
 # --- The model and the optimizer
@@ -353,16 +426,18 @@ def _check_supported(config: Config, group: ProcessGroup) -> None:
     xp, multiple = get_backend(), config.accumulate * group.world_size
     if config.batch % multiple:
         raise ValueError(
-            f"batch {config.batch} cannot be split into {config.accumulate} micro-batches for each of "
+            f"{option('batch')} {config.batch} cannot be split into {config.accumulate} micro-batches for each of "
             f"{group.world_size} processes; use a multiple of {multiple}"
         )
     if group.world_size > 1 and not supports_flat(xp):
         raise ValueError(f"backend {xp.name!r} has no assign and split_flat, which several processes need; use one")
     if group.world_size > 1 and xp.name == "cupy" and config.dtype == "bfloat16":
-        raise ValueError("dtype bfloat16: CuPy's NCCL does not sum bfloat16; use float32 with several processes")
+        raise ValueError(
+            f"{option('dtype')} bfloat16: CuPy's NCCL does not sum bfloat16; use float32 with several processes"
+        )
     if config.dtype not in xp.float_dtypes():
         raise ValueError(
-            f"dtype {config.dtype}: backend {xp.name!r} does not compute in it; use "
+            f"{option('dtype')} {config.dtype}: backend {xp.name!r} does not compute in it; use "
             + " or ".join(name for name in DTYPES if name in xp.float_dtypes())
             + ("; for bfloat16, RG_BACKEND=cupy and the package ml_dtypes" if config.dtype == "bfloat16" else "")
         )
@@ -389,11 +464,6 @@ def _last_step(config: Config) -> int:
     return min(config.steps, int(limit))
 
 
-def _validates_at(step: int, config: Config) -> bool:
-    """Whether the configuration has a validation after this step."""
-    return step % config.eval_interval == 0 or step == config.steps
-
-
 def _sample_prompt(config: Config, model: Transformer, text: str) -> str:
     """The prompt of samples: the configured one, or a newline, or the first character of a text without newlines."""
     prompt = config.prompt or ("\n" if "\n" in text else text[0])
@@ -411,7 +481,7 @@ def main() -> None:
     """The command line."""
     with exit_on_error(ImportError, RuntimeError):
         group = init_process_group()  # first, so that no process waits for one that failed before this
-    with group.abort_on_error():
+    with group.abort_on_error(), command_line():
         config = parse(description="Train a character-level transformer on a text.", epilog=ENVIRONMENT)
         with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
             get_backend()
