@@ -60,7 +60,7 @@ def _is_linear(theirs: str) -> bool:
 
 def to_torch_state_dict(model: Module) -> State:
     """Implements `Transformer.to_torch_state_dict`."""
-    own = dict(model.named_parameters())
+    own = dict(model._named_tensors())
     state = {theirs: _exported(theirs, own[name]) for theirs, name in _layout(own).items()}
     state[_LOGITS] = state[_TABLE].copy()  # tied; a copy, because safetensors rejects tensors that share memory
     return state
@@ -163,7 +163,7 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     Raises ValueError that lists all names that are missing or unexpected, and all shapes that differ. The model does
     not change then.
     """
-    own = dict(model.named_parameters())
+    own = dict(model._named_tensors())
     layout = _layout(own)
     if not any(name.endswith(".bias") for name in state):  # a model without biases: ours stay 0
         layout = {theirs: name for theirs, name in layout.items() if not theirs.endswith(".bias")}
