@@ -130,7 +130,9 @@ def _is_mask(name: str, value: Any) -> bool:
 
 
 def _on_host(name: str, value: Any) -> HostArray:
-    if not hasattr(value, "dtype"):
+    if isinstance(value, Tensor):
+        value = value.numpy()
+    if not hasattr(value, "dtype") or hasattr(value, "mask"):  # a masked array would lose its mask
         raise ValueError(
             f"from_torch: {name!r} is a {type(value).__name__}, not a tensor; if this is a whole checkpoint, pass the "
             "state_dict in it, such as checkpoint['model']"

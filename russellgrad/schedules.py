@@ -29,6 +29,8 @@ def to_float(value: Any, what: str, *, below: float = math.inf) -> float:
 
 def real(value: Any, what: str) -> float:
     """Convert a real number to a float, as `to_float` does, but of any sign or size, or nan."""
+    if type(value) is float:  # in every step of an optimizer
+        return value
     number, shape = value, getattr(value, "shape", None)
     # A Tensor or a masked array has an item() too, but would lose its graph or its mask.
     if shape == () and not hasattr(value, "requires_grad") and not hasattr(value, "mask"):

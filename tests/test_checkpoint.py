@@ -13,9 +13,12 @@ import pytest
 from russellgrad import Tensor, get_default_dtype, set_default_dtype
 from russellgrad.backend import Backend, get_backend
 from russellgrad.checkpoint import load_model, save_model, upgrade_state
+from russellgrad.loss import cross_entropy_loss
+from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.random import default_generator
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
+from train import checkpoints
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 from safetensors import safe_open  # noqa: E402
@@ -343,3 +346,19 @@ def test_upgrade_state_leaves_other_states_unchanged() -> None:
         assert upgrade_state(state) == state
     with pytest.raises(ValueError, match=r"upgrade_state: b\.attention\.w_q, .* have the numbers \[1, 2, 1\]"):
         upgrade_state({"b.attention.w_q": 1, "b.attention.w_k": 2, "b.attention.w_v": 1})
+
+
+def test_a_checkpoint_of_a_run_keeps_frozen_parameters(tmp_path: Path) -> None:
+    """An optimizer may have a parameter that was frozen later, and its state."""
+    model, restored = small_model(seed=1), small_model(seed=2)
+    optimizers = [AdamWOptimizer(m.parameters(), 0.1) for m in (model, restored)]
+    cross_entropy_loss(model(["hello"]), model.tokenizer.targets(["hello"]), model.tokenizer.pad_token_id).backward()
+    optimizers[0].step()
+    for m in (model, restored):
+        m.blocks[0].attention.w_qkv.requires_grad = False
+    checkpoints.save(tmp_path, 1, model, optimizers[0], {})
+    checkpoints.find(tmp_path).restore(restored, optimizers[1])
+    state = restored.state_dict()
+    assert all(np.array_equal(array, state[name]) for name, array in model.state_dict().items())
+    own, other = (optimizer.state_dict()["state"] for optimizer in optimizers)
+    assert all(np.array_equal(a["m"], b["m"]) for a, b in zip(own, other, strict=True))

@@ -121,7 +121,8 @@ def test_round_trip_is_bitwise_exact(backend: Backend, dtype: str) -> None:
     for name, array in state.items():
         assert again[name].dtype == dtype
         np.testing.assert_array_equal(again[name], array, strict=True)
-    back = from_twin(model.to_torch_state_dict()).state_dict()  # a dict of NumPy arrays works too
+    exported = model.to_torch_state_dict()  # a dict of NumPy arrays works too, and one of Tensors
+    back = from_twin({**exported, "transformer.ln_f.bias": Tensor(exported["transformer.ln_f.bias"])}).state_dict()
     assert all(np.array_equal(back[name], array) for name, array in state.items())
 
 
@@ -452,6 +453,8 @@ def test_all_mismatches_are_in_one_error(backend: Backend) -> None:
         ({"transformer__wpe__weight": torch.zeros(12, 16).long()}, ["'transformer.wpe.weight' has dtype int64"]),
         ({"transformer__wpe__weight": np.zeros((12, 16), "int32")}, ["'transformer.wpe.weight' has dtype int32"]),
         ({"epoch": 3}, ["'epoch' is a int, not a tensor"]),
+        ({"transformer__wpe__weight": np.ma.masked_array(np.zeros((12, 16)))}, ["is a MaskedArray, not a tensor"]),
+        ({"transformer__wpe__weight": np.zeros((12, 16), ">f4")}, ["'transformer.wpe.weight' has dtype >f4"]),
     ],
 )  # fmt: skip
 def test_mismatched_state_raises(backend: Backend, changes: dict[str, Any], messages: list[str]) -> None:
