@@ -369,9 +369,9 @@ class Transformer(Module):
             twin.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
 
         Args:
-            padding_row: whether the token embedding has its last row, that of padding. Training leaves its logit out of
-                the loss, so a program that samples from all logits draws padding often. Set it to False for a model
-                without padding, such as nanoGPT's with a `vocab_size` of the number of characters.
+            padding_row: whether the token embedding has its last row, that of padding. The loss leaves out its logit,
+                which is therefore arbitrary: a program that samples from all logits draws padding. Set it to False for
+                a model without padding, such as nanoGPT's with a `vocab_size` of the number of characters.
 
         Raises:
             ValueError: the model has other parameters or buffers than a Transformer.
