@@ -40,8 +40,8 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
     Raises:
         ImportError: `safetensors` is not installed.
         OSError: the file cannot be written.
-        ValueError: `load_model` could not read the file, because the model has not the parameters of a Transformer of
-            its configuration, or has several dtypes; names the difference. An existing file does not change then.
+        ValueError: `load_model` could not load the file, because the model has other parameters or buffers than a
+            Transformer of its configuration, or several dtypes; names them. An existing file does not change then.
         TypeError: the notes hold something that JSON cannot represent.
     """
     safetensors = require_safetensors("save_model")

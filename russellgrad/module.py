@@ -73,13 +73,13 @@ class Module:
             TypeError: a set holds a Tensor or a module: its order is not fixed. ValueError: two have the same name.
         """
         pending: list[tuple[str, Any]] = [("", self)]
-        seen: set[int] = set()  # also stops at cycles, such as a module that knows its parent
+        seen: dict[int, Any] = {}  # by id; also stops at cycles, such as a module that knows its parent
         names: set[str] = set()
         while pending:  # depth first; a stack instead of recursion, because modules may be nested deeply
             name, value = pending.pop()
             if id(value) in seen:
                 continue
-            seen.add(id(value))
+            seen[id(value)] = value
             if isinstance(value, (Tensor, Module)):
                 if name in names:
                     raise ValueError(f"{type(self).__name__}: two members have the name {name}; rename one of them")

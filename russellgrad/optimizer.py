@@ -229,21 +229,19 @@ class Optimizer:
                 the parameter. Or it lacks an entry, or a number of steps is negative or nan. TypeError: a number of
                 steps is no number. The optimizer does not change then.
         """
+        optimizer = type(self).__name__
         if missing := {"kind", "steps_taken", "state"} - set(state):
-            raise ValueError(f"{type(self).__name__}: the state lacks {', '.join(sorted(missing))}; use a state_dict()")
-        steps_taken = _count(state["steps_taken"], f"{type(self).__name__}: steps_taken")
-        given = [
-            {
-                k: _count(v, f"{type(self).__name__}: step of parameter {i}") if k == "step" else v
-                for k, v in own.items()
-            }
-            for i, own in enumerate(state["state"])
-        ]
-        if state["kind"] != type(self).__name__:
-            raise ValueError(f"{type(self).__name__}: the state is that of a {state['kind']}; load it into one")
+            raise ValueError(f"{optimizer}: the state lacks {', '.join(sorted(missing))}; use a state_dict()")
+        if state["kind"] != optimizer:
+            raise ValueError(f"{optimizer}: the state is that of a {state['kind']}; load it into one")
+        steps_taken = _count(state["steps_taken"], f"{optimizer}: steps_taken")
+        given = [dict(own) for own in state["state"]]
+        for place, own in enumerate(given):
+            if "step" in own:
+                own["step"] = _count(own["step"], f"{optimizer}: step of parameter {place}")
         if len(given) != len(self.params):
             raise ValueError(
-                f"{type(self).__name__}: the state has {len(given)} parameters, this optimizer has {len(self.params)}"
+                f"{optimizer}: the state has {len(given)} parameters, this optimizer has {len(self.params)}"
             )
         kept = [self._state_names(group) for group in self.groups for _ in group["params"]]
         for place, (p, own) in enumerate(zip(self.params, given, strict=True)):

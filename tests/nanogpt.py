@@ -1,6 +1,7 @@
-"""nanoGPT's model (https://github.com/karpathy/nanoGPT, model.py, MIT), reduced to what its checkpoints consist of.
+"""nanoGPT's model, reduced to what its checkpoints consist of (https://github.com/karpathy/nanoGPT, model.py).
 
-Names, shapes, biases and buffers are the original's; the flag `flash` stands for a PyTorch with a fused attention.
+Copyright (c) 2022 Andrej Karpathy, MIT license. Names, shapes, biases and buffers are the original's; `flash` stands for a
+PyTorch with a fused attention, whose checkpoints have no mask buffers.
 """
 
 import math
