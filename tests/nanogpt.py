@@ -1,7 +1,7 @@
 """nanoGPT's model, reduced to what its checkpoints consist of (https://github.com/karpathy/nanoGPT, model.py).
 
-Copyright (c) 2022 Andrej Karpathy, MIT license. Names, shapes, biases and buffers are the original's; `flash` stands for a
-PyTorch with a fused attention, whose checkpoints have no mask buffers.
+Copyright (c) 2022 Andrej Karpathy, MIT license. Names, shapes, biases and buffers are the original's; `flash` stands
+for a PyTorch with a fused attention, with which checkpoints have no mask buffers.
 """
 
 import math
