@@ -74,7 +74,7 @@ class Node:
         # Saved to detect in-place changes: a pullback whose array has changed would give a wrong gradient.
         self.versions = [(version, version[0]) for version in versions]
         self.tensor_ref: ReferenceType[HasGrad] | None = None  # the tensor whose .grad backward fills
-        self.hooks: dict[int, Hook] | None = None
+        self.hooks: dict[object, Hook] | None = None  # in the order of registration
 
     def gradients(self, g: Array, retain_graph: bool) -> "Iterator[tuple[Node, Array]]":
         """Yield each operand's node and gradient. Frees each pullback after its call, unless `retain_graph`."""

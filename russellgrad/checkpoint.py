@@ -7,13 +7,15 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .backend import Backend, resolve_backend
+from .backend import Backend, Shape, resolve_backend, use_backend
+from .dtype import get_default_dtype, set_default_dtype
 from .russelltransformer import Transformer
 from .tokenizer import Tokenizer
 
@@ -31,12 +33,16 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
 
     Args:
         path: the path of the file; its folder must exist.
-        model: a model on any backend. Its parameters are copied to the host; bfloat16 is written as float32.
+        model: a model on any backend. Its parameters, frozen ones too, are copied to the host; bfloat16 and float16 are
+            written as float32. `load_model` builds a Transformer, also from a model of a subclass.
         notes: more to store in the file, such as training settings: anything that JSON can represent.
 
     Raises:
         ImportError: `safetensors` is not installed.
         OSError: the file cannot be written.
+        ValueError: `load_model` could not load the file, because the model has other parameters or buffers than a
+            Transformer of its configuration, or several dtypes; names them. An existing file does not change then.
+        TypeError: the notes hold something that JSON cannot represent.
     """
     safetensors = require_safetensors("save_model")
     tokenizer = model.tokenizer
@@ -52,7 +58,8 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
     }
     # C-contiguous, because safetensors writes an array's memory without regard to its strides.
     state = {name: np.ascontiguousarray(_widened(array)) for name, array in model.state_dict().items()}
-    header = {"format": FORMAT, "version": VERSION, "config": json.dumps(config)}
+    header = {"format": FORMAT, "version": VERSION, "config": json.dumps(config, default=_plain)}
+    _check_loadable(tokenizer.vocabulary, json.loads(header["config"]), state)
     replace_file(Path(path), _sort_metadata(safetensors.numpy.save(state, header)))
     return Path(path)
 
@@ -71,8 +78,51 @@ def _sort_metadata(content: bytes) -> bytes:
 
 
 def _widened(array: Any) -> Any:
-    """Cast bfloat16 to float32, which represents it exactly, because NumPy has no bfloat16."""
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    """Cast bfloat16, which NumPy does not have, and float16 to float32, which represents both exactly."""
+    return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float16") else array
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as a Python number, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"save_model: JSON cannot represent a {type(value).__name__}; leave it out of the notes")
+
+
+def _check_loadable(vocabulary: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raise ValueError if `load_model` could not load this configuration, as JSON gives it back, and this state."""
+    try:
+        _dtype_of(state)
+        if list(config["tokenizer"]["vocabulary"]) != list(vocabulary):
+            raise ValueError("JSON joins surrogates in its vocabulary to one character; leave them out of the text")
+        expected = _shapes(json.dumps({**config, "notes": {}}))
+        problems = [f"missing {name}" for name in expected if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in expected]
+        problems += [
+            f"{name} has shape {array.shape}, expected {expected[name]}"
+            for name, array in state.items()
+            if name in expected and array.shape != expected[name]
+        ]
+        if problems:
+            raise ValueError(f"a Transformer of its config() has other parameters: {'; '.join(problems)}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"save_model: load_model could not load this model: {error}") from error
+
+
+@lru_cache(maxsize=1)  # a run saves one model often
+def _shapes(config: str) -> dict[str, Shape]:
+    """The names and shapes of the parameters of the model that `load_model` builds from this configuration, as JSON."""
+    return {name: parameter.shape for name, parameter in _build(json.loads(config), "float32").named_parameters()}
+
+
+def _dtype_of(state: Mapping[str, Any]) -> str:
+    """The dtype of a model's parameters. Raises ValueError if they have several, or one that files do not have."""
+    dtypes = {str(array.dtype) for array in state.values()} or {"float64"}
+    if not dtypes <= {"float32", "float64"} or len(dtypes) > 1:
+        raise ValueError(
+            f"its parameters have dtype {', '.join(sorted(dtypes))}; a model has float32 or float64, as after astype()"
+        )
+    return dtypes.pop()
 
 
 def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend | None = None) -> Transformer:
@@ -99,12 +149,8 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
             f"{' and '.join(map(repr, _READABLE))}; load it with the release that wrote it"
         )
     try:
-        model = _build(json.loads(header["config"]))
-        dtypes = {str(array.dtype) for array in state.values()} or {"float64"}
-        if not dtypes <= {"float32", "float64"} or len(dtypes) > 1:
-            raise ValueError(f"its parameters have dtype {', '.join(sorted(dtypes))}; a model has float32 or float64")
-        state = upgrade_state(state) if header["version"] == "1" else state
-        model.astype(dtypes.pop()).load_state_dict(state)
+        model = _build(json.loads(header["config"]), _dtype_of(state))
+        model.load_state_dict(upgrade_state(state) if header["version"] == "1" else state)
     except (KeyError, TypeError, ValueError) as error:
         what = f"its metadata lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load_model: {path} does not contain a complete model: {what}") from error
@@ -133,12 +179,19 @@ def upgrade_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return upgraded
 
 
-def _build(config: Mapping[str, Any]) -> Transformer:
-    """Build a model from its configuration. The parameters' values are loaded afterwards."""
+def _build(config: Mapping[str, Any], dtype: str) -> Transformer:
+    """Build a model from its configuration, on the host. The parameters' values are loaded afterwards."""
     options = dict(config["tokenizer"])
     size = len(options["vocabulary"])
-    tokenizer = Tokenizer(size, options.pop("max_seq_len"), options.pop("embed_dim"), size, **options, seed=0)
-    return Transformer(tokenizer, **config["model"], seed=0)  # a seed, so as not to advance the default generator
+    default = get_default_dtype()
+    set_default_dtype(dtype)
+    try:
+        with use_backend("numpy"):
+            tokenizer = Tokenizer(size, options.pop("max_seq_len"), options.pop("embed_dim"), size, **options, seed=0)
+            # A seed, so as not to advance the default generator.
+            return Transformer(tokenizer, **config["model"], seed=0)
+    finally:
+        set_default_dtype(default)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:

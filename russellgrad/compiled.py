@@ -39,12 +39,16 @@ def compile_step(step: Callable[P, R]) -> Callable[P, R]:
     Returns:
         A function with the arguments of `step`. It returns new Tensors that track no gradients.
 
+    Raises TypeError if `step` is not callable.
+
     The returned function raises:
         TypeError: an argument has another type (NumPy arrays and lists would need a copy to the device during the
             capture), tracks gradients, or is on another backend; or `step` returned something other than Tensors.
         RuntimeError: an operation in `step` cannot be captured; names the op. The step has not run: parameters,
             optimizers and random generators are as before the call, and the gradients are None.
     """
+    if not callable(step):
+        raise TypeError(f"compile_step: needs a function, got a {type(step).__name__}; pass the step, not its result")
     return _CompiledStep(step)
 
 

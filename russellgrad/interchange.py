@@ -35,18 +35,21 @@ _IN_BLOCK = {
     "feed_forward.w_out": "mlp.c_proj.weight",
     "feed_forward.b_out": "mlp.c_proj.bias",
 }
+_WRAPPERS = ("_orig_mod", "module")  # what torch.compile and DistributedDataParallel add to names
 _NAMES = "the names and shapes are those of docs/torch_twin.py"
 
 
-def _layout(names: Iterable[str]) -> dict[str, str]:
-    """A dict from PyTorch's parameter names to ours."""
+def _layout(op: str, names: Iterable[str]) -> dict[str, str]:
+    """A dict from PyTorch's parameter names to ours. Raises ValueError for a parameter that the PyTorch model lacks."""
     layout: dict[str, str] = {}
     for name in names:
+        first, i, rest = (*name.split(".", 2), "", "")[:3]  # blocks.0.attention.w_qkv
         if name in _OUTSIDE_BLOCKS:
             layout[_OUTSIDE_BLOCKS[name]] = name
-        else:
-            _, i, rest = name.split(".", 2)  # blocks.0.attention.w_qkv
+        elif first == "blocks" and rest in _IN_BLOCK:
             layout[f"transformer.h.{i}.{_IN_BLOCK[rest]}"] = name
+        else:
+            raise ValueError(f"{op}: {name} has no counterpart in the PyTorch model; {_NAMES}")
     return layout
 
 
@@ -58,10 +61,12 @@ def _is_linear(theirs: str) -> bool:
 # --- To PyTorch
 
 
-def to_torch_state_dict(model: Module) -> State:
+def to_torch_state_dict(model: Module, padding_row: bool) -> State:
     """Implements `Transformer.to_torch_state_dict`."""
-    own = dict(model.named_parameters())
-    state = {theirs: _exported(theirs, own[name]) for theirs, name in _layout(own).items()}
+    own = dict(model._named_tensors())
+    state = {theirs: _exported(theirs, own[name]) for theirs, name in _layout("to_torch_state_dict", own).items()}
+    if not padding_row:
+        state[_TABLE] = state[_TABLE][:-1].copy()
     state[_LOGITS] = state[_TABLE].copy()  # tied; a copy, because safetensors rejects tensors that share memory
     return state
 
@@ -79,19 +84,25 @@ def _exported(theirs: str, parameter: Tensor) -> HostArray:
 def read_state(source: Any) -> State:
     """The parameters of a `state_dict` or `torch.nn.Module` as host arrays, all float32 or all float64.
 
-    bfloat16 and float16 become float32, which represents them exactly. The prefix that torch.compile adds to names is
-    removed. The token embedding may have either of its two names or both, because safetensors writes tied parameters
-    once.
+    bfloat16 and float16 become float32, which represents them exactly. What torch.compile and DistributedDataParallel
+    add to names is removed, and so are the causal masks of older checkpoints. The token embedding may have either of
+    its two names or both, because safetensors writes tied parameters once.
 
     Raises:
-        TypeError: the source is neither a mapping nor a module. ValueError: an entry is not a float tensor, or the
-            entries have different dtypes.
+        TypeError: the source is neither a mapping nor a module. ValueError: an entry is not a float tensor, two have
+            one name, or there are several dtypes.
     """
     if not isinstance(source, Mapping):
         if not hasattr(source, "state_dict"):
             raise TypeError(f"from_torch: needs a state_dict or a torch.nn.Module, got {type(source).__name__}")
         source = source.state_dict()
-    state = {name.removeprefix("_orig_mod."): _on_host(name, value) for name, value in source.items()}
+    state: State = {}
+    for given, value in source.items():
+        name = ".".join(part for part in str(given).split(".") if part not in _WRAPPERS)
+        if name in state:
+            raise ValueError(f"from_torch: two entries have the name {name} without {' and '.join(_WRAPPERS)}")
+        if not _is_mask(name, value):
+            state[name] = _on_host(given, value)
     if _LOGITS in state:
         state.setdefault(_TABLE, state[_LOGITS])
     names_of: dict[str, list[str]] = {}
@@ -106,8 +117,22 @@ def read_state(source: Any) -> State:
     return state
 
 
+def _is_mask(name: str, value: Any) -> bool:
+    """Whether the entry is a buffer for the causal mask, and not a bias.
+
+    nanoGPT saves the mask as `attn.bias` (1, 1, T, T) where it does not use PyTorch's fused attention. GPT-2's
+    checkpoints also have `attn.masked_bias` (), the large negative number that replaces masked scores.
+    """
+    shape = tuple(getattr(value, "shape", (0,)))
+    if name.endswith(".attn.bias"):
+        return len(shape) == 4 and shape == (1, 1, shape[-1], shape[-1])
+    return name.endswith(".attn.masked_bias") and shape in ((), (1,))
+
+
 def _on_host(name: str, value: Any) -> HostArray:
-    if not hasattr(value, "dtype"):
+    if isinstance(value, Tensor):
+        value = value.numpy()
+    if not hasattr(value, "dtype") or hasattr(value, "mask"):  # a masked array would lose its mask
         raise ValueError(
             f"from_torch: {name!r} is a {type(value).__name__}, not a tensor; if this is a whole checkpoint, pass the "
             "state_dict in it, such as checkpoint['model']"
@@ -163,8 +188,9 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     Raises ValueError that lists all names that are missing or unexpected, and all shapes that differ. The model does
     not change then.
     """
-    own = dict(model.named_parameters())
-    layout = _layout(own)
+    own = dict(model._named_tensors())
+    layout = _layout("from_torch", own)
+    state = {name: array for name, array in state.items() if not _is_zero_attention_bias(name, array, state)}
     if not any(name.endswith(".bias") for name in state):  # a model without biases: ours stay 0
         layout = {theirs: name for theirs, name in layout.items() if not theirs.endswith(".bias")}
     expected = {
@@ -179,10 +205,17 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     if problems:
         raise ValueError(
             f"from_torch: the state_dict does not fit: {'; '.join(problems)}; {_NAMES} (attention has no biases: in "
-            "nanoGPT, train with bias=False)"
+            "nanoGPT, train with bias=False; biases that are all 0 are left out)"
         )
     model.to(own[_TOKENS].backend).astype(state[_TABLE].dtype.name)
     model.load_state_dict(_imported(model.state_dict(), layout, state, padding_row))
+
+
+def _is_zero_attention_bias(name: str, array: HostArray, state: State) -> bool:
+    """Whether the entry is a bias of a linear map in attention that adds nothing, as in a model that was exported."""
+    weight = state.get(name.removesuffix("bias") + "weight")
+    is_bias = name.endswith((".attn.c_attn.bias", ".attn.c_proj.bias"))
+    return is_bias and weight is not None and array.shape == weight.shape[:1] and not array.any()
 
 
 def _imported(own: State, layout: Mapping[str, str], state: State, padding_row: bool) -> State:

@@ -1,10 +1,11 @@
 """Module: the base class of layers and models. It finds parameters, saves and loads them, and moves them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Self
 
-from .backend import Backend, DType, Shape, get_backend, resolve_backend
+from .backend import Array, Backend, DType, Shape, get_backend, resolve_backend
 from .dtype import get_default_dtype, is_float
 from .random import Generator, default_generator
 from .tensor import Tensor
@@ -13,8 +14,13 @@ from .tensor import Tensor
 class Module:
     """Base class of layers and models, as `torch.nn.Module`.
 
-    A subclass defines `forward`; calling the module calls it. The parameters are all Tensors among the attributes, in
-    lists or tuples among the attributes, and in the modules found there. No registration is needed.
+    A subclass defines `forward`; calling the module calls it. No registration is needed: a module finds the Tensors and
+    modules among its attributes, and in lists, tuples and dicts there, which may be nested. Each is found once, under
+    the first of its names. In other objects, such as a dataclass, it finds none.
+
+    A Tensor that tracks gradients is a parameter, which optimizers train. Any other is a buffer, such as a running mean
+    or a frozen parameter: it is saved, loaded and moved with the parameters, and not trained. For a cache that is not
+    to be saved, keep an array, `tensor.data`: a module does not see arrays.
 
         class Scale(Module):
             def __init__(self):
@@ -37,58 +43,81 @@ class Module:
         return self.forward(*args, **kwargs)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter once, with its dotted name, such as "blocks.0.attention.w_qkv"."""
-        seen: set[int] = set()
-        for name, member in self._members():
-            if isinstance(member, Tensor) and id(member) not in seen:
-                seen.add(id(member))
-                yield name, member
+        """Yield each parameter with its dotted name, such as "blocks.0.attention.w_qkv"."""
+        yield from ((name, tensor) for name, tensor in self._named_tensors() if tensor.requires_grad)
 
     def parameters(self) -> list[Tensor]:
-        """All parameters, each once: `optimizer = AdamOptimizer(model.parameters())`."""
+        """All parameters: `optimizer = AdamOptimizer(model.parameters())`."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each buffer, a Tensor that tracks no gradients, with its dotted name."""
+        yield from ((name, tensor) for name, tensor in self._named_tensors() if not tensor.requires_grad)
+
+    def buffers(self) -> list[Tensor]:
+        """All buffers."""
+        return [buffer for _, buffer in self.named_buffers()]
+
     def modules(self) -> Iterator["Module"]:
-        """Yield this module and all modules inside it. A module that is used twice comes twice."""
-        yield self
+        """Yield this module and all modules inside it."""
         yield from (member for _, member in self._members() if isinstance(member, Module))
 
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each parameter and buffer with its dotted name."""
+        yield from ((name, member) for name, member in self._members() if isinstance(member, Tensor))
+
     def _members(self) -> Iterator[tuple[str, "Tensor | Module"]]:
-        """Yield every Tensor and module inside this one, with its dotted name."""
-        for name, value in vars(self).items():
-            several = isinstance(value, (list, tuple))
-            for key, member in ((f"{name}.{i}", v) for i, v in enumerate(value)) if several else ((name, value),):
-                if isinstance(member, (Tensor, Module)):
-                    yield key, member
-                if isinstance(member, Module):
-                    yield from ((f"{key}.{path}", inner) for path, inner in member._members())
+        """Yield this module, and every Tensor and module inside it, once, with its dotted name.
+
+        Raises:
+            TypeError: a set holds a Tensor or a module: its order is not fixed. ValueError: two have the same name.
+        """
+        pending: list[tuple[str, Any]] = [("", self)]
+        seen: dict[int, Any] = {}  # by id; also stops at cycles, such as a module that knows its parent
+        names: set[str] = set()
+        while pending:  # depth first; a stack instead of recursion, because modules may be nested deeply
+            name, value = pending.pop()
+            if id(value) in seen:
+                continue
+            seen[id(value)] = value
+            if isinstance(value, (Tensor, Module)):
+                if name in names:
+                    raise ValueError(f"{type(self).__name__}: two members have the name {name}; rename one of them")
+                names.add(name)
+                yield name, value
+            prefix = name and f"{name}."
+            pending += [(f"{prefix}{key}", v) for key, v in _items(name, value) if isinstance(v, _SEARCHED)][::-1]
 
     # --- State
 
     def state_dict(self) -> dict[str, Any]:
-        """A dict from each parameter's name to a copy of it as a NumPy array on the host."""
-        return {name: parameter.numpy() for name, parameter in self.named_parameters()}
+        """A dict from the name of each parameter and buffer to a copy of it as a NumPy array on the host."""
+        return {name: tensor.numpy() for name, tensor in self._named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set every parameter from the arrays of a `state_dict`. Parameters keep their dtype and backend.
+        """Set every parameter and buffer from the arrays of a `state_dict`. Each keeps its dtype and backend.
 
         Raises:
-            ValueError: lists all names that are missing from `state` or unexpected in it, and all shapes that differ.
-                The module does not change then.
+            ValueError: lists all names that are missing from `state` or unexpected in it, all shapes that differ, and
+                all entries that are no arrays of real numbers, or are floats for an integer buffer. The module does not
+                change then. TypeError: `state` is not a mapping.
         """
-        own = dict(self.named_parameters())
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict: needs a state_dict, got a {type(state).__name__}")
+        own = dict(self._named_tensors())
         problems = [f"missing {name}" for name in own if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in own]
-        problems += [
-            f"{name} has shape {tuple(state[name].shape)}, expected {parameter.shape}"
-            for name, parameter in own.items()
-            if name in state and tuple(state[name].shape) != parameter.shape
-        ]
+        arrays: dict[str, Array] = {}
+        for name, tensor in own.items():
+            if name in state:
+                try:
+                    arrays[name] = _loaded(name, state[name], tensor)
+                except (TypeError, ValueError) as error:
+                    problems.append(str(error))
         if problems:
             raise ValueError(f"load_state_dict: {type(self).__name__} does not fit: {'; '.join(problems)}")
-        for name, parameter in own.items():
-            xp = parameter.backend
-            parameter.data = xp.copy(xp.asarray(state[name], parameter.dtype))
+        for name, tensor in own.items():
+            tensor.data = arrays[name]
 
     # --- Modes, backends, dtypes
 
@@ -106,45 +135,92 @@ class Module:
         return self.train(False)
 
     def zero_grad(self) -> None:
-        """Set every parameter's `.grad` to None."""
-        for parameter in self.parameters():
-            parameter.zero_grad()
+        """Set `.grad` of every parameter and buffer to None."""
+        for _, tensor in self._named_tensors():
+            tensor.zero_grad()
 
     def to(self, backend: str | ModuleType | Backend) -> Self:
-        """Move every parameter to another backend, in place. Returns self.
+        """Move every parameter and buffer to another backend, in place. Returns self.
 
         Gradients are dropped. Build the optimizer after this call. Raises as `set_backend` does.
         """
         target = resolve_backend(backend)
-        for parameter in self.parameters():
-            _set_array(parameter, target, target.asarray(parameter.numpy()))
+        self._set_arrays(target, {name: target.asarray(tensor.numpy()) for name, tensor in self._named_tensors()})
         return self
 
     def astype(self, dtype: DType) -> Self:
-        """Cast every float parameter to another dtype, in place. Returns self.
+        """Cast every parameter and float buffer to another dtype, in place. Returns self.
 
         Gradients are dropped. Build the optimizer after this call. Raises ValueError for a dtype that is not one of the
         backend's float dtypes.
         """
-        parameters = [p for p in self.parameters() if is_float(p.dtype)]
-        xp = parameters[0].backend if parameters else get_backend()
+        floats = {name: tensor for name, tensor in self._named_tensors() if is_float(tensor.dtype)}
+        xp = next(iter(floats.values())).backend if floats else get_backend()
         if str(dtype) not in xp.float_dtypes():
             raise ValueError(
                 f"astype: a module's dtype must be a float dtype such as 'float32', got {dtype!r}; backend {xp.name!r} "
                 f"supports {', '.join(xp.float_dtypes())}"
             )
-        for parameter in parameters:
-            _set_array(parameter, parameter.backend, parameter.backend.astype(parameter.data, dtype))
+        self._set_arrays(None, {name: tensor.backend.astype(tensor.data, dtype) for name, tensor in floats.items()})
         return self
 
+    def _set_arrays(self, xp: Backend | None, arrays: Mapping[str, Array]) -> None:
+        """Replace arrays, by name, with arrays of any dtype on backend `xp`. The Tensor objects stay the same."""
+        own = dict(self._named_tensors())
+        for name in arrays:
+            if not own[name].is_leaf:
+                raise RuntimeError(
+                    f"{type(self).__name__}: {name} is the result of an operation, which cannot be moved or cast; "
+                    f"make it a parameter, Tensor(x.data), or keep the array x.data"
+                )
+        for name, array in arrays.items():
+            tensor = own[name]
+            hooks = None if tensor._node is None else tensor._node.hooks
+            tracked = tensor.requires_grad
+            tensor.requires_grad = False
+            tensor.backend, tensor.grad = xp or tensor.backend, None
+            tensor.data = array
+            tensor.requires_grad = tracked
+            if tensor._node is not None:
+                tensor._node.hooks = hooks
 
-def _set_array(parameter: Tensor, xp: Backend, array: Any) -> None:
-    """Replace a parameter's array, on any backend and of any dtype. The Tensor object stays the same."""
-    tracked = parameter.requires_grad
-    parameter.requires_grad = False
-    parameter.backend, parameter.grad = xp, None
-    parameter.data = array
-    parameter.requires_grad = tracked
+
+# The types of values among which, and inside which, a module searches.
+_SEARCHED = (Tensor, Module, list, tuple, dict, deque, set, frozenset, Mapping)
+
+
+def _items(name: str, value: Any) -> Iterable[tuple[Any, Any]]:
+    """The attributes of a module, the elements of a list or the entries of a dict, with their names or keys."""
+    if isinstance(value, Module):
+        return vars(value).items()
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, (list, tuple, deque)):
+        return enumerate(value)
+    if isinstance(value, (set, frozenset)) and any(isinstance(v, (Tensor, Module)) for v in value):
+        raise TypeError(f"Module: {name} is a {type(value).__name__} with Tensors or modules; use a list or a dict")
+    return ()
+
+
+def _loaded(name: str, value: Any, own: Tensor) -> Array:
+    """A copy of `value`, an entry of a state_dict, as an array that fits `own`. Raises TypeError or ValueError."""
+    if not hasattr(value, "shape"):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected an array of shape {own.shape}")
+    if tuple(value.shape) != own.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {own.shape}")
+    if isinstance(value, Tensor):
+        value = value.numpy()
+    if (
+        getattr(getattr(value, "dtype", None), "name", "") == "bfloat16"
+    ):  # NumPy has none; float32 represents it exactly
+        value = value.astype("float32")
+    try:  # the constructor checks and copies
+        given = Tensor(value, requires_grad=False, backend=own.backend)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: {error}") from error
+    if is_float(given.dtype) and not is_float(own.dtype):
+        raise TypeError(f"{name} is {given.dtype}, expected {own.dtype}")
+    return given.data if given.dtype == own.dtype else own.backend.astype(given.data, own.dtype)
 
 
 def normal_parameter(shape: Shape, std: float, generator: Generator | None, label: str) -> Tensor:

@@ -1,7 +1,7 @@
 """Optimizers (SGD, Adam, AdamW), gradient clipping, and learning-rate schedules."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from .backend import Array, Backend
@@ -17,7 +17,7 @@ from .param_group import (
     versions,
 )
 from .replay import host_scalars, run_before_replay, run_in_every_step, undo_without_capture
-from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
+from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential, real, to_float
 from .tensor import Tensor
 
 __all__ = [
@@ -50,7 +50,8 @@ class Optimizer:
     Args:
         params: parameters, or parameter groups: dicts with a list "params" and options for that group only, as in
             [{"params": matrices}, {"params": rest, "weight_decay": 0.0}].
-        lr: the learning rate: a number, or a schedule, which is called with the number of steps taken so far.
+        lr: the learning rate: a number, or a schedule, which is called with the number of steps taken so far. Each
+            rate must be a finite number that is not negative.
         flat: store all parameters in one array and all gradients in another (`flat_grad`), so that a step is one pass
             over each group. Each `.data` becomes a view of the flat array, and so does each `.grad` after
             `gather_grads` or `step`. Every parameter must have a gradient at every step. Tensors that shared memory
@@ -64,30 +65,27 @@ class Optimizer:
         flat_grad: the flat array of all gradients; None unless flat.
 
     Raises:
-        ValueError: no parameters, a parameter given twice, an unknown or negative option, or a negative lr. With flat:
-            parameters of several dtypes or backends, or a backend that cannot write in place.
-        TypeError: a parameter that is not a Tensor, or a Tensor that an operation returned.
+        ValueError: no parameters, a parameter given twice, an unknown option, or an lr or option that is negative, nan
+            or infinite. With flat: parameters of several dtypes or backends, or a backend that cannot write in place.
+        TypeError: a parameter that is not a Tensor, or a Tensor that an operation returned; an lr or option that is not
+            a number. A 0-d array is a number; a bool, a string or a Tensor is none.
     """
 
     def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
         name = type(self).__name__
         given: list[Any] = list(params)
         groups: list[Mapping[str, Any]] = given if given and isinstance(given[0], Mapping) else [{"params": given}]
+        self._known = tuple(options)
         self.groups: list[dict[str, Any]] = []
         for group in groups:
-            if unknown := set(group) - set(options) - {"params"}:
-                raise ValueError(f"{name}: unknown option {', '.join(sorted(unknown))}; known: {', '.join(options)}")
-            self.groups.append({**options, **group, "params": list(group["params"])})
+            self.groups.append(self._check_options({**options, **group, "params": list(group["params"])}))
         self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
         self._check_params()
-        for key, value in [("lr", lr), *((key, g[key]) for g in self.groups for key in options)]:
-            if isinstance(value, (int, float)) and value < 0:
-                raise ValueError(f"{name}: {key} must not be negative, got {value}")
-        self.lr_schedule: Schedule = lr if callable(lr) else constant(lr)
+        self.lr = lr
         self.steps_taken = 0
         self.flat_grad: Array | None = None
         self._units: Sequence[Param | FlatGroup]
-        if flat:
+        if _flag(flat, f"{name}: flat"):
             self._units, self.flat_grad = flat_groups(self.groups, name)
         else:
             self._units = [Param(p, group) for group in self.groups for p in group["params"]]
@@ -112,14 +110,34 @@ class Optimizer:
             f"{type(self).__name__}: an optimizer is not copied; build one on the copied model's parameters"
         )
 
+    def _check_options(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Convert a group's options to Python numbers and bools, in place, and return the group."""
+        name = type(self).__name__
+        if unknown := set(group) - {*self._known, "params"}:
+            raise ValueError(f"{name}: unknown option {', '.join(sorted(unknown))}; known: {', '.join(self._known)}")
+        group.update({key: _OPTIONS[key](group[key], f"{name}: {key}") for key in self._known if key in _OPTIONS})
+        return group
+
     @property
     def lr(self) -> float:
-        """The learning rate of the next step. Assign a number to make it constant."""
-        return self.lr_schedule(self.steps_taken)
+        """The learning rate of the next step. Assign a number, which makes it constant, or a schedule.
+
+        Raises ValueError or TypeError, as the constructor, for the number that is assigned and for the number that the
+        schedule returns.
+        """
+        schedule, step = self.lr_schedule, self.steps_taken
+        name = f"{type(self).__name__}: schedule {getattr(schedule, '__qualname__', repr(schedule))} at step {step}"
+        try:
+            rate = schedule(step)
+        except Exception as error:
+            error.add_note(f"in {name}")
+            raise
+        return to_float(rate, f"{name}: the learning rate")
 
     @lr.setter
-    def lr(self, value: float) -> None:
-        self.lr_schedule = constant(value)
+    def lr(self, value: float | Schedule) -> None:
+        name = type(self).__name__
+        self.lr_schedule: Schedule = value if callable(value) else constant(to_float(value, f"{name}: lr"))
 
     def zero_grad(self) -> None:
         """Set every parameter's `.grad` to None."""
@@ -150,20 +168,24 @@ class Optimizer:
 
         Raises:
             ValueError: a gradient's shape differs from its parameter's; max_norm is not positive; with max_norm, no
-                parameter has a gradient; with flat, some parameter has no gradient.
+                parameter has a gradient; with flat, some parameter has no gradient. Also, with TypeError, for an option
+                that was changed, or a learning rate that the schedule returned, as in the constructor. Nothing is
+                updated then.
         """
         self._check_grads()
+        if max_norm is not None:
+            max_norm = _checked_max_norm("step", max_norm)
+        before = self.steps_taken, self._lr, {place: dict(state) for place, state in self.state.items()}
+        undo_without_capture(lambda: self._undo_step(*before))
+        run_in_every_step(self._start_step)
         self.gather_grads()
         arrays = [p.data for p in self.params]
         run_before_replay(lambda: self._check_unchanged(arrays))
-        before = self.steps_taken, self._lr, {place: dict(state) for place, state in self.state.items()}
-        undo_without_capture(lambda: self._undo_step(*before))
-        run_in_every_step(self._set_rate)
         norm = clip = None
         xp = self.params[0].backend
         if max_norm is not None:
             grads = [self.flat_grad] if self.flat_grad is not None else _grads("step", self.params)
-            norm, clip = _clip_scale("step", xp, grads, max_norm)
+            norm, clip = _clip_scale(xp, grads, max_norm)
         for place, unit in enumerate(self._units):
             if unit.grad is not None:
                 state = self.state.setdefault(place, {})
@@ -206,14 +228,22 @@ class Optimizer:
 
         Raises:
             ValueError: the state belongs to another optimizer class, or to parameters of other shapes or dtypes; names
-                the parameter. The optimizer does not change then.
+                the parameter. Or it lacks an entry, or a number of steps is negative or nan. TypeError: a number of
+                steps is no number. The optimizer does not change then.
         """
-        given: list[Mapping[str, Any]] = list(state["state"])
-        if state["kind"] != type(self).__name__:
-            raise ValueError(f"{type(self).__name__}: the state is that of a {state['kind']}; load it into one")
+        optimizer = type(self).__name__
+        if missing := {"kind", "steps_taken", "state"} - set(state):
+            raise ValueError(f"{optimizer}: the state lacks {', '.join(sorted(missing))}; use a state_dict()")
+        if state["kind"] != optimizer:
+            raise ValueError(f"{optimizer}: the state is that of a {state['kind']}; load it into one")
+        steps_taken = _count(state["steps_taken"], f"{optimizer}: steps_taken")
+        given = [dict(own) for own in state["state"]]
+        for place, own in enumerate(given):
+            if "step" in own:
+                own["step"] = _count(own["step"], f"{optimizer}: step of parameter {place}")
         if len(given) != len(self.params):
             raise ValueError(
-                f"{type(self).__name__}: the state has {len(given)} parameters, this optimizer has {len(self.params)}"
+                f"{optimizer}: the state has {len(given)} parameters, this optimizer has {len(self.params)}"
             )
         kept = [self._state_names(group) for group in self.groups for _ in group["params"]]
         for place, (p, own) in enumerate(zip(self.params, given, strict=True)):
@@ -227,7 +257,7 @@ class Optimizer:
             unit.gather()
             self._load(unit, self.state.setdefault(place, {}), given[: len(unit.params)])
             given = given[len(unit.params) :]
-        self.steps_taken = int(state["steps_taken"])
+        self.steps_taken = steps_taken
         self._master_versions = {place: versions(unit) for place, unit in enumerate(self._units)}
 
     def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -244,10 +274,11 @@ class Optimizer:
                 f"{', '.join(sorted(known)) or 'none'}; build it with the options of the saved one"
             )
         for key, value in own.items():
-            if hasattr(value, "shape") and (value.shape != p.shape or str(value.dtype) != dtype):
-                raise ValueError(
-                    f"{name}: {key} of {what} is {value.dtype} {tuple(value.shape)}, expected {dtype} {p.shape}"
-                )
+            if key == "step":  # a number, checked before
+                continue
+            found = f"{getattr(value, 'dtype', type(value).__name__)} {getattr(value, 'shape', '')}".strip()
+            if found != f"{dtype} {p.shape}" or hasattr(value, "mask"):
+                raise ValueError(f"{name}: {key} of {what} is {found}, expected a NumPy array, {dtype} {p.shape}")
 
     def _load(self, unit: Param | FlatGroup, state: dict[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
         """Load one unit's state. Existing arrays are updated in place, because a recorded step may use them."""
@@ -312,7 +343,9 @@ class Optimizer:
                     "copy was not; take one step uncompiled, then call compile_step again"
                 )
 
-    def _set_rate(self) -> None:
+    def _start_step(self) -> None:
+        for group in self.groups:
+            self._check_options(group)
         self._lr = self.lr
 
     def _undo_step(self, steps_taken: int, lr: float, states: dict[int, dict[str, Any]]) -> None:
@@ -364,9 +397,13 @@ class SGDOptimizer(Optimizer):
         weight_decay: float = 0.0,
         flat: bool = False,
     ) -> None:
-        if nesterov and not momentum:
-            raise ValueError("SGDOptimizer: nesterov needs a momentum")
         super().__init__(params, lr, flat=flat, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+    def _check_options(self, group: dict[str, Any]) -> dict[str, Any]:
+        super()._check_options(group)
+        if group["nesterov"] and not group["momentum"]:
+            raise ValueError(f"{type(self).__name__}: nesterov needs a momentum")
+        return group
 
     def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return ("velocity",) if group["momentum"] else ()
@@ -413,9 +450,6 @@ class AdamOptimizer(Optimizer):
         flat: bool = False,
     ) -> None:
         super().__init__(params, lr, flat=flat, betas=betas, eps=eps, weight_decay=weight_decay)
-        for group in self.groups:
-            if not all(0 <= beta < 1 for beta in group["betas"]):
-                raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), got {group['betas']}")
 
     def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return "m", "v", "step"
@@ -473,21 +507,54 @@ def _write_back(xp: Backend, old: Array, new: Array) -> Array:
     return old
 
 
+def _count(value: Any, what: str) -> int:
+    number = to_float(value, what)
+    if not number.is_integer():
+        raise ValueError(f"{what} must be an integer, got {value}")
+    return int(number)
+
+
+def _flag(value: Any, what: str) -> bool:
+    if not isinstance(getattr(value, "item", lambda: value)(), bool):  # item(): np.bool_
+        raise TypeError(f"{what} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def _betas(value: Any, what: str) -> tuple[float, float]:
+    is_pair = isinstance(value, (tuple, list)) or getattr(value, "ndim", 0) == 1
+    if not is_pair or len(value) != 2:
+        raise TypeError(f"{what} must be two numbers, got {value!r}")
+    first, second = (to_float(beta, what, below=1) for beta in value)
+    return first, second
+
+
+# Each returns the option as a Python number, pair or bool, or raises TypeError or ValueError.
+_OPTIONS: Mapping[str, Callable[[Any, str], Any]] = {
+    "momentum": to_float,
+    "nesterov": _flag,
+    "weight_decay": to_float,
+    "betas": _betas,
+    "eps": to_float,
+}
+
+
 def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
     """Clip all gradients, so that their total Euclidean norm is at most `max_norm`.
 
-    Scales each gradient by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does.
+    Scales each gradient by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does. With
+    `max_norm=math.inf` no gradient changes.
 
     Returns:
         The norm before clipping, a 0-d Tensor. The call does not wait for the device.
 
     Raises:
-        ValueError: no parameter has a gradient, or max_norm is not positive.
+        ValueError: no parameter has a gradient, or max_norm is not positive. TypeError: max_norm is not a number.
     """
+    max_norm = _checked_max_norm("clip_grad_norm", max_norm)
     with_grad = [p for p in params if p.grad is not None]
     grads = _grads("clip_grad_norm", with_grad)
     xp = with_grad[0].backend
-    norm, scale = _clip_scale("clip_grad_norm", xp, grads, max_norm)
+    norm, scale = _clip_scale(xp, grads, max_norm)
     for p in with_grad:
         p.grad = xp.multiply(p.grad, xp.astype(scale, p.dtype))
     return Tensor._wrap(norm, xp)
@@ -500,8 +567,13 @@ def _grads(op: str, params: list[Tensor]) -> list[Array]:
     return grads
 
 
-def _clip_scale(op: str, xp: Backend, grads: list[Array], max_norm: float) -> tuple[Array, Array]:
+def _checked_max_norm(op: str, value: Any) -> float:
+    max_norm = real(value, f"{op}: max_norm")
     if not max_norm > 0:
-        raise ValueError(f"{op}: max_norm is {max_norm}; it must be positive")
+        raise ValueError(f"{op}: max_norm is {max_norm:g}; it must be positive")
+    return max_norm
+
+
+def _clip_scale(xp: Backend, grads: list[Array], max_norm: float) -> tuple[Array, Array]:
     dtype = common_float(xp, grads)
     return xp.clip_scale([g if xp.dtype(g) == dtype else xp.astype(g, dtype) for g in grads], max_norm)

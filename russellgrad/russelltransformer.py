@@ -340,7 +340,8 @@ class Transformer(Module):
 
         Args:
             source: a torch.nn.Module, or a state_dict of torch tensors or NumPy arrays. Biases may be missing; they are
-                0 then. The prefix that torch.compile adds to names is removed.
+                0 then. What torch.compile and DistributedDataParallel add to names is removed. Causal masks among the
+                buffers, and biases of the attention that are all 0, are left out.
             tokenizer: a tokenizer with the sizes of the parameters. Its embeddings are overwritten.
             n_attn_heads, activation, dropout: as in `Transformer`.
             padding_row: whether the last row of the token embedding is that of padding. Set it to False for models
@@ -358,15 +359,23 @@ class Transformer(Module):
         interchange.fill(model, state, padding_row)
         return model.eval()
 
-    def to_torch_state_dict(self) -> dict[str, Any]:
+    def to_torch_state_dict(self, *, padding_row: bool = True) -> dict[str, Any]:
         """The state_dict of the equivalent PyTorch model (docs/torch_twin.py), as copies in NumPy arrays on the host.
 
         float32 and float64 keep their dtype; bfloat16 becomes float32.
 
             state = model.to_torch_state_dict()
             twin.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+
+        Args:
+            padding_row: whether the token embedding has its last row, that of padding. The loss leaves out its logit,
+                which is therefore arbitrary: a program that samples from all logits draws padding. Set it to False for
+                a model without padding, such as nanoGPT's with a `vocab_size` of the number of characters.
+
+        Raises:
+            ValueError: the model has other parameters or buffers than a Transformer.
         """
-        return interchange.to_torch_state_dict(self)
+        return interchange.to_torch_state_dict(self, padding_row)
 
     def forward(self, batch: Any, cache: KVCache | None = None) -> Tensor:
         """The logits (B, T, vocab_size + 1) of the next token at each position. The last class is padding.

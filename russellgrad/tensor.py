@@ -263,16 +263,17 @@ class Tensor:
             A function that removes the hook.
 
         Raises:
-            RuntimeError: the tensor tracks no gradients.
+            TypeError: the hook is not callable. RuntimeError: the tensor tracks no gradients.
         """
+        if not callable(hook):
+            raise TypeError(f"register_hook: needs a function of the gradient, got a {type(hook).__name__}")
         node = self._node
         if node is None:
             raise RuntimeError("register_hook: this tensor tracks no gradients")
         if node.hooks is None:
             node.hooks = {}
-        key = max(node.hooks, default=0) + 1
-        node.hooks[key] = hook
-        hooks = node.hooks
+        key, hooks = object(), node.hooks
+        hooks[key] = hook
         return lambda: cast(None, hooks.pop(key, None))
 
     def detach(self) -> "Tensor":
@@ -751,10 +752,14 @@ def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
     rule returns one pullback for each operand. A pullback takes the gradient of the output and returns the gradient of
     its operand; it need not handle broadcasting. A pullback of None means no gradient. Check the op with `gradcheck`.
 
+    Raises TypeError if the rule is not callable.
+
         @custom_op
         def softplus(xp, a):
             return xp.log(xp.add(xp.exp(a), 1)), lambda g: xp.divide(g, xp.add(xp.exp(xp.negative(a)), 1))
     """
+    if not callable(rule):
+        raise TypeError(f"custom_op: needs a rule, a function (xp, *arrays), got a {type(rule).__name__}")
 
     def op(*operands: Operand, **params: Any) -> Tensor:
         return apply(rule, *operands, **params)

@@ -605,6 +605,29 @@ def test_register_hook_returns_a_function_that_removes_the_hook(backend: Backend
     assert_close(x.grad, np.array([20.0]))
 
 
+def test_removing_a_hook_twice_does_not_remove_a_later_one(backend: Backend) -> None:
+    x = Tensor([2.0])
+    remove = x.register_hook(lambda g: g * 2.0)
+    remove()
+    x.register_hook(lambda g: g * 5.0)
+    remove()
+    x.backward()
+    assert_close(x.grad, np.array([5.0]))
+
+
+@pytest.mark.parametrize("wrong", [None, 2.0, "print", [print], Tensor([1.0], backend="numpy")])
+def test_what_is_no_function_raises(backend: Backend, wrong: Any) -> None:
+    kind = type(wrong).__name__
+    for x in (Tensor([1.0]), Tensor([1.0]) * 2):
+        with pytest.raises(TypeError, match=f"^register_hook: needs a function of the gradient, got a {kind}"):
+            x.register_hook(wrong)
+        x.sum().backward()
+    with pytest.raises(TypeError, match=f"^custom_op: needs a rule, .* got a {kind}"):
+        custom_op(wrong)
+    with pytest.raises(TypeError, match=f"^compile_step: needs a function, got a {kind}"):
+        rg.compile_step(wrong)
+
+
 def test_a_hook_changes_the_gradient_of_earlier_tensors(backend: Backend) -> None:
     x = Tensor([2.0])
     a = x * 3.0

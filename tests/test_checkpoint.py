@@ -3,17 +3,22 @@
 import builtins
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from russellgrad import Tensor, get_default_dtype, set_default_dtype
 from russellgrad.backend import Backend, get_backend
 from russellgrad.checkpoint import load_model, save_model, upgrade_state
+from russellgrad.loss import cross_entropy_loss
+from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.random import default_generator
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
+from train import checkpoints
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 from safetensors import safe_open  # noqa: E402
@@ -82,6 +87,149 @@ def test_load_model_does_not_advance_the_default_generator(tmp_path: Path) -> No
     before = default_generator().counter
     load_model(path)
     assert default_generator().counter == before
+
+
+# --- What is saved loads; what would not load is not saved
+
+
+def check_round_trip(path: Path, model: Transformer) -> Transformer:
+    """Save and load, and check that configuration and tokenizer are equal, and parameters, widened to float32, too."""
+    loaded = load_model(save_model(path, model))
+    assert loaded.config() == model.config()
+    for name in ("vocabulary", "max_seq_len", "embed_dim", "strict"):
+        assert getattr(loaded.tokenizer, name) == getattr(model.tokenizer, name)
+    state = model.state_dict()
+    for name, array in loaded.state_dict().items():
+        assert np.array_equal(array, state[name].astype(array.dtype))
+    return loaded
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_saved_as_float32(backend: Backend, tmp_path: Path, dtype: str) -> None:
+    if dtype not in backend.float_dtypes():
+        pytest.skip(f"{backend.name} has no {dtype}")
+    loaded = check_round_trip(tmp_path / "m.safetensors", small_model().astype(dtype))
+    assert {str(p.dtype) for p in loaded.parameters()} == {"float32"}
+    mixed = small_model().astype("float32")
+    mixed.blocks[0].astype(dtype)
+    check_round_trip(tmp_path / "m.safetensors", mixed)
+
+
+def test_frozen_parameters_are_saved(backend: Backend, tmp_path: Path) -> None:
+    """A frozen parameter is a buffer. The loaded model's are parameters again."""
+    model = small_model()
+    for parameter in model.blocks[0].parameters():
+        parameter.requires_grad = False
+    loaded = check_round_trip(tmp_path / "m.safetensors", model)
+    assert len(loaded.parameters()) == len(model.state_dict()) and not loaded.buffers()
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    ["\0\n\r\x7f\"'\\\\", "\u2028\ufeff\ufffe\uffff", "\U0001f600\u0301e", "a\udc80\udcff", "\ud83d"],
+    ids=ascii,
+)
+def test_any_vocabulary_is_saved(backend: Backend, tmp_path: Path, vocabulary: str) -> None:
+    vocabulary = "".join(dict.fromkeys(vocabulary))
+    check_round_trip(tmp_path / "m.safetensors", Transformer(Tokenizer.from_text(vocabulary, 8, 16), 1, 2))
+
+
+def test_numpy_scalars_as_options_and_notes_are_saved(backend: Backend, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_text("ab", np.int64(8), np.int32(16), strict=np.False_)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"output_projection": np.True_, "dropout": np.float32(0.5), "ff_scale_factor": np.int8(3)}
+    model = Transformer(tokenizer, np.int64(1), np.int64(2), **options)  # type: ignore[arg-type]
+    check_round_trip(tmp_path / "m.safetensors", model)
+    save_model(tmp_path / "m.safetensors", model, notes={"loss": np.float32(0.5), "steps": np.int64(3)})
+    with safe_open(tmp_path / "m.safetensors", framework="numpy") as file:
+        assert json.loads(file.metadata()["config"])["notes"] == {"loss": 0.5, "steps": 3}
+
+
+def test_the_default_dtype_and_backend_do_not_matter(backend: Backend, tmp_path: Path) -> None:
+    """Saving and loading need neither, and do not change them."""
+    model = small_model().astype("float32")
+    default = get_default_dtype()
+    set_default_dtype("bfloat16")
+    try:
+        check_round_trip(tmp_path / "m.safetensors", model)
+        assert get_default_dtype() == "bfloat16" and get_backend() is backend
+    finally:
+        set_default_dtype(default)
+
+
+class Larger(Transformer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.head = Tensor(np.ones(2))
+
+
+class Configured(Transformer):
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "heads": 3}
+
+
+class Renamed(Transformer):
+    """The parameters are those of a Transformer."""
+
+
+def changed(**changes: Any) -> Transformer:
+    """A model with other attributes; `__` stands for the dot."""
+    model = small_model(final_norm=True)
+    for path, value in changes.items():
+        *inside, name = path.split("__")
+        owner: Any = model
+        for attribute in inside:
+            owner = owner[int(attribute)] if attribute.isdigit() else getattr(owner, attribute)
+        setattr(owner, name, value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Larger(Tokenizer.from_text("ab", 8, 16), 2, 4), "a Transformer of its config.* unexpected head"),
+        (lambda: Configured(Tokenizer.from_text("ab", 8, 16), 2, 4), "unexpected keyword argument 'heads'"),
+        (lambda: changed(mean=Tensor([1.0], requires_grad=False)), "unexpected mean"),
+        (lambda: changed(extra={"a": Tensor([1.0])}), "unexpected extra.a"),
+        (lambda: changed(blocks=small_model().blocks[:1]), "missing blocks.1.attention_norm.gamma"),
+        (lambda: changed(final_norm=None), "missing final_norm.gamma; missing final_norm.beta"),
+        (lambda: changed(blocks__0__attention__w_out=Tensor([1.0])), "unexpected blocks.0.attention.w_out"),
+        (lambda: changed(blocks__0__feed_forward__b_in=Tensor([1.0])), r"b_in has shape \(1,\), expected \(64,\)"),
+        (lambda: changed(final_norm__beta=Tensor(np.zeros(16, "float32"))), "dtype float32, float64; a model has"),
+        (lambda: changed(final_norm__beta=Tensor(np.zeros(16, int))), "dtype float64, int64; a model has"),
+        (lambda: Transformer(Tokenizer.from_text("a\ud83d\ude00", 8, 16), 1, 2), "JSON joins surrogates in its vocab"),
+    ],
+)
+def test_a_model_that_would_not_load_is_not_saved(
+    backend: Backend, tmp_path: Path, build: Callable[[], Transformer], message: str
+) -> None:
+    path = save_model(tmp_path / "model.safetensors", small_model())
+    old = path.read_bytes()
+    with pytest.raises(ValueError, match=f"^save_model: load_model could not load this model: .*{message}"):
+        save_model(path, build())
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_shared_layer_is_not_saved(backend: Backend, tmp_path: Path) -> None:
+    model = small_model()
+    model.blocks[1].attention = model.blocks[0].attention
+    with pytest.raises(ValueError, match=r"missing blocks\.1\.attention\.w_qkv"):
+        save_model(tmp_path / "model.safetensors", model)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_subclass_with_the_same_parameters_loads_as_a_transformer(backend: Backend, tmp_path: Path) -> None:
+    model = Renamed(Tokenizer.from_text("ab", 8, 16), 2, 4)
+    assert type(check_round_trip(tmp_path / "m.safetensors", model)) is Transformer
+
+
+@pytest.mark.parametrize("notes", [{"x": 1j}, {"x": {1, 2}}, {"x": np.ones(2)}, {"x": Path("a")}])
+def test_notes_that_json_cannot_represent_raise(tmp_path: Path, notes: dict[str, Any]) -> None:
+    path = save_model(tmp_path / "model.safetensors", small_model())
+    old = path.read_bytes()
+    with pytest.raises(TypeError, match=r"^save_model: JSON cannot represent a .*; leave it out of the notes"):
+        save_model(path, small_model(seed=1), notes=notes)
+    assert path.read_bytes() == old
 
 
 # --- Atomic writes
@@ -198,3 +346,19 @@ def test_upgrade_state_leaves_other_states_unchanged() -> None:
         assert upgrade_state(state) == state
     with pytest.raises(ValueError, match=r"upgrade_state: b\.attention\.w_q, .* have the numbers \[1, 2, 1\]"):
         upgrade_state({"b.attention.w_q": 1, "b.attention.w_k": 2, "b.attention.w_v": 1})
+
+
+def test_a_checkpoint_of_a_run_keeps_frozen_parameters(tmp_path: Path) -> None:
+    """An optimizer may have a parameter that was frozen later, and its state."""
+    model, restored = small_model(seed=1), small_model(seed=2)
+    optimizers = [AdamWOptimizer(m.parameters(), 0.1) for m in (model, restored)]
+    cross_entropy_loss(model(["hello"]), model.tokenizer.targets(["hello"]), model.tokenizer.pad_token_id).backward()
+    optimizers[0].step()
+    for m in (model, restored):
+        m.blocks[0].attention.w_qkv.requires_grad = False
+    checkpoints.save(tmp_path, 1, model, optimizers[0], {})
+    checkpoints.find(tmp_path).restore(restored, optimizers[1])
+    state = restored.state_dict()
+    assert all(np.array_equal(array, state[name]) for name, array in model.state_dict().items())
+    own, other = (optimizer.state_dict()["state"] for optimizer in optimizers)
+    assert all(np.array_equal(a["m"], b["m"]) for a, b in zip(own, other, strict=True))

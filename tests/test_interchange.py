@@ -19,6 +19,7 @@ from russellgrad.random import default_generator
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, rng
+from tests.nanogpt import NanoGPT
 from tests.process import output_of
 from tests.torch_twin import randomise
 
@@ -120,7 +121,8 @@ def test_round_trip_is_bitwise_exact(backend: Backend, dtype: str) -> None:
     for name, array in state.items():
         assert again[name].dtype == dtype
         np.testing.assert_array_equal(again[name], array, strict=True)
-    back = from_twin(model.to_torch_state_dict()).state_dict()  # a dict of NumPy arrays works too
+    exported = model.to_torch_state_dict()  # a dict of NumPy arrays works too, and one of Tensors
+    back = from_twin({**exported, "transformer.ln_f.bias": Tensor(exported["transformer.ln_f.bias"])}).state_dict()
     assert all(np.array_equal(back[name], array) for name, array in state.items())
 
 
@@ -250,6 +252,122 @@ def test_nanogpt_checkpoint_is_imported(backend: Backend) -> None:
     assert not set(model.generate("the", 50, seed=2)) - set(TEXT)
 
 
+def nanogpt(bias: bool, flash: bool = True) -> NanoGPT:
+    """A nanoGPT in float64 of the sizes of `small_model`, with random parameters other than the attention's biases."""
+    torch.manual_seed(4)
+    gpt = NanoGPT(len(set(TEXT)), 12, 2, 4, 16, bias=bias, flash=flash).double()
+    for name, parameter in gpt.named_parameters():
+        if not name.endswith(("attn.c_attn.bias", "attn.c_proj.bias")):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return gpt.eval()
+
+
+def check_imported(state: Any, gpt: NanoGPT, atol: float | None = None) -> None:
+    model = from_twin(state, padding_row=False)
+    ids = torch.tensor([model.tokenizer.encode(text) for text in ("the cat", "sat the")])
+    assert_close(model(ids).numpy()[..., :-1].astype("float64"), gpt(ids), atol=atol)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.module."])
+def test_any_nanogpt_checkpoint_is_imported(backend: Backend, bias: bool, flash: bool, prefix: str) -> None:
+    """With or without biases (zero in the attention), mask buffers, and prefixes of wrappers."""
+    gpt = nanogpt(bias, flash)
+    state = {prefix + name: tensor for name, tensor in gpt.state_dict().items()}
+    assert any(name.endswith(".attn.bias") for name in state) != flash
+    check_imported(state, gpt)
+
+
+def test_wrapped_models_are_imported(backend: Backend) -> None:
+    gpt = nanogpt(bias=True, flash=False)
+    blocks: Any = gpt.transformer["h"]
+    blocks[1] = torch.compile(blocks[1], backend="eager")  # the prefix is inside of the names
+    assert "transformer.h.1._orig_mod.ln_1.weight" in gpt.state_dict()
+    check_imported(torch.nn.DataParallel(gpt), nanogpt(bias=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32, torch.bfloat16])
+def test_mask_buffers_of_any_dtype_are_left_out(backend: Backend, dtype: torch.dtype) -> None:
+    """They are recognised by their shape; as in GPT-2's checkpoints, `masked_bias` comes with them."""
+    gpt = nanogpt(bias=False)
+    mask = torch.ones(1, 1, 12, 12).tril().to(dtype)
+    masks = {f"transformer.h.{i}.attn.{name}": value for i in range(2)
+             for name, value in (("bias", mask), ("masked_bias", torch.tensor(-1e4)))}  # fmt: skip
+    check_imported({**masks, **gpt.state_dict()}, gpt)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_checkpoints_with_masks_are_imported(backend: Backend, dtype: torch.dtype) -> None:
+    gpt = nanogpt(bias=True, flash=False).to(dtype)
+    state = gpt.state_dict()
+    check_imported(state, gpt.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_export_without_the_padding_row_fits_nanogpt(backend: Backend, bias: bool, dtype: str) -> None:
+    """It has logits for characters only, so padding is never drawn. The way back gives the same parameters and text."""
+    model = small_model(dtype, **GPT)
+    if not bias:  # then nanoGPT has none
+        biases = {
+            name: np.zeros_like(a) for name, a in model.state_dict().items() if a.ndim == 1 and "gamma" not in name
+        }
+        model.load_state_dict({**model.state_dict(), **biases})
+    state = {name: torch.from_numpy(a) for name, a in model.to_torch_state_dict(padding_row=False).items()}
+    vocab_size = model.tokenizer.vocab_size
+    assert state["transformer.wte.weight"].shape == state["lm_head.weight"].shape == (vocab_size, 16)
+    gpt = nanogpt(bias).to(state["lm_head.weight"].dtype)
+    found = gpt.load_state_dict(state, strict=False)
+    assert all(name.endswith((".attn.c_attn.bias", ".attn.c_proj.bias")) for name in found.missing_keys)
+    assert all(name.endswith(".bias") and not state[name].any() for name in found.unexpected_keys)
+    assert bool(found.missing_keys) == bias and bool(found.unexpected_keys) != bias
+    ids = torch.tensor([model.tokenizer.encode("the cat")])
+    logits = gpt(ids)
+    assert logits.shape[-1] == vocab_size
+    assert_close(model(ids).numpy()[..., :-1], logits, atol=None if dtype == "float64" else 2e-4)
+    again = from_twin(gpt, padding_row=False)
+    before, after = model.state_dict(), again.state_dict()
+    for name, array in before.items():
+        rows = slice(None, -1) if name == "tokenizer.token_embedding" else slice(None)
+        np.testing.assert_array_equal(after[name][rows], array[rows], strict=True)
+    assert not after["tokenizer.token_embedding"][-1].any()
+    assert again.generate("the", 20, seed=4) == model.generate("the", 20, seed=4)
+
+
+def test_export_without_the_padding_row_copies(backend: Backend) -> None:
+    model = small_model(**GPT)
+    state, whole = model.to_torch_state_dict(padding_row=False), model.to_torch_state_dict()
+    for name, array in state.items():
+        assert array.flags.c_contiguous and array.flags.owndata
+        np.testing.assert_array_equal(array, whole[name][: len(array)])
+    state["lm_head.weight"][...] = 8.0
+    assert not (state["transformer.wte.weight"] == 8.0).any()
+
+
+def test_frozen_parameters_are_exported_and_imported(backend: Backend) -> None:
+    model, tokenizer = small_model(**GPT), small_tokenizer()
+    for frozen in (model.blocks[0].attention.w_qkv, model.tokenizer.token_embedding, tokenizer.token_embedding):
+        frozen.requires_grad = False
+    state = model.to_torch_state_dict()
+    again = Transformer.from_torch(state, tokenizer, n_attn_heads=4, activation="gelu")
+    assert all(np.array_equal(array, model.state_dict()[name]) for name, array in again.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["extra", "blocks", "blocks.0.attention.bias"])
+def test_a_parameter_without_counterpart_is_not_exported(backend: Backend, name: str) -> None:
+    model = small_model()
+    if name == "extra":
+        model.extra = Tensor([1.0])  # type: ignore[attr-defined]
+    elif name == "blocks":
+        model.blocks.append(Tensor([1.0]))  # type: ignore[arg-type]
+        name = "blocks.2"
+    else:
+        model.blocks[0].attention.bias = Tensor([1.0])  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=f"^to_torch_state_dict: {name} has no counterpart in the PyTorch model; the"):
+        model.to_torch_state_dict()
+
+
 def test_torch_compile_prefix_is_removed(backend: Backend) -> None:
     twin = twin_of(small_model(**GPT))
     compiled: Any = torch.compile(twin, backend="eager")  # only the parameter names matter
@@ -335,10 +453,50 @@ def test_all_mismatches_are_in_one_error(backend: Backend) -> None:
         ({"transformer__wpe__weight": torch.zeros(12, 16).long()}, ["'transformer.wpe.weight' has dtype int64"]),
         ({"transformer__wpe__weight": np.zeros((12, 16), "int32")}, ["'transformer.wpe.weight' has dtype int32"]),
         ({"epoch": 3}, ["'epoch' is a int, not a tensor"]),
+        ({"transformer__wpe__weight": np.ma.masked_array(np.zeros((12, 16)))}, ["is a MaskedArray, not a tensor"]),
+        ({"transformer__wpe__weight": np.zeros((12, 16), ">f4")}, ["'transformer.wpe.weight' has dtype >f4"]),
     ],
 )  # fmt: skip
 def test_mismatched_state_raises(backend: Backend, changes: dict[str, Any], messages: list[str]) -> None:
     check_refused(ValueError, state_with(**changes), *messages)
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"transformer.h.1.attn.c_attn.bias": torch.full((48,), 0.5)},
+         ["unexpected transformer.h.1.attn.c_attn.bias (48,)", "attention has no biases", "bias=False"]),
+        ({"transformer.h.1.attn.c_proj.bias": torch.full((16,), torch.nan)},
+         ["unexpected transformer.h.1.attn.c_proj.bias (16,)", "attention has no biases"]),
+        ({"transformer.h.0.attn.c_attn.bias": torch.zeros(16)}, ["unexpected transformer.h.0.attn.c_attn.bias (16,)"]),
+        ({"transformer.h.0.attn.bias": torch.zeros(48)}, ["unexpected transformer.h.0.attn.bias (48,)"]),
+        ({"transformer.h.0.attn.bias": torch.zeros(1, 1, 12, 8)},
+         ["unexpected transformer.h.0.attn.bias (1, 1, 12, 8)"]),
+        ({"transformer.h.0.attn.masked_bias": torch.zeros(12)}, ["unexpected transformer.h.0.attn.masked_bias (12,)"]),
+        ({"transformer.h.0.attn.rotary": torch.zeros(12), "head.weight": torch.zeros(2)},
+         ["unexpected transformer.h.0.attn.rotary (12,)", "unexpected head.weight (2,)"]),
+        ({"module.transformer.ln_f.weight": torch.ones(16)}, ["two entries have the name transformer.ln_f.weight"]),
+        ({"lm_head.weight": torch.ones(10, 16)}, ["lm_head.weight differs from transformer.wte.weight", "tied"]),
+        ({"transformer.wpe.weight": torch.zeros(8, 16)}, ["wpe.weight has shape (8, 16), expected (12, 16)"]),
+        ({"transformer.wpe.weight": torch.zeros(64, 16)}, ["wpe.weight has shape (64, 16), expected (12, 16)"]),
+        ({"transformer.wte.weight": torch.zeros(50304, 16), "lm_head.weight": torch.zeros(50304, 16)},
+         ["wte.weight has shape (50304, 16), expected (10, 16)", "one row for each character"]),
+    ],
+)  # fmt: skip
+def test_a_nanogpt_checkpoint_that_does_not_fit_raises(
+    backend: Backend, changes: dict[str, torch.Tensor], messages: list[str]
+) -> None:
+    state = {**nanogpt(bias=True, flash=False).float().state_dict(), **changes}
+    check_refused(ValueError, state, *messages, padding_row=False)
+
+
+def test_a_whole_nanogpt_checkpoint_raises(backend: Backend) -> None:
+    state = nanogpt(bias=False).state_dict()
+    whole = {"model": state, "optimizer": {}, "model_args": {"n_layer": 2}, "iter_num": 5, "best_val_loss": 1.5}
+    for names in (list(whole), list(whole)[::-1], ["iter_num", "model"]):
+        check_refused(
+            ValueError, {name: whole[name] for name in names}, "pass the state_dict in it", "checkpoint['model']"
+        )
 
 
 def test_invalid_state_raises(backend: Backend) -> None:

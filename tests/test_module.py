@@ -1,9 +1,13 @@
 """Module: parameters, state dicts, training mode, dtypes and backends; random draws."""
 
-from typing import Any
+import copy
+from collections import OrderedDict, defaultdict, deque
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from russellgrad import Tensor, use_backend
 from russellgrad.backend import Backend
@@ -77,6 +81,241 @@ def test_mismatched_state_dict_raises_and_changes_nothing(backend: Backend) -> N
     assert pair.scale.numpy().tolist() == [2.0, 3.0]
 
 
+# --- Where parameters are found
+
+
+class Holder(Module):
+    """A module with the given attributes."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def named(module: Module) -> list[str]:
+    return [name for name, _ in module.named_parameters()]
+
+
+def test_lists_tuples_and_dicts_are_searched_at_any_depth(backend: Backend) -> None:
+    """The found modules are trained, saved, moved and switched to evaluation mode like attributes."""
+
+    def build() -> Holder:
+        return Holder(
+            heads={"q": LayerNorm(2), 3: Tensor([1.0])},
+            blocks=[[LayerNorm(2)], ({"a": [Tensor([2.0])]}, None, 5, "x")],
+            ordered=OrderedDict(b=Tensor([3.0]), a=(Tensor([4.0]),)),
+            defaults=defaultdict(list, x=[Tensor([5.0])]),
+            queue=deque([Tensor([6.0])]),
+            proxy=MappingProxyType({"y": Tensor([7.0])}),
+            point=Point(Tensor([8.0]), LayerNorm(2)),
+        )
+
+    names = [
+        "heads.q.gamma", "heads.q.beta", "heads.3", "blocks.0.0.gamma", "blocks.0.0.beta", "blocks.1.0.a.0",
+        "ordered.b", "ordered.a.0", "defaults.x.0", "queue.0", "proxy.y", "point.0", "point.1.gamma", "point.1.beta",
+    ]  # fmt: skip
+    one, other = build(), build()
+    assert named(one) == names
+    assert [type(m).__name__ for m in one.eval().modules()] == ["Holder", *["LayerNorm"] * 3]
+    assert not any(m.training for m in one.modules())
+    for p in one.parameters():
+        p.data = backend.full(p.shape, 9, "float64")
+    assert list(one.state_dict()) == names
+    other.load_state_dict(one.state_dict())
+    assert all((p.numpy() == 9).all() for p in other.parameters())
+    assert {str(p.dtype) for p in one.astype("float32").parameters()} == {"float32"}
+    assert {p.backend.name for p in one.to("numpy").parameters()} == {"numpy"}
+
+
+class Point(NamedTuple):
+    x: Tensor
+    norm: LayerNorm
+
+
+def test_an_optimizer_trains_what_is_in_a_dict(backend: Backend) -> None:
+    model = Holder(heads={"a": [Tensor([1.0])]})
+    optimizer = SGDOptimizer(model.parameters(), lr=1.0)
+    (model.heads["a"][0] * 3).sum().backward()  # type: ignore[attr-defined]
+    optimizer.step()
+    assert model.state_dict()["heads.a.0"].tolist() == [-2.0]
+
+
+def test_cycles_and_shared_members_are_found_once(backend: Backend) -> None:
+    shared, tensor = LayerNorm(2), Tensor([1.0])
+    parent = Holder(children=[Holder(), Holder()], w=tensor, tied=tensor, norm=shared, same=[shared])
+    for child in parent.children:  # type: ignore[attr-defined]
+        child.parent, child.own = parent, Tensor([2.0])
+    parent.itself, parent.children[0].siblings = parent, parent.children  # type: ignore[attr-defined]
+    assert named(parent) == ["children.0.own", "children.1.own", "w", "norm.gamma", "norm.beta"]
+    assert [type(m).__name__ for m in parent.modules()] == ["Holder", "Holder", "Holder", "LayerNorm"]
+    assert named(parent.children[1])[0] == "parent.children.0.own"  # type: ignore[attr-defined]
+    assert len(list(parent.children[1].modules())) == 4  # type: ignore[attr-defined]
+    parent.load_state_dict(parent.state_dict())
+    assert not parent.eval().children[0].training  # type: ignore[attr-defined]
+    copied = copy.deepcopy(parent)
+    assert copied.children[0].parent is copied  # type: ignore[attr-defined]
+    values: list[Any] = [Tensor([1.0])]
+    values.append(values)
+    assert named(Holder(values=values)) == ["values.0"]
+
+
+def test_modules_may_be_nested_deeply(backend: Backend) -> None:
+    module = Holder(w=Tensor([1.0]))
+    for _ in range(2000):
+        module = Holder(inner=module)
+    assert named(module) == ["inner." * 2000 + "w"]
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_a_set_of_modules_raises(backend: Backend, kind: type) -> None:
+    """A set has no fixed order, and so no names."""
+    for member in (LayerNorm(2), Tensor([1.0])):
+        module = Holder(inner=Holder(layers=kind([member])))
+        for call in (module.parameters, module.state_dict, module.eval, module.zero_grad):
+            with pytest.raises(
+                TypeError, match=f"Module: inner.layers is a {kind.__name__} with Tensors or modules; use"
+            ):
+                call()
+    assert named(Holder(numbers=kind([1, 2]), w=Tensor([1.0]))) == ["w"]
+
+
+@pytest.mark.parametrize("members", [{"a.b": 0, "a": {"b": 0}}, {0: 0, "0": 0}])
+def test_two_members_with_one_name_raise(backend: Backend, members: dict[Any, Any]) -> None:
+    def filled(value: Any) -> Any:
+        return {key: filled(v) for key, v in value.items()} if isinstance(value, dict) else Tensor([1.0])
+
+    with pytest.raises(ValueError, match=r"^Holder: two members have the name heads\.(a\.b|0); rename one of them"):
+        Holder(heads=filled(members)).state_dict()
+
+
+# --- Buffers
+
+
+class Counter(Module):
+    """A parameter, buffers of three dtypes, and attributes that are neither."""
+
+    def __init__(self) -> None:
+        self.scale = Tensor([2.0, 3.0])
+        self.mean = Tensor([4.0, 5.0], requires_grad=False)
+        self.seen = Tensor(np.array(6))
+        self.masks = [Tensor([True, False])]
+        self.cache = self.mean.data
+
+
+BUFFERS = ["mean", "seen", "masks.0"]
+
+
+def test_a_tensor_that_tracks_no_gradient_is_a_buffer(backend: Backend) -> None:
+    """It is saved, loaded, moved and cast, and not trained."""
+    module, other = Counter(), Counter()
+    assert named(module) == ["scale"]
+    assert [name for name, _ in module.named_buffers()] == BUFFERS
+    assert module.buffers()[0] is module.mean
+    module.mean.data = backend.asarray([7.0, 8.0])
+    module.seen.data = backend.asarray(np.array(9))
+    module.masks[0].data = backend.asarray(np.array([False, False]))
+    state = module.state_dict()
+    assert list(state) == ["scale", *BUFFERS]
+    other.load_state_dict(state)
+    assert [b.numpy().tolist() for b in other.buffers()] == [[7.0, 8.0], 9, [False, False]]
+    module.astype("float32")
+    assert [str(b.dtype) for b in module.buffers()] == ["float32", "int64", "bool"]
+    assert not any(b.requires_grad for b in module.to("numpy").buffers())
+    assert {b.backend.name for b in module.buffers()} == {"numpy"}
+    assert module.scale.requires_grad
+
+
+def test_buffers_are_not_trained(backend: Backend) -> None:
+    module = Counter()
+    for flat in (False, True):
+        optimizer = SGDOptimizer(module.parameters(), lr=1.0, flat=flat)
+        module.zero_grad()
+        (module.scale * module.mean).sum().backward()
+        optimizer.step()
+    assert module.scale.numpy().tolist() == [-6.0, -7.0]
+    assert module.mean.numpy().tolist() == [4.0, 5.0]
+
+
+def test_a_frozen_parameter_is_a_buffer(backend: Backend) -> None:
+    pair = Pair()
+    everything = list(pair.state_dict())
+    pair.layers[0].gamma.requires_grad = False
+    assert named(pair) == [name for name in NAMES if name != "layers.0.gamma"]
+    assert [name for name, _ in pair.named_buffers()] == ["layers.0.gamma"]
+    assert list(pair.state_dict()) == everything
+    Pair().load_state_dict(pair.state_dict())
+    pair.layers[0].gamma.grad = backend.asarray([1.0, 1.0])
+    pair.zero_grad()
+    assert pair.layers[0].gamma.grad is None
+    pair.layers[0].gamma.requires_grad = True
+    assert named(pair) == NAMES
+
+
+def test_a_result_of_an_operation_is_not_moved(backend: Backend) -> None:
+    """An optimizer refuses it too. The error names the attribute, and nothing has moved."""
+    module = Holder(w=Tensor([1.0]), scaled=Tensor([2.0]) * 0.5)
+    for call in (lambda: module.to("numpy"), lambda: module.astype("float32")):
+        with pytest.raises(RuntimeError, match=r"^Holder: scaled is the result of an operation, which cannot be moved"):
+            call()
+    assert module.w.backend is backend and module.w.dtype == "float64"  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="SGDOptimizer: parameters must be leaf Tensors, got a Tensor returned by"):
+        SGDOptimizer(module.parameters(), lr=0.1)
+
+
+# --- Entries that do not fit
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (None, r"beta is a NoneType, expected an array of shape \(2,\)"),
+        ([1.0, 2.0], r"beta is a list, expected an array of shape \(2,\)"),
+        ("ab", "beta is a str, expected an array"),
+        (np.array(["a", "b"]), "beta: "),
+        (np.array([None, None]), "beta: "),
+        (np.array([1j, 2j]), "beta: "),
+        (np.zeros((2, 1)), r"beta has shape \(2, 1\), expected \(2,\)"),
+        (np.float64(1.0), r"beta has shape \(\), expected \(2,\)"),
+    ],
+)
+def test_an_entry_that_is_no_array_of_numbers_raises_and_changes_nothing(
+    backend: Backend, entry: Any, message: str
+) -> None:
+    norm = LayerNorm(2)
+    with pytest.raises(ValueError, match=f"load_state_dict: LayerNorm does not fit: {message}"):
+        norm.load_state_dict({"gamma": np.array([8.0, 8.0]), "beta": entry})
+    assert norm.gamma.numpy().tolist() == [1.0, 1.0]
+    assert norm.beta.numpy().tolist() == [0.0, 0.0]
+
+
+def test_floats_for_an_integer_buffer_raise(backend: Backend) -> None:
+    module = Counter()
+    state = module.state_dict()
+    with pytest.raises(ValueError, match=r"seen is float64, expected int64; masks\.0 is float64, expected bool"):
+        module.load_state_dict({**state, "seen": np.array(1.5), "masks.0": np.array([0.5, 0.5])})
+    module.load_state_dict({**state, "seen": np.array(3, "int32"), "mean": np.array([1, 2])})
+    assert module.seen.item() == 3 and module.mean.numpy().tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("state", [None, "model.safetensors", [1.0]])
+def test_a_state_that_is_no_mapping_raises(backend: Backend, state: Any) -> None:
+    with pytest.raises(TypeError, match="load_state_dict: needs a state_dict, got a"):
+        LayerNorm(2).load_state_dict(state)
+
+
+def test_entries_may_be_tensors_of_any_library_and_dtype(backend: Backend) -> None:
+    """They are copied."""
+    norm = LayerNorm(2)
+    gamma, beta = Tensor([5.0, 6.0]), torch.tensor([7.0, 8.0])
+    norm.load_state_dict({"gamma": gamma, "beta": beta})
+    gamma.data += 1.0
+    beta += 1.0
+    assert norm.gamma.numpy().tolist() == [5.0, 6.0] and norm.gamma.requires_grad
+    assert norm.beta.numpy().tolist() == [7.0, 8.0] and norm.beta.dtype == "float64"
+    with use_backend("numpy"):
+        norm.load_state_dict(LayerNorm(2).state_dict())
+    assert norm.gamma.backend is backend
+
+
 def test_train_and_eval_reach_all_submodules(backend: Backend) -> None:
     pair = Pair()
     assert pair.eval() is pair
@@ -125,6 +364,17 @@ def test_to_moves_a_module_to_another_backend(backend: Backend) -> None:
     layer.to(backend.name)
     assert all(p.backend is backend and p.requires_grad for p in layer.parameters())
     assert_close(layer(Tensor(x)), expected)
+
+
+def test_hooks_stay_when_a_module_is_cast_or_moved(backend: Backend) -> None:
+    module = Holder(w=Tensor([2.0]))
+    remove = module.w.register_hook(lambda g: g * 3)  # type: ignore[attr-defined]
+    module.astype("float32").to("numpy")
+    for expected in (3.0, 1.0):
+        module.zero_grad()
+        module.w.sum().backward()  # type: ignore[attr-defined]
+        assert module.w.grad.tolist() == [expected]  # type: ignore[attr-defined]
+        remove()
 
 
 def test_draws_depend_only_on_seed_and_counter(backend: Backend) -> None:
@@ -180,3 +430,20 @@ def test_draws_do_not_depend_on_how_a_batch_is_split(backend: Backend) -> None:
         for array, pieces in zip(expected, zip(*found, strict=True), strict=True):
             assert np.array_equal(array, np.concatenate(pieces))
     assert whole.counter == parts.counter == 6
+
+
+@pytest.mark.parametrize("own", ["float64", "bfloat16"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_state_in_bfloat16_loads_on_every_backend(backend: Backend, own: str, as_tensor: bool) -> None:
+    if "bfloat16" not in backend.float_dtypes():
+        pytest.skip(f"{backend.name} has no bfloat16")
+    half = LayerNorm(2).astype("bfloat16")
+    half.gamma.data = backend.asarray([0.5, 3.0], "bfloat16")
+    state = {name: p if as_tensor else p.numpy() for name, p in half.named_parameters()}
+    with use_backend("numpy"):
+        norm = LayerNorm(2)
+    norm.load_state_dict(state)
+    assert norm.gamma.numpy().tolist() == [0.5, 3.0]
+    same = LayerNorm(2).astype(own)
+    same.load_state_dict(state)
+    assert str(same.gamma.dtype) == own and same.gamma.numpy().tolist() == [0.5, 3.0]

@@ -195,6 +195,298 @@ def test_bad_arguments_raise(
         build(Tensor(np.ones(2)))
 
 
+# --- Learning rates and options that are no numbers
+
+NOT_NUMBERS: list[tuple[Any, type[Exception], str]] = [
+    (None, TypeError, "must be a number, got None"),
+    ("0.1", TypeError, "must be a number, got '0.1'"),
+    (True, TypeError, "must be a number, got True"),
+    (np.True_, TypeError, "must be a number, got a bool"),
+    (0.1 + 0j, TypeError, "must be a number, got "),
+    (np.complex64(0.1), TypeError, "must be a number, got a complex"),
+    ([0.1], TypeError, "must be a number, got a list"),
+    ({}, TypeError, "must be a number, got a dict"),
+    (np.array([0.1, 0.2]), TypeError, r"must be a number, got a ndarray of shape \(2,\)"),
+    (np.array([0.1]), TypeError, r"must be a number, got a ndarray of shape \(1,\)"),
+    (np.ma.masked, TypeError, "must be a number, got a MaskedConstant"),
+    (torch.tensor(0.1), TypeError, r"must be a number, got a Tensor; pass its \.item\(\)"),
+    (math.nan, ValueError, "must be finite, got nan"),
+    (np.float32(math.nan), ValueError, "must be finite, got nan"),
+    (np.array(math.nan), ValueError, "must be finite, got nan"),
+    (math.inf, ValueError, "must be finite, got inf"),
+    (10**400, ValueError, "must be finite, got 1000"),
+    (-1, ValueError, "must not be negative, got -1"),
+    (-(10**400), ValueError, "must not be negative, got -1000"),
+    (-math.inf, ValueError, "must not be negative, got -inf"),
+    (np.float32(-0.5), ValueError, r"must not be negative, got -0\.5"),
+    (np.int64(-1), ValueError, "must not be negative, got -1"),
+    (np.array(-0.5), ValueError, r"must not be negative, got -0\.5"),
+]
+NUMBERS = [
+    0.25,
+    0,
+    1,
+    np.float64(0.25),
+    np.float32(0.25),
+    np.float16(0.25),
+    np.int8(1),
+    np.array(0.25),
+    np.longdouble(1),
+]
+
+
+def refused(error: type[Exception], message: str, build: Callable[[], object]) -> None:
+    with pytest.raises(error, match=message):
+        build()
+
+
+def given_a_gradient(backend: Backend) -> Tensor:
+    p = Tensor([1.0, 2.0])
+    p.grad = backend.asarray([1.0, 1.0])
+    return p
+
+
+@pytest.mark.parametrize(("value", "error", "message"), NOT_NUMBERS)
+def test_a_rate_or_option_that_is_no_number_raises(
+    backend: Backend, value: Any, error: type[Exception], message: str
+) -> None:
+    """When given to the constructor, in a group, later, and as an argument of a schedule."""
+    p = Tensor(np.ones(2))
+    optimizers: list[tuple[type[Optimizer], tuple[str, ...]]] = [
+        (SGDOptimizer, ("lr", "momentum", "weight_decay")),
+        (AdamOptimizer, ("lr", "eps", "weight_decay")),
+        (AdamWOptimizer, ("lr", "eps", "weight_decay")),
+    ]
+    for kind, names in optimizers:
+        for name in names:
+            said = f"{kind.__name__}: {name} {message}"
+            refused(error, said, lambda k=kind, n=name: k([p], **{"lr": 0.1, n: value}))  # type: ignore[misc]
+            if name != "lr":
+                group = {"params": [p], name: value}
+                refused(error, said, lambda k=kind, g=group: k([g], lr=0.1))  # type: ignore[misc]
+    optimizer = SGDOptimizer([p], lr=0.25)
+    refused(error, f"SGDOptimizer: lr {message}", lambda: setattr(optimizer, "lr", value))
+    assert optimizer.lr == 0.25
+    schedules: list[tuple[Callable[..., object], str, dict[str, Any]]] = [
+        (constant, "constant", {"lr": 0.1}),
+        (exponential, "exponential", {"lr": 0.1, "gamma": 0.9}),
+        (cosine_with_warmup, "cosine", {"lr": 0.1, "warmup_steps": 2, "total_steps": 9, "min_lr": 0.0}),
+    ]
+    for schedule, called, arguments in schedules:
+        for name in arguments:
+            refused(error, f"{called}: {name} {message}", lambda s=schedule, a={**arguments, name: value}: s(**a))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [0.5, None, "0.9", True, (0.9,), (0.9, 0.99, 0.999), {0.9, 0.99}, "ab"])
+def test_betas_that_are_no_pair_raise(backend: Backend, value: Any) -> None:
+    refused(
+        TypeError, "AdamWOptimizer: betas must be two numbers", lambda: AdamWOptimizer([Tensor([1.0])], betas=value)
+    )
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("value", [None, "0.9", True, math.nan, math.inf, -0.1, 1.0, np.float32(-0.1), np.array([0.9])])
+def test_betas_outside_their_range_raise(backend: Backend, value: Any, place: int) -> None:
+    betas = (value, 0.9) if place == 0 else (0.9, value)
+    error = ValueError if isinstance(value, (float, np.float32)) else TypeError
+    refused(
+        error,
+        r"AdamOptimizer: betas must be (in \[0, 1\)|a number), got",
+        lambda: AdamOptimizer([Tensor([1.0])], betas=betas),
+    )
+
+
+@pytest.mark.parametrize("name", ["nesterov", "flat"])
+@pytest.mark.parametrize("value", [None, 1, "no", 0.0])
+def test_flags_that_are_no_bools_raise(backend: Backend, value: Any, name: str) -> None:
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, name: value}
+    refused(
+        TypeError, f"SGDOptimizer: {name} must be True or False, got", lambda: SGDOptimizer([Tensor([1.0])], **options)
+    )
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_numbers_of_other_types_become_floats(backend: Backend, value: Any) -> None:
+    """NumPy scalars and 0-d arrays, also those of the backend."""
+    for number in (value, backend.asarray(np.asarray(value, "float64"))):
+        p = given_a_gradient(backend)
+        optimizer = SGDOptimizer([p], lr=number, momentum=number, weight_decay=number)
+        assert [type(x) for x in (optimizer.lr, optimizer.groups[0]["momentum"])] == [float, float]
+        assert optimizer.lr == optimizer.groups[0]["weight_decay"] == float(value)
+        optimizer.step(max_norm=number if value else None)
+        assert (AdamOptimizer([p], lr=lambda taken, n=number: n, eps=number).lr) == float(value)  # type: ignore[misc]
+
+
+def test_a_pair_of_betas_may_be_a_list_or_an_array(backend: Backend) -> None:
+    for betas in ([0.5, 0.75], np.array([0.5, 0.75]), (np.float32(0.5), np.array(0.75))):
+        assert AdamOptimizer([Tensor([1.0])], betas=betas).groups[0]["betas"] == (0.5, 0.75)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("value", "error", "message"), NOT_NUMBERS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_rate_from_a_schedule_that_is_no_number_raises(
+    backend: Backend, value: Any, error: type[Exception], message: str, compiled: bool
+) -> None:
+    """The error names the schedule and the step. Nothing has changed, and the run can go on."""
+    rates: list[Any] = [0.5, 0.25, 0.125, 0.5, value]
+
+    def of_table(taken: int) -> Any:
+        return rates[taken]
+
+    p = Tensor([1.0, 2.0])
+    optimizer = AdamOptimizer([p], lr=of_table)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (p * p).sum().backward()
+        optimizer.step(max_norm=1.0)
+
+    run = rg.compile_step(step) if compiled else step
+    for _ in range(4):
+        run()
+    before, parameter = optimizer.state_dict(), p.numpy()
+    said = rf"AdamOptimizer: schedule .*of_table at step 4: the learning rate {message}"
+    refused(error, said, run)
+    refused(error, said, lambda: optimizer.lr)
+    assert optimizer.steps_taken == 4
+    assert p.numpy().tobytes() == parameter.tobytes()
+    (state,), (own,) = before["state"], optimizer.state_dict()["state"]
+    assert own["step"] == state["step"] == 4
+    assert np.array_equal(own["m"], state["m"]) and np.array_equal(own["v"], state["v"])
+    rates[4] = 0.5
+    run()
+    assert optimizer.steps_taken == optimizer.state_dict()["state"][0]["step"] == 5
+
+
+def test_an_error_of_a_schedule_names_schedule_and_step(backend: Backend) -> None:
+    optimizer = SGDOptimizer([given_a_gradient(backend)], lr=exponential(1.0, 1e200))
+    optimizer.steps_taken = 2
+    with pytest.raises(OverflowError) as caught:
+        optimizer.step()
+    assert caught.value.__notes__ == ["in SGDOptimizer: schedule exponential.<locals>.<lambda> at step 2"]
+    assert optimizer.steps_taken == 2
+
+
+def test_a_schedule_can_be_assigned(backend: Backend) -> None:
+    optimizer = SGDOptimizer([Tensor([1.0])], lr=0.1)
+    optimizer.lr = cosine(0.5, 10)
+    assert optimizer.lr == 0.5
+    optimizer.steps_taken = 10
+    assert optimizer.lr == 0.0
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (SGDOptimizer, "momentum", None),
+        (SGDOptimizer, "weight_decay", -1.0),
+        (SGDOptimizer, "nesterov", "no"),
+        (SGDOptimizer, "nesterov", True),  # without momentum
+        (SGDOptimizer, "decay", 0.1),
+        (AdamOptimizer, "betas", 0.9),
+        (AdamOptimizer, "eps", math.nan),
+        (AdamWOptimizer, "weight_decay", "0.1"),
+    ],
+)
+def test_options_that_were_changed_to_no_number_raise_in_the_next_step(
+    backend: Backend, kind: type[Optimizer], name: str, value: Any, flat: bool
+) -> None:
+    p = given_a_gradient(backend)
+    optimizer = kind([p], lr=0.5, flat=flat)
+    optimizer.groups[0][name] = value
+    with pytest.raises((TypeError, ValueError), match=rf"^{kind.__name__}: .*{name}"):
+        optimizer.step()
+    assert p.numpy().tolist() == [1.0, 2.0]
+    assert optimizer.steps_taken == 0
+    assert optimizer.state == {}
+
+
+def test_options_that_were_changed_apply_to_the_next_step(backend: Backend) -> None:
+    p = given_a_gradient(backend)
+    optimizer = SGDOptimizer([p], lr=1.0)
+    optimizer.groups[0]["weight_decay"] = np.float32(0.5)
+    optimizer.step()
+    assert p.numpy().tolist() == [-0.5, 0.0]
+
+
+def test_nesterov_needs_a_momentum_in_each_group(backend: Backend) -> None:
+    p, q = Tensor([1.0]), Tensor([1.0])
+    SGDOptimizer([{"params": [p], "momentum": 0.9}], lr=0.1, nesterov=True)
+    groups: list[dict[str, Any]] = [{"params": [p]}, {"params": [q], "momentum": 0.0}]
+    refused(
+        ValueError,
+        "SGDOptimizer: nesterov needs a momentum",
+        lambda: SGDOptimizer(groups, lr=0.1, momentum=0.9, nesterov=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("1", TypeError, "must be a number, got '1'"),
+        (True, TypeError, "must be a number, got True"),
+        (np.array([1.0, 2.0]), TypeError, "must be a number, got a ndarray of shape"),
+        (1j, TypeError, "must be a number, got 1j"),
+        (math.nan, ValueError, "is nan; it must be positive"),
+        (np.float32(-1.0), ValueError, "is -1; it must be positive"),
+        (0, ValueError, "is 0; it must be positive"),
+    ],
+)
+def test_a_max_norm_that_is_no_positive_number_raises(
+    backend: Backend, value: Any, error: type[Exception], message: str
+) -> None:
+    p = given_a_gradient(backend)
+    optimizer = SGDOptimizer([p], lr=0.5)
+    refused(error, f"step: max_norm {message}", lambda: optimizer.step(max_norm=value))
+    refused(error, f"clip_grad_norm: max_norm {message}", lambda: clip_grad_norm([p], value))
+    refused(TypeError, "clip_grad_norm: max_norm must be a number, got None", lambda: clip_grad_norm([p], None))  # type: ignore[arg-type]
+    assert p.numpy().tolist() == [1.0, 2.0]
+    assert Tensor(p.grad).numpy().tolist() == [1.0, 1.0]
+    assert optimizer.steps_taken == 0
+
+
+def test_an_infinite_max_norm_only_measures(backend: Backend) -> None:
+    """As in PyTorch."""
+    p, t = given_a_gradient(backend), torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    t.grad = torch.ones(2, dtype=torch.float64)
+    assert clip_grad_norm([p], math.inf).item() == torch.nn.utils.clip_grad_norm_([t], math.inf).item()
+    assert Tensor(p.grad).numpy().tolist() == [1.0, 1.0]
+    norm = SGDOptimizer([p], lr=0.5).step(max_norm=math.inf)
+    assert norm is not None and norm.item() == pytest.approx(math.sqrt(2))
+    assert p.numpy().tolist() == [0.5, 1.5]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps_taken": None}, {"steps_taken": math.nan}, {"steps_taken": -1}, {"steps_taken": "3"},
+        {"steps_taken": True}, {"steps_taken": 1.5}, {"step": None}, {"step": math.nan}, {"step": np.int64(-1)},
+        {"step": "3"}, {"step": 0.5}, {"m": None}, {"m": [0.0, 0.0]}, {"v": 3.0}, {"v": "ab"},
+        {"m": np.zeros(2, complex)},
+        {"v": np.ma.masked_array([1.0, 2.0], [True, False])},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_state_of_no_numbers_raises_and_changes_nothing(backend: Backend, change: dict[str, Any], flat: bool) -> None:
+    p = given_a_gradient(backend)
+    optimizer = AdamOptimizer([p], flat=flat)
+    optimizer.step()
+    state = optimizer.state_dict()
+    ((name, value),) = change.items()
+    wrong: dict[str, Any] = (
+        {**state, **change} if name == "steps_taken" else {**state, "state": [{**state["state"][0], name: value}]}
+    )
+    with pytest.raises((TypeError, ValueError), match=rf"^AdamOptimizer: {name} "):
+        optimizer.load_state_dict(wrong)
+    after = optimizer.state_dict()
+    assert after["steps_taken"] == after["state"][0]["step"] == 1
+    assert all(np.array_equal(after["state"][0][key], state["state"][0][key]) for key in ("m", "v"))
+    with pytest.raises(ValueError, match="AdamOptimizer: the state lacks kind, steps_taken; use a state_dict"):
+        optimizer.load_state_dict(torch.optim.Adam([torch.zeros(1)]).state_dict())
+
+
 def test_clip_grad_norm_keeps_the_dtype_of_each_gradient(backend: Backend) -> None:
     single, double = Tensor(np.ones(3, "float32")), Tensor(np.ones(3))
     (single.sum() * double.sum() * 9).backward()

@@ -98,7 +98,8 @@ class Checkpoint:
 
 
 def _parameter_names(model: Transformer) -> dict[int, str]:
-    return {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors = [*model.named_parameters(), *model.named_buffers()]  # a frozen parameter is a buffer
+    return {id(tensor): name for name, tensor in tensors}
 
 
 def path_of(run: Path, step: int) -> Path:
