@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host, numpy_attention, numpy_fused
+from . import host, numpy_attention, numpy_fused, numpy_sums
 from .cpu import keep_freed_memory, n_threads
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -93,7 +93,7 @@ logical_not = np.logical_not
 
 # --- Reductions
 
-sum = np.sum
+sum = numpy_sums.sum
 max = np.max
 min = np.min
 argmax = np.argmax
