@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from inspect import unwrap
 from itertools import accumulate
 from math import prod
 from traceback import walk_tb
@@ -197,7 +198,14 @@ logical_not = cupy.logical_not
 
 # --- Reductions
 
-sum = cupy.sum
+
+
+def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+    if a.dtype.kind in "biu":  # CuPy's sum of unsigned integers is uint64
+        return cupy.sum(a, axis=axis, dtype=np.int64, keepdims=keepdims)
+    return cupy.sum(a, axis=axis, keepdims=keepdims)
+
+
 max = cupy.max
 min = cupy.min
 argmax = cupy.argmax
@@ -362,7 +370,9 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
 
 
 def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | None) -> Any:
-    return cupy_kernels.cross_entropy_backward(g, probs, ids, valid) if cupy_kernels.takes(probs) else NotImplemented
+    if not cupy_kernels.takes(probs) or g.dtype != np.float32:  # the formula's loss may be in half precision
+        return NotImplemented
+    return cupy_kernels.cross_entropy_backward(g, probs, ids, valid)
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
@@ -458,7 +468,7 @@ class Replay:
 def _primitive_of(error: BaseException) -> str:
     """The outermost primitive in the traceback, whether this module or a formula computes it."""
     names = {
-        value.__code__: name
+        unwrap(value).__code__: name
         for name, value in (*vars(formulas).items(), *globals().items())
         if isinstance(value, FunctionType) and value.__name__ == name and not name.startswith("_") and name != "capture"
     }

@@ -115,12 +115,13 @@ def prepare_index(index: Any, shape: Shape) -> Any:
 
 
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
-    out = np.zeros(shape, g.dtype)
     if host.is_basic(index) or len(index) == 1 and host.mask_ndim(index[0]):
+        out = np.zeros(shape, g.dtype)
         out[index] = g  # selects no element twice
-    else:
-        np.add.at(out, index, g)
-    return out
+        return out
+    out = np.zeros(shape, np.promote_types(g.dtype, np.float32))
+    np.add.at(out, index, g)
+    return out.astype(g.dtype, copy=False)
 
 
 # --- Faster derived primitives
