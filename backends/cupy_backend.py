@@ -199,11 +199,40 @@ logical_not = cupy.logical_not
 # --- Reductions
 
 
+_ADDED_BY_KERNEL = 1024  # elements of a sum by one kernel
+_ROWS = 64  # in a block
+
 
 def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+    """A long sum with several results in blocks, whose sums are added in float64.
+
+    A thread of CuPy's kernel would add a sixteenth of the elements of such a sum, one by one.
+    """
     if a.dtype.kind in "biu":  # CuPy's sum of unsigned integers is uint64
         return cupy.sum(a, axis=axis, dtype=np.int64, keepdims=keepdims)
-    return cupy.sum(a, axis=axis, keepdims=keepdims)
+    if a.dtype == np.float16:
+        return sum(a.astype(np.float32), axis=axis, keepdims=keepdims).astype(np.float16)
+    axes = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    added = prod(a.shape[i] for i in axes)
+    if added <= _ADDED_BY_KERNEL or len(axes) == a.ndim or a.dtype.kind != "f":  # bfloat16 is of kind "V"
+        return cupy.sum(a, axis=axis, keepdims=keepdims)
+    dtype = a.dtype
+    for i in axes:
+        a = _sums_of_blocks(a, range(a.ndim)[i]) if a.shape[i] > 1 else a
+    return cupy.sum(a, axis=axis, dtype=np.float64, keepdims=keepdims).astype(dtype, copy=False)
+
+
+def _sums_of_blocks(a: Array, axis: int) -> Array:
+    """(..., n, ...) -> (..., n / 64, rounded up, ...)."""
+    m, rest = divmod(a.shape[axis], _ROWS)
+    before, after, skipped = a.shape[:axis], a.shape[axis + 1 :], (slice(None),) * axis
+    parts = []
+    if m:
+        blocks = a[(*skipped, slice(m * _ROWS))].reshape(*before, m, _ROWS, *after)
+        parts.append(cupy.sum(blocks, axis=axis + 1))
+    if rest:
+        parts.append(cupy.sum(a[(*skipped, slice(m * _ROWS, None))], axis=axis, keepdims=True))
+    return concatenate(parts, axis) if len(parts) > 1 else parts[0]
 
 
 max = cupy.max
@@ -235,12 +264,15 @@ def concatenate(arrays: Sequence[Array], axis: int, /) -> Array:
 
 
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
-    out = cupy.zeros(shape, g.dtype)
     if host.is_basic(index):
+        out = cupy.zeros(shape, g.dtype)
         out[index] = g  # no element is picked twice
-    else:
-        cupyx.scatter_add(out, index, g)  # atomics: the order of the additions varies, and so do the last bits
-    return out
+        return out
+    dtype = np.dtype(np.float64 if g.dtype == np.float64 else np.float32)
+    out = cupy.zeros(shape, dtype)
+    # Atomics: the order of the additions varies, and so do the last bits.
+    cupyx.scatter_add(out, index, g.astype(dtype, copy=False))
+    return out.astype(g.dtype, copy=False)
 
 
 # --- Products
@@ -277,7 +309,15 @@ def _exact_product(a: Array, b: Array) -> Array:
 
 
 def _sum_of_rows(a: Array) -> Array:
-    """(N, C) -> (C,), as a product with ones: CuPy's sum over the first axis is slow (cupy#2562)."""
+    """(N, C) -> (C,), as a product with ones: CuPy's sum over the first axis is slow (cupy#2562).
+
+    In blocks of rows, whose sums are rounded less often than one long sum. Half precision is accumulated in float32.
+    """
+    m = len(a) // _ROWS
+    if m > 1 and a.dtype in (np.float32, np.float64):
+        blocks = a[: m * _ROWS].reshape(m, _ROWS, a.shape[1])
+        sums = _exact_product(cupy.ones((m, 1, _ROWS), a.dtype), blocks)[:, 0]
+        return _sum_of_rows(sums) + _sum_of_rows(a[m * _ROWS :]) if len(a) % _ROWS else _sum_of_rows(sums)
     return _exact_product(cupy.ones((1, len(a)), a.dtype), a)[0]
 
 
@@ -467,10 +507,15 @@ class Replay:
 
 def _primitive_of(error: BaseException) -> str:
     """The outermost primitive in the traceback, whether this module or a formula computes it."""
-    names = {
-        unwrap(value).__code__: name
-        for name, value in (*vars(formulas).items(), *globals().items())
-        if isinstance(value, FunctionType) and value.__name__ == name and not name.startswith("_") and name != "capture"
-    }
+    names = {}
+    for name, value in (*vars(formulas).items(), *globals().items()):
+        if (
+            isinstance(value, FunctionType)
+            and value.__name__ == name
+            and not name.startswith("_")
+            and name != "capture"
+        ):
+            value = unwrap(value)  # a formula without its decorator
+            names[value.__code__] = name
     called = (names.get(frame.f_code) for frame, _ in walk_tb(error.__traceback__))
     return next(filter(None, called), "something in the step")

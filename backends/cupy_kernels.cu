@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     if (row >= n) return;
     x += row * c;
     y += row * c;
-    float total = 0, squares = 0, v[V], w[V];
+    float total = 0, deviations = 0, squares = 0, v[V], w[V];
     for (long long i = first; i < c; i += 32 * V) {
         load(v, x + i);
 #pragma unroll
@@ -191,13 +191,17 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     for (long long i = first; i < c; i += 32 * V) {  // from centred values: E[x^2] - E[x]^2 cancels when m is large
         load(v, x + i);
 #pragma unroll
-        for (int j = 0; j < V; j++) squares += (v[j] - m) * (v[j] - m);
+        for (int j = 0; j < V; j++) {
+            deviations += v[j] - m;
+            squares += (v[j] - m) * (v[j] - m);
+        }
     }
-    const float s = 1.0f / sqrtf(lane_sum(squares) / c + static_cast<float>(eps));
+    const float error = lane_sum(deviations) / c;  // of m, which matters when m is large
+    const float s = 1.0f / sqrtf(lane_sum(squares) / c - error * error + static_cast<float>(eps));
     for (long long i = first; i < c; i += 32 * V) {
         load(v, x + i);
 #pragma unroll
-        for (int j = 0; j < V; j++) v[j] = (v[j] - m) * s;
+        for (int j = 0; j < V; j++) v[j] = (v[j] - m - error) * s;
         if (gamma) {
             load(w, gamma + i);
 #pragma unroll
@@ -211,7 +215,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
         store(y + i, v);
     }
     if (first == 0) {
-        mean[row] = m;
+        mean[row] = m + error;
         rstd[row] = s;
     }
 }

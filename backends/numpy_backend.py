@@ -1,5 +1,7 @@
 """The NumPy backend: core primitives are NumPy's functions; faster derived primitives come from `numpy_fused.py`.
 
+`sum` comes from `numpy_sums.py`: np.sum is not accurate along a leading axis.
+
 The contract, `russellgrad/backend.py`, defines each primitive. The remaining derived primitives come from `formulas.py`.
 """
 

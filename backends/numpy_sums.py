@@ -1,9 +1,9 @@
 """Sums in NumPy with small rounding errors along every axis.
 
-Along the innermost axis in memory NumPy sums pairwise. Along any other axis it adds one row after the other, so that the
-error grows with the number of rows: the mean of a million rows of float32 near 1000 becomes 1010. Here rows are summed in
-blocks, and the sums of the blocks in float64 (N. J. Higham, "The accuracy of floating point summation", SIAM Journal on
-Scientific Computing 14, 1993, section 3).
+Along the innermost axis in memory NumPy sums pairwise. Along any other axis it adds one row after the other, so that
+the error grows with the number of rows: the mean of a million rows of float32 near 1000 becomes 1010. Here rows are
+summed in blocks, and the sums of the blocks in float64 (N. J. Higham, "The accuracy of floating point summation", SIAM
+Journal on Scientific Computing 14, 1993, section 3).
 """
 
 from math import prod
@@ -24,6 +24,7 @@ _ONE_THREAD = 9216  # elements of a product; OpenBLAS uses several threads for m
 _STRIDED_BLOCK = 32  # as _BLOCK, for np.add.reduce
 _WIDTH = 256  # much shorter rows are joined to about this length
 _ADD_TIME = 1e-4  # approximate time of one addition, in microseconds, for `run_parallel`
+_reduce: Any = np.add.reduce
 _ONES = {dtype: np.ones(2 * _BLOCK, dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
@@ -32,12 +33,12 @@ def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     if a.dtype not in _ONES:
         if a.dtype.kind == "f":
             return sum(a.astype(np.float32), axis=axis, keepdims=keepdims).astype(a.dtype)
-        return np.add.reduce(a, axis=axis, keepdims=keepdims, dtype=np.int64)
+        return _reduce(a, axis=axis, keepdims=keepdims, dtype=np.int64)
     if a.size <= _SMALL:
-        return np.add.reduce(a, axis=axis, keepdims=keepdims, dtype=np.float64).astype(a.dtype)
+        return _reduce(a, axis=axis, keepdims=keepdims, dtype=np.float64).astype(a.dtype)
     axes = tuple(range(a.ndim)) if axis is None else normalize_axis_tuple(axis, a.ndim)
     if prod([a.shape[i] for i in axes]) <= _FEW:
-        return np.add.reduce(a, axis=axes, keepdims=keepdims)
+        return _reduce(a, axis=axes, keepdims=keepdims)
     total = _sum(a, axes).astype(a.dtype, copy=False)
     return np.expand_dims(total, axes) if keepdims else total
 
@@ -65,16 +66,16 @@ def _sum(a: Array, axes: tuple[int, ...]) -> Array:
     if a.strides[axis] == 0:  # equal elements
         total = a[(slice(None),) * axis + (0,)] * n
     elif prod(after) == 1:  # pairwise
-        total = np.add.reduce(a, axis=axis)
+        total = _reduce(a, axis=axis)
     elif a[(0,) * (axis + 1)].flags.c_contiguous:
         total = _sum_rows(a.reshape(*before, n, -1) if len(after) > 1 else a).reshape(before + after)
     else:
         whole = n // _STRIDED_BLOCK * _STRIDED_BLOCK
         head, tail = np.split(a, [whole], axis)
         blocks = head.reshape(*before, n // _STRIDED_BLOCK, _STRIDED_BLOCK, *after)
-        parts = [np.add.reduce(blocks, axis=axis + 1)]
+        parts = [_reduce(blocks, axis=axis + 1)]
         if whole < n:
-            parts.append(np.add.reduce(tail, axis=axis, keepdims=True))
+            parts.append(_reduce(tail, axis=axis, keepdims=True))
         total = _sum(np.concatenate(parts, axis), (axis,))
     return _sum(total, tuple(others)) if others else total
 
@@ -83,7 +84,7 @@ def _sum_rows(x: Array) -> Array:
     """(..., N, C) -> (..., C), in float64 if N is above 64. The elements of a row are contiguous."""
     *before, n, c = x.shape
     if n <= _FEW:
-        return np.asarray(np.add.reduce(x, axis=-2))
+        return np.asarray(_reduce(x, axis=-2))
     ones = _ONES[x.dtype]
     if n <= _BLOCK and x.size < _ONE_THREAD:
         return np.asarray(np.matmul(ones[:n], x))  # faster than np.add.reduce
@@ -106,5 +107,5 @@ def _sum_rows(x: Array) -> Array:
 
     run_parallel(c, x.size * _ADD_TIME, part)
     if m + (rest > 0) <= _FEW:
-        return np.asarray(np.add.reduce(sums, axis=-2, dtype=np.float64)) if m else sums[..., 0, :]
+        return np.asarray(_reduce(sums, axis=-2, dtype=np.float64)) if m else sums[..., 0, :]
     return _sum_rows(sums.astype(np.float64))
