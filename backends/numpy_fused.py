@@ -342,11 +342,13 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
         centered, m, r = y[block], mean[block], rstd[block]
         np.divide(_row_sums(rows[block]), width, out=m)
         np.subtract(rows[block], m, out=centered)
-        error = _row_sums(centered) / width  # of the mean, which matters if the mean is large
-        m += error
-        centered -= error
         # The variance from x - mean: E[x^2] - E[x]^2 cancels if the mean is large.
         np.divide(_row_sums(centered * centered), width, out=r)
+        if np.any(m * m > r):  # the mean is large: correct its rounding error
+            error = _row_sums(centered) / width
+            m += error
+            centered -= error
+            r -= error * error
         r += eps
         np.sqrt(r, out=r)
         np.divide(1.0, r, out=r)

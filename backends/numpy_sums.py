@@ -37,7 +37,7 @@ def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     if a.size <= _SMALL:
         return _reduce(a, axis=axis, keepdims=keepdims, dtype=np.float64).astype(a.dtype)
     axes = tuple(range(a.ndim)) if axis is None else normalize_axis_tuple(axis, a.ndim)
-    if prod([a.shape[i] for i in axes]) <= _FEW:
+    if len(axes) == a.ndim and a.flags.c_contiguous or prod([a.shape[i] for i in axes]) <= _FEW:
         return _reduce(a, axis=axes, keepdims=keepdims)
     total = _sum(a, axes).astype(a.dtype, copy=False)
     return np.expand_dims(total, axes) if keepdims else total
