@@ -13,6 +13,7 @@ import operator
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from inspect import unwrap
 from itertools import accumulate
 from math import prod
 from traceback import walk_tb
@@ -218,7 +219,46 @@ logical_not = cupy.logical_not
 
 # --- Reductions
 
-sum = cupy.sum
+
+_FEW = 1024  # elements of a sum: a thread of CuPy's kernel adds a sixteenth of them, one by one
+_ROWS = 64  # in a block
+
+
+def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Sums of many elements by the kernel, or in blocks, whose sums are added in float64."""
+    if a.dtype.kind in "biu":  # CuPy's sum of unsigned integers is uint64
+        return cupy.sum(a, axis=axis, dtype=np.int64, keepdims=keepdims)
+    if a.dtype == np.float16:
+        return sum(a.astype(np.float32), axis=axis, keepdims=keepdims).astype(np.float16)
+    axes = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(sorted(range(a.ndim)[i] for i in axes))
+    added = prod(a.shape[i] for i in axes)
+    if added <= _FEW or len(axes) == a.ndim:
+        return cupy.sum(a, axis=axis, keepdims=keepdims)
+    if axes == tuple(range(len(axes))) and cupy_kernels.takes(a):
+        total = cupy_kernels.row_sums(a.reshape(added, -1))
+        return total.reshape(((1,) * len(axes) if keepdims else ()) + a.shape[len(axes) :])
+    dtype = a.dtype
+    if dtype.kind != "f":  # bfloat16
+        a = a.astype(np.float32)
+    for i in axes:
+        a = _sums_of_blocks(a, i) if a.shape[i] > 1 else a
+    return cupy.sum(a, axis=axes, dtype=np.float64, keepdims=keepdims).astype(dtype, copy=False)
+
+
+def _sums_of_blocks(a: Array, axis: int) -> Array:
+    """(..., n, ...) -> (..., n / 64, rounded up, ...)."""
+    m, rest = divmod(a.shape[axis], _ROWS)
+    before, after, skipped = a.shape[:axis], a.shape[axis + 1 :], (slice(None),) * axis
+    parts = []
+    if m:
+        blocks = a[(*skipped, slice(m * _ROWS))].reshape(*before, m, _ROWS, *after)
+        parts.append(cupy.sum(blocks, axis=axis + 1))
+    if rest:
+        parts.append(cupy.sum(a[(*skipped, slice(m * _ROWS, None))], axis=axis, keepdims=True))
+    return concatenate(parts, axis) if len(parts) > 1 else parts[0]
+
+
 max = cupy.max
 min = cupy.min
 argmax = cupy.argmax
@@ -298,8 +338,8 @@ def _exact_product(a: Array, b: Array) -> Array:
 
 
 def _sum_of_rows(a: Array) -> Array:
-    """(N, C) -> (C,), as a product with ones: CuPy's sum over the first axis is slow (cupy#2562)."""
-    return _exact_product(cupy.ones((1, len(a)), a.dtype), a)[0]
+    """(N, C) -> (C,). CuPy's sum over the first axis is slow (cupy#2562): by the kernel, or as a product with ones."""
+    return cupy_kernels.row_sums(a) if cupy_kernels.takes(a) else _exact_product(cupy.ones((1, len(a)), a.dtype), a)[0]
 
 
 def _rows(a: Array) -> Array:
@@ -391,7 +431,9 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
 
 
 def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | None) -> Any:
-    return cupy_kernels.cross_entropy_backward(g, probs, ids, valid) if cupy_kernels.takes(probs) else NotImplemented
+    if not cupy_kernels.takes(probs) or g.dtype != np.float32:  # the formula's loss may be in half precision
+        return NotImplemented
+    return cupy_kernels.cross_entropy_backward(g, probs, ids, valid)
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
@@ -510,10 +552,15 @@ def _release(pool: Any) -> None:
 
 def _primitive_of(error: BaseException) -> str:
     """The outermost primitive in the traceback, whether this module or a formula computes it."""
-    names = {
-        value.__code__: name
-        for name, value in (*vars(formulas).items(), *globals().items())
-        if isinstance(value, FunctionType) and value.__name__ == name and not name.startswith("_") and name != "capture"
-    }
+    names = {}
+    for name, value in (*vars(formulas).items(), *globals().items()):
+        if (
+            isinstance(value, FunctionType)
+            and value.__name__ == name
+            and not name.startswith("_")
+            and name != "capture"
+        ):
+            value = unwrap(value)  # a formula without its decorator
+            names[value.__code__] = name
     called = (names.get(frame.f_code) for frame, _ in walk_tb(error.__traceback__))
     return next(filter(None, called), "something in the step")

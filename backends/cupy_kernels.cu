@@ -116,15 +116,33 @@ __global__ void column_sums(const float* partial, T* out_of_first, T* out_of_sec
     T* out = blockIdx.y == 0 ? out_of_first : out_of_second;
     if (!out) return;
     partial += blockIdx.y * m * c;
-    float total = 0;
+    double sum = 0;  // there may be thousands of partial sums
     if (column < c) {
 #pragma unroll 4
-        for (long long row = warp; row < m; row += 32) total += partial[row * c + column];
+        for (long long row = warp; row < m; row += 32) sum += partial[row * c + column];
     }
-    of_warp[warp][lane] = total;
+    of_warp[warp][lane] = static_cast<float>(sum);
     __syncthreads();
-    total = lane_sum(of_warp[lane][warp]);
+    const float total = lane_sum(of_warp[lane][warp]);
     if (lane == 0 && first + warp < c) out[first + warp] = rounded<T>(total);
+}
+
+// The first stage for x (n, c) itself: the partial sums (gridDim.y, c), each over `chunk` rows.
+template <typename T, int V>
+__global__ void __launch_bounds__(32 * WARPS)
+    row_sums(const T* __restrict__ x, float* __restrict__ partial, long long n, long long c, long long chunk) {
+    __shared__ float of_warp[WARPS][32 * V];
+    const long long pack = blockIdx.x * 32LL + threadIdx.x % 32, start = blockIdx.y * chunk;
+    const long long end = pack * V >= c ? 0 : start + chunk < n ? start + chunk : n;  // all reach store_sums
+    float sums[V] = {};
+#pragma unroll 2
+    for (long long row = start + threadIdx.x / 32; row < end; row += WARPS) {
+        float v[V];
+        load(v, x + (row * (c / V) + pack) * V);
+#pragma unroll
+        for (int i = 0; i < V; i++) sums[i] += v[i];
+    }
+    store_sums(of_warp, partial + blockIdx.y * c, sums, c);
 }
 
 // --- Sums and products of the elements of two arrays, and copies
@@ -210,7 +228,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     if (row >= n) return;
     x += row * c;
     y += row * c;
-    float total = 0, squares = 0, v[V], w[V];
+    float total = 0, deviations = 0, squares = 0, v[V], w[V];
     for (long long i = first; i < c; i += 32 * V) {
         load(v, x + i);
 #pragma unroll
@@ -220,13 +238,17 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     for (long long i = first; i < c; i += 32 * V) {  // from centred values: E[x^2] - E[x]^2 cancels when m is large
         load(v, x + i);
 #pragma unroll
-        for (int j = 0; j < V; j++) squares += (v[j] - m) * (v[j] - m);
+        for (int j = 0; j < V; j++) {
+            deviations += v[j] - m;
+            squares += (v[j] - m) * (v[j] - m);
+        }
     }
-    const float s = 1.0f / sqrtf(lane_sum(squares) / c + static_cast<float>(eps));
+    const float error = lane_sum(deviations) / c;  // of m, which matters when m is large
+    const float s = 1.0f / sqrtf(lane_sum(squares) / c - error * error + static_cast<float>(eps));
     for (long long i = first; i < c; i += 32 * V) {
         load(v, x + i);
 #pragma unroll
-        for (int j = 0; j < V; j++) v[j] = (v[j] - m) * s;
+        for (int j = 0; j < V; j++) v[j] = (v[j] - m - error) * s;
         if (gamma) {
             load(w, gamma + i);
 #pragma unroll
@@ -240,7 +262,7 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
         store(y + i, v);
     }
     if (first == 0) {
-        mean[row] = m;
+        mean[row] = m + error;
         rstd[row] = s;
     }
 }

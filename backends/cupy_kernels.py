@@ -36,7 +36,7 @@ _PER_TYPE = (
     "column_sums", "softmax", "softmax_backward", "cross_entropy", "cross_entropy_backward", "embedding_backward",
     "squares", "adam_step",
 )  # fmt: skip
-_PER_PACK = ("layer_norm", "layer_norm_backward", "layer_norm_backward_columns")
+_PER_PACK = ("row_sums", "layer_norm", "layer_norm_backward", "layer_norm_backward_columns")
 _PER_ACTIVATION = ("activation",)
 _GELU, _LEAKY_RELU = {"none": "GELU", "tanh": "GELU_TANH"}, "LEAKY_RELU"
 _PER_WIDTH = ("attention", "attention_backward_q", "attention_backward_kv")
@@ -80,6 +80,8 @@ def _launch(name: str, grid: tuple[int, ...], threads: int, *args: Any) -> None:
 _WARPS = 8  # per block of the row and column kernels, as in the source
 _BLOCK = 32 * _WARPS
 _MOST_BLOCKS = 4096  # of a column kernel: enough to fill any device, with few partial sums
+_MOST_ROWS = 512  # per block of a column kernel, and an eighth per thread, which adds them one by one
+_GRID_Y = 65535  # CUDA's limit
 
 
 @cache  # NumPy computes the name of a dtype at each access
@@ -128,7 +130,7 @@ def _pack(type_name: str, c: int, *arrays: Array | None) -> int:
 def _by_columns(n: int, c: int, pack: int) -> tuple[tuple[int, int], int]:
     """The grid of a column kernel, each block of which has 32 packs of columns; and the number of rows per block."""
     across = -(-c // (32 * pack))
-    chunk = max(32, -(-n * across // _MOST_BLOCKS))
+    chunk = max(32, min(_MOST_ROWS, -(-n * across // _MOST_BLOCKS)), -(-n // _GRID_Y))
     return (across, -(-n // chunk)), chunk
 
 
@@ -141,6 +143,23 @@ def _column_sums(type_name: str, partial: Array, *outs: Array | None) -> None:
     sets, m, c = partial.shape
     first, second = outs if sets == 2 else (*outs, None)
     _launch(f"column_sums<{type_name}>", (-(-c // 32), sets), 1024, partial, first, second, m, c)
+
+
+# --- Sums of rows
+
+
+def row_sums(a: Array) -> Array:
+    """(N, C) -> (C,), with an error that does not grow with N."""
+    t, (n, c) = _common_type("sum", a), a.shape
+    if not a.size:
+        return cupy.zeros((c,), a.dtype)
+    a, out = _dense(a), cupy.empty((c,), a.dtype)
+    pack = _pack(t, c, a)
+    grid, chunk = _by_columns(n, c, pack)
+    partial = cupy.empty((1, grid[1], c), np.float32)
+    _launch(f"row_sums<{t}, {pack}>", grid, _BLOCK, a, partial, n, c, chunk)
+    _column_sums(t, partial, out)
+    return out
 
 
 # --- Sums and products of the elements of two arrays, and copies

@@ -8,9 +8,10 @@ itself; the conformance suite compares it with the formula in float64.
 Shapes: `...` is any number of axes, C is the length of the last axis, N the number of rows (the product of the others).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from math import inf, pi, prod, sqrt
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -20,6 +21,7 @@ Xp: TypeAlias = Any  # a backend
 Array: TypeAlias = Any  # an array of the backend
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
+_Formula = TypeVar("_Formula", bound=Callable[..., Any])
 
 
 # --- Shapes and dtypes
@@ -43,6 +45,32 @@ def _cast(xp: Xp, a: Array, dtype: DType) -> Array:
 def _at_least_float32(xp: Xp, a: Array) -> Array:
     """Cast half precision to float32: sums and squares in float16 overflow at 65,504."""
     return a if xp.dtype(a).itemsize > 2 else xp.astype(a, "float32")
+
+
+def _in_float32(saved: int = 0) -> Callable[[_Formula], _Formula]:
+    """Decorator: for a first operand in half precision, compute in float32 and round the results to its dtype.
+
+    The last `saved` results, which are kept for backward, stay in float32.
+    """
+
+    def decorate(formula: _Formula) -> _Formula:
+        @wraps(formula)
+        def wide(xp: Xp, first: Array, *rest: Any) -> Any:
+            dtype = xp.dtype(first)
+            if dtype.itemsize > 2:
+                return formula(xp, first, *rest)
+            operands = [
+                xp.astype(a, "float32") if xp.is_array(a) and xp.dtype(a) == dtype else a for a in (first, *rest)
+            ]
+            found = formula(xp, *operands)
+            if not isinstance(found, tuple):
+                return xp.astype(found, dtype)
+            rounded = found[: len(found) - saved]
+            return *(None if a is None else xp.astype(a, dtype) for a in rounded), *found[len(rounded) :]
+
+        return cast(_Formula, wide)
+
+    return decorate
 
 
 # --- Setup and creation
@@ -228,6 +256,7 @@ def _normal_cdf(xp: Xp, a: Array, approximate: str) -> Array:
 # --- Products
 
 
+@_in_float32()
 def linear(xp: Xp, x: Array, weight: Array, bias: Array | None) -> Array:
     """x weight + bias: (..., i) (i, o) (o,) -> (..., o)."""
     out = xp.matmul(_rows(xp, x), weight)  # one product for all batch axes
@@ -236,6 +265,7 @@ def linear(xp: Xp, x: Array, weight: Array, bias: Array | None) -> Array:
     return xp.reshape(out, (*x.shape[:-1], weight.shape[1]))
 
 
+@_in_float32()
 def linear_backward(
     xp: Xp, g: Array, x: Array, weight: Array, needs: Sequence[bool]
 ) -> tuple[Array | None, Array | None, Array | None]:
@@ -251,6 +281,7 @@ def linear_backward(
 # --- Rows
 
 
+@_in_float32()
 def softmax(xp: Xp, a: Array, axis: int) -> Array:
     """e^a / sum e^a along `axis`. Subtracting the maximum first prevents overflow."""
     if 0 in a.shape:
@@ -259,11 +290,13 @@ def softmax(xp: Xp, a: Array, axis: int) -> Array:
     return xp.divide(e, xp.sum(e, axis=axis, keepdims=True))
 
 
+@_in_float32()
 def softmax_backward(xp: Xp, g: Array, y: Array, axis: int) -> Array:
     """y (g - sum g y), where y is the output of softmax."""
     return xp.multiply(y, xp.subtract(g, xp.sum(xp.multiply(g, y), axis=axis, keepdims=True)))
 
 
+@_in_float32()
 def log_softmax(xp: Xp, a: Array, axis: int) -> Array:
     """a - log sum e^a along `axis`."""
     if 0 in a.shape:
@@ -272,11 +305,13 @@ def log_softmax(xp: Xp, a: Array, axis: int) -> Array:
     return xp.subtract(z, xp.log(xp.sum(xp.exp(z), axis=axis, keepdims=True)))
 
 
+@_in_float32()
 def log_softmax_backward(xp: Xp, g: Array, y: Array, axis: int) -> Array:
     """g - softmax(a) sum g, where softmax(a) = e^y and y is the output of log_softmax."""
     return xp.subtract(g, xp.multiply(xp.exp(y), xp.sum(g, axis=axis, keepdims=True)))
 
 
+@_in_float32(saved=2)
 def layer_norm(xp: Xp, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """(x - mean) / sqrt(variance + eps) * gamma + beta over the last axis: (..., C) (C,) (C,) -> (..., C).
 
@@ -295,6 +330,7 @@ def layer_norm(xp: Xp, x: Array, gamma: Array | None, beta: Array | None, eps: f
     return y, mean, rstd
 
 
+@_in_float32()
 def layer_norm_backward(
     xp: Xp, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
 ) -> tuple[Array | None, Array | None, Array | None]:
@@ -332,6 +368,7 @@ def embedding_backward(xp: Xp, g: Array, ids: Array, n_rows: int) -> Array:
     return xp.getitem_backward(g, (ids,), (n_rows, g.shape[-1]))
 
 
+@_in_float32(saved=1)
 def cross_entropy(
     xp: Xp, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None
 ) -> tuple[Array, Array]:
@@ -353,6 +390,7 @@ def cross_entropy(
     return xp.divide(xp.sum(xp.where(valid, losses, 0)), _count(xp, valid, logits)), probs
 
 
+@_in_float32()
 def cross_entropy_backward(xp: Xp, g: Array, probs: Array, ids: Array, valid: Array | None) -> Array:
     """(softmax - one_hot(id)) g / n, with n the number of valid rows: () -> (N, C). Invalid rows get 0."""
     n, classes = probs.shape
@@ -371,6 +409,7 @@ def _count(xp: Xp, valid: Array, like: Array) -> Array:
 # --- Attention. Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1.
 
 
+@_in_float32(saved=1)
 def attention(
     xp: Xp, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int
 ) -> tuple[Array, Array]:
@@ -381,17 +420,17 @@ def attention(
     """
     scores = _scores(xp, q, k, mask, causal, offset)
     if k.shape[-2] == 0:
-        return xp.matmul(_cast(xp, scores, xp.dtype(v)), v), xp.full((*scores.shape[:-1], 1), inf, xp.dtype(scores))
+        return xp.matmul(scores, v), xp.full((*scores.shape[:-1], 1), inf, xp.dtype(scores))
     top = xp.max(scores, axis=-1, keepdims=True)
     top = xp.where(xp.equal(top, -inf), 0, top)  # if all keys are hidden, the weights are 0, not nan
     weights = xp.exp(xp.subtract(scores, top))
     total = xp.sum(weights, axis=-1, keepdims=True)
     hidden = xp.equal(total, 0)
     total = xp.where(hidden, 1, total)
-    out = xp.matmul(_cast(xp, xp.divide(weights, total), xp.dtype(v)), v)
-    return out, xp.where(hidden, inf, xp.add(xp.log(total), top))
+    return xp.matmul(xp.divide(weights, total), v), xp.where(hidden, inf, xp.add(xp.log(total), top))
 
 
+@_in_float32()
 def attention_backward(
     xp: Xp, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
     offset: int, needs: Sequence[bool],
@@ -399,15 +438,15 @@ def attention_backward(
     """The gradients of q, k and v, with all batch axes.
 
     Softmax's backward subtracts the sum of g_weights * weights over each row. It equals the sum of g * out, with
-    out = weights v.
+    out = weights v; but `out` is rounded in half precision.
     """
     weights = xp.exp(xp.subtract(_scores(xp, q, k, mask, causal, offset), log_sum))
-    gv = xp.matmul(_swap(xp, _cast(xp, weights, xp.dtype(g))), g) if needs[2] else None
+    gv = xp.matmul(_swap(xp, weights), g) if needs[2] else None
     if not (needs[0] or needs[1]):
         return None, None, gv
-    g_weights = xp.subtract(xp.matmul(g, _swap(xp, v)), xp.sum(xp.multiply(g, out), axis=-1, keepdims=True))
-    g_scores = xp.multiply(xp.multiply(g_weights, weights), 1 / sqrt(q.shape[-1]))
-    g_scores = _cast(xp, g_scores, xp.dtype(g))
+    g_weights = xp.matmul(g, _swap(xp, v))
+    along = xp.sum(xp.multiply(g_weights, weights), axis=-1, keepdims=True)
+    g_scores = xp.multiply(xp.multiply(xp.subtract(g_weights, along), weights), 1 / sqrt(q.shape[-1]))
     gq = xp.matmul(g_scores, k) if needs[0] else None
     gk = xp.matmul(_swap(xp, g_scores), q) if needs[1] else None
     return gq, gk, gv
@@ -416,7 +455,6 @@ def attention_backward(
 def _scores(xp: Xp, q: Array, k: Array, mask: Array | None, causal: bool, offset: int) -> Array:
     """q k^T / sqrt(d), (..., L, S), -inf at hidden keys. If causal, query i sees the keys up to i + offset."""
     scores = xp.matmul(xp.multiply(q, 1 / sqrt(q.shape[-1])), _swap(xp, k))
-    scores = _at_least_float32(xp, scores)
     if mask is not None:
         scores = xp.where(mask, -inf, scores)
     if causal:

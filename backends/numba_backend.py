@@ -17,7 +17,8 @@ from . import numpy_attention, numpy_fused
 from .cpu import run_parallel
 from .numpy_attention import _AttentionOperands, _BlockIndex
 from .numpy_backend import *  # noqa: F403 - all primitives that are not redefined below
-from .numpy_fused import Array, _rows, _run_in_blocks, _sum_blocks
+from .numpy_fused import Array, _rows, _run_in_blocks
+from .numpy_sums import sum
 
 try:
     import numba
@@ -139,7 +140,7 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 # --- Fused: rows
 
 
-def softmax(a: Array, axis: int) -> Array:
+def softmax(a: Array, axis: int) -> Any:
     if not _is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
         return numpy_fused.softmax(a, axis)
     out = np.array(a, order="C")
@@ -198,7 +199,7 @@ def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
     return top, total
 
 
-def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
+def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
     if not _is_float32(x, gamma, beta) or x.size == 0:
         return numpy_fused.layer_norm(x, gamma, beta, eps)
     rows = np.ascontiguousarray(_rows(x))
@@ -227,10 +228,13 @@ def _layer_norm(x: Array, gamma: Array, beta: Array, eps: Any, y: Array, mean: A
         for j in range(width):
             total += x[i, j]
         m = total / _f(width)
-        squares = _ZERO
+        error, squares = _ZERO, _ZERO  # of the mean, which matters if the mean is large
         for j in range(width):
+            error += x[i, j] - m
             squares += (x[i, j] - m) * (x[i, j] - m)
-        r = _ONE / np.sqrt(squares / _f(width) + eps)
+        error /= _f(width)
+        m += error
+        r = _ONE / np.sqrt(squares / _f(width) - error * error + eps)
         for j in range(width):
             y[i, j] = (x[i, j] - m) * r * gamma[j] + beta[j]
         mean[i], rstd[i] = m, r
@@ -247,7 +251,7 @@ def layer_norm_backward(
     mean: Array,
     rstd: Array,
     needs: Sequence[bool],
-) -> tuple[Array | None, ...]:
+) -> Any:
     if not _is_float32(g, x, gamma, mean, rstd) or x.size == 0:
         return numpy_fused.layer_norm_backward(g, x, gamma, mean, rstd, needs)
     gs, xs = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(x))
@@ -261,7 +265,7 @@ def layer_norm_backward(
         _layer_norm_backward(gs[rows], xs[rows], scale, means[rows], rstds[rows], gx[rows], sums[start:stop])
 
     run_parallel(len(sums), x.size * 3.5e-4, part)
-    gradients = gx.reshape(x.shape), _sum_blocks(sums[:, 0]), _sum_blocks(sums[:, 1])
+    gradients = gx.reshape(x.shape), sum(sums[:, 0], axis=0), sum(sums[:, 1], axis=0)
     return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
 
 
@@ -285,7 +289,7 @@ def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
             gx[i, j] = (g[i, j] * gamma[j] - total - (x[i, j] - m) * r * along) * r
 
 
-def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
+def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
     if not _is_float32(g):
         return numpy_fused.embedding_backward(g, ids, n_rows)
     out = np.zeros((n_rows, g.shape[-1]), g.dtype)
@@ -302,7 +306,7 @@ def _embedding_backward(g: Array, ids: Array, out: Array) -> None:
             row[j] += g[i, j]
 
 
-def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> tuple[Array, Array]:
+def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> Any:
     if not _is_float32(logits) or logits.size == 0:
         return numpy_fused.cross_entropy(logits, ids, valid, excluded_class)
     probs = np.array(logits, order="C")  # (N, C), logits until the softmax
@@ -316,7 +320,7 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
     return np.asarray(np.sum(np.where(valid, losses, 0)) / np.count_nonzero(valid)).astype(_f), probs
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
+def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
     """As in numpy_attention.py, with everything between the two products in one pass."""
     if not _is_float32(q, k, v):
         return numpy_attention.attention(q, k, v, mask, causal, offset)

@@ -3,23 +3,25 @@
 from collections.abc import Callable, Sequence
 from math import inf, prod
 from math import sqrt as _sqrt
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .cpu import run_parallel
-from .numpy_fused import _FLOP_TIME, Array, _block_length, _row_sums
+from .numpy_fused import _FLOP_TIME, Array, _block_length, _is_half, _row_sums
 
 # Attention (Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1), in blocks of queries. Weights
 # are not stored. Backward recomputes them from each row's logsumexp (Dao et al., "FlashAttention", arXiv:2205.14135,
 # algorithm 4; here a block has all its keys at once). Causal attention skips the keys after a block's last query.
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
+def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
     """The output, and the logsumexp of each query's scores, which is inf if all keys are hidden."""
+    if _is_half(q):
+        return NotImplemented
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))  # with the memory layout of q
-    log_sum = np.full((*heads.q.shape[:-1], 1), inf, np.result_type(q.dtype, np.float32))
+    log_sum = np.full((*heads.q.shape[:-1], 1), inf, q.dtype)
 
     def one(queries: _BlockIndex, keys: _BlockIndex) -> None:
         weights = heads.scores(queries, keys)
@@ -49,8 +51,10 @@ def attention_backward(
     causal: bool,
     offset: int,
     needs: Sequence[bool],
-) -> tuple[Array | None, ...]:
+) -> Any:
     """The gradients have all batch axes, including those along which an operand was broadcast."""
+    if _is_half(q):
+        return NotImplemented
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     g, out, log_sum = heads.split(g), heads.split(out), heads.split(log_sum)
     gq, gk, gv = (

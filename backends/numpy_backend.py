@@ -1,5 +1,7 @@
 """The NumPy backend: core primitives are NumPy's functions; faster derived primitives come from `numpy_fused.py`.
 
+`sum` comes from `numpy_sums.py`: np.sum is not accurate along a leading axis.
+
 The contract, `russellgrad/backend.py`, defines each primitive. The remaining derived primitives come from `formulas.py`.
 """
 
@@ -9,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host, numpy_attention, numpy_fused
+from . import host, numpy_attention, numpy_fused, numpy_sums
 from .cpu import keep_freed_memory, n_threads
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -93,7 +95,7 @@ logical_not = np.logical_not
 
 # --- Reductions
 
-sum = np.sum
+sum = numpy_sums.sum
 max = np.max
 min = np.min
 argmax = np.argmax
@@ -115,12 +117,13 @@ def prepare_index(index: Any, shape: Shape) -> Any:
 
 
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
-    out = np.zeros(shape, g.dtype)
     if host.is_basic(index) or len(index) == 1 and host.mask_ndim(index[0]):
+        out = np.zeros(shape, g.dtype)
         out[index] = g  # selects no element twice
-    else:
-        np.add.at(out, index, g)
-    return out
+        return out
+    out = np.zeros(shape, np.promote_types(g.dtype, np.float32))
+    np.add.at(out, index, g)
+    return out.astype(g.dtype, copy=False)
 
 
 # --- Faster derived primitives

@@ -14,6 +14,7 @@ import numpy as np
 
 from .cpu import run_parallel
 from .formulas import ERF_SMALL, ERFC_LARGE, ERFC_MIDDLE
+from .numpy_sums import sum
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 DType: TypeAlias = Any
@@ -128,7 +129,9 @@ def matmul(a: Array, b: Array) -> Array:
     return out
 
 
-def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+def linear(x: Array, weight: Array, bias: Array | None) -> Any:
+    if _is_half(x):
+        return NotImplemented
     rows = _rows(x)  # (N, i) @ (i, o): one product for all batch axes
     operands = (x, weight) if bias is None else (x, weight, bias)
     out = np.empty((len(rows), weight.shape[1]), np.result_type(*operands))
@@ -142,7 +145,9 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[1])
 
 
-def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
+def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> Any:
+    if _is_half(g):
+        return NotImplemented
     need_x, need_weight, need_bias = needs
     g2, rows = _rows(g), _rows(x)  # (N, o), (N, i)
     (n, o), i = g2.shape, weight.shape[0]
@@ -160,7 +165,7 @@ def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) ->
         if gw is not None:
             np.matmul(rows[:, share(i)].T, g2, out=gw[share(i)])
         if gb is not None:
-            np.sum(g2[:, share(o)], axis=0, out=gb[share(o)])
+            gb[share(o)] = sum(g2[:, share(o)], axis=0)
 
     run_parallel(shares, 2 * n * i * o * (need_x + need_weight) * _FLOP_TIME, part)
     return None if gx is None else gx.reshape(x.shape), gw, gb
@@ -173,9 +178,14 @@ def _rows(a: Array) -> Array:
 
 def _row_sums(a: Array) -> Array:
     """(..., C) -> (..., 1). A matrix product is several times faster than np.sum for short rows."""
-    if a.dtype.itemsize < 4:  # half precision overflows at 65,504
-        return np.asarray(np.sum(a, axis=-1, keepdims=True, dtype=np.float32))
+    if a.shape[-1] > 1024:  # the error of a product grows with the length
+        return np.asarray(np.add.reduce(a, axis=-1, keepdims=True))
     return np.asarray(a @ np.ones((a.shape[-1], 1), a.dtype))
+
+
+def _is_half(a: Array) -> bool:
+    """Whether `a` is in half precision, for which the formulas run: they compute in float32."""
+    return a.dtype.itemsize < 4
 
 
 # --- Fused: activations. Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2.
@@ -256,43 +266,50 @@ def _multiply(g: Array, by: Array, alpha: float | None = None) -> Array:
     return out.reshape(g.shape)
 
 
-def _sum_blocks(sums: Array) -> Array:
-    """The sum over blocks: (blocks, C) -> (C,)."""
-    return np.asarray(np.sum(sums, axis=0))
-
-
 # --- Fused: rows
 
 
-def softmax(a: Array, axis: int) -> Array:
+def softmax(a: Array, axis: int) -> Any:
+    if _is_half(a):
+        return NotImplemented
+
     def formula(axis: int, a: Array, out: Array) -> None:
         np.subtract(a, np.max(a, axis=axis, keepdims=True), out=out)  # prevents overflow
         np.exp(out, out=out)
-        out /= np.sum(out, axis=axis, keepdims=True)
+        out /= sum(out, axis=axis, keepdims=True)
 
     return _apply_along_axis(axis, formula, 12, a)
 
 
-def softmax_backward(g: Array, y: Array, axis: int) -> Array:
+def softmax_backward(g: Array, y: Array, axis: int) -> Any:
+    if _is_half(g):
+        return NotImplemented
+
     def formula(axis: int, g: Array, y: Array, out: Array) -> None:
-        np.subtract(g, np.sum(g * y, axis=axis, keepdims=True), out=out)
+        np.subtract(g, sum(g * y, axis=axis, keepdims=True), out=out)
         out *= y
 
     return _apply_along_axis(axis, formula, 5, g, y)
 
 
-def log_softmax(a: Array, axis: int) -> Array:
+def log_softmax(a: Array, axis: int) -> Any:
+    if _is_half(a):
+        return NotImplemented
+
     def formula(axis: int, a: Array, out: Array) -> None:
         np.subtract(a, np.max(a, axis=axis, keepdims=True), out=out)
-        out -= np.log(np.sum(np.exp(out), axis=axis, keepdims=True))
+        out -= np.log(sum(np.exp(out), axis=axis, keepdims=True))
 
     return _apply_along_axis(axis, formula, 12, a)
 
 
-def log_softmax_backward(g: Array, y: Array, axis: int) -> Array:
+def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:
+    if _is_half(g):
+        return NotImplemented
+
     def formula(axis: int, g: Array, y: Array, out: Array) -> None:
         np.exp(y, out=out)
-        out *= np.sum(g, axis=axis, keepdims=True)
+        out *= sum(g, axis=axis, keepdims=True)
         np.subtract(g, out, out=out)
 
     return _apply_along_axis(axis, formula, 10, g, y)
@@ -314,7 +331,9 @@ def _apply_along_axis(axis: int, formula: Callable[..., None], passes: int, *arr
 # Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450, equation 4.
 
 
-def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
+def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
+    if _is_half(x):
+        return NotImplemented
     rows = _rows(x)
     n, width = rows.shape
     y, mean, rstd = (np.empty((n, columns), rows.dtype) for columns in (width, 1, 1))
@@ -325,6 +344,11 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
         np.subtract(rows[block], m, out=centered)
         # The variance from x - mean: E[x^2] - E[x]^2 cancels if the mean is large.
         np.divide(_row_sums(centered * centered), width, out=r)
+        if np.any(m * m > r):  # the mean is large: correct its rounding error
+            error = _row_sums(centered) / width
+            m += error
+            centered -= error
+            r -= error * error
         r += eps
         np.sqrt(r, out=r)
         np.divide(1.0, r, out=r)
@@ -346,7 +370,9 @@ def layer_norm_backward(
     mean: Array,
     rstd: Array,
     needs: Sequence[bool],
-) -> tuple[Array | None, ...]:
+) -> Any:
+    if _is_half(g):
+        return NotImplemented
     need_x, need_gamma, need_beta = needs
     gs, xs, means, rstds = _rows(g), _rows(x), _rows(mean), _rows(rstd)
     n, width = xs.shape
@@ -361,8 +387,8 @@ def layer_norm_backward(
         normed = xs[block] - means[block]
         normed *= rstds[block]
         g_normed = gs[block] * normed
-        np.sum(g_normed, axis=0, out=sums[0, block.start // length])
-        np.sum(gs[block], axis=0, out=sums[1, block.start // length])
+        sums[0, block.start // length] = sum(g_normed, axis=0)
+        sums[1, block.start // length] = sum(gs[block], axis=0)
         if gx is not None:
             # rstd (h - mean(h) - normed mean(h normed)), with h = g gamma.
             h = np.multiply(gs[block], scale, out=gx[block])
@@ -374,8 +400,8 @@ def layer_norm_backward(
     _run_in_blocks(formula, 12, n, width)
     return (
         None if gx is None else gx.reshape(x.shape),
-        _sum_blocks(sums[0]) if need_gamma else None,
-        _sum_blocks(sums[1]) if need_beta else None,
+        sum(sums[0], axis=0) if need_gamma else None,
+        sum(sums[1], axis=0) if need_beta else None,
     )
 
 
@@ -383,8 +409,10 @@ def embedding(weight: Array, ids: Array) -> Array:
     return np.take(weight, ids, axis=0)
 
 
-def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
+def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
     """The sum of the rows of g for each id: sort by id, then sum each run of equal ids. np.add.at is slower."""
+    if _is_half(g):
+        return NotImplemented
     flat, rows = ids.ravel(), _rows(g)
     out = np.zeros((n_rows, g.shape[-1]), g.dtype)
     if flat.size:
@@ -395,8 +423,10 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Array:
     return out
 
 
-def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> tuple[Array, Array]:
+def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> Any:
     """The mean of -log softmax(logits)[id] over the valid rows, and the softmax; `excluded_class` has probability 0."""
+    if _is_half(logits):
+        return NotImplemented
     z = np.array(logits)  # (N, C)
     if excluded_class is not None:
         z[:, excluded_class] = -np.inf
@@ -411,7 +441,9 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
     return np.asarray(np.sum(np.where(valid, losses, 0)) / np.count_nonzero(valid)).astype(z.dtype), probs
 
 
-def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | None) -> Array:
+def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | None) -> Any:
+    if _is_half(g):
+        return NotImplemented
     out = np.array(probs)  # (N, C): (softmax - one-hot) / number of valid rows
     out[np.arange(len(ids)), ids] -= 1
     if valid is None:

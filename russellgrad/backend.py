@@ -10,6 +10,10 @@ everything else, such as the dtype, from the backend. 0-d results may be the arr
 `asarray` and `copy`. No primitive copies data to the host unless its comment says so. In the comments, `...` is any
 number of axes. A primitive's backward follows it. A comment that does not fit beside a primitive is
 above it.
+
+Every primitive that sums, `sum` and `getitem_backward` as well as the derived ones, sums half precision (float16,
+bfloat16) in float32 and rounds the result once. The error of a sum must not grow with the number of rows, along any axis:
+it is summed pairwise, in blocks, or in a wider dtype. (`getitem_backward` and `embedding_backward` may add one by one.)
 """
 
 import importlib

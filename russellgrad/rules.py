@@ -323,27 +323,44 @@ def _check_float(op: str, dtype: DType) -> None:
         raise TypeError(f"{op}: needs a float tensor, got dtype {dtype}; call .astype('float64') first")
 
 
+def _wide(xp: Backend, a: Array) -> Array:
+    """Cast half precision to float32. A result is rounded back once, at the end; the engine casts gradients."""
+    return a if xp.dtype(a).itemsize > 2 else xp.astype(a, "float32")
+
+
+def _rounded_as(xp: Backend, value: Array, a: Array) -> Array:
+    return value if xp.dtype(value) == xp.dtype(a) else xp.astype(value, xp.dtype(a))
+
+
 def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     _check_float("mean", xp.dtype(a))
     axes = normalize_axes("mean", axis, a.ndim)
-    total, pull = sum(xp, a, axis=axes, keepdims=keepdims)
+    total, pull = sum(xp, _wide(xp, a), axis=axes, keepdims=keepdims)
     n = prod(a.shape[i] for i in axes)
-    return xp.divide(total, n), lambda g: pull(xp.divide(g, n))
+    return _rounded_as(xp, xp.divide(total, n), a), lambda g: pull(_rounded_as(xp, xp.divide(_wide(xp, g), n), g))
 
 
 def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool) -> Result:
-    """The sum of squared deviations from the mean over max(n - correction, 0). E[x^2] - E[x]^2 would cancel."""
+    """The sum of squared deviations from the mean over max(n - correction, 0). E[x^2] - E[x]^2 would cancel.
+
+    The rounding error of the mean is corrected by the sum of the deviations (Chan, Golub & LeVeque, "Algorithms for
+    computing the sample variance", The American Statistician 37, 1983, equation 1.7).
+    """
     _check_float("var", xp.dtype(a))
     axes, shape = normalize_axes("var", axis, a.ndim), a.shape
-    centered = xp.subtract(a, mean(xp, a, axis=axes, keepdims=True)[0])
+    wide = _wide(xp, a)
+    centered = xp.subtract(wide, mean(xp, wide, axis=axes, keepdims=True)[0])
     n = prod(shape[i] for i in axes)
     divisor = float(n - correction if n > correction else 0)
-    total = sum(xp, xp.multiply(centered, centered), axis=axes, keepdims=keepdims)[0]
+    squares = sum(xp, xp.multiply(centered, centered), axis=axes, keepdims=keepdims)[0]
+    error = sum(xp, centered, axis=axes, keepdims=keepdims)[0]
+    total = xp.maximum(xp.subtract(squares, xp.multiply(error, xp.divide(error, n))), 0)
 
     def pull(g: Array) -> Array:
-        return xp.multiply(xp.multiply(centered, 2), xp.divide(xp.reshape(g, _keepdims_shape(shape, axes)), divisor))
+        g = xp.reshape(_wide(xp, g), _keepdims_shape(shape, axes))
+        return xp.multiply(xp.multiply(centered, 2), xp.divide(g, divisor))
 
-    return xp.divide(total, divisor), pull
+    return _rounded_as(xp, xp.divide(total, divisor), a), pull
 
 
 def max(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
@@ -364,6 +381,7 @@ def _max_or_min(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> R
     kept = _keepdims_shape(a.shape, axes)
 
     def pull(g: Array) -> Array:
+        g = _wide(xp, g)  # the number of ties may be above 65,504
         ties = xp.astype(xp.equal(a, xp.reshape(out, kept)), xp.dtype(g))
         count = xp.sum(ties, axis=axes, keepdims=True) if axes else ties
         return xp.multiply(ties, xp.divide(xp.reshape(g, kept), count))

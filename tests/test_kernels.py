@@ -143,6 +143,25 @@ def check(f: Callable[[], Any], expected: Any, dtype: Any, *, atol: float = 2e-5
 SHAPES = [(3, 1), (2, 3, 31), (5, 33), (9, 64), (3, 257), (2, 520), (1, 2100), (70, 16), (1, 1), (0, 5), (4, 0), (7,)]
 
 
+# --- Sums of rows
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 31), (33, 64), (2000, 5), (70, 520), (20_000, 8), (0, 5), (4, 0)], ids=str
+)
+def test_row_sums_match_reference(kernels: Any, dtype: Any, shape: tuple[int, int]) -> None:
+    for a in (random_array(shape, dtype), np.full(shape, 0.1, dtype)):
+        expected = a.astype(np.float64).sum(axis=0)
+        for place in (cupy.asarray, unaligned):
+            atol = 1e-6 * max(1.0, *np.abs(expected)) if expected.size else 0.0
+            check(partial(kernels.row_sums, place(a)), expected, dtype, atol=atol)
+    check(
+        partial(kernels.row_sums, spread(random_array((100, 6), dtype))),
+        random_array((100, 6), dtype).astype(np.float64).sum(0),
+        dtype,
+    )
+
+
 # --- Sums and products of the elements of two arrays
 
 

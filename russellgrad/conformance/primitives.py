@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import ELEMENTWISE, Array, Backend, Core
-from .trial import Case, Trial, expected
+from .trial import Case, Trial, expected, reference
 from .values import dtypes_of, inf, nan, normal, special, titled, values
 from .views import CONTIGUOUS, HostArray, typed
 
@@ -20,7 +20,7 @@ def cases() -> Iterator[Case]:
     yield Case("prepare_index", "it or getitem raises for an invalid index", indices_out_of_bounds)
     yield Case("prepare_index", "a copy: later changes of the given array have no effect", indices_are_copied)
     yield Case("sum", "half precision keeps its dtype", sums_of_halves)
-    for table in (elementwise, choices, clipping, reductions, shapes, indices, products, steps):
+    for table in (elementwise, choices, clipping, reductions, long_sums, in_half, shapes, indices, products, steps):
         yield from table()
 
 
@@ -163,6 +163,8 @@ def reductions() -> Iterator[Case]:
     yield from reduced("sum", "bools to integers", np.array([[True, True], [False, True]]), axis=1)
     yield from reduced("sum", "bools, all axes", np.array([[True, True], [False, True]]))
     yield from reduced("sum", "inf and -inf", np.array([inf, -inf]))
+    for dtype in ("uint8", "int8", "uint16", "int32", "uint64"):
+        yield from reduced("sum", f"{dtype} to int64", np.full((3, 2), 100, dtype), axis=0)
 
 
 def sums_of_halves(t: Trial) -> None:
@@ -171,6 +173,130 @@ def sums_of_halves(t: Trial) -> None:
             found = t.xp.sum(t.backend.astype(t.backend.asarray(ties), dtype), axis=axis)
             t.is_array(found, np.shape(ties.sum(axis)), dtype)
             t.same(t.backend.astype(found, "float64"), ties.sum(axis), what=f"{dtype}: ")
+
+
+# --- Accuracy: sums whose error grows with the number of elements if these are added one by one
+
+tenths = np.full((1 << 17, 2), 0.1, np.float32)  # a column is 13107.2; in float32, one by one, 13093.6
+total_of_tenths: HostArray = np.asarray(np.sum(tenths, axis=0, dtype=np.float64))
+LONG_SUMS: dict[str, tuple[HostArray, Any]] = {
+    "rows": (tenths, 0),
+    "rows in between": (tenths.reshape(2, -1, 2), 1),
+    "rows of two axes": (tenths.reshape(256, -1, 2), (0, 1)),
+    "long rows of two axes": (tenths.reshape(1024, 16, 16), (0, 1)),
+    "every second column": (np.repeat(tenths, 2, axis=1)[:, ::2], 0),
+    "rows in reverse": (tenths[::-1], 0),
+    "columns": (tenths.T, 1),
+    "everything": (tenths, None),
+}
+
+
+def long_sums() -> Iterator[Case]:
+    """In float32, within 1e-6 of the sum in float64."""
+    for title, (a, axis) in LONG_SUMS.items():
+        yield Case("sum", f"many elements: {title}", partial(_sum_is_accurate, a, axis))
+    yield Case("linear_backward", "many rows: the gradient of the bias", _bias_is_accurate)
+    yield Case("layer_norm_backward", "many rows: the gradients of gamma and beta", _scale_and_shift_are_accurate)
+    yield Case("softmax", "many elements along the first axis", _softmax_is_accurate)
+
+
+def _is_accurate(t: Trial, found: Array, wanted: HostArray, what: str = "") -> None:
+    t.same(found, wanted.astype(np.float32), atol=1e-6 * float(np.max(np.abs(wanted))), what=what)
+
+
+def _sum_is_accurate(a: HostArray, axis: Any, t: Trial) -> None:
+    moved = t.backend.asarray(a)
+    if a.strides[0] < 0:  # views on the backend
+        moved = t.backend.getitem(t.backend.asarray(a[::-1]), (slice(None, None, -1),))
+    elif a.strides == (16, 8):
+        moved = t.backend.getitem(t.backend.asarray(a.base), (slice(None), slice(None, None, 2)))
+    _is_accurate(t, t.xp.sum(moved, axis=axis), np.asarray(np.sum(a, axis=axis, dtype=np.float64)))
+
+
+def _bias_is_accurate(t: Trial) -> None:
+    x, weight = t.move((np.ones((len(tenths), 1), np.float32), np.ones((1, 2), np.float32)))
+    found = t.xp.linear_backward(t.move(tenths), x, weight, (False, False, True))[2]
+    _is_accurate(t, found, total_of_tenths)
+
+
+def _scale_and_shift_are_accurate(t: Trial) -> None:
+    n = len(tenths)
+    x = np.tile(np.array([1.0, 3.0], np.float32), (n, 1))
+    mean, rstd = np.full((n, 1), 2.0, np.float32), np.ones((n, 1), np.float32)
+    g, x, gamma, mean, rstd = t.move((tenths, x, np.ones(2, np.float32), mean, rstd))
+    found = t.xp.layer_norm_backward(g, x, gamma, mean, rstd, (False, True, True))
+    _is_accurate(t, found[1], total_of_tenths * np.array([-1.0, 1.0]), "gradient of gamma: ")
+    _is_accurate(t, found[2], total_of_tenths, "gradient of beta: ")
+
+
+def _softmax_is_accurate(t: Trial) -> None:
+    ln_10 = np.log(np.full_like(tenths, 10.0))
+    ln_10[0] = 0.0  # the other elements are e^-0; the first, 0.1
+    e = np.exp(ln_10.astype(np.float64))
+    _is_accurate(t, t.xp.softmax(t.move(ln_10), 0), e / e.sum(axis=0))
+
+
+# --- Half precision: sums are in float32, and the result is rounded once
+
+
+def in_half() -> Iterator[Case]:
+    """The operands are exact in float16 and bfloat16."""
+    n = 4096
+    ones, ids = np.ones((n, 2)), np.zeros(n, np.int64)
+    spread = np.array([[1000.0, -1000.0, 500.0, 0.0]])
+    far = np.array([[256.0, 0.0], [0.0, -256.0], [128.0, 128.0]])
+    columns = np.array([[1.0, 3.0]] * n)
+    half: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
+        "many rows": ("sum", lambda xp, a: xp.sum(a, axis=0), (ones,)),
+        "all elements": ("sum", lambda xp, a: xp.sum(a), (ones,)),
+        "repeated indices": (
+            "getitem_backward",
+            lambda xp, g, ids: xp.getitem_backward(g, xp.prepare_index((ids,), (2, 2)), (2, 2)),
+            (ones, ids),
+        ),
+        "repeated ids": ("embedding_backward", lambda xp, g, ids: xp.embedding_backward(g, ids, 2), (ones, ids)),
+        "many elements": ("softmax", lambda xp, a: xp.softmax(a, -1), (np.zeros((1, 70000)),)),
+        "many gradients": ("softmax_backward", lambda xp, *a: xp.softmax_backward(*a, -1), (ones.T, ones.T / n)),
+        "many elements ": ("log_softmax", lambda xp, a: xp.log_softmax(a, -1), (np.zeros((1, 70000)),)),
+        "many gradients ": (
+            "log_softmax_backward", lambda xp, *a: xp.log_softmax_backward(*a, -1), (ones.T, -8 * ones.T),
+        ),
+        "large elements": ("layer_norm", lambda xp, x: xp.layer_norm(x, None, None, 1e-5)[0], (spread,)),
+        "many rows, gamma": (
+            "layer_norm_backward",
+            lambda xp, g, x: xp.layer_norm_backward(
+                g, x, None, *xp.layer_norm(x, None, None, 1e-5)[1:], (False, True, True)
+            )[1:],
+            (ones, columns),
+        ),
+        "many rows, bias": (
+            "linear_backward",
+            lambda xp, g, x, weight: xp.linear_backward(g, x, weight, (False, True, True))[1:],
+            (ones, ones[:, :1], ones[:1]),
+        ),
+        "many losses": (
+            "cross_entropy", lambda xp, a, ids: xp.cross_entropy(a, ids, None, None)[0], (8 * ones, ids),
+        ),
+        "large scores": ("attention", lambda xp, q, k, v: xp.attention(q, k, v, None, False, 0)[0], (far, far, far)),
+        "many keys": (
+            "attention", lambda xp, q, k, v: xp.attention(q, k, v, None, False, 0)[0], (ones[:3], ones, ones),
+        ),
+    }  # fmt: skip
+    for title, (primitive, call, operands) in half.items():
+        yield Case(
+            primitive, f"half precision is summed in float32: {title.strip()}", partial(_in_half, call, operands)
+        )
+
+
+def _in_half(call: Callable[..., Any], operands: tuple[Any, ...], t: Trial) -> None:
+    """Within one rounding of what the formulas give in float64."""
+    wanted = call(reference, *operands)
+    for dtype in _halves(t):
+        halves = [t.backend.astype(t.backend.asarray(a), dtype) if a.dtype.kind == "f" else t.move(a) for a in operands]
+        found, eps = call(t.xp, *halves), {"float16": 2.0**-10}.get(dtype, 2.0**-7)
+        for one, other in zip(found, wanted, strict=True) if isinstance(wanted, tuple) else [(found, wanted)]:
+            scale = float(np.max(np.abs(other)))
+            t.same(t.backend.astype(one, "float64"), np.asarray(other), atol=eps * scale + 2.0**-24, what=f"{dtype}: ")
 
 
 # --- Shapes
