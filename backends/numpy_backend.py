@@ -111,7 +111,9 @@ getitem = operator.getitem
 def prepare_index(index: Any, shape: Shape) -> Any:
     # NumPy checks the bounds when it indexes.
     parts = host.as_tuple(index)
-    return tuple(host.index_array(part) if isinstance(part, (list, np.ndarray)) else part for part in parts)
+    if host.is_basic(parts):
+        return parts
+    return tuple(part if host.is_basic((part,)) else host.index_array(part) for part in parts)
 
 
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:

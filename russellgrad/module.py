@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Self
 
-from .backend import Backend, DType, Shape, get_backend, resolve_backend
-from .dtype import get_default_dtype, is_float
+from .backend import Array, Backend, DType, Shape, get_backend, resolve_backend
+from .dtype import get_default_dtype, is_float, real_array
 from .random import Generator, default_generator
 from .tensor import Tensor
 
@@ -73,22 +73,23 @@ class Module:
         """Set every parameter from the arrays of a `state_dict`. Parameters keep their dtype and backend.
 
         Raises:
-            ValueError: lists all names that are missing from `state` or unexpected in it, and all shapes that differ.
-                The module does not change then.
+            ValueError: lists all names that are missing from `state` or unexpected in it, all shapes that differ, and
+                all entries that are not real numbers. The module does not change then.
         """
         own = dict(self.named_parameters())
         problems = [f"missing {name}" for name in own if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in own]
-        problems += [
-            f"{name} has shape {tuple(state[name].shape)}, expected {parameter.shape}"
-            for name, parameter in own.items()
-            if name in state and tuple(state[name].shape) != parameter.shape
-        ]
+        arrays: dict[str, Array] = {}
+        for name, parameter in own.items():
+            if name in state:
+                try:
+                    arrays[name] = _array_for(parameter, state[name], name)
+                except (TypeError, ValueError) as error:
+                    problems.append(str(error))
         if problems:
             raise ValueError(f"load_state_dict: {type(self).__name__} does not fit: {'; '.join(problems)}")
         for name, parameter in own.items():
-            xp = parameter.backend
-            parameter.data = xp.copy(xp.asarray(state[name], parameter.dtype))
+            parameter.data = arrays[name]
 
     # --- Modes, backends, dtypes
 
@@ -136,6 +137,18 @@ class Module:
         for parameter in parameters:
             _set_array(parameter, parameter.backend, parameter.backend.astype(parameter.data, dtype))
         return self
+
+
+def _array_for(parameter: Tensor, value: Any, name: str) -> Array:
+    """A copy of an entry of a state, in the dtype and on the backend of its parameter.
+
+    Raises ValueError for another shape, TypeError for anything but real numbers.
+    """
+    xp = parameter.backend
+    array = real_array(xp, value.numpy() if isinstance(value, Tensor) else value, name)
+    if array.shape != parameter.shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {parameter.shape}")
+    return xp.copy(xp.asarray(array, parameter.dtype))
 
 
 def _set_array(parameter: Tensor, xp: Backend, array: Any) -> None:

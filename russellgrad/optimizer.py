@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NoReturn, TypeAlias
 
 from .backend import Array, Backend
-from .dtype import common_float
+from .dtype import common_float, real_array
 from .param_group import (
     FlatGroup,
     Param,
@@ -71,13 +72,13 @@ class Optimizer:
 
     def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
         name = type(self).__name__
-        given: list[Any] = list(params)
+        given = _listed(name, params)
         groups: list[Mapping[str, Any]] = given if given and isinstance(given[0], Mapping) else [{"params": given}]
         self.groups: list[dict[str, Any]] = []
         for group in groups:
             if unknown := set(group) - set(options) - {"params"}:
                 raise ValueError(f"{name}: unknown option {', '.join(sorted(unknown))}; known: {', '.join(options)}")
-            self.groups.append({**options, **group, "params": list(group["params"])})
+            self.groups.append({**options, **group, "params": _listed(name, group["params"])})
         self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
         self._check_params()
         for key, value in [("lr", lr), *((key, g[key]) for g in self.groups for key in options)]:
@@ -204,8 +205,13 @@ class Optimizer:
 
         Raises:
             ValueError: the state belongs to another optimizer class, or to parameters of other shapes or dtypes; names
-                the parameter. The optimizer does not change then.
+                the parameter. TypeError: a masked array. The optimizer does not change then.
         """
+        steps = state["steps_taken"]
+        if not isinstance(steps, Integral) or steps < 0:
+            raise ValueError(
+                f"{type(self).__name__}: steps_taken of the state is {steps!r}; it must be a number of steps"
+            )
         given: list[Mapping[str, Any]] = list(state["state"])
         if state["kind"] != type(self).__name__:
             raise ValueError(f"{type(self).__name__}: the state is that of a {state['kind']}; load it into one")
@@ -225,7 +231,7 @@ class Optimizer:
             unit.gather()
             self._load(unit, self.state.setdefault(place, {}), given[: len(unit.params)])
             given = given[len(unit.params) :]
-        self.steps_taken = int(state["steps_taken"])
+        self.steps_taken = int(steps)
         self._master_versions = {place: versions(unit) for place, unit in enumerate(self._units)}
 
     def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -242,10 +248,15 @@ class Optimizer:
                 f"{', '.join(sorted(known)) or 'none'}; build it with the options of the saved one"
             )
         for key, value in own.items():
-            if hasattr(value, "shape") and (value.shape != p.shape or str(value.dtype) != dtype):
+            if not hasattr(value, "shape") or key == "step":
+                if not isinstance(value, Integral) or value < 0:
+                    raise ValueError(f"{name}: {key} of {what} is {value!r}; it must be a number of steps, or an array")
+            elif value.shape != p.shape or str(value.dtype) != dtype:
                 raise ValueError(
                     f"{name}: {key} of {what} is {value.dtype} {tuple(value.shape)}, expected {dtype} {p.shape}"
                 )
+            else:
+                real_array(p.backend, value, f"{name}: {key} of {what}")
 
     def _load(self, unit: Param | FlatGroup, state: dict[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
         """Load one unit's state. Existing arrays are updated in place, because a recorded step may use them."""
@@ -454,6 +465,18 @@ class AdamWOptimizer(AdamOptimizer):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, flat=flat)
 
 
+def _listed(op: str, params: Any) -> list[Any]:
+    """The parameters or groups as a list, with the pairs (name, parameter) of `named_parameters()` replaced.
+
+    Raises TypeError for a single Tensor (the list would hold its rows), a dict, and what cannot be iterated over.
+    """
+    if isinstance(params, (Tensor, Mapping)) or not isinstance(params, Iterable):
+        what = "one Tensor; pass a list, [p]" if isinstance(params, Tensor) else f"a {type(params).__name__}"
+        raise TypeError(f"{op}: the parameters must be a list of Tensors, such as model.parameters(), got {what}")
+    pairs = ((p[1] if isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) else p) for p in params)
+    return list(pairs)
+
+
 def _write_back(xp: Backend, old: Array, new: Array) -> Array:
     """Copy `new` into `old` and return `old`, as a recorded step needs. Without in-place writes, return `new`."""
     if new is None or new is old:
@@ -464,18 +487,22 @@ def _write_back(xp: Backend, old: Array, new: Array) -> Array:
     return old
 
 
-def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_grad_norm(params: Iterable[Tensor] | Tensor, max_norm: float) -> Tensor:
     """Clip all gradients, so that their total Euclidean norm is at most `max_norm`.
 
-    Scales each gradient by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does.
+    Scales each gradient by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does. `params` may be
+    one parameter, too.
 
     Returns:
         The norm before clipping, a 0-d Tensor. The call does not wait for the device.
 
     Raises:
-        ValueError: no parameter has a gradient, or max_norm is not positive.
+        ValueError: no parameter has a gradient, or max_norm is not positive. TypeError: one is not a Tensor.
     """
-    with_grad = [p for p in params if p.grad is not None]
+    given = [params] if isinstance(params, Tensor) else _listed("clip_grad_norm", params)
+    if wrong := [type(p).__name__ for p in given if not isinstance(p, Tensor)]:
+        raise TypeError(f"clip_grad_norm: the parameters must be Tensors, such as model.parameters(), got a {wrong[0]}")
+    with_grad = [p for p in given if p.grad is not None]
     grads = _grads("clip_grad_norm", with_grad)
     xp = with_grad[0].backend
     norm, scale = _clip_scale("clip_grad_norm", xp, grads, max_norm)
