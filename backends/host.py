@@ -45,7 +45,7 @@ def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> Ho
     """
     check_unmasked(data, "asarray")
     try:
-        array = np.asarray(data, dtype=dtype)
+        array = np.asarray(data, dtype)
     except ValueError as error:
         if "inhomogeneous" not in str(error):
             raise
@@ -61,6 +61,13 @@ def check_real(dtype: Any, others: tuple[str, ...] = ()) -> None:
     if not (dtype.kind in "biuf" and dtype.itemsize <= 8 or dtype.name in others):
         advice = _REAL_PARTS.get(dtype.kind, "")
         raise TypeError(f"asarray: cannot make an array of dtype {dtype}; pass real numbers or bools{advice}")
+
+
+def real_dtype(dtype: Any, others: tuple[str, ...] = ()) -> Any:
+    """The dtype in the machine's byte order. Raises as `check_real` does."""
+    found = np.dtype(dtype)
+    check_real(found, others)
+    return found if found.isnative else found.newbyteorder("=")
 
 
 _REAL = frozenset("?bhilqBHILQefd")  # NumPy's characters of bools, integers and floats of at most 64 bits

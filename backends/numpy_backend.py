@@ -40,6 +40,7 @@ def copy(a: Array, /) -> Array:
 
 
 def from_dlpack(x: Any) -> Array:
+    host.check_unmasked(x, "from_dlpack")
     array = np.from_dlpack(x)
     host.check_real(array.dtype)
     return array

@@ -93,7 +93,7 @@ class Tensor:
             requires_grad=True with an integer or bool dtype.
     """
 
-    __slots__ = ("_data", "_grad", "_node", "_version", "backend", "label", "__weakref__")
+    __slots__ = ("_array", "_grad", "_node", "_version", "backend", "label", "__weakref__")
     __array_ufunc__ = None  # array + tensor calls Tensor.__radd__ instead of a ufunc of NumPy or CuPy
 
     backend: Backend
@@ -118,7 +118,7 @@ class Tensor:
         self.backend = xp
         self.label = label
         self._grad = None
-        self._data = xp.copy(array if dtype is None else real_array(xp, array, "Tensor", dtype))
+        self._array = xp.copy(array if dtype is None else real_array(xp, array, "Tensor", dtype))
         self._node: Node | None = None
         self._version: Version = [0]
         self._start_tracking(requires_grad)
@@ -127,7 +127,7 @@ class Tensor:
     def _wrap(cls, data: Array, xp: Backend, node: Node | None = None, version: Version | None = None) -> "Tensor":
         """Wrap an array without copying it. Pass the version of another Tensor if the array shares its memory."""
         tensor = cls.__new__(cls)
-        tensor._data, tensor._node, tensor.backend, tensor.label = data, node, xp, ""
+        tensor._array, tensor._node, tensor.backend, tensor.label = data, node, xp, ""
         tensor._grad = None
         tensor._version = [0] if version is None else version
         return tensor
@@ -149,7 +149,7 @@ class Tensor:
             TypeError: not an array of the tensor's backend, or not of real numbers or bools. ValueError: the tensor
                 tracks gradients, and the new array has another shape or dtype.
         """
-        return self._data
+        return self._array
 
     @data.setter
     def data(self, array: Array) -> None:
@@ -162,10 +162,10 @@ class Tensor:
                 f"data: this tensor tracks gradients as {self.shape} {self.dtype}; "
                 f"{array.shape} {dtype} needs a new Tensor"
             )
-        if array is self._data:
+        if array is self._array:
             self.changed_in_place()
         else:
-            self._data, self._version = array, [0]
+            self._array, self._version = array, [0]
 
     def changed_in_place(self) -> None:
         """Report a write into the memory of `.data`, so that a backward that needs the old values raises an error."""
@@ -174,17 +174,17 @@ class Tensor:
     @property
     def shape(self) -> Shape:
         """The length of each axis, a tuple of ints."""
-        return cast(Shape, self._data.shape)
+        return cast(Shape, self._array.shape)
 
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return int(self._data.ndim)
+        return int(self._array.ndim)
 
     @property
     def dtype(self) -> Any:
         """The dtype, a NumPy dtype object on every backend."""
-        return self.backend.dtype(self._data)
+        return self.backend.dtype(self._array)
 
     @property
     def size(self) -> int:
@@ -214,7 +214,7 @@ class Tensor:
         elif not is_float(self.dtype):
             raise TypeError(f"requires_grad: only float tensors track gradients, this one is {self.dtype}")
         elif self._node is None:
-            self._node = Node("leaf", self.backend, self._data)
+            self._node = Node("leaf", self.backend, self._array)
             self._node.tensor_ref = ref(self)
 
     def __len__(self) -> int:
@@ -274,7 +274,7 @@ class Tensor:
         xp = self.backend
         if isinstance(gradient, Tensor):
             _same_backend(op, xp, gradient.backend)
-            gradient = gradient._data
+            gradient = gradient._array
         elif not self.ndim and python_number(gradient) is not None:  # NumPy returns a scalar for a 0-d array times two
             gradient = xp.asarray(gradient)
         if not xp.is_array(gradient):
@@ -359,13 +359,13 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """A tensor that shares this tensor's array and tracks no gradients."""
-        return Tensor._wrap(self._data, self.backend, version=self._version)
+        return Tensor._wrap(self._array, self.backend, version=self._version)
 
     # --- Conversion
 
     def numpy(self) -> Any:
         """A copy of the data as a NumPy array on the host. Waits for the device."""
-        return self.backend.to_host(self._data)
+        return self.backend.to_host(self._array)
 
     def item(self) -> Any:
         """The element of a tensor of size 1, as a Python number. Raises ValueError for any other size."""
@@ -389,7 +389,7 @@ class Tensor:
         source, target = self.backend, resolve_backend(backend)
         if target is source:
             return self
-        array = target.asarray(source.to_host(self._data))
+        array = target.asarray(source.to_host(self._array))
         pull = [lambda g: source.asarray(target.to_host(g))]
         return Tensor._wrap(array, target, record("to", target, array, [self._node], pull))
 
@@ -420,15 +420,15 @@ class Tensor:
         """
         if self._node is not None:
             raise BufferError("__dlpack__: this tensor tracks gradients, which would be lost; export .detach()")
-        if any(stride < 0 for stride in getattr(self._data, "strides", ())):  # PyTorch aborts the process
+        if any(stride < 0 for stride in getattr(self._array, "strides", ())):  # PyTorch aborts the process
             raise BufferError(
                 "__dlpack__: this view has negative strides, which PyTorch does not support; export a copy, "
                 "Tensor(x.data, requires_grad=False)"
             )
-        return self._data.__dlpack__(**kwargs)
+        return self._array.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return cast(tuple[int, int], self._data.__dlpack_device__())
+        return cast(tuple[int, int], self._array.__dlpack_device__())
 
     @staticmethod
     def from_dlpack(
@@ -472,7 +472,7 @@ class Tensor:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
         if not self.is_leaf:
             raise RuntimeError("deepcopy: only leaf tensors can be copied; call .detach() first")
-        copied = Tensor._wrap(self.backend.copy(self._data), self.backend)
+        copied = Tensor._wrap(self.backend.copy(self._array), self.backend)
         copied.label = self.label
         copied.requires_grad = self.requires_grad
         return copied
@@ -851,7 +851,7 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     keep = xp.copy if recording else xp.asarray
     arrays: list[Any] = []
     for operand in operands:  # a loop: a comprehension takes longer for one or two operands
-        arrays.append(operand._data if isinstance(operand, Tensor) else _operand(rule, operands, operand, xp, keep))
+        arrays.append(operand._array if isinstance(operand, Tensor) else _operand(rule, operands, operand, xp, keep))
     if len(arrays) > 1:
         arrays = _promote(xp, arrays)
     has_float_result, is_view = rules.marks(rule)
@@ -967,7 +967,7 @@ def _parameters(
         if type(value) in _PYTHON_NUMBERS:
             plain[name] = value
         elif isinstance(value, Tensor) and annotations.get(name) is not float:
-            plain[name] = value._data
+            plain[name] = value._array
         elif (number := python_number(value)) is not None:
             plain[name] = number
         elif annotations.get(name) is float or isinstance(value, Number):
@@ -983,7 +983,7 @@ def _index(part: Any, xp: Backend) -> Any:
         return part
     if isinstance(part, Tensor):
         _same_backend("getitem", xp, part.backend)
-        part = part._data
+        part = part._array
     number = python_number(part)
     if isinstance(number, bool) or xp.is_array(part) and part.shape == () and xp.dtype(part).kind == "b":
         raise TypeError("getitem: an index may not be one bool, which NumPy treats as a new axis; use a mask with axes")
