@@ -45,7 +45,7 @@ def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> Ho
     """
     check_unmasked(data, "asarray")
     try:
-        array = np.asarray(data, dtype)
+        array = np.asarray(data)  # without a dtype: with a float dtype, NumPy reads "1" as 1.0 and None as nan
     except ValueError as error:
         if "inhomogeneous" not in str(error):
             raise
@@ -53,7 +53,9 @@ def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> Ho
     found = array.dtype
     if found.char not in _REAL:
         check_real(found, others)
-    return array if found.isnative else array.astype(found.newbyteorder("="))
+    if dtype is None and found.isnative:
+        return array
+    return np.asarray(array, real_dtype(found if dtype is None else dtype, others))
 
 
 def check_real(dtype: Any, others: tuple[str, ...] = ()) -> None:

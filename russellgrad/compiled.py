@@ -103,7 +103,7 @@ class _CapturedStep:
             work()
         self.replay()
         for tensor, grad in self.grads:
-            tensor.grad = grad
+            tensor._grad = grad
         return _map_tensors(self.result, _clone)
 
     def _record(self) -> None:

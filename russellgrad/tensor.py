@@ -111,7 +111,6 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
-        # Convert without a dtype first: with a float dtype, NumPy parses strings and converts None to nan.
         array = real_array(xp, data, "Tensor")
         if dtype is None and not _has_dtype(data, xp) and xp.dtype(array).kind != "b":
             dtype = get_default_dtype()

@@ -156,7 +156,7 @@ def test_the_error_of_a_product_gives_an_entry_of_the_jacobian(backend: Backend)
         w = xp.asarray(matrix)
         return xp.matmul(w, x), lambda g: xp.matmul(w, g)
 
-    k, element, by_backward, by_differences, of, *_ = failure(custom_op(product), Tensor([1.0, 2.0]))
+    _, element, by_backward, by_differences, of, *_ = failure(custom_op(product), Tensor([1.0, 2.0]))
     i, j = int(element[1]), int(of[len("output element (")])
     assert [float(by_backward), float(by_differences)] == pytest.approx([matrix[i, j], matrix[j, i]], rel=1e-6)
     assert {i, j} == {0, 1}

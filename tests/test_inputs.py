@@ -6,6 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from enum import IntEnum
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,12 @@ REFUSED: dict[str, Any] = {
     "Decimal": Decimal("1.5"), "Fraction": Fraction(1, 2), "datetime64": np.datetime64("2020"),
     "an array of dates": np.array(["2020", "2021"], "M8[D]"), "timedelta64": np.timedelta64(3),
     "an array of time differences": np.array([1, 2], "m8[s]"), "datetime": datetime.datetime(2020, 1, 1),
-    "a masked array": masked, "numpy.ma.masked": np.ma.masked, "a masked array of bools": np.ma.masked_array([True, False]),
-    "a structured array": np.array([(1, 2.0)] * 2, "i4,f4"), "a record array": np.rec.array([(1,)], dtype=[("a", "f8")]),
-    "void": np.void(b"ab"), "set": {1.0}, "dict": {}, "ragged lists": [[1.0], [1.0, 2.0]], "a list with None": [1.0, None],
+    "a masked array": masked, "numpy.ma.masked": np.ma.masked,
+    "a masked array of bools": np.ma.masked_array([True, False]),
+    "a structured array": np.array([(1, 2.0)] * 2, "i4,f4"),
+    "a record array": np.rec.array([(1,)], dtype=[("a", "f8")]),
+    "void": np.void(b"ab"), "set": {1.0}, "dict": {}, "ragged lists": [[1.0], [1.0, 2.0]],
+    "a list with None": [1.0, None],
     "a list with a complex": [1.0, 1j], "strings": ["1", "2"], "a list of masked arrays": [masked, masked],
     "a list with numpy.ma.masked": [np.ma.masked, 1.0], "Decimals": [Decimal("1.5"), 1.0], "a function": len,
     "a complex torch.Tensor": torch.ones(2, dtype=torch.complex64), "longdouble": np.longdouble(1),
@@ -56,7 +60,8 @@ OPERANDS: dict[str, tuple[str, Callable[[Tensor, Any], Any]]] = {
     "x ** bad": ("power", lambda x, bad: x**bad), "bad ** x": ("power", lambda x, bad: bad**x),
     "x @ bad": ("matmul", lambda x, bad: x @ bad), "bad @ x": ("matmul", lambda x, bad: bad @ x),
     "x < bad": ("less", lambda x, bad: x < bad), "bad <= x": ("greater_equal", lambda x, bad: bad <= x),
-    "maximum": ("maximum", lambda x, bad: x.maximum(bad)), "maximum, first": ("maximum", lambda x, bad: maximum(bad, x)),
+    "maximum": ("maximum", lambda x, bad: x.maximum(bad)),
+    "maximum, first": ("maximum", lambda x, bad: maximum(bad, x)),
     "minimum": ("minimum", lambda x, bad: x.minimum(bad)),
     "where, second": ("where", lambda x, bad: where([True, False], x, bad)),
     "where, first": ("where", lambda x, bad: where([True, False], bad, x)),
@@ -95,7 +100,11 @@ def refused(call: Callable[[Tensor, Any], Any], bad: Any, op: str) -> None:
 @pytest.mark.parametrize("what", REFUSED)
 def test_the_constructor_refuses(backend: Backend, what: str) -> None:
     for dtype in (None, "float64", "bool"):
-        refused(lambda _, bad, dtype=dtype: Tensor(bad, dtype=dtype), REFUSED[what], "Tensor: ")
+        refused(partial(make, dtype), REFUSED[what], "Tensor: ")
+
+
+def make(dtype: str | None, _: Tensor, data: Any) -> Tensor:
+    return Tensor(data, dtype=dtype)
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -182,10 +191,10 @@ def test_memory_of_other_dtypes_is_not_shared(backend: Backend) -> None:
 
 def test_none_and_strings_are_equal_to_no_tensor(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
-    for other in (None, "1", object(), len, {}, datetime.date(2020, 1, 1)):
-        assert (x == other) is False
-        assert (other == x) is False
-        assert (x != other) is True
+    others: list[Any] = [None, "1", object(), len, {}, datetime.date(2020, 1, 1)]
+    for other in others:
+        found: list[Any] = [x == other, other == x, x != other]
+        assert found == [False, False, True]
 
 
 @pytest.mark.parametrize("what", ["complex", "Decimal", "Fraction", "ragged lists", "a masked array", "timedelta64"])

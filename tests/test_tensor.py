@@ -325,11 +325,6 @@ def test_number_out_of_range_for_an_integer_tensor_raises(backend: Backend) -> N
         Tensor(np.array([1], "uint8")) + 300
 
 
-def test_list_as_axis_raises(backend: Backend) -> None:
-    with pytest.raises(TypeError, match=r"sum: axis must be an int, a tuple of ints or None, got \[0, 1\]"):
-        Tensor(np.ones((2, 2))).sum(axis=[0, 1])  # type: ignore[arg-type]
-
-
 def test_cast_to_complex_raises(backend: Backend) -> None:
     with pytest.raises(TypeError, match="astype: a tensor holds real numbers or bools, not complex64"):
         Tensor([1.0]).astype("complex64")
