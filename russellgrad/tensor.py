@@ -85,6 +85,7 @@ class Tensor:
 
     Attributes:
         data: the array, of the backend's type. Assign to it to replace the array.
+        grad: the gradient that `backward` has accumulated, an array of the tensor's shape and dtype; None before that.
         backend: the backend of the array, an object with all primitives: `t.backend.name` is "numpy".
         label: the name given to the constructor.
 
@@ -152,6 +153,9 @@ class Tensor:
 
     @data.setter
     def data(self, array: Array) -> None:
+        if array is self._array:
+            self.changed_in_place()
+            return
         if not self.backend.is_array(array):
             raise TypeError(f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}")
         array = real_array(self.backend, array, "data")
@@ -161,10 +165,7 @@ class Tensor:
                 f"data: this tensor tracks gradients as {self.shape} {self.dtype}; "
                 f"{array.shape} {dtype} needs a new Tensor"
             )
-        if array is self._array:
-            self.changed_in_place()
-        else:
-            self._array, self._version = array, [0]
+        self._array, self._version = array, [0]
 
     def changed_in_place(self) -> None:
         """Report a write into the memory of `.data`, so that a backward that needs the old values raises an error."""
