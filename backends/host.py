@@ -7,6 +7,7 @@ Random numbers come from a counter-based generator (Philox4x64-10: Salmon et al.
 from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,7 +42,8 @@ def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> Ho
     Raises:
         TypeError: complex numbers, strings, dates, objects, structured arrays, floats of more than 64 bits, or a masked
             array.
-        ValueError: nested lists of different lengths.
+        ValueError: nested lists of different lengths; nan as an integer. OverflowError: an int that the dtype cannot
+            represent.
     """
     check_unmasked(data, "asarray")
     try:
@@ -53,9 +55,9 @@ def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> Ho
     found = array.dtype
     if found.char not in _REAL:
         check_real(found, others)
-    if dtype is None and found.isnative:
-        return array
-    return np.asarray(array, real_dtype(found if dtype is None else dtype, others))
+    if dtype is None:
+        return array if found.isnative else array.astype(found.newbyteorder("="))
+    return np.asarray(data, real_dtype(dtype, others))  # from `data`: numbers that do not fit the dtype are errors
 
 
 def check_real(dtype: Any, others: tuple[str, ...] = ()) -> None:
@@ -124,6 +126,8 @@ def checked_targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[
     The bool array is None if all targets are valid. Raises as `checked_ids` does, and:
         ValueError: no target is valid.
     """
+    if not (ignore is None or isinstance(ignore, Integral)):
+        raise TypeError(f"{op}: ignore_index must be an integer, got {ignore!r}")
     array = _rectangular(ids, op)
     valid = None if ignore is None else array != ignore
     if array.size == 0 or valid is not None and not valid.any():

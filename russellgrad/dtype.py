@@ -65,12 +65,13 @@ def real_array(xp: Backend, data: Any, op: str, dtype: DType = None) -> Array:
     Raises, with `op` in the message:
         TypeError: complex numbers, strings, None, dates, objects, structured arrays, floats of more than 64 bits,
             masked arrays, or a dtype that the backend does not have.
-        ValueError: nested lists of different lengths.
+        ValueError: nested lists of different lengths; nan as an integer. OverflowError: an int that the dtype cannot
+            represent.
     """
     try:
         return xp.asarray(data, dtype)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = next(kind for kind in (TypeError, ValueError, OverflowError) if isinstance(error, kind))
         message = str(error).removeprefix("asarray: ")
         if dtype is None and message == str(error):
             raise  # of another device's array; the message is complete

@@ -92,6 +92,7 @@ class Tensor:
     Raises:
         TypeError: data is a Tensor, contains Tensors, is not real numbers, or is an array of another device;
             requires_grad=True with an integer or bool dtype.
+        ValueError: nested lists of different lengths. OverflowError: an int that the dtype cannot represent.
     """
 
     __slots__ = ("_array", "_grad", "_node", "_version", "backend", "label", "__weakref__")
@@ -113,12 +114,14 @@ class Tensor:
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
         array = real_array(xp, data, "Tensor")
-        if dtype is None and not _has_dtype(data, xp) and xp.dtype(array).kind != "b":
-            dtype = get_default_dtype()
+        if dtype is not None:
+            array = real_array(xp, data, "Tensor", dtype)
+        elif not _has_dtype(data, xp) and xp.dtype(array).kind != "b":
+            array = real_array(xp, array, "Tensor", get_default_dtype())
         self.backend = xp
         self.label = label
         self._grad = None
-        self._array = xp.copy(array if dtype is None else real_array(xp, array, "Tensor", dtype))
+        self._array = xp.copy(array)
         self._node: Node | None = None
         self._version: Version = [0]
         self._start_tracking(requires_grad)
@@ -730,14 +733,14 @@ class Tensor:
 
         One length may be -1; it is inferred. Raises ValueError if the number of elements changes.
         """
-        return apply(rules.reshape, self, shape=_shape_from_args(shape))
+        return apply(rules.reshape, self, shape=_shape_from_args("reshape", shape))
 
     def broadcast_to(self, *shape: int | Sequence[int]) -> "Tensor":
         """Broadcast to a shape: `broadcast_to(2, 3)` or `broadcast_to((2, 3))`. The gradient is summed back.
 
         Raises ValueError for a shape to which the tensor does not broadcast.
         """
-        return apply(rules.broadcast_to, self, shape=_shape_from_args(shape))
+        return apply(rules.broadcast_to, self, shape=_shape_from_args("broadcast_to", shape))
 
     @numpy_names
     def squeeze(self, axis: Axis = None) -> "Tensor":
@@ -803,7 +806,7 @@ class Tensor:
                 raise ValueError(f"split: the size of a piece must be positive, got {size_or_sizes}")
             sizes = [min(size_or_sizes, n - start) for start in range(0, n, size_or_sizes)] or [0]
         else:
-            sizes = list(cast(Sequence[int], size_or_sizes))
+            sizes = list(_shape_from_args("split", (size_or_sizes,)))
             if sum(sizes) != n or min(sizes, default=0) < 0:
                 raise ValueError(f"split: sizes {sizes} do not add up to axis {axis} of shape {self.shape}")
         stops = list(accumulate(sizes))
@@ -1032,9 +1035,12 @@ def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, An
     return kind(f"{rule.__name__}: {shapes}{given}: {message}")
 
 
-def _shape_from_args(shape: tuple[Any, ...]) -> Shape:
-    """The shape from the arguments (2, 3) or ((2, 3),)."""
-    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], Integral) else shape
+def _shape_from_args(op: str, shape: tuple[Any, ...]) -> Shape:
+    """The shape from the arguments (2, 3) or ((2, 3),). Raises TypeError for anything but ints."""
+    lengths = tuple(shape[0]) if len(shape) == 1 and hasattr(shape[0], "__iter__") else shape
+    if not all(hasattr(n, "__index__") for n in lengths):
+        raise TypeError(f"{op}: the lengths must be ints, as in {op}(2, 3) or {op}((2, 3)), got {shape}")
+    return lengths
 
 
 def _check_tensors(op: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -234,6 +234,31 @@ def test_numbers_on_either_side_do_not_change_the_dtype(backend: Backend, number
     assert (x == number).numpy().tolist() == [value == 1, False]
 
 
+def test_numbers_that_do_not_fit_the_dtype_raise(backend: Backend) -> None:
+    for value, dtype in ((300, "uint8"), ([-1], "uint8"), ([2**31], "int32"), ([[1], [2**40]], "int32")):
+        with pytest.raises(OverflowError, match=rf"^Tensor: cannot make an array of dtype {dtype} .*out of bounds for"):
+            Tensor(value, dtype=dtype)
+    with pytest.raises(ValueError, match=r"^Tensor: cannot make an array of dtype int64 .*cannot convert float NaN"):
+        Tensor([1.0, float("nan")], dtype="int64")
+    assert Tensor([2**64 - 1], dtype="uint64").item() == 2**64 - 1
+    assert Tensor([1.75, -1.75], dtype="int8").numpy().tolist() == [1, -1]
+    assert Tensor([2, 0], dtype="bool").numpy().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("bad", ["1", 1.0, 1j, np.float64(1.0), [1]])
+def test_ignore_index_is_an_integer(backend: Backend, bad: Any) -> None:
+    with pytest.raises(TypeError, match=r"^cross_entropy: ignore_index must be "):
+        cross_entropy(Tensor([[1.0, 2.0], [3.0, 4.0]]), [0, 1], ignore_index=bad)
+
+
+def test_shapes_are_ints(backend: Backend) -> None:
+    for bad in (3.0, "3", None, "111", [1.0, 3], [None], np.float64(3.0)):
+        for op in ("reshape", "broadcast_to", "split"):
+            with pytest.raises(TypeError, match=rf"^{op}: the lengths must be ints, as in {op}\(2, 3\)"):
+                getattr(Tensor([1.0, 2.0, 3.0]), op)(bad)
+    assert Tensor([1.0, 2.0]).reshape(np.array([2, 1])).shape == (2, 1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "u2"])
 def test_byte_orders_are_converted(backend: Backend, order: str, dtype: str) -> None:
