@@ -164,9 +164,8 @@ def index_array(part: Any) -> HostArray:
     Raises IndexError for an array that is not of integers or bools, TypeError for a masked array.
     """
     check_unmasked(part, "getitem")
-    array = np.array(
-        np.asarray(part)
-    )  # a copy, because backward uses it again, and the caller may change the array before that
+    # A copy, because backward uses it again, and the caller may change the array before that.
+    array = np.array(np.asarray(part))
     if array.size == 0 and isinstance(part, list):
         array = array.astype(np.int64)
     if array.ndim == 0 and array.dtype.kind == "b":

@@ -85,7 +85,7 @@ class Module:
                 try:
                     arrays[name] = _array_for(parameter, state[name], name)
                 except (TypeError, ValueError) as error:
-                    problems.append(str(error))
+                    problems.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
         if problems:
             raise ValueError(f"load_state_dict: {type(self).__name__} does not fit: {'; '.join(problems)}")
         for name, parameter in own.items():

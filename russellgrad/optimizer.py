@@ -249,7 +249,7 @@ class Optimizer:
             )
         for key, value in own.items():
             if not hasattr(value, "shape") or key == "step":
-                if not isinstance(value, Integral) or value < 0:
+                if not isinstance(value, Integral) or hasattr(value, "shape") or value < 0:
                     raise ValueError(f"{name}: {key} of {what} is {value!r}; it must be a number of steps, or an array")
             elif value.shape != p.shape or str(value.dtype) != dtype:
                 raise ValueError(

@@ -351,7 +351,7 @@ def test_a_module_loads_tensors_lists_and_other_byte_orders(backend: Backend) ->
     [
         ("m", np.ma.masked_array([1.0, 2.0], [True, False])), ("m", np.array([1j, 2])), ("m", np.array(["1", "2"])),
         ("m", None), ("m", "1"), ("v", np.ones(3)), ("v", np.ones(2, "float32")), ("step", None), ("step", "3"),
-        ("step", 1.5), ("step", -1), ("step", 1j), ("step", np.ones(2)),
+        ("step", 1.5), ("step", -1), ("step", 1j), ("step", np.ones(2)), ("step", np.int64(3)),
     ],
 )  # fmt: skip
 def test_an_optimizer_never_loads_half_a_state(backend: Backend, key: str, bad: Any) -> None:
