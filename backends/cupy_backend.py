@@ -80,8 +80,7 @@ def is_array(x: Any, /) -> bool:
 def asarray(data: Any, /, dtype: DType = None) -> Array:
     if not is_array(data):
         return cupy.asarray(host.real_array(data, dtype, _MORE_DTYPES))
-    host.check_real(data.dtype if dtype is None else np.dtype(dtype), _MORE_DTYPES)
-    return cupy.asarray(data, dtype)
+    return cupy.asarray(data, host.real_dtype(data.dtype if dtype is None else dtype, _MORE_DTYPES))
 
 
 def copy(a: Array, /) -> Array:

@@ -7,9 +7,11 @@ Random numbers come from a counter-based generator (Philox4x64-10: Salmon et al.
 from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.ma import MaskedArray
 
 HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Shape: TypeAlias = tuple[int, ...]
@@ -33,26 +35,68 @@ def uniform(shape: Shape, seed: int, counter: int, start: int = 0) -> HostArray:
 
 
 def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> HostArray:
-    """`data` as a host array of real numbers or bools. `others` are the names of further allowed dtypes.
+    """`data` as a host array of real numbers or bools, in the machine's byte order.
+
+    `others` are the names of further allowed dtypes.
 
     Raises:
-        TypeError: complex numbers, strings or objects.
-        ValueError: nested lists of different lengths.
+        TypeError: complex numbers, strings, dates, objects, structured arrays, floats of more than 64 bits, or a masked
+            array.
+        ValueError: nested lists of different lengths; nan as an integer. OverflowError: an int that the dtype cannot
+            represent.
     """
+    check_unmasked(data, "asarray")
     try:
-        array = np.asarray(data, dtype=dtype)
+        array = np.asarray(data)  # without a dtype: with a float dtype, NumPy reads "1" as 1.0 and None as nan
     except ValueError as error:
         if "inhomogeneous" not in str(error):
             raise
         raise ValueError("asarray: the nested lists have different lengths; make them equally long") from error
-    check_real(array.dtype, others)
-    return array
+    found = array.dtype
+    if found.char not in _REAL:
+        check_real(found, others)
+    if dtype is None:
+        return array if found.isnative else array.astype(found.newbyteorder("="))
+    return np.asarray(data, real_dtype(dtype, others))  # from `data`: numbers that do not fit the dtype are errors
 
 
 def check_real(dtype: Any, others: tuple[str, ...] = ()) -> None:
-    """Raise TypeError for a dtype of complex numbers, strings or objects."""
-    if dtype.kind not in "biuf" and dtype.name not in others:
-        raise TypeError(f"asarray: cannot make an array of dtype {dtype}; pass real numbers or bools")
+    """Raise TypeError for a dtype that is not of bools or of real numbers of at most 64 bits."""
+    if not (dtype.kind in "biuf" and dtype.itemsize <= 8 or dtype.name in others):
+        advice = _REAL_PARTS.get(dtype.kind, "")
+        raise TypeError(f"asarray: cannot make an array of dtype {dtype}; pass real numbers or bools{advice}")
+
+
+def real_dtype(dtype: Any, others: tuple[str, ...] = ()) -> Any:
+    """The dtype in the machine's byte order. Raises as `check_real` does."""
+    found = np.dtype(dtype)
+    check_real(found, others)
+    return found if found.isnative else found.newbyteorder("=")
+
+
+_REAL = frozenset("?bhilqBHILQefd")  # NumPy's characters of bools, integers and floats of at most 64 bits
+_REAL_PARTS = {
+    "c": ", such as x.real, x.imag or abs(x)",
+    "f": " of at most 64 bits, x.astype('float64')",
+    "M": ", such as x.astype('int64')",
+    "m": ", such as x.astype('int64')",
+    "V": ", such as one field of a structured array, x['name']",
+}  # what to pass instead, by the kind of the dtype
+
+
+def check_unmasked(data: Any, op: str) -> None:
+    """Raise TypeError for a masked array, also in nested lists: NumPy would drop its mask without an error."""
+    if not isinstance(data, _MASKABLE):
+        return
+    if isinstance(data, MaskedArray):
+        raise TypeError(f"{op}: the mask of a masked array would be lost; pass x.filled(value), or x.data and x.mask")
+    if not _PLAIN.issuperset(map(type, data)):
+        for part in data:
+            check_unmasked(part, op)
+
+
+_MASKABLE = (MaskedArray, list, tuple)
+_PLAIN = {bool, int, float}  # the elements of most lists
 
 
 def checked_ids(ids: Any, upper: int, op: str) -> HostArray:
@@ -82,6 +126,8 @@ def checked_targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[
     The bool array is None if all targets are valid. Raises as `checked_ids` does, and:
         ValueError: no target is valid.
     """
+    if not (ignore is None or isinstance(ignore, Integral)):
+        raise TypeError(f"{op}: ignore_index must be an integer, got {ignore!r}")
     array = _rectangular(ids, op)
     valid = None if ignore is None else array != ignore
     if array.size == 0 or valid is not None and not valid.any():
@@ -92,7 +138,8 @@ def checked_targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[
 
 
 def _rectangular(ids: Any, op: str) -> HostArray:
-    """`ids` as an array. Raises ValueError for rows of different lengths."""
+    """`ids` as an array. Raises ValueError for rows of different lengths, TypeError for a masked array."""
+    check_unmasked(ids, op)
     try:
         return np.asarray(ids)
     except ValueError as error:
@@ -114,11 +161,15 @@ def as_tuple(index: Any) -> tuple[Any, ...]:
 def index_array(part: Any) -> HostArray:
     """A copy of a list or host array in an index. An empty list selects nothing.
 
-    Raises IndexError for an array that is not of integers or bools.
+    Raises IndexError for an array that is not of integers or bools, TypeError for a masked array.
     """
-    array = np.array(part)  # a copy, because backward uses it again, and the caller may change the array before that
+    check_unmasked(part, "getitem")
+    # A copy, because backward uses it again, and the caller may change the array before that.
+    array = np.array(np.asarray(part))
     if array.size == 0 and isinstance(part, list):
         array = array.astype(np.int64)
+    if array.ndim == 0 and array.dtype.kind == "b":
+        raise TypeError("getitem: an index may not be one bool, which NumPy treats as a new axis; use a mask with axes")
     if array.dtype.kind not in "biu":
         raise IndexError(
             f"getitem: an index array must hold integers or bools, got dtype {array.dtype}; make it with dtype='int64'"

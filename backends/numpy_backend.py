@@ -42,6 +42,7 @@ def copy(a: Array, /) -> Array:
 
 
 def from_dlpack(x: Any) -> Array:
+    host.check_unmasked(x, "from_dlpack")
     array = np.from_dlpack(x)
     host.check_real(array.dtype)
     return array
@@ -113,7 +114,9 @@ getitem = operator.getitem
 def prepare_index(index: Any, shape: Shape) -> Any:
     # NumPy checks the bounds when it indexes.
     parts = host.as_tuple(index)
-    return tuple(host.index_array(part) if isinstance(part, (list, np.ndarray)) else part for part in parts)
+    if host.is_basic(parts):
+        return parts
+    return tuple(part if host.is_basic((part,)) else host.index_array(part) for part in parts)
 
 
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:

@@ -158,8 +158,8 @@ def dtype(a: Any, /) -> Any:
 def asarray(data: Any, /, dtype: DType = None) -> StrictArray:
     if not isinstance(data, StrictArray):
         return StrictArray(np.array(host.real_array(data, dtype)))  # a copy: a device has memory of its own
-    host.check_real(data.dtype if dtype is None else np.dtype(dtype))
-    return data if dtype is None or data.dtype == dtype else data.astype(dtype)
+    wanted = host.real_dtype(data.dtype if dtype is None else dtype)
+    return data if data.dtype == wanted else data.astype(wanted)
 
 
 def to_host(a: StrictArray, /) -> HostArray:

@@ -10,17 +10,23 @@ nodes by decreasing number, so it visits a node after all nodes that depend on i
 of the graph is not limited.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
+from functools import wraps
 from heapq import heappop, heappush
+from inspect import isasyncgenfunction, isclass, iscoroutinefunction, isgeneratorfunction
 from itertools import count
 from numbers import Real
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
+from warnings import warn
 from weakref import ReferenceType
 
 from .backend import Array, Backend, DType, Shape
+from .dtype import real_array
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Pullback: TypeAlias = Callable[[Array], Array]  # gradient of the output -> gradient of one operand
 Hook: TypeAlias = Callable[[Array], Array | None]
 # [number of in-place changes of an array]. A list, because it is mutable: all tensors that share memory share one list,
@@ -43,9 +49,15 @@ class Joint(NamedTuple):
 
 
 class HasGrad(Protocol):
-    """A tensor, as far as backward knows it."""
+    """A tensor, as far as backward knows it: `grad`, and the array itself, which backward writes without checks."""
 
-    grad: Array | None
+    _grad: Array | None
+
+    @property
+    def grad(self) -> Array | None: ...
+
+    @grad.setter
+    def grad(self, gradient: Array | None, /) -> None: ...
 
 
 class Node:
@@ -112,8 +124,8 @@ class Node:
         for hook in list(self.hooks.values()) if self.hooks else ():
             changed = hook(self.xp.copy(g))  # g may be shared, and a hook may write into it
             if changed is not None:
-                if isinstance(changed, Real):  # NumPy returns a scalar for a 0-d array times two
-                    changed = self.xp.asarray(changed)
+                if self.xp.is_array(changed) or isinstance(changed, Real):  # a scalar: of a 0-d array times two
+                    changed = real_array(self.xp, changed, "register_hook")
                 if not self.xp.is_array(changed) or changed.shape != self.shape:
                     raise ValueError(
                         f"register_hook: the hook of {self.name!r} must return None or an array of "
@@ -124,8 +136,8 @@ class Node:
         if tensor is not None:
             _note_filled(tensor)
             # g may be a view or shared with another tensor, so .grad gets a copy.
-            old = tensor.grad
-            tensor.grad = self.xp.copy(g) if old is None else self.xp.asarray(self.xp.add(old, g))
+            old = tensor._grad
+            tensor._grad = self.xp.copy(g) if old is None else self.xp.asarray(self.xp.add(old, g))
         return g
 
 
@@ -147,7 +159,7 @@ def _note_filled(tensor: HasGrad) -> None:
     filled = _filled_grads.get()
     if filled is None:
         return
-    if tensor.grad is not None and id(tensor) not in filled:
+    if tensor._grad is not None and id(tensor) not in filled:
         raise RuntimeError(
             "backward: a tensor has a gradient from before the recorded step, so every replay would add that old "
             "value; call zero_grad() within the step, before backward()"
@@ -218,17 +230,78 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
             del result, part  # free them before the next pullback allocates
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+class _NoGrad:
+    """The context manager and decorator that `no_grad()` returns."""
+
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_grad_enabled.set(False))
+
+    def __exit__(self, *_: object) -> None:
+        _grad_enabled.reset(self._tokens.pop())
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        if isasyncgenfunction(function):
+            raise TypeError("no_grad: cannot decorate an async generator function; use `with no_grad():` inside it")
+        if isclass(function):
+            message = "no_grad: only the class's constructor runs without gradients; decorate its methods instead"
+            warn(message, FutureWarning, stacklevel=2)
+        if isgeneratorfunction(function):
+            return cast(Callable[P, R], wraps(function)(_without_grad(function)))
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with _NoGrad():
+                return function(*args, **kwargs)
+
+        @wraps(function)
+        async def wait(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with _NoGrad():
+                return await cast(Any, function(*args, **kwargs))
+
+        return cast(Callable[P, R], wait) if iscoroutinefunction(function) else call
+
+
+def _without_grad(function: Callable[..., Any]) -> Callable[..., Generator[Any, Any, Any]]:
+    """The generator function, with gradients disabled only while its own code runs."""
+
+    def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        body = function(*args, **kwargs)
+        resume, value = body.send, None
+        while True:
+            try:
+                with _NoGrad():
+                    item = resume(value)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                resume, value = body.send, (yield item)
+            except GeneratorExit:
+                with _NoGrad():
+                    body.close()
+                raise
+            except BaseException as error:
+                resume, value = body.throw, error
+
+    return generate
+
+
+@overload
+def no_grad() -> _NoGrad: ...
+@overload
+def no_grad(function: Callable[P, R]) -> Callable[P, R]: ...
+def no_grad(function: Callable[P, R] | None = None) -> _NoGrad | Callable[P, R]:
     """Disable gradient tracking, as a context manager, `with no_grad():`, or a decorator, `@no_grad()`.
 
-    Operations inside record no graph, and new tensors do not require gradients.
+    Operations inside record no graph, and new tensors do not require gradients. A decorated generator function disables
+    gradients while its own code runs, not in the code that iterates over it. Coroutine functions can be decorated, too.
+    Of a class, only the constructor is decorated, with a FutureWarning, as in PyTorch.
+
+    Raises TypeError for an async generator function.
     """
-    token = _grad_enabled.set(False)
-    try:
-        yield
-    finally:
-        _grad_enabled.reset(token)
+    return _NoGrad() if function is None else _NoGrad()(function)
 
 
 def is_grad_enabled() -> bool:

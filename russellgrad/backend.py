@@ -45,7 +45,8 @@ class Core(Protocol):
     # Conversion and creation
     def float_dtypes(self) -> tuple[str, ...]: ...                               # names of the float dtypes it supports
     def is_array(self, x: Any, /) -> bool: ...                                   # whether x is one of this backend's arrays
-    def asarray(self, data: Any, /, dtype: DType = None) -> Array: ...           # numbers, lists, host arrays, own arrays; copies only if needed
+    # numbers, lists, host arrays, own arrays; copies only if needed; TypeError for anything but real numbers and bools
+    def asarray(self, data: Any, /, dtype: DType = None) -> Array: ...
     def copy(self, a: Array, /) -> Array: ...                                    # (...) -> (...), C order, owned
     def to_host(self, a: Array, /) -> Any: ...                                   # (...) -> numpy.ndarray, a copy in C order; waits for the device
     def dtype(self, a: Array, /) -> Any: ...                                     # (...) -> numpy.dtype

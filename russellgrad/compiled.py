@@ -67,7 +67,10 @@ class _CompiledStep(Generic[P, R]):
         xp = backends[0] if backends else get_backend()
         if any(backend is not xp for backend in backends):
             names = ", ".join(sorted({backend.name for backend in backends}))
-            raise TypeError(f"compile_step: the arguments live on several backends ({names}); move them to one")
+            raise TypeError(
+                f"compile_step: the arguments live on several backends ({names}); move them to one, with "
+                f"x.to({xp.name!r})"
+            )
         if not hasattr(xp, "capture"):
             return cast(R, _detach(self.step(*args, **kwargs)))
         if key not in self.captured:
@@ -110,7 +113,7 @@ class _CapturedStep:
             work()
         self.replay()
         for tensor, grad in self.grads:
-            tensor.grad = grad
+            tensor._grad = grad
         return _map_tensors(self.result, _clone)
 
     def _record(self) -> None:
@@ -142,7 +145,7 @@ def _cache_key(name: int | str, value: Any) -> Any:
         return type(value), value
     raise TypeError(
         f"compile_step: argument {name} is a {type(value).__name__}; pass Tensors, numbers, or ids that "
-        "tokenizer.ids(batch) has checked and moved"
+        "tokenizer.ids(batch) has checked and moved: for an array or a list, Tensor(data, requires_grad=False)"
     )
 
 
@@ -163,7 +166,10 @@ def _map_tensors(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
 def _detach(result: Any) -> Any:
     for part in result if isinstance(result, tuple) else (result,):
         if part is not None and not isinstance(part, Tensor):
-            raise TypeError(f"compile_step: the step returned a {type(part).__name__}; return Tensors, or None")
+            raise TypeError(
+                f"compile_step: the step returned a {type(part).__name__}; return Tensors, or None: `return loss`, and "
+                "call .item() on the result"
+            )
     return _map_tensors(result, lambda tensor: tensor.detach())
 
 

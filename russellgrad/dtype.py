@@ -1,9 +1,12 @@
-"""The default dtype, and type promotion for operands of different dtypes."""
+"""The default dtype, type promotion, and the conversion of everything that enters the library to real numbers."""
 
 import os
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeAlias
 
 from .backend import Array, Backend, DType
+
+Number: TypeAlias = int | float
 
 _FLOATS = ("float32", "float64", "bfloat16")
 _default: str | None = None  # set by set_default_dtype, or from RG_DTYPE at first use
@@ -52,3 +55,45 @@ def common_float(xp: Backend, arrays: list[Array]) -> DType | None:
     floats = [(xp.dtype(array), array.ndim) for array in arrays if is_float(xp.dtype(array))]
     with_axes = [dtype for dtype, ndim in floats if ndim]
     return max(with_axes or [dtype for dtype, _ in floats], key=lambda dtype: int(dtype.itemsize), default=None)
+
+
+def real_array(xp: Backend, data: Any, op: str, dtype: DType = None) -> Array:
+    """`data` as an array of the backend, of real numbers or bools. Copies only if needed.
+
+    The constructor, operands, masks, gradients and loaded states all go through this function.
+
+    Raises, with `op` in the message:
+        TypeError: complex numbers, strings, None, dates, objects, structured arrays, floats of more than 64 bits,
+            masked arrays, or a dtype that the backend does not have.
+        ValueError: nested lists of different lengths; nan as an integer. OverflowError: an int that the dtype cannot
+            represent.
+    """
+    try:
+        return xp.asarray(data, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = next(kind for kind in (TypeError, ValueError, OverflowError) if isinstance(error, kind))
+        message = str(error).removeprefix("asarray: ")
+        if dtype is None and message == str(error):
+            raise  # of another device's array; the message is complete
+        if dtype is not None:
+            message = (
+                f"cannot make an array of dtype {dtype} on backend {xp.name!r} ({message}); its float dtypes are "
+                f"{', '.join(xp.float_dtypes())}"
+            )
+        raise kind(f"{op}: {message}") from error
+
+
+def python_number(value: Any) -> Number | None:
+    """The Python number for a real number or bool of Python or NumPy; None for anything else.
+
+    NumPy scalars become Python numbers, because they would widen float32.
+    """
+    if value is None or isinstance(value, tuple):  # frequent among parameters
+        return None
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    if isinstance(value, bool) or kind == "b" and not hasattr(value, "__len__"):  # numpy.bool_, which is no Real
+        return bool(value)
+    if isinstance(value, int) or kind in ("i", "u") and isinstance(value, Integral):  # timedelta64 is Integral, too
+        return int(value)
+    is_wide = kind == "f" and value.dtype.itemsize > 8  # numpy.longdouble: refused, as in an array
+    return float(value) if isinstance(value, float) or kind == "f" and isinstance(value, Real) and not is_wide else None

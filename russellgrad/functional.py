@@ -3,7 +3,7 @@
 from typing import Any
 
 from . import rules
-from .tensor import Mask, Operand, Tensor, apply
+from .tensor import Mask, Operand, Tensor, apply, numpy_names
 
 
 def where(condition: Mask, a: Operand, b: Operand) -> Tensor:
@@ -26,6 +26,7 @@ def minimum(a: Operand, b: Operand) -> Tensor:
     return apply(rules.minimum, a, b)
 
 
+@numpy_names
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """x - log(sum(exp(x))) along `axis`, without overflow: (...) -> (...).
 

@@ -11,7 +11,7 @@ small.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
+from math import inf, isnan, prod
 
 from .autograd import no_grad
 from .backend import Array, Shape
@@ -20,7 +20,7 @@ from .tensor import Tensor
 
 
 class GradientError(AssertionError):
-    """Raised by `gradcheck` for a wrong gradient. The message names the input, the element and both values."""
+    """Raised by `gradcheck` for a wrong gradient. The message names the input, the element and both derivatives."""
 
 
 def gradcheck(
@@ -56,64 +56,82 @@ def gradcheck(
     """
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     _check_inputs(given)
-    leaves = [Tensor(x.data, requires_grad=x.requires_grad, backend=x.backend) for x in given]
+    leaves = _leaves(given)
     out = fn(*leaves)
     _check_output(out)
     weights = out.backend.normal(out.shape, 0, 0, "float64")  # seed 0: the same weights at each call
     out.backward(weights)
 
-    def loss_with(k: int, moved: Array) -> float:
-        """L, with the array of the k-th input replaced by `moved`."""
-        with no_grad():
-            operands = [Tensor(moved if i == k else x.data, backend=x.backend) for i, x in enumerate(given)]
-            return float((fn(*operands) * weights).sum())
+    def loss_with(k: int, array: Array) -> float:
+        """L, with the array of the k-th input replaced by `array`."""
+        return float((_output_with(fn, given, k, array) * weights).sum())
 
     for k, leaf in enumerate(leaves):
         if leaf.requires_grad:
-            _compare(
-                k, leaf, _slopes(leaf, partial(loss_with, k), eps), atol, rtol, Tensor(weights, backend=out.backend)
-            )
+            slopes = _slopes(given[k], partial(loss_with, k), eps)
+            if wrong := _wrong_elements(leaf, slopes, atol, rtol):
+                raise GradientError(_explain(fn, given, k, wrong, eps))
     return True
+
+
+def _output_with(fn: Callable[..., Tensor], inputs: list[Tensor], k: int, array: Array) -> Tensor:
+    """fn(*inputs), with the array of the k-th input replaced by `array`."""
+    with no_grad():
+        return fn(*(Tensor(array if i == k else x.data, backend=x.backend) for i, x in enumerate(inputs)))
+
+
+def _moved(x: Tensor, i: int, eps: float) -> tuple[Array, Array]:
+    """x + eps and x - eps in element i, counted in C order, and x elsewhere."""
+    xp = x.backend
+    step = xp.where(xp.equal(xp.reshape(xp.arange(x.size), x.shape), i), eps, 0.0)
+    return xp.add(x.data, step), xp.subtract(x.data, step)
 
 
 def _slopes(x: Tensor, loss: Callable[[Array], float], eps: float) -> list[float]:
     """The finite difference of `loss` for each element of x, in C order."""
-    xp = x.backend
-    positions = xp.reshape(xp.arange(x.size), x.shape)
-    slopes = []
-    for i in range(x.size):
-        step = xp.where(xp.equal(positions, i), eps, 0.0)  # changes element i only
-        slopes.append((loss(xp.add(x.data, step)) - loss(xp.subtract(x.data, step))) / (2 * eps))
-    return slopes
+    pairs = (_moved(x, i, eps) for i in range(x.size))
+    return [(loss(above) - loss(below)) / (2 * eps) for above, below in pairs]
 
 
-def _compare(k: int, leaf: Tensor, slopes: list[float], atol: float, rtol: float, weights: Tensor) -> None:
-    """Raise GradientError if an element of input k is outside the tolerance; names the one with the largest error."""
+def _wrong_elements(leaf: Tensor, slopes: list[float], atol: float, rtol: float) -> list[int]:
+    """The elements, counted in C order, whose gradient is outside the tolerance; the largest error first."""
     # .grad is None if the output does not depend on this input: the gradient is zero.
     flat = [0.0] * leaf.size if leaf.grad is None else leaf.backend.to_host(leaf.grad).reshape(-1).tolist()
-    pairs = list(zip(flat, slopes, strict=True))
-    wrong = [i for i, (g, slope) in enumerate(pairs) if not abs(g - slope) <= atol + rtol * abs(slope)]  # nan is wrong
-    if not wrong:
-        return
-    worst = max(wrong, key=lambda i: abs(pairs[i][0] - pairs[i][1]))
-    g, slope = pairs[worst]
-    place = _unravel(worst, leaf.shape)
-    raise GradientError(
-        f"gradcheck: input {k}, element {place}: backward gives {g:.9g}, finite differences {slope:.9g} "
-        f"({len(wrong)} of {leaf.size} elements of this input differ). Both are derivatives of sum(w * y), where y is "
-        f"the output and w is random{_without_weight(g, slope, place, leaf.shape, weights)}"
+    errors = [_distance(g, slope) for g, slope in zip(flat, slopes, strict=True)]
+    wrong = [i for i, error in enumerate(errors) if not error <= atol + rtol * abs(slopes[i])]
+    return sorted(wrong, key=errors.__getitem__, reverse=True)
+
+
+def _explain(fn: Callable[..., Tensor], inputs: list[Tensor], k: int, wrong: list[int], eps: float) -> str:
+    """The message for the worst element: its two derivatives of the output element for which they differ most."""
+    x, i = inputs[k], wrong[0]
+    above, below = (_output_with(fn, inputs, k, array).numpy().reshape(-1) for array in _moved(x, i, eps))
+    slopes = ((above - below) / (2 * eps)).tolist()
+    leaves = _leaves(inputs)
+    out = fn(*leaves)
+    xp, positions = out.backend, out.backend.arange(out.size)
+    by_backward = []
+    for j in range(out.size):
+        leaves[k].zero_grad()
+        out.backward(xp.astype(xp.equal(xp.reshape(positions, out.shape), j), "float64"), retain_graph=True)
+        grad = leaves[k].grad
+        by_backward.append(0.0 if grad is None else x.backend.to_host(grad).reshape(-1)[i].item())
+    j = max(range(out.size), key=lambda j: _distance(by_backward[j], slopes[j]))
+    of = f"output element {_unravel(j, out.shape)}" if out.ndim else "the output"
+    return (
+        f"gradcheck: input {k}, element {_unravel(i, x.shape)}: backward gives {by_backward[j]:.9g}, finite "
+        f"differences {slopes[j]:.9g}, as the derivative of {of} ({len(wrong)} of {x.size} elements of this input "
+        "differ)"
     )
 
 
-def _without_weight(g: float, slope: float, place: tuple[int, ...], shape: Shape, weights: Tensor) -> str:
-    """The derivatives divided by the weight of the only y that can depend on the element; "" if it is not known."""
-    if weights.size == 1:
-        w, of = weights.item(), "y"
-    elif weights.shape == shape:
-        w, of = weights[place].item(), f"y{list(place)}, if the function is elementwise"
-    else:
-        return ""
-    return f". Divided by w = {w:.9g}: {g / w:.9g} and {slope / w:.9g}, the derivatives of {of}"
+def _distance(a: float, b: float) -> float:
+    """|a - b|, or infinity if one is nan."""
+    return inf if isnan(a - b) else abs(a - b)
+
+
+def _leaves(inputs: list[Tensor]) -> list[Tensor]:
+    return [Tensor(x.data, requires_grad=x.requires_grad, backend=x.backend) for x in inputs]
 
 
 def _unravel(position: int, shape: Shape) -> tuple[int, ...]:

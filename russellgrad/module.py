@@ -210,9 +210,7 @@ def _loaded(name: str, value: Any, own: Tensor) -> Array:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {own.shape}")
     if isinstance(value, Tensor):
         value = value.numpy()
-    if (
-        getattr(getattr(value, "dtype", None), "name", "") == "bfloat16"
-    ):  # NumPy has none; float32 represents it exactly
+    if getattr(getattr(value, "dtype", None), "name", "") == "bfloat16":  # float32, which NumPy has, represents it
         value = value.astype("float32")
     try:  # the constructor checks and copies
         given = Tensor(value, requires_grad=False, backend=own.backend)

@@ -73,12 +73,12 @@ class Optimizer:
 
     def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
         name = type(self).__name__
-        given: list[Any] = list(params)
+        given = _listed(name, params)
         groups: list[Mapping[str, Any]] = given if given and isinstance(given[0], Mapping) else [{"params": given}]
         self._known = tuple(options)
         self.groups: list[dict[str, Any]] = []
         for group in groups:
-            self.groups.append(self._check_options({**options, **group, "params": list(group["params"])}))
+            self.groups.append(self._check_options({**options, **group, "params": _listed(name, group["params"])}))
         self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
         self._check_params()
         self.lr = lr
@@ -497,6 +497,18 @@ class AdamWOptimizer(AdamOptimizer):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay, flat=flat)
 
 
+def _listed(op: str, params: Any) -> list[Any]:
+    """The parameters or groups as a list, with the pairs (name, parameter) of `named_parameters()` replaced.
+
+    Raises TypeError for a single Tensor (the list would hold its rows), a dict, and what cannot be iterated over.
+    """
+    if isinstance(params, (Tensor, Mapping)) or not isinstance(params, Iterable):
+        what = "one Tensor; pass a list, [p]" if isinstance(params, Tensor) else f"a {type(params).__name__}"
+        raise TypeError(f"{op}: the parameters must be a list of Tensors, such as model.parameters(), got {what}")
+    pairs = ((p[1] if isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) else p) for p in params)
+    return list(pairs)
+
+
 def _write_back(xp: Backend, old: Array, new: Array) -> Array:
     """Copy `new` into `old` and return `old`, as a recorded step needs. Without in-place writes, return `new`."""
     if new is None or new is old:
@@ -538,20 +550,24 @@ _OPTIONS: Mapping[str, Callable[[Any, str], Any]] = {
 }
 
 
-def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_grad_norm(params: Iterable[Tensor] | Tensor, max_norm: float) -> Tensor:
     """Clip all gradients, so that their total Euclidean norm is at most `max_norm`.
 
-    Scales each gradient by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does. With
-    `max_norm=math.inf` no gradient changes.
+    Scales each gradient by min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does. `params` may be
+    one parameter, too. With `max_norm=math.inf` no gradient changes.
 
     Returns:
         The norm before clipping, a 0-d Tensor. The call does not wait for the device.
 
     Raises:
-        ValueError: no parameter has a gradient, or max_norm is not positive. TypeError: max_norm is not a number.
+        ValueError: no parameter has a gradient, or max_norm is not positive. TypeError: a parameter is not a Tensor, or
+            max_norm is not a number.
     """
     max_norm = _checked_max_norm("clip_grad_norm", max_norm)
-    with_grad = [p for p in params if p.grad is not None]
+    given = [params] if isinstance(params, Tensor) else _listed("clip_grad_norm", params)
+    if wrong := [type(p).__name__ for p in given if not isinstance(p, Tensor)]:
+        raise TypeError(f"clip_grad_norm: the parameters must be Tensors, such as model.parameters(), got a {wrong[0]}")
+    with_grad = [p for p in given if p.grad is not None]
     grads = _grads("clip_grad_norm", with_grad)
     xp = with_grad[0].backend
     norm, scale = _clip_scale(xp, grads, max_norm)

@@ -11,8 +11,9 @@ only what it needs, for example a shape instead of an array.
 Rules have the names of their ops. In this module `abs`, `sum`, `max` and `min` are therefore rules, not the builtins.
 
 Annotations describe further properties of a rule. If an operand is annotated `Float`, the result is a float: integer
-operands are cast to the default dtype before the rule runs. A rule annotated `-> View` may return a view of its first
-operand, so an in-place change of one changes the other. The text of `@remedy` is added to errors of the array library.
+operands are cast to the default dtype before the rule runs. An operand annotated `Array | None` may be None. A rule
+annotated `-> View` may return a view of its first operand, so an in-place change of one changes the other. The text of
+`@remedy` is added to errors of the array library.
 """
 
 import math
@@ -24,7 +25,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 from .autograd import Joint
 from .backend import Array, Axis, Backend, DType, Index, Shape
-from .dtype import is_float
+from .dtype import is_float, real_array
 
 Rule: TypeAlias = Callable[..., tuple[Any, ...]]
 Result: TypeAlias = tuple[Any, ...]  # (output, pullback, ...)
@@ -45,6 +46,13 @@ def marks(rule: Rule) -> tuple[bool, bool]:
         with suppress(AttributeError):  # a callable that takes no attributes
             rule._marks = found  # type: ignore[attr-defined]
     return found
+
+
+def needs_array(rule: Rule, position: int) -> bool:
+    """Whether the operand at `position` is annotated as an array that may not be None."""
+    code = getattr(rule, "__code__", None)  # None: a callable that is no function
+    names = code.co_varnames[1 : code.co_argcount] if code else ()
+    return position < len(names) and rule.__annotations__.get(names[position]) in (Array, Float)
 
 
 def remedy(text: str) -> Callable[[_R], _R]:
@@ -204,7 +212,7 @@ def where(xp: Backend, a: Array, b: Array, *, condition: Any) -> Result:
     )
 
 
-def clip(xp: Backend, a: Array, low: Array, high: Array) -> Result:
+def clip(xp: Backend, a: Array, low: Array | None, high: Array | None) -> Result:
     """min(max(a, low), high), which is `high` where low > high. The gradient of a is 1 at the bounds, too."""
     out = xp.clip(a, low, high)
 
@@ -227,8 +235,8 @@ def clip(xp: Backend, a: Array, low: Array, high: Array) -> Result:
 def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
     out = xp.astype(a, dtype)
     new = xp.dtype(out)
-    if new.kind not in "biu" and not is_float(new):
-        raise TypeError(f"astype: a tensor holds real numbers or bools, not {new}")
+    if not (new.kind in "biu" or is_float(new)) or new.itemsize > 8 or not new.isnative:
+        raise TypeError(f"astype: a tensor holds real numbers or bools, not {new}; use 'float64' or a narrower dtype")
     # The engine casts every gradient to its operand's dtype.
     return out, (lambda g: g) if is_float(new) else None
 
@@ -247,7 +255,7 @@ def _check_bools(op: str, xp: Backend, *operands: Array) -> tuple[Array, ...]:
 
 def as_mask(xp: Backend, mask: Any, op: str) -> Array:
     """The mask, an array or nested lists, as an array of the backend. Raises TypeError if it is not bool."""
-    array = xp.asarray(mask)
+    array = real_array(xp, mask, op)
     if xp.dtype(array).kind != "b":
         raise TypeError(f"{op}: a mask must be boolean, got dtype {xp.dtype(array)}; compare first, as in x > 0")
     return array
@@ -288,22 +296,30 @@ def _mask_for_shape(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
 
 
 def normalize_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes as a tuple of nonnegative ints; None means all axes.
+    """The axes as a tuple of nonnegative ints; None means all axes. `axis` may be a list, too.
 
     Raises IndexError for an axis out of range, ValueError for a repeated axis, TypeError for anything but ints.
     """
     if axis is None:
         return tuple(range(ndim))
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    if not all(isinstance(i, Integral) for i in axes):
+    axes = axis if isinstance(axis, (tuple, list)) else (axis,)
+    if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in axes):
         raise TypeError(f"{op}: axis must be an int, a tuple of ints or None, got {axis!r}")
     for i in axes:
         if not -ndim <= i < ndim:
             raise IndexError(f"{op}: axis {i} is out of range for a tensor of {ndim} axes")
-    positive = tuple(i % ndim for i in axes)
+    positive = tuple(int(i) % ndim for i in axes)
     if len(set(positive)) < len(positive):
         raise ValueError(f"{op}: axis {axis} names an axis twice")
     return positive
+
+
+def _one_axis(op: str, axis: int, ndim: int) -> int:
+    """The axis as a nonnegative int. Raises as `normalize_axes` does, and TypeError for several axes."""
+    axes = normalize_axes(op, axis, ndim)
+    if len(axes) != 1:
+        raise TypeError(f"{op}: axis must be one int, got {axis!r}")
+    return axes[0]
 
 
 def _keepdims_shape(shape: Shape, axes: Sequence[int]) -> Shape:
@@ -391,7 +407,7 @@ def _max_or_min(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> R
 
 def argmax(xp: Backend, a: Array, *, axis: int | None, keepdims: bool) -> Result:
     if axis is not None:
-        normalize_axes("argmax", axis, a.ndim)
+        axis = _one_axis("argmax", axis, a.ndim)
     return xp.argmax(a, axis=axis, keepdims=keepdims), None
 
 
@@ -403,7 +419,10 @@ def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> View:
         return xp.transpose(a), lambda g: xp.transpose(g)
     order = normalize_axes("transpose", tuple(axes), a.ndim)
     if len(order) != a.ndim:
-        raise ValueError(f"transpose: axes {tuple(axes)} must name each of the {a.ndim} axes of shape {a.shape} once")
+        swap = f"; to swap two axes, write swapaxes{tuple(axes)}" if len(order) == 2 else ""
+        raise ValueError(
+            f"transpose: axes {tuple(axes)} must name each of the {a.ndim} axes of shape {a.shape} once{swap}"
+        )
     inverse = sorted(range(a.ndim), key=order.__getitem__)
     return xp.transpose(a, order), lambda g: xp.transpose(g, inverse)
 
@@ -426,12 +445,13 @@ def squeeze(xp: Backend, a: Array, *, axis: Axis) -> View:
 
 def expand_dims(xp: Backend, a: Array, *, axis: int | tuple[int, ...]) -> View:
     old = a.shape
+    axis = tuple(axis) if isinstance(axis, list) else axis
     return xp.expand_dims(a, axis), lambda g: xp.reshape(g, old)
 
 
 @remedy("all axes but the joined one must agree")
 def concatenate(xp: Backend, *arrays: Array, axis: int) -> Result:
-    (joined_axis,) = normalize_axes("concatenate", axis, arrays[0].ndim)
+    joined_axis = _one_axis("concatenate", axis, arrays[0].ndim)
     pulls, start = [], 0
     for array in arrays:
         stop = start + array.shape[joined_axis]
@@ -449,7 +469,7 @@ def stack(xp: Backend, *arrays: Array, axis: int) -> Result:
     if any(array.shape != arrays[0].shape for array in arrays):
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(f"stack: all tensors must have one shape, got {shapes}; concatenate joins unequal ones")
-    (joined_axis,) = normalize_axes("stack", axis, arrays[0].ndim + 1)
+    joined_axis = _one_axis("stack", axis, arrays[0].ndim + 1)
     out = xp.concatenate([xp.expand_dims(array, joined_axis) for array in arrays], joined_axis)
     return out, *(_select_pullback(xp, joined_axis, i) for i in range(len(arrays)))
 
@@ -479,7 +499,7 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
     if a.shape[-1] != b.shape[0 if column else -2]:
         raise ValueError(
             f"matmul: {a.shape} @ {b.shape}: {a.shape[-1]} and {b.shape[0 if column else -2]} must be equal: the last "
-            "axis of the first and the second-to-last or only axis of the second"
+            f"axis of the first and the second-to-last or only axis of the second{_fitting_product(a.shape, b.shape)}"
         )
 
     def full(g: Array) -> Array:  # g with the removed axes of 1-D operands: (..., n, m)
@@ -506,6 +526,19 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
     return xp.matmul(a, b), pull_a, pull_b
 
 
+def _fitting_product(a: Shape, b: Shape) -> str:
+    """What to write for matmul operands of shapes that do not fit, if a transpose or the other order makes them fit."""
+    products = {
+        "a @ b.T": len(b) == 2 and a[-1] == b[1],
+        "a.T @ b": len(a) == 2 and a[0] == b[0 if len(b) == 1 else -2],
+        "a @ b.swapaxes(-1, -2)": len(b) > 2 and a[-1] == b[-1],
+        "a.swapaxes(-1, -2) @ b": len(a) > 2 and a[-2] == b[0 if len(b) == 1 else -2],
+        "b @ a": b[-1] == a[0 if len(a) == 1 else -2],
+    }
+    fitting = [product for product, fits in products.items() if fits]
+    return f"; {' or '.join(fitting)} would fit" if fitting else "; reshape or transpose one of them"
+
+
 def _swap(xp: Backend, a: Array) -> Array:
     """The last two axes swapped: (..., n, m) -> (..., m, n)."""
     return xp.transpose(a, (*range(a.ndim - 2), a.ndim - 1, a.ndim - 2))
@@ -514,7 +547,10 @@ def _swap(xp: Backend, a: Array) -> Array:
 def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
     shape = shape_of(weight)
     if len(shape) != 2 or shape_of(x)[-1:] != shape[:1]:
-        raise ValueError(f"linear: x {shape_of(x)} does not fit weight {shape}; they must be (..., in) and (in, out)")
+        hint = ": write linear(x, weight.T)" if len(shape) == 2 and shape_of(x)[-1:] == shape[1:] else ""
+        raise ValueError(
+            f"linear: x {shape_of(x)} does not fit weight {shape}; they must be (..., in) and (in, out){hint}"
+        )
     if bias is not None and shape_of(bias) != shape[1:]:
         raise ValueError(f"linear: bias {shape_of(bias)} does not fit weight {shape}; it must be (out,)")
 
@@ -525,13 +561,13 @@ def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
 
 
 def softmax(xp: Backend, a: Float, *, axis: int) -> Result:
-    normalize_axes("softmax", axis, a.ndim)
+    axis = _one_axis("softmax", axis, a.ndim)
     out = xp.softmax(a, axis)
     return out, lambda g: xp.softmax_backward(g, out, axis)
 
 
 def log_softmax(xp: Backend, a: Float, *, axis: int) -> Result:
-    normalize_axes("log_softmax", axis, a.ndim)
+    axis = _one_axis("log_softmax", axis, a.ndim)
     out = xp.log_softmax(a, axis)
     return out, lambda g: xp.log_softmax_backward(g, out, axis)
 

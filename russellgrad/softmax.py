@@ -1,8 +1,9 @@
 """The softmax function."""
 
-from .tensor import Tensor
+from .tensor import Tensor, numpy_names
 
 
+@numpy_names
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`, without overflow: (...) -> (...).
 

@@ -5,24 +5,41 @@ of the graph. Each operator and method of Tensor is one call of `apply`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import update_wrapper
+from functools import update_wrapper, wraps
 from itertools import accumulate
 from math import prod
-from numbers import Integral, Real
+from numbers import Integral, Number
 from types import ModuleType
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeAlias, TypeVar, cast
+from warnings import warn
 from weakref import ref
 
 from . import rules
 from .autograd import Hook, Node, Version, backward, is_grad_enabled, record
 from .backend import Array, Axis, Backend, DType, Index, Shape, resolve_backend
-from .dtype import common_float, get_default_dtype, is_float
+from .dtype import common_float, get_default_dtype, is_float, python_number, real_array
 
-Number: TypeAlias = int | float
+P = ParamSpec("P")
+R = TypeVar("R")
 Operand: TypeAlias = Any  # a Tensor, a number, or an array of the tensor's backend
 Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 
 _PYTHON_NUMBERS: set[type] = {int, float, bool}
+
+_NUMPY_NAMES = (("dim", "axis"), ("keepdim", "keepdims"), ("unbiased", "correction"))
+
+
+def numpy_names(method: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: for PyTorch's `dim=` and `keepdim=`, raise an error that names `axis=` and `keepdims=`."""
+
+    @wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for theirs, ours in _NUMPY_NAMES if kwargs else ():
+            if theirs in kwargs:
+                raise TypeError(f"{method.__name__}: has no argument {theirs}=; write {ours}=, as in NumPy")
+        return method(*args, **kwargs)
+
+    return checked
 
 
 def _elementwise(rule: rules.Rule, doc: str) -> "Callable[[Tensor], Tensor]":
@@ -33,6 +50,21 @@ def _elementwise(rule: rules.Rule, doc: str) -> "Callable[[Tensor], Tensor]":
 
     method.__name__, method.__qualname__, method.__doc__ = rule.__name__, f"Tensor.{rule.__name__}", doc
     return method
+
+
+def _missing(expression: str, remedy: str) -> Callable[..., NoReturn]:
+    """An operator that Tensor does not have, and what to write instead."""
+
+    def operator(self: "Tensor", *_: Any) -> NoReturn:
+        raise TypeError(f"{expression} is not defined for a Tensor; write {remedy}")
+
+    return operator
+
+
+def _instead(name: str) -> str:
+    """What to write instead of `numpy.name(x)`, or ""."""
+    method = f"Tensor.{name}(tensors)" if name in ("concatenate", "stack") else f"x.{name}()"
+    return _INSTEAD.get(name, method if hasattr(Tensor, name) else "")
 
 
 class Tensor:
@@ -60,13 +92,13 @@ class Tensor:
     Raises:
         TypeError: data is a Tensor, contains Tensors, is not real numbers, or is an array of another device;
             requires_grad=True with an integer or bool dtype.
+        ValueError: nested lists of different lengths. OverflowError: an int that the dtype cannot represent.
     """
 
-    __slots__ = ("_data", "_node", "_version", "backend", "grad", "label", "__weakref__")
+    __slots__ = ("_array", "_grad", "_node", "_version", "backend", "label", "__weakref__")
     __array_ufunc__ = None  # array + tensor calls Tensor.__radd__ instead of a ufunc of NumPy or CuPy
 
     backend: Backend
-    grad: Array | None
     label: str
 
     def __init__(
@@ -81,14 +113,15 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
-        # Convert without a dtype first: with a float dtype, NumPy parses strings and converts None to nan.
-        array = _as_array(xp, data)
-        if dtype is None and not _has_dtype(data, xp) and xp.dtype(array).kind != "b":
-            dtype = get_default_dtype()
+        array = real_array(xp, data, "Tensor")
+        if dtype is not None:
+            array = real_array(xp, data, "Tensor", dtype)
+        elif not _has_dtype(data, xp) and xp.dtype(array).kind != "b":
+            array = real_array(xp, array, "Tensor", get_default_dtype())
         self.backend = xp
         self.label = label
-        self.grad = None
-        self._data = xp.copy(array if dtype is None else _as_array(xp, array, dtype))
+        self._grad = None
+        self._array = xp.copy(array)
         self._node: Node | None = None
         self._version: Version = [0]
         self._start_tracking(requires_grad)
@@ -97,8 +130,8 @@ class Tensor:
     def _wrap(cls, data: Array, xp: Backend, node: Node | None = None, version: Version | None = None) -> "Tensor":
         """Wrap an array without copying it. Pass the version of another Tensor if the array shares its memory."""
         tensor = cls.__new__(cls)
-        tensor._data, tensor._node, tensor.backend, tensor.label = data, node, xp, ""
-        tensor.grad = None
+        tensor._array, tensor._node, tensor.backend, tensor.label = data, node, xp, ""
+        tensor._grad = None
         tensor._version = [0] if version is None else version
         return tensor
 
@@ -116,25 +149,26 @@ class Tensor:
         After a write that does not assign to the attribute, such as `t.data[0] = 5.0`, call `changed_in_place()`.
 
         Raises (on assignment):
-            TypeError: not an array of the tensor's backend. ValueError: the tensor tracks gradients, and the new array
-                has another shape or dtype.
+            TypeError: not an array of the tensor's backend, or not of real numbers or bools. ValueError: the tensor
+                tracks gradients, and the new array has another shape or dtype.
         """
-        return self._data
+        return self._array
 
     @data.setter
     def data(self, array: Array) -> None:
+        if array is self._array:
+            self.changed_in_place()
+            return
         if not self.backend.is_array(array):
             raise TypeError(f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}")
+        array = real_array(self.backend, array, "data")
         dtype = self.backend.dtype(array)
         if self._node is not None and (array.shape != self.shape or dtype != self.dtype):
             raise ValueError(
                 f"data: this tensor tracks gradients as {self.shape} {self.dtype}; "
                 f"{array.shape} {dtype} needs a new Tensor"
             )
-        if array is self._data:
-            self.changed_in_place()
-        else:
-            self._data, self._version = array, [0]
+        self._array, self._version = array, [0]
 
     def changed_in_place(self) -> None:
         """Report a write into the memory of `.data`, so that a backward that needs the old values raises an error."""
@@ -143,17 +177,17 @@ class Tensor:
     @property
     def shape(self) -> Shape:
         """The length of each axis, a tuple of ints."""
-        return cast(Shape, self._data.shape)
+        return cast(Shape, self._array.shape)
 
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return int(self._data.ndim)
+        return int(self._array.ndim)
 
     @property
     def dtype(self) -> Any:
         """The dtype, a NumPy dtype object on every backend."""
-        return self.backend.dtype(self._data)
+        return self.backend.dtype(self._array)
 
     @property
     def size(self) -> int:
@@ -183,7 +217,7 @@ class Tensor:
         elif not is_float(self.dtype):
             raise TypeError(f"requires_grad: only float tensors track gradients, this one is {self.dtype}")
         elif self._node is None:
-            self._node = Node("leaf", self.backend, self._data)
+            self._node = Node("leaf", self.backend, self._array)
             self._node.tensor_ref = ref(self)
 
     def __len__(self) -> int:
@@ -200,7 +234,64 @@ class Tensor:
             facts.append(f"label={self.label!r}")
         return f"Tensor({numbers}, {', '.join(facts)})"
 
+    def __format__(self, spec: str) -> str:
+        """Format the element of a tensor of size 1, as in f"{loss:.3f}"."""
+        if not spec and self.ndim:
+            return str(self)
+        if self.size != 1:
+            raise TypeError(
+                f"format: a tensor of shape {self.shape} has no format {spec!r}; format one element, or .numpy()"
+            )
+        return format(self.item(), spec)
+
     # --- Gradients
+
+    @property
+    def grad(self) -> Array | None:
+        """The gradient that `backward` has accumulated, an array of the tensor's shape and dtype; None before that.
+
+        Assign an array or Tensor of that shape to replace it; another float dtype is cast. Reading it warns for a
+        tensor that tracks gradients and is no leaf: `backward` fills it only after `retain_grad()`.
+
+        Raises (on assignment):
+            TypeError: not an array of the tensor's backend, or not of real numbers. ValueError: another shape.
+        """
+        if self._grad is None and self._node is not None and self._node.tensor_ref is None:
+            warn(
+                f"grad: this tensor is no leaf (it comes from {self._node.name!r}), so backward does not fill its "
+                ".grad; call .retain_grad() before backward, or read the .grad of a leaf",
+                stacklevel=2,
+            )
+        return self._grad
+
+    @grad.setter
+    def grad(self, gradient: "Array | Tensor | None") -> None:
+        if gradient is None:
+            self._grad = None
+        else:  # a Tensor's array is copied: a write into .grad must not change the Tensor
+            array = self._as_gradient("grad", gradient)
+            self._grad = self.backend.copy(array) if isinstance(gradient, Tensor) else array
+
+    def _as_gradient(self, op: str, gradient: "Array | Tensor") -> Array:
+        """The array of a gradient, in this tensor's dtype. Raises as `backward` does."""
+        xp = self.backend
+        if isinstance(gradient, Tensor):
+            _same_backend(op, xp, gradient.backend)
+            gradient = gradient._array
+        elif not self.ndim and python_number(gradient) is not None:  # NumPy returns a scalar for a 0-d array times two
+            gradient = xp.asarray(gradient)
+        if not xp.is_array(gradient):
+            raise TypeError(
+                f"{op}: gradient must be a Tensor or an array of backend {xp.name!r}, got {type(gradient).__name__}; "
+                f"make one with Tensor(gradient, backend={xp.name!r})"
+            )
+        array = real_array(xp, gradient, op)
+        if array.shape != self.shape:
+            raise ValueError(
+                f"{op}: gradient has shape {array.shape}, this tensor {self.shape}; they must agree: reshape the "
+                "gradient, or sum it over the axes that were broadcast"
+            )
+        return array if xp.dtype(array) == self.dtype else xp.astype(array, self.dtype)
 
     def backward(self, gradient: "Array | Tensor | None" = None, retain_graph: bool = False) -> None:
         """Compute the gradients of this tensor, and add them to `.grad` of every leaf that it depends on.
@@ -213,31 +304,25 @@ class Tensor:
         Raises:
             RuntimeError: the tensor tracks no gradients; it has several elements and `gradient` is None; the graph was
                 freed by an earlier backward; or an array that is needed was changed in place.
-            ValueError: `gradient` has another shape. TypeError: it is on another backend, or not an array.
+            ValueError: `gradient` has another shape. TypeError: it is on another backend, or not an array of real
+                numbers.
         """
         if self._node is None:
             raise RuntimeError(
-                "backward: this tensor tracks no gradients; build it from float tensors, not in no_grad()"
+                "backward: this tensor tracks no gradients; build it from float tensors, not in no_grad(): set "
+                "x.requires_grad = True before the first op on x"
             )
         xp = self.backend
         if gradient is None:
             if self.size != 1:
-                raise RuntimeError(f"backward: a tensor of shape {self.shape} needs gradient=, an array of that shape")
+                raise RuntimeError(
+                    f"backward: a tensor of shape {self.shape} needs gradient=, an array of that shape; or reduce it "
+                    "to a scalar first: y.sum().backward()"
+                )
             backward(self._node, xp.full(self.shape, 1, self.dtype), retain_graph)
-            return
-        if isinstance(gradient, Tensor):
-            _same_backend("backward", self.backend, gradient.backend)
-            gradient = gradient._data
-        if not xp.is_array(gradient):
-            raise TypeError(
-                f"backward: gradient must be a Tensor or an array of backend {xp.name!r}, got {type(gradient).__name__}"
-            )
-        if gradient.shape != self.shape:
-            raise ValueError(
-                f"backward: gradient has shape {gradient.shape}, this tensor {self.shape}; they must agree"
-            )
-        # A copy, so that the caller's array does not change if a pullback writes into its argument.
-        backward(self._node, xp.astype(xp.copy(gradient), self.dtype), retain_graph)
+        else:
+            # A copy, so that the caller's array does not change if a pullback writes into its argument.
+            backward(self._node, xp.copy(self._as_gradient("backward", gradient)), retain_graph)
 
     def zero_grad(self) -> None:
         """Set `.grad` to None."""
@@ -278,21 +363,24 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """A tensor that shares this tensor's array and tracks no gradients."""
-        return Tensor._wrap(self._data, self.backend, version=self._version)
+        return Tensor._wrap(self._array, self.backend, version=self._version)
 
     # --- Conversion
 
     def numpy(self) -> Any:
         """A copy of the data as a NumPy array on the host. Waits for the device."""
-        return self.backend.to_host(self._data)
+        return self.backend.to_host(self._array)
 
     def item(self) -> Any:
         """The element of a tensor of size 1, as a Python number. Raises ValueError for any other size."""
         return self._one_element("item")
 
-    def _one_element(self, op: str, hint: str = "") -> Any:
+    def _one_element(self, op: str) -> Any:
         if self.size != 1:
-            raise ValueError(f"{op}: a tensor of shape {self.shape} has {self.size} elements, not one{hint}")
+            raise ValueError(
+                f"{op}: a tensor of shape {self.shape} has {self.size} elements, not one; reduce it, as in x.mean(), "
+                "or call .numpy()"
+            )
         return self.numpy().item()
 
     def to(self, backend: str | ModuleType | Backend) -> "Tensor":
@@ -305,7 +393,7 @@ class Tensor:
         source, target = self.backend, resolve_backend(backend)
         if target is source:
             return self
-        array = target.asarray(source.to_host(self._data))
+        array = target.asarray(source.to_host(self._array))
         pull = [lambda g: source.asarray(target.to_host(g))]
         return Tensor._wrap(array, target, record("to", target, array, [self._node], pull))
 
@@ -313,6 +401,18 @@ class Tensor:
         raise TypeError(
             "a Tensor is not converted to an array implicitly; call .numpy(), or Tensor.stack for a list of tensors"
         )
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"numpy.{function.__name__}: a Tensor is not converted to an array implicitly; call .numpy()"
+            + (f", or write {remedy}" if (remedy := _instead(function.__name__)) else "")
+        )
+
+    if not TYPE_CHECKING:  # mypy would accept every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:  # called only for an attribute that does not exist
+            remedy = f"; write {_INSTEAD[name]}" if name in _INSTEAD else ""
+            raise AttributeError(f"'Tensor' object has no attribute {name!r}{remedy}", name=name, obj=self)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         """Export the array to another library without a copy, as in `torch.from_dlpack(tensor)`.
@@ -324,15 +424,15 @@ class Tensor:
         """
         if self._node is not None:
             raise BufferError("__dlpack__: this tensor tracks gradients, which would be lost; export .detach()")
-        if any(stride < 0 for stride in getattr(self._data, "strides", ())):  # PyTorch aborts the process
+        if any(stride < 0 for stride in getattr(self._array, "strides", ())):  # PyTorch aborts the process
             raise BufferError(
                 "__dlpack__: this view has negative strides, which PyTorch does not support; export a copy, "
                 "Tensor(x.data, requires_grad=False)"
             )
-        return self._data.__dlpack__(**kwargs)
+        return self._array.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return cast(tuple[int, int], self._data.__dlpack_device__())
+        return cast(tuple[int, int], self._array.__dlpack_device__())
 
     @staticmethod
     def from_dlpack(
@@ -369,14 +469,14 @@ class Tensor:
                 "it without gradients, with a dtype and on a device of the backend: in PyTorch .detach(), .float(), "
                 ".cpu() or .cuda()"
             ) from error
-        tensor = Tensor._wrap(array, xp)
+        tensor = Tensor._wrap(real_array(xp, array, "from_dlpack"), xp)
         tensor._start_tracking(requires_grad)
         return tensor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
         if not self.is_leaf:
             raise RuntimeError("deepcopy: only leaf tensors can be copied; call .detach() first")
-        copied = Tensor._wrap(self.backend.copy(self._data), self.backend)
+        copied = Tensor._wrap(self.backend.copy(self._array), self.backend)
         copied.label = self.label
         copied.requires_grad = self.requires_grad
         return copied
@@ -391,7 +491,8 @@ class Tensor:
         if self.size != 1:
             raise ValueError(
                 f"bool: the truth value of a tensor of shape {self.shape} is ambiguous; choose elements with "
-                "where(x > 0, a, b), or test all of them with (x > 0).numpy().all()"
+                "where(x > 0, a, b), combine masks with & | ~ instead of and, or, not, find a tensor in a list with "
+                "`is`, or test all elements with (x > 0).numpy().all()"
             )
         return bool(self.item())
 
@@ -400,6 +501,15 @@ class Tensor:
 
     def __int__(self) -> int:
         return int(self._one_element("int"))
+
+    def __index__(self) -> int:
+        """Use an integer tensor of size 1 as an index of a list: names[logits.argmax()]."""
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"index: a tensor of dtype {self.dtype} is no integer; call int(x) to round towards 0")
+        return int(self._one_element("index"))
+
+    def __contains__(self, x: Any) -> bool:
+        return bool(apply(rules.equal, self, x).numpy().any())
 
     # fmt: off
     # --- Arithmetic
@@ -416,18 +526,29 @@ class Tensor:
     def __rpow__(self, other: Operand) -> "Tensor":         return _binary(rules.power, other, self)
     def __matmul__(self, other: Operand) -> "Tensor":       return _binary(rules.matmul, self, other)
     def __rmatmul__(self, other: Operand) -> "Tensor":      return _binary(rules.matmul, other, self)
+    def __iadd__(self, other: Operand) -> "Tensor":         return _augmented(rules.add, "+=", self, other)
+    def __isub__(self, other: Operand) -> "Tensor":         return _augmented(rules.subtract, "-=", self, other)
+    def __imul__(self, other: Operand) -> "Tensor":         return _augmented(rules.multiply, "*=", self, other)
+    def __itruediv__(self, other: Operand) -> "Tensor":     return _augmented(rules.divide, "/=", self, other)
+    def __ipow__(self, other: Operand) -> "Tensor":         return _augmented(rules.power, "**=", self, other)
+    def __imatmul__(self, other: Operand) -> "Tensor":      return _augmented(rules.matmul, "@=", self, other)
+    def __pos__(self) -> "Tensor":                          return self
     def __neg__(self) -> "Tensor":                          return apply(rules.negative, self)
     def __abs__(self) -> "Tensor":                          return apply(rules.abs, self)
 
     # --- Comparisons: the result is a bool tensor
 
-    def __eq__(self, other: object) -> "Tensor":            return _binary(rules.equal, self, other)  # type: ignore[override]
-    def __ne__(self, other: object) -> "Tensor":            return _binary(rules.not_equal, self, other)  # type: ignore[override]
+    def __eq__(self, other: object) -> "Tensor":            return _equality(rules.equal, self, other)  # type: ignore[override]
+    def __ne__(self, other: object) -> "Tensor":            return _equality(rules.not_equal, self, other)  # type: ignore[override]
     def __lt__(self, other: Operand) -> "Tensor":           return _binary(rules.less, self, other)
     def __le__(self, other: Operand) -> "Tensor":           return _binary(rules.less_equal, self, other)
     def __gt__(self, other: Operand) -> "Tensor":           return _binary(rules.greater, self, other)
     def __ge__(self, other: Operand) -> "Tensor":           return _binary(rules.greater_equal, self, other)
     __hash__ = object.__hash__  # by identity, because == compares elements
+
+    __floordiv__ = __rfloordiv__ = _missing("x // y", "(x / y).floor()")
+    __mod__ = __rmod__ = _missing("x % y", "x - (x / y).floor() * y")
+    __round__ = _missing("round(x, n)", "round(x.item(), n), or x.numpy().round(n)")
 
     # --- Logic, for bool operands
 
@@ -490,10 +611,12 @@ class Tensor:
         """
         return apply(rules.astype, self, dtype=dtype)
 
+    @numpy_names
     def softmax(self, axis: int = -1) -> "Tensor":
         """exp(x) / sum(exp(x)) along `axis`, without overflow. Raises IndexError for an axis that x does not have."""
         return apply(rules.softmax, self, axis=axis)
 
+    @numpy_names
     def log_softmax(self, axis: int = -1) -> "Tensor":
         """x - log(sum(exp(x))) along `axis`, without overflow. Raises IndexError for an axis that x does not have."""
         return apply(rules.log_softmax, self, axis=axis)
@@ -528,6 +651,7 @@ class Tensor:
 
     # --- Reductions. axis: None (all axes), an int, or a tuple of ints; () reduces no axis
 
+    @numpy_names
     def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The sum over `axis`. The sum of integers or bools is int64.
 
@@ -542,10 +666,12 @@ class Tensor:
         """
         return apply(rules.sum, self, axis=axis, keepdims=keepdims)
 
+    @numpy_names
     def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The arithmetic mean over `axis`, as in `sum`. Raises TypeError for integer and bool tensors."""
         return apply(rules.mean, self, axis=axis, keepdims=keepdims)
 
+    @numpy_names
     def var(self, axis: Axis = None, keepdims: bool = False, *, correction: float = 0) -> "Tensor":
         """The variance over `axis`, as in `sum`: the sum of squared deviations from the mean over n - correction.
 
@@ -553,6 +679,7 @@ class Tensor:
         """
         return apply(rules.var, self, axis=axis, correction=correction, keepdims=keepdims)
 
+    @numpy_names
     def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The maximum over `axis`, as in `sum`. Equal maxima share the gradient equally, as in `torch.amax`.
 
@@ -560,6 +687,7 @@ class Tensor:
         """
         return apply(rules.max, self, axis=axis, keepdims=keepdims)
 
+    @numpy_names
     def min(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """The minimum over `axis`, as in `sum`. Equal minima share the gradient equally, as in `torch.amin`.
 
@@ -567,20 +695,23 @@ class Tensor:
         """
         return apply(rules.min, self, axis=axis, keepdims=keepdims)
 
+    @numpy_names
     def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
         """The index (int64) of the first maximum along `axis`; in the flattened tensor if axis is None."""
         return apply(rules.argmax, self, axis=axis, keepdims=keepdims)
 
     # --- Shapes
 
-    def transpose(self, axes: Sequence[int] | None = None) -> "Tensor":
-        """Permute the axes; by default, reverse them.
+    def transpose(self, axes: int | Sequence[int] | None = None, *more: int) -> "Tensor":
+        """Permute the axes: `transpose(1, 0)` or `transpose((1, 0))`; by default, reverse them.
 
         Raises:
             ValueError: `axes` does not name each axis once. IndexError: an axis is out of range.
 
             x.transpose((0, 2, 1))  # (2, 3, 4) -> (2, 4, 3)
         """
+        if more or isinstance(axes, Integral):
+            axes = cast(Sequence[int], (axes, *more))
         return apply(rules.transpose, self, axes=axes)
 
     @property
@@ -603,15 +734,16 @@ class Tensor:
 
         One length may be -1; it is inferred. Raises ValueError if the number of elements changes.
         """
-        return apply(rules.reshape, self, shape=_shape_from_args(shape))
+        return apply(rules.reshape, self, shape=_shape_from_args("reshape", shape))
 
     def broadcast_to(self, *shape: int | Sequence[int]) -> "Tensor":
         """Broadcast to a shape: `broadcast_to(2, 3)` or `broadcast_to((2, 3))`. The gradient is summed back.
 
         Raises ValueError for a shape to which the tensor does not broadcast.
         """
-        return apply(rules.broadcast_to, self, shape=_shape_from_args(shape))
+        return apply(rules.broadcast_to, self, shape=_shape_from_args("broadcast_to", shape))
 
+    @numpy_names
     def squeeze(self, axis: Axis = None) -> "Tensor":
         """Remove axes of length 1, or those in `axis`. A longer axis in `axis` stays, as in PyTorch.
 
@@ -619,6 +751,7 @@ class Tensor:
         """
         return apply(rules.squeeze, self, axis=axis)
 
+    @numpy_names
     def expand_dims(self, axis: int | tuple[int, ...]) -> "Tensor":
         """Insert a new axis of length 1 at each position in `axis`, an int or a tuple of ints.
 
@@ -629,6 +762,7 @@ class Tensor:
         return apply(rules.expand_dims, self, axis=axis)
 
     @staticmethod
+    @numpy_names
     def concatenate(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
         """Join tensors along an existing axis: (..., n_i, ...) -> (..., sum n_i, ...).
 
@@ -640,6 +774,7 @@ class Tensor:
         return apply(rules.concatenate, *_check_tensors("concatenate", tensors), axis=axis)
 
     @staticmethod
+    @numpy_names
     def stack(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
         """Join tensors of equal shape along a new axis.
 
@@ -650,6 +785,7 @@ class Tensor:
         """
         return apply(rules.stack, *_check_tensors("stack", tensors), axis=axis)
 
+    @numpy_names
     def split(self, size_or_sizes: int | Sequence[int], axis: int = 0) -> "list[Tensor]":
         """Split into pieces along `axis`, as `torch.split` does.
 
@@ -671,7 +807,7 @@ class Tensor:
                 raise ValueError(f"split: the size of a piece must be positive, got {size_or_sizes}")
             sizes = [min(size_or_sizes, n - start) for start in range(0, n, size_or_sizes)] or [0]
         else:
-            sizes = list(cast(Sequence[int], size_or_sizes))
+            sizes = list(_shape_from_args("split", (size_or_sizes,)))
             if sum(sizes) != n or min(sizes, default=0) < 0:
                 raise ValueError(f"split: sizes {sizes} do not add up to axis {axis} of shape {self.shape}")
         stops = list(accumulate(sizes))
@@ -717,14 +853,16 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     # A pullback must not see later writes. Writes into Tensors are detected; writes into the caller's arrays are not,
     # so those are copied.
     keep = xp.copy if recording else xp.asarray
-    arrays: list[Any] = [o._data if isinstance(o, Tensor) else _operand(name, o, xp, keep) for o in operands]
+    arrays: list[Any] = []
+    for operand in operands:  # a loop: a comprehension takes longer for one or two operands
+        arrays.append(operand._array if isinstance(operand, Tensor) else _operand(rule, operands, operand, xp, keep))
     if len(arrays) > 1:
         arrays = _promote(xp, arrays)
     has_float_result, is_view = rules.marks(rule)
     if has_float_result and not any(is_float(xp.dtype(a)) for a in arrays if xp.is_array(a)):
         arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
     if params:
-        params = {key: _unwrap(value, xp, keep) for key, value in params.items()}
+        params = _parameters(rule, params, xp, keep)
     try:
         result = rule(xp, *arrays, **params)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
@@ -768,73 +906,101 @@ def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
 
 
 def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
-    """Apply a rule as a binary operator: returns NotImplemented for unknown types, as Python's data model requires."""
-    for operand, other in ((a, b), (b, a)):
-        if not isinstance(operand, (Tensor, Real)) and not _has_dtype(operand, other.backend):
+    """Apply a rule as a binary operator.
+
+    Returns NotImplemented for a type that may define the operator itself, as Python's data model requires. Numbers and
+    built-in types do not; `apply` takes or refuses them.
+    """
+    for x, other in ((a, b), (b, a)):
+        if type(x) is Tensor or type(x) in _PYTHON_NUMBERS:
+            continue
+        if not isinstance(x, (Tensor, *_BUILT_IN)) and not _has_dtype(x, other.backend):
             return cast(Tensor, NotImplemented)
     return apply(rule, a, b)
 
 
-def _unwrap(value: Any, xp: Backend, keep: Callable[[Array], Array]) -> Any:
-    """A Tensor's array, `keep(value)` for an array of the backend, a Python number for a number, or the value itself.
+_BUILT_IN = (Number, str, bytes, bytearray, list, tuple, range, dict, set, type(None))
 
-    NumPy scalars become Python numbers, because they would widen float32.
+
+def _equality(rule: rules.Rule, a: Tensor, b: Any) -> Tensor:
+    """As `_binary`. None, strings and objects are not equal to any tensor, as in PyTorch."""
+    comparable = isinstance(b, (Tensor, Number, list, tuple)) or _has_dtype(b, a.backend)
+    return _binary(rule, a, b) if comparable else cast(Tensor, NotImplemented)
+
+
+def _augmented(rule: rules.Rule, operator: str, a: Tensor, b: Operand) -> Tensor:
+    """`a += b`, which is `a = a + b`: a new tensor. Raises RuntimeError where that would replace a parameter."""
+    if a._node is not None and a.is_leaf and not is_grad_enabled():
+        raise RuntimeError(
+            f"{rule.__name__}: within no_grad(), `w {operator} x` would replace w, which tracks gradients, by a new "
+            f"tensor that does not; to update w, write w.data {operator} x, with an array x, such as lr * w.grad; for "
+            f"a new tensor, w = w {operator[:-1]} x"
+        )
+    return _binary(rule, a, b)
+
+
+def _operand(
+    rule: rules.Rule, operands: Sequence[Operand], value: Operand, xp: Backend, keep: Callable[[Array], Array]
+) -> Any:
+    """An operand that is not a Tensor: a Python number, an array, which is kept by `keep`, or None.
+
+    Raises TypeError if the value is not an operand, or not of real numbers.
     """
-    if isinstance(value, Tensor):
-        return value._data
-    if value is None or type(value) in _PYTHON_NUMBERS:
+    op, kind = rule.__name__, type(value)
+    if kind in _PYTHON_NUMBERS:
         return value
-    if isinstance(value, Real):
-        return int(value) if isinstance(value, Integral) else float(value)
-    return keep(value) if xp.is_array(value) else value
+    if xp.is_array(value):
+        return keep(real_array(xp, value, op))
+    if value is None and not any(o is None and rules.needs_array(rule, i) for i, o in enumerate(operands)):
+        return None
+    if (number := python_number(value)) is not None:
+        return number
+    if hasattr(value, "__array__") and hasattr(value, "__len__") or isinstance(value, (list, tuple)):
+        raise TypeError(
+            f"{op}: cannot take a {kind.__module__}.{kind.__name__} with a tensor of backend {xp.name!r}; "
+            f"pass a number or a Tensor, as in Tensor(x, backend={xp.name!r})"
+        )
+    raise TypeError(f"{op}: cannot take {value!r}, a {kind.__name__}; pass a real number, a bool or a Tensor")
 
 
-def _operand(op: str, value: Operand, xp: Backend, keep: Callable[[Array], Array]) -> Array | Number | None:
-    """As `_unwrap`. Raises TypeError if the value is not an operand."""
-    plain = _unwrap(value, xp, keep)
-    if plain is None or type(plain) in _PYTHON_NUMBERS or xp.is_array(plain):
-        return plain
-    raise TypeError(
-        f"{op}: cannot take a {type(value).__module__}.{type(value).__name__} with a tensor of backend {xp.name!r}; "
-        f"pass a number or a Tensor, as in Tensor(x, backend={xp.name!r})"
-    )
+def _parameters(
+    rule: rules.Rule, params: dict[str, Any], xp: Backend, keep: Callable[[Array], Array]
+) -> dict[str, Any]:
+    """The parameters with Tensors replaced by their arrays, and NumPy's numbers by Python numbers.
 
-
-def _as_array(xp: Backend, data: Any, dtype: DType = None) -> Array:
-    """xp.asarray(data, dtype). Raises its errors as errors of Tensor; that of a dtype names the backend's floats."""
-    try:
-        return xp.asarray(data, dtype)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        message = str(error).removeprefix("asarray: ")
-        if dtype is None and message == str(error):
-            raise  # of another device's array; the message is complete
-        if dtype is not None:
-            message = (
-                f"cannot make an array of dtype {dtype} on backend {xp.name!r} ({message}); its float dtypes are "
-                f"{', '.join(xp.float_dtypes())}"
-            )
-        raise kind(f"Tensor: {message}") from error
+    Raises TypeError for a number that is not real, and for anything but a number if the rule's annotation is float.
+    """
+    plain, annotations = {}, getattr(rule, "__annotations__", {})
+    for name, value in params.items():
+        if type(value) in _PYTHON_NUMBERS:
+            plain[name] = value
+        elif isinstance(value, Tensor) and annotations.get(name) is not float:
+            plain[name] = value._array
+        elif (number := python_number(value)) is not None:
+            plain[name] = number
+        elif annotations.get(name) is float or isinstance(value, Number):
+            raise TypeError(f"{rule.__name__}: {name} must be a real number, got {value!r}")
+        else:
+            plain[name] = keep(real_array(xp, value, rule.__name__)) if xp.is_array(value) else value
+    return plain
 
 
 def _index(part: Any, xp: Backend) -> Any:
     """Convert one part of an index: a Tensor to its array, an integer to a Python int."""
+    if part is None or part is Ellipsis or type(part) in (int, slice):
+        return part
     if isinstance(part, Tensor):
         _same_backend("getitem", xp, part.backend)
-        part = part._data
-    if isinstance(part, bool) or getattr(part, "shape", None) == () and _dtype(xp, part).kind == "b":
+        part = part._array
+    number = python_number(part)
+    if isinstance(number, bool) or xp.is_array(part) and part.shape == () and xp.dtype(part).kind == "b":
         raise TypeError("getitem: an index may not be one bool, which NumPy treats as a new axis; use a mask with axes")
-    return int(part) if isinstance(part, Integral) else part
+    return part if number is None else number
 
 
 def _has_dtype(x: Any, xp: Backend) -> bool:
     """Whether x is an array: one of the backend, whose arrays need no `dtype` attribute, or of another library."""
     return hasattr(x, "dtype") or xp.is_array(x)
-
-
-def _dtype(xp: Backend, part: Any) -> Any:
-    """The dtype of an array of the backend or of NumPy."""
-    return xp.dtype(part) if xp.is_array(part) else part.dtype
 
 
 def _same_backend(op: str, first: Backend, second: Backend) -> None:
@@ -874,9 +1040,12 @@ def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, An
     return kind(f"{rule.__name__}: {shapes}{given}: {message}")
 
 
-def _shape_from_args(shape: tuple[Any, ...]) -> Shape:
-    """The shape from the arguments (2, 3) or ((2, 3),)."""
-    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], Integral) else shape
+def _shape_from_args(op: str, shape: tuple[Any, ...]) -> Shape:
+    """The shape from the arguments (2, 3) or ((2, 3),). Raises TypeError for anything but ints."""
+    lengths = tuple(shape[0]) if len(shape) == 1 and hasattr(shape[0], "__iter__") else shape
+    if not all(hasattr(n, "__index__") for n in lengths):
+        raise TypeError(f"{op}: the lengths must be ints, as in {op}(2, 3) or {op}((2, 3)), got {shape}")
+    return lengths
 
 
 def _check_tensors(op: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -887,3 +1056,21 @@ def _check_tensors(op: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: give a list of tensors; it holds a {type(tensor).__name__}")
     return tensors
+
+
+# What to write for a function of NumPy, or a method of PyTorch, that Tensor does not have.
+_INSTEAD = {
+    "add": "x + y", "sub": "x - y", "mul": "x * y", "div": "x / y", "pow": "x ** y", "square": "x * x", "dot": "x @ y",
+    "mm": "x @ y", "bmm": "x @ y", "matmul": "x @ y", "reciprocal": "1 / x", "rsqrt": "1 / x.sqrt()", "isnan": "x != x",
+    "amax": "x.max()", "amin": "x.min()", "std": "x.var(correction=...).sqrt()", "norm": "(x * x).sum().sqrt()",
+    "all": "x.numpy().all()", "any": "x.numpy().any()", "clamp": "x.clip(min, max)", "where": "where(condition, x, y)",
+    "permute": "x.transpose(axes)", "t": "x.T", "mT": "x.swapaxes(-1, -2)", "view": "x.reshape(shape)",
+    "flatten": "x.reshape(-1)", "ravel": "x.reshape(-1)", "unsqueeze": "x.expand_dims(axis)",
+    "expand": "x.broadcast_to(shape)", "chunk": "x.split(size)", "cat": "Tensor.concatenate(tensors)",
+    "vstack": "Tensor.concatenate(tensors)", "hstack": "Tensor.concatenate(tensors, axis=1)",
+    "dim": "x.ndim", "numel": "x.size", "shape": "x.shape", "ndim": "x.ndim", "size": "x.size", "device": "x.backend",
+    "tolist": "x.numpy().tolist()", "clone": "x * 1", "copy": "x * 1", "zeros_like": "x * 0", "ones_like": "x * 0 + 1",
+    "float": "x.astype('float32')", "double": "x.astype('float64')", "half": "x.astype('float16')",
+    "long": "x.astype('int64')", "bool": "x.astype('bool')", "cpu": "x.to('numpy')", "cuda": "x.to('cupy')",
+    "requires_grad_": "x.requires_grad = True",
+}  # fmt: skip

@@ -94,23 +94,28 @@ def wrong_at_one_place(xp: Backend, a: Any, b: Any) -> Any:
     )
 
 
-def test_the_error_names_the_input_the_element_and_both_values(backend: Backend) -> None:
-    a, b = Tensor(np.full((2, 3), 3.0)), normal(2, 3)
+MESSAGE = re.compile(
+    r"gradcheck: input (\d+), element (\(.*?\)): backward gives (\S+), finite differences (\S+), as the derivative of "
+    r"(the output|output element \(.*?\)) \((\d+) of (\d+) elements of this input differ\)"
+)
+
+
+def failure(fn: Callable[..., Tensor], inputs: Tensor | list[Tensor]) -> tuple[str, ...]:
+    """The parts of gradcheck's message: input, element, the two derivatives, output element, wrong of all elements."""
     with pytest.raises(GradientError) as caught:
-        gradcheck(wrong_at_one_place, [a, b])
-    found = re.fullmatch(
-        r"gradcheck: input 1, element \(1, 2\): backward gives (\S+), finite differences (\S+) "
-        r"\(1 of 6 elements of this input differ\)\. Both are derivatives of sum\(w \* y\), where y is the output and "
-        r"w is random\. Divided by w = (\S+): (\S+) and (\S+), the derivatives of y\[1, 2\], if the function is "
-        r"elementwise",
-        str(caught.value),
-    )
-    assert found is not None
-    assert float(found[1]) == pytest.approx(2 * float(found[2]), rel=1e-6)
-    assert float(found[4]) == pytest.approx(6.0, rel=1e-6)  # a is 3
-    assert float(found[5]) == pytest.approx(3.0, rel=1e-6)
-    assert float(found[1]) == pytest.approx(6.0 * float(found[3]), rel=1e-6)
+        gradcheck(fn, inputs)
     assert isinstance(caught.value, AssertionError)
+    found = MESSAGE.fullmatch(str(caught.value))
+    assert found is not None, str(caught.value)
+    return found.groups()
+
+
+def test_the_error_names_the_element_and_the_two_derivatives(backend: Backend) -> None:
+    a, b = Tensor(np.full((2, 3), 3.0)), normal(2, 3)
+    k, element, by_backward, by_differences, of, wrong, size = failure(wrong_at_one_place, [a, b])
+    assert (k, element, of, wrong, size) == ("1", "(1, 2)", "output element (1, 2)", "1", "6")
+    assert float(by_backward) == pytest.approx(6.0, rel=1e-6)  # a is 3, and the rule doubles it
+    assert float(by_differences) == pytest.approx(3.0, rel=1e-6)
 
 
 WRONG: dict[str, Callable[..., Any]] = {
@@ -138,18 +143,23 @@ def test_a_forgotten_gradient_is_caught(backend: Backend) -> None:
 
 def test_the_error_of_a_scalar_output_gives_its_derivative(backend: Backend) -> None:
     wrong_sum = custom_op(lambda xp, a: (xp.sum(xp.multiply(a, a)), lambda g: xp.multiply(g, a)))
-    with pytest.raises(GradientError) as caught:
-        gradcheck(wrong_sum, Tensor([3.0, 4.0]))
-    found = re.search(r"Divided by w = \S+: (\S+) and (\S+), the derivatives of y$", str(caught.value))
-    assert found is not None
-    assert float(found[1]) == pytest.approx(4.0, rel=1e-6)
-    assert float(found[2]) == pytest.approx(8.0, rel=1e-6)
+    k, element, by_backward, by_differences, of, wrong, size = failure(wrong_sum, Tensor([3.0, 4.0]))
+    assert (k, element, of, wrong, size) == ("0", "(1,)", "the output", "2", "2")
+    assert [float(by_backward), float(by_differences)] == pytest.approx([4.0, 8.0], rel=1e-6)
 
 
-def test_the_error_of_another_output_gives_no_weight(backend: Backend) -> None:
-    wrong_rows = custom_op(lambda xp, a: (xp.reshape(xp.add(a, 0), (2, 2)), lambda g: xp.full((4,), 1.0, "float64")))
-    with pytest.raises(GradientError, match=r"where y is the output and w is random$"):
-        gradcheck(wrong_rows, normal(4))
+def test_the_error_of_a_product_gives_an_entry_of_the_jacobian(backend: Backend) -> None:
+    """The derivative of y = w x with the transposed matrix: the message has the entry that is most wrong."""
+    matrix = np.array([[1.0, 2.0], [7.0, 3.0]])
+
+    def product(xp: Backend, x: Any) -> Any:
+        w = xp.asarray(matrix)
+        return xp.matmul(w, x), lambda g: xp.matmul(w, g)
+
+    _, element, by_backward, by_differences, of, *_ = failure(custom_op(product), Tensor([1.0, 2.0]))
+    i, j = int(element[1]), int(of[len("output element (")])
+    assert [float(by_backward), float(by_differences)] == pytest.approx([matrix[i, j], matrix[j, i]], rel=1e-6)
+    assert {i, j} == {0, 1}
 
 
 def test_gradcheck_uses_the_given_tolerances(backend: Backend) -> None:

@@ -212,7 +212,7 @@ def test_number_conversion_of_several_elements_raises(backend: Backend, convert:
     x = Tensor(data)
     with pytest.raises(
         ValueError,
-        match=rf"^{convert.__name__}: a tensor of shape \({x.shape[0]}.*\) has {x.size} elements, not one$",
+        match=rf"^{convert.__name__}: a tensor of shape \({x.shape[0]}.*\) has {x.size} elements, not one; reduce it",
     ):
         convert(x)
     with pytest.raises(
@@ -323,11 +323,6 @@ def test_fused_ops_of_integers_follow_the_default_dtype(backend: Backend) -> Non
 def test_number_out_of_range_for_an_integer_tensor_raises(backend: Backend) -> None:
     with pytest.raises(OverflowError, match=r"^add: \(1,\) and 300"):
         Tensor(np.array([1], "uint8")) + 300
-
-
-def test_list_as_axis_raises(backend: Backend) -> None:
-    with pytest.raises(TypeError, match=r"sum: axis must be an int, a tuple of ints or None, got \[0, 1\]"):
-        Tensor(np.ones((2, 2))).sum(axis=[0, 1])  # type: ignore[arg-type]
 
 
 def test_cast_to_complex_raises(backend: Backend) -> None:

@@ -267,7 +267,8 @@ def from_dlpack_shares(t: Trial) -> None:
 
 
 def asarray_rejects(t: Trial) -> None:
-    for data in (None, "1", ["1", "2"], [1, None], 1j, np.array([1j]), object(), np.array(["a"])):
+    masked = np.ma.masked_array([1.0, 2.0], [False, True])
+    for data in (None, "1", ["1", "2"], [1, None], 1j, np.array([1j]), object(), np.array(["a"]), masked, [masked]):
         t.raises(TypeError, "", t.xp.asarray, data)
     for dtype in ("complex64", object, "U1"):
         t.raises(TypeError, "", t.xp.asarray, [1.0], dtype)
