@@ -431,11 +431,11 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     }
 }
 
-// --- Attention: out = softmax(q k^T / sqrt(d)) v for each of the B x H heads, without storing the L x S scores.
-// A block has ROWS queries (in the last kernel, keys) of one head and loops over tiles of the keys (queries). Each
-// thread computes part of the tile of scores and part of the result in registers; operands come from shared memory. The
-// online softmax rescales the sums when a larger score appears: Dao et al., arXiv:2205.14135, algorithm 1; the division
-// into blocks is that of Dao, arXiv:2307.08691, section 3. Strides are those of batch, head and row.
+// --- Attention in float32: out = softmax(q k^T / sqrt(d)) v for each of the B x H heads, without storing the L x S
+// scores. A block has ROWS queries (in the last kernel, keys) of one head and loops over tiles of the keys (queries).
+// Each thread computes part of the tile of scores and part of the result in registers; operands come from shared
+// memory. The online softmax rescales the sums when a larger score appears: Dao et al., arXiv:2205.14135, algorithm 1;
+// the division into blocks is that of Dao, arXiv:2307.08691, section 3. Strides are those of batch, head and row.
 //
 // The threads form ROWS / 4 groups of 8 lanes. A group has rows `group + i ROWS / 4` of the block, i < 4. In these rows
 // lane l has the tile's columns l + 8 j and the result's columns 4 l + 32 j + (0 to 3). So a row belongs to one warp,
@@ -461,36 +461,36 @@ struct Hiding {
         return mask && (query >= n_queries || mask[query * row + key * column]);
     }
 
+    __device__ bool none(int query, int end) const {  // of the keys before `end`, from this query and later ones
+        return !mask && end <= n_keys && end <= query + offset + 1;
+    }
+
     __device__ int keys_seen(int query) const {  // by the queries before this one
         const int seen = query + offset;
         return seen < 0 ? 0 : seen < n_keys ? seen : n_keys;
     }
 };
 
-// Loads rows `start` to `start + ROWS` of (n, width) into shared memory as float, zero-padded.
-template <int ROWS, int D, int THREADS, typename T>
-__device__ inline void load_tile(float (&tile)[ROWS][D + 4], const T* from, long long stride, int start, int n,
+// Loads rows `start` to `start + ROWS` of (n, width) into shared memory, zero-padded.
+template <int THREADS, int ROWS, int W>
+__device__ inline void load_tile(float (&tile)[ROWS][W], const float* from, long long stride, int start, int n,
                                  int width) {
-    constexpr int V = 16 / sizeof(T), PER_ROW = D / V;
-    const bool whole = width % V == 0 && stride % V == 0 && aligned(from, 16);
+    constexpr int PER_ROW = W / 4 - 1;
+    const bool whole = width % 4 == 0 && stride % 4 == 0 && aligned(from, 16);
 #pragma unroll 2
     for (int i = threadIdx.x; i < ROWS * PER_ROW; i += THREADS) {
-        const int row = i / PER_ROW, column = i % PER_ROW * V;
-        float values[V] = {};
+        const int row = i / PER_ROW, column = i % PER_ROW * 4;
+        float values[4] = {};
         if (start + row < n && column < width) {
-            const T* at = from + (start + row) * stride + column;
+            const float* at = from + (start + row) * stride + column;
             if (whole) {
                 load(values, at);
             } else {
 #pragma unroll
-                for (int j = 0; j < V; j++) values[j] = column + j < width ? to_float(at[j]) : 0.0f;
+                for (int j = 0; j < 4; j++) values[j] = column + j < width ? at[j] : 0.0f;
             }
         }
-#pragma unroll
-        for (int j = 0; j < V; j += 4) {
-            const float four[4] = {values[j], values[j + 1], values[j + 2], values[j + 3]};
-            store(&tile[row][column + j], four);
-        }
+        store(&tile[row][column], values);
     }
 }
 
@@ -538,8 +538,8 @@ __device__ inline void add_product(float (&o)[I][C], const float (*p)[P], const 
 }
 
 // Stores the thread's columns of one row of the result, times `scale`; `to` is the start of the row.
-template <int C, typename T>
-__device__ inline void store_row(T* to, const float (&o)[C], float scale, int lane, int width) {
+template <int C>
+__device__ inline void store_row(float* to, const float (&o)[C], float scale, int lane, int width) {
 #pragma unroll
     for (int c = 0; c < C; c += 4) {
         const int column = 4 * lane + 8 * c;
@@ -549,7 +549,7 @@ __device__ inline void store_row(T* to, const float (&o)[C], float scale, int la
         } else {
 #pragma unroll
             for (int w = 0; w < 4; w++) {
-                if (column + w < width) to[column + w] = rounded<T>(four[w]);
+                if (column + w < width) to[column + w] = four[w];
             }
         }
     }
@@ -557,10 +557,10 @@ __device__ inline void store_row(T* to, const float (&o)[C], float scale, int la
 
 // q (B, H, L, d), k (B, H, S, d), v (B, H, S, e) -> out (B, H, L, e), log_sum (B, H, L). A block has ROWS queries;
 // blocks with the most keys start first. Query i sees keys up to i + offset, with offset in [-L, S].
-template <typename T, int D>
+template <int D>
 __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
-    attention(const T* q, const T* k, const T* v, const bool* mask, T* out, float* log_sum, long long H, long long L,
-              long long S, long long d, long long e, long long offset, double scale, long long q_batch,
+    attention(const float* q, const float* k, const float* v, const bool* mask, float* out, float* log_sum, long long H,
+              long long L, long long S, long long d, long long e, long long offset, double scale, long long q_batch,
               long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row,
               long long v_batch, long long v_head, long long v_row, long long mask_batch, long long mask_head,
               long long mask_row, long long mask_column, long long out_batch, long long out_head, long long out_row) {
@@ -574,12 +574,12 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
     float top[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, total[4] = {}, o[4][D / 8] = {};
-    load_tile<ROWS, D, THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
+    load_tile<THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
     const int seen = hidden.keys_seen(start + ROWS);
     for (int first = 0; first < seen; first += KEYS) {
         __syncthreads();  // all threads are done with the previous tiles
-        load_tile<KEYS, D, THREADS>(ks, k, k_row, first, n_keys, d);
-        load_tile<KEYS, D, THREADS>(vs, v, v_row, first, n_keys, e);
+        load_tile<THREADS>(ks, k, k_row, first, n_keys, d);
+        load_tile<THREADS>(vs, v, v_row, first, n_keys, e);
         __syncthreads();
         float s[4][KEYS / 8] = {};
         add_scores<STEP>(s, qs + group, ks + lane);
@@ -622,16 +622,16 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
 // With the weights p = e^(scores - log_sum) and their gradient g v^T, the gradient of a score is p (g v^T - delta).
 // delta (B, H, L), the sum of g out over a row, is the term that softmax's backward subtracts. This kernel computes
 // delta, and gq (B, H, L, d) = (gradient of the scores) k / sqrt(d), unless gq is null. A block has BACK_ROWS queries.
-template <typename T, int D>
+template <int D>
 __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
-    attention_backward_q(const T* g, const T* q, const T* k, const T* v, const T* out, const float* log_sum,
-                         const bool* mask, float* delta, T* gq, long long H, long long L, long long S, long long d,
-                         long long e, long long offset, double scale, long long g_batch, long long g_head,
-                         long long g_row, long long q_batch, long long q_head, long long q_row, long long k_batch,
-                         long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
-                         long long out_batch, long long out_head, long long out_row, long long mask_batch,
-                         long long mask_head, long long mask_row, long long mask_column, long long gq_batch,
-                         long long gq_head, long long gq_row) {
+    attention_backward_q(const float* g, const float* q, const float* k, const float* v, const float* out,
+                         const float* log_sum, const bool* mask, float* delta, float* gq, long long H, long long L,
+                         long long S, long long d, long long e, long long offset, double scale, long long g_batch,
+                         long long g_head, long long g_row, long long q_batch, long long q_head, long long q_row,
+                         long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
+                         long long v_row, long long out_batch, long long out_head, long long out_row,
+                         long long mask_batch, long long mask_head, long long mask_row, long long mask_column,
+                         long long gq_batch, long long gq_head, long long gq_row) {
     constexpr int ROWS = Sizes<D>::BACK_ROWS, KEYS = Sizes<D>::BACK_TILE, THREADS = 2 * ROWS, STEP = ROWS / 4;
     alignas(16) __shared__ float gs[ROWS][D + 4], qs[ROWS][D + 4], ks[KEYS][D + 4], vs[KEYS][D + 4];
     alignas(16) __shared__ float g_scores[ROWS][KEYS + 4];
@@ -643,8 +643,8 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     out += b * out_batch + h * out_head;
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
-    load_tile<ROWS, D, THREADS>(gs, g + b * g_batch + h * g_head, g_row, start, n_queries, e);
-    load_tile<ROWS, D, THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
+    load_tile<THREADS>(gs, g + b * g_batch + h * g_head, g_row, start, n_queries, e);
+    load_tile<THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
     __syncthreads();
     float taken_off[4], of_row[4], o[4][D / 8] = {};
 #pragma unroll
@@ -654,7 +654,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
         of_row[i] = infinity();
         if (query < n_queries) {
             of_row[i] = log_sum[head * L + query];
-            for (int c = lane; c < e; c += 8) sum += gs[row][c] * to_float(out[query * out_row + c]);
+            for (int c = lane; c < e; c += 8) sum += gs[row][c] * out[query * out_row + c];
         }
         taken_off[i] = lane_sum<8>(sum);
         if (lane == 0 && query < n_queries) delta[head * L + query] = taken_off[i];
@@ -663,8 +663,8 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     const int seen = hidden.keys_seen(start + ROWS);
     for (int first = 0; first < seen; first += KEYS) {
         __syncthreads();  // all threads are done with the previous tiles
-        load_tile<KEYS, D, THREADS>(ks, k, k_row, first, n_keys, d);
-        load_tile<KEYS, D, THREADS>(vs, v, v_row, first, n_keys, e);
+        load_tile<THREADS>(ks, k, k_row, first, n_keys, d);
+        load_tile<THREADS>(vs, v, v_row, first, n_keys, e);
         __syncthreads();
         float s[4][KEYS / 8] = {}, gp[4][KEYS / 8] = {};
         add_scores<STEP>(s, qs + group, ks + lane);
@@ -691,16 +691,16 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
 
 // gk (B, H, S, d) = (gradient of the scores)^T q / sqrt(d) and gv (B, H, S, e) = p^T g, with p and delta as above.
 // Either may be null; only gk needs delta. A block has BACK_ROWS keys; `weights` is the transposed tile.
-template <typename T, int D>
+template <int D>
 __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
-    attention_backward_kv(const T* g, const T* q, const T* k, const T* v, const float* log_sum, const float* delta,
-                          const bool* mask, T* gk, T* gv, long long H, long long L, long long S, long long d,
-                          long long e, long long offset, double scale, long long g_batch, long long g_head,
-                          long long g_row, long long q_batch, long long q_head, long long q_row, long long k_batch,
-                          long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
-                          long long mask_batch, long long mask_head, long long mask_row, long long mask_column,
-                          long long gk_batch, long long gk_head, long long gk_row, long long gv_batch,
-                          long long gv_head, long long gv_row) {
+    attention_backward_kv(const float* g, const float* q, const float* k, const float* v, const float* log_sum,
+                          const float* delta, const bool* mask, float* gk, float* gv, long long H, long long L,
+                          long long S, long long d, long long e, long long offset, double scale, long long g_batch,
+                          long long g_head, long long g_row, long long q_batch, long long q_head, long long q_row,
+                          long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
+                          long long v_row, long long mask_batch, long long mask_head, long long mask_row,
+                          long long mask_column, long long gk_batch, long long gk_head, long long gk_row,
+                          long long gv_batch, long long gv_head, long long gv_row) {
     constexpr int ROWS = Sizes<D>::BACK_ROWS, QUERIES = Sizes<D>::BACK_TILE, THREADS = 2 * ROWS, STEP = ROWS / 4;
     alignas(16) __shared__ float ks[ROWS][D + 4], vs[ROWS][D + 4], qs[QUERIES][D + 4], gs[QUERIES][D + 4];
     alignas(16) __shared__ float weights[ROWS][QUERIES + 4];
@@ -711,14 +711,14 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     g += b * g_batch + h * g_head;
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
-    load_tile<ROWS, D, THREADS>(ks, k + b * k_batch + h * k_head, k_row, start, n_keys, d);
-    load_tile<ROWS, D, THREADS>(vs, v + b * v_batch + h * v_head, v_row, start, n_keys, e);
+    load_tile<THREADS>(ks, k + b * k_batch + h * k_head, k_row, start, n_keys, d);
+    load_tile<THREADS>(vs, v + b * v_batch + h * v_head, v_row, start, n_keys, e);
     float ok[4][D / 8] = {}, ov[4][D / 8] = {};
     const int unseen = start - hidden.offset;  // earlier queries see no key of the block
     for (int first = unseen > 0 ? unseen / QUERIES * QUERIES : 0; first < n_queries; first += QUERIES) {
         __syncthreads();  // all threads are done with the previous tiles
-        load_tile<QUERIES, D, THREADS>(qs, q, q_row, first, n_queries, d);
-        load_tile<QUERIES, D, THREADS>(gs, g, g_row, first, n_queries, e);
+        load_tile<THREADS>(qs, q, q_row, first, n_queries, d);
+        load_tile<THREADS>(gs, g, g_row, first, n_queries, e);
         __syncthreads();
         float s[4][QUERIES / 8] = {}, gp[4][QUERIES / 8] = {};
         add_scores<STEP>(s, ks + group, qs + lane);
@@ -755,6 +755,374 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
         if (gk) store_row(gk + b * gk_batch + h * gk_head + key * gk_row, ok[i], scale, lane, d);
         if (gv) store_row(gv + b * gv_batch + h * gv_head + key * gv_row, ov[i], 1.0f, lane, e);
     }
+}
+
+// --- Attention in bfloat16, on tensor cores (since sm_80): the same kernels, but warps multiply tiles of bf16, as in
+// Dao, arXiv:2307.08691, algorithms 1 and 2. The weights and the gradients of the scores are rounded to bf16 for their
+// products; all sums are float. Exponentials have base 2: exp2f is one instruction, expf several.
+//
+// A block has ROWS queries (in the last kernel, keys), 16 for each warp, which has their rows of the result in its
+// registers. There, each lane holds a part of a matrix, its fragment (PTX ISA, "Matrix fragments for mma.m16n8k16 with
+// floating point type"): of a result (16, 8), lane l has columns 2 (l % 4) and the next, first in row l / 4, then in
+// row l / 4 + 8. So a row belongs to 4 lanes. Two results side by side, rounded, are the fragments of a left factor
+// (16, 16): the weights need not leave the registers.
+
+#ifndef CUDA_ON_CPU  // tests/standin/cuda_on_cpu.h defines these four functions in C++
+
+// c (16, 8) += a (16, 16) b (16, 8). a[0] has columns 2 (l % 4) and the next of row l / 4, a[1] those of row l / 4 + 8,
+// and a[2], a[3] those 8 columns on. b0 has rows 2 (l % 4) and the next of column l / 4, b1 those 8 rows on.
+__device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+#if __CUDA_ARCH__ >= 800  // attention_takes refuses earlier devices, which run the other kernels
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    __trap();
+#endif
+}
+
+// Loads four 8 x 8 matrices from shared memory; lane l has the address of row l % 8 of matrix l / 8. to[i] becomes
+// columns 2 (l % 4) and the next of row l / 4 of matrix i.
+__device__ inline void ldmatrix(unsigned (&to)[4], const bf16* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+                 : "memory");
+}
+
+// As ldmatrix, of the transposed matrices.
+__device__ inline void ldmatrix_trans(unsigned (&to)[4], const bf16* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+                 : "memory");
+}
+
+// x and y rounded to bf16, x in the lower half.
+__device__ inline unsigned cvt_bf16x2(float x, float y) {
+    unsigned pair = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
+#endif
+    return pair;
+}
+
+#endif
+
+constexpr float LOG2_E = 1.4426950409f, LOG_2 = 0.6931471806f;
+
+template <int D>
+struct Tiles {  // have D + 8 columns, so that 8 rows read at once lie in different banks; they fit in 48 KiB
+    static constexpr int ROWS = 64, THREADS = 2 * ROWS, KEYS = D <= 64 ? 64 : 32, BACK_TILE = D <= 64 ? 32 : 16;
+    // Resident blocks per multiprocessor: as many as registers allow without spills.
+    static constexpr int BLOCKS = D <= 64 ? 4 : 3;
+    static constexpr int BACK_Q_BLOCKS = D <= 64 ? 4 : 2, BACK_KV_BLOCKS = D == 32 ? 4 : D == 64 ? 3 : 2;
+};
+
+// Loads rows `start` to `start + ROWS` of (n, width) into shared memory, zero-padded.
+template <int THREADS, int ROWS, int W>
+__device__ inline void load_tile(bf16 (&tile)[ROWS][W], const bf16* from, long long stride, int start, int n,
+                                 int width) {
+    typedef Pack<unsigned, 4> Bytes;
+    constexpr int D = W - 8, EACH = ROWS * D / 8 / THREADS, AT_ONCE = EACH < 4 ? EACH : 4;
+    if (width % 8 == 0 && stride % 8 == 0 && aligned(from, 16)) {
+#pragma unroll 1
+        for (int first = threadIdx.x; first < ROWS * D / 8; first += AT_ONCE * THREADS) {
+            Bytes bytes[AT_ONCE] = {};
+#pragma unroll
+            for (int u = 0; u < AT_ONCE; u++) {  // all loads before the first store, which waits for its load
+                const int i = first + u * THREADS, row = i / (D / 8), column = i % (D / 8) * 8;
+                const bf16* at = from + (start + row) * stride + column;
+                if (start + row < n && column < width) bytes[u] = *reinterpret_cast<const Bytes*>(at);
+            }
+#pragma unroll
+            for (int u = 0; u < AT_ONCE; u++) {
+                const int i = first + u * THREADS;
+                *reinterpret_cast<Bytes*>(&tile[i / (D / 8)][i % (D / 8) * 8]) = bytes[u];
+            }
+        }
+    } else {
+        for (int i = threadIdx.x; i < ROWS * D; i += THREADS) {
+            const int row = i / D, column = i % D;
+            const bf16* at = from + (start + row) * stride + column;
+            tile[row][column] = start + row < n && column < width ? *at : bf16{};
+        }
+    }
+}
+
+// s (16, N) = a b^T, where a is 16 rows of a tile, and b a tile of N rows. ldmatrix of a 16 x 16 block gives its
+// quarters: upper left, lower left, upper right, lower right. Columns of b^T are rows of b.
+template <int N, int W>
+__device__ inline void multiply_transposed(float (&s)[N / 8][4], const bf16 (*a)[W], const bf16 (&b)[N][W]) {
+    const int row = threadIdx.x % 16, column = threadIdx.x % 32 / 16 * 8;
+#pragma unroll
+    for (int n = 0; n < N / 8; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+#pragma unroll
+    for (int k = 0; k < W - 8; k += 16) {
+        unsigned x[4], y[4];
+        ldmatrix(x, &a[row][k + column]);
+#pragma unroll
+        for (int n = 0; n < N; n += 16) {
+            ldmatrix(y, &b[n + row][k + column]);
+            mma(s[n / 8], x, y[0], y[2]);
+            mma(s[n / 8 + 1], x, y[1], y[3]);
+        }
+    }
+}
+
+// o (16, D) += p (16, N) b (N, D), where p is a result and b a tile.
+template <int N, int W, int C>
+__device__ inline void add_product(float (&o)[C][4], const float (&p)[N / 8][4], const bf16 (&b)[N][W]) {
+    const int row = threadIdx.x % 16, column = threadIdx.x % 32 / 16 * 8;
+#pragma unroll
+    for (int n = 0; n < N / 8; n += 2) {
+        const unsigned x[4] = {cvt_bf16x2(p[n][0], p[n][1]), cvt_bf16x2(p[n][2], p[n][3]),
+                               cvt_bf16x2(p[n + 1][0], p[n + 1][1]), cvt_bf16x2(p[n + 1][2], p[n + 1][3])};
+#pragma unroll
+        for (int c = 0; c < C; c += 2) {
+            unsigned y[4];
+            ldmatrix_trans(y, &b[8 * n + row][8 * c + column]);
+            mma(o[c], x, y[0], y[1]);
+            mma(o[c + 1], x, y[2], y[3]);
+        }
+    }
+}
+
+// Makes the hidden scores -inf. s starts at a query and a key; its rows are queries, or keys if TRANSPOSED.
+template <bool TRANSPOSED, int N>
+__device__ inline void hide(float (&s)[N][4], const Hiding& hidden, int query, int key) {
+    if (hidden.none(query, key + (TRANSPOSED ? 16 : 8 * N))) return;  // most tiles
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int r = row + i / 2 * 8, c = column + 8 * n + i % 2;
+            if (TRANSPOSED ? hidden(query + c, key + r) : hidden(query + r, key + c)) s[n][i] = -infinity();
+        }
+    }
+}
+
+// Stores a warp's result from row `start` on, rows l / 4 times one scale and rows l / 4 + 8 times another. It goes
+// through 16 `rows` of a tile, so that a lane writes 16 bytes. They are the warp's left factor, which only it has read.
+template <int C, int W>
+__device__ inline void store_rows(bf16* to, long long stride, int start, int n, int width, bf16 (*rows)[W],
+                                  const float (&o)[C][4], float scale_of_first, float scale_of_second) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        unsigned* pair = reinterpret_cast<unsigned*>(&rows[lane / 4][8 * c + lane % 4 * 2]);
+        pair[0] = cvt_bf16x2(o[c][0] * scale_of_first, o[c][1] * scale_of_first);
+        pair[8 * W / 2] = cvt_bf16x2(o[c][2] * scale_of_second, o[c][3] * scale_of_second);
+    }
+    __syncwarp();
+    for (int i = lane; i < 16 * C; i += 32) {
+        const int row = i / C, column = i % C * 8;
+        if (start + row >= n || column >= width) continue;
+        bf16* at = to + (start + row) * stride + column;
+        if (width % 8 == 0) {  // rows are aligned: cupy_kernels.py allocates them
+            *reinterpret_cast<Pack<bf16, 8>*>(at) = *reinterpret_cast<const Pack<bf16, 8>*>(&rows[row][column]);
+        } else {
+            for (int j = 0; j < 8 && column + j < width; j++) at[j] = rows[row][column + j];
+        }
+    }
+}
+
+template <int D>
+__global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BLOCKS)
+    attention_bf16(const bf16* q, const bf16* k, const bf16* v, const bool* mask, bf16* out, float* log_sum,
+                   long long H, long long L, long long S, long long d, long long e, long long offset, double scale,
+                   long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head,
+                   long long k_row, long long v_batch, long long v_head, long long v_row, long long mask_batch,
+                   long long mask_head, long long mask_row, long long mask_column, long long out_batch,
+                   long long out_head, long long out_row) {
+    constexpr int ROWS = Tiles<D>::ROWS, KEYS = Tiles<D>::KEYS, THREADS = Tiles<D>::THREADS;
+    alignas(16) __shared__ bf16 qs[ROWS][D + 8], ks[KEYS][D + 8], vs[KEYS][D + 8];
+    const int n_queries = L, n_keys = S, tiles = (n_queries + ROWS - 1) / ROWS;
+    const int start = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * ROWS;
+    const int row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;  // row: the warp's first of the block
+    const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
+    k += b * k_batch + h * k_head;
+    v += b * v_batch + h * v_head;
+    if (mask) mask += b * mask_batch + h * mask_head;
+    const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    const float unit = static_cast<float>(scale) * LOG2_E;
+    const int seen = hidden.keys_seen(start + ROWS);
+    // Without a key, no barrier would separate this load from store_rows.
+    if (seen > 0) load_tile<THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
+    float top[2] = {LOWEST, LOWEST}, total[2] = {}, o[D / 8][4] = {};
+    for (int first = 0; first < seen; first += KEYS) {
+        __syncthreads();  // all threads are done with the previous tiles
+        load_tile<THREADS>(ks, k, k_row, first, n_keys, d);
+        load_tile<THREADS>(vs, v, v_row, first, n_keys, e);
+        __syncthreads();
+        float s[KEYS / 8][4];
+        multiply_transposed<KEYS>(s, qs + row, ks);
+        hide<false>(s, hidden, start + row, first);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float higher = top[i];  // at least LOWEST, so a row with every key hidden has weights of 0, not nan
+#pragma unroll
+            for (int j = 0; j < KEYS / 4; j++) {
+                float& score = s[j / 2][2 * i + j % 2];
+                score *= unit;
+                higher = fmaxf(higher, score);
+            }
+            higher = lane_max<4>(higher);
+            const float shrink = exp2f(top[i] - higher);
+            top[i] = higher;
+            total[i] *= shrink;
+#pragma unroll
+            for (int j = 0; j < KEYS / 4; j++) {
+                float& score = s[j / 2][2 * i + j % 2];
+                score = exp2f(score - higher);
+                total[i] += score;
+            }
+#pragma unroll
+            for (int j = 0; j < D / 4; j++) o[j / 2][2 * i + j % 2] *= shrink;
+        }
+        add_product<KEYS>(o, s, vs);
+    }
+    float share[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int query = start + row + lane / 4 + 8 * i;
+        const float sum = lane_sum<4>(total[i]);
+        share[i] = sum == 0 ? 0.0f : 1.0f / sum;
+        if (lane % 4 == 0 && query < n_queries) {
+            log_sum[head * L + query] = sum == 0 ? infinity() : (log2f(sum) + top[i]) * LOG_2;
+        }
+    }
+    out += b * out_batch + h * out_head;
+    store_rows(out, out_row, start + row, n_queries, e, qs + row, o, share[0], share[1]);
+}
+
+template <int D>
+__global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BACK_Q_BLOCKS)
+    attention_backward_q_bf16(const bf16* g, const bf16* q, const bf16* k, const bf16* v, const bf16* out,
+                              const float* log_sum, const bool* mask, float* delta, bf16* gq, long long H, long long L,
+                              long long S, long long d, long long e, long long offset, double scale, long long g_batch,
+                              long long g_head, long long g_row, long long q_batch, long long q_head, long long q_row,
+                              long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
+                              long long v_row, long long out_batch, long long out_head, long long out_row,
+                              long long mask_batch, long long mask_head, long long mask_row, long long mask_column,
+                              long long gq_batch, long long gq_head, long long gq_row) {
+    constexpr int ROWS = Tiles<D>::ROWS, KEYS = Tiles<D>::BACK_TILE, THREADS = Tiles<D>::THREADS;
+    alignas(16) __shared__ bf16 gs[ROWS][D + 8], qs[ROWS][D + 8], ks[KEYS][D + 8], vs[KEYS][D + 8];
+    const int n_queries = L, n_keys = S, tiles = (n_queries + ROWS - 1) / ROWS;
+    const int start = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * ROWS;
+    const int row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+    const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
+    k += b * k_batch + h * k_head;
+    v += b * v_batch + h * v_head;
+    if (mask) mask += b * mask_batch + h * mask_head;
+    const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    const float unit = static_cast<float>(scale) * LOG2_E;
+    load_tile<THREADS>(gs, g + b * g_batch + h * g_head, g_row, start, n_queries, e);
+    load_tile<THREADS>(qs, out + b * out_batch + h * out_head, out_row, start, n_queries, e);  // for delta only
+    __syncthreads();
+    float taken_off[2], of_row[2], o[D / 8][4] = {};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int at = row + lane / 4 + 8 * i, query = start + at;
+        float sum = 0, x[2], y[2];
+#pragma unroll
+        for (int c = lane % 4 * 2; c < D; c += 8) {
+            load(x, &gs[at][c]);
+            load(y, &qs[at][c]);
+            sum += x[0] * y[0] + x[1] * y[1];
+        }
+        taken_off[i] = lane_sum<4>(sum);
+        of_row[i] = query < n_queries ? log_sum[head * L + query] * LOG2_E : infinity();
+        if (lane % 4 == 0 && query < n_queries) delta[head * L + query] = taken_off[i];
+    }
+    if (!gq) return;
+    __syncthreads();  // all threads are done with out
+    load_tile<THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
+    const int seen = hidden.keys_seen(start + ROWS);
+    for (int first = 0; first < seen; first += KEYS) {
+        __syncthreads();  // all threads are done with the previous tiles
+        load_tile<THREADS>(ks, k, k_row, first, n_keys, d);
+        load_tile<THREADS>(vs, v, v_row, first, n_keys, e);
+        __syncthreads();
+        float s[KEYS / 8][4], gp[KEYS / 8][4];
+        multiply_transposed<KEYS>(s, qs + row, ks);
+        multiply_transposed<KEYS>(gp, gs + row, vs);
+        hide<false>(s, hidden, start + row, first);
+#pragma unroll
+        for (int j = 0; j < KEYS / 8; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[j][i] = exp2f(s[j][i] * unit - of_row[i / 2]) * (gp[j][i] - taken_off[i / 2]);
+            }
+        }
+        add_product<KEYS>(o, s, ks);
+    }
+    gq += b * gq_batch + h * gq_head;
+    store_rows(gq, gq_row, start + row, n_queries, d, gs + row, o, scale, scale);
+}
+
+template <int D>
+__global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BACK_KV_BLOCKS)
+    attention_backward_kv_bf16(const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* log_sum,
+                               const float* delta, const bool* mask, bf16* gk, bf16* gv, long long H, long long L,
+                               long long S, long long d, long long e, long long offset, double scale, long long g_batch,
+                               long long g_head, long long g_row, long long q_batch, long long q_head, long long q_row,
+                               long long k_batch, long long k_head, long long k_row, long long v_batch,
+                               long long v_head, long long v_row, long long mask_batch, long long mask_head,
+                               long long mask_row, long long mask_column, long long gk_batch, long long gk_head,
+                               long long gk_row, long long gv_batch, long long gv_head, long long gv_row) {
+    constexpr int ROWS = Tiles<D>::ROWS, QUERIES = Tiles<D>::BACK_TILE, THREADS = Tiles<D>::THREADS;
+    alignas(16) __shared__ bf16 ks[ROWS][D + 8], vs[ROWS][D + 8], qs[QUERIES][D + 8], gs[QUERIES][D + 8];
+    __shared__ float of_query[QUERIES], taken_off[QUERIES];
+    const int n_queries = L, n_keys = S, tiles = (n_keys + ROWS - 1) / ROWS;
+    const int start = static_cast<int>(blockIdx.x % tiles) * ROWS;
+    const int row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+    const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
+    q += b * q_batch + h * q_head;
+    g += b * g_batch + h * g_head;
+    if (mask) mask += b * mask_batch + h * mask_head;
+    const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    const float unit = static_cast<float>(scale) * LOG2_E;
+    const int unseen = start - hidden.offset;  // earlier queries see no key of the block
+    int first = unseen > 0 ? unseen / QUERIES * QUERIES : 0;
+    if (first < n_queries) {  // else no barrier would separate these loads from store_rows
+        load_tile<THREADS>(ks, k + b * k_batch + h * k_head, k_row, start, n_keys, d);
+        load_tile<THREADS>(vs, v + b * v_batch + h * v_head, v_row, start, n_keys, e);
+    }
+    float ok[D / 8][4] = {}, ov[D / 8][4] = {};
+    for (; first < n_queries; first += QUERIES) {
+        __syncthreads();  // all threads are done with the previous tiles
+        load_tile<THREADS>(qs, q, q_row, first, n_queries, d);
+        load_tile<THREADS>(gs, g, g_row, first, n_queries, e);
+        if (threadIdx.x < QUERIES) {
+            const int query = first + threadIdx.x;
+            of_query[threadIdx.x] = query < n_queries ? log_sum[head * L + query] * LOG2_E : infinity();
+            taken_off[threadIdx.x] = gk && query < n_queries ? delta[head * L + query] : 0.0f;
+        }
+        __syncthreads();
+        float s[QUERIES / 8][4], gp[QUERIES / 8][4];
+        multiply_transposed<QUERIES>(s, ks + row, qs);
+        hide<true>(s, hidden, first, start + row);
+#pragma unroll
+        for (int j = 0; j < QUERIES / 8; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[j][i] = exp2f(s[j][i] * unit - of_query[8 * j + lane % 4 * 2 + i % 2]);
+        }
+        if (gv) add_product<QUERIES>(ov, s, gs);
+        if (!gk) continue;
+        multiply_transposed<QUERIES>(gp, vs + row, gs);
+#pragma unroll
+        for (int j = 0; j < QUERIES / 8; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[j][i] *= gp[j][i] - taken_off[8 * j + lane % 4 * 2 + i % 2];
+        }
+        add_product<QUERIES>(ok, s, qs);
+    }
+    const long long to_k = b * gk_batch + h * gk_head, to_v = b * gv_batch + h * gv_head;
+    if (gk) store_rows(gk + to_k, gk_row, start + row, n_keys, d, ks + row, ok, scale, scale);
+    if (gv) store_rows(gv + to_v, gv_row, start + row, n_keys, e, vs + row, ov, 1.0f, 1.0f);
 }
 
 // --- Embedding: the rows of g (n, c) summed by id, in two stages. Each thread of a block adds one column of `chunk`

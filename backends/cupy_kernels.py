@@ -4,7 +4,8 @@ The function of the same name in `formulas.py` defines what each one computes. S
 kernels. The kernels take:
 
 - dtypes: all arrays float32, or all bfloat16 (of the package ml_dtypes). They compute in float32; means, log sums,
-  losses, norms and Adam's state are float32. `takes` checks this. float64 is left to the formulas.
+  losses, norms and Adam's state are float32. `takes` checks this. float64 is left to the formulas. Attention in
+  bfloat16 has kernels of its own, for the tensor cores that devices have since sm_80 (`attention_takes`).
 - sizes: any, 0 too, with fewer than 2^31 rows; in attention L + S must be below 2^31.
 - layouts: any. An array that is not contiguous is copied first; attention needs only a contiguous last axis. Memory is
   read and written 16 bytes at a time where rows are a multiple of 16 bytes and arrays are aligned to 16.
@@ -56,7 +57,7 @@ NAME_EXPRESSIONS: tuple[str, ...] = (
         for pack in _TYPES_AND_PACKS
         for activation in (*_GELU.values(), _LEAKY_RELU)
     ),
-    *(f"{name}<{t}, {width}>" for name in _PER_WIDTH for t in _PACKS for width in _WIDTHS),
+    *(f"{name}{t}<{width}>" for name in _PER_WIDTH for t in ("", "_bf16") for width in _WIDTHS),
 )
 
 
@@ -366,8 +367,15 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | No
 # --- Attention
 
 
+@cache
+def _has_bfloat16_tensor_cores() -> bool:
+    return int(cupy.cuda.Device().compute_capability) >= 80
+
+
 def attention_takes(q: Array, k: Array, v: Array) -> bool:
-    return takes(q, k, v) and q.shape[-1] <= _WIDTHS[-1] and v.shape[-1] <= _WIDTHS[-1]
+    """Whether q and v have widths up to 128, all have one dtype of the kernels, and the device has its tensor cores."""
+    fits = takes(q, k, v) and q.shape[-1] <= _WIDTHS[-1] and v.shape[-1] <= _WIDTHS[-1]
+    return fits and (q.dtype == np.float32 or _has_bfloat16_tensor_cores())
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
@@ -421,7 +429,7 @@ class _Heads:
     def __init__(
         self, op: str, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, *others: Array
     ) -> None:
-        self.type = _common_type(op, q, k, v, *others)
+        self.half = _common_type(op, q, k, v, *others) == "bf16"
         _check(op, "bool", mask=mask)
         widest = max(q.shape[-1], v.shape[-1])
         if widest > _WIDTHS[-1]:
@@ -457,9 +465,11 @@ class _Heads:
     def launch(
         self, name: str, blocked: Array, rows: int, pointers: Sequence[Array | None], steps: Sequence[int]
     ) -> None:
-        """One block per head of `blocked` and `rows` of its rows."""
+        """One block per head of `blocked` and `rows` of its rows, or 64 of them in bfloat16."""
         b, h, n, _ = blocked.shape
-        name = f"{name}<{self.type}, {self.width}>"
+        if self.half:
+            name, rows = f"{name}_bf16", 64
+        name = f"{name}<{self.width}>"
         _launch(name, (b * h * -(-n // rows),), 2 * rows, *pointers, *self.sizes, *steps)
 
 

@@ -305,6 +305,18 @@ FAULTS: dict[str, tuple[str, str]] = {
         "waits with mask 0xffffffff for lane 31, which waits at line 5, mask 0xffffffff",
     ),
     "a mask without the lane": ("y[t] = __shfl_sync(0xff, 1.0f, 0);", "mask 0x000000ff lacks the lane itself, 8"),
+    "a product without a lane": (
+        "unsigned a[4] = {}; float c[4] = {}; if (t % 32 != 3) mma(c, a, 0, 0); y[t] = c[0];",
+        "line 4: an instruction of a whole warp, without lane 3, which has returned",
+    ),
+    "a product while a lane waits": (
+        "unsigned a[4] = {}; float c[4] = {}; if (t % 32 != 3) mma(c, a, 0, 0);\n__syncwarp();",
+        "for lane 3, which waits at line 5",
+    ),
+    "an unaligned row of a matrix": (
+        "alignas(16) __shared__ short s[512]; unsigned a[4]; ldmatrix(a, s + 4 * t); y[t] = a[0];",
+        "a load of an address not aligned to its type",
+    ),
     "uninitialized static shared memory": ("__shared__ float s[64]; if (t) s[t] = 0; y[t] = s[t];", "nan"),
     "uninitialized dynamic shared memory": ("extern __shared__ float s[]; y[t] = s[t];", "nan"),
     "uninitialized shared memory of a function": ("y[t] = own(t);", "nan"),

@@ -120,22 +120,29 @@ def twice(f: Callable[[], Any]) -> list[Array]:
     return runs[0]
 
 
-def assert_near(actual: Array, expected: Array, dtype: Any, *, atol: float = 2e-5, what: str = "") -> None:
-    """Compare with the reference within atol; for bfloat16, also within one rounding (relative 2^-8)."""
+def assert_near(
+    actual: Array, expected: Array, dtype: Any, *, atol: float = 2e-5, what: str = "", slack: Array | None = None
+) -> None:
+    """Compare with the reference within atol and `slack`; for bfloat16, also within one rounding (relative 2^-8)."""
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     assert actual.dtype == dtype, f"{what}: dtype {actual.dtype}, expected {dtype}"
     rtol = 2.0**-8 if actual.dtype.itemsize == 2 else 0.0
-    np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=rtol, atol=atol, err_msg=what)
+    actual = actual.astype(np.float64)
+    if slack is not None:
+        actual = actual - np.clip(actual - expected, -slack, slack)
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=what)
 
 
-def check(f: Callable[[], Any], expected: Any, dtype: Any, *, atol: float = 2e-5) -> list[Array]:
+def check(
+    f: Callable[[], Any], expected: Any, dtype: Any, *, atol: float = 2e-5, slack: Sequence[Array | None] = (None,) * 3
+) -> list[Array]:
     """Run f() twice and compare its results with `expected`; both must be None at the same positions."""
     results = twice(f)
     wanted = expected if isinstance(expected, (tuple, list)) else (expected,)
     for i, (actual, reference) in enumerate(zip(results, wanted, strict=True)):
         assert (actual is None) == (reference is None)
         if actual is not None:
-            assert_near(actual, np.asarray(reference), dtype, atol=atol, what=f"result {i}")
+            assert_near(actual, np.asarray(reference), dtype, atol=atol, what=f"result {i}", slack=slack[i])
     return results
 
 
@@ -447,6 +454,24 @@ def test_cross_entropy_of_an_empty_batch_is_nan(kernels: Any) -> None:
 # --- Attention
 
 
+def rounding_of_factors(
+    arrays: Sequence[Array], log_sum: Array, mask: Array | None, causal: bool, offset: int
+) -> list[Array | None]:
+    """Bounds on the errors of out and of the gradients of q, k and v in bfloat16; `arrays` are g, q, k, v and out.
+
+    Tensor cores multiply bfloat16: the weights and the gradients of the scores are rounded (relative 2^-8) before their
+    products with v, g, k and q, as in Dao, arXiv:2307.08691, and PyTorch.
+    """
+    g, q, k, v, out = arrays
+    scale = 1 / np.sqrt(q.shape[-1])
+    hidden = np.arange(k.shape[-2]) > np.arange(q.shape[-2])[:, None] + (offset if causal else k.shape[-2])
+    hidden = hidden if mask is None else hidden | mask
+    weights = np.exp(np.where(hidden, -np.inf, q @ np.swapaxes(k, -1, -2) * scale - log_sum))
+    g_scores = weights * np.abs(g @ np.swapaxes(v, -1, -2) - np.sum(g * out, -1, keepdims=True)) * scale
+    products = ((weights, v), (g_scores, k), (np.swapaxes(g_scores, -1, -2), q), (np.swapaxes(weights, -1, -2), g))
+    return [2.0**-8 * (a @ np.abs(b)) for a, b in products]
+
+
 def check_attention(
     kernels: Any,
     dtype: Any,
@@ -461,17 +486,21 @@ def check_attention(
     (q, k, v), where = qkv, (mask, causal, offset)
     out, log_sum = numpy_backend.attention(*to_float64(q, k, v), *where)
     dq, dk, dv, dmask = to(q), to(k), to(v), device(mask)[0]
+    g, rounded = random_array(out.shape, dtype, 9), out.astype(dtype)
+    slack: list[Array | None] = [None] * 4
+    if dtype.itemsize == 2:
+        slack = rounding_of_factors(to_float64(g, q, k, v, rounded), log_sum, *where)
     actual, actual_sum = twice(lambda: kernels.attention(dq, dk, dv, dmask, causal, offset))
-    assert_near(actual, out, dtype, what="out")
+    assert_near(actual, out, dtype, what="out", slack=slack[0])
     assert_near(actual_sum, log_sum, FLOAT32, what="log_sum")
-    g, out, log_sum = random_array(out.shape, dtype, 9), out.astype(dtype), log_sum.astype(np.float32)
+    out, log_sum = rounded, log_sum.astype(np.float32)
     expected = numpy_backend.attention_backward(*to_float64(g, q, k, v, out, log_sum), *where, (True, True, True))
     dg, dout, dlog_sum = to(g), to(out), cupy.asarray(log_sum)
     expected = [gradient.astype(np.float64) for gradient in expected]
     for needs in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
         wanted = [gradient if need else None for gradient, need in zip(expected, needs, strict=True)]
         args = (dg, dq, dk, dv, dout, dlog_sum, dmask, causal, offset, needs)
-        check(partial(kernels.attention_backward, *args), wanted, dtype, atol=4e-5)
+        check(partial(kernels.attention_backward, *args), wanted, dtype, atol=4e-5, slack=slack[1:])
     return dq, kernels.attention(dq, dk, dv, dmask, causal, offset)[0]
 
 
@@ -501,9 +530,11 @@ def test_attention_matches_reference_for_any_head_width(
 
 @pytest.mark.parametrize("offset", [-200, -70, -33, -32, -1, 0, 1, 31, 32, 33, 70, 10**12, -(10**12)])
 @pytest.mark.parametrize("lengths", [(70, 70), (3, 70), (70, 3)], ids=str)
-def test_attention_with_an_offset_matches_reference(kernels: Any, lengths: tuple[int, int], offset: int) -> None:
+def test_attention_with_an_offset_matches_reference(
+    kernels: Any, dtype: Any, lengths: tuple[int, int], offset: int
+) -> None:
     """A negative offset masks all keys of the first queries; a large offset masks nothing."""
-    check_attention(kernels, FLOAT32, operands((2,), *lengths, 8, 8, FLOAT32), causal=True, offset=offset)
+    check_attention(kernels, dtype, operands((2,), *lengths, 8, 8, dtype), causal=True, offset=offset)
 
 
 @pytest.mark.parametrize("widths", [(20, 20), (40, 64), (100, 70)], ids=str)
@@ -549,9 +580,9 @@ def test_attention_broadcasts_batch_axes(kernels: Any, dtype: Any, batches: Sequ
 
 
 @pytest.mark.parametrize("lengths", [(0, 5), (5, 0), (0, 0)], ids=str)
-def test_attention_without_queries_or_keys_is_zero(kernels: Any, lengths: tuple[int, int]) -> None:
-    q, k, v = operands((2, 3), *lengths, 4, 6, FLOAT32)
-    g = random_array((2, 3, lengths[0], 6), FLOAT32)
+def test_attention_without_queries_or_keys_is_zero(kernels: Any, dtype: Any, lengths: tuple[int, int]) -> None:
+    q, k, v = operands((2, 3), *lengths, 4, 6, dtype)
+    g = random_array((2, 3, lengths[0], 6), dtype)
     out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
     assert out.shape == g.shape and not out.any()
     assert np.isposinf(log_sum).all() and log_sum.shape == (2, 3, lengths[0], 1)
@@ -560,8 +591,8 @@ def test_attention_without_queries_or_keys_is_zero(kernels: Any, lengths: tuple[
         assert gradient.shape == operand.shape and not gradient.any()
 
 
-def test_attention_of_zero_width_values_is_empty(kernels: Any) -> None:
-    q, k, v = operands((2,), 5, 6, 4, 0, FLOAT32)
+def test_attention_of_zero_width_values_is_empty(kernels: Any, dtype: Any) -> None:
+    q, k, v = operands((2,), 5, 6, 4, 0, dtype)
     out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
     assert out.shape == (2, 5, 0)
     assert_near(log_sum, numpy_backend.attention(*to_float64(q, k, v), None, False, 0)[1], FLOAT32)
@@ -586,25 +617,134 @@ def test_attention_accepts_any_layout(kernels: Any, dtype: Any, width: int, layo
     check_attention(kernels, dtype, operands((2, 3), 9, 33, width, width, dtype), move=layout)
 
 
-def test_attention_rescales_when_the_maximum_grows(kernels: Any) -> None:
+def test_attention_rescales_when_the_maximum_grows(kernels: Any, dtype: Any) -> None:
     """The scores grow from tile to tile and overflow unless the maximum is subtracted."""
-    q, k, v = operands((1,), 3, 100, 4, 4, FLOAT32)
-    q[...], k[...] = 10.0, np.linspace(-9, 9, 100)[:, None]
+    q, k, v = operands((1,), 3, 200, 4, 4, dtype)
+    q[...], k[...] = 10.0, np.linspace(-9, 9, 200)[:, None]
     out, log_sum = numpy_backend.attention(*to_float64(q, k, v), None, False, 0)
     actual, actual_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
-    assert_near(actual, out, FLOAT32, atol=1e-4)  # scores of 180 already have errors of 2e-5
+    atol = 1e-4 if dtype == FLOAT32 else 2.0**-7  # scores of 180 already have errors of 2e-5
+    assert_near(actual, out, dtype, atol=atol)
     assert_near(actual_sum, log_sum, FLOAT32, atol=1e-4)
 
 
-def test_attention_of_non_finite_scores_matches_reference(kernels: Any) -> None:
+def test_attention_of_non_finite_scores_matches_reference(kernels: Any, dtype: Any) -> None:
     """As in the reference, nan stays in its row, a score of inf gives nan, and -inf gives a weight of 0."""
-    q, k, v = operands((1,), 5, 40, 4, 4, FLOAT32)
+    q, k, v = operands((1,), 5, 40, 4, 4, dtype)
     k = np.abs(k)
     q[0, 1, 0], q[0, 2], q[0, 3] = np.nan, np.inf, -np.inf
     with np.errstate(all="ignore"):
         expected = numpy_backend.attention(*to_float64(q, k, v), None, False, 0)
     assert np.isnan(expected[0][0, 1:3]).all() and not expected[0][0, 3].any()
-    check(lambda: kernels.attention(*device(q, k, v), None, False, 0), expected, FLOAT32)
+    out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
+    assert_near(out, expected[0], dtype, atol=2e-5 if dtype == FLOAT32 else 2.0**-7)
+    assert_near(log_sum, expected[1], FLOAT32)
+
+
+INSTRUCTIONS = """
+__global__ void product(const unsigned* a, const unsigned* b, float* c) {
+    const int lane = threadIdx.x;
+    unsigned x[4];
+    float z[4];
+    for (int i = 0; i < 4; i++) x[i] = a[4 * lane + i], z[i] = c[4 * lane + i];
+    mma(z, x, b[2 * lane], b[2 * lane + 1]);
+    for (int i = 0; i < 4; i++) c[4 * lane + i] = z[i];
+}
+
+__global__ void matrices(const bf16* rows, unsigned* straight, unsigned* transposed) {
+    alignas(16) __shared__ bf16 tile[32][24];
+    const int lane = threadIdx.x;
+    unsigned x[4], y[4];
+    for (int i = 0; i < 8; i++) tile[lane][i] = rows[8 * lane + i];
+    __syncwarp();
+    ldmatrix(x, tile[lane]);
+    ldmatrix_trans(y, tile[lane]);
+    for (int i = 0; i < 4; i++) straight[4 * lane + i] = x[i], transposed[4 * lane + i] = y[i];
+}
+
+__global__ void pairs(const float* x, const float* y, unsigned* out) {
+    out[threadIdx.x] = cvt_bf16x2(x[threadIdx.x], y[threadIdx.x]);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def instruction(kernels: Any) -> Callable[[str], Any]:
+    """The kernels of INSTRUCTIONS, by name, for one warp; on a device they test the indices against the hardware."""
+    names = ("product", "matrices", "pairs")
+    module = cupy.RawModule(code=kernels.SOURCE + INSTRUCTIONS, options=("-std=c++17",), name_expressions=names)
+    return lambda name: partial(module.get_function(name), (1,), (32,))
+
+
+def in_registers(elements: Array) -> Array:
+    """(32, 2 n) bfloat16 -> (32, n) uint32: each lane's elements, the first of two in the lower half of a register."""
+    return np.ascontiguousarray(elements).view(np.uint32)
+
+
+GROUP, IN_GROUP = np.arange(32)[:, None] // 4, np.arange(32)[:, None] % 4  # as PTX names them
+
+
+def result_indices() -> tuple[Array, Array]:
+    i = np.arange(4)
+    return np.where(i < 2, GROUP, GROUP + 8), IN_GROUP * 2 + (i & 1)
+
+
+def factors() -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Integers, whose sums are exact: a (16, 16), b (16, 8) and c (16, 8), and the lanes' fragments of them.
+
+    The indices are those of the PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type".
+    """
+    a, b, c = (rng(seed).integers(-9, 10, shape) for seed, shape in enumerate([(16, 16), (16, 8), (16, 8)]))
+    i = np.arange(8)
+    a_row = np.where((i < 2) | ((i >= 4) & (i < 6)), GROUP, GROUP + 8)
+    a_column = IN_GROUP * 2 + (i & 1) + np.where(i >= 4, 8, 0)
+    i = np.arange(4)
+    b_row = IN_GROUP * 2 + (i & 1) + np.where(i >= 2, 8, 0)
+    of_a, of_b = a.astype(bfloat16())[a_row, a_column], b.astype(bfloat16())[b_row, GROUP]
+    return a, b, c, in_registers(of_a), in_registers(of_b), c.astype(np.float32)[result_indices()]
+
+
+def test_mma_has_the_documented_fragments(instruction: Callable[[str], Any]) -> None:
+    a, b, c, *fragments = factors()
+    of_a, of_b, of_c = device(*fragments)
+    instruction("product")((of_a, of_b, of_c))
+    np.testing.assert_array_equal(of_c.get(), (a @ b + c)[result_indices()])
+
+
+def test_ldmatrix_has_the_documented_fragments(instruction: Callable[[str], Any]) -> None:
+    """Lane 8 i + j has the address of row j of matrix i."""
+    matrices = np.arange(256).reshape(4, 8, 8).astype(bfloat16())
+    results = [cupy.zeros((32, 4), np.uint32) for _ in range(2)]
+    instruction("matrices")((cupy.asarray(matrices), *results))
+    for result, of in zip(results, (matrices, matrices.swapaxes(1, 2)), strict=True):
+        elements = of[:, GROUP, IN_GROUP * 2 + np.arange(2)]  # (matrix, lane, 2)
+        np.testing.assert_array_equal(result.get(), in_registers(elements.swapaxes(0, 1).reshape(32, 8)))
+
+
+def test_cvt_rounds_to_nearest_even(instruction: Callable[[str], Any]) -> None:
+    x, y = random_array((32,), FLOAT32), random_array((32,), FLOAT32, 1)
+    x[:6] = [np.inf, -np.inf, 3.4e38, 1.00390625, 1.01171875, -0.0]  # the fourth and fifth are ties
+    out = cupy.zeros((32, 1), np.uint32)
+    instruction("pairs")((*device(x, y), out))
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(out.get(), in_registers(np.stack([x, y], 1).astype(bfloat16())))
+
+
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_attention_in_bfloat16_is_nearly_as_accurate_as_its_rounded_result(kernels: Any, width: int) -> None:
+    """Rounding the factors adds about as much as rounding the result: the square root of 2 in all."""
+    dtype = bfloat16()
+    q, k, v = operands((3,), 150, 150, width, width, dtype)
+    g, where = random_array(q.shape, dtype, 9), (None, True, 0)
+    out, log_sum = numpy_backend.attention(*to_float64(q, k, v), *where)
+    actual = [kernels.attention(*device(q, k, v), *where)[0]]
+    given = (g, q, k, v, out.astype(dtype), log_sum.astype(np.float32))
+    expected = [out, *numpy_backend.attention_backward(*to_float64(*given), *where, (True,) * 3)]
+    actual += kernels.attention_backward(*device(*given), *where, (True,) * 3)
+    for result, reference in zip(actual, expected, strict=True):
+        error = result.get().astype(np.float64) - reference
+        of_rounding = reference.astype(dtype).astype(np.float64) - reference
+        assert np.mean(error**2) < 1.5**2 * np.mean(of_rounding**2)
 
 
 def test_attention_of_too_wide_heads_raises(kernels: Any) -> None:
@@ -612,6 +752,15 @@ def test_attention_of_too_wide_heads_raises(kernels: Any) -> None:
     assert not kernels.attention_takes(q, k, v)
     with pytest.raises(ValueError, match="the heads have width 129; the kernels take up to 128"):
         kernels.attention(q, k, v, None, False, 0)
+
+
+def test_attention_takes_bfloat16_only_with_tensor_cores_for_it(
+    kernels: Any, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = device(*operands((), 2, 2, 4, 4, dtype))
+    assert kernels.attention_takes(q, k, v)
+    monkeypatch.setattr(kernels, "_has_bfloat16_tensor_cores", lambda: False)  # before sm_80
+    assert kernels.attention_takes(q, k, v) == (dtype == FLOAT32)
 
 
 # --- Embedding
@@ -790,21 +939,23 @@ def test_unsupported_dtypes_raise(kernels: Any) -> None:
 
 # --- Injected errors, which these tests must detect
 
-FORWARD = "attention<float, 32>"
-ATTENTION = (FORWARD, "attention_backward_q<float, 32>", "attention_backward_kv<float, 32>")
+FORWARD, FORWARD_BF16 = "attention<32>", "attention_bf16<32>"
+ATTENTION = (FORWARD, "attention_backward_q<32>", "attention_backward_kv<32>")
+ATTENTION_BF16 = (FORWARD_BF16, "attention_backward_q_bf16<32>", "attention_backward_kv_bf16<32>")
 START = "// q (B, H, L, d), k (B, H, S, d), v (B, H, S, e)"
-BARRIERS = ("__syncthreads();", "__syncwarp();")
+BARRIERS, N_BARRIERS = ("__syncthreads();", "__syncwarp();"), {"float32": 12, "bfloat16": 9}
 
 
-def barriers(source: str) -> list[tuple[int, str]]:
-    """Position and text of each barrier in the attention kernels."""
-    part = range(source.index(START), source.index("// --- Embedding"))
+def barriers(source: str, dtype: str) -> list[tuple[int, str]]:
+    """Position and text of each barrier in the attention kernels for a dtype."""
+    starts = [source.index(text) for text in (START, "// --- Attention in bfloat16", "// --- Embedding")]
+    part = range(*starts[:2]) if dtype == "float32" else range(*starts[1:])
     return [(i, barrier) for i in part for barrier in BARRIERS if source.startswith(barrier, i)]
 
 
-def attention_results(kernels: Any) -> list[Array]:
-    q, k, v = (a[None] for a in operands((), 70, 70, 20, 20, FLOAT32))
-    g = random_array(q.shape, FLOAT32, 9)
+def attention_results(kernels: Any, dtype: Any) -> list[Array]:
+    q, k, v = (a[None] for a in operands((), 70, 70, 20, 20, dtype))
+    g = random_array(q.shape, dtype, 9)
     dg, dq, dk, dv = device(g, q, k, v)
     out, log_sum = kernels.attention(dq, dk, dv, None, True, 0)
     gradients = kernels.attention_backward(dg, dq, dk, dv, out, log_sum, None, True, 0, (True, True, True))
@@ -812,17 +963,18 @@ def attention_results(kernels: Any) -> list[Array]:
 
 
 @only_on_stand_in
-@pytest.mark.parametrize("n", range(12))
-def test_missing_barrier_is_detected(n: int) -> None:
+@pytest.mark.parametrize(("name", "n"), [(name, n) for name, count in N_BARRIERS.items() for n in range(count)])
+def test_missing_barrier_is_detected(name: str, n: int) -> None:
+    dtype, names = (FLOAT32, ATTENTION) if name == "float32" else (bfloat16(), ATTENTION_BF16)
     source = load().SOURCE
-    assert len(barriers(source)) == 12
-    start, barrier = barriers(source)[n]
-    wrong = load(lambda s: s[:start] + s[start + len(barrier) :], ATTENTION)
-    right = attention_results(load(names=ATTENTION))
+    assert len(barriers(source, name)) == N_BARRIERS[name]
+    start, barrier = barriers(source, name)[n]
+    wrong = load(lambda s: s[:start] + s[start + len(barrier) :], names)
+    right = attention_results(load(names=names), dtype)
 
     def differs(seed: int) -> bool:
         reseed(seed)
-        return any(a.tobytes() != b.tobytes() for a, b in zip(attention_results(wrong), right, strict=True))
+        return any(a.tobytes() != b.tobytes() for a, b in zip(attention_results(wrong, dtype), right, strict=True))
 
     assert any(differs(seed) for seed in range(20))
 
@@ -841,6 +993,11 @@ def call_gelu(kernels: Any) -> None:
 
 def call_attention(kernels: Any) -> None:
     a = cupy.zeros((1, 33, 32), "float32")
+    kernels.attention(a, a, a, None, False, 0)
+
+
+def call_attention_bf16(kernels: Any) -> None:
+    a = cupy.zeros((1, 33, 32), bfloat16())
     kernels.attention(a, a, a, None, False, 0)
 
 
@@ -878,6 +1035,19 @@ BOUNDS_BUGS: dict[str, tuple[str, str, str, Callable[[Any], None]]] = {
         "if (query >= n_queries) continue;",
         "if (query > n_queries) continue;",
         call_attention,
+    ),
+    "one key too many in bfloat16": (FORWARD_BF16, "start + row < n &&", "start + row <= n &&", call_attention_bf16),
+    "one query too many in bfloat16": (
+        FORWARD_BF16,
+        "if (start + row >= n || column >= width) continue;",
+        "if (start + row > n || column >= width) continue;",
+        call_attention_bf16,
+    ),
+    "one log sum too many in bfloat16": (
+        FORWARD_BF16,
+        "if (lane % 4 == 0 && query < n_queries) {",
+        "if (lane % 4 == 0 && query <= n_queries) {",
+        call_attention_bf16,
     ),
     "mask past the end": (FORWARD, "(query >= n_queries || mask", "(query > n_queries || mask", call_masked_attention),
     "one random number too many": ("uniform<float, false>", "at < n)", "at <= n)", call_uniform),

@@ -39,6 +39,7 @@
 #define __builtin_assume(x) ((void)0)
 #define __CUDACC__ 1
 #define __CUDA_ARCH__ 800
+#define CUDA_ON_CPU 1  // the kernels then leave functions of inline PTX to this file
 
 struct dim3 {
     unsigned x, y, z;
@@ -91,7 +92,7 @@ struct Launch {  // mirrored in library.py
 };
 
 enum State : char { READY, EXCHANGING, AT_BARRIER, DONE };
-enum Kind : char { SHUFFLE, VOTE, SYNC };
+enum Kind : char { SHUFFLE, VOTE, SYNC, MMA, LDMATRIX };
 
 constexpr int MOST_THREADS = 1024;
 constexpr long STACK = 256 << 10, STACK_GUARD = 4 << 10;  // bytes; the guard is at the lower end
@@ -245,6 +246,56 @@ inline bool same_exchange(const Thread& a, const Thread& b) {
     return b.state == EXCHANGING && a.mask == b.mask && a.kind == b.kind && a.line == b.line;
 }
 
+// --- Instructions of tensor cores. All lanes of a warp compute a product together; each has a fragment of its matrices.
+// The indices are those of the PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type" and "ldmatrix".
+
+struct Fragments { const unsigned *a, *b; float* c; };  // of one lane
+struct MatrixRow { unsigned short row[8]; unsigned* to; bool transposed; };  // the row of the lane's address, and result
+
+inline float bf16_in(const unsigned* registers, int i) {  // number i of two in each register
+    unsigned bits = (registers[i / 2] >> 16 * (i % 2)) << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline void multiply(const unsigned long long* given) {  // the lanes' Fragments
+    float a[16][16], b[16][8], c[16][8];
+    for (int lane = 0; lane < 32; ++lane) {
+        const Fragments& of = *(Fragments*)given[lane];
+        int group = lane >> 2, in_group = lane % 4;
+        for (int i = 0; i < 8; ++i) {
+            bool first_rows = i < 2 || (4 <= i && i < 6);
+            a[first_rows ? group : group + 8][in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0)] = bf16_in(of.a, i);
+        }
+        for (int i = 0; i < 4; ++i) b[in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group] = bf16_in(of.b, i);
+        for (int i = 0; i < 4; ++i) c[i < 2 ? group : group + 8][in_group * 2 + (i & 1)] = of.c[i];
+    }
+    for (int m = 0; m < 16; ++m)
+        for (int k = 0; k < 16; ++k)
+            for (int n = 0; n < 8; ++n) c[m][n] += a[m][k] * b[k][n];
+    for (int lane = 0; lane < 32; ++lane) {
+        const Fragments& of = *(Fragments*)given[lane];
+        int group = lane >> 2, in_group = lane % 4;
+        for (int i = 0; i < 4; ++i) of.c[i] = c[i < 2 ? group : group + 8][in_group * 2 + (i & 1)];
+    }
+}
+
+inline void load_matrices(const unsigned long long* given) {  // the lanes' MatrixRow
+    for (int lane = 0; lane < 32; ++lane) {
+        const MatrixRow& of = *(MatrixRow*)given[lane];
+        for (int i = 0; i < 4; ++i) {
+            unsigned pair[2];
+            for (int j = 0; j < 2; ++j) {
+                int row = lane / 4, column = lane % 4 * 2 + j;
+                if (of.transposed) std::swap(row, column);
+                pair[j] = ((MatrixRow*)given[8 * i + row])->row[column];
+            }
+            of.to[i] = pair[0] | pair[1] << 16;
+        }
+    }
+}
+
 // Completes an exchange between the lanes of `group`. A shuffle from a lane outside the group is an error.
 inline Status complete(int first, unsigned group) {
     unsigned long long given[32] = {};
@@ -253,6 +304,16 @@ inline Status complete(int first, unsigned group) {
         if (!(group >> lane & 1)) continue;
         given[lane] = threads[first + lane].value;
         votes |= (unsigned)(given[lane] != 0) << lane;
+    }
+    Kind kind = threads[first + __builtin_ctz(group)].kind;
+    if (kind == MMA || kind == LDMATRIX) {
+        if (group != 0xffffffff) {
+            int absent = __builtin_ctz(~group);
+            snprintf(launch->text, sizeof launch->text, "line %d: an instruction of a whole warp, without lane %d, %s",
+                     threads[first + __builtin_ctz(group)].line, absent, describe_thread(first + absent));
+            return stuck(first + __builtin_ctz(group));
+        }
+        (kind == MMA ? multiply : load_matrices)(given);
     }
     for (int lane = 0; lane < 32; ++lane) {
         if (!(group >> lane & 1)) continue;
@@ -580,6 +641,44 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, int lin
     int lane = cuda_on_cpu::lane_id();
     bool beyond = (lane & (width - 1)) < (int)delta;
     return cuda_on_cpu::shuffle(mask, value, beyond ? lane : lane - (int)delta, line);
+}
+
+// ---------------------------------------------------------------- Tensor cores
+
+inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, int line = __builtin_LINE()) {
+    unsigned b[2] = {b0, b1};
+    cuda_on_cpu::Fragments of = {a, b, c};
+    cuda_on_cpu::exchange(cuda_on_cpu::MMA, 0xffffffff, (unsigned long long)&of, 0, line);
+}
+
+namespace cuda_on_cpu {
+struct alignas(16) SixteenBytes { unsigned short at[8]; };
+
+inline void load_matrix_row(unsigned (&to)[4], const void* row, bool transposed, int line) {
+    SixteenBytes loaded = *(const SixteenBytes*)row;  // checks the alignment
+    MatrixRow of = {};
+    memcpy(of.row, &loaded, 16);
+    of.to = to, of.transposed = transposed;
+    exchange(LDMATRIX, 0xffffffff, (unsigned long long)&of, 0, line);
+}
+}  // namespace cuda_on_cpu
+
+inline void ldmatrix(unsigned (&to)[4], const void* row, int line = __builtin_LINE()) {
+    cuda_on_cpu::load_matrix_row(to, row, false, line);
+}
+inline void ldmatrix_trans(unsigned (&to)[4], const void* row, int line = __builtin_LINE()) {
+    cuda_on_cpu::load_matrix_row(to, row, true, line);
+}
+
+inline unsigned cvt_bf16x2(float x, float y) {  // to nearest, ties to even; a nan becomes 0x7fff
+    unsigned pair = 0;
+    for (int i = 0; i < 2; ++i) {
+        float value = i ? y : x;
+        unsigned bits = cuda_on_cpu::bit_cast<unsigned>(value);
+        bits = value != value ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        pair |= bits << 16 * i;
+    }
+    return pair;
 }
 
 // ---------------------------------------------------------------- Memory

@@ -309,6 +309,10 @@ class Device:
         self.id = 0
 
     @property
+    def compute_capability(self) -> str:
+        return "80"
+
+    @property
     def mem_info(self) -> tuple[int, int]:
         return (1 << 34) - _default_pool.total_bytes(), 1 << 34
 
