@@ -98,7 +98,7 @@ def from_dlpack(x: Any) -> Array:
 
 
 def astype(a: Array, dtype: DType, /) -> Array:
-    return a.astype(dtype)
+    return a.astype(np.dtype(dtype).newbyteorder("="))  # CuPy has no other byte order
 
 
 dtype = operator.attrgetter("dtype")

@@ -910,6 +910,7 @@ template <int C, int W>
 __device__ inline void store_rows(bf16* to, long long stride, int start, int n, int width, bf16 (*rows)[W],
                                   const float (&o)[C][4], float scale_of_first, float scale_of_second) {
     const int lane = threadIdx.x % 32;
+    __syncwarp(ALL_LANES);  // after the reads of `rows`, which ldmatrix has ordered; racecheck needs it
 #pragma unroll
     for (int c = 0; c < C; c++) {
         unsigned* pair = reinterpret_cast<unsigned*>(&rows[lane / 4][8 * c + lane % 4 * 2]);

@@ -235,8 +235,10 @@ def clip(xp: Backend, a: Array, low: Array | None, high: Array | None) -> Result
 def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
     out = xp.astype(a, dtype)
     new = xp.dtype(out)
-    if not (new.kind in "biu" or is_float(new)) or new.itemsize > 8 or not new.isnative:
+    if not (new.kind in "biu" or is_float(new)) or new.itemsize > 8:
         raise TypeError(f"astype: a tensor holds real numbers or bools, not {new}; use 'float64' or a narrower dtype")
+    if not new.isnative:  # another byte order
+        out = xp.astype(out, new.newbyteorder("="))
     # The engine casts every gradient to its operand's dtype.
     return out, (lambda g: g) if is_float(new) else None
 

@@ -377,6 +377,8 @@ def numeric(dtype: Any) -> Any:
     known = np.dtype(dtype)
     if known.char not in "?bBhHiIlLqQefdFD" and known.name != "bfloat16":
         raise ValueError(f"Unsupported dtype {known}")
+    if not known.isnative:
+        raise ValueError(f"Unsupported dtype {known} with big-endian byte-order")
     return known
 
 
