@@ -10,20 +10,18 @@ nodes by decreasing number, so it visits a node after all nodes that depend on i
 of the graph is not limited.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
-from functools import wraps
+from contextvars import ContextVar
 from heapq import heappop, heappush
-from inspect import isasyncgenfunction, isclass, iscoroutinefunction, isgeneratorfunction
 from itertools import count
 from numbers import Real
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
-from warnings import warn
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 from weakref import ReferenceType
 
 from .backend import Array, Backend, DType, Shape
 from .dtype import real_array
+from .scope import Scope
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -230,78 +228,27 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
             del result, part  # free them before the next pullback allocates
 
 
-class _NoGrad:
-    """The context manager and decorator that `no_grad()` returns."""
-
-    def __init__(self) -> None:
-        self._tokens: list[Token[bool]] = []
-
-    def __enter__(self) -> None:
-        self._tokens.append(_grad_enabled.set(False))
-
-    def __exit__(self, *_: object) -> None:
-        _grad_enabled.reset(self._tokens.pop())
-
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        if isasyncgenfunction(function):
-            raise TypeError("no_grad: cannot decorate an async generator function; use `with no_grad():` inside it")
-        if isclass(function):
-            message = "no_grad: only the class's constructor runs without gradients; decorate its methods instead"
-            warn(message, FutureWarning, stacklevel=2)
-        if isgeneratorfunction(function):
-            return cast(Callable[P, R], wraps(function)(_without_grad(function)))
-
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with _NoGrad():
-                return function(*args, **kwargs)
-
-        @wraps(function)
-        async def wait(*args: P.args, **kwargs: P.kwargs) -> Any:
-            with _NoGrad():
-                return await cast(Any, function(*args, **kwargs))
-
-        return cast(Callable[P, R], wait) if iscoroutinefunction(function) else call
-
-
-def _without_grad(function: Callable[..., Any]) -> Callable[..., Generator[Any, Any, Any]]:
-    """The generator function, with gradients disabled only while its own code runs."""
-
-    def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        body = function(*args, **kwargs)
-        resume, value = body.send, None
-        while True:
-            try:
-                with _NoGrad():
-                    item = resume(value)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                resume, value = body.send, (yield item)
-            except GeneratorExit:
-                with _NoGrad():
-                    body.close()
-                raise
-            except BaseException as error:
-                resume, value = body.throw, error
-
-    return generate
+@contextmanager
+def _disabled() -> Iterator[None]:
+    token = _grad_enabled.set(False)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
 
 
 @overload
-def no_grad() -> _NoGrad: ...
+def no_grad() -> Scope[None]: ...
 @overload
 def no_grad(function: Callable[P, R]) -> Callable[P, R]: ...
-def no_grad(function: Callable[P, R] | None = None) -> _NoGrad | Callable[P, R]:
+def no_grad(function: Callable[P, R] | None = None) -> Scope[None] | Callable[P, R]:
     """Disable gradient tracking, as a context manager, `with no_grad():`, or a decorator, `@no_grad()`.
 
-    Operations inside record no graph, and new tensors do not require gradients. A decorated generator function disables
-    gradients while its own code runs, not in the code that iterates over it. Coroutine functions can be decorated, too.
-    Of a class, only the constructor is decorated, with a FutureWarning, as in PyTorch.
-
-    Raises TypeError for an async generator function.
+    Operations inside record no graph, and new tensors do not require gradients. Decorates generator and coroutine
+    functions, too: see `russellgrad.scope.Scope`.
     """
-    return _NoGrad() if function is None else _NoGrad()(function)
+    scope = Scope("no_grad", _disabled)
+    return scope if function is None else scope(function)
 
 
 def is_grad_enabled() -> bool:

@@ -28,6 +28,8 @@ from threading import RLock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeAlias, cast
 
+from .scope import Scope
+
 Array: TypeAlias = Any  # the backend's own array type: numpy.ndarray, cupy.ndarray, ...
 DType: TypeAlias = Any  # a dtype object or its name, "float32"
 Shape: TypeAlias = tuple[int, ...]
@@ -429,9 +431,16 @@ def set_backend(backend: str | ModuleType | Backend) -> None:
     _default = resolve_backend(backend)
 
 
+def use_backend(backend: str | ModuleType | Backend) -> Scope[Backend]:
+    """Set the current backend inside a block, `with use_backend("cupy"):`, or a function, `@use_backend("cupy")`.
+
+    Raises as `set_backend` does, on entering. Decorates generator functions, too: see `russellgrad.scope.Scope`.
+    """
+    return Scope("use_backend", partial(_using, backend))
+
+
 @contextmanager
-def use_backend(backend: str | ModuleType | Backend) -> Iterator[Backend]:
-    """Set the current backend inside a block: `with use_backend("cupy"): ...`. Raises as `set_backend` does."""
+def _using(backend: str | ModuleType | Backend) -> Iterator[Backend]:
     token = _override.set(resolve_backend(backend))
     try:
         yield cast(Backend, _override.get())

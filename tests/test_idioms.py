@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import russellgrad as rg
-from russellgrad import Module, Tensor, compile_step, linear, no_grad
+from russellgrad import Module, Tensor, compile_step, linear, no_grad, use_backend
 from russellgrad.autograd import is_grad_enabled
 from russellgrad.backend import Backend
 from russellgrad.optimizer import AdamOptimizer, SGDOptimizer, clip_grad_norm
@@ -555,6 +555,25 @@ def test_the_decorator_works_on_methods_and_without_parentheses(backend: Backend
     assert is_grad_enabled()
 
 
+def test_use_backend_decorates_functions_and_generators() -> None:
+    @use_backend("strict")
+    def name() -> str:
+        return Tensor([1.0]).backend.name
+
+    @use_backend("strict")
+    def names() -> Iterator[str]:
+        for _ in range(2):
+            yield Tensor([1.0]).backend.name
+
+    with use_backend("numpy") as xp:
+        assert xp.name == "numpy"
+        assert (name(), *names()) == ("strict",) * 3
+        for inside in names():
+            assert (inside, Tensor([1.0]).backend.name) == ("strict", "numpy")
+    with pytest.raises(ValueError, match="unknown backend"):
+        use_backend("no_such")(name)()
+
+
 def test_a_decorated_coroutine_does_not_affect_other_tasks(backend: Backend) -> None:
     @no_grad()
     async def inside() -> list[bool]:
@@ -580,15 +599,13 @@ def test_async_generators_are_refused_and_classes_warn(backend: Backend) -> None
     async def stream() -> AsyncIterator[int]:
         yield 1
 
-    with pytest.raises(
-        TypeError, match=r"^no_grad: cannot decorate an async generator function; use `with no_grad\(\):`"
-    ):
+    with pytest.raises(TypeError, match=r"^no_grad: cannot decorate an async generator function; use `with no_grad"):
         no_grad()(stream)
 
     class Model:
         def __init__(self) -> None:
             self.enabled = is_grad_enabled()
 
-    with pytest.warns(FutureWarning, match=r"^no_grad: only the class's constructor .*; decorate its methods instead"):
+    with pytest.warns(FutureWarning, match=r"^no_grad: of a class, only the constructor .*; decorate its methods"):
         build = no_grad()(Model)
     assert build().enabled is False
