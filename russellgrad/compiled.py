@@ -44,8 +44,10 @@ def compile_step(step: Callable[P, R]) -> Callable[P, R]:
     The returned function raises:
         TypeError: an argument has another type (NumPy arrays and lists would need a copy to the device during the
             capture), tracks gradients, or is on another backend; or `step` returned something other than Tensors.
-        RuntimeError: an operation in `step` cannot be captured; names the op. The step has not run: parameters,
-            optimizers and random generators are as before the call, and the gradients are None.
+        RuntimeError: an operation in `step` cannot be captured; names the op.
+
+    After an error in a capture, or in a schedule before a replay, the step has not run: parameters, optimizers and
+    random generators are as before the call. The gradients are None after an error in a capture.
     """
     if not callable(step):
         raise TypeError(f"compile_step: needs a function, got a {type(step).__name__}; pass the step, not its result")
@@ -104,13 +106,12 @@ class _CapturedStep:
                         tensor.grad = None
                     raise
             self.grads = [(tensor, tensor.grad) for tensor in filled.values()]
-            host_work = self.host.before_first
+            for work in self.host.before_first:
+                work()
         else:
             for name, value in values.items():
                 _copy_into(self.xp, self.inputs[name], value)
-            host_work = self.host.before_replay
-        for work in host_work:
-            work()
+            self.host.run_before_replay()
         self.replay()
         for tensor, grad in self.grads:
             tensor._grad = grad

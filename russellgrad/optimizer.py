@@ -16,7 +16,7 @@ from .param_group import (
     supports_flat,
     versions,
 )
-from .replay import host_scalars, run_before_replay, run_in_every_step, undo_without_capture
+from .replay import host_scalars, restore_on_failure, run_before_replay, run_in_every_step
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential, real, to_float
 from .tensor import Tensor
 
@@ -175,8 +175,7 @@ class Optimizer:
         self._check_grads()
         if max_norm is not None:
             max_norm = _checked_max_norm("step", max_norm)
-        before = self.steps_taken, self._lr, {place: dict(state) for place, state in self.state.items()}
-        undo_without_capture(lambda: self._undo_step(*before))
+        restore_on_failure(self, self._snapshot)
         run_in_every_step(self._start_step)
         self.gather_grads()
         arrays = [p.data for p in self.params]
@@ -348,12 +347,19 @@ class Optimizer:
             self._check_options(group)
         self._lr = self.lr
 
-    def _undo_step(self, steps_taken: int, lr: float, states: dict[int, dict[str, Any]]) -> None:
-        self.steps_taken, self._lr = steps_taken, lr
-        self.state = {place: self.state[place] for place in states}  # the same dicts, which earlier recordings use
-        for place, before in states.items():
-            self.state[place].clear()
-            self.state[place].update(before)
+    def _snapshot(self) -> Callable[[], None]:
+        """Return a function that restores the step numbers and which arrays the state has, not their values."""
+        steps_taken, lr = self.steps_taken, self._lr
+        states = {place: dict(state) for place, state in self.state.items()}
+
+        def restore() -> None:
+            self.steps_taken, self._lr = steps_taken, lr
+            self.state = {place: self.state[place] for place in states}  # the same dicts, which recordings use
+            for place, before in states.items():
+                self.state[place].clear()
+                self.state[place].update(before)
+
+        return restore
 
     def _finish_step(self) -> None:
         for p in self.params:

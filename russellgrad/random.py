@@ -4,10 +4,11 @@ The numbers come from a counter-based generator on the host. A draw (one array o
 the seed, the stream and the number of the draw, so the state of a `Generator` is three integers.
 """
 
+from collections.abc import Callable
 from math import prod
 
 from .backend import Array, Backend, DType, Shape
-from .replay import host_scalars, run_in_every_step, undo_without_capture
+from .replay import host_scalars, restore_on_failure, run_in_every_step
 
 WEIGHTS, EMBEDDINGS, DROPOUT = range(3)  # streams: independent sequences of one seed, one for each purpose
 
@@ -40,7 +41,7 @@ class Generator:
 
     def start_batch(self, first_row: int = 0) -> None:
         """Start a new batch. The next draws are for its rows `first_row`, `first_row` + 1, ..."""
-        self._undo_without_capture()
+        restore_on_failure(self, self._snapshot)
         run_in_every_step(lambda: self._start_batch(first_row))
 
     def continue_batch(self, first_row: int) -> None:
@@ -49,16 +50,16 @@ class Generator:
         Resets `counter` to its value at `start_batch`, so these rows get the same numbers as in one draw for the whole
         batch.
         """
-        self._undo_without_capture()
+        restore_on_failure(self, self._snapshot)
         run_in_every_step(lambda: self._continue_batch(first_row))
 
-    def _undo_without_capture(self) -> None:
+    def _snapshot(self) -> Callable[[], None]:
         before = self.counter, self._first_row, self._counter_of_batch
 
-        def undo() -> None:
+        def restore() -> None:
             self.counter, self._first_row, self._counter_of_batch = before
 
-        undo_without_capture(undo)
+        return restore
 
     def _start_batch(self, first_row: int) -> None:
         self._first_row, self._counter_of_batch = first_row, self.counter
@@ -81,7 +82,7 @@ class Generator:
     def _key(self, shape: Shape, xp: Backend) -> Array:
         """What selects the next draw: see `Derived.uniform` in russellgrad/backend.py."""
         row_size = prod(shape[1:])
-        self._undo_without_capture()
+        restore_on_failure(self, self._snapshot)
 
         def key() -> tuple[int, int, int, int]:
             number = self._next()

@@ -1,5 +1,6 @@
 """compile_step: a recorded step gives the results of the plain step on every backend; on CUDA it launches a graph."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from russellgrad import Tensor, compile_step, set_default_dtype, set_matmul_precision
 from russellgrad.backend import Backend
 from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer, cosine_with_warmup
-from russellgrad.russelltransformer import Transformer
+from russellgrad.random import Generator
+from russellgrad.russelltransformer import Dropout, Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, rng
 from train.data import MicroBatch
@@ -232,6 +234,49 @@ def test_a_failed_capture_has_not_taken_a_step(backend: Backend, flat: bool) -> 
     for before, after in [(parameters, parameters_after), *zip(state["state"], state_after["state"], strict=True)]:
         for name, value in before.items():
             np.testing.assert_array_equal(value, after[name])
+
+
+@pytest.mark.parametrize("value", [None, math.nan, ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("failing_call", [3, 4, 6])
+def test_a_schedule_that_fails_in_a_captured_step_changes_nothing(
+    backend: Backend, value: Any, failing_call: int
+) -> None:
+    """In the capture or in a replay, after another optimizer and dropout have done their host work."""
+    if not hasattr(backend, "capture"):
+        pytest.skip(f"{backend.name} has no capture")
+    runs = []
+    for fails in (False, True):
+        failing = [False]
+
+        def rate(step: int, failing: list[bool] = failing) -> float:
+            if failing[0] and isinstance(value, type):
+                raise value
+            return value if failing[0] else 0.1 / (step + 1)
+
+        v, w, dropout = Tensor([1.0, 2.0]), Tensor([3.0, 4.0]), Dropout(0.5, Generator(1))
+        optimizers = AdamWOptimizer([v], lr=0.1), SGDOptimizer([w], rate)
+
+        def work(x: Tensor, v: Any = v, w: Any = w, dropout: Any = dropout, optimizers: Any = optimizers) -> Tensor:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss = (dropout(v * x) * w).sum()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            return loss
+
+        step, x, losses = compile_step(work), Tensor(np.array([1.0, 0.5]), requires_grad=False), []
+        for call in range(1, 9):
+            if fails and call == failing_call:
+                failing[0] = True
+                error = value if isinstance(value, type) else TypeError if value is None else ValueError
+                with pytest.raises(error) as raised:
+                    step(x)
+                assert "CUDA graph" not in str(raised.value)
+                failing[0] = False
+            losses.append(step(x).item())
+        runs.append((losses, v.numpy().tolist(), w.numpy().tolist(), [o.steps_taken for o in optimizers]))
+    assert runs[0] == runs[1]
 
 
 ONE = np.ones(2)

@@ -102,7 +102,7 @@ class MemoryPool:
         return MemoryPointer(Memory(size, self), 0)
 
     def _check_graphs(self, what: str, why: str) -> None:
-        if _capture is None and len(self._graphs):
+        if _capture is None and any(True for _ in self._graphs):  # len would count graphs that are being collected
             raise Misuse(
                 f"{what} in the pool of a captured graph, after the capture: {why}; leave that pool to the graph"
             )
