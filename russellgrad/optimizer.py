@@ -68,7 +68,7 @@ class Optimizer:
         ValueError: no parameters, a parameter given twice, an unknown option, or an lr or option that is negative, nan
             or infinite. With flat: parameters of several dtypes or backends, or a backend that cannot write in place.
         TypeError: a parameter that is not a Tensor, or a Tensor that an operation returned; an lr or option that is not
-            a number. A 0-d array is a number; a bool, a string or a Tensor is none.
+            a number. A 0-d array is a number; bools, strings and Tensors are not accepted.
     """
 
     def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
@@ -330,7 +330,7 @@ class Optimizer:
         for p, array in zip(self.params, arrays, strict=True):
             if p.data is not array:
                 raise RuntimeError(
-                    f"{name}: a parameter of shape {p.shape} was given a new array after the step was recorded; "
+                    f"{name}: a parameter of shape {p.shape} was given a new array after the step was captured; "
                     "call compile_step again"
                 )
         for place, unit in enumerate(self._units):
@@ -338,7 +338,7 @@ class Optimizer:
                 self._master_versions[place], versions(unit)
             ):
                 raise RuntimeError(
-                    f"{name}: a parameter in half precision was changed after the step was recorded, and its float32 "
+                    f"{name}: a parameter in half precision was changed after the step was captured, and its float32 "
                     "copy was not; take one step uncompiled, then call compile_step again"
                 )
 

@@ -240,7 +240,7 @@ class Tensor:
             return str(self)
         if self.size != 1:
             raise TypeError(
-                f"format: a tensor of shape {self.shape} has no format {spec!r}; format one element, or .numpy()"
+                f"format: shape {self.shape} cannot be formatted with {spec!r}; format one element, or .numpy()"
             )
         return format(self.item(), spec)
 
@@ -258,7 +258,7 @@ class Tensor:
         """
         if self._grad is None and self._node is not None and self._node.tensor_ref is None:
             warn(
-                f"grad: this tensor is no leaf (it comes from {self._node.name!r}), so backward does not fill its "
+                f"grad: this tensor is not a leaf (it comes from {self._node.name!r}), so backward does not fill its "
                 ".grad; call .retain_grad() before backward, or read the .grad of a leaf",
                 stacklevel=2,
             )
@@ -505,7 +505,7 @@ class Tensor:
     def __index__(self) -> int:
         """Use an integer tensor of size 1 as an index of a list: names[logits.argmax()]."""
         if self.dtype.kind not in "iu":
-            raise TypeError(f"index: a tensor of dtype {self.dtype} is no integer; call int(x) to round towards 0")
+            raise TypeError(f"index: a tensor of dtype {self.dtype} is not an integer; call int(x) to round towards 0")
         return int(self._one_element("index"))
 
     def __contains__(self, x: Any) -> bool:
@@ -960,7 +960,8 @@ def _operand(
             f"{op}: cannot take a {kind.__module__}.{kind.__name__} with a tensor of backend {xp.name!r}; "
             f"pass a number or a Tensor, as in Tensor(x, backend={xp.name!r})"
         )
-    raise TypeError(f"{op}: cannot take {value!r}, a {kind.__name__}; pass a real number, a bool or a Tensor")
+    what = repr(value) if value is None else f"{value!r}, a {kind.__name__}"
+    raise TypeError(f"{op}: cannot take {what}; pass a real number of at most 64 bits, a bool or a Tensor")
 
 
 def _parameters(

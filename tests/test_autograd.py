@@ -657,7 +657,7 @@ def test_retain_grad_keeps_the_gradient_of_an_intermediate(backend: Backend) -> 
     (a * b).backward()
     assert_close(a.grad, np.array([10.0]))
     with pytest.warns(
-        UserWarning, match=r"^grad: this tensor is no leaf \(it comes from 'multiply'\).*retain_grad\(\)"
+        UserWarning, match=r"^grad: this tensor is not a leaf \(it comes from 'multiply'\).*retain_grad\(\)"
     ):
         assert b.grad is None
     x.retain_grad()  # no effect on a leaf

@@ -322,7 +322,7 @@ def test_a_changed_half_precision_parameter_raises_if_recorded(backend: Backend)
         step(one)
     w.data -= w.data
     if hasattr(backend, "capture"):
-        with pytest.raises(RuntimeError, match="in half precision was changed after the step was recorded"):
+        with pytest.raises(RuntimeError, match="in half precision was changed after the step was captured"):
             step(one)
     else:
         step(one)
