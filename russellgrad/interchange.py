@@ -35,7 +35,8 @@ _IN_BLOCK = {
     "feed_forward.w_out": "mlp.c_proj.weight",
     "feed_forward.b_out": "mlp.c_proj.bias",
 }
-_WRAPPERS = ("_orig_mod", "module")  # what torch.compile and DistributedDataParallel add to names
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module")  # torch.compile, DistributedDataParallel and FSDP add these
+_ROOTS = ("transformer", "lm_head")  # names begin with one of them, after the names of modules that hold the model
 _NAMES = "the names and shapes are those of docs/torch_twin.py"
 
 
@@ -98,9 +99,9 @@ def read_state(source: Any) -> State:
         source = source.state_dict()
     state: State = {}
     for given, value in source.items():
-        name = ".".join(part for part in str(given).split(".") if part not in _WRAPPERS)
+        name = _name(str(given))
         if name in state:
-            raise ValueError(f"from_torch: two entries have the name {name} without {' and '.join(_WRAPPERS)}")
+            raise ValueError(f"from_torch: two entries have the name {name}, one of them {given}; leave one out")
         if not _is_mask(name, value):
             state[name] = _on_host(given, value)
     if _LOGITS in state:
@@ -115,6 +116,14 @@ def read_state(source: Any) -> State:
             f"({fewest}: {', '.join(names_of[fewest])}); cast them to one, as a torch.nn.Module's .double() does"
         )
     return state
+
+
+def _name(given: str) -> str:
+    """The name without what wrappers add, and with "transformer", which the state of that module alone lacks."""
+    parts = [part for part in given.split(".") if part not in _WRAPPERS]
+    first = next((i for i, part in enumerate(parts) if part in _ROOTS), 0)
+    alone = parts[0] in ("wte", "wpe", "h", "ln_f")
+    return ".".join(["transformer", *parts] if alone else parts[first:])
 
 
 def _is_mask(name: str, value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Module: the base class of layers and models. It finds parameters, saves and loads them, and moves them."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import UserList, deque
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from types import ModuleType
 from typing import Any, Self
 
@@ -186,20 +186,19 @@ class Module:
 
 
 # The types of values among which, and inside which, a module searches.
-_SEARCHED = (Tensor, Module, list, tuple, dict, deque, set, frozenset, Mapping)
+_SEARCHED = (Tensor, Module, list, tuple, dict, deque, UserList, set, frozenset, ValuesView, Mapping)
 
 
-def _items(name: str, value: Any) -> Iterable[tuple[Any, Any]]:
+def _items(name: str, value: Any) -> Iterator[tuple[Any, Any]]:
     """The attributes of a module, the elements of a list or the entries of a dict, with their names or keys."""
     if isinstance(value, Module):
-        return vars(value).items()
-    if isinstance(value, Mapping):
-        return value.items()
-    if isinstance(value, (list, tuple, deque)):
-        return enumerate(value)
-    if isinstance(value, (set, frozenset)) and any(isinstance(v, (Tensor, Module)) for v in value):
+        yield from vars(value).items()
+    if isinstance(value, Mapping):  # a module may be a list or a dict, too
+        yield from value.items()
+    elif isinstance(value, (list, tuple, deque, UserList)):
+        yield from enumerate(value)
+    elif isinstance(value, (set, frozenset, ValuesView)) and any(isinstance(v, (Tensor, Module)) for v in value):
         raise TypeError(f"Module: {name} is a {type(value).__name__} with Tensors or modules; use a list or a dict")
-    return ()
 
 
 def _loaded(name: str, value: Any, own: Tensor) -> Array:

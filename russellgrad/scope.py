@@ -43,6 +43,8 @@ class Scope(Generic[T]):
         Raises TypeError for an async generator function. Of a class, only the constructor is decorated, with a
         FutureWarning, as `torch.no_grad` does.
         """
+        if not callable(function):
+            raise TypeError(f"{self._name}: decorates a function, got {function!r}")
         if isasyncgenfunction(function):
             raise TypeError(
                 f"{self._name}: cannot decorate an async generator function; use `with {self._name}(...):` inside it"

@@ -362,3 +362,9 @@ def test_a_checkpoint_of_a_run_keeps_frozen_parameters(tmp_path: Path) -> None:
     assert all(np.array_equal(array, state[name]) for name, array in model.state_dict().items())
     own, other = (optimizer.state_dict()["state"] for optimizer in optimizers)
     assert all(np.array_equal(a["m"], b["m"]) for a, b in zip(own, other, strict=True))
+    fresh = small_model(seed=3)
+    fresh.blocks[0].attention.w_qkv.requires_grad = False
+    before = fresh.state_dict()
+    with pytest.raises(ValueError, match=r"attention\.w_qkv, which this optimizer does not train; give it all"):
+        checkpoints.find(tmp_path).restore(fresh, AdamWOptimizer(fresh.parameters(), 0.1))
+    assert all(np.array_equal(array, fresh.state_dict()[name]) for name, array in before.items())

@@ -555,6 +555,12 @@ def test_the_decorator_works_on_methods_and_without_parentheses(backend: Backend
     assert is_grad_enabled()
 
 
+@pytest.mark.parametrize("decorator", [no_grad, no_grad(), use_backend("numpy")], ids=["plain", "called", "backend"])
+def test_decorators_refuse_what_is_no_function(decorator: Any) -> None:
+    with pytest.raises(TypeError, match=r"^(no_grad|use_backend): decorates a function, got 5$"):
+        decorator(5)
+
+
 def test_use_backend_decorates_functions_and_generators() -> None:
     @use_backend("strict")
     def name() -> str:

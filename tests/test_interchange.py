@@ -287,6 +287,17 @@ def test_wrapped_models_are_imported(backend: Backend) -> None:
     check_imported(torch.nn.DataParallel(gpt), nanogpt(bias=True))
 
 
+@pytest.mark.parametrize("prefix", ["model.", "_fsdp_wrapped_module.", "module.net.gpt."])
+def test_a_model_in_another_module_is_imported(backend: Backend, prefix: str) -> None:
+    gpt = nanogpt(bias=True)
+    check_imported({prefix + name: value for name, value in gpt.state_dict().items()}, gpt)
+
+
+def test_the_state_of_the_transformer_alone_is_imported(backend: Backend) -> None:
+    gpt = nanogpt(bias=True)
+    check_imported(gpt.transformer.state_dict(), gpt)
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32, torch.bfloat16])
 def test_mask_buffers_of_any_dtype_are_left_out(backend: Backend, dtype: torch.dtype) -> None:
     """They are recognised by their shape; as in GPT-2's checkpoints, `masked_bias` comes with them."""

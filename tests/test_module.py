@@ -1,7 +1,7 @@
 """Module: parameters, state dicts, training mode, dtypes and backends; random draws."""
 
 import copy
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, UserList, defaultdict, deque
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -156,6 +156,26 @@ def test_cycles_and_shared_members_are_found_once(backend: Backend) -> None:
     values: list[Any] = [Tensor([1.0])]
     values.append(values)
     assert named(Holder(values=values)) == ["values.0"]
+
+
+class ListModule(Module, list[Any]):
+    """A module that is also a list, such as PyTorch's ModuleList."""
+
+
+class DictModule(Module, dict[str, Any]):
+    """A module that is also a dict."""
+
+
+def test_a_module_may_be_a_list_or_a_dict(backend: Backend) -> None:
+    layers: Any = ListModule([LayerNorm(2), Tensor([1.0])])
+    layers.scale = Tensor([2.0])
+    model = Holder(layers=layers, heads=DictModule(a=Tensor([3.0])), more=UserList([Tensor([4.0])]))
+    assert named(model) == [
+        "layers.scale", "layers.0.gamma", "layers.0.beta", "layers.1", "heads.a", "more.0"
+    ]  # fmt: skip
+    assert [type(m).__name__ for m in model.modules()] == ["Holder", "ListModule", "LayerNorm", "DictModule"]
+    with pytest.raises(TypeError, match="Module: all is a dict_values with Tensors or modules; use a list or a dict"):
+        Holder(all={"a": Tensor([1.0])}.values()).parameters()
 
 
 def test_modules_may_be_nested_deeply(backend: Backend) -> None:

@@ -68,8 +68,9 @@ class Checkpoint:
         if saved.tokenizer.vocabulary != model.tokenizer.vocabulary:
             raise ValueError(f"{self.path} has a model with another vocabulary; train on the same text")
         try:
+            optimizer_state = self._optimizer_state(model, optimizer)  # first: its errors leave the model as it is
             model.load_state_dict(saved.state_dict())
-            optimizer.load_state_dict(self._optimizer_state(model, optimizer))
+            optimizer.load_state_dict(optimizer_state)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{self.path} does not fit this run: {error}") from error
         generator = model.dropout.generator
@@ -92,6 +93,11 @@ class Checkpoint:
                 kept.setdefault(parameter, {})[name] = value
         names = _parameter_names(model)
         state = [kept.pop(names[id(p)], {}) for p in optimizer.params]
+        if frozen := sorted(set(kept) & set(names.values())):
+            raise ValueError(
+                f"it has optimizer state for {', '.join(frozen)}, which this optimizer does not train; give it all "
+                "parameters, and freeze them afterwards"
+            )
         if kept:
             raise ValueError(f"it has optimizer state for {', '.join(sorted(kept))}, which this model does not have")
         return {**self.state["optimizer"], "state": state}
