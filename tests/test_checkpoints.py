@@ -434,7 +434,7 @@ def test_resume_with_a_config_raises(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     with pytest.raises(ValueError, match="resume uses the settings of its checkpoint; pass it without a config"):
         train(Config(**{**RUN, "dataset": text}), resume=str(tmp_path))
-    with pytest.raises(TypeError, match=r"train: preset replaces the defaults, .*; pass it without a config"):
+    with pytest.raises(TypeError, match=r"train: a preset does not apply to a config, .*; pass it without a config"):
         train(Config(**{**RUN, "dataset": text}), preset="shakespeare-cpu")
     with pytest.raises(TypeError, match=r"there is no setting stepz; did you mean steps\?"):
         train(Config(**{**RUN, "dataset": text}), stepz=3)

@@ -119,10 +119,8 @@ def test_help_lists_all_options() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--prompt", "xyz"],
-            "error: --prompt: character 'x' at position 0 is not in the vocabulary",
-        ),
+        (["--prompt", "xyz"], "error: --prompt: character 'x' at position 0 is not in the vocabulary"),
+        (["--prompt", "xyz"], " of the model; use characters of the text that it was trained on"),
         (["--tokens", "-1"], "needs --tokens >= 0, got -1"),
         (["--top-k", "0"], "needs --top-k >= 1, got 0"),
         (["--prompt", ""], "the prompt is empty"),
@@ -137,8 +135,6 @@ def test_errors_are_one_line(model_file: Path, arguments: list[str], message: st
     assert run.returncode == 1
     assert message in run.stderr
     assert "Traceback" not in run.stderr
-    if "xyz" in arguments:
-        assert run.stderr.endswith(" of the model; use characters of the text that it was trained on\n")
 
 
 def test_a_missing_file_is_a_one_line_error() -> None:

@@ -134,9 +134,9 @@ def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, extra: 
                 numbers.setdefault(names[id(parameter)], {})[name] = value
     for name, array in [*model.state_dict().items(), *arrays.items()]:
         if not np.isfinite(array).all():
-            last = latest_checkpoint(run) or "none"
+            good = latest_checkpoint(run) or "none"
             raise FloatingPointError(
-                f"after step {step} {name} is not finite; the last good checkpoint is {last}: lower the learning "
+                f"after step {step} {name} is not finite; the last good checkpoint is {good}: lower the learning "
                 "rate, or clip the gradient"
             )
     generator = model.dropout.generator

@@ -42,7 +42,8 @@ class Progress:
         self._start_time = self._last_line = time.perf_counter()
 
     def __enter__(self) -> Self:
-        if is_terminal() if self._terminal is None else self._terminal:
+        wanted = is_terminal() if self._terminal is None else self._terminal
+        if wanted:
             try:
                 bar = _rich_bar()
             except ImportError:

@@ -103,8 +103,7 @@ def train(config: Config | None = None, **settings: Any) -> Result:
         settings: fields of Config, and `preset`. With a config, fields only, which replace its fields.
 
     Raises:
-        TypeError: a field is unknown, or its value has another type; `config` is not a Config; it is given with a
-            preset.
+        TypeError: a field is unknown, or its value has another type; `config` is not a Config, or comes with a preset.
         ValueError: a field is out of range; the backend does not support the dtype; the dataset is unknown or too
             short; the prompt has characters that the dataset does not have; RG_TRAIN_STEPS is not a positive number;
             the checkpoint is damaged or belongs to another run.
@@ -124,7 +123,9 @@ def train(config: Config | None = None, **settings: Any) -> Result:
         elif "resume" in settings:
             raise ValueError("train: resume uses the settings of its checkpoint; pass it without a config")
         elif "preset" in settings:
-            raise TypeError("train: preset replaces the defaults, which a config has no more; pass it without a config")
+            raise TypeError(
+                "train: a preset does not apply to a config, which has all settings; pass it without a config"
+            )
         else:
             check_names(settings)
             config = replace(config, **settings)
