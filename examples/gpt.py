@@ -6,7 +6,6 @@ falls from 4.2, which is ln 65 for the text's 65 characters, to about 1.8.
 """
 
 import argparse
-import io
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import cosine_with_warmup
 from russellgrad.tokenizer import Tokenizer
+from train.progress import echo, escape_controls  # echo is a print that a closed pipe or a full disk does not end
 
 parser = argparse.ArgumentParser(description="Train a GPT on a text, character by character.")
 parser.add_argument("text", type=Path, help="a UTF-8 text file, such as Tiny Shakespeare")
@@ -28,9 +28,6 @@ if args.text.is_dir() or not args.text.exists():
     parser.error(f"there is no file {args.text}")
 if args.steps < 1:
     parser.error(f"--steps must be positive, got {args.steps}")
-
-if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="backslashreplace")  # a sample may have characters that the terminal cannot show
 
 batch_size, block_size = 12, 64  # B sequences of T characters in each step
 learning_rate, weight_decay, max_norm = 2e-3, 0.1, 1.0
@@ -72,10 +69,10 @@ for step in range(args.steps):
     if step % 100 == 0 or step == args.steps - 1:  # both losses are those before the step
         with no_grad():
             val_loss = np.mean([get_loss(val_ids).item() for _ in range(20)])
-        print(f"step {step:4}: loss {loss.item():.4f}, validation loss {val_loss:.4f}")
+        echo(f"step {step:4}: loss {loss.item():.4f}, validation loss {val_loss:.4f}")
     optimizer.zero_grad()
     loss.backward()
     optimizer.step(max_norm)
 
 prompt = "\n" if "\n" in text else text[0]
-print(model.eval().generate(prompt, max_new_tokens=500, temperature=0.8, seed=0))
+echo(escape_controls(model.eval().generate(prompt, max_new_tokens=500, temperature=0.8, seed=0)))

@@ -156,6 +156,38 @@ def test_a_new_run_moves_the_outputs_of_an_earlier_run_aside(
     assert (tmp_path / "other" / "earlier-1" / "model.safetensors").read_bytes() == b"somebody's"
 
 
+@pytest.mark.parametrize("failing", ["rename", "rmtree"])
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    failed: list[Path] = []
+    rename, rmtree = Path.rename, shutil.rmtree
+
+    def fail_once(path: Path) -> None:
+        if "step-00000002" in path.name and path.exists() and len(failed) < 2:
+            failed.append(path)
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    def failing_rename(path: Path, target: Path) -> Path:
+        fail_once(path)
+        return rename(path, target)
+
+    def failing_rmtree(path: Path, ignore_errors: bool = False) -> None:
+        fail_once(path)
+        rmtree(path, ignore_errors)
+
+    if failing == "rename":
+        monkeypatch.setattr(Path, "rename", failing_rename)
+    else:
+        monkeypatch.setattr(shutil, "rmtree", failing_rmtree)
+    assert run(text, tmp_path, keep=1).steps == 12
+    assert len(failed) == 2
+    assert names(tmp_path)[-1] == "step-00000012"
+    assert not [name for name in names(tmp_path) if "step-00000002" in name]
+    line = rf"^cannot remove the old checkpoint {tmp_path}/checkpoints/\S*step-00000002: .* busy; the next checkpoint "
+    assert len(re.findall(line, capsys.readouterr().out, re.MULTILINE)) == 2
+
+
 @pytest.mark.parametrize("package", ["tensorboardX", "safetensors.numpy"])
 def test_a_start_that_fails_leaves_an_earlier_run_in_place(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
@@ -191,7 +223,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_outputs_in_the_other_folder(
 def test_resuming_after_a_new_run_without_a_checkpoint_names_the_earlier_run(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     assert checkpoints.move_earlier_run(tmp_path) == tmp_path / "earlier-1"
-    with pytest.raises(FileNotFoundError, match=r"; an earlier run is in (\S+/earlier-1): --resume \1$"):
+    with pytest.raises(FileNotFoundError, match=r"; an earlier run is in (\S+/earlier-1): resume \1$"):
         configure(resume=str(tmp_path))
     assert train(resume=str(tmp_path / "earlier-1"), steps=6).steps == 6
 
@@ -251,6 +283,19 @@ def test_a_signal_in_the_last_step_leaves_out_the_last_validation(
     assert [step for step, _, _ in read_metrics(tmp_path / "parts").validations] == [3, 6, 9, 12]
 
 
+def test_a_limited_run_that_was_stopped_in_its_last_validation_is_completed(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RG_TRAIN_STEPS", "8")
+    whole = run(text, tmp_path / "whole")
+    assert [found.step for found in run_until_signal(monkeypatch, 8, text, tmp_path / "parts").validations] == [3, 6]
+    for _ in range(2):
+        assert train(resume=str(tmp_path / "parts")).validations == whole.validations
+    assert [step for step, _, _ in read_metrics(tmp_path / "parts").validations] == [3, 6, 8]
+    monkeypatch.delenv("RG_TRAIN_STEPS")
+    assert [found.step for found in train(resume=str(tmp_path / "parts")).validations] == [3, 6, 9, 12]
+
+
 def test_a_second_run_in_the_same_folder_raises(text: str, tmp_path: Path) -> None:
     with (
         checkpointer._locked(tmp_path),
@@ -286,10 +331,10 @@ def test_a_damaged_checkpoint_raises_and_names_the_last_good_one(
     run(text, tmp_path, steps=8, keep=3)
     last, before, good = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (8, 6, 4))
     damage(last, f"{how}: {file}")
-    with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*the last good one is {before}: --resume "):
+    with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*the last good one is {before}: resume "):
         train(resume=str(tmp_path))
     damage(before, f"{how}: {file}")
-    with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*the last good one is {good}: --resume "):
+    with pytest.raises(ValueError, match=f"checkpoint {last} is damaged: .*the last good one is {good}: resume "):
         train(resume=str(tmp_path))
     elsewhere = train(resume=str(good), out=str(tmp_path / "elsewhere"))
     assert (
@@ -374,6 +419,8 @@ def test_saving_non_finite_parameters_raises(text: str, tmp_path: Path) -> None:
         FloatingPointError, match=f"after step 6 .*w_qkv is not finite; the last good checkpoint is {tmp_path}"
     ):
         checkpoints.save(tmp_path, 6, result.model, optimizer, {})
+    with pytest.raises(FloatingPointError, match="the last good checkpoint is none: lower"):
+        checkpoints.save(tmp_path / "new", 6, result.model, optimizer, {})
     assert find(tmp_path).step == 4
 
 
@@ -387,6 +434,15 @@ def test_resume_with_a_config_raises(text: str, tmp_path: Path) -> None:
     run(text, tmp_path, steps=4, warmup=1)
     with pytest.raises(ValueError, match="resume uses the settings of its checkpoint; pass it without a config"):
         train(Config(**{**RUN, "dataset": text}), resume=str(tmp_path))
+    with pytest.raises(TypeError, match=r"train: a preset does not apply to a config, .*; pass it without a config"):
+        train(Config(**{**RUN, "dataset": text}), preset="shakespeare-cpu")
+    with pytest.raises(TypeError, match=r"there is no setting stepz; did you mean steps\?"):
+        train(Config(**{**RUN, "dataset": text}), stepz=3)
+    wrong: Any = "notes.txt"
+    with pytest.raises(
+        TypeError, match=r"train: config must be a Config, got 'notes.txt' of type str; pass settings by"
+    ):
+        train(wrong)
     with pytest.raises(ValueError, match="belongs to a run with seed 0, not 5"):
         train(Config(**{**RUN, "dataset": text, "seed": 5, "resume": str(tmp_path), "out": str(tmp_path)}))
 
@@ -459,7 +515,12 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     written = checkpoint.write_synced
     for module in (checkpoint, checkpoints):
         monkeypatch.setattr(module, "write_synced", full)
-    with pytest.raises(OSError, match=f"No space left on device; the last one is {good}: fix the cause, and --resum"):
+    with (
+        pytest.raises(OSError, match=f"^cannot write {tmp_path}/x: No space left on device; there is no checkpoint$"),
+        checkpoints.explain_write_errors(tmp_path / "new", tmp_path / "x"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match=f"No space left on device; the last one is {good}: fix the cause, and resum"):
         train(resume=str(tmp_path), steps=12)
     assert names(tmp_path) == before
     monkeypatch.undo()
@@ -495,7 +556,7 @@ def test_a_full_disk_for_the_metrics_names_the_last_checkpoint(
     with pytest.raises(
         OSError,
         match=f"^cannot write {tmp_path}/metrics.jsonl: No space left on device; the last checkpoint is {tmp_path}/chec"
-        "kpoints/step-00000006: fix the cause, and --resume$",
+        "kpoints/step-00000006: fix the cause, and resume$",
     ):
         train(resume=str(tmp_path), steps=12)
     assert find(tmp_path).step == 6
@@ -520,6 +581,22 @@ def test_a_full_disk_under_the_metrics_keeps_the_state_and_whole_lines(text: str
     done = run_python("train/train_transformer.py", "--resume", str(out))
     assert done.returncode == 0, done.stderr
     assert read_metrics(out).steps[-1] == 1000
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"step": 13, "validation_loss": 1' + 400 * "0" + ', "blocks": 5}', "int too large to convert to float"),
+        (100_000 * "[", "maximum recursion depth exceeded"),
+        ('{"step": 12, "run": {"config": [1]}}', r"config of the run is \[1\], not of type dict"),
+        ('{"step": 12, "run": {"parameters": "1"}}', "parameters of the run is '1', not of type int"),
+    ],
+    ids=["large", "nested", "config", "parameters"],
+)
+def test_metrics_that_cannot_be_read_name_the_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 1.*{message}.*; remove the line"):
+        read_metrics(tmp_path)
 
 
 def test_a_write_that_fails_leaves_no_part_of_a_line(tmp_path: Path) -> None:
@@ -627,6 +704,9 @@ def test_the_best_checkpoint_in_the_folder_of_an_earlier_run_is_named(
     )
     assert expected in capsys.readouterr().out
     assert names(tmp_path / "first")[0] == "step-00000006"
+    shutil.rmtree(tmp_path / "first" / "checkpoints" / "step-00000006")  # by hand
+    train(resume=tmp_path / "first")
+    assert f"blocks): after step 6; it is not in {tmp_path / 'first'}\n" in capsys.readouterr().out
 
 
 def test_checkpoints_of_earlier_versions_have_no_numbers_of_blocks(text: str, tmp_path: Path) -> None:
@@ -726,6 +806,12 @@ def test_paths_and_numpy_scalars_are_settings(text: str, tmp_path: Path) -> None
             r"learning_rate must be of type float, got array\(\[0.001\]\) of type nd",
         ),
         ({"tensorboard": 1}, "tensorboard must be of type bool, got 1 of type int"),
+        ({"temperature": np.ma.masked}, "temperature must be of type float, got masked of type MaskedConstant"),
+        ({"dropout": np.ma.array(0.5, mask=True)}, "dropout must be of type float, got masked_array"),
+        (
+            {"preset": ["shakespeare-cpu"]},
+            r"preset must be of type str or None, got \['shakespeare-cpu'\] of type list",
+        ),
         ({"warmup": "2"}, "warmup must be of type int or None, got '2' of type str"),
         ({"out": b"folder"}, "out must be of type str or None, got b'folder' of type bytes"),
         ({"prompt": Path("a")}, r"prompt must be of type str or None, got PosixPath\('a'\) of type PosixPath"),
@@ -770,6 +856,74 @@ def test_a_run_that_fails_before_a_step_is_logged_moves_the_earlier_one_back(
         assert read_metrics(tmp_path).steps == list(range(1, 11))
 
 
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_an_earlier_run_that_cannot_be_moved_stays_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, failing: int
+) -> None:
+    run(text, tmp_path)
+    before, rename, taken = sorted(path.name for path in tmp_path.iterdir()), Path.rename, []
+
+    def full(path: Path, target: Path) -> Path:
+        taken.append(path)
+        if len(taken) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        with pytest.raises(
+            OSError, match=f"cannot move the outputs .* in {tmp_path} to .*earlier-1: No space left .* out"
+        ):
+            run(text, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert find(tmp_path).step == 12
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], ids=str)
+def test_a_start_that_fails_after_the_move_moves_the_earlier_run_back(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, error: Any
+) -> None:
+    """Ctrl-C when the earlier run was moved, and a full disk under the copy of a pipe's text."""
+    run(text, tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def fail(*_: Any) -> None:
+        assert (tmp_path / "earlier-1").exists()
+        raise error
+
+    monkeypatch.setattr(os.path, "isfile", lambda _: False)
+    monkeypatch.setattr(checkpointer, "replace_file", fail)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OSError):
+        run(text, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert find(tmp_path).step == 12
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGHUP here")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_start_stops_the_run_after_a_step(
+    monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, number: int
+) -> None:
+    def killed(*_: Any) -> None:
+        raise AssertionError("a signal that would have ended the program")
+
+    move, previous = checkpoints.move_earlier_run, signal.signal(number, killed)
+
+    def move_and_stop(folder: Path) -> Path | None:
+        moved = move(folder)
+        signal.raise_signal(number)
+        return moved
+
+    try:
+        run(text, tmp_path)
+        monkeypatch.setattr(checkpoints, "move_earlier_run", move_and_stop)
+        result = run(text, tmp_path)
+    finally:
+        signal.signal(number, previous)
+    assert (result.signal, result.steps, find(tmp_path).step) == (number, 1, 1)
+    assert find(tmp_path / "earlier-1").step == 12
+
+
 # --- Where the text comes from
 
 
@@ -787,7 +941,11 @@ def test_a_relative_dataset_is_found_from_another_folder(
     Path(text).rename(tmp_path / "elsewhere" / "text.txt")
     assert train(resume=whole.path.parent).steps == 12
     Path("text.txt").unlink()
-    with pytest.raises(ValueError, match=r"dataset 'text.txt' is neither a file nor .* starts in the current folder, "):
+    with pytest.raises(
+        ValueError,
+        match=r"dataset 'text.txt' is neither a file nor .* starts in the current folder, .*\); give the path of the "
+        r"text of \S+/whole/checkpoints/step-00000012 with dataset$",
+    ):
         train(resume=whole.path.parent)
 
 
@@ -808,12 +966,39 @@ def test_a_pipe_is_a_dataset(text: str, tmp_path: Path, source: str) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out/dataset.txt").exists() == ("<(" in source)
+    assert (tmp_path / "out/dataset-copy.txt").exists() == ("<(" in source)
     assert train(resume=tmp_path / "out", steps=8).steps == 8
     moved = (tmp_path / "out").rename(tmp_path / "moved")
     assert train(resume=moved, steps=9).steps == 9
     run(text, moved)
     assert train(resume=moved / "earlier-1", steps=10).steps == 10
+    train(resume=moved / "earlier-1", out=tmp_path / "other", steps=11)
+    shutil.rmtree(moved)
+    assert train(resume=tmp_path / "other", steps=12).steps == 12  # it has a copy of its own
+
+
+def test_a_dataset_in_the_folder_of_the_run_is_not_moved(text: str, tmp_path: Path) -> None:
+    dataset = tmp_path / "out" / "dataset.txt"
+    dataset.parent.mkdir()
+    content = Path(text).read_bytes()
+    dataset.write_bytes(content)
+    for _ in range(2):
+        run(str(dataset), dataset.parent, steps=4, warmup=1)
+        assert dataset.read_bytes() == content
+    assert not (dataset.parent / "earlier-1" / "dataset.txt").exists()
+    # A file with the name of a run's copy of a pipe, which this run does not have.
+    (dataset.parent / checkpoints.TEXT).write_text("somebody's")
+    assert train(resume=dataset.parent, steps=5).config.dataset == str(dataset)
+    before = {path: path.read_bytes() for path in dataset.parent.rglob("*") if path.is_file()}
+    inside = dataset.parent / "checkpoints" / "text.txt"
+    for taken in (dataset.parent / checkpoints.TEXT, dataset.parent / "report.html", inside):
+        shutil.copy(text, taken)
+        with pytest.raises(ValueError, match=rf"dataset '{taken}' has the path of an output of .* folder with out$"):
+            run(str(taken), dataset.parent)
+        assert taken.read_bytes() == content
+        taken.unlink()
+    before.pop(dataset.parent / checkpoints.TEXT)
+    assert {path: path.read_bytes() for path in dataset.parent.rglob("*") if path.is_file()} == before
 
 
 def test_a_folder_is_no_dataset(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,6 +83,25 @@ def test_gpt_example_reports_a_text_that_it_cannot_use(
     assert done.returncode == 2
     assert f"gpt.py: error: {message}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell, and /dev/full")
+@pytest.mark.parametrize("redirection", ["| head -c 1", ">/dev/full", ">&-"])
+def test_gpt_example_does_not_die_of_its_output(tmp_path: Path, redirection: str) -> None:
+    (tmp_path / "input.txt").write_text("ab" * 325)
+    command = [sys.executable, str(ROOT / "examples/gpt.py"), "input.txt", "--steps", "2"]
+    shell = ["sh", "-c", f'{{ "$@"; echo "$?" >status; }} {redirection}', "sh", *command]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (tmp_path / "status").read_text() == "0\n", done.stderr
+    full = "standard output is discarded from now on: [Errno 28] No space left on device\n"
+    assert done.stderr == (full if redirection == ">/dev/full" else "")
+
+
+def test_gpt_example_escapes_control_characters(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text("a\x1b[" * 220)
+    done = run_python(str(ROOT / "examples/gpt.py"), "input.txt", "--steps", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\\x1b" in done.stdout and "\x1b" not in done.stdout
 
 
 def test_gpt_example_trains_on_the_shortest_text(tmp_path: Path) -> None:

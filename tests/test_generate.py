@@ -120,6 +120,7 @@ def test_help_lists_all_options() -> None:
     ("arguments", "message"),
     [
         (["--prompt", "xyz"], "error: --prompt: character 'x' at position 0 is not in the vocabulary"),
+        (["--prompt", "xyz"], " of the model; use characters of the text that it was trained on"),
         (["--tokens", "-1"], "needs --tokens >= 0, got -1"),
         (["--top-k", "0"], "needs --top-k >= 1, got 0"),
         (["--prompt", ""], "the prompt is empty"),

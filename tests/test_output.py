@@ -121,7 +121,7 @@ def test_a_closed_or_full_standard_output_does_not_end_the_run(
     shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, *command]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    full = "the standard output is discarded from here on: [Errno 28] No space left on device\n"
+    full = "standard output is discarded from now on: [Errno 28] No space left on device\n"
     assert done.stderr == (full if redirection == ">/dev/full" else "")
     assert find(tmp_path / "out").step == 6
     assert read_metrics(tmp_path / "out").steps == list(range(1, 7))
@@ -198,8 +198,18 @@ def terminals() -> Iterator[list[Terminal]]:
 
 
 @posix
-def test_a_dumb_terminal_gets_lines(command: list[str], terminals: list[Terminal]) -> None:
-    terminals.append(Terminal(*command, TERM="dumb"))
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TERM": "dumb"}, {"TERM": "DUMB"}, {"TERM": "unknown"}, {"TTY_COMPATIBLE": "0"}, {"TTY_INTERACTIVE": "0"},
+        {"COLUMNS": "20"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_terminal_without_animation_gets_lines(
+    command: list[str], terminals: list[Terminal], environment: dict[str, str]
+) -> None:
+    terminals.append(Terminal(*command, **environment))
     output = terminals[0].read()
     assert terminals[0].process.wait(60) == 0, output
     assert "\nstep 6/6  loss " in output
@@ -271,6 +281,19 @@ def test_a_sample_that_fails_is_not_tried_again(monkeypatch: pytest.MonkeyPatch,
             train_transformer.train(resume=str(tmp_path))
         assert find(tmp_path).step == 6
         assert train_transformer.train(resume=str(tmp_path)).steps == 6
+
+
+def test_a_change_of_the_learning_rate_is_one_line_above_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("rich")
+    small(text, tmp_path)
+    monkeypatch.setattr(progress, "is_terminal", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    train_transformer.train(resume=str(tmp_path), steps=24, learning_rate=1e-3)
+    line = "step 7: learning_rate is 0.001 instead of 0.002, steps is 24 instead of 6\n"
+    assert line in capsys.readouterr().out
 
 
 # --- The progress of a validation

@@ -250,6 +250,11 @@ def test_non_finite_loss_raises_with_the_step(backend: Backend, text: str, tmp_p
         ({"top_k": 0}, "top_k must be positive"),
         ({"seed": -1}, "seed must not be negative"),
         ({"seed": 2**64}, "seed must be in"),
+        ({"batch": 10**30}, r"batch must be less than 2\*\*63, got 1000"),
+        ({"steps": 2**63}, r"steps must be less than 2\*\*63, got 9223372036854775808"),
+        ({"out": ""}, "out must not be empty"),
+        ({"dataset": ""}, "dataset must not be empty"),
+        ({"resume": ""}, "resume must not be empty"),
     ],
 )
 def test_setting_out_of_range_raises(options: dict[str, Any], message: str) -> None:
@@ -280,7 +285,9 @@ def test_text_without_newlines_is_accepted(tmp_path: Path) -> None:
 
 def test_unwritable_folder_raises(text: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(OSError, match=r"cannot write to the output folder .*file"):
+    with pytest.raises(
+        OSError, match=r"cannot write to the output folder .*file: it is a file; choose another with out"
+    ):
         small(text, tmp_path / "file")
 
 
@@ -402,6 +409,7 @@ def test_train_from_the_root_does_not_read_the_command_line(text: str, tmp_path:
     [
         (["--dataset", "sonnets"], {}, "error: dataset 'sonnets' is neither a file nor one of shakespeare"),
         (["--steps", "0"], {}, "error: --steps must be positive, got 0\n"),
+        (["--out", ""], {}, "error: --out must not be empty\n"),
         (["--dtype", "float16"], {}, "invalid choice: 'float16'"),
         ([], {"RG_BACKEND": "nympy"}, "error: unknown backend 'nympy': did you mean 'numpy'? known are numpy,"),
         (["--lr", "0.1"], {}, "error: unrecognized arguments: --lr 0.1; did you mean --learning-rate?"),

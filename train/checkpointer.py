@@ -53,18 +53,27 @@ class Checkpointer:
     earlier run in the folder are moved to a subfolder; if the block raises before the first step is logged, they are
     moved back.
 
+    Args:
+        last_step: the last step of this run, by default `config.steps`.
+
     Attributes:
         validations: those so far, up to the checkpoint in a resumed run. `record` appends to them.
 
     Raises:
         ImportError: safetensors is not installed.
         ValueError: the checkpoint is damaged, or belongs to a run with other settings or another text, or later
-            checkpoints would be overwritten.
+            checkpoints would be overwritten, or the dataset would be moved with the outputs of an earlier run.
         OSError: the folder cannot be written to; on entering, another run is writing into it.
     """
 
     def __init__(
-        self, config: Config, text: str, model: Transformer, optimizer: Optimizer, group: ProcessGroup
+        self,
+        config: Config,
+        text: str,
+        model: Transformer,
+        optimizer: Optimizer,
+        group: ProcessGroup,
+        last_step: int | None = None,
     ) -> None:
         require_safetensors("train")  # now, not at the first checkpoint
         self.config, self._model, self._optimizer, self._group = config, model, optimizer, group
@@ -74,6 +83,10 @@ class Checkpointer:
         self._text_path = None if config.dataset in DATASETS else _absolute(config.dataset)
         self._text_sha256 = hashlib.sha256(text.encode()).hexdigest()
         self._checkpoint = None if config.resume is None else self._find(config.resume)
+        self._copies_text = self._text_path is not None and self._needs_copy(self._text_path)
+        if self._copies_text:
+            self._text_path = os.path.abspath(self.folder / checkpoints.TEXT)
+        self._last_step = config.steps if last_step is None else last_step
         state = None if self._checkpoint is None else self._checkpoint.state
         group.check_same({"text": self._text_sha256, "checkpoint": state})
         self.validations = [] if state is None else self._restored_validations(state)
@@ -121,6 +134,19 @@ class Checkpointer:
         """Whether the run continues in the folder of the run that it is resumed from."""
         return checkpoint.path.parent == (self.folder / checkpoints.FOLDER).resolve()
 
+    def _needs_copy(self, text_path: str) -> bool:
+        """Whether the run stores its text: that of a pipe, which is read only once, or another run's copy of it."""
+        if not os.path.isfile(text_path):
+            return True
+        if self._checkpoint is not None and self._same_folder(self._checkpoint):
+            return False
+        if checkpoints.is_output(self.folder, text_path):
+            raise ValueError(
+                f"dataset {self.config.dataset!r} has the path of an output of the run, which would move it; choose "
+                f"another folder with {option('out')}"
+            )
+        return self._checkpoint is not None and os.path.basename(text_path) == checkpoints.TEXT
+
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             if self._group.is_main:
@@ -129,18 +155,27 @@ class Checkpointer:
                 self._checkpoint.restore(self._model, self._optimizer)
             self._group.check_same_parameters(self._model)
             if self._group.is_main:  # last: a start that fails must leave the folder unchanged
-                self._prepare_folder()
+                try:
+                    self._prepare_folder()
+                except BaseException:
+                    self._move_back()
+                    raise
                 if self._checkpoint is not None:
                     echo(f"resumed from {self._checkpoint.path}")
             self._exit_stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if error is not None and self._moved is not None and not self._has_outputs():
+        if error is not None:
+            self._move_back()
+        self._exit_stack.__exit__(kind, error, tb)
+
+    def _move_back(self) -> None:
+        """After an error: move the outputs of an earlier run back, unless this run has outputs."""
+        if self._moved is not None and not self._has_outputs():
             with suppress(OSError):  # the error is what to report
                 checkpoints.move_back(self.folder, self._moved)
                 echo(f"the outputs of the earlier run are in {self.folder} again")
-        self._exit_stack.__exit__(kind, error, tb)
 
     def _has_outputs(self) -> bool:
         """Whether the run has logged a step or written a checkpoint."""
@@ -151,29 +186,29 @@ class Checkpointer:
     def _prepare_folder(self) -> None:
         checkpoints.remove_unfinished(self.folder)
         if self._checkpoint is None or not self._same_folder(self._checkpoint):
-            if destination := checkpoints.move_earlier_run(self.folder):
-                self._moved = destination
-                echo(f"the outputs of an earlier run in {self.folder} are now in {destination}")
+            self._moved = checkpoints.move_earlier_run(self.folder)
+            if self._moved is not None:
+                echo(f"the outputs of an earlier run in {self.folder} are now in {self._moved}")
         else:
             for path in checkpoints.later_checkpoints(self._checkpoint)[1]:
                 echo(f"a damaged checkpoint is now {checkpoints.mark_damaged(path)}")
-        if self._text_path is not None and not os.path.isfile(self._text_path):  # a pipe, which is read only once
-            self._text_path = os.path.abspath(self.folder / checkpoints.TEXT)
+        if self._copies_text:
+            path = self.folder / checkpoints.TEXT
             content = self._text.replace("\n", "\r\n").encode("utf-8-sig")  # what `load_text` undoes, for any text
-            with checkpoints.explain_write_errors(self.folder, Path(self._text_path)):
-                replace_file(Path(self._text_path), content)
+            with checkpoints.explain_write_errors(self.folder, path):
+                replace_file(path, content)
 
     def _restored_validations(self, state: dict[str, Any]) -> list[Validation]:
         """The validations that a run which was never stopped would have had up to the checkpoint.
 
-        RG_TRAIN_STEPS may have added one after the last step. In checkpoints of earlier versions the loss after the
-        last step is a mean over all blocks, and those before it over `eval_blocks`.
+        RG_TRAIN_STEPS may have added one after the last step; it stays if this run ends there, too. In checkpoints of
+        earlier versions the loss after the last step is a mean over all blocks, and those before it over `eval_blocks`.
         """
         saved, blocks = state["config"], state.get("validation_blocks")
         losses = [Validation(step, loss, (blocks or {}).get(str(step), 0)) for step, loss in state["validation_losses"]]
         if losses and losses[-1].step in (state["step"], saved["steps"]):
             last = losses[-1].step
-            scheduled = last == saved["steps"] or last % saved["eval_interval"] == 0
+            scheduled = last in (saved["steps"], self._last_step) or last % saved["eval_interval"] == 0
             if not scheduled or blocks is None and last == saved["steps"] != self.config.steps:
                 losses.pop()
         return losses
@@ -270,6 +305,8 @@ def _make_folder(folder: Path) -> Path:
             pass
     except OSError as error:
         raise OSError(
-            f"cannot write to the output folder {folder}: {error.strerror}; choose another with {option('out')}"
+            f"cannot write to the output folder {folder}: "
+            f"{'it is a file' if isinstance(error, FileExistsError) else error.strerror}; "
+            f"choose another with {option('out')}"
         ) from error
     return folder

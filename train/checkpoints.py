@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from russellgrad.backend import Array
 from russellgrad.checkpoint import load_model, replace_file, save_model, sync_folder, upgrade_state, write_synced
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
+from train.progress import echo, option
 
 FORMAT = "russellgrad-checkpoint"
 VERSION = 2
@@ -39,7 +40,7 @@ MODEL = "model.safetensors"
 _FILES = (MODEL, "optimizer.safetensors", "state.json")
 _CHECKSUMS = "SHA256SUMS"
 _VALIDATIONS = "validations.json"
-TEXT = "dataset.txt"  # in a run's folder: the text, if it was not read from a file
+TEXT = "dataset-copy.txt"  # in a run's folder: the text, if it came through a pipe
 _EARLIER = "earlier-"  # prefix of subfolders with the outputs of earlier runs
 _WRITING, _REMOVING = ".writing-", ".going-"  # prefixes of folders that are being written or removed
 _RUN_OUTPUTS = (MODEL, FOLDER, TEXT, "metrics.jsonl", "tensorboard", "report.html", "attention.png", "loss.png",
@@ -139,9 +140,10 @@ def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, extra: 
                 numbers.setdefault(names[id(parameter)], {})[name] = value
     for name, array in [*model.state_dict().items(), *arrays.items()]:
         if not np.isfinite(array).all():
+            good = latest_checkpoint(run) or "none"
             raise FloatingPointError(
-                f"after step {step} {name} is not finite; the last good checkpoint is {latest_checkpoint(run)}: lower "
-                "the learning rate, or clip the gradient"
+                f"after step {step} {name} is not finite; the last good checkpoint is {good}: lower the learning "
+                "rate, or clip the gradient"
             )
     generator = model.dropout.generator
     state = {
@@ -167,7 +169,7 @@ def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, extra: 
         last = latest_checkpoint(run)
         raise OSError(
             f"cannot write checkpoint {path}: {error.strerror or error}; "
-            + (f"the last one is {last}: fix the cause, and --resume" if last else "there is no earlier one")
+            + (f"the last one is {last}: fix the cause, and {option('resume')}" if last else "there is no earlier one")
         ) from error
     return path
 
@@ -190,10 +192,11 @@ def _sha256(path: Path) -> str:
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint. It is renamed first, so that no incomplete checkpoint has its name at any time."""
-    renamed = path.with_name(f"{_REMOVING}{path.name}")
-    shutil.rmtree(renamed, ignore_errors=True)
-    path.rename(renamed)
-    shutil.rmtree(renamed)
+    if not path.name.startswith(_REMOVING):
+        renamed = path.with_name(f"{_REMOVING}{path.name}")
+        shutil.rmtree(renamed, ignore_errors=True)
+        path = path.rename(renamed)
+    shutil.rmtree(path)
 
 
 def add_validations(path: Path, validations: Mapping[str, Any]) -> None:
@@ -207,9 +210,14 @@ def explain_write_errors(run: Path, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        last = latest_checkpoint(run)
         raise OSError(
-            f"cannot write {error.filename or path}: {error.strerror or error}; the last checkpoint is "
-            f"{latest_checkpoint(run) or 'none'}: fix the cause, and --resume"
+            f"cannot write {error.filename or path}: {error.strerror or error}; "
+            + (
+                f"the last checkpoint is {last}: fix the cause, and {option('resume')}"
+                if last
+                else "there is no checkpoint"
+            )
         ) from error
 
 
@@ -217,10 +225,16 @@ def explain_write_errors(run: Path, path: Path) -> Iterator[None]:
 
 
 def prune(run: Path, keep: int, best: Collection[int]) -> None:
-    """Remove all checkpoints except the last `keep` and those of the steps in `best`."""
-    for step, path in _list_checkpoints(run / FOLDER)[:-keep]:
-        if step not in best:
+    """Remove all checkpoints except the last `keep` and those of the steps in `best`.
+
+    If one cannot be removed, a line is printed, and the next call tries again.
+    """
+    old = [path for step, path in _list_checkpoints(run / FOLDER)[:-keep] if step not in best]
+    for path in [*old, *(run / FOLDER).glob(f"{_REMOVING}*")]:
+        try:
             _remove(path)
+        except OSError as error:
+            echo(f"cannot remove the old checkpoint {path}: {error.strerror or error}; the next checkpoint tries again")
 
 
 def remove_unfinished(run: Path) -> None:
@@ -235,7 +249,7 @@ def remove_unfinished(run: Path) -> None:
 def move_earlier_run(run: Path) -> Path | None:
     """Move the outputs of an earlier run to the subfolder earlier-1, or the next free number. Return its path.
 
-    Returns None if there are no such outputs.
+    Returns None if there are no such outputs. Raises OSError if one cannot be moved; then all are where they were.
     """
     found = [path for name in _RUN_OUTPUTS if (path := run / name).exists()]
     if not found:
@@ -243,9 +257,19 @@ def move_earlier_run(run: Path) -> Path | None:
     number = 1
     while (destination := run / f"{_EARLIER}{number}").exists():
         number += 1
-    destination.mkdir()
-    for path in found:
-        path.rename(destination / path.name)
+    try:
+        destination.mkdir()
+        for path in found:
+            path.rename(destination / path.name)
+    except BaseException as error:
+        with suppress(OSError):  # the error is what to report
+            _move_contents(destination, run)
+        if isinstance(error, OSError):
+            raise OSError(
+                f"cannot move the outputs of an earlier run in {run} to {destination}: {error.strerror or error}; fix "
+                f"the cause, or choose another folder with {option('out')}"
+            ) from error
+        raise
     return destination
 
 
@@ -254,9 +278,20 @@ def move_back(run: Path, earlier: Path) -> None:
     for name in _RUN_OUTPUTS:
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for path in earlier.iterdir():
-        path.rename(run / path.name)
-    earlier.rmdir()
+    _move_contents(earlier, run)
+
+
+def _move_contents(source: Path, destination: Path) -> None:
+    """Move all files to another folder, and remove the empty one."""
+    for path in source.iterdir():
+        path.rename(destination / path.name)
+    source.rmdir()
+
+
+def is_output(run: Path, path: str) -> bool:
+    """Whether a path is that of an output of a run in this folder, or is in one, as in its checkpoints."""
+    resolved = Path(path).resolve()
+    return any((run / name).resolve() in (resolved, *resolved.parents) for name in _RUN_OUTPUTS)
 
 
 def latest_earlier_run(run: Path, output: str) -> Path | None:
@@ -311,7 +346,8 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
         checkpoint = siblings[-1][1] if siblings else latest_checkpoint(path)
     if checkpoint is None or not checkpoint.is_dir():
         moved = latest_earlier_run(path, FOLDER)
-        remedy = f"an earlier run is in {moved}: --resume {moved}" if moved else "start the run without --resume"
+        resume = option("resume")
+        remedy = f"an earlier run is in {moved}: {resume} {moved}" if moved else f"start the run without {resume}"
         raise FileNotFoundError(f"there is no checkpoint to resume from in {path}; {remedy}")
     try:
         return _read(checkpoint)
@@ -319,7 +355,7 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
         last = int(checkpoint.name.removeprefix("step-"))
         earlier = [path for step, path in _list_checkpoints(checkpoint.parent) if step < last]
         good = next(filter(_is_good, reversed(earlier)), None)
-        remedy = f"the last good one is {good}: --resume {good}" if good else "there is no earlier one"
+        remedy = f"the last good one is {good}: {option('resume')} {good}" if good else "there is no earlier one"
         raise ValueError(f"{error}; {remedy}") from error
 
 

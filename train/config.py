@@ -93,6 +93,11 @@ class Config:
                 raise ValueError(f"{option(name)} must be a finite number, got {value}")
             if isinstance(value, (int, float)) and value < 0:
                 raise ValueError(f"{option(name)} must not be negative, got {value}")
+            if isinstance(value, int) and value >= 2**63 and name != "seed":
+                raise ValueError(f"{option(name)} must be less than 2**63, got {value}")
+        for name in ("dataset", "out", "resume"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{option(name)} must not be empty")
         for name in ("layers", "heads", "width", "ff_scale", "block", "steps", "batch", "learning_rate",
                      "eval_interval", "top_k", "accumulate", "save_interval", "keep"):  # fmt: skip
             if getattr(self, name) == 0:
@@ -156,7 +161,9 @@ def _converted(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _convert(name: str, value: Any) -> Any:
     types = get_args(_TYPES[name]) or (_TYPES[name],)
-    plain = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+    plain = value
+    if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 and not np.ma.is_masked(value):
+        plain = value.item()
     if float in types and isinstance(plain, Real) and not isinstance(plain, bool):
         try:
             return float(plain)
@@ -188,6 +195,14 @@ FIXED_ON_RESUME = ("layers", "heads", "width", "ff_scale", "block", "activation"
          "dropout", "dtype", "batch", "seed")  # fmt: skip
 
 
+def check_names(given: Mapping[str, Any]) -> None:
+    """Raise TypeError if a name is not that of a field of Config."""
+    if unknown := sorted(given.keys() - _TYPES.keys()):
+        meant = [word for name in unknown for word in get_close_matches(name, _TYPES, 1, 0.7)]
+        hint = f"; did you mean {', '.join(meant)}?" if meant else ""
+        raise TypeError(f"there is no setting {', '.join(unknown)}{hint}")
+
+
 def configure(preset: str | None = None, **given: Any) -> Config:
     """Return a configuration with the given fields; the others come from the checkpoint, the preset or the defaults.
 
@@ -201,11 +216,10 @@ def configure(preset: str | None = None, **given: Any) -> Config:
         TypeError: a field is unknown, or a value has another type.
         FileNotFoundError: there is no checkpoint to resume from.
     """
-    if unknown := sorted(given.keys() - _TYPES.keys()):
-        meant = [word for name in unknown for word in get_close_matches(name, _TYPES, 1, 0.7)]
-        hint = f"; did you mean {', '.join(meant)}?" if meant else ""
-        raise TypeError(f"there is no setting {', '.join(unknown)}{hint}")
+    check_names(given)
     given = _converted(given)
+    if preset is not None and not isinstance(preset, str):
+        raise TypeError(f"preset must be of type str or None, got {preset!r} of type {type(preset).__name__}")
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if given.get("resume") is None:
@@ -235,10 +249,10 @@ def configure(preset: str | None = None, **given: Any) -> Config:
 
 def _dataset(checkpoint: Checkpoint) -> str:
     """The dataset of a checkpoint: the copy in its run's folder, or the file's absolute path, or as it was given."""
-    state = checkpoint.state
-    copy = checkpoint.path.parent.parent / TEXT
-    found = [path for path in (str(copy), state.get("dataset_path")) if path and os.path.isfile(path)]
-    return found[0] if found else str(state["config"]["dataset"])
+    path = checkpoint.state.get("dataset_path") or ""
+    if os.path.basename(path) == TEXT and (copy := checkpoint.path.parent.parent / TEXT).is_file():
+        return str(copy)  # the path is that of a folder that may have been moved since
+    return path if os.path.isfile(path) else str(checkpoint.state["config"]["dataset"])
 
 
 # The first option of each group of the command line's help, and the group's title.

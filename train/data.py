@@ -50,7 +50,7 @@ def check_prompt(prompt: str, tokenizer: Tokenizer) -> None:
         if tokenizer.strict and character not in known:
             raise ValueError(
                 f"{option('prompt')}: character {character!r} at position {position} is not in the vocabulary of the "
-                "model; use characters of the text that it is trained on"
+                "model; use characters of the text that it was trained on"
             )
 
 

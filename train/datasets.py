@@ -32,8 +32,11 @@ TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # all 65 of Tiny Shakespeare
 
 
-def load_text(dataset: str) -> str:
+def load_text(dataset: str, *, checkpoint: str | None = None) -> str:
     """Return the text of a dataset: "shakespeare", "tinyshakespeare", or the path of a UTF-8 text file or pipe.
+
+    Args:
+        checkpoint: the checkpoint that this is the text of, in a resumed run; errors name it.
 
     Raises:
         ValueError: `dataset` is neither a known name nor a file, or is a folder; the file is empty or not UTF-8; a
@@ -50,7 +53,8 @@ def load_text(dataset: str) -> str:
         raise ValueError(f"dataset {dataset!r} is a folder; set {option('dataset')} to the path of a text file")
     if not path.exists():
         where = "" if path.is_absolute() else f" (a relative path starts in the current folder, {Path.cwd()})"
-        raise ValueError(f"dataset {dataset!r} is neither a file nor one of {', '.join(DATASETS)}{where}")
+        remedy = f"; give the path of the text of {checkpoint} with {option('dataset')}" if checkpoint else ""
+        raise ValueError(f"dataset {dataset!r} is neither a file nor one of {', '.join(DATASETS)}{where}{remedy}")
     text = _decode(path.read_bytes(), path)
     if not text:
         raise ValueError(f"{path} is empty; there is nothing to train on")

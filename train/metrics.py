@@ -264,6 +264,8 @@ _KINDS: tuple[dict[str, type], ...] = (  # the kinds of lines: keys and the type
     },
 )
 
+_RUN = {"config": dict, "versions": dict, "parameters": int}  # entries of a "run" object and their types
+
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the checked object of each line. An incomplete last line, from a killed process, is ignored.
@@ -276,13 +278,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(raw):
                 return
             raise ValueError(f"{path}, line {number}, is not JSON ({error}); remove the line") from error
         try:
             yield _checked(line)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"{path}, line {number}: {error}; remove the line") from error
 
 
@@ -297,6 +299,9 @@ def _checked(line: Any) -> dict[str, Any]:
             line[name] = float(value)
         elif wanted is not float and (not isinstance(value, wanted) or isinstance(value, bool)):
             raise TypeError(f"{name} is {value!r}, not of type {wanted.__name__}")
+    for name, wanted in _RUN.items() if "run" in kind else ():
+        if not isinstance(value := line["run"].get(name, wanted()), wanted):
+            raise TypeError(f"{name} of the run is {value!r}, not of type {wanted.__name__}")
     checked: dict[str, Any] = line
     return checked
 

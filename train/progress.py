@@ -20,6 +20,7 @@ from russellgrad.checkpoint import install_command
 
 PLAIN_LINES = 20  # about this many in a run
 VALIDATION_SECONDS = 5.0  # between two plain lines of a validation
+MIN_WIDTH = 60  # columns: in a narrower terminal the bar and the number of steps are cut off
 
 
 class Progress:
@@ -28,12 +29,12 @@ class Progress:
     Args:
         n_steps: the number of the last step.
         first_step: steps that were done before, in a resumed run.
-        terminal: whether to draw a bar; by default whether the standard output is a terminal that can move its cursor.
+        terminal: whether to draw a bar; by default whether the standard output is a terminal that `rich` animates.
     """
 
     def __init__(self, n_steps: int, *, first_step: int = 0, terminal: bool | None = None) -> None:
         self.n_steps, self._first_step = n_steps, first_step
-        self._terminal = is_terminal() and os.environ.get("TERM") != "dumb" if terminal is None else terminal
+        self._terminal = terminal
         self._steps_per_line = max(1, n_steps // PLAIN_LINES)
         self._lines_printed = first_step // self._steps_per_line
         self._bar: Any = None
@@ -41,12 +42,15 @@ class Progress:
         self._start_time = self._last_line = time.perf_counter()
 
     def __enter__(self) -> Self:
-        if self._terminal:
+        wanted = is_terminal() if self._terminal is None else self._terminal
+        if wanted:
             try:
-                self._bar = _rich_bar()
+                bar = _rich_bar()
             except ImportError:
                 echo(f"For a progress bar install the package rich: {install_command('train')}")
-            else:
+                return self
+            if self._terminal or _is_animated(bar.console):
+                self._bar = bar
                 self._bar.start()
                 self._bar.add_task("training", total=self.n_steps, completed=self._first_step, facts="")
         return self
@@ -107,7 +111,7 @@ def _write(stream: Any, text: str) -> bool:
     except Exception as error:
         redirected = isinstance(error, OSError) and _redirect_to_nowhere(stream)
         if redirected and stream is not sys.stderr and not isinstance(error, BrokenPipeError):  # as after `| head`
-            _write(sys.stderr, f"the standard output is discarded from here on: {error}\n")
+            _write(sys.stderr, f"standard output is discarded from now on: {error}\n")
         return False
     return True
 
@@ -157,6 +161,13 @@ def _rich_bar() -> Any:
 
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}", markup=False)
     return RichProgress(*columns, console=Console(file=cast(TextIO, _Output())))
+
+
+def _is_animated(console: Any) -> bool:
+    """Whether `rich` redraws a bar on this console; on others, as with TERM=dumb, it shows the bar at the end only."""
+    return (
+        console.is_terminal and console.is_interactive and not console.is_dumb_terminal and console.width >= MIN_WIDTH
+    )
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but the tab and the newline

@@ -133,6 +133,11 @@ class RunLogger:
             lines = sample.strip("\n").split("\n")
             self._progress.echo("\n".join(f"    | {escape_controls(line)}" for line in lines))
 
+    def echo(self, text: str) -> None:
+        """Print a text that is not empty, above the progress bar if there is one."""
+        if text and self._group.is_main:
+            self._progress.echo(text)
+
     def resume_clock(self) -> None:
         """Leave the time since the last step, of a validation and a checkpoint, out of the tokens per second."""
         self._resumed_at = time.perf_counter()

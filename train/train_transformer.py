@@ -54,7 +54,7 @@ from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup
 from russellgrad.tokenizer import Tokenizer
 from train import checkpoints
 from train.checkpointer import Checkpointer, Validation, best_validations
-from train.config import DTYPES, Config, configure, parse
+from train.config import DTYPES, Config, check_names, configure, parse
 from train.data import Ids, MicroBatch, batches, check_prompt, split, split_batch, validation_blocks
 from train.datasets import load_text
 from train.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
@@ -100,22 +100,35 @@ def train(config: Config | None = None, **settings: Any) -> Result:
 
     Args:
         config: the configuration; by default `train.config.configure(**settings)`.
-        settings: fields of Config, and `preset`. With a config, they replace its fields.
+        settings: fields of Config, and `preset`. With a config, fields only, which replace its fields.
 
     Raises:
-        TypeError: a field is unknown, or its value has another type.
+        TypeError: a field is unknown, or its value has another type; `config` is not a Config, or comes with a preset.
         ValueError: a field is out of range; the backend does not support the dtype; the dataset is unknown or too
             short; the prompt has characters that the dataset does not have; RG_TRAIN_STEPS is not a positive number;
             the checkpoint is damaged or belongs to another run.
         ImportError: a package for the dataset, the files or several processes is not installed.
-        OSError: the dataset cannot be read, or a file cannot be written; names the file and the last checkpoint.
+        OSError: the dataset cannot be read; or a file of the run cannot be written: names it and the last checkpoint.
         FloatingPointError: a loss or gradient is not finite; names the step, its batch and the last checkpoint.
     """
     group = init_process_group()
     with group.abort_on_error():
-        if config is not None and "resume" in settings:
+        if config is None:
+            config = configure(**settings)
+        elif not isinstance(config, Config):
+            raise TypeError(
+                f"train: config must be a Config, got {config!r} of type {type(config).__name__}; pass settings by "
+                "name, as in train(dataset='notes.txt')"
+            )
+        elif "resume" in settings:
             raise ValueError("train: resume uses the settings of its checkpoint; pass it without a config")
-        config = configure(**settings) if config is None else replace(config, **settings)
+        elif "preset" in settings:
+            raise TypeError(
+                "train: a preset does not apply to a config, which has all settings; pass it without a config"
+            )
+        else:
+            check_names(settings)
+            config = replace(config, **settings)
         group.run_folder = config.folder
         group.set_device(get_backend())
         last_step = _last_step(config)
@@ -127,12 +140,12 @@ def train(config: Config | None = None, **settings: Any) -> Result:
 def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
     """The training loop, up to step number `last_step`."""
     _check_supported(config, group)
-    start_time, text = time.perf_counter(), load_text(config.dataset)
+    start_time, text = time.perf_counter(), load_text(config.dataset, checkpoint=config.resume)
     model = build_model(config, text)
     optimizer = build_optimizer(config, model)
     train_ids, validation_ids = split(model.tokenizer.encode(text), config.block)
     prompt = _sample_prompt(config, model, text)
-    checkpointer = Checkpointer(config, text, model, optimizer, group)
+    checkpointer = Checkpointer(config, text, model, optimizer, group, last_step)
     logger = RunLogger(config, model, optimizer, group, checkpointer.start_step)
     take_step: Callable[..., tuple[Tensor, Tensor | None]] = partial(
         train_step, model, optimizer, grad_clip=config.grad_clip, group=group
@@ -167,12 +180,13 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
     if group.is_main:
         echo(header(config, model, text))
     with (
-        checkpointer, logger, StopSignals() as signals, _matmul_precision(config.matmul_precision),
+        StopSignals() as signals,  # first: a signal must not end the program while files are moved
+        checkpointer, logger, _matmul_precision(config.matmul_precision),
         np.errstate(all="ignore"),  # losses and gradient norms that are not finite are errors of the logger
     ):  # fmt: skip
-        if group.is_main and checkpointer.saved_config is not None:
-            _announce_learning_rate(config, checkpointer.saved_config, step)
-        if step and config.validates_at(step) and not checkpointer.has_validated(step):
+        if checkpointer.saved_config is not None:
+            logger.echo(_learning_rate_change(config, checkpointer.saved_config, step))
+        if step and (step == last_step or config.validates_at(step)) and not checkpointer.has_validated(step):
             stopping = not validate()  # the run was stopped just before this, or in it
             logger.resume_clock()
         train_batches = batches(train_ids, config.batch, config.block, config.seed, start=step)
@@ -308,7 +322,11 @@ def summary(result: Result, n_processes: int = 1) -> str:
         lines.append(f"{what}; resume with: {launcher}{resume}")
     for best in best_validations(result.validations):
         path = checkpoints.path_of(config.folder, best.step)
-        where = path if path.exists() else f"after step {best.step:,} in the folder that the run was resumed from"
+        where = str(path)
+        if not path.exists():
+            elsewhere = config.resume is not None and (Path(config.resume).parent / path.name).exists()
+            where = f"after step {best.step:,}"
+            where += " in the folder that the run was resumed from" if elsewhere else f"; it is not in {config.folder}"
         lines.append(f"best checkpoint ({_describe(best)}): {where}")
     last = next((f"{_describe(found)}, " for found in result.validations if found.step == result.steps), "")
     speed = f"{result.tokens_per_second:,.0f} tokens/s, " if result.losses else "no steps were left, "
@@ -325,8 +343,8 @@ def _describe(validation: Validation) -> str:
     return f"validation loss {validation.loss:.4f}{over}"
 
 
-def _announce_learning_rate(config: Config, saved: dict[str, Any], step: int) -> None:
-    """Print the learning rate of the next step if it is another one than with the settings of the checkpoint."""
+def _learning_rate_change(config: Config, saved: dict[str, Any], step: int) -> str:
+    """A line on the learning rate of the next step; "" if it is the same as with the settings of the checkpoint."""
     names = ("learning_rate", "min_learning_rate", "schedule", "warmup", "steps")
     before = replace(config, **{name: saved[name] for name in names})
     rate, rate_before = build_schedule(config)(step), build_schedule(before)(step)
@@ -336,7 +354,8 @@ def _announce_learning_rate(config: Config, saved: dict[str, Any], step: int) ->
             for name in names
             if getattr(config, name) != getattr(before, name)
         )
-        echo(f"the learning rate changes from {rate_before:.3g} to {rate:.3g} at step {step + 1:,}: {changed}")
+        return f"the learning rate changes from {rate_before:.3g} to {rate:.3g} at step {step + 1:,}: {changed}"
+    return ""
 
 
 # --- The model and the optimizer
