@@ -68,6 +68,17 @@ def test_long_sums_are_as_accurate_as_pytorchs(backend: Backend, view: str, op: 
     np.testing.assert_array_equal(kept.numpy().reshape(exact.shape), found.numpy())
 
 
+@pytest.mark.parametrize("rows", [17, 48, 64, 65, 100, 500, 8192])
+@pytest.mark.parametrize("columns", [1, 9, 33, 64, 65, 70, 100, 300, 384])
+@pytest.mark.parametrize("value", [0.1, 0.3])
+def test_every_column_of_equal_elements_is_accurate(backend: Backend, rows: int, columns: int, value: float) -> None:
+    """Equal elements have equal roundings, which do not cancel. A BLAS adds its last columns in another way."""
+    a = np.full((rows, columns + 3), value, np.float32)
+    for part in (a[:, 3:], a[:, :columns], np.ascontiguousarray(a[:, 3:])):
+        bound = 1e-6 if backend.name == "cupy" else 3e-7
+        assert error(Tensor(part).sum(0), part.astype(np.float64).sum(0)) <= bound
+
+
 @pytest.mark.parametrize("shape", [(50_000, 3), (3000, 300), (100, 20_000), (3, 20_000, 5)])
 def test_long_sums_in_float64(backend: Backend, shape: tuple[int, ...]) -> None:
     a = near(*shape, dtype="float64")
