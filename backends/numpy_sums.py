@@ -21,7 +21,6 @@ _SMALL = 1024  # elements that are summed in float64 at once
 _BLOCK = 16  # rows that are added one by one
 _FEW = 64  # rows whose blocks are not summed in float64
 _ONE_THREAD = 9216  # elements of a product; OpenBLAS uses several threads for more
-_STRIDED_BLOCK = 32  # as _BLOCK, for rows whose elements are not contiguous
 _WIDTH = 256  # much shorter rows are joined to about this length
 _ADD_TIME = 1e-4  # approximate time of one addition, in microseconds, for `run_parallel`
 _reduce: Any = np.add.reduce
@@ -70,9 +69,9 @@ def _sum(a: Array, axes: tuple[int, ...]) -> Array:
     elif a[(0,) * (axis + 1)].flags.c_contiguous:
         total = _sum_rows(a.reshape(*before, n, -1) if len(after) > 1 else a).reshape(before + after)
     else:
-        whole = n // _STRIDED_BLOCK * _STRIDED_BLOCK
+        whole = n // _BLOCK * _BLOCK
         head, tail = np.split(a, [whole], axis)
-        blocks = head.reshape(*before, n // _STRIDED_BLOCK, _STRIDED_BLOCK, *after)
+        blocks = head.reshape(*before, n // _BLOCK, _BLOCK, *after)
         parts = [_reduce(blocks, axis=axis + 1)]
         if whole < n:
             parts.append(_reduce(tail, axis=axis, keepdims=True))

@@ -74,7 +74,7 @@ def test_long_sums_are_as_accurate_as_pytorchs(backend: Backend, view: str, op: 
 def test_every_column_of_equal_elements_is_accurate(backend: Backend, rows: int, columns: int, value: float) -> None:
     """Equal elements have equal roundings, which do not cancel. A BLAS adds its last columns in another way."""
     a = np.full((rows, columns + 3), value, np.float32)
-    for part in (a[:, 3:], a[:, :columns], np.ascontiguousarray(a[:, 3:])):
+    for part in (a[:, 3:], a[:, :columns], a[:, ::2], np.ascontiguousarray(a[:, 3:])):
         bound = 1e-6 if backend.name == "cupy" else 3e-7
         assert error(Tensor(part).sum(0), part.astype(np.float64).sum(0)) <= bound
 
