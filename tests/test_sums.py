@@ -103,6 +103,24 @@ def test_variance_of_a_large_mean_does_not_depend_on_the_rounding_of_the_mean(ba
         np.testing.assert_allclose(Tensor(a).var(axis).numpy(), a.astype(np.float64).var(axis), rtol=1e-5)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])
+def test_gradient_of_the_variance_of_a_large_mean(backend: Backend, mean: float) -> None:
+    a = near(500, 3, mean=mean)
+    wide = a.astype(np.float64)
+    for axis in (0, 1, None):
+        x = Tensor(a)
+        x.var(axis).sum().backward()
+        exact = 2 * (wide - wide.mean(axis, keepdims=True)) / (a.size if axis is None else a.shape[axis])
+        assert error(backend.to_host(x.grad), exact) <= 3e-7
+
+
+@pytest.mark.parametrize("outlier", [1e4, 1e7])
+def test_variance_with_an_outlier_in_the_first_row(backend: Backend, outlier: float) -> None:
+    a = rng(0).normal(size=(5000, 3)).astype("float32")
+    a[0] = outlier
+    np.testing.assert_allclose(Tensor(a).var(0).numpy(), a.astype(np.float64).var(0), rtol=5e-7)
+
+
 def test_variance_of_equal_elements_is_not_negative(backend: Backend) -> None:
     for value in (0.1, 1e-3, 1000.1):
         variance = Tensor(np.full((999, 3), value, np.float32)).var(0).numpy()
