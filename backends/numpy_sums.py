@@ -109,6 +109,9 @@ def _sum_blocks(x: Array) -> Array:
     # OpenBLAS adds the rows of the last columns one by one, if C is not a multiple of its width.
     length = _BLOCK if c % _BLOCK or cost < MIN_PART_TIME / 4 else 8 * _BLOCK
     m, rest = divmod(n, length)
+    one_thread = cost < MIN_PART_TIME and length * c < _ONE_THREAD
+    if one_thread and not rest:
+        return np.matmul(ones[:length], x.reshape(*before, m, length, c))
     sums = np.empty((*before, m + (rest > 0), c), x.dtype)
 
     def part(start: int, stop: int) -> None:  # of the columns, in units of _BLOCK
@@ -120,7 +123,7 @@ def _sum_blocks(x: Array) -> Array:
             np.matmul(ones[:rest], x[..., n - rest :, columns], out=sums[..., m, columns])
 
     units = -(-c // _BLOCK)
-    if cost < MIN_PART_TIME and length * c < _ONE_THREAD:
+    if one_thread:
         part(0, units)
     else:
         run_parallel(units, cost, part)
