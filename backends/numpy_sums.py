@@ -87,7 +87,7 @@ def _sum_rows(x: Array) -> Array:
     if n <= 2 * _BLOCK:
         return np.asarray(_reduce(x[..., :_BLOCK, :], axis=-2) + _reduce(x[..., _BLOCK:, :], axis=-2))
     if n <= _FEW and c % _BLOCK == 0 and x.size < _ONE_THREAD:
-        return np.asarray(np.matmul(_ONES[x.dtype][:n], x))  # as in _sum_blocks
+        return np.asarray(np.matmul(_ONES[x.dtype][:n], x))  # one block of more rows, as in _sum_blocks
     if x.size > _ONE_THREAD and c <= _WIDTH // 4 and x.strides[-2] == c * x.itemsize:  # join short rows to longer ones
         joined = min(_WIDTH // c, n // _BLOCK)
         m, rest = divmod(n, joined)
@@ -111,7 +111,7 @@ def _sum_blocks(x: Array) -> Array:
     m, rest = divmod(n, length)
     one_thread = cost < MIN_PART_TIME and length * c < _ONE_THREAD
     if one_thread and not rest:
-        return np.matmul(ones[:length], x.reshape(*before, m, length, c))
+        return np.asarray(np.matmul(ones[:length], x.reshape(*before, m, length, c)))
     sums = np.empty((*before, m + (rest > 0), c), x.dtype)
 
     def part(start: int, stop: int) -> None:  # of the columns, in units of _BLOCK
