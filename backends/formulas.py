@@ -471,11 +471,10 @@ def clip_scale(xp: Xp, grads: Sequence[Array], max_norm: float) -> tuple[Array, 
 
     Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", arXiv:1211.5063, section 3.2.
     """
-    squares: Any = 0.0
-    for g in grads:
-        g = _at_least_float32(xp, g)
-        squares = xp.add(xp.sum(xp.multiply(g, g)), squares)
-    norm = xp.asarray(xp.sqrt(squares))
+    wide = [_at_least_float32(xp, g) for g in grads]
+    squares = [xp.reshape(xp.sum(xp.multiply(g, g)), (1,)) for g in wide]
+    # One sum: added one after the other, thousands of them have a large rounding error.
+    norm = xp.asarray(xp.sqrt(xp.sum(xp.concatenate(squares, 0))))
     return norm, xp.asarray(xp.minimum(xp.divide(max_norm, xp.add(norm, 1e-6)), 1.0))
 
 

@@ -125,7 +125,7 @@ def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
         out[index] = g  # selects no element twice
         return out
     out = np.zeros(shape, np.promote_types(g.dtype, np.float32))
-    np.add.at(out, index, g)
+    np.add.at(out, index, g.astype(out.dtype, copy=False))  # np.add.at is slow for operands of two dtypes
     return out.astype(g.dtype, copy=False)
 
 

@@ -361,18 +361,19 @@ def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
 def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool) -> Result:
     """The sum of squared deviations from the mean over max(n - correction, 0). E[x^2] - E[x]^2 would cancel.
 
-    The rounding error of the mean is corrected by the sum of the deviations (Chan, Golub & LeVeque, "Algorithms for
-    computing the sample variance", The American Statistician 37, 1983, equation 1.7).
+    The first element is subtracted before: the rounding error of a mean that is much larger than the standard deviation
+    would be in every deviation (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", The American
+    Statistician 37, 1983, on shifted data).
     """
     _check_float("var", xp.dtype(a))
     axes, shape = normalize_axes("var", axis, a.ndim), a.shape
     wide = _wide(xp, a)
-    centered = xp.subtract(wide, mean(xp, wide, axis=axes, keepdims=True)[0])
+    first = xp.getitem(wide, tuple(slice(0, 1) if i in axes else slice(None) for i in range(a.ndim)))
+    shifted = xp.subtract(wide, first)
+    centered = xp.subtract(shifted, mean(xp, shifted, axis=axes, keepdims=True)[0])
     n = prod(shape[i] for i in axes)
     divisor = float(n - correction if n > correction else 0)
-    squares = sum(xp, xp.multiply(centered, centered), axis=axes, keepdims=keepdims)[0]
-    error = sum(xp, centered, axis=axes, keepdims=keepdims)[0]
-    total = xp.maximum(xp.subtract(squares, xp.multiply(error, xp.divide(error, n))), 0)
+    total = sum(xp, xp.multiply(centered, centered), axis=axes, keepdims=keepdims)[0]
 
     def pull(g: Array) -> Array:
         g = xp.reshape(_wide(xp, g), _keepdims_shape(shape, axes))
