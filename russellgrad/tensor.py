@@ -16,7 +16,7 @@ from weakref import ref
 
 from . import rules
 from .autograd import Hook, Node, Version, backward, is_grad_enabled, record
-from .backend import Array, Axis, Backend, DType, Index, Shape, resolve_backend
+from .backend import Array, Axis, Backend, DType, Index, Shape, load_backend, resolve_backend
 from .dtype import common_float, get_default_dtype, is_float, python_number, real_array
 
 P = ParamSpec("P")
@@ -92,7 +92,8 @@ class Tensor:
     Raises:
         TypeError: data is a Tensor, contains Tensors, is not real numbers, or is an array of another device;
             requires_grad=True with an integer or bool dtype.
-        ValueError: nested lists of different lengths. OverflowError: an int that the dtype cannot represent.
+        ValueError: nested lists of different lengths; nan as an integer.
+        OverflowError: a finite number that is out of the range of the dtype.
     """
 
     __slots__ = ("_array", "_grad", "_node", "_version", "backend", "label", "__weakref__")
@@ -113,11 +114,10 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
-        array = real_array(xp, data, "Tensor")
-        if dtype is not None:
-            array = real_array(xp, data, "Tensor", dtype)
-        elif not _has_dtype(data, xp) and xp.dtype(array).kind != "b":
-            array = real_array(xp, array, "Tensor", get_default_dtype())
+        if dtype is None and not _has_dtype(data, xp):  # convert lists once, on the host
+            data = real_array(load_backend("numpy"), data, "Tensor")
+            dtype = None if data.dtype.kind == "b" else get_default_dtype()
+        array = real_array(xp, data, "Tensor", dtype)
         self.backend = xp
         self.label = label
         self._grad = None

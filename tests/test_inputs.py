@@ -27,6 +27,7 @@ from russellgrad import (
     where,
 )
 from russellgrad.backend import Backend
+from russellgrad.dtype import get_default_dtype, set_default_dtype
 from russellgrad.optimizer import AdamOptimizer, SGDOptimizer
 from tests.helpers import assert_close
 
@@ -243,6 +244,66 @@ def test_numbers_that_do_not_fit_the_dtype_raise(backend: Backend) -> None:
     assert Tensor([2**64 - 1], dtype="uint64").item() == 2**64 - 1
     assert Tensor([1.75, -1.75], dtype="int8").numpy().tolist() == [1, -1]
     assert Tensor([2, 0], dtype="bool").numpy().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype", "error"),
+    [
+        (np.array([1, 300]), "uint8", OverflowError), (np.array([-1.0, 1.0]), "uint8", OverflowError),
+        (np.array([2**63, 1], "uint64"), "int64", OverflowError), (np.array([1.0, np.nan]), "int32", ValueError),
+        (np.array([-np.inf, 0.0]), "int8", OverflowError), (np.array([2.0**63, 0.0]), "int64", OverflowError),
+        (torch.tensor([300, 1]), "uint8", OverflowError), ([np.array(300), 1], "uint8", OverflowError),
+        (np.array([1.0, 1e300]), "float32", OverflowError),
+        (np.array([65535, 1], "uint16"), "float16", OverflowError), ([1.0, 1e300], "float32", OverflowError),
+    ],
+)  # fmt: skip
+def test_arrays_that_do_not_fit_the_dtype_raise(backend: Backend, data: Any, dtype: str, error: type) -> None:
+    """As lists do. In a state, too, where the error names the entry, and nothing is loaded."""
+    with pytest.raises(error, match=rf"^Tensor: cannot make an array of dtype {dtype} "):
+        Tensor(data, dtype=dtype)
+    if hasattr(data, "shape"):
+        module = Module()
+        module.first, module.last = (Tensor(np.ones(2, dtype), requires_grad=False) for _ in range(2))
+        state = {"first": np.zeros(2, dtype), "last": data}
+        with pytest.raises(ValueError, match=r"^load_state_dict: Module does not fit: last"):
+            module.load_state_dict(state)
+        assert module.first.numpy().tolist() == [1, 1]
+
+
+def test_arrays_that_fit_the_dtype_are_cast(backend: Backend) -> None:
+    assert Tensor(np.array([255.5, -0.5]), dtype="uint8").numpy().tolist() == [255, 0]
+    assert Tensor([2**53 + 1, 1.5], dtype="int64").numpy().tolist() == [2**53 + 1, 1]  # float64 has no 2**53 + 1
+    assert Tensor(np.array([True]), dtype="int8").numpy().tolist() == [1]
+    assert Tensor(np.zeros(0), dtype="uint8").shape == (0,)
+    assert np.isinf(Tensor(np.array([np.inf, -np.inf]), dtype="float32").numpy()).all()
+
+
+def test_a_default_dtype_that_cannot_represent_a_number_raises(backend: Backend) -> None:
+    before = get_default_dtype()
+    set_default_dtype("float32")
+    try:
+        with pytest.raises(OverflowError, match=r"^Tensor: .*1e\+300 is out of bounds for float32"):
+            Tensor(1e300)
+    finally:
+        set_default_dtype(before)
+    for data in (2**70, [1, -(2**70)]):
+        with pytest.raises(
+            OverflowError, match=r"^Tensor: .*an int is out of bounds for int64 and uint64; pass a float"
+        ):
+            Tensor(data)
+
+
+@pytest.mark.filterwarnings("ignore:Warning. converting a masked element")
+@pytest.mark.parametrize(
+    "data",
+    [
+        [1.0, np.ma.masked], [[[1.0], [np.ma.masked]]], [1, np.ma.array(5, mask=True)], [[1.0, 2.0], masked],
+        ([1.0], (np.ma.masked,)), [np.array([1.0]), np.ma.array([1.0], mask=True)],
+    ],
+)  # fmt: skip
+def test_masked_elements_of_lists_are_found(backend: Backend, data: Any) -> None:
+    with pytest.raises(TypeError, match=r"^Tensor: .*the mask of a masked array would be lost"):
+        Tensor(data)
 
 
 @pytest.mark.parametrize("bad", ["1", 1.0, 1j, np.float64(1.0), [1]])
