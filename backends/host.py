@@ -181,7 +181,7 @@ def checked_targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[
     The bool array is None if all targets are valid. Raises as `checked_ids` does, and:
         ValueError: no target is valid.
     """
-    if not (ignore is None or isinstance(ignore, Integral)):
+    if not (ignore is None or isinstance(ignore, Integral)) or isinstance(ignore, bool):
         raise TypeError(f"{op}: ignore_index must be an integer, got {ignore!r}")
     array = _rectangular(ids, op)
     valid = None if ignore is None else array != ignore

@@ -100,7 +100,8 @@ class Module:
         Raises:
             ValueError: lists all names that are missing from `state` or unexpected in it, all shapes that differ, and
                 all entries that are no arrays of real numbers, are floats for an integer buffer, or hold finite numbers
-                that are out of the range of the dtype. The module does not change then. TypeError: `state` is not a mapping.
+                that are out of the range of the dtype. The module does not change then.
+            TypeError: `state` is not a mapping.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"load_state_dict: needs a state_dict, got a {type(state).__name__}")

@@ -365,6 +365,8 @@ def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool)
     computing the sample variance", The American Statistician 37, 1983, equation 1.7).
     """
     _check_float("var", xp.dtype(a))
+    if not math.isfinite(correction):
+        raise ValueError(f"var: correction must be finite, got {correction}")
     axes, shape = normalize_axes("var", axis, a.ndim), a.shape
     wide = _wide(xp, a)
     centered = xp.subtract(wide, mean(xp, wide, axis=axes, keepdims=True)[0])
@@ -627,6 +629,8 @@ def cross_entropy(
 
 
 def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: bool, offset: int) -> Result:
+    check_bool("attention: causal", causal)
+    check_int("attention: offset", offset)
     fits = min_ndim(q, k, v) >= 2 and q.shape[-1] == k.shape[-1] > 0 and k.shape[-2] == v.shape[-2]
     if not fits:
         raise ValueError(
@@ -641,6 +645,8 @@ def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: b
 
 def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool) -> Result:
     """`attention` of each head, for concatenated queries, keys and values: (..., T, 3 C) -> (..., T, C)."""
+    check_bool("attention_qkvpacked: causal", causal)
+    check_int("attention_qkvpacked: n_heads", n_heads)
     if qkv.ndim < 2 or n_heads < 1 or qkv.shape[-1] % (3 * n_heads) or not qkv.shape[-1]:
         raise ValueError(
             f"attention_qkvpacked: qkv {qkv.shape} does not hold q, k and v of {n_heads} heads; "
@@ -663,6 +669,18 @@ def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, cau
         return xp.concatenate(rows, n + 1)
 
     return xp.reshape(xp.transpose(out, to_heads), (*batch, length, n_heads * d)), pull
+
+
+def check_bool(what: str, value: Any) -> None:
+    """Raise TypeError for anything but True and False: "no" would count as True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, got {value!r}")
+
+
+def check_int(what: str, value: Any) -> None:
+    """Raise TypeError for anything but an integer, and for a bool."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{what} must be an int, got {value!r}")
 
 
 def shape_of(operand: Array | float) -> Shape:

@@ -137,8 +137,7 @@ class Tensor:
 
     def _start_tracking(self, requires_grad: bool | None) -> None:
         """Set requires_grad of a new tensor. The default is True for float dtypes if gradients are enabled."""
-        if requires_grad or requires_grad is None and is_grad_enabled() and is_float(self.dtype):
-            self.requires_grad = True
+        self.requires_grad = is_grad_enabled() and is_float(self.dtype) if requires_grad is None else requires_grad
 
     # --- Attributes
 
@@ -204,7 +203,8 @@ class Tensor:
         """Whether the tensor tracks gradients. Only a leaf's can be set.
 
         Raises (on assignment):
-            RuntimeError: the tensor is not a leaf. TypeError: set to True for an integer or bool dtype.
+            RuntimeError: the tensor is not a leaf.
+            TypeError: set to True for an integer or bool dtype, or to anything but True and False.
         """
         return self._node is not None
 
@@ -212,6 +212,8 @@ class Tensor:
     def requires_grad(self, wanted: bool) -> None:
         if not self.is_leaf:
             raise RuntimeError("requires_grad: can only be set on a leaf; use .detach() for a tensor without history")
+        if not isinstance(python_number(wanted), bool):
+            raise TypeError(f"requires_grad: must be True or False, got {wanted!r}")
         if not wanted:
             self._node = None
         elif not is_float(self.dtype):
@@ -801,7 +803,7 @@ class Tensor:
         """
         (split_axis,) = rules.normalize_axes("split", axis, self.ndim)
         n = self.shape[split_axis]
-        if isinstance(size_or_sizes, Integral):
+        if isinstance(size_or_sizes, Integral) and not isinstance(size_or_sizes, bool):
             size_or_sizes = int(size_or_sizes)
             if size_or_sizes < 1:
                 raise ValueError(f"split: the size of a piece must be positive, got {size_or_sizes}")
@@ -1044,7 +1046,7 @@ def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, An
 def _shape_from_args(op: str, shape: tuple[Any, ...]) -> Shape:
     """The shape from the arguments (2, 3) or ((2, 3),). Raises TypeError for anything but ints."""
     lengths = tuple(shape[0]) if len(shape) == 1 and hasattr(shape[0], "__iter__") else shape
-    if not all(hasattr(n, "__index__") for n in lengths):
+    if not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in lengths):
         raise TypeError(f"{op}: the lengths must be ints, as in {op}(2, 3) or {op}((2, 3)), got {shape}")
     return lengths
 

@@ -1,6 +1,7 @@
 """What may enter the library: real numbers and bools. Everything else is refused, wherever it is given."""
 
 import datetime
+import math
 import warnings
 from collections.abc import Callable
 from decimal import Decimal
@@ -18,17 +19,20 @@ from russellgrad import (
     Module,
     Tensor,
     attention,
+    attention_qkvpacked,
     cross_entropy,
     custom_op,
     embedding,
     layer_norm,
     linear,
+    manual_seed,
     maximum,
     where,
 )
 from russellgrad.backend import Backend
 from russellgrad.dtype import get_default_dtype, set_default_dtype
 from russellgrad.optimizer import AdamOptimizer, SGDOptimizer
+from russellgrad.random import Generator
 from tests.helpers import assert_close
 
 masked = np.ma.masked_array([1.0, 2.0], [False, True])
@@ -262,12 +266,11 @@ def test_arrays_that_do_not_fit_the_dtype_raise(backend: Backend, data: Any, dty
     with pytest.raises(error, match=rf"^Tensor: cannot make an array of dtype {dtype} "):
         Tensor(data, dtype=dtype)
     if hasattr(data, "shape"):
-        module = Module()
-        module.first, module.last = (Tensor(np.ones(2, dtype), requires_grad=False) for _ in range(2))
-        state = {"first": np.zeros(2, dtype), "last": data}
-        with pytest.raises(ValueError, match=r"^load_state_dict: Module does not fit: last"):
-            module.load_state_dict(state)
-        assert module.first.numpy().tolist() == [1, 1]
+        module = Pair()
+        module.a, module.b = (Tensor(np.ones(2, dtype), requires_grad=False) for _ in range(2))
+        with pytest.raises(ValueError, match=r"^load_state_dict: Pair does not fit: b"):
+            module.load_state_dict({"a": np.zeros(2, dtype), "b": data})
+        assert module.a.numpy().tolist() == [1, 1]
 
 
 def test_arrays_that_fit_the_dtype_are_cast(backend: Backend) -> None:
@@ -306,10 +309,62 @@ def test_masked_elements_of_lists_are_found(backend: Backend, data: Any) -> None
         Tensor(data)
 
 
-@pytest.mark.parametrize("bad", ["1", 1.0, 1j, np.float64(1.0), [1]])
+@pytest.mark.parametrize("bad", ["1", 1.0, 1j, np.float64(1.0), [1], True, np.True_])
 def test_ignore_index_is_an_integer(backend: Backend, bad: Any) -> None:
     with pytest.raises(TypeError, match=r"^cross_entropy: ignore_index must be "):
         cross_entropy(Tensor([[1.0, 2.0], [3.0, 4.0]]), [0, 1], ignore_index=bad)
+
+
+@pytest.mark.parametrize("bad", [None, "a", 0.5, 1.0, math.nan, True, np.float32(1), 1j, [1]])
+def test_the_offset_and_the_number_of_heads_are_ints(backend: Backend, bad: Any) -> None:
+    x = Tensor(np.ones((3, 6)))
+    for causal in (True, False):
+        with pytest.raises(TypeError, match=r"^attention: offset must be (an int|a real number), got "):
+            attention(x, x, x, causal=causal, offset=bad)
+    with pytest.raises(TypeError, match=r"^attention_qkvpacked: n_heads must be (an int|a real number), got "):
+        attention_qkvpacked(x, bad)
+    assert attention(x, x, x, causal=True, offset=np.int64(1)).shape == (3, 6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["no", None, 0, 1.0, [True], np.int64(1)])
+def test_flags_are_bools(backend: Backend, bad: Any) -> None:
+    x = Tensor(np.ones((3, 6)))
+    calls: dict[str, Callable[[], Any]] = {
+        "attention: causal": lambda: attention(x, x, x, causal=bad),
+        "attention_qkvpacked: causal": lambda: attention_qkvpacked(x, 2, causal=bad),
+        "requires_grad:": lambda: setattr(x, "requires_grad", bad),
+    }
+    if bad is not None:  # the constructor's default
+        calls["requires_grad: "] = lambda: Tensor([1.0], requires_grad=bad)
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=rf"^{name} ?must be True or False, got "):
+            call()
+    assert x.requires_grad
+    assert not Tensor([1.0], requires_grad=np.False_).requires_grad  # type: ignore[arg-type]
+    assert attention(x, x, x, causal=np.True_).shape == (3, 6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_correction_of_var_is_finite(backend: Backend, bad: float) -> None:
+    with pytest.raises(ValueError, match=r"^var: correction must be finite, got "):
+        Tensor([1.0, 2.0]).var(correction=bad)
+
+
+@pytest.mark.parametrize("bad", [1.5, 1.0, "1", None, True, np.float64(1.0)])
+def test_seeds_are_ints(bad: Any) -> None:
+    for call in (manual_seed, Generator):
+        with pytest.raises(TypeError, match=r"^Generator: the seed must be an int, got "):
+            call(bad)
+    assert Generator(np.uint64(2**64 - 1)).seed == 2**64 - 1  # type: ignore[arg-type]
+
+
+def test_the_size_of_a_piece_is_no_bool(backend: Backend) -> None:
+    for bad in (True, np.True_):
+        with pytest.raises(TypeError, match=r"^split: the lengths must be ints"):
+            Tensor([1.0, 2.0]).split(bad)
+        for op in ("reshape", "broadcast_to"):
+            with pytest.raises(TypeError, match=rf"^{op}: the lengths must be ints"):
+                getattr(Tensor([1.0]), op)(bad)
 
 
 def test_shapes_are_ints(backend: Backend) -> None:
