@@ -6,7 +6,6 @@ the seed, the stream and the number of the draw, so the state of a `Generator` i
 
 from collections.abc import Callable
 from math import prod
-from numbers import Integral
 
 from .backend import Array, Backend, DType, Shape
 from .replay import host_scalars, restore_on_failure, run_in_every_step
@@ -32,7 +31,7 @@ class Generator:
     """
 
     def __init__(self, seed: int, stream: int = WEIGHTS) -> None:
-        if not isinstance(seed, Integral) or isinstance(seed, bool):
+        if not hasattr(seed, "__index__") or isinstance(seed, bool):
             raise TypeError(f"Generator: the seed must be an int, got {seed!r}")
         if not 0 <= seed < 2**64:
             raise ValueError(f"Generator: the seed must be in [0, 2**64), got {seed}")

@@ -361,7 +361,7 @@ def test_seeds_are_ints(bad: Any) -> None:
 def test_the_size_of_a_piece_is_no_bool(backend: Backend) -> None:
     for bad in (True, np.True_):
         with pytest.raises(TypeError, match=r"^split: the lengths must be ints"):
-            Tensor([1.0, 2.0]).split(bad)
+            Tensor([1.0, 2.0]).split(bad)  # type: ignore[arg-type]
         for op in ("reshape", "broadcast_to"):
             with pytest.raises(TypeError, match=rf"^{op}: the lengths must be ints"):
                 getattr(Tensor([1.0]), op)(bad)
@@ -459,6 +459,24 @@ def test_a_module_loads_tensors_and_other_byte_orders(backend: Backend) -> None:
     pair.load_state_dict({"a": np.array([6.0, 7.0], "float32"), "b": torch.tensor([[4.0]])})
     assert_close(pair.a, np.array([6.0, 7.0]))
     assert_close(pair.b, np.array([[4.0]]))
+
+
+@pytest.mark.parametrize("bad", [torch.ones(1, 1, requires_grad=True), torch.ones(1, 1, dtype=torch.bfloat16)])
+def test_tensors_that_pytorch_does_not_convert_say_what_to_pass(backend: Backend, bad: torch.Tensor) -> None:
+    for data in (bad, [bad], [bad[0, 0]]):
+        for dtype in (None, "float32"):
+            with pytest.raises(
+                TypeError, match=r"^Tensor: .*; pass x\.detach\(\), or x\.detach\(\)\.float\(\) of bfloat16"
+            ):
+                Tensor(data, dtype=dtype)
+    with pytest.raises(TypeError, match=r"^getitem: .*; pass x\.detach\(\)"):
+        Tensor([1.0])[[bad]]
+    pair = Pair()
+    with pytest.raises(ValueError, match=r"^load_state_dict: Pair does not fit: b: .*; pass x\.detach\(\), or"):
+        pair.load_state_dict({"a": np.array([8.0, 9.0]), "b": bad})
+    assert_close(pair.a, np.array([1.0, 2.0]))
+    pair.load_state_dict({"a": np.array([8.0, 9.0]), "b": bad.detach().float()})
+    assert_close(pair.b, np.array([[1.0]]))
 
 
 @pytest.mark.parametrize(
