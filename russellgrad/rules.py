@@ -232,8 +232,12 @@ def clip(xp: Backend, a: Array, low: Array | None, high: Array | None) -> Result
     return out, pull_a, pull_low, pull_high
 
 
+@remedy("give the name of a dtype, such as 'float32', or a dtype of NumPy")
 def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
-    out = xp.astype(a, dtype)
+    try:
+        out = xp.astype(a, dtype)
+    except ValueError as error:  # CuPy's for a dtype of objects or strings
+        raise TypeError(str(error)) from error
     new = xp.dtype(out)
     if not (new.kind in "biu" or is_float(new)) or new.itemsize > 8:
         raise TypeError(f"astype: a tensor holds real numbers or bools, not {new}; use 'float64' or a narrower dtype")
@@ -298,13 +302,13 @@ def _mask_for_shape(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
 
 
 def normalize_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes as a tuple of nonnegative ints; None means all axes. `axis` may be a list, too.
+    """The axes as a tuple of nonnegative ints; None means all axes. `axis` may be a list, a range or an array, too.
 
     Raises IndexError for an axis out of range, ValueError for a repeated axis, TypeError for anything but ints.
     """
     if axis is None:
         return tuple(range(ndim))
-    axes = axis if isinstance(axis, (tuple, list)) else (axis,)
+    axes: Any = axis if isinstance(axis, (tuple, list, range)) or getattr(axis, "ndim", 0) == 1 else (axis,)
     if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in axes):
         raise TypeError(f"{op}: axis must be an int, a tuple of ints or None, got {axis!r}")
     for i in axes:

@@ -4,7 +4,7 @@
 of the graph. Each operator and method of Tensor is one call of `apply`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper, wraps
 from itertools import accumulate
 from math import prod
@@ -26,17 +26,22 @@ Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 
 _PYTHON_NUMBERS: set[type] = {int, float, bool}
 
-_NUMPY_NAMES = (("dim", "axis"), ("keepdim", "keepdims"), ("unbiased", "correction"))
+# Arguments of PyTorch's and NumPy's methods, and what to write instead.
+_NUMPY_NAMES = {
+    "dim": "axis=, as in NumPy", "keepdim": "keepdims=, as in NumPy", "unbiased": "correction=, as in NumPy",
+    "ddof": "correction=, as in NumPy", "a_min": "min=, as in NumPy", "a_max": "max=, as in NumPy",
+    "dtype": "x.astype(dtype) before it", "out": "out = x.method()",
+}  # fmt: skip
 
 
 def numpy_names(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: for PyTorch's `dim=` and `keepdim=`, raise an error that names `axis=` and `keepdims=`."""
+    """Decorator: for arguments such as PyTorch's `dim=`, raise an error that names the ones here, such as `axis=`."""
 
     @wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for theirs, ours in _NUMPY_NAMES if kwargs else ():
-            if theirs in kwargs:
-                raise TypeError(f"{method.__name__}: has no argument {theirs}=; write {ours}=, as in NumPy")
+        for name in kwargs:
+            if name in _NUMPY_NAMES:
+                raise TypeError(f"{method.__name__}: has no argument {name}=; write {_NUMPY_NAMES[name]}")
         return method(*args, **kwargs)
 
     return checked
@@ -159,7 +164,10 @@ class Tensor:
             self.changed_in_place()
             return
         if not self.backend.is_array(array):
-            raise TypeError(f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}")
+            raise TypeError(
+                f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}; write x.data "
+                "of a Tensor x, or Tensor(values).data"
+            )
         array = real_array(self.backend, array, "data")
         dtype = self.backend.dtype(array)
         if self._node is not None and (array.shape != self.shape or dtype != self.dtype):
@@ -623,6 +631,7 @@ class Tensor:
         """x - log(sum(exp(x))) along `axis`, without overflow. Raises IndexError for an axis that x does not have."""
         return apply(rules.log_softmax, self, axis=axis)
 
+    @numpy_names
     def clip(self, min: Operand | None = None, max: Operand | None = None) -> "Tensor":
         """Limit the elements to [min, max]. The bounds are numbers, tensors or None; the gradient is 1 at the bounds.
 
@@ -765,7 +774,7 @@ class Tensor:
 
     @staticmethod
     @numpy_names
-    def concatenate(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
+    def concatenate(tensors: "Iterable[Tensor]", axis: int = 0) -> "Tensor":
         """Join tensors along an existing axis: (..., n_i, ...) -> (..., sum n_i, ...).
 
         Raises:
@@ -777,7 +786,7 @@ class Tensor:
 
     @staticmethod
     @numpy_names
-    def stack(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
+    def stack(tensors: "Iterable[Tensor]", axis: int = 0) -> "Tensor":
         """Join tensors of equal shape along a new axis.
 
         Raises:
@@ -982,7 +991,8 @@ def _parameters(
         elif (number := python_number(value)) is not None:
             plain[name] = number
         elif annotations.get(name) is float or isinstance(value, Number):
-            raise TypeError(f"{rule.__name__}: {name} must be a real number, got {value!r}")
+            wanted = "a mask of bools" if name in ("mask", "condition") else "a real number"
+            raise TypeError(f"{rule.__name__}: {name} must be {wanted}, got {value!r}")
         else:
             plain[name] = keep(real_array(xp, value, rule.__name__)) if xp.is_array(value) else value
     return plain
@@ -1051,9 +1061,11 @@ def _shape_from_args(op: str, shape: tuple[Any, ...]) -> Shape:
     return lengths
 
 
-def _check_tensors(op: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def _check_tensors(op: str, tensors: Iterable[Tensor]) -> Sequence[Tensor]:
     """The list. Raises ValueError if it is empty or a Tensor, TypeError if an element is not a Tensor."""
-    if isinstance(tensors, Tensor) or not len(tensors):
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"{op}: give a list of tensors, got a {type(tensors).__name__}")
+    if isinstance(tensors, Tensor) or not (tensors := list(tensors)):
         raise ValueError(f"{op}: give a list of at least one tensor")
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
@@ -1075,5 +1087,8 @@ _INSTEAD = {
     "tolist": "x.numpy().tolist()", "clone": "x * 1", "copy": "x * 1", "zeros_like": "x * 0", "ones_like": "x * 0 + 1",
     "float": "x.astype('float32')", "double": "x.astype('float64')", "half": "x.astype('float16')",
     "long": "x.astype('int64')", "bool": "x.astype('bool')", "cpu": "x.to('numpy')", "cuda": "x.to('cupy')",
-    "requires_grad_": "x.requires_grad = True",
+    "requires_grad_": "x.requires_grad = True", "detach_": "x = x.detach()", "add_": "x.data += y",
+    "sub_": "x.data -= y", "mul_": "x.data *= y", "div_": "x.data /= y", "copy_": "x.data = x.backend.copy(y.data)",
+    "zero_": "x.data = x.backend.zeros(x.shape, x.dtype)", "clamp_": "x = x.clip(min, max)",
+    "fill_": "x.data = x.backend.full(x.shape, value, x.dtype)", "masked_fill_": "x = x.masked_fill(mask, value)",
 }  # fmt: skip
