@@ -4,14 +4,15 @@ Random numbers come from a counter-based generator (Philox4x64-10: Salmon et al.
 1, 2, 3", SC 2011). They are a pure function of (seed, counter) and the same on every backend.
 """
 
+import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import prod
 from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.ma import MaskedArray
+from numpy.ma import MaskedArray, MaskError
 
 HostArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Shape: TypeAlias = tuple[int, ...]
@@ -42,22 +43,52 @@ def real_array(data: Any, dtype: Any = None, others: tuple[str, ...] = ()) -> Ho
     Raises:
         TypeError: complex numbers, strings, dates, objects, structured arrays, floats of more than 64 bits, or a masked
             array.
-        ValueError: nested lists of different lengths; nan as an integer. OverflowError: an int that the dtype cannot
-            represent.
+        ValueError: nested lists of different lengths; nan as an integer.
+        OverflowError: a finite number that is out of the range of the dtype.
     """
-    check_unmasked(data, "asarray")
     try:
-        array = np.asarray(data)  # without a dtype: with a float dtype, NumPy reads "1" as 1.0 and None as nan
+        array = _array(data, "asarray")  # without a dtype: with a float dtype, NumPy reads "1" as 1.0 and None as nan
     except ValueError as error:
         if "inhomogeneous" not in str(error):
             raise
         raise ValueError("asarray: the nested lists have different lengths; make them equally long") from error
     found = array.dtype
     if found.char not in _REAL:
+        if (
+            found.kind == "O"
+            and array is not data
+            and array.size
+            and all(isinstance(number, int) for number in array.flat)
+        ):
+            raise OverflowError("asarray: an int is out of bounds for int64 and uint64; pass a float, such as 1e30")
         check_real(found, others)
     if dtype is None:
         return array if found.isnative else array.astype(found.newbyteorder("="))
-    return np.asarray(data, real_dtype(dtype, others))  # from `data`: numbers that do not fit the dtype are errors
+    wanted = real_dtype(dtype, others)
+    if found == wanted:
+        return array
+    if wanted.kind in "iu" and array.size:
+        _check_integers(array, wanted)
+        if found.kind == "f" and array is not data:
+            return np.asarray(data, wanted)  # a list of ints and floats: floats do not represent all ints
+    with np.errstate(over="ignore"):
+        cast = array.astype(wanted)
+    if wanted.kind not in "iub" and wanted.itemsize <= found.itemsize:
+        overflow = np.isinf(cast) & np.isfinite(array)
+        if overflow.any():
+            bad = array[overflow][0]
+            raise OverflowError(f"asarray: {bad} is out of bounds for {wanted}; use a wider dtype")
+    return cast
+
+
+def _check_integers(array: HostArray, wanted: Any) -> None:
+    """Raise OverflowError for a number that an integer dtype cannot represent, ValueError for nan."""
+    low, high, limits = array.min(), array.max(), np.iinfo(wanted)
+    if low != low:
+        raise ValueError(f"asarray: cannot convert float NaN to an integer, {wanted}; replace it first")
+    for bad in (low, high):
+        if not math.isfinite(bad) or not limits.min <= int(bad) <= limits.max:
+            raise OverflowError(f"asarray: {bad} is out of bounds for {wanted}; use a wider dtype")
 
 
 def check_real(dtype: Any, others: tuple[str, ...] = ()) -> None:
@@ -84,19 +115,43 @@ _REAL_PARTS = {
 }  # what to pass instead, by the kind of the dtype
 
 
-def check_unmasked(data: Any, op: str) -> None:
-    """Raise TypeError for a masked array, also in nested lists: NumPy would drop its mask without an error."""
-    if not isinstance(data, _MASKABLE):
-        return
-    if isinstance(data, MaskedArray):
-        raise TypeError(f"{op}: the mask of a masked array would be lost; pass x.filled(value), or x.data and x.mask")
-    if not _PLAIN.issuperset(map(type, data)):
-        for part in data:
-            check_unmasked(part, op)
+def _array(data: Any, op: str) -> HostArray:
+    """np.asarray(data). Raises TypeError for a masked array, also in nested lists, or a tensor that PyTorch refuses."""
+    try:
+        array = np.asarray(data)
+    except (MaskError, UserWarning):  # a masked element as an int; as a float, if warnings are errors
+        check_unmasked(data, op)
+        raise
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, TypeError) and "ScalarType" not in str(error):
+            raise  # of another device's array; the message is complete
+        raise TypeError(
+            f"{op}: {str(error).rstrip('.')}; pass x.detach(), or x.detach().float() of bfloat16"
+        ) from error
+    if isinstance(data, (MaskedArray, list, tuple)):
+        # NumPy makes masked elements nan. Only then look at the elements: a list may have many.
+        elements = array.dtype.kind == "f" and np.isnan(array).any()
+        check_unmasked(data, op, array.ndim + bool(elements))
+    return array
 
 
-_MASKABLE = (MaskedArray, list, tuple)
-_PLAIN = {bool, int, float}  # the elements of most lists
+def check_unmasked(data: Any, op: str, depth: int = 65) -> None:
+    """Raise TypeError for a masked array, also in nested lists: NumPy would drop its mask without an error.
+
+    Looks into lists up to this depth: 1 looks at `data` only, and NumPy's arrays have at most 64 axes.
+    """
+    lists: list[Any] = [[data]]
+    for _ in range(max(depth, 1)):
+        level = list(chain.from_iterable(lists))
+        kinds = set(map(type, level))
+        if any(issubclass(kind, MaskedArray) for kind in kinds):
+            raise TypeError(
+                f"{op}: the mask of a masked array would be lost; pass x.filled(value), or x.data and x.mask"
+            )
+        nested = {kind for kind in kinds if issubclass(kind, (list, tuple))}
+        if not nested:
+            return
+        lists = level if nested == kinds else [part for part in level if type(part) in nested]
 
 
 def checked_ids(ids: Any, upper: int, op: str) -> HostArray:
@@ -126,7 +181,7 @@ def checked_targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[
     The bool array is None if all targets are valid. Raises as `checked_ids` does, and:
         ValueError: no target is valid.
     """
-    if not (ignore is None or isinstance(ignore, Integral)):
+    if not (ignore is None or isinstance(ignore, Integral)) or isinstance(ignore, bool):
         raise TypeError(f"{op}: ignore_index must be an integer, got {ignore!r}")
     array = _rectangular(ids, op)
     valid = None if ignore is None else array != ignore
@@ -139,9 +194,8 @@ def checked_targets(ids: Any, upper: int, ignore: int | None, op: str) -> tuple[
 
 def _rectangular(ids: Any, op: str) -> HostArray:
     """`ids` as an array. Raises ValueError for rows of different lengths, TypeError for a masked array."""
-    check_unmasked(ids, op)
     try:
-        return np.asarray(ids)
+        return _array(ids, op)
     except ValueError as error:
         raise ValueError(f"{op}: the rows of ids differ in length; fill the shorter ones with padding") from error
 
@@ -163,9 +217,8 @@ def index_array(part: Any) -> HostArray:
 
     Raises IndexError for an array that is not of integers or bools, TypeError for a masked array.
     """
-    check_unmasked(part, "getitem")
     # A copy, because backward uses it again, and the caller may change the array before that.
-    array = np.array(np.asarray(part))
+    array = np.array(_array(part, "getitem"))
     if array.size == 0 and isinstance(part, list):
         array = array.astype(np.int64)
     if array.ndim == 0 and array.dtype.kind == "b":

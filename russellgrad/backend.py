@@ -368,6 +368,8 @@ def _import_dotted(path: str) -> ModuleType:
 def _suggestion(name: str) -> str:
     """A suggestion for an unknown name, or "". PyTorch's names of devices are known."""
     device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy"}.get(name.lower().partition(":")[0])
+    if name.strip("0123456789") in ("float", "bfloat", "int", "uint", "bool"):
+        return f"to cast, write x.astype({name!r}); "
     close = [device] if device else get_close_matches(name.lower(), _known_names(), 1)
     return f"did you mean {close[0]!r}? " if close else ""
 
@@ -401,7 +403,9 @@ def resolve_backend(backend: "str | ModuleType | Backend | None") -> Backend:
         return cast(Backend, backend)
     if isinstance(backend, ModuleType):
         return _backend_of(backend, backend.__name__)
-    raise TypeError(f"backend must be a name or a module, got {type(backend).__name__}")
+    raise TypeError(
+        f"backend must be a name or a module, got {type(backend).__name__}; a dtype goes to x.astype(dtype)"
+    )
 
 
 def get_backend() -> Backend:

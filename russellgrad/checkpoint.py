@@ -42,9 +42,15 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
         OSError: the file cannot be written.
         ValueError: `load_model` could not load the file, because the model has other parameters or buffers than a
             Transformer of its configuration, or several dtypes; names them. An existing file does not change then.
-        TypeError: the notes hold something that JSON cannot represent.
+        TypeError: `model` is not a Transformer, or the notes hold something that JSON cannot represent.
     """
     safetensors = require_safetensors("save_model")
+    if not isinstance(model, Transformer):
+        raise TypeError(
+            f"save_model: needs a Transformer, got a {type(model).__name__}; save others with a state_dict()"
+        )
+    if not isinstance(notes, Mapping | None):
+        raise TypeError(f"save_model: the notes must be a dict, got a {type(notes).__name__}")
     tokenizer = model.tokenizer
     config = {
         "model": model.config(),
@@ -58,7 +64,11 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
     }
     # C-contiguous, because safetensors writes an array's memory without regard to its strides.
     state = {name: np.ascontiguousarray(_widened(array)) for name, array in model.state_dict().items()}
-    header = {"format": FORMAT, "version": VERSION, "config": json.dumps(config, default=_plain)}
+    try:
+        text = json.dumps(config, default=_plain)
+    except TypeError as error:  # also of a key
+        raise TypeError(f"save_model: JSON cannot represent the notes: {error}") from error
+    header = {"format": FORMAT, "version": VERSION, "config": text}
     _check_loadable(tokenizer.vocabulary, json.loads(header["config"]), state)
     replace_file(Path(path), _sort_metadata(safetensors.numpy.save(state, header)))
     return Path(path)
@@ -86,7 +96,7 @@ def _plain(value: Any) -> Any:
     """A NumPy scalar as a Python number, for JSON."""
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"save_model: JSON cannot represent a {type(value).__name__}; leave it out of the notes")
+    raise TypeError(f"a {type(value).__name__}; leave it out")
 
 
 def _check_loadable(vocabulary: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -65,8 +65,8 @@ def real_array(xp: Backend, data: Any, op: str, dtype: DType = None) -> Array:
     Raises, with `op` in the message:
         TypeError: complex numbers, strings, None, dates, objects, structured arrays, floats of more than 64 bits,
             masked arrays, or a dtype that the backend does not have.
-        ValueError: nested lists of different lengths; nan as an integer. OverflowError: an int that the dtype cannot
-            represent.
+        ValueError: nested lists of different lengths; nan as an integer.
+        OverflowError: a finite number that is out of the range of the dtype. (An array on a device is not checked.)
     """
     try:
         return xp.asarray(data, dtype)

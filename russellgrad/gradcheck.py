@@ -16,6 +16,7 @@ from math import inf, isnan, prod
 from .autograd import no_grad
 from .backend import Array, Shape
 from .dtype import is_float
+from .schedules import to_float
 from .tensor import Tensor
 
 
@@ -52,8 +53,13 @@ def gradcheck(
     Raises:
         GradientError: a gradient differs; names the element with the largest error in the first such input.
         TypeError: an input or the output is not a Tensor, or a float one is not float64.
-        ValueError: no input requires a gradient, or the output does not depend on one that does.
+            Also eps, atol or rtol, if it is not a number.
+        ValueError: no input requires a gradient, or the output does not depend on one that does. Also eps, if it is not
+            positive and finite, atol and rtol, if they are negative or not finite.
     """
+    eps, atol, rtol = (to_float(v, f"gradcheck: {n}") for n, v in (("eps", eps), ("atol", atol), ("rtol", rtol)))
+    if not eps:
+        raise ValueError("gradcheck: eps must be positive, got 0")
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     _check_inputs(given)
     leaves = _leaves(given)

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any, Self
 
 from .backend import Array, Backend, DType, Shape, get_backend, resolve_backend
-from .dtype import get_default_dtype, is_float
+from .dtype import get_default_dtype, is_float, real_array
 from .random import Generator, default_generator
 from .tensor import Tensor
 
@@ -99,8 +99,9 @@ class Module:
 
         Raises:
             ValueError: lists all names that are missing from `state` or unexpected in it, all shapes that differ, and
-                all entries that are no arrays of real numbers, or are floats for an integer buffer. The module does not
-                change then. TypeError: `state` is not a mapping.
+                all entries that are no arrays of real numbers, are floats for an integer buffer, or hold finite numbers
+                that are out of the range of the dtype. The module does not change then.
+            TypeError: `state` is not a mapping.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"load_state_dict: needs a state_dict, got a {type(state).__name__}")
@@ -213,11 +214,13 @@ def _loaded(name: str, value: Any, own: Tensor) -> Array:
         value = value.astype("float32")
     try:  # the constructor checks and copies
         given = Tensor(value, requires_grad=False, backend=own.backend)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: {error}") from error
-    if is_float(given.dtype) and not is_float(own.dtype):
-        raise TypeError(f"{name} is {given.dtype}, expected {own.dtype}")
-    return given.data if given.dtype == own.dtype else own.backend.astype(given.data, own.dtype)
+        if given.dtype == own.dtype:
+            return given.data
+        if is_float(own.dtype) or not is_float(given.dtype):
+            return real_array(own.backend, given.numpy(), name, own.dtype)  # on the host, where ranges are checked
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+    raise TypeError(f"{name} is {given.dtype}, expected {own.dtype}")
 
 
 def normal_parameter(shape: Shape, std: float, generator: Generator | None, label: str) -> Tensor:

@@ -74,7 +74,14 @@ class Optimizer:
     def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
         name = type(self).__name__
         given = _listed(name, params)
-        groups: list[Mapping[str, Any]] = given if given and isinstance(given[0], Mapping) else [{"params": given}]
+        groups = given if any(isinstance(p, Mapping) for p in given) else [{"params": given}]
+        for group in groups:
+            if not isinstance(group, Mapping):
+                raise TypeError(
+                    f"{name}: give parameters or groups, not both; got a {type(group).__name__} beside a group"
+                )
+            if "params" not in group:
+                raise ValueError(f"{name}: a group lacks 'params'; it has {', '.join(map(str, group)) or 'no entries'}")
         self._known = tuple(options)
         self.groups: list[dict[str, Any]] = []
         for group in groups:
@@ -114,7 +121,9 @@ class Optimizer:
         """Convert a group's options to Python numbers and bools, in place, and return the group."""
         name = type(self).__name__
         if unknown := set(group) - {*self._known, "params"}:
-            raise ValueError(f"{name}: unknown option {', '.join(sorted(unknown))}; known: {', '.join(self._known)}")
+            given, known = ", ".join(sorted(map(str, unknown))), ", ".join(self._known)
+            advice = "; lr is one for all groups, an argument of the optimizer" if "lr" in unknown else ""
+            raise ValueError(f"{name}: unknown option {given}; known: {known}{advice}")
         group.update({key: _OPTIONS[key](group[key], f"{name}: {key}") for key in self._known if key in _OPTIONS})
         return group
 
@@ -227,15 +236,25 @@ class Optimizer:
 
         Raises:
             ValueError: the state belongs to another optimizer class, or to parameters of other shapes or dtypes; names
-                the parameter. Or it lacks an entry, or a number of steps is negative or nan. TypeError: a number of
-                steps is no number. The optimizer does not change then.
+                the parameter. Or it lacks an entry, or a number of steps is negative, nan or more than 2**53.
+            TypeError: the state or a part of it is of another type, or a number of steps is no number. The optimizer
+                does not change then.
         """
         optimizer = type(self).__name__
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{optimizer}: the state must be a dict, as state_dict() returns, got {_type_of(state)}")
         if missing := {"kind", "steps_taken", "state"} - set(state):
             raise ValueError(f"{optimizer}: the state lacks {', '.join(sorted(missing))}; use a state_dict()")
         if state["kind"] != optimizer:
             raise ValueError(f"{optimizer}: the state is that of a {state['kind']}; load it into one")
         steps_taken = _count(state["steps_taken"], f"{optimizer}: steps_taken")
+        if not isinstance(state["state"], (list, tuple)):
+            got = _type_of(state["state"])
+            raise TypeError(f"{optimizer}: 'state' must be a list with a dict for each parameter, got {got}")
+        for place, own in enumerate(state["state"]):
+            if not isinstance(own, Mapping) or not all(isinstance(key, str) for key in own):
+                got = f"the keys {', '.join(map(repr, own))}" if isinstance(own, Mapping) else _type_of(own)
+                raise TypeError(f"{optimizer}: the state of parameter {place} must be a dict with str keys, got {got}")
         given = [dict(own) for own in state["state"]]
         for place, own in enumerate(given):
             if "step" in own:
@@ -525,10 +544,14 @@ def _write_back(xp: Backend, old: Array, new: Array) -> Array:
     return old
 
 
+def _type_of(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def _count(value: Any, what: str) -> int:
     number = to_float(value, what)
-    if not number.is_integer():
-        raise ValueError(f"{what} must be an integer, got {value}")
+    if not number.is_integer() or number > 2**53:  # float64 represents all integers up to it
+        raise ValueError(f"{what} must be an integer of at most 2**53, got {value}")
     return int(number)
 
 

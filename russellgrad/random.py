@@ -27,13 +27,15 @@ class Generator:
         stream: selects one of the independent sequences of a seed (`WEIGHTS`, `EMBEDDINGS`, `DROPOUT`).
 
     Raises:
-        ValueError: the seed is out of range.
+        ValueError: the seed is out of range. TypeError: it is not an int.
     """
 
     def __init__(self, seed: int, stream: int = WEIGHTS) -> None:
+        if not hasattr(seed, "__index__") or isinstance(seed, bool):
+            raise TypeError(f"Generator: the seed must be an int, got {seed!r}")
         if not 0 <= seed < 2**64:
             raise ValueError(f"Generator: the seed must be in [0, 2**64), got {seed}")
-        self.seed = seed
+        self.seed = int(seed)
         self.stream = stream
         self.counter = 0
         self._first_row = 0
@@ -102,7 +104,7 @@ _default = Generator(0)
 def manual_seed(seed: int) -> None:
     """Set the seed of the default generator, which draws the weights of layers built without a seed or generator.
 
-    Raises ValueError for a seed outside [0, 2**64).
+    Raises ValueError for a seed outside [0, 2**64), TypeError for anything but an int.
     """
     global _default
     _default = Generator(seed)

@@ -232,8 +232,12 @@ def clip(xp: Backend, a: Array, low: Array | None, high: Array | None) -> Result
     return out, pull_a, pull_low, pull_high
 
 
+@remedy("give the name of a dtype, such as 'float32', or a dtype of NumPy")
 def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
-    out = xp.astype(a, dtype)
+    try:
+        out = xp.astype(a, dtype)
+    except ValueError as error:  # CuPy's for a dtype of objects or strings
+        raise TypeError(str(error)) from error
     new = xp.dtype(out)
     if not (new.kind in "biu" or is_float(new)) or new.itemsize > 8:
         raise TypeError(f"astype: a tensor holds real numbers or bools, not {new}; use 'float64' or a narrower dtype")
@@ -298,13 +302,13 @@ def _mask_for_shape(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
 
 
 def normalize_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes as a tuple of nonnegative ints; None means all axes. `axis` may be a list, too.
+    """The axes as a tuple of nonnegative ints; None means all axes. `axis` may be a list, a range or an array, too.
 
     Raises IndexError for an axis out of range, ValueError for a repeated axis, TypeError for anything but ints.
     """
     if axis is None:
         return tuple(range(ndim))
-    axes = axis if isinstance(axis, (tuple, list)) else (axis,)
+    axes: Any = axis if isinstance(axis, (tuple, list, range)) or getattr(axis, "ndim", 0) == 1 else (axis,)
     if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in axes):
         raise TypeError(f"{op}: axis must be an int, a tuple of ints or None, got {axis!r}")
     for i in axes:
@@ -366,6 +370,8 @@ def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool)
     Statistician 37, 1983, on shifted data).
     """
     _check_float("var", xp.dtype(a))
+    if not math.isfinite(correction):
+        raise ValueError(f"var: correction must be finite, got {correction}")
     axes, shape = normalize_axes("var", axis, a.ndim), a.shape
     wide = _wide(xp, a)
     first = xp.getitem(wide, tuple(slice(0, 1) if i in axes else slice(None) for i in range(a.ndim)))
@@ -628,6 +634,8 @@ def cross_entropy(
 
 
 def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: bool, offset: int) -> Result:
+    check_bool("attention: causal", causal)
+    check_int("attention: offset", offset)
     fits = min_ndim(q, k, v) >= 2 and q.shape[-1] == k.shape[-1] > 0 and k.shape[-2] == v.shape[-2]
     if not fits:
         raise ValueError(
@@ -642,6 +650,8 @@ def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: b
 
 def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool) -> Result:
     """`attention` of each head, for concatenated queries, keys and values: (..., T, 3 C) -> (..., T, C)."""
+    check_bool("attention_qkvpacked: causal", causal)
+    check_int("attention_qkvpacked: n_heads", n_heads)
     if qkv.ndim < 2 or n_heads < 1 or qkv.shape[-1] % (3 * n_heads) or not qkv.shape[-1]:
         raise ValueError(
             f"attention_qkvpacked: qkv {qkv.shape} does not hold q, k and v of {n_heads} heads; "
@@ -664,6 +674,18 @@ def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, cau
         return xp.concatenate(rows, n + 1)
 
     return xp.reshape(xp.transpose(out, to_heads), (*batch, length, n_heads * d)), pull
+
+
+def check_bool(what: str, value: Any) -> None:
+    """Raise TypeError for anything but True and False: "no" would count as True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, got {value!r}")
+
+
+def check_int(what: str, value: Any) -> None:
+    """Raise TypeError for anything but an integer, and for a bool."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{what} must be an int, got {value!r}")
 
 
 def shape_of(operand: Array | float) -> Shape:

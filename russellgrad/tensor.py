@@ -4,7 +4,7 @@
 of the graph. Each operator and method of Tensor is one call of `apply`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper, wraps
 from itertools import accumulate
 from math import prod
@@ -16,7 +16,7 @@ from weakref import ref
 
 from . import rules
 from .autograd import Hook, Node, Version, backward, is_grad_enabled, record
-from .backend import Array, Axis, Backend, DType, Index, Shape, resolve_backend
+from .backend import Array, Axis, Backend, DType, Index, Shape, load_backend, resolve_backend
 from .dtype import common_float, get_default_dtype, is_float, python_number, real_array
 
 P = ParamSpec("P")
@@ -26,17 +26,22 @@ Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 
 _PYTHON_NUMBERS: set[type] = {int, float, bool}
 
-_NUMPY_NAMES = (("dim", "axis"), ("keepdim", "keepdims"), ("unbiased", "correction"))
+# Arguments of PyTorch's and NumPy's methods, and what to write instead.
+_NUMPY_NAMES = {
+    "dim": "axis=, as in NumPy", "keepdim": "keepdims=, as in NumPy", "unbiased": "correction=, as in NumPy",
+    "ddof": "correction=, as in NumPy", "a_min": "min=, as in NumPy", "a_max": "max=, as in NumPy",
+    "dtype": "x.astype(dtype) before it", "out": "out = x.method()",
+}  # fmt: skip
 
 
 def numpy_names(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: for PyTorch's `dim=` and `keepdim=`, raise an error that names `axis=` and `keepdims=`."""
+    """Decorator: for arguments such as PyTorch's `dim=`, raise an error that names the ones here, such as `axis=`."""
 
     @wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for theirs, ours in _NUMPY_NAMES if kwargs else ():
-            if theirs in kwargs:
-                raise TypeError(f"{method.__name__}: has no argument {theirs}=; write {ours}=, as in NumPy")
+        for name in kwargs:
+            if name in _NUMPY_NAMES:
+                raise TypeError(f"{method.__name__}: has no argument {name}=; write {_NUMPY_NAMES[name]}")
         return method(*args, **kwargs)
 
     return checked
@@ -92,7 +97,8 @@ class Tensor:
     Raises:
         TypeError: data is a Tensor, contains Tensors, is not real numbers, or is an array of another device;
             requires_grad=True with an integer or bool dtype.
-        ValueError: nested lists of different lengths. OverflowError: an int that the dtype cannot represent.
+        ValueError: nested lists of different lengths; nan as an integer.
+        OverflowError: a finite number that is out of the range of the dtype.
     """
 
     __slots__ = ("_array", "_grad", "_node", "_version", "backend", "label", "__weakref__")
@@ -113,11 +119,10 @@ class Tensor:
         if isinstance(data, Tensor):
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
-        array = real_array(xp, data, "Tensor")
-        if dtype is not None:
-            array = real_array(xp, data, "Tensor", dtype)
-        elif not _has_dtype(data, xp) and xp.dtype(array).kind != "b":
-            array = real_array(xp, array, "Tensor", get_default_dtype())
+        if dtype is None and not _has_dtype(data, xp):  # convert lists once, on the host
+            data = real_array(load_backend("numpy"), data, "Tensor")
+            dtype = None if data.dtype.kind == "b" else get_default_dtype()
+        array = real_array(xp, data, "Tensor", dtype)
         self.backend = xp
         self.label = label
         self._grad = None
@@ -137,8 +142,7 @@ class Tensor:
 
     def _start_tracking(self, requires_grad: bool | None) -> None:
         """Set requires_grad of a new tensor. The default is True for float dtypes if gradients are enabled."""
-        if requires_grad or requires_grad is None and is_grad_enabled() and is_float(self.dtype):
-            self.requires_grad = True
+        self.requires_grad = is_grad_enabled() and is_float(self.dtype) if requires_grad is None else requires_grad
 
     # --- Attributes
 
@@ -160,7 +164,10 @@ class Tensor:
             self.changed_in_place()
             return
         if not self.backend.is_array(array):
-            raise TypeError(f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}")
+            raise TypeError(
+                f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}; write x.data "
+                "of a Tensor x, or Tensor(values).data"
+            )
         array = real_array(self.backend, array, "data")
         dtype = self.backend.dtype(array)
         if self._node is not None and (array.shape != self.shape or dtype != self.dtype):
@@ -204,7 +211,8 @@ class Tensor:
         """Whether the tensor tracks gradients. Only a leaf's can be set.
 
         Raises (on assignment):
-            RuntimeError: the tensor is not a leaf. TypeError: set to True for an integer or bool dtype.
+            RuntimeError: the tensor is not a leaf.
+            TypeError: set to True for an integer or bool dtype, or to anything but True and False.
         """
         return self._node is not None
 
@@ -212,6 +220,8 @@ class Tensor:
     def requires_grad(self, wanted: bool) -> None:
         if not self.is_leaf:
             raise RuntimeError("requires_grad: can only be set on a leaf; use .detach() for a tensor without history")
+        if not isinstance(python_number(wanted), bool):
+            raise TypeError(f"requires_grad: must be True or False, got {wanted!r}")
         if not wanted:
             self._node = None
         elif not is_float(self.dtype):
@@ -621,6 +631,7 @@ class Tensor:
         """x - log(sum(exp(x))) along `axis`, without overflow. Raises IndexError for an axis that x does not have."""
         return apply(rules.log_softmax, self, axis=axis)
 
+    @numpy_names
     def clip(self, min: Operand | None = None, max: Operand | None = None) -> "Tensor":
         """Limit the elements to [min, max]. The bounds are numbers, tensors or None; the gradient is 1 at the bounds.
 
@@ -763,7 +774,7 @@ class Tensor:
 
     @staticmethod
     @numpy_names
-    def concatenate(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
+    def concatenate(tensors: "Iterable[Tensor]", axis: int = 0) -> "Tensor":
         """Join tensors along an existing axis: (..., n_i, ...) -> (..., sum n_i, ...).
 
         Raises:
@@ -775,7 +786,7 @@ class Tensor:
 
     @staticmethod
     @numpy_names
-    def stack(tensors: "Sequence[Tensor]", axis: int = 0) -> "Tensor":
+    def stack(tensors: "Iterable[Tensor]", axis: int = 0) -> "Tensor":
         """Join tensors of equal shape along a new axis.
 
         Raises:
@@ -801,7 +812,7 @@ class Tensor:
         """
         (split_axis,) = rules.normalize_axes("split", axis, self.ndim)
         n = self.shape[split_axis]
-        if isinstance(size_or_sizes, Integral):
+        if isinstance(size_or_sizes, Integral) and not isinstance(size_or_sizes, bool):
             size_or_sizes = int(size_or_sizes)
             if size_or_sizes < 1:
                 raise ValueError(f"split: the size of a piece must be positive, got {size_or_sizes}")
@@ -980,7 +991,8 @@ def _parameters(
         elif (number := python_number(value)) is not None:
             plain[name] = number
         elif annotations.get(name) is float or isinstance(value, Number):
-            raise TypeError(f"{rule.__name__}: {name} must be a real number, got {value!r}")
+            wanted = "a mask of bools" if name in ("mask", "condition") else "a real number"
+            raise TypeError(f"{rule.__name__}: {name} must be {wanted}, got {value!r}")
         else:
             plain[name] = keep(real_array(xp, value, rule.__name__)) if xp.is_array(value) else value
     return plain
@@ -1044,14 +1056,16 @@ def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, An
 def _shape_from_args(op: str, shape: tuple[Any, ...]) -> Shape:
     """The shape from the arguments (2, 3) or ((2, 3),). Raises TypeError for anything but ints."""
     lengths = tuple(shape[0]) if len(shape) == 1 and hasattr(shape[0], "__iter__") else shape
-    if not all(hasattr(n, "__index__") for n in lengths):
+    if not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in lengths):
         raise TypeError(f"{op}: the lengths must be ints, as in {op}(2, 3) or {op}((2, 3)), got {shape}")
     return lengths
 
 
-def _check_tensors(op: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def _check_tensors(op: str, tensors: Iterable[Tensor]) -> Sequence[Tensor]:
     """The list. Raises ValueError if it is empty or a Tensor, TypeError if an element is not a Tensor."""
-    if isinstance(tensors, Tensor) or not len(tensors):
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"{op}: give a list of tensors, got a {type(tensors).__name__}")
+    if isinstance(tensors, Tensor) or not (tensors := list(tensors)):
         raise ValueError(f"{op}: give a list of at least one tensor")
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
@@ -1073,5 +1087,8 @@ _INSTEAD = {
     "tolist": "x.numpy().tolist()", "clone": "x * 1", "copy": "x * 1", "zeros_like": "x * 0", "ones_like": "x * 0 + 1",
     "float": "x.astype('float32')", "double": "x.astype('float64')", "half": "x.astype('float16')",
     "long": "x.astype('int64')", "bool": "x.astype('bool')", "cpu": "x.to('numpy')", "cuda": "x.to('cupy')",
-    "requires_grad_": "x.requires_grad = True",
+    "requires_grad_": "x.requires_grad = True", "detach_": "x = x.detach()", "add_": "x.data += y",
+    "sub_": "x.data -= y", "mul_": "x.data *= y", "div_": "x.data /= y", "copy_": "x.data = x.backend.copy(y.data)",
+    "zero_": "x.data = x.backend.zeros(x.shape, x.dtype)", "clamp_": "x = x.clip(min, max)",
+    "fill_": "x.data = x.backend.full(x.shape, value, x.dtype)", "masked_fill_": "x = x.masked_fill(mask, value)",
 }  # fmt: skip

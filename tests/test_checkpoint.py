@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import Tensor, get_default_dtype, set_default_dtype
+from russellgrad import Module, Tensor, get_default_dtype, set_default_dtype
 from russellgrad.backend import Backend, get_backend
 from russellgrad.checkpoint import load_model, save_model, upgrade_state
 from russellgrad.loss import cross_entropy_loss
@@ -227,9 +227,22 @@ def test_a_subclass_with_the_same_parameters_loads_as_a_transformer(backend: Bac
 def test_notes_that_json_cannot_represent_raise(tmp_path: Path, notes: dict[str, Any]) -> None:
     path = save_model(tmp_path / "model.safetensors", small_model())
     old = path.read_bytes()
-    with pytest.raises(TypeError, match=r"^save_model: JSON cannot represent a .*; leave it out of the notes"):
+    with pytest.raises(TypeError, match=r"^save_model: JSON cannot represent the notes: a .*; leave it out"):
         save_model(path, small_model(seed=1), notes=notes)
     assert path.read_bytes() == old
+
+
+def test_save_model_names_what_it_needs(backend: Backend, tmp_path: Path) -> None:
+    path, model = tmp_path / "m.safetensors", small_model()
+    for wrong in (Module(), model.state_dict(), None):
+        with pytest.raises(TypeError, match=r"^save_model: needs a Transformer, got a "):
+            save_model(path, wrong)  # type: ignore[arg-type]
+    for notes in ([1], "text", 3):
+        with pytest.raises(TypeError, match=r"^save_model: the notes must be a dict, got a "):
+            save_model(path, model, notes=notes)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^save_model: JSON cannot represent the notes: keys must be str"):
+        save_model(path, model, notes={(1, 2): 3})  # type: ignore[dict-item]
+    assert not path.exists()
 
 
 # --- Atomic writes

@@ -273,3 +273,11 @@ def test_a_custom_op_without_a_gradient(backend: Backend) -> None:
 def test_errors_of_a_custom_op_name_the_op(backend: Backend) -> None:
     with pytest.raises(ValueError, match=r"^scaled_add: \(2,\) and \(3,\), scale=1.0: .*broadcast"):
         scaled_add(normal(2), normal(3), scale=1.0)
+
+
+@pytest.mark.parametrize("name", ["eps", "atol", "rtol"])
+@pytest.mark.parametrize("bad", [None, "1e-6", True, float("nan"), -1.0, float("inf"), 0])
+def test_steps_and_tolerances_are_numbers(backend: Backend, name: str, bad: Any) -> None:
+    if name == "eps" or bad != 0:
+        with pytest.raises((TypeError, ValueError), match=rf"^gradcheck: {name} must "):
+            gradcheck(Tensor.tanh, normal(2), **{name: bad})

@@ -142,7 +142,14 @@ def test_one_axis_may_be_a_list_of_one(backend: Backend, op: str) -> None:
         getattr(matrix(), op)(axis=(0, 1))
 
 
-@pytest.mark.parametrize("axis", [True, 1.0, "0", [0, 1.0], [True], np.array([0, 1]), {0}])
+@pytest.mark.parametrize("axes", [np.array([0, 1]), range(2), np.array([-1]), range(0)])
+def test_axes_may_be_an_array_or_a_range(backend: Backend, axes: Any) -> None:
+    x = Tensor(rng().normal(size=(2, 3)))
+    for op in ("sum", "mean", "var", "max", "min"):
+        assert_close(getattr(x, op)(axis=axes), getattr(x, op)(axis=tuple(axes)).numpy())
+
+
+@pytest.mark.parametrize("axis", [True, 1.0, "0", [0, 1.0], [True], np.array([0.0]), np.array([[0]]), {0}])
 def test_axes_are_ints(backend: Backend, axis: Any) -> None:
     with pytest.raises(TypeError, match=r"^sum: axis must be an int, a tuple of ints or None, got "):
         matrix().sum(axis)
@@ -168,6 +175,39 @@ def test_the_names_of_pytorchs_arguments_are_answered(backend: Backend, op: str)
             KEYWORDS[op](axis=0, keepdim=True)
     with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
         KEYWORDS[op](nonsense=0)
+
+
+def test_numpys_arguments_are_answered(backend: Backend) -> None:
+    x: Any = matrix()
+    calls: dict[str, Callable[[], Any]] = {
+        r"var: has no argument ddof=; write correction=, as in NumPy": lambda: x.var(ddof=1),
+        r"sum: has no argument dtype=; write x\.astype\(dtype\)": lambda: x.sum(dtype="float32"),
+        r"mean: has no argument out=; write out = x\.method\(\)": lambda: x.mean(out=x),
+        r"clip: has no argument a_min=; write min=": lambda: x.clip(a_min=0.0),
+        r"clip: has no argument a_max=; write max=": lambda: x.clip(0.0, a_max=0.0),
+        r"backend must be a name or a module, got type; a dtype goes to x\.astype": lambda: x.to(np.float32),
+        r"astype: .*; give the name of a dtype, such as 'float32'": lambda: x.astype(torch.float32),
+        r"astype: ": lambda: x.astype("object"),
+        r"data: must be an array .*; write x\.data of a Tensor": lambda: setattr(x, "data", matrix()),
+        r"where: condition must be a mask of bools, got 1j": lambda: rg.where(1j, x, x),
+        r"masked_fill: mask must be a mask of bools, got 1j": lambda: x.masked_fill(1j, 0.0),
+        r"stack: give a list of tensors, got a int": lambda: Tensor.stack(3),  # type: ignore[arg-type]
+        r"concatenate: give a list of tensors, got a NoneType": lambda: Tensor.concatenate(None),  # type: ignore[arg-type]
+    }
+    for message, call in calls.items():
+        with pytest.raises(TypeError, match="^" + message):
+            call()
+    for name in ("float32", "bfloat16", "int64", "uint8", "bool"):
+        with pytest.raises(ValueError, match=rf"^unknown backend '{name}': to cast, write x\.astype\('{name}'\)"):
+            x.to(name)
+
+
+def test_tensors_may_come_from_a_generator(backend: Backend) -> None:
+    rows = list(matrix())
+    assert_close(Tensor.stack(row for row in rows), matrix().numpy())
+    assert_close(Tensor.concatenate(iter(rows)), matrix().numpy().reshape(-1))
+    with pytest.raises(ValueError, match=r"^stack: give a list of at least one tensor"):
+        Tensor.stack(iter(()))
 
 
 def test_functions_and_var_name_their_arguments(backend: Backend) -> None:
@@ -218,7 +258,10 @@ def test_numpys_other_functions_name_the_conversion(backend: Backend) -> None:
         ("clamp", "x.clip(min, max)"), ("std", "x.var(correction=...).sqrt()"), ("numel", "x.size"), ("dim", "x.ndim"),
         ("float", "x.astype('float32')"), ("cuda", "x.to('cupy')"), ("cpu", "x.to('numpy')"), ("mm", "x @ y"),
         ("amax", "x.max()"), ("flatten", "x.reshape(-1)"), ("tolist", "x.numpy().tolist()"), ("t", "x.T"),
-        ("expand", "x.broadcast_to(shape)"),
+        ("expand", "x.broadcast_to(shape)"), ("add_", "x.data += y"), ("detach_", "x = x.detach()"),
+        ("zero_", "x.data = x.backend.zeros(x.shape, x.dtype)"), ("copy_", "x.data = x.backend.copy(y.data)"),
+        ("fill_", "x.data = x.backend.full(x.shape, value, x.dtype)"),
+        ("masked_fill_", "x = x.masked_fill(mask, value)"),
     ],
 )  # fmt: skip
 def test_pytorchs_methods_name_ours(backend: Backend, name: str, remedy: str) -> None:

@@ -1,6 +1,7 @@
 """What may enter the library: real numbers and bools. Everything else is refused, wherever it is given."""
 
 import datetime
+import math
 import warnings
 from collections.abc import Callable
 from decimal import Decimal
@@ -18,16 +19,20 @@ from russellgrad import (
     Module,
     Tensor,
     attention,
+    attention_qkvpacked,
     cross_entropy,
     custom_op,
     embedding,
     layer_norm,
     linear,
+    manual_seed,
     maximum,
     where,
 )
 from russellgrad.backend import Backend
+from russellgrad.dtype import get_default_dtype, set_default_dtype
 from russellgrad.optimizer import AdamOptimizer, SGDOptimizer
+from russellgrad.random import Generator
 from tests.helpers import assert_close
 
 masked = np.ma.masked_array([1.0, 2.0], [False, True])
@@ -245,10 +250,121 @@ def test_numbers_that_do_not_fit_the_dtype_raise(backend: Backend) -> None:
     assert Tensor([2, 0], dtype="bool").numpy().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("bad", ["1", 1.0, 1j, np.float64(1.0), [1]])
+@pytest.mark.parametrize(
+    ("data", "dtype", "error"),
+    [
+        (np.array([1, 300]), "uint8", OverflowError), (np.array([-1.0, 1.0]), "uint8", OverflowError),
+        (np.array([2**63, 1], "uint64"), "int64", OverflowError), (np.array([1.0, np.nan]), "int32", ValueError),
+        (np.array([-np.inf, 0.0]), "int8", OverflowError), (np.array([2.0**63, 0.0]), "int64", OverflowError),
+        (torch.tensor([300, 1]), "uint8", OverflowError), ([np.array(300), 1], "uint8", OverflowError),
+        (np.array([1.0, 1e300]), "float32", OverflowError),
+        (np.array([65535, 1], "uint16"), "float16", OverflowError), ([1.0, 1e300], "float32", OverflowError),
+    ],
+)  # fmt: skip
+def test_arrays_that_do_not_fit_the_dtype_raise(backend: Backend, data: Any, dtype: str, error: type) -> None:
+    """As lists do. In a state, too, where the error names the entry, and nothing is loaded."""
+    with pytest.raises(error, match=rf"^Tensor: cannot make an array of dtype {dtype} "):
+        Tensor(data, dtype=dtype)
+    if hasattr(data, "shape"):
+        module = Pair()
+        module.a, module.b = (Tensor(np.ones(2, dtype), requires_grad=False) for _ in range(2))
+        with pytest.raises(ValueError, match=r"^load_state_dict: Pair does not fit: b"):
+            module.load_state_dict({"a": np.zeros(2, dtype), "b": data})
+        assert module.a.numpy().tolist() == [1, 1]
+
+
+def test_arrays_that_fit_the_dtype_are_cast(backend: Backend) -> None:
+    assert Tensor(np.array([255.5, -0.5]), dtype="uint8").numpy().tolist() == [255, 0]
+    assert Tensor([2**53 + 1, 1.5], dtype="int64").numpy().tolist() == [2**53 + 1, 1]  # float64 has no 2**53 + 1
+    assert Tensor(np.array([True]), dtype="int8").numpy().tolist() == [1]
+    assert Tensor(np.zeros(0), dtype="uint8").shape == (0,)
+    assert np.isinf(Tensor(np.array([np.inf, -np.inf]), dtype="float32").numpy()).all()
+
+
+def test_a_default_dtype_that_cannot_represent_a_number_raises(backend: Backend) -> None:
+    before = get_default_dtype()
+    set_default_dtype("float32")
+    try:
+        with pytest.raises(OverflowError, match=r"^Tensor: .*1e\+300 is out of bounds for float32"):
+            Tensor(1e300)
+    finally:
+        set_default_dtype(before)
+    for data in (2**70, [1, -(2**70)]):
+        with pytest.raises(
+            OverflowError, match=r"^Tensor: .*an int is out of bounds for int64 and uint64; pass a float"
+        ):
+            Tensor(data)
+
+
+@pytest.mark.filterwarnings("ignore:Warning. converting a masked element")
+@pytest.mark.parametrize(
+    "data",
+    [
+        [1.0, np.ma.masked], [[[1.0], [np.ma.masked]]], [1, np.ma.array(5, mask=True)], [[1.0, 2.0], masked],
+        ([1.0], (np.ma.masked,)), [np.array([1.0]), np.ma.array([1.0], mask=True)],
+    ],
+)  # fmt: skip
+def test_masked_elements_of_lists_are_found(backend: Backend, data: Any) -> None:
+    with pytest.raises(TypeError, match=r"^Tensor: .*the mask of a masked array would be lost"):
+        Tensor(data)
+
+
+@pytest.mark.parametrize("bad", ["1", 1.0, 1j, np.float64(1.0), [1], True, np.True_])
 def test_ignore_index_is_an_integer(backend: Backend, bad: Any) -> None:
     with pytest.raises(TypeError, match=r"^cross_entropy: ignore_index must be "):
         cross_entropy(Tensor([[1.0, 2.0], [3.0, 4.0]]), [0, 1], ignore_index=bad)
+
+
+@pytest.mark.parametrize("bad", [None, "a", 0.5, 1.0, math.nan, True, np.float32(1), 1j, [1]])
+def test_the_offset_and_the_number_of_heads_are_ints(backend: Backend, bad: Any) -> None:
+    x = Tensor(np.ones((3, 6)))
+    for causal in (True, False):
+        with pytest.raises(TypeError, match=r"^attention: offset must be (an int|a real number), got "):
+            attention(x, x, x, causal=causal, offset=bad)
+    with pytest.raises(TypeError, match=r"^attention_qkvpacked: n_heads must be (an int|a real number), got "):
+        attention_qkvpacked(x, bad)
+    assert attention(x, x, x, causal=True, offset=np.int64(1)).shape == (3, 6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["no", None, 0, 1.0, [True], np.int64(1)])
+def test_flags_are_bools(backend: Backend, bad: Any) -> None:
+    x = Tensor(np.ones((3, 6)))
+    calls: dict[str, Callable[[], Any]] = {
+        "attention: causal": lambda: attention(x, x, x, causal=bad),
+        "attention_qkvpacked: causal": lambda: attention_qkvpacked(x, 2, causal=bad),
+        "requires_grad:": lambda: setattr(x, "requires_grad", bad),
+    }
+    if bad is not None:  # the constructor's default
+        calls["requires_grad: "] = lambda: Tensor([1.0], requires_grad=bad)
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=rf"^{name} ?must be True or False, got "):
+            call()
+    assert x.requires_grad
+    assert not Tensor([1.0], requires_grad=np.False_).requires_grad  # type: ignore[arg-type]
+    assert attention(x, x, x, causal=np.True_).shape == (3, 6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_correction_of_var_is_finite(backend: Backend, bad: float) -> None:
+    with pytest.raises(ValueError, match=r"^var: correction must be finite, got "):
+        Tensor([1.0, 2.0]).var(correction=bad)
+
+
+@pytest.mark.parametrize("bad", [1.5, 1.0, "1", None, True, np.float64(1.0)])
+def test_seeds_are_ints(bad: Any) -> None:
+    for call in (manual_seed, Generator):
+        with pytest.raises(TypeError, match=r"^Generator: the seed must be an int, got "):
+            call(bad)
+    assert Generator(np.uint64(2**64 - 1)).seed == 2**64 - 1  # type: ignore[arg-type]
+
+
+def test_the_size_of_a_piece_is_no_bool(backend: Backend) -> None:
+    for bad in (True, np.True_):
+        with pytest.raises(TypeError, match=r"^split: the lengths must be ints"):
+            Tensor([1.0, 2.0]).split(bad)  # type: ignore[arg-type]
+        for op in ("reshape", "broadcast_to"):
+            with pytest.raises(TypeError, match=rf"^{op}: the lengths must be ints"):
+                getattr(Tensor([1.0]), op)(bad)
 
 
 def test_shapes_are_ints(backend: Backend) -> None:
@@ -343,6 +459,24 @@ def test_a_module_loads_tensors_and_other_byte_orders(backend: Backend) -> None:
     pair.load_state_dict({"a": np.array([6.0, 7.0], "float32"), "b": torch.tensor([[4.0]])})
     assert_close(pair.a, np.array([6.0, 7.0]))
     assert_close(pair.b, np.array([[4.0]]))
+
+
+@pytest.mark.parametrize("bad", [torch.ones(1, 1, requires_grad=True), torch.ones(1, 1, dtype=torch.bfloat16)])
+def test_tensors_that_pytorch_does_not_convert_say_what_to_pass(backend: Backend, bad: torch.Tensor) -> None:
+    for data in (bad, [bad], [bad[0, 0]]):
+        for dtype in (None, "float32"):
+            with pytest.raises(
+                TypeError, match=r"^Tensor: .*; pass x\.detach\(\), or x\.detach\(\)\.float\(\) of bfloat16"
+            ):
+                Tensor(data, dtype=dtype)
+    with pytest.raises(TypeError, match=r"^getitem: .*; pass x\.detach\(\)"):
+        Tensor([1.0])[[bad]]
+    pair = Pair()
+    with pytest.raises(ValueError, match=r"^load_state_dict: Pair does not fit: b: .*; pass x\.detach\(\), or"):
+        pair.load_state_dict({"a": np.array([8.0, 9.0]), "b": bad})
+    assert_close(pair.a, np.array([1.0, 2.0]))
+    pair.load_state_dict({"a": np.array([8.0, 9.0]), "b": bad.detach().float()})
+    assert_close(pair.b, np.array([[1.0]]))
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,16 @@ def test_step_between_forward_and_backward_raises(backend: Backend) -> None:
         (lambda p: AdamOptimizer([p], betas=(0.9, 1.0)), ValueError, r"betas must be in \[0, 1\)"),
         (lambda p: SGDOptimizer([p], lr=0.1, nesterov=True), ValueError, "nesterov needs a momentum"),
         (lambda p: AdamWOptimizer([{"params": [p], "decay": 1}]), ValueError, "unknown option decay; known: betas"),
+        (lambda p: AdamOptimizer([{"params": [p], 1: 2}]), ValueError, "unknown option 1; known: betas"),  # type: ignore[arg-type]
+        (
+            lambda p: AdamOptimizer([{"params": [p], "lr": 1}]),
+            ValueError,
+            "unknown option lr; .*; lr is one for all gr",
+        ),
+        (lambda p: AdamOptimizer([{"eps": 1.0}]), ValueError, "a group lacks 'params'; it has eps"),
+        (lambda p: AdamOptimizer([{}]), ValueError, "a group lacks 'params'; it has no entries"),
+        (lambda p: AdamOptimizer([{"params": [p]}, p]), TypeError, "parameters or groups, not both; got a Tensor"),
+        (lambda p: AdamOptimizer([p, {"params": [p]}]), TypeError, "parameters or groups, not both; got a Tensor"),
         (lambda p: clip_grad_norm([p], 1.0), ValueError, r"no parameter has a gradient; call backward\(\) first"),
         (lambda p: cosine_with_warmup(0.1, 10, 10), ValueError, "0 <= warmup_steps < total_steps, got 10 and 10"),
     ],
@@ -485,6 +495,28 @@ def test_a_state_of_no_numbers_raises_and_changes_nothing(backend: Backend, chan
     assert all(np.array_equal(after["state"][0][key], state["state"][0][key]) for key in ("m", "v"))
     with pytest.raises(ValueError, match="AdamOptimizer: the state lacks kind, steps_taken; use a state_dict"):
         optimizer.load_state_dict(torch.optim.Adam([torch.zeros(1)]).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "the state must be a dict, as state_dict"), ([1], "the state must be a dict, as state_dict"),
+        ({"state": None}, "'state' must be a list .*, got None"), ({"state": {0: {}}}, "'state' must be a list"),
+        ({"state": 5}, "'state' must be a list"), ({"state": [None]}, "the state of parameter 0 must be .*, got None"),
+        ({"state": [[1]]}, "the state of parameter 0 must be .*, got a list"),
+        ({"state": [{1: 2}]}, "the state of parameter 0 must be a dict with str keys, got the keys 1"),
+        ({"steps_taken": 1e300}, r"steps_taken must be an integer of at most 2\*\*53"),
+        ({"state": [{"step": 1e300}]}, r"step of parameter 0 must be an integer of at most 2\*\*53"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_state_of_other_types_raises_and_changes_nothing(backend: Backend, change: Any, message: str) -> None:
+    optimizer = AdamOptimizer([given_a_gradient(backend)])
+    optimizer.step()
+    state = optimizer.state_dict()
+    with pytest.raises((TypeError, ValueError), match=f"^AdamOptimizer: {message}"):
+        optimizer.load_state_dict({**state, **change} if isinstance(change, dict) else change)
+    assert optimizer.state_dict()["steps_taken"] == 1
 
 
 def test_clip_grad_norm_keeps_the_dtype_of_each_gradient(backend: Backend) -> None:

@@ -122,7 +122,7 @@ def test_joining_mismatched_tensors_raises(backend: Backend) -> None:
         with pytest.raises(ValueError, match=rf"^{join.__name__}: give a list of at least one tensor"):
             join([])
         with pytest.raises(ValueError, match=rf"^{join.__name__}: give a list"):
-            join(t)  # type: ignore[arg-type]
+            join(t)
         with pytest.raises(TypeError, match=rf"^{join.__name__}: give a list of tensors; it holds a float"):
             join([t, 1.0])  # type: ignore[list-item]
         with pytest.raises(IndexError, match=rf"^{join.__name__}: axis 5 is out of range"):
