@@ -3,7 +3,8 @@
 from typing import Any
 
 from . import rules
-from .tensor import Mask, Operand, Tensor, apply, numpy_names
+from .idioms import numpy_names
+from .tensor import Mask, Operand, Tensor, apply
 
 
 def where(condition: Mask, a: Operand, b: Operand) -> Tensor:

@@ -1,6 +1,7 @@
 """The softmax function."""
 
-from .tensor import Tensor, numpy_names
+from .idioms import numpy_names
+from .tensor import Tensor
 
 
 @numpy_names

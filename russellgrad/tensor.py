@@ -5,7 +5,7 @@ of the graph. Each operator and method of Tensor is one call of `apply`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import update_wrapper, wraps
+from functools import update_wrapper
 from itertools import accumulate
 from math import prod
 from numbers import Integral, Number
@@ -18,6 +18,7 @@ from . import rules
 from .autograd import Hook, Node, Version, backward, is_grad_enabled, record
 from .backend import Array, Axis, Backend, DType, Index, Shape, load_backend, resolve_backend
 from .dtype import common_float, get_default_dtype, is_float, python_number, real_array
+from .idioms import INSTEAD, instead, missing, numpy_names
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,26 +26,6 @@ Operand: TypeAlias = Any  # a Tensor, a number, or an array of the tensor's back
 Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 
 _PYTHON_NUMBERS: set[type] = {int, float, bool}
-
-# Arguments of PyTorch's and NumPy's methods, and what to write instead.
-_NUMPY_NAMES = {
-    "dim": "axis=, as in NumPy", "keepdim": "keepdims=, as in NumPy", "unbiased": "correction=, as in NumPy",
-    "ddof": "correction=, as in NumPy", "a_min": "min=, as in NumPy", "a_max": "max=, as in NumPy",
-    "dtype": "x.astype(dtype) before it", "out": "out = x.method()",
-}  # fmt: skip
-
-
-def numpy_names(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: for arguments such as PyTorch's `dim=`, raise an error that names the ones here, such as `axis=`."""
-
-    @wraps(method)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name in _NUMPY_NAMES:
-                raise TypeError(f"{method.__name__}: has no argument {name}=; write {_NUMPY_NAMES[name]}")
-        return method(*args, **kwargs)
-
-    return checked
 
 
 def _elementwise(rule: rules.Rule, doc: str) -> "Callable[[Tensor], Tensor]":
@@ -55,21 +36,6 @@ def _elementwise(rule: rules.Rule, doc: str) -> "Callable[[Tensor], Tensor]":
 
     method.__name__, method.__qualname__, method.__doc__ = rule.__name__, f"Tensor.{rule.__name__}", doc
     return method
-
-
-def _missing(expression: str, remedy: str) -> Callable[..., NoReturn]:
-    """An operator that Tensor does not have, and what to write instead."""
-
-    def operator(self: "Tensor", *_: Any) -> NoReturn:
-        raise TypeError(f"{expression} is not defined for a Tensor; write {remedy}")
-
-    return operator
-
-
-def _instead(name: str) -> str:
-    """What to write instead of `numpy.name(x)`, or ""."""
-    method = f"Tensor.{name}(tensors)" if name in ("concatenate", "stack") else f"x.{name}()"
-    return _INSTEAD.get(name, method if hasattr(Tensor, name) else "")
 
 
 class Tensor:
@@ -415,13 +381,13 @@ class Tensor:
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> NoReturn:
         raise TypeError(
             f"numpy.{function.__name__}: a Tensor is not converted to an array implicitly; call .numpy()"
-            + (f", or write {remedy}" if (remedy := _instead(function.__name__)) else "")
+            + (f", or write {remedy}" if (remedy := instead(function.__name__, Tensor)) else "")
         )
 
     if not TYPE_CHECKING:  # mypy would accept every attribute
 
         def __getattr__(self, name: str) -> NoReturn:  # called only for an attribute that does not exist
-            remedy = f"; write {_INSTEAD[name]}" if name in _INSTEAD else ""
+            remedy = f"; write {INSTEAD[name]}" if name in INSTEAD else ""
             raise AttributeError(f"'Tensor' object has no attribute {name!r}{remedy}", name=name, obj=self)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
@@ -556,9 +522,9 @@ class Tensor:
     def __ge__(self, other: Operand) -> "Tensor":           return _binary(rules.greater_equal, self, other)
     __hash__ = object.__hash__  # by identity, because == compares elements
 
-    __floordiv__ = __rfloordiv__ = _missing("x // y", "(x / y).floor()")
-    __mod__ = __rmod__ = _missing("x % y", "x - (x / y).floor() * y")
-    __round__ = _missing("round(x, n)", "round(x.item(), n), or x.numpy().round(n)")
+    __floordiv__ = __rfloordiv__ = missing("x // y", "(x / y).floor()")
+    __mod__ = __rmod__ = missing("x % y", "x - (x / y).floor() * y")
+    __round__ = missing("round(x, n)", "round(x.item(), n), or x.numpy().round(n)")
 
     # --- Logic, for bool operands
 
@@ -1071,24 +1037,3 @@ def _check_tensors(op: str, tensors: Iterable[Tensor]) -> Sequence[Tensor]:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: give a list of tensors; it holds a {type(tensor).__name__}")
     return tensors
-
-
-# What to write for a function of NumPy, or a method of PyTorch, that Tensor does not have.
-_INSTEAD = {
-    "add": "x + y", "sub": "x - y", "mul": "x * y", "div": "x / y", "pow": "x ** y", "square": "x * x", "dot": "x @ y",
-    "mm": "x @ y", "bmm": "x @ y", "matmul": "x @ y", "reciprocal": "1 / x", "rsqrt": "1 / x.sqrt()", "isnan": "x != x",
-    "amax": "x.max()", "amin": "x.min()", "std": "x.var(correction=...).sqrt()", "norm": "(x * x).sum().sqrt()",
-    "all": "x.numpy().all()", "any": "x.numpy().any()", "clamp": "x.clip(min, max)", "where": "where(condition, x, y)",
-    "permute": "x.transpose(axes)", "t": "x.T", "mT": "x.swapaxes(-1, -2)", "view": "x.reshape(shape)",
-    "flatten": "x.reshape(-1)", "ravel": "x.reshape(-1)", "unsqueeze": "x.expand_dims(axis)",
-    "expand": "x.broadcast_to(shape)", "chunk": "x.split(size)", "cat": "Tensor.concatenate(tensors)",
-    "vstack": "Tensor.concatenate(tensors)", "hstack": "Tensor.concatenate(tensors, axis=1)",
-    "dim": "x.ndim", "numel": "x.size", "shape": "x.shape", "ndim": "x.ndim", "size": "x.size", "device": "x.backend",
-    "tolist": "x.numpy().tolist()", "clone": "x * 1", "copy": "x * 1", "zeros_like": "x * 0", "ones_like": "x * 0 + 1",
-    "float": "x.astype('float32')", "double": "x.astype('float64')", "half": "x.astype('float16')",
-    "long": "x.astype('int64')", "bool": "x.astype('bool')", "cpu": "x.to('numpy')", "cuda": "x.to('cupy')",
-    "requires_grad_": "x.requires_grad = True", "detach_": "x = x.detach()", "add_": "x.data += y",
-    "sub_": "x.data -= y", "mul_": "x.data *= y", "div_": "x.data /= y", "copy_": "x.data = x.backend.copy(y.data)",
-    "zero_": "x.data = x.backend.zeros(x.shape, x.dtype)", "clamp_": "x = x.clip(min, max)",
-    "fill_": "x.data = x.backend.full(x.shape, value, x.dtype)", "masked_fill_": "x = x.masked_fill(mask, value)",
-}  # fmt: skip

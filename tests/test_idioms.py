@@ -273,7 +273,7 @@ def test_pytorchs_methods_name_ours(backend: Backend, name: str, remedy: str) ->
 
 def test_the_remedies_can_be_computed(backend: Backend) -> None:
     """Each expression that the errors advise, where it is complete."""
-    from russellgrad.tensor import _INSTEAD
+    from russellgrad.idioms import INSTEAD
 
     square = rng().random(size=(3, 3))
     names = {
@@ -281,7 +281,7 @@ def test_the_remedies_can_be_computed(backend: Backend) -> None:
         "Tensor": Tensor, "where": rg.where, "min": 0.0, "max": 1.0,
         "shape": (9, 1), "axis": 0, "axes": (1, 0), "size": 2,
     }  # fmt: skip
-    for name, expression in _INSTEAD.items():
+    for name, expression in INSTEAD.items():
         if "'" in expression or "=" in expression.replace("axis=1", "").replace("!=", "") or name == "expand":
             continue  # needs another backend or dtype, is an assignment, or needs more axes
         assert eval(expression, {}, names) is not None, name
