@@ -42,11 +42,6 @@ def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     return np.expand_dims(total, axes) if keepdims else total
 
 
-def sum_rows(a: Array) -> Array:
-    """(N, C) -> (C,). The elements of a row are contiguous."""
-    return _sum_rows(a).astype(a.dtype, copy=False)
-
-
 def _sum(a: Array, axes: tuple[int, ...]) -> Array:
     """The sum of a float32 or float64 array over nonnegative axes, perhaps in float64."""
     if not a.flags.c_contiguous:

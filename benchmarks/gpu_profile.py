@@ -7,7 +7,6 @@ The profiler sees all kernels of the process, those of CuPy and cuBLAS too. The 
 """
 
 import argparse
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -16,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.candidates import gpu_ours, gpu_torch
 from benchmarks.candidates.model import PRECISIONS
+from benchmarks.gpu_process import REQUESTS
 from benchmarks.train_step import SIZE_HEAD
 
 WARM_UP, STEPS, MOST_LINES = 5, 10, 40
@@ -49,14 +49,7 @@ def main() -> None:
     module = gpu_ours if given.library == "russellgrad" else gpu_torch
     candidate = module.build(given.size, given.precision, "uncaptured")
     candidate.prepare()
-    for _ in range(WARM_UP):
-        candidate.step()
-    candidate.synchronize()
-    start = time.perf_counter()
-    for _ in range(STEPS):
-        candidate.step()
-    candidate.synchronize()
-    seconds = (time.perf_counter() - start) / STEPS
+    seconds = REQUESTS["seconds"](candidate, WARM_UP, STEPS)
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(STEPS):
             candidate.step()

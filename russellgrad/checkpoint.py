@@ -69,7 +69,7 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
     except TypeError as error:  # also of a key
         raise TypeError(f"save_model: JSON cannot represent the notes: {error}") from error
     header = {"format": FORMAT, "version": VERSION, "config": text}
-    _check_loadable(tokenizer.vocabulary, json.loads(header["config"]), state)
+    _check_loadable(tokenizer.vocabulary, json.loads(text), state)
     replace_file(Path(path), _sort_metadata(safetensors.numpy.save(state, header)))
     return Path(path)
 

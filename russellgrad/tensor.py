@@ -10,7 +10,7 @@ from itertools import accumulate
 from math import prod
 from numbers import Integral, Number
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 from warnings import warn
 from weakref import ref
 
@@ -20,8 +20,6 @@ from .backend import Array, Axis, Backend, DType, Index, Shape, load_backend, re
 from .dtype import common_float, get_default_dtype, is_float, python_number, real_array
 from .idioms import INSTEAD, instead, missing, numpy_names
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Operand: TypeAlias = Any  # a Tensor, a number, or an array of the tensor's backend
 Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 
