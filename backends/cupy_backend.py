@@ -551,10 +551,15 @@ def _release(pool: Any) -> None:
 
 def _primitive_of(error: BaseException) -> str:
     """The outermost primitive in the traceback, whether this module or a formula computes it."""
-    names = {
-        unwrap(value).__code__: name  # of a formula without its decorator
-        for name, value in (*vars(formulas).items(), *globals().items())
-        if isinstance(value, FunctionType) and value.__name__ == name and not name.startswith("_") and name != "capture"
-    }
+    names = {}
+    for name, value in (*vars(formulas).items(), *globals().items()):
+        if (
+            isinstance(value, FunctionType)
+            and value.__name__ == name
+            and not name.startswith("_")
+            and name != "capture"
+        ):
+            value = unwrap(value)  # a formula without its decorator
+            names[value.__code__] = name
     called = (names.get(frame.f_code) for frame, _ in walk_tb(error.__traceback__))
     return next(filter(None, called), "something in the step")
