@@ -22,6 +22,7 @@ from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
 from .softmax import softmax  # rebinds russellgrad.softmax from the submodule to the function
 from .tensor import Tensor, custom_op
+from .transforms import functional_call, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 __version__ = "0.1.0"
 
@@ -37,10 +38,16 @@ __all__ = [
     "cross_entropy",
     "custom_op",
     "embedding",
+    "functional_call",
     "get_backend",
     "get_default_dtype",
     "get_matmul_precision",
+    "grad",
     "gradcheck",
+    "hessian",
+    "hvp",
+    "jacobian",
+    "jvp",
     "layer_norm",
     "linear",
     "log_softmax",
@@ -53,5 +60,7 @@ __all__ = [
     "set_matmul_precision",
     "softmax",
     "use_backend",
+    "value_and_grad",
+    "vjp",
     "where",
 ]

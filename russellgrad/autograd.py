@@ -13,8 +13,10 @@ of the graph is not limited.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 from numbers import Real
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 from weakref import ReferenceType
@@ -33,7 +35,8 @@ Version: TypeAlias = list[int]
 
 _order = count()
 _filled_grads: "ContextVar[dict[int, HasGrad] | None]" = ContextVar("russellgrad_filled", default=None)
-_grad_enabled: ContextVar[bool] = ContextVar("russellgrad_grad_enabled", default=True)
+# Operations at this level and above are recorded (`Backend.level`): at 0 all of them, in no_grad() none.
+_recorded_from: ContextVar[float] = ContextVar("russellgrad_recorded_from", default=0)
 
 
 class Joint(NamedTuple):
@@ -174,7 +177,7 @@ def record(
     versions: Sequence[Version] = (),
 ) -> Node | None:
     """Return a node for `out`, or None if no operand needs a gradient. Pullbacks of other operands are dropped."""
-    if not _grad_enabled.get() or not any(nodes):
+    if not any(nodes) or not is_grad_enabled(xp.level):
         return None
     if len(pullbacks) == 1 and isinstance(pullbacks[0], Joint):
         return Node(name, xp, out, nodes, pullbacks, versions)
@@ -229,12 +232,18 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
 
 
 @contextmanager
-def _disabled() -> Iterator[None]:
-    token = _grad_enabled.set(False)
+def record_from(level: float) -> Iterator[None]:
+    """Inside the block, record the operations at `level` and above, and no others."""
+    token = _recorded_from.set(level)
     try:
         yield
     finally:
-        _grad_enabled.reset(token)
+        _recorded_from.reset(token)
+
+
+def recorded_from() -> float:
+    """The level from which operations are recorded: 0, or infinity inside `no_grad()`; others inside transforms."""
+    return _recorded_from.get()
 
 
 @overload
@@ -245,12 +254,13 @@ def no_grad(function: Callable[P, R] | None = None) -> Scope[None] | Callable[P,
     """Disable gradient tracking, as a context manager, `with no_grad():`, or a decorator, `@no_grad()`.
 
     Operations inside record no graph, and new tensors do not require gradients. Decorates generator and coroutine
-    functions, too: see `russellgrad.scope.Scope`.
+    functions, too: see `russellgrad.scope.Scope`. Transforms, such as `grad`, that are called inside work as outside;
+    their results track no gradients.
     """
-    scope = Scope("no_grad", _disabled)
+    scope = Scope("no_grad", partial(record_from, inf))
     return scope if function is None else scope(function)
 
 
-def is_grad_enabled() -> bool:
-    """Whether operations record a graph: False inside `no_grad()`."""
-    return _grad_enabled.get()
+def is_grad_enabled(level: int = 0) -> bool:
+    """Whether operations on tensors of this level record a graph: False inside `no_grad()`."""
+    return level >= _recorded_from.get()

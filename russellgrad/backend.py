@@ -165,7 +165,7 @@ class Derived(Protocol):
         self, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None,
     ) -> tuple[Array, Array]: ...
     def cross_entropy_backward(self, g: Array, probs: Array, ids: Array, valid: Array | None) -> Array: ...  # () -> (N, C)
-    # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), log sum exp of the scores (..., L, 1)
+    # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), a value for backward; the formula's is the log sum exp of the scores (..., L, 1)
     def attention(
         self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int,
     ) -> tuple[Array, Array]: ...
@@ -204,6 +204,12 @@ class Optional(Protocol):
 
 class Backend(Core, Derived, Optional, Protocol):
     """All primitives. `hasattr(backend, name)` tells whether a backend has an optional one."""
+
+    level: int                                                                   # 0; of a `TensorBackend`, 1 or more
+
+    @property
+    def root(self) -> "Backend": ...                                             # itself; of a `TensorBackend`, the backend below all levels
+    def on(self, root: "Backend", /) -> "Backend": ...                           # this level on another root
 # fmt: on
 
 
@@ -223,11 +229,13 @@ _default: Backend | None = None  # set by set_backend, or from RG_BACKEND at fir
 _override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", default=None)
 
 
-class _Loaded:
+class LoadedBackend:
     """A backend as the library uses it: a module's primitives, and formulas for the derived primitives that it lacks.
 
     A module is read once, when it is loaded. There is one backend for each module, and a copy is the backend itself.
     """
+
+    level = 0
 
     def __init__(self, module: ModuleType) -> None:
         formulas = importlib.import_module(f"{__package__}.backends.formulas")
@@ -236,6 +244,13 @@ class _Loaded:
         for name in DERIVED:
             formula = partial(getattr(formulas, name), self)
             own[name] = _with_fallback(getattr(module, name), formula) if _defines(module, name) else formula
+
+    @property
+    def root(self) -> Backend:
+        return cast(Backend, self)
+
+    def on(self, root: Backend) -> Backend:
+        return root
 
     def __repr__(self) -> str:
         return f"<backend {vars(self)['name']!r}>"
@@ -304,7 +319,7 @@ def _build(module: ModuleType, name: str) -> Backend:
             f"backend {name!r}: module {module.__name__} has the name {own!r}, which is the name of {others[0]}; "
             "set `name` in the module to a unique one"
         )
-    backend = cast(Backend, _Loaded(module))
+    backend = cast(Backend, LoadedBackend(module))
     backend.require_usable()
     backend.set_matmul_precision(_precision)
     return backend
@@ -323,6 +338,12 @@ def load_backend(name: str) -> Backend:
         TypeError: the module lacks core primitives.
     """
     if name not in _loaded:
+        kind, _, root = name.partition(":")
+        if kind == "tensor":  # Tensors as arrays, on NumPy or, as "tensor:strict", on another backend
+            made: Backend = importlib.import_module(f"{__package__}.tensor_backend").recorded(
+                load_backend(root or "numpy")
+            )
+            return _loaded.setdefault(name, made)
         if name in BUILTIN:
             module = importlib.import_module(f"{__package__}.backends.{name}_backend")
         elif points := entry_points(group=ENTRY_POINT_GROUP, name=name):
@@ -399,7 +420,7 @@ def resolve_backend(backend: "str | ModuleType | Backend | None") -> Backend:
         return get_backend()
     if isinstance(backend, str):
         return load_backend(backend)
-    if isinstance(backend, _Loaded):
+    if isinstance(backend, LoadedBackend):
         return cast(Backend, backend)
     if isinstance(backend, ModuleType):
         return _backend_of(backend, backend.__name__)

@@ -2,6 +2,7 @@
 
 from collections import UserList, deque
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Self
 
@@ -184,6 +185,55 @@ class Module:
             tensor.requires_grad = tracked
             if tensor._node is not None:
                 tensor._node.hooks = hooks
+
+
+@contextmanager
+def replaced_tensors(module: Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block, the module has these Tensors in place of its own of the same names.
+
+    Raises as `transforms.functional_call` does.
+    """
+    own = dict(module._named_tensors())
+    unknown = [name for name in tensors if name not in own]
+    if unknown:
+        raise ValueError(
+            f"functional_call: {type(module).__name__} has no {', '.join(unknown)}; it has {', '.join(own)}"
+        )
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"functional_call: {name} must be a Tensor, got a {type(tensor).__name__}")
+        if tensor.shape != own[name].shape:
+            raise ValueError(f"functional_call: {name} has shape {tensor.shape}, expected {own[name].shape}")
+    places: list[tuple[Any, Any, Any]] = []  # (container, key, what was there)
+    _replace(module, {id(own[name]): tensor for name, tensor in tensors.items()}, {}, places)
+    try:
+        yield
+    finally:
+        for container, key, value in reversed(places):
+            container[key] = value
+
+
+def _replace(value: Any, new: Mapping[int, Tensor], seen: dict[int, Any], places: list[tuple[Any, Any, Any]]) -> Any:
+    """The value with its Tensors replaced, by id, by those in `new`: containers in place, except for tuples."""
+    if id(value) in new:
+        return new[id(value)]
+    if isinstance(value, Tensor) or not isinstance(value, _SEARCHED) or id(value) in seen:
+        return seen.get(id(value), value)
+    seen[id(value)] = value
+    if isinstance(value, tuple):
+        parts = [_replace(part, new, seen, places) for part in value]
+        if any(part is not old for part, old in zip(parts, value, strict=True)):
+            seen[id(value)] = value._make(parts) if hasattr(value, "_make") else type(value)(parts)
+        return seen[id(value)]
+    containers: list[Any] = [vars(value), value] if isinstance(value, Module) else [value]
+    for container in containers:  # a module may be a list or a dict, too
+        is_list = isinstance(container, (list, deque, UserList))
+        items = container.items() if isinstance(container, Mapping) else enumerate(container) if is_list else ()
+        for key, part in list(items):
+            if (found := _replace(part, new, seen, places)) is not part:
+                places.append((container, key, part))
+                container[key] = found
+    return value
 
 
 # The types of values among which, and inside which, a module searches.

@@ -104,7 +104,13 @@ def arctan(xp: Backend, a: Float) -> Result: return xp.arctan(a), lambda g: xp.d
 def floor(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.floor, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
 def ceil(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.ceil, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
 def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multiply(g, xp.sign(a))
+def sign(xp: Backend, a: Array) -> Result: return xp.sign(a), lambda g: xp.zeros(g.shape, xp.dtype(g))
 # fmt: on
+
+
+def erf(xp: Backend, a: Float) -> Result:
+    slope = 2 / math.sqrt(math.pi)
+    return xp.erf(a), lambda g: xp.multiply(g, xp.multiply(xp.exp(xp.negative(xp.multiply(a, a))), slope))
 
 
 def _rounded(xp: Backend, function: Callable[[Array], Array], a: Array) -> Array:
@@ -489,9 +495,14 @@ def _select_pullback(xp: Backend, axis: int, i: int) -> Callable[[Array], Array]
 
 
 @remedy("check the index against the shape")
-def getitem(xp: Backend, a: Array, *, index: Index) -> View:
-    shape, prepared = a.shape, xp.prepare_index(index, a.shape)
+def getitem(xp: Backend, a: Array, *, index: Index, check: bool = True) -> View:
+    """If `check` is False, the index is from `prepare_index`."""
+    shape, prepared = a.shape, xp.prepare_index(index, a.shape) if check else index
     return xp.getitem(a, prepared), lambda g: xp.getitem_backward(g, prepared, shape)
+
+
+def getitem_backward(xp: Backend, g: Array, *, index: Index, shape: Shape) -> Result:
+    return xp.getitem_backward(g, index, shape), lambda gg: xp.getitem(gg, index)
 
 
 # --- Products
@@ -601,6 +612,10 @@ def embedding(xp: Backend, weight: Array, *, ids: Any, check: bool = True) -> Re
     n_rows = weight.shape[0]
     rows = xp.check_ids(ids, n_rows, "embedding") if check else ids
     return xp.embedding(weight, rows), lambda g: xp.embedding_backward(g, rows, n_rows)
+
+
+def embedding_backward(xp: Backend, g: Array, *, ids: Array, n_rows: int) -> Result:
+    return xp.embedding_backward(g, ids, n_rows), lambda gg: xp.embedding(gg, ids)
 
 
 def cross_entropy(

@@ -80,9 +80,9 @@ class Tensor:
         backend: str | ModuleType | Backend | None = None,
         label: str = "",
     ) -> None:
-        if isinstance(data, Tensor):
-            raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         xp = resolve_backend(backend)
+        if isinstance(data, Tensor) and xp.level <= data.backend.level:
+            raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         if dtype is None and not _has_dtype(data, xp):  # convert lists once, on the host
             data = real_array(load_backend("numpy"), data, "Tensor")
             dtype = None if data.dtype.kind == "b" else get_default_dtype()
@@ -106,7 +106,9 @@ class Tensor:
 
     def _start_tracking(self, requires_grad: bool | None) -> None:
         """Set requires_grad of a new tensor. The default is True for float dtypes if gradients are enabled."""
-        self.requires_grad = is_grad_enabled() and is_float(self.dtype) if requires_grad is None else requires_grad
+        if requires_grad is None:
+            requires_grad = is_grad_enabled(self.backend.level) and is_float(self.dtype)
+        self.requires_grad = requires_grad
 
     # --- Attributes
 
@@ -249,7 +251,7 @@ class Tensor:
     def _as_gradient(self, op: str, gradient: "Array | Tensor") -> Array:
         """The array of a gradient, in this tensor's dtype. Raises as `backward` does."""
         xp = self.backend
-        if isinstance(gradient, Tensor):
+        if isinstance(gradient, Tensor) and not xp.level > gradient.backend.level:
             _same_backend(op, xp, gradient.backend)
             gradient = gradient._array
         elif not self.ndim and python_number(gradient) is not None:  # NumPy returns a scalar for a 0-d array times two
@@ -336,7 +338,9 @@ class Tensor:
         return lambda: cast(None, hooks.pop(key, None))
 
     def detach(self) -> "Tensor":
-        """A tensor that shares this tensor's array and tracks no gradients."""
+        """A tensor that shares this tensor's array and tracks no gradients, of no order."""
+        if isinstance(self._array, Tensor):
+            return self._array.detach()
         return Tensor._wrap(self._array, self.backend, version=self._version)
 
     # --- Conversion
@@ -364,9 +368,12 @@ class Tensor:
 
             y = x.to("cupy")
         """
-        source, target = self.backend, resolve_backend(backend)
+        source, target = self.backend.root, resolve_backend(backend).root
         if target is source:
             return self
+        if isinstance(self._array, Tensor):  # within a transform
+            xp, array = self.backend.on(target), self._array.to(target)
+            return Tensor._wrap(array, xp, record("to", xp, array, [self._node], [lambda g: g.to(source)]))
         array = target.asarray(source.to_host(self._array))
         pull = [lambda g: source.asarray(target.to_host(g))]
         return Tensor._wrap(array, target, record("to", target, array, [self._node], pull))
@@ -822,9 +829,11 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     recording = False
     for tensor in tensors:
         if tensor.backend is not xp:
-            _same_backend(name, xp, tensor.backend)
+            xp, tensors, operands, params = _lift(name, tensors, operands, params)
+            recording = any(tensor._node is not None for tensor in tensors)
+            break
         recording = recording or tensor._node is not None
-    recording = recording and is_grad_enabled()
+    recording = recording and is_grad_enabled(xp.level)
     # A pullback must not see later writes. Writes into Tensors are detected; writes into the caller's arrays are not,
     # so those are copied.
     keep = xp.copy if recording else xp.asarray
@@ -856,6 +865,27 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
         # Include the output's version, because some pullbacks hold the output (exp, softmax).
         node = record(name, xp, out, nodes, pullbacks, [version, *(tensor._version for tensor in tensors)])
     return Tensor._wrap(out, xp, node, version)
+
+
+def _lift(
+    op: str, tensors: list[Tensor], operands: tuple[Operand, ...], params: dict[str, Any]
+) -> tuple[Backend, list[Tensor], tuple[Operand, ...], dict[str, Any]]:
+    """The highest level among the tensors, and the arguments with tensors of lower levels as constants of that level.
+
+    Raises TypeError for tensors of different roots.
+    """
+    for tensor in tensors:
+        if tensor.backend.root is not tensors[0].backend.root:
+            _same_backend(op, tensors[0].backend, tensor.backend)
+    xp = max((tensor.backend for tensor in tensors), key=lambda backend: backend.level)
+
+    def lifted(value: Any) -> Any:
+        is_lower = isinstance(value, Tensor) and value.backend is not xp
+        return Tensor._wrap(value, xp, version=value._version) if is_lower else value
+
+    operands = tuple(lifted(operand) for operand in operands)
+    params = {name: lifted(value) for name, value in params.items()}
+    return xp, [value for value in (*operands, *params.values()) if isinstance(value, Tensor)], operands, params
 
 
 def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
@@ -924,7 +954,7 @@ def _operand(
     op, kind = rule.__name__, type(value)
     if kind in _PYTHON_NUMBERS:
         return value
-    if xp.is_array(value):
+    if _is_array(xp, value):
         return keep(real_array(xp, value, op))
     if value is None and not any(o is None and rules.needs_array(rule, i) for i, o in enumerate(operands)):
         return None
@@ -958,7 +988,7 @@ def _parameters(
             wanted = "a mask of bools" if name in ("mask", "condition") else "a real number"
             raise TypeError(f"{rule.__name__}: {name} must be {wanted}, got {value!r}")
         else:
-            plain[name] = keep(real_array(xp, value, rule.__name__)) if xp.is_array(value) else value
+            plain[name] = keep(real_array(xp, value, rule.__name__)) if _is_array(xp, value) else value
     return plain
 
 
@@ -967,17 +997,23 @@ def _index(part: Any, xp: Backend) -> Any:
     if part is None or part is Ellipsis or type(part) in (int, slice):
         return part
     if isinstance(part, Tensor):
-        _same_backend("getitem", xp, part.backend)
-        part = part._array
+        _same_backend("getitem", xp.root, part.backend.root)
+        part = part.detach()._array  # an index has no gradient, so its level does not matter
     number = python_number(part)
-    if isinstance(number, bool) or xp.is_array(part) and part.shape == () and xp.dtype(part).kind == "b":
+    root = xp.root
+    if isinstance(number, bool) or root.is_array(part) and part.shape == () and root.dtype(part).kind == "b":
         raise TypeError("getitem: an index may not be one bool, which NumPy treats as a new axis; use a mask with axes")
     return part if number is None else number
 
 
+def _is_array(xp: Backend, x: Any) -> bool:
+    """Whether x is an array of the backend or, within a transform, of its root."""
+    return xp.is_array(x) or xp.level > 0 and xp.root.is_array(x)
+
+
 def _has_dtype(x: Any, xp: Backend) -> bool:
     """Whether x is an array: one of the backend, whose arrays need no `dtype` attribute, or of another library."""
-    return hasattr(x, "dtype") or xp.is_array(x)
+    return hasattr(x, "dtype") or _is_array(xp, x)
 
 
 def _same_backend(op: str, first: Backend, second: Backend) -> None:

@@ -133,7 +133,7 @@ class Tokenizer(Module):
         """
         if isinstance(batch, TokenIds):
             return self._check_token_ids(batch)
-        xp, pad = self.token_embedding.backend, self.pad_token_id
+        xp, pad = self.token_embedding.backend.root, self.pad_token_id
         batch = self._rows(batch)
         ids, valid = xp.check_targets(batch, self.vocab_size + 1, pad, "Tokenizer")
         if ids.ndim != 2:
@@ -150,7 +150,7 @@ class Tokenizer(Module):
 
     def _check_token_ids(self, ids: TokenIds) -> TokenIds:
         """Check TokenIds, which another tokenizer may have made, without reading the ids from the device."""
-        if ids.backend is not self.token_embedding.backend:
+        if ids.backend is not self.token_embedding.backend.root:
             raise TypeError(
                 f"Tokenizer: ids on {ids.backend.name!r}, parameters on {self.token_embedding.backend.name!r}; "
                 "call tokenizer.ids(batch) after moving the model"
@@ -212,7 +212,7 @@ class Tokenizer(Module):
         Returns:
             The embeddings (B, T, C), the ids (B, T), and the padding mask (B, T), True at padding.
         """
-        ids, xp = self.ids(batch), self.token_embedding.backend
+        ids, xp = self.ids(batch), self.token_embedding.backend.root
         mask = xp.full(ids.values.shape, False, "bool") if ids.padding is None else ids.padding
         return self.embed(ids.values), Tensor(ids.values, backend=xp), Tensor(mask, backend=xp)
 
