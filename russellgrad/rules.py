@@ -189,11 +189,41 @@ def leaky_relu(xp: Backend, a: Float, *, alpha: float) -> Result:
     return xp.leaky_relu(a, alpha), lambda g: xp.leaky_relu_backward(g, a, alpha)
 
 
+def leaky_relu_backward(xp: Backend, g: Array, a: Array, *, alpha: float) -> Result:
+    return xp.leaky_relu_backward(g, a, alpha), lambda gg: xp.leaky_relu_backward(gg, a, alpha), None
+
+
 def gelu(xp: Backend, a: Float, *, approximate: str) -> Result:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
     out, saved = xp.gelu(a, approximate)
     return out, lambda g: xp.gelu_backward(g, saved, approximate)
+
+
+def gelu_backward(xp: Backend, g: Array, a: Array, *, approximate: str) -> Result:
+    """g gelu'(a)."""
+    _, saved = xp.gelu(a, approximate)
+    return (
+        xp.gelu_backward(g, saved, approximate),
+        lambda gg: xp.gelu_backward(gg, saved, approximate),
+        lambda gg: xp.multiply(xp.multiply(gg, g), _gelu_curvature(xp, a, approximate)),
+    )
+
+
+def _gelu_curvature(xp: Backend, a: Array, approximate: str) -> Array:
+    """The second derivative of gelu, 2 Phi'(a) + a Phi''(a)."""
+    square = xp.multiply(a, a)
+    if approximate == "none":  # Phi' is the normal density, and Phi'' = -a Phi'
+        density = xp.multiply(xp.exp(xp.multiply(square, -0.5)), 1 / math.sqrt(2 * math.pi))
+        return xp.multiply(density, xp.subtract(2, square))
+    # Phi = (1 + tanh(u)) / 2 with u = c (a + 0.044715 a^3)
+    c = math.sqrt(2 / math.pi)
+    slope = xp.add(xp.multiply(square, 3 * 0.044715 * c), c)  # u'
+    t = xp.tanh(xp.multiply(a, xp.add(xp.multiply(square, 0.044715 * c), c)))
+    # Phi' = (1 - t^2) u' / 2, Phi'' = (1 - t^2) (u'' - 2 t u'^2) / 2
+    bend = xp.subtract(xp.multiply(a, 6 * 0.044715 * c), xp.multiply(xp.multiply(t, 2), xp.multiply(slope, slope)))
+    inner = xp.add(slope, xp.multiply(xp.multiply(a, bend), 0.5))
+    return xp.multiply(xp.subtract(1, xp.multiply(t, t)), inner)
 
 
 def maximum(xp: Backend, a: Array, b: Array) -> Result:

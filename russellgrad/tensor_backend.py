@@ -15,7 +15,6 @@ lower levels are constants (`tensor.apply`).
 import importlib
 import math
 from collections.abc import Callable, Sequence
-from functools import wraps
 from itertools import count
 from typing import Any, cast
 
@@ -32,38 +31,53 @@ _levels = count(1)
 def bare(x: Any) -> Any:
     """The array of the root backend inside a Tensor of any level. Anything else is returned unchanged."""
     while isinstance(x, Tensor):
-        x = x.data
+        x = x._array
     return x
 
 
-def tracks(x: Any) -> bool:
-    """Whether operations on x are recorded at any level: a Tensor that requires a gradient, outside `no_grad`."""
+def is_constant(x: Any) -> bool:
+    """Whether operations on x are recorded at no level: x is no Tensor, or tracks no gradients, or in `no_grad`."""
     while isinstance(x, Tensor):
-        if x.requires_grad and is_grad_enabled(x.backend.level):
-            return True
-        x = x.data
-    return False
+        if x._node is not None and is_grad_enabled(x.backend.level):
+            return False
+        x = x._array
+    return True
 
 
-def _op(rule: rules.Rule) -> Callable[..., Tensor]:
-    """The primitive that applies a rule to its operands."""
-    return lambda self, *operands: apply(rule, *operands)
+def _for_constants(name: str) -> Callable[..., Any]:
+    """The root's primitive, on its arrays. The result is a constant, too."""
 
-
-def _on_root(name: str) -> Callable[..., Any]:
-    """The root's primitive, on bare arrays: it has no gradient."""
-    return lambda self, *args: self._wrap(getattr(self.root, name)(*map(bare, args)))
-
-
-def _fused(differentiable: Callable[..., Any]) -> Callable[..., Any]:
-    """The root's primitive if no operand tracks gradients, which is faster, else `differentiable`."""
-    fast = _on_root(differentiable.__name__)
-
-    @wraps(differentiable)
-    def primitive(self: "TensorBackend", *args: Any) -> Any:
-        return differentiable(self, *args) if any(map(tracks, args)) else fast(self, *args)
+    def primitive(self: "TensorBackend", *args: Any, **kwargs: Any) -> Any:
+        return self._wrap(getattr(self.root, name)(*map(bare, args), **kwargs))
 
     return primitive
+
+
+def _or_root(differentiable: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+    """A primitive: `differentiable` or, if all operands are constants, the root's primitive, which is faster."""
+    for_constants = _for_constants(name or differentiable.__name__)
+
+    def primitive(self: "TensorBackend", *args: Any, **kwargs: Any) -> Any:
+        for arg in args:
+            if not is_constant(arg):
+                return differentiable(self, *args, **kwargs)
+        return for_constants(self, *args, **kwargs)
+
+    return primitive
+
+
+def _op(rule: rules.Rule, *names: str, **parameters: Any) -> Callable[..., Any]:
+    """The primitive that applies a rule to its operands.
+
+    The arguments after the operands are the rule's parameters of these names. Others have the values of `parameters`.
+    """
+    n_operands = rule.__code__.co_argcount - 1  # without xp
+
+    def differentiable(self: "TensorBackend", *args: Any, **kwargs: Any) -> Tensor:
+        given = dict(zip(names, args[n_operands:], strict=False))
+        return apply(rule, *args[:n_operands], **{**parameters, **given, **kwargs})
+
+    return _or_root(differentiable, rule.__name__)
 
 
 class TensorBackend(LoadedBackend):
@@ -103,9 +117,9 @@ class TensorBackend(LoadedBackend):
         if isinstance(data, Tensor):
             return data if dtype is None or data.dtype == dtype else data.astype(dtype)
         array = self.root.asarray(data, dtype)
-        return Tensor._wrap(
-            self.root.copy(array) if array is data else array, self.root
-        )  # the caller may write into it
+        if array is data:  # the caller may write into it
+            array = self.root.copy(array)
+        return Tensor._wrap(array, self.root)
 
     def copy(self, a: Tensor) -> Tensor:
         return a  # nothing writes into a Tensor
@@ -116,75 +130,67 @@ class TensorBackend(LoadedBackend):
     def dtype(self, a: Tensor) -> Any:
         return a.dtype
 
-    def astype(self, a: Tensor, dtype: DType) -> Tensor:
-        return apply(rules.astype, a, dtype=dtype)
-
     def prepare_index(self, index: Index, shape: Shape) -> Index:
         return self.root.prepare_index(tuple(map(bare, index)) if isinstance(index, tuple) else bare(index), shape)
 
-    # --- Core: the op of the same name
+    # --- Core: the op of the same name. (The elementwise primitives are added below.)
 
+    astype = _op(rules.astype, "dtype")
+    matmul = _op(rules.matmul)
+    sum = _op(rules.sum, axis=None, keepdims=False)
+    max = _op(rules.max, axis=None, keepdims=False)
+    min = _op(rules.min, axis=None, keepdims=False)
+    argmax = _op(rules.argmax, axis=None, keepdims=False)
+    reshape = _op(rules.reshape, "shape")
+    transpose = _op(rules.transpose, "axes", axes=None)
+    broadcast_to = _op(rules.broadcast_to, "shape")
+    expand_dims = _op(rules.expand_dims, "axis")
+    getitem = _op(rules.getitem, "index", check=False)
+    getitem_backward = _op(rules.getitem_backward, "index", "shape")
+
+    @_or_root
     def where(self, condition: Tensor, a: Array, b: Array) -> Tensor:
         return apply(rules.where, a, b, condition=condition)
-
-    def reshape(self, a: Tensor, shape: Shape) -> Tensor:
-        return apply(rules.reshape, a, shape=shape)
-
-    def transpose(self, a: Tensor, axes: Sequence[int] | None = None) -> Tensor:
-        return apply(rules.transpose, a, axes=axes)
-
-    def broadcast_to(self, a: Tensor, shape: Shape) -> Tensor:
-        return apply(rules.broadcast_to, a, shape=shape)
-
-    def expand_dims(self, a: Tensor, axis: int | tuple[int, ...]) -> Tensor:
-        return apply(rules.expand_dims, a, axis=axis)
 
     def concatenate(self, arrays: Sequence[Tensor], axis: int) -> Tensor:
         return apply(rules.concatenate, *arrays, axis=axis)
 
-    def getitem(self, a: Tensor, index: Index) -> Tensor:
-        return apply(rules.getitem, a, index=index, check=False)
+    # --- Derived, with one output: the op of the same name. (The formulas of other backwards are added below.)
 
-    def getitem_backward(self, g: Tensor, index: Index, shape: Shape) -> Tensor:
-        return apply(rules.getitem_backward, g, index=index, shape=shape)
+    erf = _op(rules.erf)
+    sigmoid = _op(rules.sigmoid)
+    relu = _op(rules.relu)
+    clip = _op(rules.clip)
+    leaky_relu = _op(rules.leaky_relu, "alpha")
+    leaky_relu_backward = _op(rules.leaky_relu_backward, "alpha")
+    linear = _op(rules.linear)
+    softmax = _op(rules.softmax, "axis")
+    log_softmax = _op(rules.log_softmax, "axis")
+    embedding = _op(rules.embedding, "ids", check=False)
+    embedding_backward = _op(rules.embedding_backward, "ids", "n_rows")
 
-    # --- Derived: the forward is the op of the same name, the backward is the formula
-
-    def leaky_relu(self, a: Tensor, alpha: float) -> Tensor:
-        return apply(rules.leaky_relu, a, alpha=alpha)
-
-    def softmax(self, a: Tensor, axis: int) -> Tensor:
-        return apply(rules.softmax, a, axis=axis)
-
-    def log_softmax(self, a: Tensor, axis: int) -> Tensor:
-        return apply(rules.log_softmax, a, axis=axis)
-
-    def embedding(self, weight: Tensor, ids: Array) -> Tensor:
-        return apply(rules.embedding, weight, ids=ids, check=False)
-
-    def embedding_backward(self, g: Tensor, ids: Array, n_rows: int) -> Tensor:
-        return apply(rules.embedding_backward, g, ids=ids, n_rows=n_rows)
+    # --- Derived, with values that are saved for backward
 
     def gelu(self, a: Tensor, approximate: str) -> tuple[Tensor, Any]:
-        if tracks(a):
-            return apply(rules.gelu, a, approximate=approximate), (a, None)
-        out, saved = _on_root("gelu")(self, a, approximate)
-        return out, (a, saved)
+        if is_constant(a):
+            out, saved = _for_constants("gelu")(self, a, approximate)
+            return out, (a, saved)
+        return apply(rules.gelu, a, approximate=approximate), (a, None)
 
-    def gelu_backward(self, g: Tensor, saved: Any, approximate: str) -> Tensor:
+    def gelu_backward(self, g: Tensor, saved: Any, approximate: str) -> Any:
         a, of_root = saved
-        if of_root is None or tracks(g):
-            return cast(Tensor, formulas.gelu_backward(self, g, a, approximate))
-        return cast(Tensor, _on_root("gelu_backward")(self, g, of_root, approximate))
+        if of_root is not None and is_constant(g):
+            return _for_constants("gelu_backward")(self, g, of_root, approximate)
+        return apply(rules.gelu_backward, g, a, approximate=approximate)
 
-    @_fused
+    @_or_root
     def layer_norm(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
         return apply(rules.layer_norm, x, gamma, beta, eps=eps), mean, (var + eps) ** -0.5
 
-    @_fused
+    @_or_root
     def cross_entropy(
         self, logits: Tensor, ids: Tensor, valid: Tensor | None, excluded_class: int | None
     ) -> tuple[Tensor, Tensor]:
@@ -199,28 +205,29 @@ class TensorBackend(LoadedBackend):
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, offset: int
     ) -> tuple[Tensor, Tensor | None]:
-        if any(map(tracks, (q, k, v))):
-            return apply(rules.attention, q, k, v, mask=mask, causal=causal, offset=offset), None
-        out, log_sum = _on_root("attention")(self, q, k, v, mask, causal, offset)
-        return out, log_sum
+        if all(map(is_constant, (q, k, v))):
+            out, log_sum = _for_constants("attention")(self, q, k, v, mask, causal, offset)
+            return out, log_sum
+        return apply(rules.attention, q, k, v, mask=mask, causal=causal, offset=offset), None
 
     def attention_backward(
         self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor | None, mask: Tensor | None,
         causal: bool, offset: int, needs: Sequence[bool],
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """As the formula, but the weights are a softmax, which is one op, instead of e^(scores - log_sum)."""
-        if log_sum is not None and not any(map(tracks, (g, q, k, v))):
+        if log_sum is not None and all(map(is_constant, (g, q, k, v))):
             args = g, q, k, v, out, log_sum, mask, causal, offset, needs
-            return cast(tuple[Tensor | None, ...], _on_root("attention_backward")(self, *args))
+            return _for_constants("attention_backward")(self, *args)
         scale = 1 / math.sqrt(q.shape[-1])
-        weights = self._attention_weights(q * scale, k, mask, causal, offset)
+        scaled = q * scale
+        weights = self._attention_weights(scaled, k, mask, causal, offset)
         gv = weights.swapaxes(-1, -2) @ g if needs[2] else None
         if not (needs[0] or needs[1]):
             return None, None, gv
         g_weights = g @ v.swapaxes(-1, -2)
-        g_scores = (g_weights - (g * out).sum(-1, keepdims=True)) * weights * scale
-        gq = g_scores @ k if needs[0] else None
-        gk = g_scores.swapaxes(-1, -2) @ q if needs[1] else None
+        g_scores = (g_weights - (g * out).sum(-1, keepdims=True)) * weights
+        gq = g_scores @ k * scale if needs[0] else None
+        gk = g_scores.swapaxes(-1, -2) @ scaled if needs[1] else None
         return gq, gk, gv
 
     def _attention_weights(self, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, offset: int) -> Tensor:
@@ -234,38 +241,20 @@ class TensorBackend(LoadedBackend):
         if hidden is None:
             return scores.softmax()
         # A finite number: in rows with all keys hidden, the softmax of -inf would be nan.
-        weights = scores.masked_fill(hidden, -1e30).softmax()
+        weights = (scores + hidden.astype(scores.dtype) * -1e30).softmax()
         some_rows_are_empty = mask is not None or offset < 0
         return weights.masked_fill(hidden, 0.0) if some_rows_are_empty else weights
 
 
-def _reduction(rule: rules.Rule) -> Callable[..., Tensor]:
-    def primitive(self: TensorBackend, a: Tensor, *, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return apply(rule, a, axis=axis, keepdims=keepdims)
-
-    return primitive
-
-
-for _name in (*ELEMENTWISE, "erf", "sigmoid", "relu", "clip", "matmul", "linear"):
+for _name in ELEMENTWISE:
     setattr(TensorBackend, _name, _op(getattr(rules, _name)))
-for _name in ("sum", "max", "min", "argmax"):
-    setattr(TensorBackend, _name, _reduction(getattr(rules, _name)))
-for _name in (
-    "full",
-    "arange",
-    "zeros",
-    "normal",
-    "uniform",
-    "dropout_mask",
-    "host_scalars",
-    "check_ids",
-    "check_targets",
-):
-    setattr(TensorBackend, _name, _on_root(_name))
+for _name in ("full", "arange", "zeros", "normal", "uniform", "dropout_mask", "host_scalars", "check_ids",
+              "check_targets"):  # fmt: skip
+    setattr(TensorBackend, _name, _for_constants(_name))
 for _name in DERIVED:
     if _name not in vars(TensorBackend):
         _formula = getattr(formulas, _name)
-        setattr(TensorBackend, _name, _fused(_formula) if _name.endswith("_backward") else _formula)
+        setattr(TensorBackend, _name, _or_root(_formula) if _name.endswith("_backward") else _formula)
 
 
 class _Recorded(TensorBackend):
