@@ -206,11 +206,11 @@ def gelu_backward(xp: Backend, g: Array, a: Array, *, approximate: str) -> Resul
     return (
         xp.gelu_backward(g, saved, approximate),
         lambda gg: xp.gelu_backward(gg, saved, approximate),
-        lambda gg: xp.multiply(xp.multiply(gg, g), _gelu_curvature(xp, a, approximate)),
+        lambda gg: xp.multiply(xp.multiply(gg, g), gelu_curvature(xp, a, approximate)),
     )
 
 
-def _gelu_curvature(xp: Backend, a: Array, approximate: str) -> Array:
+def gelu_curvature(xp: Backend, a: Array, approximate: str) -> Array:
     """The second derivative of gelu, 2 Phi'(a) + a Phi''(a)."""
     square = xp.multiply(a, a)
     if approximate == "none":  # Phi' is the normal density, and Phi'' = -a Phi'

@@ -339,8 +339,8 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """A tensor that shares this tensor's array and tracks no gradients, of no order."""
-        if isinstance(self._array, Tensor):
-            return self._array.detach()
+        if self.backend.level:
+            return cast(Tensor, cast(Any, self.backend).detached(self._array))
         return Tensor._wrap(self._array, self.backend, version=self._version)
 
     # --- Conversion
@@ -371,8 +371,8 @@ class Tensor:
         source, target = self.backend.root, resolve_backend(backend).root
         if target is source:
             return self
-        if isinstance(self._array, Tensor):  # within a transform
-            xp, array = self.backend.on(target), self._array.to(target)
+        if self.backend.level:  # within a transform
+            xp, array = self.backend.on(target), cast(Any, self.backend).moved(self._array, target)
             return Tensor._wrap(array, xp, record("to", xp, array, [self._node], [lambda g: g.to(source)]))
         array = target.asarray(source.to_host(self._array))
         pull = [lambda g: source.asarray(target.to_host(g))]

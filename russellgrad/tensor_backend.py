@@ -16,7 +16,7 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from . import rules
 from .autograd import is_grad_enabled
@@ -25,23 +25,35 @@ from .tensor import Tensor, apply
 
 formulas: Any = importlib.import_module(f"{__package__}.backends.formulas")
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _levels = count(1)
 
 
 def bare(x: Any) -> Any:
     """The array of the root backend inside a Tensor of any level. Anything else is returned unchanged."""
-    while isinstance(x, Tensor):
-        x = x._array
-    return x
+    return x.detach()._array if isinstance(x, Tensor) else x
 
 
-def is_constant(x: Any) -> bool:
-    """Whether operations on x are recorded at no level: x is no Tensor, or tracks no gradients, or in `no_grad`."""
-    while isinstance(x, Tensor):
-        if x._node is not None and is_grad_enabled(x.backend.level):
-            return False
-        x = x._array
-    return True
+def _bare_index(index: Index) -> Index:
+    return tuple(map(bare, index)) if isinstance(index, tuple) else bare(index)
+
+
+def constants(args: Sequence[Any]) -> list[Any] | None:
+    """The arguments with the root's arrays in place of Tensors; None if a Tensor is not a constant.
+
+    A Tensor is a constant if operations on it are recorded at no level: it tracks no gradients, or in `no_grad`.
+    """
+    arrays = []
+    for x in args:
+        while isinstance(x, Tensor):
+            level = x.backend.level
+            is_dual = level > 0 and not isinstance(x._array, Tensor)
+            if (x._node is not None or is_dual) and is_grad_enabled(level):
+                return None
+            x = x.detach() if is_dual else x._array
+        arrays.append(tuple(map(bare, x)) if isinstance(x, tuple) else x)  # an index may hold Tensors
+    return arrays
 
 
 def _for_constants(name: str) -> Callable[..., Any]:
@@ -55,13 +67,13 @@ def _for_constants(name: str) -> Callable[..., Any]:
 
 def _or_root(differentiable: Callable[..., Any], name: str = "") -> Callable[..., Any]:
     """A primitive: `differentiable` or, if all operands are constants, the root's primitive, which is faster."""
-    for_constants = _for_constants(name or differentiable.__name__)
+    name = name or differentiable.__name__
 
     def primitive(self: "TensorBackend", *args: Any, **kwargs: Any) -> Any:
-        for arg in args:
-            if not is_constant(arg):
-                return differentiable(self, *args, **kwargs)
-        return for_constants(self, *args, **kwargs)
+        arrays = constants(args)
+        if arrays is None:
+            return differentiable(self, *args, **kwargs)
+        return self._wrap(getattr(self._root, name)(*arrays, **kwargs))
 
     return primitive
 
@@ -78,6 +90,46 @@ def _op(rule: rules.Rule, *names: str, **parameters: Any) -> Callable[..., Any]:
         return apply(rule, *args[:n_operands], **{**parameters, **given, **kwargs})
 
     return _or_root(differentiable, rule.__name__)
+
+
+def _swap(xp: Any, a: Any) -> Any:
+    """(..., n, m) -> (..., m, n)."""
+    return xp.transpose(a, (*range(a.ndim - 2), a.ndim - 1, a.ndim - 2))
+
+
+def attention_weights(xp: Any, q: Any, k: Any, mask: Any, causal: bool, offset: int) -> Any:
+    """softmax(q k^T), (..., L, S), 0 at hidden keys."""
+    hidden = mask
+    if causal:
+        last = xp.add(xp.expand_dims(xp.arange(q.shape[-2]), 1), offset)  # (L, 1)
+        later = xp.greater(xp.arange(k.shape[-2]), last)
+        hidden = later if hidden is None else xp.logical_or(hidden, later)
+    scores = xp.matmul(q, _swap(xp, k))
+    if hidden is not None:
+        # A finite number: in rows with all keys hidden, the softmax of -inf would be nan.
+        scores = xp.add(scores, xp.multiply(xp.astype(hidden, xp.dtype(scores)), -1e30))
+    weights = xp.softmax(scores, -1)
+    some_rows_are_empty = mask is not None or causal and offset < 0
+    return xp.where(hidden, 0.0, weights) if some_rows_are_empty else weights
+
+
+@cast(Callable[[F], F], formulas.in_float32())
+def _attention_backward(
+    xp: Any, g: Any, q: Any, k: Any, v: Any, out: Any, log_sum: Any, mask: Any, causal: bool, offset: int,
+    needs: Sequence[bool],
+) -> tuple[Any, ...]:  # fmt: skip
+    """As the formula, but the weights are a softmax, which is one op, instead of e^(scores - log_sum)."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    scaled = xp.multiply(q, scale)
+    weights = attention_weights(xp, scaled, k, mask, causal, offset)
+    gv = xp.matmul(_swap(xp, weights), g) if needs[2] else None
+    if not (needs[0] or needs[1]):
+        return None, None, gv
+    along = xp.sum(xp.multiply(g, out), axis=-1, keepdims=True)
+    g_scores = xp.multiply(xp.subtract(xp.matmul(g, _swap(xp, v)), along), weights)
+    gq = xp.multiply(xp.matmul(g_scores, k), scale) if needs[0] else None
+    gk = xp.matmul(_swap(xp, g_scores), scaled) if needs[1] else None
+    return gq, gk, gv
 
 
 class TensorBackend(LoadedBackend):
@@ -130,8 +182,16 @@ class TensorBackend(LoadedBackend):
     def dtype(self, a: Tensor) -> Any:
         return a.dtype
 
+    def detached(self, a: Tensor) -> Tensor:
+        """The array without gradients, as a Tensor of level 0."""
+        return a.detach()
+
+    def moved(self, a: Tensor, root: Backend) -> Tensor:
+        """The array on another root, for `Tensor.to`."""
+        return a.to(root)
+
     def prepare_index(self, index: Index, shape: Shape) -> Index:
-        return self.root.prepare_index(tuple(map(bare, index)) if isinstance(index, tuple) else bare(index), shape)
+        return self.root.prepare_index(_bare_index(index), shape)
 
     # --- Core: the op of the same name. (The elementwise primitives are added below.)
 
@@ -145,8 +205,14 @@ class TensorBackend(LoadedBackend):
     transpose = _op(rules.transpose, "axes", axes=None)
     broadcast_to = _op(rules.broadcast_to, "shape")
     expand_dims = _op(rules.expand_dims, "axis")
-    getitem = _op(rules.getitem, "index", check=False)
-    getitem_backward = _op(rules.getitem_backward, "index", "shape")
+
+    @_or_root
+    def getitem(self, a: Tensor, index: Index) -> Tensor:
+        return apply(rules.getitem, a, index=_bare_index(index), check=False)
+
+    @_or_root
+    def getitem_backward(self, g: Tensor, index: Index, shape: Shape) -> Tensor:
+        return apply(rules.getitem_backward, g, index=_bare_index(index), shape=shape)
 
     @_or_root
     def where(self, condition: Tensor, a: Array, b: Array) -> Tensor:
@@ -172,14 +238,14 @@ class TensorBackend(LoadedBackend):
     # --- Derived, with values that are saved for backward
 
     def gelu(self, a: Tensor, approximate: str) -> tuple[Tensor, Any]:
-        if is_constant(a):
+        if constants((a,)) is not None:
             out, saved = _for_constants("gelu")(self, a, approximate)
             return out, (a, saved)
         return apply(rules.gelu, a, approximate=approximate), (a, None)
 
     def gelu_backward(self, g: Tensor, saved: Any, approximate: str) -> Any:
         a, of_root = saved
-        if of_root is not None and is_constant(g):
+        if of_root is not None and constants((g,)) is not None:
             return _for_constants("gelu_backward")(self, g, of_root, approximate)
         return apply(rules.gelu_backward, g, a, approximate=approximate)
 
@@ -205,7 +271,7 @@ class TensorBackend(LoadedBackend):
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, offset: int
     ) -> tuple[Tensor, Tensor | None]:
-        if all(map(is_constant, (q, k, v))):
+        if constants((q, k, v)) is not None:
             out, log_sum = _for_constants("attention")(self, q, k, v, mask, causal, offset)
             return out, log_sum
         return apply(rules.attention, q, k, v, mask=mask, causal=causal, offset=offset), None
@@ -214,36 +280,9 @@ class TensorBackend(LoadedBackend):
         self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor | None, mask: Tensor | None,
         causal: bool, offset: int, needs: Sequence[bool],
     ) -> Any:  # fmt: skip
-        """As the formula, but the weights are a softmax, which is one op, instead of e^(scores - log_sum)."""
-        if log_sum is not None and all(map(is_constant, (g, q, k, v))):
-            args = g, q, k, v, out, log_sum, mask, causal, offset, needs
-            return _for_constants("attention_backward")(self, *args)
-        scale = 1 / math.sqrt(q.shape[-1])
-        scaled = q * scale
-        weights = self._attention_weights(scaled, k, mask, causal, offset)
-        gv = weights.swapaxes(-1, -2) @ g if needs[2] else None
-        if not (needs[0] or needs[1]):
-            return None, None, gv
-        g_weights = g @ v.swapaxes(-1, -2)
-        g_scores = (g_weights - (g * out).sum(-1, keepdims=True)) * weights
-        gq = g_scores @ k * scale if needs[0] else None
-        gk = g_scores.swapaxes(-1, -2) @ scaled if needs[1] else None
-        return gq, gk, gv
-
-    def _attention_weights(self, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, offset: int) -> Tensor:
-        """softmax(q k^T), 0 at hidden keys."""
-        hidden = mask
-        if causal:
-            last = self.arange(q.shape[-2]).expand_dims(1) + offset  # (L, 1)
-            later = self.arange(k.shape[-2]) > last
-            hidden = later if hidden is None else hidden | later
-        scores = q @ k.swapaxes(-1, -2)
-        if hidden is None:
-            return scores.softmax()
-        # A finite number: in rows with all keys hidden, the softmax of -inf would be nan.
-        weights = (scores + hidden.astype(scores.dtype) * -1e30).softmax()
-        some_rows_are_empty = mask is not None or offset < 0
-        return weights.masked_fill(hidden, 0.0) if some_rows_are_empty else weights
+        args = g, q, k, v, out, log_sum, mask, causal, offset, needs
+        is_constant = log_sum is not None and constants((g, q, k, v)) is not None
+        return (_for_constants("attention_backward") if is_constant else _attention_backward)(self, *args)
 
 
 for _name in ELEMENTWISE:

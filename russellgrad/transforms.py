@@ -16,6 +16,7 @@ from typing import Any
 from .autograd import Joint, Node, backward, record_from, recorded_from
 from .backend import Shape
 from .dtype import is_float
+from .forward_backend import Dual, ForwardBackend, primal
 from .module import Module, replaced_tensors
 from .tensor import Tensor
 from .tensor_backend import TensorBackend
@@ -98,8 +99,7 @@ def vjp(f: Function, *inputs: Value) -> tuple[Value, Function]:
 def jvp(f: Function, inputs: Sequence[Value], tangents: Sequence[Value]) -> tuple[Value, Value]:
     """Evaluate `f(*inputs)`, and return the output and its directional derivative, a Jacobian-vector product.
 
-    As `jax.jvp` and `torch.func.jvp`. The derivative is computed by two backward passes: `pull` of `vjp` is linear in
-    the gradient, and its own vjp is the jvp.
+    As `jax.jvp` and `torch.func.jvp`. It is computed in forward mode, together with the output and without a graph.
 
     Args:
         inputs: a tuple of the arguments of `f`.
@@ -115,16 +115,18 @@ def jvp(f: Function, inputs: Sequence[Value], tangents: Sequence[Value]) -> tupl
     for name, given in (("inputs", inputs), ("tangents", tangents)):
         if not isinstance(given, (tuple, list)):
             raise TypeError(f"jvp: {name} must be a tuple of the arguments, got a {type(given).__name__}")
-    evaluated = _Evaluated("jvp", f, inputs, {}, tuple(range(len(inputs))))
-    direction = _matching("jvp: tangents", tuple(tangents), tuple(inputs))
-    return evaluated.out, _Pulled(evaluated).along(direction)
+    argnums = tuple(range(len(inputs)))
+    direction = _leaves(_matching("jvp: tangents", tuple(tangents), tuple(inputs)))
+    out, found = _forward("jvp", f, inputs, {}, argnums, [[tangent] for tangent in direction])
+    return out, _filled(out, (tangent for (tangent,) in found))
 
 
 def hvp(f: Function, x: Value, v: Value) -> Value:
     """The Hessian-vector product of `f` at x: the derivative of the gradient of `f` in the direction v.
 
-    It costs a few times as much as the gradient and never builds the Hessian (Pearlmutter, "Fast exact multiplication
-    by the Hessian", Neural Computation 6, 1994). Use `no_grad` if the result need not be differentiated further.
+    It is the jvp of the gradient, costs about four times as much as the gradient and never builds the Hessian
+    (Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994). Inside `no_grad()` it takes
+    less time and memory; the result then cannot be differentiated further.
 
     Raises:
         TypeError: x is not a value of float Tensors. ValueError: v does not have its structure and shapes, or f(x) has
@@ -133,8 +135,9 @@ def hvp(f: Function, x: Value, v: Value) -> Value:
         hvp(lambda x: (x**3).sum(), Tensor([1.0, 2.0]), Tensor([1.0, 0.0]))  # [6. 0.]
     """
     gradient = _value_and_grad("hvp", f, 0)
-    evaluated = _Evaluated("hvp", lambda x: gradient(x)[1], (x,), {}, 0)
-    return evaluated.gradients(_matching("hvp: v", v, x), retain_graph=False)
+    direction = [[tangent] for tangent in _leaves(_matching("hvp: v", v, x))]
+    out, found = _forward("hvp", lambda x: gradient(x)[1], (x,), {}, 0, direction)
+    return _filled(out, (tangent for (tangent,) in found))
 
 
 def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
@@ -143,8 +146,8 @@ def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
     For an output of shape (n, ...) and an argument of shape (m, ...), the result is (n, ..., m, ...), with
     result[i, j] = d output[i] / d argument[j]. For values, it is a value like the output, of values like the argument.
 
-    It evaluates `f` once. Then it takes one backward pass for each element of the output or, if the argument has fewer
-    elements, for each of those, as `torch.func.jacrev` and `jacfwd`.
+    It evaluates `f` once and takes one backward pass for each element of the output. If the argument has fewer elements
+    than the output, it evaluates `f` a second time, in forward mode, with one tangent for each element of the argument.
 
     Raises (when called):
         TypeError: the argument or the output is not a float Tensor.
@@ -197,21 +200,34 @@ def _jacobian(op: str, f: Function, argnums: int | tuple[int, ...]) -> Function:
     def of_f(*args: Any, **kwargs: Any) -> Value:
         evaluated = _Evaluated(op, f, args, kwargs, argnums)
         xs, ys = evaluated.arguments, _leaves(evaluated.out)
-        if sum(y.size for y in ys) <= sum(x.size for x in xs):
-            rows = [[evaluated.row(k, unit) for unit in _units(y)] for k, y in enumerate(ys)]
-            blocks = [
-                [_block([row[j] for row in rows[k]], 0, y, x) for j, x in enumerate(xs)] for k, y in enumerate(ys)
-            ]
-        else:
-            pulled = _Pulled(evaluated)
-            columns = [[pulled.column(j, unit) for unit in _units(x)] for j, x in enumerate(xs)]
-            blocks = [
-                [_block([column[k] for column in columns[j]], -1, y, x) for j, x in enumerate(xs)]
-                for k, y in enumerate(ys)
-            ]
+        if sum(x.size for x in xs) < sum(y.size for y in ys):
+            return _columns(op, f, args, kwargs, argnums)
+        rows = [[evaluated.row(k, unit) for unit in _units(y)] for k, y in enumerate(ys)]
+        blocks = [[_block([row[j] for row in rows[k]], 0, y, x) for j, x in enumerate(xs)] for k, y in enumerate(ys)]
         return _filled(evaluated.out, (evaluated.like_arguments(row) for row in blocks))
 
     return of_f
+
+
+def _columns(
+    op: str, f: Function, args: Sequence[Any], kwargs: Mapping[str, Any], argnums: int | tuple[int, ...]
+) -> Value:
+    """The Jacobian in forward mode: one evaluation, with a tangent for each element of the arguments."""
+    positions = _positions(op, argnums, len(args))
+    given = tuple(args[i] for i in positions)
+    xs = _arguments(op, positions, given)
+    total, first, tangents, places = sum(x.size for x in xs), 0, [], []
+    for x in xs:
+        zero, units = _constant(x, x.shape, 0), list(_units(x))
+        tangents.append([*[zero] * first, *units, *[zero] * (total - first - x.size)])
+        places.append(slice(first, first + x.size))
+        first += x.size
+    out, columns = _forward(op, f, args, kwargs, argnums, tangents)
+    blocks = [
+        [_block(column[place], -1, y, x) for place, x in zip(places, xs, strict=True)]
+        for y, column in zip(_leaves(out), columns, strict=True)
+    ]
+    return _filled(out, (_like_arguments(given, argnums, row) for row in blocks))
 
 
 def _units(t: Tensor) -> Iterator[Tensor]:
@@ -247,13 +263,8 @@ class _Evaluated:
         self, op: str, f: Function, args: Sequence[Any], kwargs: Mapping[str, Any], argnums: int | tuple[int, ...]
     ) -> None:
         positions = _positions(op, argnums, len(args))
-        self._op, self._argnums, self._given = op, argnums, tuple(args[i] for i in positions)
-        self.arguments = [
-            leaf for i, value in zip(positions, self._given, strict=True)
-            for leaf in _float_leaves(f"{op}: argument {i}", value)
-        ]  # fmt: skip
-        if not self.arguments:
-            raise ValueError(f"{op}: there is no Tensor to differentiate with respect to")
+        self._argnums, self._given = argnums, tuple(args[i] for i in positions)
+        self.arguments = _arguments(op, positions, self._given)
         level = TensorBackend(self.arguments[0].backend.root)
         self._level, self._recorded_from = level.level, recorded_from()
         self._inputs = [_leaf_at(level, tensor) for tensor in self.arguments]
@@ -277,8 +288,7 @@ class _Evaluated:
 
     def like_arguments(self, tensors: Sequence[Tensor]) -> Value:
         """The tensors in the structure of the differentiated argument, or of the tuple of them."""
-        values = _filled(self._given, iter(tensors))
-        return values if isinstance(self._argnums, tuple) else values[0]
+        return _like_arguments(self._given, self._argnums, tensors)
 
     def _backward(self, nodes: Sequence[Node | None], gradients: Sequence[Tensor], retain_graph: bool) -> list[Tensor]:
         # If the function ran inside no_grad(), what is below its level is not recorded now either.
@@ -286,27 +296,42 @@ class _Evaluated:
             return _gradients(nodes, gradients, self._inputs, retain_graph)
 
 
-class _Pulled:
-    """The vector-Jacobian product of a function, as a function of its vector u, at a new level.
+def _forward(
+    op: str, f: Function, args: Sequence[Any], kwargs: Mapping[str, Any], argnums: int | tuple[int, ...],
+    tangents: Sequence[Sequence[Tensor]],
+) -> tuple[Value, list[list[Tensor]]]:  # fmt: skip
+    """Evaluate a function at a new level of Duals.
 
-    It is linear in u, so its own vector-Jacobian product, with a tangent, is the Jacobian-vector product.
+    Args:
+        tangents: for each Tensor in the differentiated arguments, its tangents along all directions.
+
+    Returns:
+        The output, and for each Tensor in it its tangents.
     """
+    positions = _positions(op, argnums, len(args))
+    given = tuple(args[i] for i in positions)
+    inputs = _arguments(op, positions, given)
+    level = ForwardBackend(inputs[0].backend.root)
+    duals = [
+        Tensor._wrap(Dual(x, column), level.on(x.backend.root)) for x, column in zip(inputs, tangents, strict=True)
+    ]
+    lifted = dict(zip(positions, _filled(given, iter(duals)), strict=True))
+    with record_from(min(level.level, recorded_from())):
+        out = f(*(lifted.get(i, arg) for i, arg in enumerate(args)), **kwargs)
+    arrays = [t.data if t.backend.level == level.level else t for t in _float_leaves(f"{op}: the output", out)]
+    n = len(tangents[0])
+    found = [a.tangents if isinstance(a, Dual) else [_constant(a, a.shape, 0)] * n for a in arrays]
+    return _filled(out, map(primal, arrays)), [list(column) for column in found]
 
-    def __init__(self, evaluated: _Evaluated) -> None:
-        self._out, outputs = evaluated.out, _leaves(evaluated.out)
-        level = TensorBackend(outputs[0].backend.root)
-        self._u = [_leaf_at(level, _constant(out, out.shape, 0)) for out in outputs]
-        with record_from(min(level.level, recorded_from())):
-            gradients = _leaves(evaluated.gradients(_filled(self._out, iter(self._u)), retain_graph=False))
-        self._nodes = [t._node if t.backend.level == level.level else None for t in gradients]
 
-    def along(self, tangents: Value) -> Value:
-        """The Jacobian-vector product, a value like the output, for tangents of all arguments."""
-        return _filled(self._out, iter(_gradients(self._nodes, _leaves(tangents), self._u, retain_graph=False)))
-
-    def column(self, j: int, tangent: Tensor) -> list[Tensor]:
-        """The Jacobian-vector product for each Tensor in the output, for a tangent of the j-th one in the arguments."""
-        return _gradients([self._nodes[j]], [tangent], self._u, retain_graph=True)
+def _arguments(op: str, positions: Sequence[int], given: Sequence[Value]) -> list[Tensor]:
+    """The Tensors in the differentiated arguments. Raises TypeError if one is not of floats, ValueError for none."""
+    found = [
+        leaf for i, value in zip(positions, given, strict=True) for leaf in _float_leaves(f"{op}: argument {i}", value)
+    ]
+    if not found:
+        raise ValueError(f"{op}: there is no Tensor to differentiate with respect to")
+    return found
 
 
 def _leaf_at(level: TensorBackend, tensor: Tensor) -> Tensor:
@@ -333,6 +358,11 @@ def _gradients(
     for tensor, gradient in zip(inputs, before, strict=True):
         tensor._grad = gradient
     return found
+
+
+def _like_arguments(given: tuple[Value, ...], argnums: int | tuple[int, ...], tensors: Sequence[Tensor]) -> Value:
+    values = _filled(given, iter(tensors))
+    return values if isinstance(argnums, tuple) else values[0]
 
 
 def _constant(like: Tensor, shape: Shape, value: float) -> Tensor:

@@ -1,0 +1,259 @@
+"""ForwardBackend: a backend whose arrays carry derivatives with them, for forward-mode differentiation (`jvp`).
+
+An array is a `Dual`: a Tensor and its tangents, the derivatives along some directions. A primitive computes its output
+and, from the tangents of its operands, those of the output. No graph is recorded.
+
+    d(a b) = da b + a db
+
+An elementwise primitive multiplies a tangent by its slope, as its pullback multiplies a gradient; the tangent comes
+from the pullback. A linear primitive is applied to the tangent itself. The backward of a derived primitive, which
+second derivatives need, is the formula in core primitives.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
+
+from . import rules
+from .autograd import is_grad_enabled
+from .backend import DERIVED, ELEMENTWISE, Backend, DType, Shape
+from .dtype import is_float
+from .tensor import Tensor
+from .tensor_backend import TensorBackend, attention_weights
+
+formulas: Any = importlib.import_module(f"{__package__}.backends.formulas")
+
+F = TypeVar("F", bound=Callable[..., Any])
+Push: TypeAlias = Callable[..., Any]  # one tangent of each operand, or None -> the tangent of the output
+
+
+class Dual:
+    """A Tensor of a lower level and its tangents, Tensors of its shape."""
+
+    __slots__ = ("primal", "tangents")
+
+    def __init__(self, primal: Any, tangents: Sequence[Any]) -> None:
+        self.primal, self.tangents = primal, tangents
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.primal.shape)
+
+    @property
+    def ndim(self) -> int:
+        return int(self.primal.ndim)
+
+
+def primal(x: Any) -> Any:
+    """The Tensor in a Dual. Anything else is returned unchanged."""
+    return x.primal if isinstance(x, Dual) else x
+
+
+def _tangents(push: Push, operands: Sequence[Any]) -> list[Any]:
+    """The tangents of an output, from the operands."""
+    columns = [operand.tangents if isinstance(operand, Dual) else None for operand in operands]
+    n = next(len(column) for column in columns if column is not None)
+    return [push(*(None if column is None else column[i] for column in columns)) for i in range(n)]
+
+
+def _primitive(name: str, differentiate: Callable[..., tuple[Any, Push]]) -> Callable[..., Any]:
+    """A primitive with one output. `differentiate(xp, *operands)` gives the output and `push`."""
+    without_tangents = getattr(TensorBackend, name)
+
+    def primitive(self: "ForwardBackend", *args: Any, **kwargs: Any) -> Any:
+        if not any(isinstance(arg, Dual) for arg in args):
+            return without_tangents(self, *args, **kwargs)
+        primals = [arg.primal if isinstance(arg, Dual) else arg for arg in args]
+        if not is_grad_enabled(self.level):
+            return without_tangents(self, *primals, **kwargs)
+        out, push = differentiate(self.below, *primals, **kwargs)
+        return Dual(out, _tangents(push, args)) if is_float(out.dtype) else out
+
+    return primitive
+
+
+def _total(xp: Backend, parts: Sequence[Any], shape: Shape) -> Any:
+    total = parts[0]
+    for part in parts[1:]:
+        total = xp.add(total, part)
+    return total if total.shape == shape else xp.broadcast_to(total, shape)
+
+
+def _elementwise(rule: rules.Rule) -> Callable[..., tuple[Any, Push]]:
+    def differentiate(xp: Backend, *operands: Any, **parameters: Any) -> tuple[Any, Push]:
+        out, *pulls = rule(xp, *operands, **parameters)
+
+        def push(*tangents: Any) -> Any:
+            pairs = zip(pulls, tangents, strict=True)
+            parts = [pull(t) for pull, t in pairs if t is not None and pull is not None]
+            return _total(xp, parts, out.shape) if parts else xp.zeros(out.shape, xp.dtype(out))
+
+        return out, push
+
+    return differentiate
+
+
+def _linear(name: str) -> Callable[..., tuple[Any, Push]]:
+    def differentiate(xp: Backend, a: Any, *rest: Any, **kwargs: Any) -> tuple[Any, Push]:
+        return getattr(xp, name)(a, *rest, **kwargs), lambda t, *_: getattr(xp, name)(t, *rest, **kwargs)
+
+    return differentiate
+
+
+def _extremum(rule: rules.Rule) -> Callable[..., tuple[Any, Push]]:
+    def differentiate(xp: Backend, a: Any, axis: Any = None, keepdims: bool = False) -> tuple[Any, Push]:
+        out, pull = rule(xp, a, axis=axis, keepdims=keepdims)
+        share = pull(xp.full(out.shape, 1, xp.dtype(out)))  # 1 / n at each of n ties
+        return out, lambda t: xp.sum(xp.multiply(share, t), axis=axis, keepdims=keepdims)
+
+    return differentiate
+
+
+def _where(xp: Backend, condition: Any, a: Any, b: Any) -> tuple[Any, Push]:
+    out = xp.where(condition, a, b)
+    return out, lambda _, ta, tb: _total(
+        xp, [xp.where(condition, 0 if ta is None else ta, 0 if tb is None else tb)], out.shape
+    )
+
+
+def _matmul(xp: Backend, a: Any, b: Any) -> tuple[Any, Push]:
+    out = xp.matmul(a, b)
+
+    def push(ta: Any, tb: Any) -> Any:
+        parts = [] if ta is None else [xp.matmul(ta, b)]
+        return _total(xp, parts if tb is None else [*parts, xp.matmul(a, tb)], out.shape)
+
+    return out, push
+
+
+def _affine(xp: Backend, x: Any, weight: Any, bias: Any) -> tuple[Any, Push]:
+    out = xp.linear(x, weight, bias)
+
+    def push(tx: Any, tw: Any, tb: Any) -> Any:
+        parts = [] if tx is None else [xp.linear(tx, weight, tb)]
+        if tw is not None:
+            parts.append(xp.linear(x, tw, None if parts else tb))
+        return _total(xp, parts or [tb], out.shape)
+
+    return out, push
+
+
+def _softmax(xp: Backend, a: Any, axis: int) -> tuple[Any, Push]:
+    y = xp.softmax(a, axis)
+    return y, lambda t, _: xp.softmax_backward(t, y, axis)  # the Jacobian is symmetric
+
+
+def _log_softmax(xp: Backend, a: Any, axis: int) -> tuple[Any, Push]:
+    y = xp.log_softmax(a, axis)
+    weights = xp.exp(y)
+    return y, lambda t, _: xp.subtract(t, xp.sum(xp.multiply(weights, t), axis=axis, keepdims=True))
+
+
+def _leaky_relu(xp: Backend, a: Any, alpha: float) -> tuple[Any, Push]:
+    return xp.leaky_relu(a, alpha), lambda t, _: xp.leaky_relu_backward(t, a, alpha)
+
+
+@cast(Callable[[F], F], formulas.in_float32())
+def _attention(xp: Any, q: Any, k: Any, v: Any, mask: Any, causal: bool, offset: int) -> Any:
+    scaled = xp.multiply(q, 1 / math.sqrt(q.shape[-1]))
+    return xp.matmul(attention_weights(xp, scaled, k, mask, causal, offset), v)
+
+
+class ForwardBackend(TensorBackend):
+    """A new level of Duals over the arrays of `root`. An array without tangents is a Tensor of a lower level."""
+
+    def __init__(self, root: Backend) -> None:
+        super().__init__(root)
+        self.below = TensorBackend(self.root)  # the primitives of Tensors
+
+    def is_array(self, x: Any) -> bool:
+        return super().is_array(primal(x))
+
+    def asarray(self, data: Any, dtype: DType = None) -> Any:
+        if isinstance(data, Dual):
+            return data if dtype is None or data.primal.dtype == dtype else self.astype(data, dtype)
+        return super().asarray(data, dtype)
+
+    def to_host(self, a: Any) -> Any:
+        return primal(a).numpy()
+
+    def dtype(self, a: Any) -> Any:
+        return primal(a).dtype
+
+    def detached(self, a: Any) -> Tensor:
+        return super().detached(primal(a))
+
+    def moved(self, a: Any, root: Backend) -> Any:
+        if isinstance(a, Dual):
+            return Dual(a.primal.to(root), [t.to(root) for t in a.tangents])
+        return super().moved(a, root)
+
+    # --- Primitives with a list of operands, or several outputs
+
+    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
+        out = super().concatenate([primal(a) for a in arrays], axis)
+        if not any(isinstance(a, Dual) for a in arrays) or not is_grad_enabled(self.level):
+            return out
+        xp = self.below
+
+        def push(*tangents: Any) -> Any:
+            pairs = zip(arrays, tangents, strict=True)
+            return xp.concatenate([xp.zeros(a.shape, xp.dtype(primal(a))) if t is None else t for a, t in pairs], axis)
+
+        return Dual(out, _tangents(push, arrays))
+
+    def gelu(self, a: Any, approximate: str) -> tuple[Any, Any]:
+        if not isinstance(a, Dual):
+            return super().gelu(a, approximate)
+        out, saved = self.below.gelu(a.primal, approximate)
+        return self._with(out, lambda t: self.below.gelu_backward(t, saved, approximate), a), (a, saved)
+
+    def gelu_backward(self, g: Any, saved: Any, approximate: str) -> Any:
+        a, xp = saved[0], self.below
+        if not isinstance(g, Dual) and not isinstance(a, Dual):
+            return super().gelu_backward(g, saved, approximate)
+        below = saved[1] if isinstance(a, Dual) else saved
+
+        def push(tg: Any, ta: Any) -> Any:
+            parts = [] if tg is None else [xp.gelu_backward(tg, below, approximate)]
+            if ta is not None:
+                slope = rules.gelu_curvature(xp, a.primal, approximate)
+                parts.append(xp.multiply(xp.multiply(ta, primal(g)), slope))
+            return _total(xp, parts, g.shape)
+
+        return self._with(xp.gelu_backward(primal(g), below, approximate), push, g, a)
+
+    def attention(self, q: Any, k: Any, v: Any, mask: Any, causal: bool, offset: int) -> tuple[Any, Any]:
+        if not any(isinstance(a, Dual) for a in (q, k, v)):
+            return super().attention(q, k, v, mask, causal, offset)
+        return _attention(self, q, k, v, mask, causal, offset), None
+
+    def _with(self, out: Any, push: Push, *operands: Any) -> Any:
+        return Dual(out, _tangents(push, operands)) if is_grad_enabled(self.level) else out
+
+
+_FORWARD: dict[str, Callable[..., tuple[Any, Push]]] = {
+    **{name: _elementwise(getattr(rules, name)) for name in (*ELEMENTWISE, "erf", "sigmoid", "relu", "clip")},
+    **{name: _linear(name) for name in ("astype", "sum", "reshape", "transpose", "broadcast_to", "expand_dims",
+                                        "getitem", "getitem_backward", "embedding", "embedding_backward")},
+    "max": _extremum(rules.max), "min": _extremum(rules.min), "where": _where, "matmul": _matmul, "linear": _affine,
+    "softmax": _softmax, "log_softmax": _log_softmax, "leaky_relu": _leaky_relu,
+}  # fmt: skip
+for _name, _differentiate in _FORWARD.items():
+    setattr(ForwardBackend, _name, _primitive(_name, _differentiate))
+
+
+def _formula(name: str) -> Callable[..., Any]:
+    """The formula if an operand is a Dual. It differentiates itself, as it is written in core primitives."""
+    formula, without_tangents = getattr(formulas, name), getattr(TensorBackend, name)
+
+    def primitive(self: ForwardBackend, *args: Any) -> Any:
+        return (formula if any(isinstance(arg, Dual) for arg in args) else without_tangents)(self, *args)
+
+    return primitive
+
+
+for _name in ("layer_norm", "cross_entropy", *(name for name in DERIVED if name.endswith("_backward"))):
+    if _name not in (*vars(ForwardBackend), "attention_backward"):
+        setattr(ForwardBackend, _name, _formula(_name))
