@@ -47,7 +47,7 @@ def _at_least_float32(xp: Xp, a: Array) -> Array:
     return a if xp.dtype(a).itemsize > 2 else xp.astype(a, "float32")
 
 
-def in_float32(saved: int = 0) -> Callable[[_Formula], _Formula]:
+def _in_float32(saved: int = 0) -> Callable[[_Formula], _Formula]:
     """Decorator: for a first operand in half precision, compute in float32 and round the results to its dtype.
 
     The last `saved` results, which are kept for backward, stay in float32.
@@ -256,7 +256,7 @@ def _normal_cdf(xp: Xp, a: Array, approximate: str) -> Array:
 # --- Products
 
 
-@in_float32()
+@_in_float32()
 def linear(xp: Xp, x: Array, weight: Array, bias: Array | None) -> Array:
     """x weight + bias: (..., i) (i, o) (o,) -> (..., o)."""
     out = xp.matmul(_rows(xp, x), weight)  # one product for all batch axes
@@ -265,7 +265,7 @@ def linear(xp: Xp, x: Array, weight: Array, bias: Array | None) -> Array:
     return xp.reshape(out, (*x.shape[:-1], weight.shape[1]))
 
 
-@in_float32()
+@_in_float32()
 def linear_backward(
     xp: Xp, g: Array, x: Array, weight: Array, needs: Sequence[bool]
 ) -> tuple[Array | None, Array | None, Array | None]:
@@ -281,7 +281,7 @@ def linear_backward(
 # --- Rows
 
 
-@in_float32()
+@_in_float32()
 def softmax(xp: Xp, a: Array, axis: int) -> Array:
     """e^a / sum e^a along `axis`. Subtracting the maximum first prevents overflow."""
     if 0 in a.shape:
@@ -290,13 +290,13 @@ def softmax(xp: Xp, a: Array, axis: int) -> Array:
     return xp.divide(e, xp.sum(e, axis=axis, keepdims=True))
 
 
-@in_float32()
+@_in_float32()
 def softmax_backward(xp: Xp, g: Array, y: Array, axis: int) -> Array:
     """y (g - sum g y), where y is the output of softmax."""
     return xp.multiply(y, xp.subtract(g, xp.sum(xp.multiply(g, y), axis=axis, keepdims=True)))
 
 
-@in_float32()
+@_in_float32()
 def log_softmax(xp: Xp, a: Array, axis: int) -> Array:
     """a - log sum e^a along `axis`."""
     if 0 in a.shape:
@@ -305,13 +305,13 @@ def log_softmax(xp: Xp, a: Array, axis: int) -> Array:
     return xp.subtract(z, xp.log(xp.sum(xp.exp(z), axis=axis, keepdims=True)))
 
 
-@in_float32()
+@_in_float32()
 def log_softmax_backward(xp: Xp, g: Array, y: Array, axis: int) -> Array:
     """g - softmax(a) sum g, where softmax(a) = e^y and y is the output of log_softmax."""
     return xp.subtract(g, xp.multiply(xp.exp(y), xp.sum(g, axis=axis, keepdims=True)))
 
 
-@in_float32(saved=2)
+@_in_float32(saved=2)
 def layer_norm(xp: Xp, x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """(x - mean) / sqrt(variance + eps) * gamma + beta over the last axis: (..., C) (C,) (C,) -> (..., C).
 
@@ -330,7 +330,7 @@ def layer_norm(xp: Xp, x: Array, gamma: Array | None, beta: Array | None, eps: f
     return y, mean, rstd
 
 
-@in_float32()
+@_in_float32()
 def layer_norm_backward(
     xp: Xp, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
 ) -> tuple[Array | None, Array | None, Array | None]:
@@ -368,7 +368,7 @@ def embedding_backward(xp: Xp, g: Array, ids: Array, n_rows: int) -> Array:
     return xp.getitem_backward(g, (ids,), (n_rows, g.shape[-1]))
 
 
-@in_float32(saved=1)
+@_in_float32(saved=1)
 def cross_entropy(
     xp: Xp, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None
 ) -> tuple[Array, Array]:
@@ -390,7 +390,7 @@ def cross_entropy(
     return xp.divide(xp.sum(xp.where(valid, losses, 0)), _count(xp, valid, logits)), probs
 
 
-@in_float32()
+@_in_float32()
 def cross_entropy_backward(xp: Xp, g: Array, probs: Array, ids: Array, valid: Array | None) -> Array:
     """(softmax - one_hot(id)) g / n, with n the number of valid rows: () -> (N, C). Invalid rows get 0."""
     n, classes = probs.shape
@@ -409,7 +409,7 @@ def _count(xp: Xp, valid: Array, like: Array) -> Array:
 # --- Attention. Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1.
 
 
-@in_float32(saved=1)
+@_in_float32(saved=1)
 def attention(
     xp: Xp, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int
 ) -> tuple[Array, Array]:
@@ -430,7 +430,7 @@ def attention(
     return xp.matmul(xp.divide(weights, total), v), xp.where(hidden, inf, xp.add(xp.log(total), top))
 
 
-@in_float32()
+@_in_float32()
 def attention_backward(
     xp: Xp, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
     offset: int, needs: Sequence[bool],

@@ -154,7 +154,7 @@ def _leaky_relu(xp: Backend, a: Any, alpha: float) -> tuple[Any, Push]:
     return xp.leaky_relu(a, alpha), lambda t, _: xp.leaky_relu_backward(t, a, alpha)
 
 
-@cast(Callable[[F], F], formulas.in_float32())
+@cast(Callable[[F], F], formulas._in_float32())
 def _attention(xp: Any, q: Any, k: Any, v: Any, mask: Any, causal: bool, offset: int) -> Any:
     scaled = xp.multiply(q, 1 / math.sqrt(q.shape[-1]))
     return xp.matmul(attention_weights(xp, scaled, k, mask, causal, offset), v)

@@ -16,8 +16,10 @@ from math import inf, isnan, prod
 from .autograd import no_grad
 from .backend import Array, Shape
 from .dtype import is_float
+from .rules import check_int
 from .schedules import to_float
 from .tensor import Tensor
+from .transforms import vjp
 
 
 class GradientError(AssertionError):
@@ -28,6 +30,7 @@ def gradcheck(
     fn: Callable[..., Tensor],
     inputs: Tensor | Sequence[Tensor],
     *,
+    order: int = 1,
     eps: float = 1e-6,
     atol: float = 1e-5,
     rtol: float = 1e-3,
@@ -43,6 +46,9 @@ def gradcheck(
     Args:
         fn: a deterministic function of the inputs that returns one float64 Tensor.
         inputs: a Tensor or a sequence of Tensors, of any shapes. Float inputs must be float64.
+        order: 2 checks the gradients of the gradients, too, as `torch.autograd.gradgradcheck` does: `vjp` of `fn` is
+            checked as a function of the inputs and of the gradient of the output. Its time grows with the square of the
+            number of elements.
         eps: the step of the finite differences.
         atol: the absolute tolerance.
         rtol: the relative tolerance, as a fraction of the finite difference.
@@ -55,8 +61,11 @@ def gradcheck(
         TypeError: an input or the output is not a Tensor, or a float one is not float64.
             Also eps, atol or rtol, if it is not a number.
         ValueError: no input requires a gradient, or the output does not depend on one that does. Also eps, if it is not
-            positive and finite, atol and rtol, if they are negative or not finite.
+            positive and finite, atol and rtol, if they are negative or not finite, and order, if it is less than 1.
     """
+    check_int("gradcheck: order", order)
+    if order < 1:
+        raise ValueError(f"gradcheck: order must be at least 1, got {order}")
     eps, atol, rtol = (to_float(v, f"gradcheck: {n}") for n, v in (("eps", eps), ("atol", atol), ("rtol", rtol)))
     if not eps:
         raise ValueError("gradcheck: eps must be positive, got 0")
@@ -77,7 +86,35 @@ def gradcheck(
             slopes = _slopes(given[k], partial(loss_with, k), eps)
             if wrong := _wrong_elements(leaf, slopes, atol, rtol):
                 raise GradientError(_explain(fn, given, k, wrong, eps))
+    if order > 1:
+        upstream = Tensor(out.backend.normal(out.shape, 1, 0, "float64"), requires_grad=True, backend=out.backend)
+        try:
+            gradcheck(_gradients_of(fn, given), [*given, upstream], order=order - 1, eps=eps, atol=atol, rtol=rtol)
+        except GradientError as error:
+            message = str(error).removeprefix("gradcheck: ")
+            raise GradientError(
+                f"gradcheck: of the gradients, as a function of the inputs and of the gradient of the output, {message}"
+            ) from None
     return True
+
+
+def _gradients_of(fn: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """(*inputs, gradient of the output) -> all gradients of those inputs that require one, in one axis."""
+    positions = [i for i, x in enumerate(inputs) if x.requires_grad]
+
+    def gradients(*args: Tensor) -> Tensor:
+        *xs, upstream = args
+
+        def of_chosen(*chosen: Tensor) -> Tensor:
+            new = dict(zip(positions, chosen, strict=True))
+            return fn(*(new.get(i, x) for i, x in enumerate(xs)))
+
+        _, pull = vjp(of_chosen, *(xs[i] for i in positions))
+        found = pull(upstream)
+        parts = [g.reshape(-1) for g in (found if isinstance(found, tuple) else (found,))]
+        return Tensor.concatenate(parts)
+
+    return gradients
 
 
 def _output_with(fn: Callable[..., Tensor], inputs: list[Tensor], k: int, array: Array) -> Tensor:

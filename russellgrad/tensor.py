@@ -5,7 +5,7 @@ of the graph. Each operator and method of Tensor is one call of `apply`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from itertools import accumulate
 from math import prod
 from numbers import Integral, Number
@@ -15,7 +15,7 @@ from warnings import warn
 from weakref import ref
 
 from . import rules
-from .autograd import Hook, Node, Version, backward, is_grad_enabled, record
+from .autograd import Hook, Joint, Node, Version, backward, is_grad_enabled, record
 from .backend import Array, Axis, Backend, DType, Index, Shape, load_backend, resolve_backend
 from .dtype import common_float, get_default_dtype, is_float, python_number, real_array
 from .idioms import INSTEAD, instead, missing, numpy_names
@@ -83,6 +83,8 @@ class Tensor:
         xp = resolve_backend(backend)
         if isinstance(data, Tensor) and xp.level <= data.backend.level:
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
+        if xp.level and xp.is_array(data):  # within a transform: a leaf has no gradients of any order
+            data = cast(Any, xp).detached(data)
         if dtype is None and not _has_dtype(data, xp):  # convert lists once, on the host
             data = real_array(load_backend("numpy"), data, "Tensor")
             dtype = None if data.dtype.kind == "b" else get_default_dtype()
@@ -269,20 +271,31 @@ class Tensor:
             )
         return array if xp.dtype(array) == self.dtype else xp.astype(array, self.dtype)
 
-    def backward(self, gradient: "Array | Tensor | None" = None, retain_graph: bool = False) -> None:
+    def backward(
+        self, gradient: "Array | Tensor | None" = None, retain_graph: bool = False, *, create_graph: bool = False
+    ) -> None:
         """Compute the gradients of this tensor, and add them to `.grad` of every leaf that it depends on.
+
+        The gradients are arrays, without a graph. For gradients of gradients, use `russellgrad.grad`.
 
         Args:
             gradient: the gradient of a scalar with respect to this tensor: an array or Tensor of exactly this shape, on
                 this backend. The default, for a tensor with one element, is 1.
             retain_graph: keep the graph for another call. By default the graph is freed during the call.
+            create_graph: must be False; PyTorch's name for gradients that have a graph.
 
         Raises:
+            TypeError: create_graph is True.
             RuntimeError: the tensor tracks no gradients; it has several elements and `gradient` is None; the graph was
                 freed by an earlier backward; or an array that is needed was changed in place.
             ValueError: `gradient` has another shape. TypeError: it is on another backend, or not an array of real
                 numbers.
         """
+        if create_graph:
+            raise TypeError(
+                "backward: create_graph=True is not supported, as .grad is an array; for a gradient that can be "
+                "differentiated, use russellgrad.grad(f)(x), a Tensor: docs/second_derivatives.md"
+            )
         if self._node is None:
             raise RuntimeError(
                 "backward: this tensor tracks no gradients; build it from float tensors, not in no_grad(): set "
@@ -895,7 +908,11 @@ def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
     rule returns one pullback for each operand. A pullback takes the gradient of the output and returns the gradient of
     its operand; it need not handle broadcasting. A pullback of None means no gradient. Check the op with `gradcheck`.
 
-    Raises TypeError if the rule is not callable.
+    Inside a transform, such as `grad`, the arrays are Tensors. The rule and its pullbacks therefore call the primitives
+    of `xp`, and not the functions of an array library.
+
+    Raises TypeError if the rule is not callable. The op raises TypeError inside a transform, if the rule or a pullback
+    does not go through `xp`.
 
         @custom_op
         def softplus(xp, a):
@@ -904,10 +921,42 @@ def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
     if not callable(rule):
         raise TypeError(f"custom_op: needs a rule, a function (xp, *arrays), got a {type(rule).__name__}")
 
+    def on_tensors(xp: Backend, *arrays: Array, **params: Any) -> Any:
+        """The rule inside a transform, with an error for what does not go through `xp`."""
+        result = _on_tensors(rule.__name__, xp, rule, xp, *arrays, **params)
+        if not isinstance(result, tuple):
+            return result
+        return result[0], *(_checked_pullback(rule.__name__, xp, pull) for pull in result[1:])
+
+    update_wrapper(on_tensors, rule)
+
     def op(*operands: Operand, **params: Any) -> Tensor:
-        return apply(rule, *operands, **params)
+        in_transform = any(isinstance(x, Tensor) and x.backend.level for x in (*operands, *params.values()))
+        return apply(on_tensors if in_transform else rule, *operands, **params)
 
     return update_wrapper(op, rule)
+
+
+def _on_tensors(name: str, xp: Backend, function: Callable[..., Any], *args: Any, **params: Any) -> Any:
+    """Call a rule or pullback on Tensors. Raises TypeError if it does not go through `xp`."""
+    remedy = (
+        "inside a transform, the arrays of a rule are Tensors: the rule and its pullbacks must call the primitives of "
+        "xp, such as xp.exp(a), instead of functions of NumPy"
+    )
+    try:
+        result = function(*args, **params)
+    except (TypeError, AttributeError) as error:
+        raise TypeError(f"{name}: {error}; {remedy}") from error
+    for array in result if isinstance(result, tuple) else (result,):
+        if hasattr(array, "shape") and not xp.is_array(array):
+            raise TypeError(f"{name}: returned a {type(array).__module__}.{type(array).__name__}; {remedy}")
+    return result
+
+
+def _checked_pullback(name: str, xp: Backend, pull: Any) -> Any:
+    if isinstance(pull, Joint):
+        return Joint(partial(_on_tensors, name, xp, pull.pull))
+    return pull if pull is None else partial(_on_tensors, name, xp, pull)
 
 
 def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
@@ -935,7 +984,7 @@ def _equality(rule: rules.Rule, a: Tensor, b: Any) -> Tensor:
 
 def _augmented(rule: rules.Rule, operator: str, a: Tensor, b: Operand) -> Tensor:
     """`a += b`, which is `a = a + b`: a new tensor. Raises RuntimeError where that would replace a parameter."""
-    if a._node is not None and a.is_leaf and not is_grad_enabled():
+    if a._node is not None and a.is_leaf and not is_grad_enabled(a.backend.level):
         raise RuntimeError(
             f"{rule.__name__}: within no_grad(), `w {operator} x` would replace w, which tracks gradients, by a new "
             f"tensor that does not; to update w, write w.data {operator} x, with an array x, such as lr * w.grad; for "

@@ -113,7 +113,7 @@ def attention_weights(xp: Any, q: Any, k: Any, mask: Any, causal: bool, offset: 
     return xp.where(hidden, 0.0, weights) if some_rows_are_empty else weights
 
 
-@cast(Callable[[F], F], formulas.in_float32())
+@cast(Callable[[F], F], formulas._in_float32())
 def _attention_backward(
     xp: Any, g: Any, q: Any, k: Any, v: Any, out: Any, log_sum: Any, mask: Any, causal: bool, offset: int,
     needs: Sequence[bool],
@@ -137,17 +137,19 @@ class TensorBackend(LoadedBackend):
 
     def __init__(self, root: Backend, name: str = "") -> None:
         self._root, self.name, self.level = root.root, name or root.name, next(_levels)
-        self._same_level = {self._root: self}
+        self._other_roots: dict[Backend, TensorBackend] = {}
 
     @property
     def root(self) -> Backend:
         return self._root
 
     def on(self, root: Backend) -> Backend:
-        if root.root not in self._same_level:
-            other = self._same_level[root.root] = type(self)(root)
-            other.level, other._same_level = self.level, self._same_level
-        return cast(Backend, self._same_level[root.root])
+        if root.root is self._root:
+            return cast(Backend, self)
+        if root.root not in self._other_roots:
+            other = self._other_roots[root.root] = type(self)(root)
+            other.level, other._other_roots = self.level, {**self._other_roots, self._root: self}
+        return cast(Backend, self._other_roots[root.root])
 
     def _wrap(self, result: Any) -> Any:
         """Results of the root as Tensors of level 0."""

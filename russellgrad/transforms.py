@@ -116,6 +116,7 @@ def jvp(f: Function, inputs: Sequence[Value], tangents: Sequence[Value]) -> tupl
         if not isinstance(given, (tuple, list)):
             raise TypeError(f"jvp: {name} must be a tuple of the arguments, got a {type(given).__name__}")
     argnums = tuple(range(len(inputs)))
+    _arguments("jvp", argnums, inputs)
     direction = _leaves(_matching("jvp: tangents", tuple(tangents), tuple(inputs)))
     out, found = _forward("jvp", f, inputs, {}, argnums, [[tangent] for tangent in direction])
     return out, _filled(out, (tangent for (tangent,) in found))
@@ -135,6 +136,7 @@ def hvp(f: Function, x: Value, v: Value) -> Value:
         hvp(lambda x: (x**3).sum(), Tensor([1.0, 2.0]), Tensor([1.0, 0.0]))  # [6. 0.]
     """
     gradient = _value_and_grad("hvp", f, 0)
+    _float_leaves("hvp: x", x)
     direction = [[tangent] for tangent in _leaves(_matching("hvp: v", v, x))]
     out, found = _forward("hvp", lambda x: gradient(x)[1], (x,), {}, 0, direction)
     return _filled(out, (tangent for (tangent,) in found))
@@ -409,10 +411,11 @@ def _float_leaves(what: str, value: Value) -> list[Tensor]:
     for leaf in found:
         if not isinstance(leaf, Tensor):
             raise TypeError(
-                f"{what} must be a float Tensor, or a tuple, list or dict of them; got a {type(leaf).__name__}"
+                f"{what} must be a float Tensor, or a tuple, list or dict of them, got {type(leaf).__name__}; make one "
+                "with Tensor(x)"
             )
         if not is_float(leaf.dtype):
-            raise TypeError(f"{what} must be of a float dtype to be differentiated, got {leaf.dtype} {leaf.shape}")
+            raise TypeError(f"{what} must be of a float dtype, got {leaf.dtype} {leaf.shape}; cast it with .astype()")
     return found
 
 
@@ -442,7 +445,7 @@ def _positions(op: str, argnums: int | tuple[int, ...], n: int) -> list[int]:
     """The positions as nonnegative ints, for n arguments."""
     positions = argnums if isinstance(argnums, tuple) else (argnums,)
     if not all(-n <= i < n for i in positions):
-        raise ValueError(f"{op}: argnums={argnums} is out of range for {n} positional arguments")
+        raise ValueError(f"{op}: argnums={argnums} is out of range: {n} arguments were passed by position")
     found = [i % n for i in positions]
     if len(set(found)) < len(found):
         raise ValueError(f"{op}: argnums={argnums} names an argument twice")

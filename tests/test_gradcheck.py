@@ -47,10 +47,11 @@ CORRECT: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]] = {
 }
 
 
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("name", CORRECT)
-def test_correct_rules_pass(backend: Backend, name: str) -> None:
+def test_correct_rules_pass(backend: Backend, name: str, order: int) -> None:
     fn, make = CORRECT[name]
-    assert gradcheck(fn, make()) is True
+    assert gradcheck(fn, make(), order=order) is True
 
 
 def test_gradcheck_takes_a_single_tensor(backend: Backend) -> None:
@@ -133,6 +134,31 @@ def test_wrong_rules_are_caught(backend: Backend, name: str) -> None:
     """gradcheck uses a random upstream gradient, since "permutes elements" would pass with ones."""
     with pytest.raises(GradientError, match=r"^gradcheck: input 0, element \(\d,\): backward gives "):
         gradcheck(custom_op(WRONG[name]), normal(4))
+
+
+@custom_op
+def wrong_at_order_two(xp: Backend, a: Any) -> Any:
+    """a^3. The pullback uses a copy of a on the host, which has no gradient."""
+    constant = xp.asarray(xp.to_host(a))
+    return xp.power(a, 3), lambda g: xp.multiply(g, xp.multiply(xp.multiply(constant, constant), 3))
+
+
+def test_order_two_finds_wrong_gradients_of_gradients(backend: Backend) -> None:
+    assert gradcheck(wrong_at_order_two, normal(3))
+    with pytest.raises(
+        GradientError, match=r"^gradcheck: of the gradients, .*, input 0, element \(\d,\): backward gives 0"
+    ):
+        gradcheck(wrong_at_order_two, normal(3), order=2)
+
+
+def test_order_three(backend: Backend) -> None:
+    assert gradcheck(lambda a, b: (a * b).tanh(), [normal(2), normal(2, seed=1)], order=3)
+
+
+@pytest.mark.parametrize(("order", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_order_must_be_a_positive_int(backend: Backend, order: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="gradcheck: order must be"):
+        gradcheck(Tensor.exp, normal(2), order=order)
 
 
 def test_a_forgotten_gradient_is_caught(backend: Backend) -> None:

@@ -1,0 +1,193 @@
+"""Errors of the transforms, of ops inside them, and of what PyTorch has instead."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import russellgrad as rg
+from russellgrad import (
+    Joint,
+    Module,
+    Tensor,
+    custom_op,
+    functional_call,
+    grad,
+    hessian,
+    hvp,
+    jacobian,
+    jvp,
+    value_and_grad,
+    vjp,
+)
+from russellgrad.backend import Backend, load_backend
+
+X = [1.0, 2.0]
+untyped: Any = rg  # for arguments of wrong types
+
+
+def total(x: Tensor) -> Tensor:
+    return (x * x).sum()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: untyped.grad(x), TypeError, "grad: needs a function, got a Tensor; .* y.backward()"),
+        (lambda x: untyped.vjp(3.0, x), TypeError, "vjp: needs a function, got a float"),
+        (lambda x: untyped.jvp(None, (x,), (x,)), TypeError, "jvp: needs a function"),
+        (lambda x: untyped.jacobian([total]), TypeError, "jacobian: needs a function, got a list"),
+        (lambda x: untyped.grad(total, argnums=0.5), TypeError, "argnums must be an int or a tuple of ints, got 0.5"),
+        (lambda x: grad(total, argnums=True), TypeError, "argnums must be an int"),
+        (lambda x: grad(total, argnums=()), TypeError, "argnums must be an int"),
+        (lambda x: untyped.jacobian(total, argnums="x"), TypeError, "argnums must be an int"),
+        (lambda x: untyped.hessian(total, argnums=[0]), TypeError, "argnums must be an int"),
+        (lambda x: grad(total, argnums=1)(x), ValueError, r"argnums=1 is out of range: 1 arguments"),
+        (lambda x: grad(total, argnums=-2)(x), ValueError, r"argnums=-2 is out of range"),
+        (lambda x: grad(total)(x=x), ValueError, "0 arguments were passed by position"),
+        (lambda x: grad(lambda a, b: a, argnums=(0, -2))(x, x), ValueError, "names an argument twice"),
+        (lambda x: grad(lambda a: a * 2)(x), ValueError, r"grad: .* without axes, got shape \(2,\).*jacobian"),
+        (lambda x: value_and_grad(lambda a: a)(x), ValueError, r"value_and_grad: .*got shape \(2,\)"),
+        (lambda x: hvp(lambda a: a, x, x), ValueError, r"hvp: .*got shape \(2,\)"),
+        (lambda x: hessian(lambda a: a)(x), ValueError, r"hessian: .*got shape \(2,\)"),
+        (lambda x: grad(lambda a: (a.sum(), a.sum()))(x), ValueError, "grad: .* got a tuple"),
+        (lambda x: grad(lambda a: float(a.sum()))(x), TypeError, "grad: the output must be a float Tensor.*float"),
+        (lambda x: grad(lambda a: None)(x), TypeError, "grad: the output must be .*NoneType"),
+        (lambda x: grad(lambda a: a.argmax())(x), TypeError, r"grad: the output must be .* int64 \(\)"),
+        (lambda x: jacobian(lambda a: a > 0)(x), TypeError, r"jacobian: the output must be .* bool \(2,\)"),
+        (lambda x: vjp(lambda a: a.astype("int64"), x), TypeError, r"vjp: the output .* int64 \(2,\)"),
+        (lambda x: jvp(lambda a: a > 0, (x,), (x,)), TypeError, r"jvp: the output .* bool \(2,\)"),
+        (lambda x: grad(total)(2.0), TypeError, "grad: argument 0 must be a float Tensor.*got float"),
+        (lambda x: grad(total)(np.ones(2)), TypeError, r"grad: argument 0 .*got ndarray; make one with Tensor\(x\)"),
+        (lambda x: grad(total)({"a": [x, 3]}), TypeError, "grad: argument 0 .*got int"),
+        (lambda x: grad(total)(Tensor([1, 2], dtype="int64")), TypeError, r"grad: argument 0 .*int64 \(2,\)"),
+        (lambda x: hvp(total, Tensor([True]), x), TypeError, r"hvp: x must be of a float dtype, got bool \(1,\)"),
+        (lambda x: jvp(total, (3.0,), (x,)), TypeError, "jvp: argument 0 must be a float Tensor"),
+        (lambda x: grad(total)([]), ValueError, "grad: there is no Tensor"),
+        (lambda x: vjp(total), ValueError, "vjp: there is no Tensor"),
+        (
+            lambda x: vjp(lambda a: a * 2, x)[1](Tensor([1.0])),
+            ValueError,
+            r"vjp: gradient .*Tensor\(2,\).*Tensor\(1,\)",
+        ),
+        (lambda x: vjp(lambda a: a * 2, x)[1](1.0), TypeError, "vjp: gradient must be a float Tensor"),
+        (lambda x: vjp(lambda a: (a, a), x)[1](x), ValueError, "vjp: gradient must have the structure"),
+        (lambda x: untyped.jvp(total, x, x), TypeError, "jvp: inputs must be a tuple of the arguments, got a Tensor"),
+        (lambda x: untyped.jvp(total, (x,), x), TypeError, "jvp: tangents must be a tuple"),
+        (lambda x: jvp(total, (x,), (x, x)), ValueError, "jvp: tangents must have the structure"),
+        (lambda x: jvp(total, (x,), (Tensor(1.0),)), ValueError, r"jvp: tangents .*Tensor\(2,\).*Tensor\(\)"),
+        (lambda x: hvp(total, x, Tensor(1.0)), ValueError, r"hvp: v .*Tensor\(2,\).*Tensor\(\)"),
+        (lambda x: hvp(lambda p: total(p["a"]), {"a": x}, {"b": x}), ValueError, "hvp: v .*'a'.*'b'"),
+    ],
+)
+def test_bad_input_is_an_error(
+    backend: Backend, call: Callable[[Tensor], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(Tensor(X))
+
+
+def test_create_graph_is_an_error_that_names_grad(backend: Backend) -> None:
+    x = Tensor(X)
+    y = total(x)
+    with pytest.raises(TypeError, match=r"create_graph=True is not supported.*russellgrad\.grad"):
+        y.backward(create_graph=True)
+    y.backward(create_graph=False)
+    assert x.grad is not None
+
+
+# --- Rules that do not go through xp
+
+
+@custom_op
+def forward_by_numpy(xp: Backend, a: Any) -> Any:
+    return np.exp(a), lambda g: g
+
+
+@custom_op
+def pullback_by_numpy(xp: Backend, a: Any) -> Any:
+    return xp.exp(a), lambda g: np.multiply(g, 2.0)
+
+
+@custom_op
+def joint_pullback_by_numpy(xp: Backend, a: Any) -> Any:
+    return xp.exp(a), Joint(lambda g, needs: (np.multiply(g, 2.0),))
+
+
+@custom_op
+def method_of_arrays(xp: Backend, a: Any) -> Any:
+    return a.copy(), lambda g: g
+
+
+@custom_op
+def pullback_gives_numpy(xp: Backend, a: Any) -> Any:
+    return xp.exp(a), lambda g: np.ones(2)
+
+
+@custom_op
+def forward_gives_numpy(xp: Backend, a: Any) -> Any:
+    return np.ones(2), lambda g: g
+
+
+BAD_RULES = (forward_by_numpy, pullback_by_numpy, joint_pullback_by_numpy, method_of_arrays, pullback_gives_numpy,
+             forward_gives_numpy)  # fmt: skip
+
+
+@pytest.mark.parametrize("op", BAD_RULES, ids=lambda op: op.__name__)
+@pytest.mark.parametrize("transform", [lambda f, x: grad(f)(x), lambda f, x: hvp(f, x, x)], ids=["grad", "hvp"])
+def test_a_rule_that_calls_numpy_is_an_error_in_a_transform(
+    backend: Backend, op: Callable[..., Tensor], transform: Callable[..., Any]
+) -> None:
+    with pytest.raises(TypeError, match=rf"{op.__name__}: .*must call the primitives of xp"):
+        transform(lambda x: op(x).sum(), Tensor(X))
+
+
+def test_a_rule_through_xp_is_differentiated_twice(backend: Backend) -> None:
+    @custom_op
+    def cube(xp: Backend, a: Any, *, scale: float) -> Any:
+        return xp.multiply(a, xp.multiply(xp.multiply(a, a), scale)), lambda g: xp.multiply(
+            g, xp.multiply(xp.multiply(a, a), 3 * scale)
+        )
+
+    assert hessian(lambda x: cube(x, scale=2.0).sum())(Tensor(X)).numpy().tolist() == [[12.0, 0.0], [0.0, 24.0]]
+    assert jvp(lambda x: cube(x, scale=1.0), (Tensor(2.0),), (Tensor(1.0),))[1].item() == 12.0
+
+
+# --- Other errors
+
+
+def test_tensors_of_two_backends_do_not_mix_in_a_transform(backend: Backend) -> None:
+    other = load_backend("strict" if backend.name != "strict" else "numpy")
+    y = Tensor(X, backend=other)
+    names = f"operands live on '{backend.name}' and '{other.name}'"
+    for f in (grad(lambda x: (x * y).sum()), grad(lambda x: (y.detach() * x * x).sum()), jacobian(lambda x: x + y)):
+        with pytest.raises(TypeError, match=r"operands live on .* move one with \.to"):
+            f(Tensor(X))
+    with pytest.raises(TypeError, match=names):
+        grad(lambda x: (x * y).sum())(Tensor(X))
+
+
+def test_functional_call_checks_names_and_shapes(backend: Backend) -> None:
+    class Scale(Module):
+        def __init__(self) -> None:
+            self.factor = Tensor(X)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.factor * x
+
+    module = Scale()
+    with pytest.raises(ValueError, match="functional_call: Scale has no weight; it has factor"):
+        functional_call(module, {"weight": Tensor(X)}, Tensor(X))
+    with pytest.raises(ValueError, match=r"functional_call: factor has shape \(\), expected \(2,\)"):
+        functional_call(module, {"factor": Tensor(1.0)}, Tensor(X))
+    with pytest.raises(TypeError, match="functional_call: factor must be a Tensor, got a ndarray"):
+        functional_call(module, {"factor": np.ones(2)}, Tensor(X))  # type: ignore[dict-item]
+
+
+def test_an_input_that_is_changed_in_place_before_pull_is_an_error(backend: Backend) -> None:
+    x = Tensor(X)
+    _, pull = vjp(lambda x: x * x, x)
+    x.changed_in_place()
+    with pytest.raises(RuntimeError, match="'multiply' was changed in place"):
+        pull(Tensor(X))
