@@ -3,6 +3,7 @@
 from .autograd import Joint, no_grad
 from .backend import available_backends, get_backend, set_backend, use_backend
 from .compiled import compile_step
+from .custom import custom_op
 from .dtype import get_default_dtype, set_default_dtype
 from .functional import (
     attention,
@@ -21,7 +22,7 @@ from .module import Module
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
 from .softmax import softmax  # rebinds russellgrad.softmax from the submodule to the function
-from .tensor import Tensor, custom_op
+from .tensor import Tensor
 from .transforms import functional_call, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 __version__ = "0.1.0"

@@ -5,7 +5,6 @@ of the graph. Each operator and method of Tensor is one call of `apply`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial, update_wrapper
 from itertools import accumulate
 from math import prod
 from numbers import Integral, Number
@@ -15,7 +14,7 @@ from warnings import warn
 from weakref import ref
 
 from . import rules
-from .autograd import Hook, Joint, Node, Version, backward, is_grad_enabled, record
+from .autograd import Hook, Node, Version, backward, is_grad_enabled, record
 from .backend import Array, Axis, Backend, DType, Index, Shape, load_backend, resolve_backend
 from .dtype import common_float, get_default_dtype, is_float, python_number, real_array
 from .idioms import INSTEAD, instead, missing, numpy_names
@@ -899,64 +898,6 @@ def _lift(
     operands = tuple(lifted(operand) for operand in operands)
     params = {name: lifted(value) for name, value in params.items()}
     return xp, [value for value in (*operands, *params.values()) if isinstance(value, Tensor)], operands, params
-
-
-def custom_op(rule: rules.Rule) -> Callable[..., Tensor]:
-    """Make a differentiable op from a rule: `(xp, *arrays, **parameters) -> (output, pullback, ...)`.
-
-    The returned function takes the operands (Tensors, numbers, arrays) by position and the parameters by keyword. The
-    rule returns one pullback for each operand. A pullback takes the gradient of the output and returns the gradient of
-    its operand; it need not handle broadcasting. A pullback of None means no gradient. Check the op with `gradcheck`.
-
-    Inside a transform, such as `grad`, the arrays are Tensors. The rule and its pullbacks therefore call the primitives
-    of `xp`, and not the functions of an array library.
-
-    Raises TypeError if the rule is not callable. The op raises TypeError inside a transform, if the rule or a pullback
-    does not go through `xp`.
-
-        @custom_op
-        def softplus(xp, a):
-            return xp.log(xp.add(xp.exp(a), 1)), lambda g: xp.divide(g, xp.add(xp.exp(xp.negative(a)), 1))
-    """
-    if not callable(rule):
-        raise TypeError(f"custom_op: needs a rule, a function (xp, *arrays), got a {type(rule).__name__}")
-
-    def on_tensors(xp: Backend, *arrays: Array, **params: Any) -> Any:
-        """The rule inside a transform, with an error for what does not go through `xp`."""
-        result = _on_tensors(rule.__name__, xp, rule, xp, *arrays, **params)
-        if not isinstance(result, tuple):
-            return result
-        return result[0], *(_checked_pullback(rule.__name__, xp, pull) for pull in result[1:])
-
-    update_wrapper(on_tensors, rule)
-
-    def op(*operands: Operand, **params: Any) -> Tensor:
-        in_transform = any(isinstance(x, Tensor) and x.backend.level for x in (*operands, *params.values()))
-        return apply(on_tensors if in_transform else rule, *operands, **params)
-
-    return update_wrapper(op, rule)
-
-
-def _on_tensors(name: str, xp: Backend, function: Callable[..., Any], *args: Any, **params: Any) -> Any:
-    """Call a rule or pullback on Tensors. Raises TypeError if it does not go through `xp`."""
-    remedy = (
-        "inside a transform, the arrays of a rule are Tensors: the rule and its pullbacks must call the primitives of "
-        "xp, such as xp.exp(a), instead of functions of NumPy"
-    )
-    try:
-        result = function(*args, **params)
-    except (TypeError, AttributeError) as error:
-        raise TypeError(f"{name}: {error}; {remedy}") from error
-    for array in result if isinstance(result, tuple) else (result,):
-        if hasattr(array, "shape") and not xp.is_array(array):
-            raise TypeError(f"{name}: returned a {type(array).__module__}.{type(array).__name__}; {remedy}")
-    return result
-
-
-def _checked_pullback(name: str, xp: Backend, pull: Any) -> Any:
-    if isinstance(pull, Joint):
-        return Joint(partial(_on_tensors, name, xp, pull.pull))
-    return pull if pull is None else partial(_on_tensors, name, xp, pull)
 
 
 def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
