@@ -176,8 +176,11 @@ def record(
     pullbacks: Sequence[Any],
     versions: Sequence[Version] = (),
 ) -> Node | None:
-    """Return a node for `out`, or None if no operand needs a gradient. Pullbacks of other operands are dropped."""
-    if not any(nodes) or not is_grad_enabled(xp.level):
+    """Return a node for `out`, or None if no operand needs a gradient. Pullbacks of other operands are dropped.
+
+    For the caller to check: `is_grad_enabled`.
+    """
+    if not any(nodes):
         return None
     if len(pullbacks) == 1 and isinstance(pullbacks[0], Joint):
         return Node(name, xp, out, nodes, pullbacks, versions)

@@ -383,12 +383,13 @@ class Tensor:
         source, target = self.backend.root, resolve_backend(backend).root
         if target is source:
             return self
+        nodes = [self._node if is_grad_enabled(self.backend.level) else None]
         if self.backend.level:  # within a transform
             xp, array = self.backend.on(target), cast(Any, self.backend).moved(self._array, target)
-            return Tensor._wrap(array, xp, record("to", xp, array, [self._node], [lambda g: g.to(source)]))
+            return Tensor._wrap(array, xp, record("to", xp, array, nodes, [lambda g: g.to(source)]))
         array = target.asarray(source.to_host(self._array))
         pull = [lambda g: source.asarray(target.to_host(g))]
-        return Tensor._wrap(array, target, record("to", target, array, [self._node], pull))
+        return Tensor._wrap(array, target, record("to", target, array, nodes, pull))
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
