@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import count
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from . import rules
 from .autograd import is_grad_enabled
@@ -71,17 +72,18 @@ class TensorBackend(LoadedBackend):
 
     def __init__(self, root: Backend, name: str = "") -> None:
         self._root, self.name, self.level = root.root, name or root.name, next(_levels)
-        self._same_level = {self._root: self}
+        self._same_level = WeakValueDictionary({self._root: self})  # weak: no reference cycle
 
     @property
     def root(self) -> Backend:
         return self._root
 
     def on(self, root: Backend) -> Backend:
-        if root.root not in self._same_level:
+        other = self._same_level.get(root.root)
+        if other is None:
             other = self._same_level[root.root] = type(self)(root)
             other.level, other._same_level = self.level, self._same_level
-        return cast(Backend, self._same_level[root.root])
+        return cast(Backend, other)
 
     def _wrap(self, result: Any) -> Any:
         """Results of the root as Tensors of level 0."""
