@@ -373,7 +373,8 @@ class Tensor:
             return self
         if isinstance(self._array, Tensor):  # within a transform
             xp, array = self.backend.on(target), self._array.to(target)
-            return Tensor._wrap(array, xp, record("to", xp, array, [self._node], [lambda g: g.to(source)]))
+            node = record("to", xp, array, [self._node], [lambda g: g.to(source)])
+            return Tensor._wrap(array, xp, node, array._version)
         array = target.asarray(source.to_host(self._array))
         pull = [lambda g: source.asarray(target.to_host(g))]
         return Tensor._wrap(array, target, record("to", target, array, [self._node], pull))
@@ -858,7 +859,10 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     out, *pullbacks = result
     if out.ndim == 0:
         out = xp.asarray(out)  # NumPy returns scalars for 0-d results
-    version = tensors[0]._version if is_view else [0]
+    if xp.level:
+        version = out._version  # out is a Tensor of a lower level, whose array may be changed in place
+    else:
+        version = tensors[0]._version if is_view else [0]
     node = None
     if recording:
         nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
@@ -935,7 +939,7 @@ def _equality(rule: rules.Rule, a: Tensor, b: Any) -> Tensor:
 
 def _augmented(rule: rules.Rule, operator: str, a: Tensor, b: Operand) -> Tensor:
     """`a += b`, which is `a = a + b`: a new tensor. Raises RuntimeError where that would replace a parameter."""
-    if a._node is not None and a.is_leaf and not is_grad_enabled():
+    if a._node is not None and a.is_leaf and not is_grad_enabled(a.backend.level):
         raise RuntimeError(
             f"{rule.__name__}: within no_grad(), `w {operator} x` would replace w, which tracks gradients, by a new "
             f"tensor that does not; to update w, write w.data {operator} x, with an array x, such as lr * w.grad; for "

@@ -183,7 +183,8 @@ class TensorBackend(LoadedBackend):
     def layer_norm(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        wide = rules._wide(self, x)
+        mean, var = wide.mean(-1, keepdims=True), wide.var(-1, keepdims=True)
         return apply(rules.layer_norm, x, gamma, beta, eps=eps), mean, (var + eps) ** -0.5
 
     @_fused
@@ -196,7 +197,7 @@ class TensorBackend(LoadedBackend):
         if excluded_class is not None:
             excluded = self.equal(self.arange(logits.shape[1]), excluded_class)
             logits = logits.masked_fill(excluded, -math.inf)
-        return loss, logits.softmax(1)
+        return loss, rules._wide(self, logits).softmax(1)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, offset: int
@@ -210,10 +211,18 @@ class TensorBackend(LoadedBackend):
         self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor | None, mask: Tensor | None,
         causal: bool, offset: int, needs: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        """As the formula, but the weights are a softmax, which is one op, instead of e^(scores - log_sum)."""
         if log_sum is not None and not any(map(tracks, (g, q, k, v))):
             args = g, q, k, v, out, log_sum, mask, causal, offset, needs
             return cast(tuple[Tensor | None, ...], _on_root("attention_backward")(self, *args))
+        found = self._composed_attention_backward(g, q, k, v, out, mask, causal, offset, needs)
+        return cast(tuple[Tensor | None, ...], found)
+
+    @formulas._in_float32()
+    def _composed_attention_backward(
+        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, mask: Tensor | None, causal: bool, offset: int,
+        needs: Sequence[bool],
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        """As the formula, but the weights are a softmax, which is one op, instead of e^(scores - log_sum)."""
         scale = 1 / math.sqrt(q.shape[-1])
         weights = self._attention_weights(q * scale, k, mask, causal, offset)
         gv = weights.swapaxes(-1, -2) @ g if needs[2] else None

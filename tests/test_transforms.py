@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,6 +181,20 @@ NO_GRAD: dict[str, Fn] = {
 @pytest.mark.parametrize("name", NO_GRAD)
 def test_no_grad_and_detach_match_pytorch(backend: Backend, name: str) -> None:
     compare(NO_GRAD[name], 0.8)
+
+
+def test_augmented_assignment_inside(backend: Backend) -> None:
+    """`x += 1` is x = x + 1, in no_grad outside of the transform, too. There the parameters are constants."""
+
+    def f(x: Tensor) -> Tensor:
+        x += 1
+        x *= x
+        return x
+
+    assert rg.grad(f)(Tensor(3.0)).item() == 8
+    with rg.no_grad():
+        assert rg.grad(f)(Tensor(3.0)).item() == 8
+        assert rg.hessian(f)(Tensor(3.0)).item() == 2
 
 
 def test_results_inside_no_grad_track_nothing(backend: Backend) -> None:
@@ -472,6 +486,12 @@ def test_an_input_changed_in_place_after_vjp_is_an_error(backend: Backend) -> No
         with pytest.raises(RuntimeError, match="changed in place"):
             pull(Tensor(np.ones((2, 2))))
 
+    x = Tensor(np.ones(3))
+    out, pull = rg.vjp(lambda x: (x * 2).exp(), x)
+    changed(out)  # exp's derivative is its output
+    with pytest.raises(RuntimeError, match="changed in place"):
+        pull(Tensor(np.ones(3)))
+
     x, w = Tensor(np.ones(3)), Tensor(np.ones(3))
     _, pull = rg.vjp(lambda x: x * w, x)
     changed(w)
@@ -716,6 +736,43 @@ def test_functional_call_restores_the_module_after_an_exception(backend: Backend
     assert module.items[1] is module.w is module.tied is module.pair[1].more[0]
 
 
+def test_functional_call_of_a_mapping_that_cannot_be_written_changes_nothing(backend: Backend) -> None:
+    class Constants(Module):
+        def __init__(self) -> None:
+            self.a = Tensor(2.0)
+            self.table = MappingProxyType({"b": Tensor(3.0)})
+
+        def forward(self) -> Tensor:
+            return self.a * self.table["b"]
+
+    module = Constants()
+    with pytest.raises(TypeError, match="functional_call: a mappingproxy holds 'b', which cannot be replaced there"):
+        rg.functional_call(module, {"a": Tensor(5.0), "table.b": Tensor(7.0)})
+    assert module().item() == 6
+    assert rg.functional_call(module, {"a": Tensor(5.0)}).item() == 15
+
+
+def test_functional_call_of_a_module_that_is_a_list(backend: Backend) -> None:
+    class Shift(Module):
+        def __init__(self, by: float) -> None:
+            self.by = Tensor(by)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + self.by) * x
+
+    class Chain(Module, list):  # type: ignore[type-arg]
+        def forward(self, x: Tensor) -> Tensor:
+            for module in self:
+                x = module(x)
+            return x
+
+    chain = Chain([Shift(2.0), Shift(3.0)])
+    parameters = dict(chain.named_parameters())
+    found = rg.grad(lambda p: rg.functional_call(chain, p, Tensor(1.0)))(parameters)
+    assert {name: g.item() for name, g in found.items()} == {"0.by": 9, "1.by": 3}
+    assert chain[0].by is parameters["0.by"]
+
+
 def test_functional_call_of_a_module_that_returns_its_parameter(backend: Backend) -> None:
     class Constant(Module):
         def __init__(self) -> None:
@@ -887,6 +944,11 @@ def test_dtypes_are_kept(backend: Backend, dtype: str) -> None:
     def f(x: Tensor) -> Tensor:
         return ((x @ x.T).softmax() * x.var(-1)).sum() + x.gelu().mean() * 2
 
+    def fused(x: Tensor) -> Tensor:  # a query without a key; a variance above the largest float16
+        hidden = np.array([[False, True], [True, True]])
+        attended = rg.attention(x, x, x, mask=hidden) * x
+        return attended.sum() + (rg.layer_norm(x * 1000) ** 3).sum() + rg.cross_entropy(x, [0, 2])
+
     wide, v = Tensor(x.astype("float64")), x[::-1].copy()
     single = Tensor(x)
     for found, expected in (
@@ -895,6 +957,7 @@ def test_dtypes_are_kept(backend: Backend, dtype: str) -> None:
         (rg.hessian(f)(single), rg.hessian(f)(wide)),
         (rg.jvp(f, (single,), (Tensor(v),))[1], rg.jvp(f, (wide,), (Tensor(v.astype("float64")),))[1]),
         (rg.jacobian(lambda x: x.softmax())(single), rg.jacobian(lambda x: x.softmax())(wide)),
+        (rg.hvp(fused, single, Tensor(v)), rg.hvp(fused, wide, Tensor(v.astype("float64")))),
     ):
         assert str(found.dtype) == dtype
         assert_close(found.astype("float64"), expected, atol=atol)
