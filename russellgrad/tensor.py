@@ -859,10 +859,8 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     out, *pullbacks = result
     if out.ndim == 0:
         out = xp.asarray(out)  # NumPy returns scalars for 0-d results
-    if xp.level:
-        version = out._version  # out is a Tensor of a lower level, whose array may be changed in place
-    else:
-        version = tensors[0]._version if is_view else [0]
+    # At a level, out is a Tensor of a lower one, whose array may be changed in place.
+    version = out._version if xp.level else tensors[0]._version if is_view else [0]
     node = None
     if recording:
         nodes = [o._node if isinstance(o, Tensor) else None for o in operands]

@@ -217,7 +217,7 @@ class TensorBackend(LoadedBackend):
         found = self._composed_attention_backward(g, q, k, v, out, mask, causal, offset, needs)
         return cast(tuple[Tensor | None, ...], found)
 
-    @formulas._in_float32()
+    @formulas._in_float32()  # type: ignore[untyped-decorator]
     def _composed_attention_backward(
         self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, mask: Tensor | None, causal: bool, offset: int,
         needs: Sequence[bool],

@@ -34,7 +34,7 @@ def test_conformance_case(backend: Backend, case: conformance.Case) -> None:
 
 
 @pytest.mark.parametrize("recording", [True, False], ids=["recorded", "no_grad"])
-@pytest.mark.parametrize("primitive", (*PRIMITIVES, "Tensor"))
+@pytest.mark.parametrize("primitive", [*PRIMITIVES, "Tensor"])
 def test_conformance_of_tensors_as_arrays(backend: Backend, primitive: str, recording: bool) -> None:
     """On the backend "tensor" over each backend: recorded, with the formulas, or in no_grad, with fused primitives."""
     tensors = load_backend("tensor" if backend.name == "numpy" else f"tensor:{backend.name}")
