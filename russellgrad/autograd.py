@@ -123,9 +123,10 @@ class Node:
     def accumulate_grad(self, g: Array) -> Array:
         """Run the hooks on the complete gradient, add it to the tensor's `.grad`, and return it."""
         for hook in list(self.hooks.values()) if self.hooks else ():
-            changed = hook(self.xp.copy(g))  # g may be shared, and a hook may write into it
+            changed = hook(self.xp.exposed(self.xp.copy(g)))  # g may be shared, and a hook may write into it
             if changed is not None:
-                if self.xp.is_array(changed) or isinstance(changed, Real):  # a scalar: of a 0-d array times two
+                # A scalar: of a 0-d array times two. An array of the root: within a transform.
+                if self.xp.is_array(changed) or self.xp.root.is_array(changed) or isinstance(changed, Real):
                     changed = real_array(self.xp, changed, "register_hook")
                 if not self.xp.is_array(changed) or changed.shape != self.shape:
                     raise ValueError(

@@ -210,6 +210,7 @@ class Backend(Core, Derived, Optional, Protocol):
     @property
     def root(self) -> "Backend": ...                                             # itself; of a `TensorBackend`, the backend below all levels
     def on(self, root: "Backend", /) -> "Backend": ...                           # this level on another root
+    def exposed(self, a: Array, /) -> Array: ...                                 # the array as users see it: itself
 # fmt: on
 
 
@@ -251,6 +252,9 @@ class LoadedBackend:
 
     def on(self, root: Backend) -> Backend:
         return root
+
+    def exposed(self, a: Array) -> Array:
+        return a
 
     def __repr__(self) -> str:
         return f"<backend {vars(self)['name']!r}>"

@@ -31,7 +31,7 @@ Push: TypeAlias = Callable[..., Any]  # one tangent of each operand, or None -> 
 class Dual:
     """A Tensor of a lower level and its tangents, Tensors of its shape."""
 
-    __slots__ = ("primal", "tangents")
+    __slots__ = ("primal", "tangents", "__weakref__")
 
     def __init__(self, primal: Any, tangents: Sequence[Any]) -> None:
         self.primal, self.tangents = primal, tangents
@@ -43,6 +43,10 @@ class Dual:
     @property
     def ndim(self) -> int:
         return int(self.primal.ndim)
+
+    @property
+    def _version(self) -> Any:
+        return self.primal._version
 
 
 def primal(x: Any) -> Any:
@@ -161,7 +165,10 @@ def _attention(xp: Any, q: Any, k: Any, v: Any, mask: Any, causal: bool, offset:
 
 
 class ForwardBackend(TensorBackend):
-    """A new level of Duals over the arrays of `root`. An array without tangents is a Tensor of a lower level."""
+    """A new level of Duals over the arrays of `root`. An array without tangents is a Tensor of a lower level.
+
+    Tensors of the level may require gradients. The gradients are Duals, with the tangents of the gradients: `hvp`.
+    """
 
     def __init__(self, root: Backend) -> None:
         super().__init__(root)
@@ -171,9 +178,15 @@ class ForwardBackend(TensorBackend):
         return super().is_array(primal(x))
 
     def asarray(self, data: Any, dtype: DType = None) -> Any:
+        if isinstance(data, Tensor) and data.backend is self:
+            data = data._array
         if isinstance(data, Dual):
             return data if dtype is None or data.primal.dtype == dtype else self.astype(data, dtype)
         return super().asarray(data, dtype)
+
+    def exposed(self, a: Any) -> Tensor:
+        """A Dual as a Tensor of this level, which has operators."""
+        return Tensor._wrap(a, self, version=a._version) if isinstance(a, Dual) else a
 
     def to_host(self, a: Any) -> Any:
         return primal(a).numpy()

@@ -205,8 +205,8 @@ def replaced_tensors(module: Module, tensors: Mapping[str, Tensor]) -> Iterator[
         if tensor.shape != own[name].shape:
             raise ValueError(f"functional_call: {name} has shape {tensor.shape}, expected {own[name].shape}")
     places: list[tuple[Any, Any, Any]] = []  # (container, key, what was there)
-    _replace(module, {id(own[name]): tensor for name, tensor in tensors.items()}, {}, places)
     try:
+        _replace(module, {id(own[name]): tensor for name, tensor in tensors.items()}, {}, places)
         yield
     finally:
         for container, key, value in reversed(places):
@@ -231,8 +231,14 @@ def _replace(value: Any, new: Mapping[int, Tensor], seen: dict[int, Any], places
         items = container.items() if isinstance(container, Mapping) else enumerate(container) if is_list else ()
         for key, part in list(items):
             if (found := _replace(part, new, seen, places)) is not part:
+                try:
+                    container[key] = found
+                except TypeError as error:  # a Mapping that cannot be written
+                    raise TypeError(
+                        f"functional_call: a {type(container).__name__} holds {key!r}, which cannot be replaced there; "
+                        "keep it in a dict, list or tuple"
+                    ) from error
                 places.append((container, key, part))
-                container[key] = found
     return value
 
 

@@ -381,7 +381,7 @@ def _check_float(op: str, dtype: DType) -> None:
         raise TypeError(f"{op}: needs a float tensor, got dtype {dtype}; call .astype('float64') first")
 
 
-def _wide(xp: Backend, a: Array) -> Array:
+def widened(xp: Backend, a: Array) -> Array:
     """Cast half precision to float32. A result is rounded back once, at the end; the engine casts gradients."""
     return a if xp.dtype(a).itemsize > 2 else xp.astype(a, "float32")
 
@@ -393,9 +393,9 @@ def _rounded_as(xp: Backend, value: Array, a: Array) -> Array:
 def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     _check_float("mean", xp.dtype(a))
     axes = normalize_axes("mean", axis, a.ndim)
-    total, pull = sum(xp, _wide(xp, a), axis=axes, keepdims=keepdims)
+    total, pull = sum(xp, widened(xp, a), axis=axes, keepdims=keepdims)
     n = prod(a.shape[i] for i in axes)
-    return _rounded_as(xp, xp.divide(total, n), a), lambda g: pull(_rounded_as(xp, xp.divide(_wide(xp, g), n), g))
+    return _rounded_as(xp, xp.divide(total, n), a), lambda g: pull(_rounded_as(xp, xp.divide(widened(xp, g), n), g))
 
 
 def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool) -> Result:
@@ -409,7 +409,7 @@ def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool)
     if not math.isfinite(correction):
         raise ValueError(f"var: correction must be finite, got {correction}")
     axes, shape = normalize_axes("var", axis, a.ndim), a.shape
-    wide = _wide(xp, a)
+    wide = widened(xp, a)
     first = xp.getitem(wide, tuple(slice(0, 1) if i in axes else slice(None) for i in range(a.ndim)))
     shifted = xp.subtract(wide, first)
     centered = xp.subtract(shifted, mean(xp, shifted, axis=axes, keepdims=True)[0])
@@ -418,7 +418,7 @@ def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool)
     total = sum(xp, xp.multiply(centered, centered), axis=axes, keepdims=keepdims)[0]
 
     def pull(g: Array) -> Array:
-        g = xp.reshape(_wide(xp, g), _keepdims_shape(shape, axes))
+        g = xp.reshape(widened(xp, g), _keepdims_shape(shape, axes))
         return xp.multiply(xp.multiply(centered, 2), xp.divide(g, divisor))
 
     return _rounded_as(xp, xp.divide(total, divisor), a), pull
@@ -442,7 +442,7 @@ def _max_or_min(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> R
     kept = _keepdims_shape(a.shape, axes)
 
     def pull(g: Array) -> Array:
-        g = _wide(xp, g)  # the number of ties may be above 65,504
+        g = widened(xp, g)  # the number of ties may be above 65,504
         ties = xp.astype(xp.equal(a, xp.reshape(out, kept)), xp.dtype(g))
         count = xp.sum(ties, axis=axes, keepdims=True) if axes else ties
         return xp.multiply(ties, xp.divide(xp.reshape(g, kept), count))

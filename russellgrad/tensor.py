@@ -123,7 +123,7 @@ class Tensor:
             TypeError: not an array of the tensor's backend, or not of real numbers or bools. ValueError: the tensor
                 tracks gradients, and the new array has another shape or dtype.
         """
-        return self._array
+        return self.backend.exposed(self._array)
 
     @data.setter
     def data(self, array: Array) -> None:
@@ -239,7 +239,7 @@ class Tensor:
                 ".grad; call .retain_grad() before backward, or read the .grad of a leaf",
                 stacklevel=2,
             )
-        return self._grad
+        return None if self._grad is None else self.backend.exposed(self._grad)
 
     @grad.setter
     def grad(self, gradient: "Array | Tensor | None") -> None:
@@ -385,8 +385,10 @@ class Tensor:
             return self
         nodes = [self._node if is_grad_enabled(self.backend.level) else None]
         if self.backend.level:  # within a transform
-            xp, array = self.backend.on(target), cast(Any, self.backend).moved(self._array, target)
-            return Tensor._wrap(array, xp, record("to", xp, array, nodes, [lambda g: g.to(source)]))
+            xp, move = self.backend.on(target), cast(Any, self.backend).moved
+            array = move(self._array, target)
+            node = record("to", xp, array, nodes, [lambda g: move(g, source)])
+            return Tensor._wrap(array, xp, node, array._version)
         array = target.asarray(source.to_host(self._array))
         pull = [lambda g: source.asarray(target.to_host(g))]
         return Tensor._wrap(array, target, record("to", target, array, nodes, pull))
@@ -874,6 +876,8 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
     version = tensors[0]._version if is_view else [0]
     node = None
     if recording:
+        if xp.level:  # out is a Tensor of a lower level, whose array may be changed in place
+            version = out._version
         nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
         # Include the output's version, because some pullbacks hold the output (exp, softmax).
         node = record(name, xp, out, nodes, pullbacks, [version, *(tensor._version for tensor in tensors)])

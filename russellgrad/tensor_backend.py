@@ -65,15 +65,21 @@ def _for_constants(name: str) -> Callable[..., Any]:
     return primitive
 
 
-def _or_root(differentiable: Callable[..., Any], name: str = "") -> Callable[..., Any]:
-    """A primitive: `differentiable` or, if all operands are constants, the root's primitive, which is faster."""
+def _or_root(differentiable: Callable[..., Any], name: str = "", is_view: bool = False) -> Callable[..., Any]:
+    """A primitive: `differentiable` or, if all operands are constants, the root's primitive, which is faster.
+
+    `is_view` says that the output may share memory with the first operand.
+    """
     name = name or differentiable.__name__
 
     def primitive(self: "TensorBackend", *args: Any, **kwargs: Any) -> Any:
         arrays = constants(args)
         if arrays is None:
             return differentiable(self, *args, **kwargs)
-        return self._wrap(getattr(self._root, name)(*arrays, **kwargs))
+        out = self._wrap(getattr(self._root, name)(*arrays, **kwargs))
+        if is_view and isinstance(args[0], Tensor):
+            out._version = args[0]._version
+        return out
 
     return primitive
 
@@ -89,7 +95,7 @@ def _op(rule: rules.Rule, *names: str, **parameters: Any) -> Callable[..., Any]:
         given = dict(zip(names, args[n_operands:], strict=False))
         return apply(rule, *args[:n_operands], **{**parameters, **given, **kwargs})
 
-    return _or_root(differentiable, rule.__name__)
+    return _or_root(differentiable, rule.__name__, rules.marks(rule)[1])
 
 
 def _swap(xp: Any, a: Any) -> Any:
@@ -130,6 +136,9 @@ def _attention_backward(
     gq = xp.multiply(xp.matmul(g_scores, k), scale) if needs[0] else None
     gk = xp.matmul(_swap(xp, g_scores), scaled) if needs[1] else None
     return gq, gk, gv
+
+
+_getitem = _op(rules.getitem, "index", check=False)
 
 
 class TensorBackend(LoadedBackend):
@@ -208,9 +217,8 @@ class TensorBackend(LoadedBackend):
     broadcast_to = _op(rules.broadcast_to, "shape")
     expand_dims = _op(rules.expand_dims, "axis")
 
-    @_or_root
     def getitem(self, a: Tensor, index: Index) -> Tensor:
-        return apply(rules.getitem, a, index=_bare_index(index), check=False)
+        return cast(Tensor, _getitem(self, a, _bare_index(index)))
 
     @_or_root
     def getitem_backward(self, g: Tensor, index: Index, shape: Shape) -> Tensor:
@@ -255,7 +263,8 @@ class TensorBackend(LoadedBackend):
     def layer_norm(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        wide = rules.widened(self, x)
+        mean, var = wide.mean(-1, keepdims=True), wide.var(-1, keepdims=True)
         return apply(rules.layer_norm, x, gamma, beta, eps=eps), mean, (var + eps) ** -0.5
 
     @_or_root
@@ -268,7 +277,7 @@ class TensorBackend(LoadedBackend):
         if excluded_class is not None:
             excluded = self.equal(self.arange(logits.shape[1]), excluded_class)
             logits = logits.masked_fill(excluded, -math.inf)
-        return loss, logits.softmax(1)
+        return loss, rules.widened(self, logits).softmax(1)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, offset: int

@@ -61,14 +61,7 @@ def _value_and_grad(op: str, f: Function, argnums: int | tuple[int, ...]) -> Fun
 
     def of_f(*args: Any, **kwargs: Any) -> tuple[Value, Value]:
         evaluated = _Evaluated(op, f, args, kwargs, argnums)
-        out = evaluated.out
-        if not isinstance(out, Tensor) or out.ndim:
-            what = f"shape {out.shape}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-            raise ValueError(
-                f"{op}: the function must return a Tensor without axes, got {what}; reduce it, as in y.sum(), or use "
-                "vjp or jacobian"
-            )
-        return out, evaluated.gradients(_constant(out, (), 1), retain_graph=False)
+        return evaluated.out, evaluated.gradients(_one(op, evaluated.out), retain_graph=False)
 
     return of_f
 
@@ -118,8 +111,8 @@ def jvp(f: Function, inputs: Sequence[Value], tangents: Sequence[Value]) -> tupl
     argnums = tuple(range(len(inputs)))
     _arguments("jvp", argnums, inputs)
     direction = _leaves(_matching("jvp: tangents", tuple(tangents), tuple(inputs)))
-    out, found = _forward("jvp", f, inputs, {}, argnums, [[tangent] for tangent in direction])
-    return out, _filled(out, (tangent for (tangent,) in found))
+    evaluated = _Evaluated("jvp", f, inputs, {}, argnums, [[tangent] for tangent in direction], tracks=False)
+    return evaluated.out, _filled(evaluated.out, (tangent for (tangent,) in evaluated.tangents))
 
 
 def hvp(f: Function, x: Value, v: Value) -> Value:
@@ -135,11 +128,11 @@ def hvp(f: Function, x: Value, v: Value) -> Value:
 
         hvp(lambda x: (x**3).sum(), Tensor([1.0, 2.0]), Tensor([1.0, 0.0]))  # [6. 0.]
     """
-    gradient = _value_and_grad("hvp", f, 0)
+    _check_function("hvp", f)
     _float_leaves("hvp: x", x)
     direction = [[tangent] for tangent in _leaves(_matching("hvp: v", v, x))]
-    out, found = _forward("hvp", lambda x: gradient(x)[1], (x,), {}, 0, direction)
-    return _filled(out, (tangent for (tangent,) in found))
+    evaluated = _Evaluated("hvp", f, (x,), {}, 0, direction)
+    return evaluated.tangents_of_gradients(_one("hvp", evaluated.out))
 
 
 def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
@@ -203,7 +196,7 @@ def _jacobian(op: str, f: Function, argnums: int | tuple[int, ...]) -> Function:
         evaluated = _Evaluated(op, f, args, kwargs, argnums)
         xs, ys = evaluated.arguments, _leaves(evaluated.out)
         if sum(x.size for x in xs) < sum(y.size for y in ys):
-            return _columns(op, f, args, kwargs, argnums)
+            return _columns(op, f, args, kwargs, argnums, xs)
         rows = [[evaluated.row(k, unit) for unit in _units(y)] for k, y in enumerate(ys)]
         blocks = [[_block([row[j] for row in rows[k]], 0, y, x) for j, x in enumerate(xs)] for k, y in enumerate(ys)]
         return _filled(evaluated.out, (evaluated.like_arguments(row) for row in blocks))
@@ -212,24 +205,22 @@ def _jacobian(op: str, f: Function, argnums: int | tuple[int, ...]) -> Function:
 
 
 def _columns(
-    op: str, f: Function, args: Sequence[Any], kwargs: Mapping[str, Any], argnums: int | tuple[int, ...]
-) -> Value:
-    """The Jacobian in forward mode: one evaluation, with a tangent for each element of the arguments."""
-    positions = _positions(op, argnums, len(args))
-    given = tuple(args[i] for i in positions)
-    xs = _arguments(op, positions, given)
+    op: str, f: Function, args: Sequence[Any], kwargs: Mapping[str, Any], argnums: int | tuple[int, ...],
+    xs: Sequence[Tensor],
+) -> Value:  # fmt: skip
+    """The Jacobian in forward mode: one evaluation, with a tangent for each element of xs, the arguments."""
     total, first, tangents, places = sum(x.size for x in xs), 0, [], []
     for x in xs:
         zero, units = _constant(x, x.shape, 0), list(_units(x))
         tangents.append([*[zero] * first, *units, *[zero] * (total - first - x.size)])
         places.append(slice(first, first + x.size))
         first += x.size
-    out, columns = _forward(op, f, args, kwargs, argnums, tangents)
+    evaluated = _Evaluated(op, f, args, kwargs, argnums, tangents, tracks=False)
     blocks = [
         [_block(column[place], -1, y, x) for place, x in zip(places, xs, strict=True)]
-        for y, column in zip(_leaves(out), columns, strict=True)
+        for y, column in zip(_leaves(evaluated.out), evaluated.tangents, strict=True)
     ]
-    return _filled(out, (_like_arguments(given, argnums, row) for row in blocks))
+    return _filled(evaluated.out, (evaluated.like_arguments(row) for row in blocks))
 
 
 def _units(t: Tensor) -> Iterator[Tensor]:
@@ -239,7 +230,7 @@ def _units(t: Tensor) -> Iterator[Tensor]:
     return (Tensor._wrap(xp.astype(xp.equal(positions, i), t.dtype), xp) for i in range(t.size))
 
 
-def _block(parts: list[Tensor], axis: int, y: Tensor, x: Tensor) -> Tensor:
+def _block(parts: Sequence[Tensor], axis: int, y: Tensor, x: Tensor) -> Tensor:
     """The Jacobian dy/dx, y.shape + x.shape, from its rows (axis 0) or columns (axis -1)."""
     shape = (*y.shape, *x.shape)
     return Tensor.stack(parts, axis).reshape(shape) if parts else _constant(x, shape, 0)
@@ -249,40 +240,61 @@ def _block(parts: list[Tensor], axis: int, y: Tensor, x: Tensor) -> Tensor:
 
 
 class _Evaluated:
-    """The output of a function at a new level, where it can be differentiated.
+    """The output of a function at a new level.
 
     Args:
         op: the name of the transform, for messages.
         f, args, kwargs: the function and its arguments.
         argnums: the positions of the arguments that are differentiated.
+        tangents: for forward mode, the tangents of each Tensor in these arguments.
+        tracks: whether to record a graph, for `gradients`.
 
     Attributes:
         out: the output, a value of Tensors of lower levels.
+        tangents: for forward mode, the tangents of each Tensor in the output.
         arguments: the Tensors in the arguments that are differentiated.
     """
 
     def __init__(
-        self, op: str, f: Function, args: Sequence[Any], kwargs: Mapping[str, Any], argnums: int | tuple[int, ...]
-    ) -> None:
+        self, op: str, f: Function, args: Sequence[Any], kwargs: Mapping[str, Any], argnums: int | tuple[int, ...],
+        tangents: Sequence[Sequence[Tensor]] | None = None, tracks: bool = True,
+    ) -> None:  # fmt: skip
         positions = _positions(op, argnums, len(args))
         self._argnums, self._given = argnums, tuple(args[i] for i in positions)
         self.arguments = _arguments(op, positions, self._given)
-        level = TensorBackend(self.arguments[0].backend.root)
-        self._level, self._recorded_from = level.level, recorded_from()
-        self._inputs = [_leaf_at(level, tensor) for tensor in self.arguments]
+        root = self.arguments[0].backend.root
+        level = TensorBackend(root) if tangents is None else ForwardBackend(root)
+        arrays = self.arguments if tangents is None else map(Dual, self.arguments, tangents)
+        self._inputs = [
+            Tensor._wrap(array, level.on(x.backend.root), version=x._version)
+            for x, array in zip(self.arguments, arrays, strict=True)
+        ]
+        for tensor in self._inputs:
+            tensor.requires_grad = tracks
         lifted = dict(zip(positions, _filled(self._given, iter(self._inputs)), strict=True))
-        with record_from(min(self._level, self._recorded_from)):
+        self._recorded_from = min(level.level, recorded_from())
+        with record_from(self._recorded_from):
             out = f(*(lifted.get(i, arg) for i, arg in enumerate(args)), **kwargs)
         outputs = _float_leaves(f"{op}: the output", out)
-        depends = [tensor.backend.level == self._level for tensor in outputs]
+        depends = [tensor.backend.level == level.level for tensor in outputs]
         # The node of an output is None if it does not depend on the inputs.
         self._nodes = [t._node if is_here else None for t, is_here in zip(outputs, depends, strict=True)]
-        lower = [t.data if is_here else t for t, is_here in zip(outputs, depends, strict=True)]
-        self.out = _filled(out, iter(lower))
+        lower = [t._array if is_here else t for t, is_here in zip(outputs, depends, strict=True)]
+        self.out = _filled(out, map(primal, lower))
+        n = 0 if tangents is None else len(tangents[0])
+        self.tangents = [a.tangents if isinstance(a, Dual) else [_constant(a, a.shape, 0)] * n for a in lower]
 
     def gradients(self, gradient: Value, retain_graph: bool) -> Value:
         """The gradients of the arguments for a gradient of the output, which has its structure."""
         return self.like_arguments(self._backward(self._nodes, _leaves(gradient), retain_graph))
+
+    def tangents_of_gradients(self, gradient: Value) -> Value:
+        """The derivatives of `gradients`, in the direction of the tangents."""
+        with record_from(self._recorded_from):
+            found = self._backward(self._nodes, _leaves(gradient), retain_graph=False)
+        zeros = (_constant(x, x.shape, 0) for x in self.arguments)
+        pairs = zip(found, zeros, strict=True)
+        return self.like_arguments([g.tangents[0] if isinstance(g, Dual) else zero for g, zero in pairs])
 
     def row(self, k: int, gradient: Tensor) -> list[Tensor]:
         """The gradient of each Tensor in the arguments, for a gradient of the k-th Tensor in the output."""
@@ -290,40 +302,13 @@ class _Evaluated:
 
     def like_arguments(self, tensors: Sequence[Tensor]) -> Value:
         """The tensors in the structure of the differentiated argument, or of the tuple of them."""
-        return _like_arguments(self._given, self._argnums, tensors)
+        values = _filled(self._given, iter(tensors))
+        return values if isinstance(self._argnums, tuple) else values[0]
 
-    def _backward(self, nodes: Sequence[Node | None], gradients: Sequence[Tensor], retain_graph: bool) -> list[Tensor]:
+    def _backward(self, nodes: Sequence[Node | None], gradients: Sequence[Tensor], retain_graph: bool) -> list[Any]:
         # If the function ran inside no_grad(), what is below its level is not recorded now either.
-        with record_from(max(recorded_from(), min(self._level, self._recorded_from))):
+        with record_from(max(recorded_from(), self._recorded_from)):
             return _gradients(nodes, gradients, self._inputs, retain_graph)
-
-
-def _forward(
-    op: str, f: Function, args: Sequence[Any], kwargs: Mapping[str, Any], argnums: int | tuple[int, ...],
-    tangents: Sequence[Sequence[Tensor]],
-) -> tuple[Value, list[list[Tensor]]]:  # fmt: skip
-    """Evaluate a function at a new level of Duals.
-
-    Args:
-        tangents: for each Tensor in the differentiated arguments, its tangents along all directions.
-
-    Returns:
-        The output, and for each Tensor in it its tangents.
-    """
-    positions = _positions(op, argnums, len(args))
-    given = tuple(args[i] for i in positions)
-    inputs = _arguments(op, positions, given)
-    level = ForwardBackend(inputs[0].backend.root)
-    duals = [
-        Tensor._wrap(Dual(x, column), level.on(x.backend.root)) for x, column in zip(inputs, tangents, strict=True)
-    ]
-    lifted = dict(zip(positions, _filled(given, iter(duals)), strict=True))
-    with record_from(min(level.level, recorded_from())):
-        out = f(*(lifted.get(i, arg) for i, arg in enumerate(args)), **kwargs)
-    arrays = [t.data if t.backend.level == level.level else t for t in _float_leaves(f"{op}: the output", out)]
-    n = len(tangents[0])
-    found = [a.tangents if isinstance(a, Dual) else [_constant(a, a.shape, 0)] * n for a in arrays]
-    return _filled(out, map(primal, arrays)), [list(column) for column in found]
 
 
 def _arguments(op: str, positions: Sequence[int], given: Sequence[Value]) -> list[Tensor]:
@@ -334,13 +319,6 @@ def _arguments(op: str, positions: Sequence[int], given: Sequence[Value]) -> lis
     if not found:
         raise ValueError(f"{op}: there is no Tensor to differentiate with respect to")
     return found
-
-
-def _leaf_at(level: TensorBackend, tensor: Tensor) -> Tensor:
-    """A leaf at `level` that requires a gradient, and whose array is `tensor`."""
-    leaf = Tensor._wrap(tensor, level.on(tensor.backend.root), version=tensor._version)
-    leaf.requires_grad = True
-    return leaf
 
 
 def _gradients(
@@ -362,9 +340,15 @@ def _gradients(
     return found
 
 
-def _like_arguments(given: tuple[Value, ...], argnums: int | tuple[int, ...], tensors: Sequence[Tensor]) -> Value:
-    values = _filled(given, iter(tensors))
-    return values if isinstance(argnums, tuple) else values[0]
+def _one(op: str, out: Value) -> Tensor:
+    """The gradient of the output with respect to itself, 1. Raises ValueError if it is not a Tensor without axes."""
+    if not isinstance(out, Tensor) or out.ndim:
+        what = f"shape {out.shape}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise ValueError(
+            f"{op}: the function must return a Tensor without axes, got {what}; reduce it, as in y.sum(), or use vjp "
+            "or jacobian"
+        )
+    return _constant(out, (), 1)
 
 
 def _constant(like: Tensor, shape: Shape, value: float) -> Tensor:

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import unittest
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from russellgrad import backend as selection
-from russellgrad import conformance
+from russellgrad import conformance, no_grad
 from russellgrad.backend import CORE, ELEMENTWISE, PRIMITIVES, Backend, load_backend
 from russellgrad.conformance import Report
 from russellgrad.conformance.primitives import OF_BOOLS, n_operands
@@ -30,6 +31,19 @@ numpy: Any = load_backend("numpy")
 @pytest.mark.parametrize("case", conformance.cases(), ids=str)
 def test_conformance_case(backend: Backend, case: conformance.Case) -> None:
     case.check(backend)
+
+
+@pytest.mark.parametrize("recording", [True, False], ids=["recorded", "no_grad"])
+@pytest.mark.parametrize("primitive", [*PRIMITIVES, "Tensor"])
+def test_conformance_of_tensors_as_arrays(backend: Backend, primitive: str, recording: bool) -> None:
+    """On the backend "tensor" over each backend: recorded, with the formulas, or in no_grad, with fused primitives."""
+    tensors = load_backend("tensor" if backend.name == "numpy" else f"tensor:{backend.name}")
+    cases = [case for case in conformance.cases() if case.primitive == primitive]
+    if not recording:  # these two need gradients
+        cases = [case for case in cases if case.primitive != "Tensor" or case.title == "two backends never mix"]
+    with nullcontext() if recording else no_grad():
+        report = Report(tensors.name, tuple(case.run(tensors) for case in cases))
+    assert cases and not report.failures, "\n".join(map(str, report.failures))
 
 
 def test_every_primitive_has_a_case() -> None:
