@@ -1,8 +1,8 @@
 """Newton's method against gradient descent: python examples/newton.py
 
-Both minimise Rosenbrock's function from the usual starting point (-1.2, 1). Newton's method solves a linear system with
-the Hessian in each step, and is less than 1e-10 from the minimum after 6 steps. Gradient descent, which follows a narrow
-curved valley, is 2e-2 from it after 10,000. Nocedal and Wright, "Numerical Optimization", chapters 2 and 3.
+Both minimise Rosenbrock's function from the usual starting point (-1.2, 1). Newton's method solves a linear system
+with the Hessian in each step, and is within 1e-10 of the minimum after 6 steps. Gradient descent is 2e-2 from it after
+10,000. Nocedal and Wright, "Numerical Optimization" (2006), chapters 2 and 3.
 """
 
 import argparse
