@@ -30,6 +30,7 @@ DOCUMENTS = [
     "docs/benchmarks.md",
     "docs/own_op.md",
     "docs/own_backend.md",
+    "docs/second_derivatives.md",
     "docs/cuda.md",
     "docs/generation.md",
     "docs/torch.md",
@@ -121,11 +122,23 @@ def test_documented_op_matches_the_code() -> None:
     """docs/own_op.md shows the lines of one op and the parts of a derived one, each with the name of its file."""
     shown = re.findall(r"^\| .*?`([\w/]+\.\w+)`.* \| `(.+)` \|$", document_text("docs/own_op.md"), re.MULTILINE)
     assert len(shown) == 7
-    ((_, derived),) = blocks("docs/own_op.md", "py")
-    parts = [part.split("\n", 1) for part in derived.strip().split("\n\n")]
+    parts = quoted("docs/own_op.md")
     assert len(parts) == 3
-    for file, lines in [*shown, *((heading.removeprefix("# "), part) for heading, part in parts)]:
+    for file, lines in [*shown, *parts]:
         assert lines in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {lines}"
+
+
+def quoted(document: str) -> list[tuple[str, str]]:
+    """The parts of the `py` blocks, which are quotations: (file, lines). A comment with the file begins each part."""
+    parts = [part for _, text in blocks(document, "py") for part in text.rstrip().split("\n\n")]
+    return [(heading.removeprefix("# "), lines) for heading, lines in (part.split("\n", 1) for part in parts)]
+
+
+def test_quoted_lines_of_second_derivatives_match_the_code() -> None:
+    parts = quoted("docs/second_derivatives.md")
+    assert len(parts) == 4
+    for file, lines in parts:
+        assert f"{lines}\n" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {lines}"
 
 
 def test_pytorch_names_in_the_table_match_the_names_here() -> None:
