@@ -22,7 +22,7 @@ if args.steps < 1:
     parser.error(f"--steps must be positive, got {args.steps}")
 
 start = [-1.2, 1.0]
-learning_rate = 1e-3  # gradient descent diverges with 4e-3
+learning_rate = 1e-3
 
 
 def rosenbrock(x: Tensor) -> Tensor:
@@ -41,16 +41,13 @@ value_and_gradient, hessian_of = value_and_grad(rosenbrock), hessian(rosenbrock)
 with no_grad():  # the steps themselves are not differentiated
     echo("Newton's method")
     x = Tensor(start)
-    newton_steps = 0
-    while True:
+    for step in range(20):
         value, gradient = value_and_gradient(x)
-        show(newton_steps, x, value)
+        show(step, x, value)
         if np.linalg.norm(gradient.numpy()) < 1e-10:
             break
-        # The minimum of the quadratic function that has the same value, gradient and Hessian at x.
+        # To the stationary point of the quadratic function that has the same value, gradient and Hessian at x.
         x = x - Tensor(np.linalg.solve(hessian_of(x).numpy(), gradient.numpy()))
-        newton_steps += 1
-    newton = x.numpy()
 
     echo(f"gradient descent, learning rate {learning_rate}")
     x = Tensor(start)
@@ -59,4 +56,3 @@ with no_grad():  # the steps themselves are not differentiated
         if step in (0, 1, 10, 100, 1000) or step % 10_000 == 0 or step == args.steps:
             show(step, x, value)
         x = x - learning_rate * gradient
-    descent = x.numpy()
