@@ -1,4 +1,4 @@
-"""The examples run, and train the model of the command line."""
+"""The examples run. What they print is what they claim; gpt.py trains the model of the command line."""
 
 import math
 import os
@@ -7,20 +7,25 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from russellgrad import get_default_dtype, set_default_dtype, use_backend
-from tests.helpers import TEXT
+from russellgrad import functional_call, get_default_dtype, hessian, no_grad, set_default_dtype, use_backend
+from russellgrad.backend import Backend
+from russellgrad.checkpoint import save_model
+from russellgrad.loss import cross_entropy_loss
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
+from tests.conftest import STANDIN
+from tests.helpers import TEXT, once
 from tests.process import ROOT, run_python
 from train.config import Config
 from train.train_transformer import build_model, build_optimizer
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("RG_BACKEND", "numpy") != "numpy", reason="the example does not depend on the backend"
-)
 
-
+@once
 def test_gpt_example_matches_the_command_line(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,6 +64,7 @@ def test_gpt_example_matches_the_command_line(
     assert set(sample) <= set(TEXT)
 
 
+@once
 def test_gpt_example_reports_a_missing_file(tmp_path: Path) -> None:
     """The script runs from any folder and exits with an error."""
     done = run_python(str(ROOT / "examples/gpt.py"), "input.txt", cwd=tmp_path)
@@ -66,6 +72,7 @@ def test_gpt_example_reports_a_missing_file(tmp_path: Path) -> None:
     assert "gpt.py: error: there is no file input.txt" in done.stderr
 
 
+@once
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
@@ -85,6 +92,7 @@ def test_gpt_example_reports_a_text_that_it_cannot_use(
     assert "Traceback" not in done.stderr
 
 
+@once
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell, and /dev/full")
 @pytest.mark.parametrize("redirection", ["| head -c 1", ">/dev/full", ">&-"])
 def test_gpt_example_does_not_die_of_its_output(tmp_path: Path, redirection: str) -> None:
@@ -97,6 +105,7 @@ def test_gpt_example_does_not_die_of_its_output(tmp_path: Path, redirection: str
     assert done.stderr == (full if redirection == ">/dev/full" else "")
 
 
+@once
 def test_gpt_example_escapes_control_characters(tmp_path: Path) -> None:
     (tmp_path / "input.txt").write_text("a\x1b[" * 220)
     done = run_python(str(ROOT / "examples/gpt.py"), "input.txt", "--steps", "1", cwd=tmp_path)
@@ -104,8 +113,117 @@ def test_gpt_example_escapes_control_characters(tmp_path: Path) -> None:
     assert "\\x1b" in done.stdout and "\x1b" not in done.stdout
 
 
+@once
 def test_gpt_example_trains_on_the_shortest_text(tmp_path: Path) -> None:
     (tmp_path / "input.txt").write_text("ab" * 325)  # without a newline
     done = run_python(str(ROOT / "examples/gpt.py"), "input.txt", "--steps", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.match(r"step    0: loss \d\.\d{4}, validation loss \d\.\d{4}\na[ab]{500}\n$", done.stdout)
+
+
+class Run:
+    """Runs an example in this process, on the current backend: its variables, and what it prints."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, name: str, *arguments: str) -> tuple[dict[str, Any], str]:
+        self._monkeypatch.setattr(sys, "argv", [name, *arguments])
+        self._monkeypatch.setattr(sys, "path", list(sys.path))
+        variables = runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        return variables, self._capsys.readouterr().out
+
+
+@pytest.fixture
+def run(backend: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(monkeypatch, capsys)
+
+
+def test_newton_example_converges_in_six_steps_and_gradient_descent_does_not(run: Run) -> None:
+    _, output = run("newton.py", "--steps", "200")
+    newton, descent = output.split("gradient descent")
+    found = re.findall(r"^ +(\d+)  f = +\S+, distance to the minimum (\S+)$", newton, re.MULTILINE)
+    assert [int(step) for step, _ in found] == list(range(8))
+    distances = [float(distance) for _, distance in found]
+    assert max(distances[6:]) < 1e-10 < min(distances[:6])
+    (last,) = re.findall(r"^ +200  f = +\S+, distance to the minimum (\S+)$", descent, re.MULTILINE)
+    assert float(last) > 1
+
+
+def test_gan_example_reaches_the_ring_and_the_penalty_keeps_gradient_norms_near_1(run: Run) -> None:
+    """Without the penalty, the norm is 30 after 300 steps. The stand-in, which is slow, takes too few for the ring."""
+    steps = 60 if STANDIN else 300
+    _, output = run("gan.py", "--steps", str(steps))
+    line = r"^step +(\d+): +(\d+)% of points near (\d) of 8 centres, gradient norm (\S+)$"
+    found = re.findall(line, output, re.MULTILINE)
+    assert [int(step) for step, *_ in found] == [*range(0, steps, 100), steps - 1]
+    _, share, n_centres, norm = found[-1]
+    assert 0.8 < float(norm) < 1.2
+    if not STANDIN:
+        assert int(found[0][1]) < 30
+        assert int(share) > 45 and int(n_centres) == 8
+
+
+def test_maml_example_adapts_to_a_lower_loss_than_the_other_methods(run: Run) -> None:
+    _, output = run("maml.py", "--steps", "100")
+    found = re.findall(
+        r"^(\S.*?) +mean squared error .*: 0: (\S+), 1: (\S+), 5: (\S+), 10: (\S+)$", output, re.MULTILINE
+    )
+    losses = {method: [float(loss) for loss in after] for method, *after in found}
+    assert list(losses) == ["pre-training", "first-order MAML", "MAML"]
+    for step in (1, 2, 3):  # after 1, 5 and 10 steps of gradient descent
+        assert losses["MAML"][step] < 0.8 * losses["first-order MAML"][step] < losses["pre-training"][step]
+
+
+def test_curvature_example_finds_the_largest_eigenvalue_of_the_whole_hessian(run: Run) -> None:
+    script, output = run("curvature.py")
+    last = re.findall(r"^iteration +\d+: eigenvalue +(\S+), residual (\S+)$", output, re.MULTILINE)[-1]
+    assert float(last[1]) < 1e-3 * float(last[0])
+    assert f"\neigenvalue {last[0]}, 2 / eigenvalue {2 / float(last[0]):.4f}\n" in output
+
+    tokenizer = Tokenizer.from_text("ab", max_seq_len=4, embed_dim=4, seed=0)
+    model = Transformer(tokenizer, n_layers=1, n_attn_heads=2, activation="gelu", seed=1)
+    texts = ["abba", "baab"]
+
+    def loss_of(parameters: Any) -> Any:
+        return cross_entropy_loss(functional_call(model, parameters, texts), tokenizer.targets(texts), 2)
+
+    parameters = dict(model.named_parameters())
+    with no_grad():
+        blocks = hessian(loss_of)(parameters)
+        found = script["power_iteration"](loss_of, parameters)
+    rows = [
+        [blocks[a][b].numpy().reshape(p.size, q.size) for b, q in parameters.items()] for a, p in parameters.items()
+    ]
+    eigenvalues = np.linalg.eigvalsh(np.block(rows))
+    assert found == pytest.approx(eigenvalues[np.abs(eigenvalues).argmax()], rel=1e-4)
+
+
+def test_curvature_example_reads_the_model_of_a_run(run: Run, text: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_text(TEXT, max_seq_len=8, embed_dim=8, seed=0)
+    model = Transformer(tokenizer, n_layers=1, n_attn_heads=2, dropout=0.5, seed=0)
+    save_model(tmp_path / "model.safetensors", model)
+    found = [
+        run("curvature.py", str(path), "--dataset", text)[1] for path in (tmp_path, tmp_path / "model.safetensors")
+    ]
+    assert found[0] == found[1]
+    assert re.search(r"^eigenvalue -?\d+\.\d{4}, ", found[0], re.MULTILINE)
+
+
+@once
+def test_curvature_example_reports_what_it_cannot_read(tmp_path: Path) -> None:
+    for dataset, message in (
+        ("text.txt", "dataset 'text.txt' is neither a file nor one of shakespeare, tinyshakespeare"),
+        (str(ROOT / "README.md"), "load_model: there is no file missing"),
+    ):
+        done = run_python(str(ROOT / "examples/curvature.py"), "missing", "--dataset", dataset, cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"curvature.py: error: {message}")
+
+
+@once
+@pytest.mark.parametrize("name", ["newton.py", "gan.py", "maml.py"])
+def test_examples_report_an_invalid_number_of_steps(name: str) -> None:
+    done = run_python(str(ROOT / "examples" / name), "--steps", "0")
+    assert done.returncode == 2
+    assert f"{name}: error: --steps must be positive, got 0" in done.stderr

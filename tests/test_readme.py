@@ -30,6 +30,7 @@ DOCUMENTS = [
     "docs/benchmarks.md",
     "docs/own_op.md",
     "docs/own_backend.md",
+    "docs/second_derivatives.md",
     "docs/cuda.md",
     "docs/generation.md",
     "docs/torch.md",
@@ -121,20 +122,33 @@ def test_documented_op_matches_the_code() -> None:
     """docs/own_op.md shows the lines of one op and the parts of a derived one, each with the name of its file."""
     shown = re.findall(r"^\| .*?`([\w/]+\.\w+)`.* \| `(.+)` \|$", document_text("docs/own_op.md"), re.MULTILINE)
     assert len(shown) == 7
-    ((_, derived),) = blocks("docs/own_op.md", "py")
-    parts = [part.split("\n", 1) for part in derived.strip().split("\n\n")]
+    parts = quoted("docs/own_op.md")
     assert len(parts) == 3
-    for file, lines in [*shown, *((heading.removeprefix("# "), part) for heading, part in parts)]:
+    for file, lines in [*shown, *parts]:
         assert lines in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {lines}"
 
 
+def quoted(document: str) -> list[tuple[str, str]]:
+    """The parts of the `py` blocks, which are quotations: (file, lines). A comment with the file begins each part."""
+    parts = [part for _, text in blocks(document, "py") for part in text.rstrip().split("\n\n")]
+    return [(heading.removeprefix("# "), lines) for heading, lines in (part.split("\n", 1) for part in parts)]
+
+
+def test_quoted_lines_of_second_derivatives_match_the_code() -> None:
+    parts = quoted("docs/second_derivatives.md")
+    assert len(parts) == 4
+    for file, lines in parts:
+        assert f"{lines}\n" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {lines}"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # of PyTorch itself, in jvp
 def test_pytorch_names_in_the_table_match_the_names_here() -> None:
     rng = np.random.default_rng(0)
     arrays = {"x": rng.normal(size=(2, 3, 4)), "weight": rng.normal(size=(5, 4)), "mask": np.tri(3, dtype=bool)}
     theirs = {name: torch.from_numpy(array) for name, array in arrays.items()}
     ours = {name: Tensor(array, backend="numpy") for name, array in arrays.items()}
     rows = re.findall(r"^\| `(.+)` \| `(.+)` \|$", document_text("docs/torch.md").split("## From")[0], re.MULTILINE)
-    assert len(rows) == 15
+    assert len(rows) == 21
     for pytorch, here in rows:
         wanted = eval(pytorch, {"torch": torch, "F": torch.nn.functional, **theirs})
         got = eval(here, {**vars(russellgrad), **ours}).numpy()
