@@ -16,7 +16,7 @@ HIPS = "autograd"
 TORCH_FUNC = "torch.func"
 DOUBLE_BACKWARD = "torch, double backward"
 # From the name of a candidate to the arguments of second_torch.hessian_vector_product. `torch.func.grad` of a jvp is
-# left out: PyTorch 2.13 gives a wrong product, since a backward formula of cross_entropy changes an array in place.
+# left out: its product is wrong in PyTorch 2.13, because of the fused layer_norm.
 TORCH_WAYS = {
     DOUBLE_BACKWARD: ("double backward", "composed"),
     "torch, double backward, SDPBackend.MATH": ("double backward", "math"),
