@@ -1,6 +1,6 @@
 """Run all benchmarks and write one JSON file and one Markdown file.
 
-python -m benchmarks                             all parts: ten minutes on two cores
+python -m benchmarks                             all parts: fifteen minutes on two cores
 python -m benchmarks --quick                     tiny sizes, to check that everything runs
 python -m benchmarks --only train_step ops --name mine
 """

@@ -24,6 +24,7 @@ TORCH_WAYS = {
     "torch.func, vjp of grad": ("func, vjp of grad", "composed"),
     "torch.func, jvp of grad": ("func, jvp of grad", "composed"),
 }
+SMALL = {"gradient penalty": "gradient_penalty", "Jacobian": "full_jacobian", "Hessian": "full_hessian"}
 PASS = ", one pass"  # the suffix of candidates that compute the gradient only
 ROUNDS, SECONDS, BURST = 15, 40.0, 0.4
 SMALL_BURST = 0.05
@@ -136,12 +137,9 @@ def peer_products(sizes: Sequence[str], rounds: int) -> list[Table]:
 def small_table(sizes: Sequence[str], rounds: int, burst: float) -> Table:
     missing = left_out([HIPS] if not hips() else [])
     table = Table("second_derivatives", "Other derivatives", "what", "milliseconds", [*SMALL_NOTES, *missing])
-    cases = {
-        "gradient penalty": small_candidates("gradient_penalty"),
-        "Jacobian": small_candidates("full_jacobian"),
-        "Hessian": small_candidates("full_hessian"),
-        **{f"Jacobian-vector product, {size}": small_candidates("jacobian_vector_product", size) for size in sizes},
-    }
+    cases = {label: small_candidates(function) for label, function in SMALL.items()}
+    for size in sizes:
+        cases[f"Jacobian-vector product, {size}"] = small_candidates("jacobian_vector_product", size)
     for label, everyone in cases.items():
         table.add(label, take_turns(everyone, rounds, burst=burst, check=check_close(label, TOLERANCE)))
     return table
