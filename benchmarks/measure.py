@@ -42,7 +42,7 @@ class Worker:
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
         # Other libraries import russellgrad for the model's weights, but must not get its memory allocator settings.
-        environment = os.environ if candidate[0] == "ours" else {**os.environ, "RG_MALLOC": "0"}
+        environment = os.environ if candidate[0].endswith("ours") else {**os.environ, "RG_MALLOC": "0"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", *candidate],
             cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -130,6 +130,7 @@ UNITS: dict[str, tuple[str, Callable[[float], float]]] = {
     "microseconds": ("µs", lambda seconds: 1e6 * seconds),
     "tokens per second": ("tokens/s", lambda seconds_a_token: 1 / seconds_a_token),
     "MiB": ("MiB", lambda n_bytes: n_bytes / 2**20),
+    "passes": ("passes", lambda passes: passes),
 }
 
 

@@ -4,14 +4,15 @@ import json
 import math
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import generate, growth, measure, memory, ops, overhead, readme, train_step
-from benchmarks.measure import OURS, Table, Worker, check_close
+from benchmarks import generate, growth, measure, memory, ops, overhead, readme, second_derivatives, train_step
+from benchmarks.measure import OURS, Candidate, Table, Worker, check_close
 from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
 from tests.process import ROOT, run_python
@@ -139,7 +140,65 @@ def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, 
     assert data["command"] == "python -m benchmarks --quick --only generate --name some"
     for fact in ("date", "commit", "processor", "cores", "BLAS of NumPy", "BLAS of torch", "torch threads", "numpy"):
         assert f"\n- {fact}: {data[fact]}\n" in text
-    assert set(everything.PARTS) == {"train_step", "ops", "overhead", "memory", "growth", "generate"}
+    assert set(everything.PARTS) == {
+        "train_step",
+        "ops",
+        "overhead",
+        "memory",
+        "growth",
+        "generate",
+        "second_derivatives",
+    }
+
+
+def test_second_derivatives_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark itself compares the derivatives of the candidates."""
+    monkeypatch.setattr(second_derivatives, "TORCH_WAYS", {"torch": ("double backward", "composed")})
+    monkeypatch.setattr(second_derivatives, "SMALL", {"Jacobian": "full_jacobian"})
+    monkeypatch.setattr(second_derivatives, "hips", list)
+    monkeypatch.setattr(second_derivatives, "peak", lambda candidate: 1.0)
+    product, passes, one, *peers, small, peak = second_derivatives.tables(quick=True)
+    for table in (product, passes, one):
+        check_table(table, 1, {TORCH})
+    assert not any(table.rows for table in peers)
+    check_table(small, 2, {TORCH, second_derivatives.TORCH_FUNC})
+    check_table(peak, STATUS.exists(), {TORCH})
+    times, multiples = (table.rows[0][table.unit][OURS]["median"] for table in (product, passes))
+    assert multiples == pytest.approx(times / one.rows[0][one.unit][OURS]["median"])  # in the one turn
+
+
+def derivative(candidate: Candidate, *more: str) -> list[float]:
+    """The result of a candidate, in this process."""
+    module, function, *arguments = candidate
+    numbers: list[float] = getattr(import_module(f"benchmarks.candidates.{module}"), function)(*arguments, *more)()()
+    return numbers
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by torch.func, which calls it
+def test_second_derivatives_agree_in_float64() -> None:
+    """All ways to compute the transformer's Hessian-vector product and its Jacobian-vector product."""
+    everyone = second_derivatives.hvp_candidates(TINY)
+    tangents = second_derivatives.small_candidates("jacobian_vector_product", TINY)
+    if second_derivatives.hips():
+        everyone["autograd"] = ("second_autograd", "hessian_vector_product", TINY)
+    for name, group in {"hvp": everyone, "jvp": tangents}.items():
+        check_close(name, 1e-12)({who: derivative(candidate, "float64") for who, candidate in group.items()})
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_the_derivatives_of_small_networks_agree() -> None:
+    for function in second_derivatives.SMALL.values():
+        everyone = second_derivatives.small_candidates(function)
+        check_close(function, 1e-5)({who: derivative(candidate) for who, candidate in everyone.items()})
+
+
+def test_a_wrong_sign_or_order_changes_the_fingerprint() -> None:
+    from benchmarks.candidates.model import fingerprint, random
+
+    array = random(3, 4)
+    for other in (-array, array[::-1]):
+        with pytest.raises(RuntimeError, match="did not do the same"):
+            check_close("fingerprint", 1e-3)({"a": fingerprint([array]), "b": fingerprint([other])})
 
 
 def test_candidates_with_different_results_raise() -> None:

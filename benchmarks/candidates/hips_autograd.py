@@ -7,7 +7,7 @@ import autograd.numpy as anp
 import numpy as np
 from autograd import make_vjp, value_and_grad
 from autograd.scipy.special import erf
-from autograd.tracer import getval
+from autograd.tracer import getval, isbox
 
 from benchmarks.candidates.model import Array, Size, batches, build_model, random
 from benchmarks.candidates.numpy_gpt import SQRT_HALF, AdamW, Library, Value, loss_of
@@ -15,7 +15,10 @@ from benchmarks.candidates.numpy_gpt import SQRT_HALF, AdamW, Library, Value, lo
 
 def _shifted(x: Value) -> Value:
     """x minus its maximum along the last axis. The maximum is a constant here, since it does not change the softmax."""
-    return x - np.max(getval(x), axis=-1, keepdims=True)
+    constant = x
+    while isbox(constant):  # one box for each derivative
+        constant = getval(constant)
+    return x - np.max(constant, axis=-1, keepdims=True)
 
 
 def _softmax(x: Value) -> Value:

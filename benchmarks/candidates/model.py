@@ -3,9 +3,9 @@
 It has exact GELU, an output projection, a final layer norm and no dropout. Every call gives the same weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -88,3 +88,38 @@ def op_operands(op: str, size: Size) -> tuple[list[Array], Array]:
     arrays = [random(*shape, seed=seed) for seed, shape in enumerate(shapes[op])]
     ids = np.random.default_rng(0).integers(0, len(CHARACTERS), (b * t,) if op == "cross_entropy" else (b, t))
     return arrays, ids
+
+
+# --- For benchmarks/second_derivatives.py
+
+CRITIC = 2, 64, 64, 1  # the widths of the critic of a two-dimensional GAN
+CRITIC_BATCH = 64
+MLP = 8, 32, 8
+
+
+def mlp_arrays(widths: Sequence[int]) -> list[Array]:
+    """The weight (in, out) and the bias of each layer of an MLP with tanh between the layers."""
+    return [
+        array
+        for i, (n, m) in enumerate(pairwise(widths))
+        for array in (random(n, m, seed=2 * i) / np.float32(n) ** 0.5, random(m, seed=2 * i + 1))
+    ]
+
+
+def direction(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """A random array in the shape and dtype of each array."""
+    return {
+        name: random(*array.shape, seed=1000 + i).astype(array.dtype) for i, (name, array) in enumerate(arrays.items())
+    }
+
+
+def fingerprint(arrays: Iterable[Array]) -> list[float]:
+    """For each array, the norm of its sum with a random array of the same norm.
+
+    Unlike the array's own norm, it depends on the signs and the order of the elements.
+    """
+    found = []
+    for i, array in enumerate(arrays):
+        other = random(*array.shape, seed=2000 + i)
+        found.append(float(np.linalg.norm(array + other * (np.linalg.norm(array) / np.linalg.norm(other)))))
+    return found

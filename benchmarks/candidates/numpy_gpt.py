@@ -31,6 +31,11 @@ class Library:
 
 def loss_of(library: Library, p: Mapping[str, Value], size: Size, inputs: Array, targets: Array) -> Value:
     """The mean cross-entropy of a batch (B, T)."""
+    return library.cross_entropy(logits_of(library, p, size, inputs), targets.reshape(-1))
+
+
+def logits_of(library: Library, p: Mapping[str, Value], size: Size, inputs: Array) -> Value:
+    """The logits of a batch, (B * T, characters)."""
     xp, table = library.numpy, p["tokenizer.token_embedding"]
     x = xp.reshape(table[inputs] + p["tokenizer.positional_encoding"], (-1, size.width))
     for i in range(size.layers):
@@ -42,7 +47,7 @@ def loss_of(library: Library, p: Mapping[str, Value], size: Size, inputs: Array,
         h = library.gelu(xp.matmul(h, w["feed_forward.w_in"]) + w["feed_forward.b_in"])
         x = x + (xp.matmul(h, w["feed_forward.w_out"]) + w["feed_forward.b_out"])
     h = _layer_norm(xp, x, p["final_norm.gamma"], p["final_norm.beta"])
-    return library.cross_entropy(xp.matmul(h, xp.transpose(table[:-1])), targets.reshape(-1))
+    return xp.matmul(h, xp.transpose(table[:-1]))
 
 
 def _layer_norm(xp: Any, x: Value, gamma: Value, beta: Value) -> Value:
