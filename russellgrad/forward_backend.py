@@ -114,6 +114,10 @@ def _extremum(rule: rules.Rule) -> Callable[..., tuple[Any, Push]]:
     return differentiate
 
 
+def _argmax(xp: Backend, a: Any, **kwargs: Any) -> tuple[Any, Any]:
+    return xp.argmax(a, **kwargs), None  # an integer, which has no tangents
+
+
 def _where(xp: Backend, condition: Any, a: Any, b: Any) -> tuple[Any, Push]:
     out = xp.where(condition, a, b)
     return out, lambda _, ta, tb: _total(
@@ -250,7 +254,7 @@ _FORWARD: dict[str, Callable[..., tuple[Any, Push]]] = {
     **{name: _elementwise(getattr(rules, name)) for name in (*ELEMENTWISE, "erf", "sigmoid", "relu", "clip")},
     **{name: _linear(name) for name in ("astype", "sum", "reshape", "transpose", "broadcast_to", "expand_dims",
                                         "getitem", "getitem_backward", "embedding", "embedding_backward")},
-    "max": _extremum(rules.max), "min": _extremum(rules.min), "where": _where, "matmul": _matmul, "linear": _affine,
+    "argmax": _argmax, "max": _extremum(rules.max), "min": _extremum(rules.min), "where": _where, "matmul": _matmul, "linear": _affine,
     "softmax": _softmax, "log_softmax": _log_softmax, "leaky_relu": _leaky_relu,
 }  # fmt: skip
 for _name, _differentiate in _FORWARD.items():

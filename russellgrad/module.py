@@ -193,11 +193,18 @@ def replaced_tensors(module: Module, tensors: Mapping[str, Tensor]) -> Iterator[
 
     Raises as `transforms.functional_call` does.
     """
+    if not isinstance(module, Module):
+        raise TypeError(f"functional_call: needs a Module, got a {type(module).__name__}")
+    if not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"functional_call: needs a dict from names to Tensors, got a {type(tensors).__name__}; make one with "
+            "dict(module.named_parameters())"
+        )
     own = dict(module._named_tensors())
     unknown = [name for name in tensors if name not in own]
     if unknown:
         raise ValueError(
-            f"functional_call: {type(module).__name__} has no {', '.join(unknown)}; it has {', '.join(own)}"
+            f"functional_call: {type(module).__name__} has no {', '.join(map(str, unknown))}; it has {', '.join(own)}"
         )
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):

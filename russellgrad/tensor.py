@@ -295,6 +295,11 @@ class Tensor:
                 "backward: create_graph=True is not supported, as .grad is an array; for a gradient that can be "
                 "differentiated, use russellgrad.grad(f)(x), a Tensor: docs/second_derivatives.md"
             )
+        if self.backend.level and cast(Any, self.backend).in_transform:
+            raise RuntimeError(
+                "backward: this tensor is inside a function that a transform differentiates, where .grad would be a "
+                "constant; call russellgrad.grad there, too"
+            )
         if self._node is None:
             raise RuntimeError(
                 "backward: this tensor tracks no gradients; build it from float tensors, not in no_grad(): set "

@@ -144,6 +144,8 @@ _getitem = _op(rules.getitem, "index", check=False)
 class TensorBackend(LoadedBackend):
     """A new level of Tensors over the arrays of `root`."""
 
+    in_transform = False  # set by transforms: `Tensor.backward` is an error then
+
     def __init__(self, root: Backend, name: str = "") -> None:
         self._root, self.name, self.level = root.root, name or root.name, next(_levels)
         self._other_roots: dict[Backend, TensorBackend] = {}
@@ -157,7 +159,8 @@ class TensorBackend(LoadedBackend):
             return cast(Backend, self)
         if root.root not in self._other_roots:
             other = self._other_roots[root.root] = type(self)(root)
-            other.level, other._other_roots = self.level, {**self._other_roots, self._root: self}
+            other.level, other.in_transform = self.level, self.in_transform
+            other._other_roots = {**self._other_roots, self._root: self}
         return cast(Backend, self._other_roots[root.root])
 
     def _wrap(self, result: Any) -> Any:

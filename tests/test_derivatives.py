@@ -488,25 +488,34 @@ case("attention_qkvpacked, mask and causal", lambda x: rg.attention_qkvpacked(x,
 case("attention_qkvpacked, no batch", lambda x: rg.attention_qkvpacked(x, 2), lambda x: torch_packed(x, 2), _packed[0])
 
 
-def derivatives(f: Fn, grad: Fn, constant: Fn, xs: Sequence[Any]) -> list[Any]:
-    """The derivatives of order 1, 2 and 3 of scalar functions of f, for all operands.
-
-    Order 1 is the gradient of (<w, y> + <w, sin(y + 1)>) (1 + <v, xs>), where y = f(*xs). It is not linear in y, and it
-    uses each operand twice. Each further order is the gradient of the product of the last one with random arrays.
-    """
+def directions_of(constant: Fn, xs: Sequence[Any]) -> list[list[Any]]:
     generator = rng(10)
-    directions = [[constant(generator.normal(size=tuple(x.shape))) for x in xs] for _ in range(3)]
+    return [[constant(generator.normal(size=tuple(x.shape))) for x in xs] for _ in range(3)]
 
-    def along(vectors: Sequence[Any], direction: Sequence[Any]) -> Any:
-        return sum((a * b).sum() for a, b in zip(vectors, direction, strict=True))
 
-    def first(*xs: Any) -> Any:
+def along(vectors: Sequence[Any], direction: Sequence[Any]) -> Any:
+    return sum((a * b).sum() for a, b in zip(vectors, direction, strict=True))
+
+
+def scalar_function(f: Fn, constant: Fn, direction: Sequence[Any]) -> Fn:
+    """(<w, y> + <w, sin(y + 1)>) (1 + <v, xs>), where y = f(*xs): not linear in y, and uses each operand twice."""
+
+    def function(*xs: Any) -> Any:
         y = f(*xs)
         weights = constant(rng(11).normal(size=tuple(y.shape)))
-        return (weights * (y + (y + 1).sin())).sum() * (1 + along(xs, directions[0]))
+        return (weights * (y + (y + 1).sin())).sum() * (1 + along(xs, direction))
 
+    return function
+
+
+def derivatives(f: Fn, grad: Fn, constant: Fn, xs: Sequence[Any]) -> list[Any]:
+    """The derivatives of order 1, 2 and 3 of `scalar_function`, for all operands.
+
+    Order 1 is its gradient. Each further order is the gradient of the product of the last one with random arrays.
+    """
+    directions = directions_of(constant, xs)
     argnums = tuple(range(len(xs)))
-    gradients = [grad(first, argnums)]
+    gradients = [grad(scalar_function(f, constant, directions[0]), argnums)]
     for direction in directions[1:]:
         last = gradients[-1]
         gradients.append(grad(lambda *xs, g=last, d=direction: along(g(*xs), d), argnums))
@@ -528,6 +537,30 @@ def test_derivatives_match_pytorch(backend: Backend, name: str) -> None:
             for i, (a, b) in enumerate(zip(mine, reference, strict=True)):
                 assert np.isfinite(b.numpy()).all(), "not a reference"
                 assert_close(a, b, atol=ATOL, what=f"order {order}, operand {i}, tracked: {tracked}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_mode_matches_pytorch(backend: Backend, name: str) -> None:
+    """jvp, hvp and jvp of hvp give the derivatives of order 1, 2 and 3 of `derivatives`."""
+    ours, theirs, operands = CASES[name]
+    operands = tuple(np.asarray(operand) for operand in operands)
+    expected = derivatives(theirs, torch.func.grad, torch.tensor, [torch.tensor(a) for a in operands])
+    for tracked in (True, False):
+        xs = tuple(Tensor(a, requires_grad=tracked) for a in operands)
+        directions = directions_of(our_constant, xs)
+        function = scalar_function(ours, our_constant, directions[0])
+
+        def hessian_times(xs: tuple[Tensor, ...], f: Fn = function, v: Any = tuple(directions[1])) -> Any:
+            return rg.hvp(lambda xs: f(*xs), xs, v)
+
+        what = f"tracked: {tracked}, order"
+        slope = sum((a.numpy() * b.numpy()).sum() for a, b in zip(expected[0], directions[2], strict=True))
+        assert_close(rg.jvp(function, xs, directions[2])[1], np.asarray(slope), atol=ATOL, what=f"{what} 1")
+        for mine, reference in zip(hessian_times(xs), expected[1], strict=True):
+            assert_close(mine, reference, atol=ATOL, what=f"{what} 2")
+        third = rg.jvp(hessian_times, (xs,), (tuple(directions[2]),))[1]
+        for mine, reference in zip(third, expected[2], strict=True):
+            assert_close(mine, reference, atol=ATOL, what=f"{what} 3")
 
 
 @pytest.mark.parametrize("argnums", [path for n in (1, 2, 3) for path in itertools.product((0, 1), repeat=n)], ids=str)

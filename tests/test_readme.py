@@ -136,7 +136,7 @@ def quoted(document: str) -> list[tuple[str, str]]:
 
 def test_quoted_lines_of_second_derivatives_match_the_code() -> None:
     parts = quoted("docs/second_derivatives.md")
-    assert len(parts) == 4
+    assert len(parts) == 3
     for file, lines in parts:
         assert f"{lines}\n" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no line {lines}"
 

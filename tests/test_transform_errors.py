@@ -47,11 +47,16 @@ def total(x: Tensor) -> Tensor:
         (lambda x: grad(total, argnums=-2)(x), ValueError, r"argnums=-2 is out of range"),
         (lambda x: grad(total)(x=x), ValueError, "0 arguments were passed by position"),
         (lambda x: grad(lambda a, b: a, argnums=(0, -2))(x, x), ValueError, "names an argument twice"),
-        (lambda x: grad(lambda a: a * 2)(x), ValueError, r"grad: .* without axes, got shape \(2,\).*jacobian"),
+        (lambda x: grad(lambda a: a * 2)(x), ValueError, r"grad: .* a 0-d Tensor, got shape \(2,\).*jacobian"),
         (lambda x: value_and_grad(lambda a: a)(x), ValueError, r"value_and_grad: .*got shape \(2,\)"),
         (lambda x: hvp(lambda a: a, x, x), ValueError, r"hvp: .*got shape \(2,\)"),
         (lambda x: hessian(lambda a: a)(x), ValueError, r"hessian: .*got shape \(2,\)"),
-        (lambda x: grad(lambda a: (a.sum(), a.sum()))(x), ValueError, "grad: .* got a tuple"),
+        (lambda x: grad(lambda a: (a.sum(), a.sum()))(x), ValueError, "grad: .* got a tuple; .*has_aux=True"),
+        (
+            lambda x: grad(lambda a: a.sum(), has_aux=True)(x),
+            TypeError,
+            "has_aux=True the function must return a tuple",
+        ),
         (lambda x: grad(lambda a: float(a.sum()))(x), TypeError, "grad: the output must be a float Tensor.*float"),
         (lambda x: grad(lambda a: None)(x), TypeError, "grad: the output must be .*NoneType"),
         (lambda x: grad(lambda a: a.argmax())(x), TypeError, r"grad: the output must be .* int64 \(\)"),
@@ -69,10 +74,14 @@ def total(x: Tensor) -> Tensor:
         (
             lambda x: vjp(lambda a: a * 2, x)[1](Tensor([1.0])),
             ValueError,
-            r"vjp: gradient .*Tensor\(2,\).*Tensor\(1,\)",
+            r"pull: the gradient .* the output, Tensor\(2,\); got Tensor\(1,\)",
         ),
-        (lambda x: vjp(lambda a: a * 2, x)[1](1.0), TypeError, "vjp: gradient must be a float Tensor"),
-        (lambda x: vjp(lambda a: (a, a), x)[1](x), ValueError, "vjp: gradient must have the structure"),
+        (lambda x: vjp(lambda a: a * 2, x)[1](1.0), TypeError, "pull: the gradient must be a float Tensor"),
+        (
+            lambda x: vjp(lambda a: (a, a), x)[1](x),
+            ValueError,
+            r"pull: the gradient .*\(Tensor\(2,\), Tensor\(2,\)\); got Tensor",
+        ),
         (lambda x: untyped.jvp(total, x, x), TypeError, "jvp: inputs must be a tuple of the arguments, got a Tensor"),
         (lambda x: untyped.jvp(total, (x,), x), TypeError, "jvp: tangents must be a tuple"),
         (lambda x: jvp(total, (x,), (x, x)), ValueError, "jvp: tangents must have the structure"),
@@ -86,6 +95,22 @@ def test_bad_input_is_an_error(
 ) -> None:
     with pytest.raises(error, match=message):
         call(Tensor(X))
+
+
+def test_backward_inside_a_transform_is_an_error_that_names_grad(backend: Backend) -> None:
+    def f(x: Tensor) -> Tensor:
+        total(x).backward()
+        return (Tensor(x.grad) * x).sum()
+
+    with pytest.raises(RuntimeError, match=r"backward: .*call russellgrad\.grad there"):
+        grad(f)(Tensor(X))
+
+    def of_another_graph(x: Tensor) -> Tensor:
+        w = Tensor(X)
+        total(w).backward()
+        return (Tensor(w.grad) * x).sum()
+
+    assert grad(of_another_graph)(Tensor(X)).numpy().tolist() == [2.0, 4.0]
 
 
 def test_create_graph_is_an_error_that_names_grad(backend: Backend) -> None:

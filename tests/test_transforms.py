@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from operator import itemgetter
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -84,9 +85,7 @@ NESTINGS: dict[str, Fn] = {
     "jvp in grad": lambda of, x: of.grad(lambda x: of.jvp(lambda y: x * y * y, (x,), (x * x,))[1])(x),
     "grad in jvp": lambda of, x: of.jvp(lambda x: x * of.grad(lambda y: (x * y).sin())(x), (x,), (x,)),
     "jvp in jvp": lambda of, x: of.jvp(lambda x: x * of.jvp(lambda y: x * y * y, (x,), (x,))[1], (x,), (x,)),
-    "vjp in grad": lambda of, x: of.grad(lambda x: of.vjp(lambda y: x * y * y, x)[1](x)[0] * x)(x)
-    if of is PYTORCH
-    else of.grad(lambda x: of.vjp(lambda y: x * y * y, x)[1](x) * x)(x),
+    "vjp in grad": lambda of, x: of.grad(lambda x: of.vjp(lambda y: x * y * y, x)[1](x)[0] * x)(x),
     "value of vjp in grad": lambda of, x: of.grad(lambda x: of.vjp(lambda y: (x * y).sin(), x)[0] * x)(x),
     "jacobian in grad": lambda of, x: of.grad(
         lambda x: of.jacobian(lambda y: of.stack([x * y, y * y]))(x).sum() * x
@@ -405,7 +404,7 @@ def test_hooks_on_the_given_tensor_run_in_backward_alone(backend: Backend) -> No
     assert calls == [18.0] and item(x.grad) == 18.0
 
 
-def test_retain_grad_and_backward_inside_the_function(backend: Backend) -> None:
+def test_retain_grad_inside_the_function(backend: Backend) -> None:
     kept: list[Any] = []
 
     def f(x: Tensor) -> Tensor:
@@ -416,16 +415,6 @@ def test_retain_grad_and_backward_inside_the_function(backend: Backend) -> None:
 
     rg.grad(f)(Tensor(3.0))
     assert isinstance(kept[0].grad, Tensor) and kept[0].grad.item() == 3
-
-    def with_backward(x: Tensor) -> Tensor:
-        y = x * x * x
-        y.backward()
-        assert x.grad is not None
-        gradient = x.grad  # a Tensor of a lower level
-        x.zero_grad()
-        return x * x + 0 * gradient
-
-    assert rg.grad(with_backward)(Tensor(3.0)).item() == 6
 
 
 def test_backward_of_another_graph_inside_the_function(backend: Backend) -> None:
@@ -465,12 +454,12 @@ def test_pull_can_be_called_several_times(backend: Backend) -> None:
     y, pull = rg.vjp(lambda x: x * x * x, x)
     assert_close(y, np.array([1.0, 8.0, 27.0]))
     for scale in (1.0, 2.0, -1.0):
-        assert_close(pull(Tensor([scale, scale, scale])), scale * np.array([3.0, 12.0, 27.0]))
+        assert_close(pull(Tensor([scale, scale, scale]))[0], scale * np.array([3.0, 12.0, 27.0]))
     with rg.no_grad():
-        inside = pull(Tensor([1.0, 1.0, 1.0]))
+        inside = pull(Tensor([1.0, 1.0, 1.0]))[0]
     assert_close(inside, np.array([3.0, 12.0, 27.0]))
     assert not inside.requires_grad
-    outside = pull(Tensor([1.0, 1.0, 1.0]))
+    outside = pull(Tensor([1.0, 1.0, 1.0]))[0]
     outside.sum().backward()
     assert_close(x.grad, np.array([6.0, 12.0, 18.0]))
 
@@ -509,7 +498,7 @@ PULLS: dict[str, Fn] = {
 @pytest.mark.parametrize("name", PULLS)
 def test_pull_in_and_of_transforms_matches_pytorch(backend: Backend, name: str) -> None:
     def run(of: Any, x: Any, u: Any) -> Any:
-        return PULLS[name](of, (lambda pulled: pulled[0]) if of is PYTORCH else (lambda pulled: pulled), x, u)
+        return PULLS[name](of, itemgetter(0), x, u)
 
     compare(run, rng(0).normal(size=3), rng(1).normal(size=3))
 
@@ -520,7 +509,7 @@ def test_pull_of_a_function_that_ran_in_no_grad_is_a_constant(backend: Backend) 
     def f(x: Tensor) -> Tensor:
         with rg.no_grad():
             _, pull = rg.vjp(lambda y: x * y * y, x)
-        return pull(Tensor(1.0)) * x  # 2 x^2, a constant, times x
+        return pull(Tensor(1.0))[0] * x  # 2 x^2, a constant, times x
 
     assert rg.grad(f)(Tensor(3.0)).item() == 18
 
@@ -683,7 +672,7 @@ def test_values_keep_their_structure(backend: Backend) -> None:
     assert type(out) is type(tangent) is Point
     assert_close(tangent.more[0], np.array([[32.0]]))
     out, pull = rg.vjp(lambda v: Point(v["a"][0] * 2, [v["b"].x * v["b"].x]), value)
-    assert_close(pull(Point(Tensor(1.0), [Tensor([[1.0]])]))["b"].x, np.array([[8.0]]))
+    assert_close(pull(Point(Tensor(1.0), [Tensor([[1.0]])]))[0]["b"].x, np.array([[8.0]]))
     rows = rg.jacobian(lambda v: (v["a"][1][0] * v["a"][0], [v["b"].x]))(value)
     assert_close(rows[0]["a"][1][0], np.eye(2))
     assert_close(rows[0]["a"][0], np.array([2.0, 3.0]))
@@ -723,7 +712,7 @@ def test_outputs_that_are_inputs(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     out, pull = rg.vjp(lambda x: (x, x, [x * x]), x)
     assert_close(out[0], x)
-    assert_close(pull((x, x, [x])), 2 * np.array([1.0, 2.0]) + 2 * np.array([1.0, 4.0]))
+    assert_close(pull((x, x, [x]))[0], 2 * np.array([1.0, 2.0]) + 2 * np.array([1.0, 4.0]))
     assert rg.grad(lambda x: x)(Tensor(2.0)).item() == 1
     assert rg.jvp(lambda x: x, (x,), (x,))[1].shape == (2,)
 
@@ -838,7 +827,7 @@ def test_functional_call_of_a_module_that_returns_its_parameter(backend: Backend
     assert rg.functional_call(module, {"value": new}) is new
     assert rg.functional_call(module, {}) is module.value
     _, pull = rg.vjp(lambda value: rg.functional_call(module, {"value": value}), new)
-    assert_close(pull(Tensor([5.0, 6.0])), np.array([5.0, 6.0]))
+    assert_close(pull(Tensor([5.0, 6.0]))[0], np.array([5.0, 6.0]))
 
 
 def test_functional_call_of_modules_in_containers(backend: Backend) -> None:
@@ -931,7 +920,7 @@ def test_an_output_on_another_backend(backend: Backend) -> None:
     x = Tensor([0.3, 0.8])
     out, pull = rg.vjp(lambda x: (x * x).to(there), x)
     assert out.backend.name == there
-    found = pull(Tensor([1.0, 2.0], backend=there))
+    found = pull(Tensor([1.0, 2.0], backend=there))[0]
     assert found.backend is backend
     assert_close(found, np.array([0.6, 3.2]))
     assert rg.grad(lambda x: (x * x).sum().to(there))(x).backend is backend
@@ -972,7 +961,7 @@ def test_the_callers_array_may_change_after_its_use(backend: Backend) -> None:
     array = backend.copy(backend.asarray(np.array([1.0, 2.0])))
     _, pull = rg.vjp(lambda x: x * array, Tensor([1.0, 1.0]))
     backend.assign(array, backend.full((2,), 0.0, "float64"))
-    assert_close(pull(Tensor([1.0, 1.0])), np.array([1.0, 2.0]))
+    assert_close(pull(Tensor([1.0, 1.0]))[0], np.array([1.0, 2.0]))
 
 
 def test_new_tensors_inside(backend: Backend) -> None:
@@ -1029,7 +1018,7 @@ def test_mixed_dtypes_match_pytorch(backend: Backend) -> None:
         assert_close(mine, reference, atol=1e-5)
     # A gradient of another float dtype is cast.
     _, pull = rg.vjp(lambda x: x * x, Tensor(x))
-    assert str(pull(Tensor(w)).dtype) == "float32"
+    assert str(pull(Tensor(w))[0].dtype) == "float32"
 
 
 def test_casts_inside_match_pytorch(backend: Backend) -> None:
