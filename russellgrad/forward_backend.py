@@ -254,8 +254,8 @@ _FORWARD: dict[str, Callable[..., tuple[Any, Push]]] = {
     **{name: _elementwise(getattr(rules, name)) for name in (*ELEMENTWISE, "erf", "sigmoid", "relu", "clip")},
     **{name: _linear(name) for name in ("astype", "sum", "reshape", "transpose", "broadcast_to", "expand_dims",
                                         "getitem", "getitem_backward", "embedding", "embedding_backward")},
-    "argmax": _argmax, "max": _extremum(rules.max), "min": _extremum(rules.min), "where": _where, "matmul": _matmul, "linear": _affine,
-    "softmax": _softmax, "log_softmax": _log_softmax, "leaky_relu": _leaky_relu,
+    "max": _extremum(rules.max), "min": _extremum(rules.min), "argmax": _argmax, "where": _where, "matmul": _matmul,
+    "linear": _affine, "softmax": _softmax, "log_softmax": _log_softmax, "leaky_relu": _leaky_relu,
 }  # fmt: skip
 for _name, _differentiate in _FORWARD.items():
     setattr(ForwardBackend, _name, _primitive(_name, _differentiate))
