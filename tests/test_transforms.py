@@ -225,6 +225,7 @@ def test_an_exception_inside_leaves_everything_as_before(backend: Backend) -> No
         assert rg.grad(rg.grad(lambda x: x * x * x))(x).item() == 18
 
 
+@once  # the stand-in of CuPy runs kernels in one thread
 def test_threads_do_not_share_levels(backend: Backend) -> None:
     def work(i: int) -> tuple[float, ...]:
         x = Tensor(float(i))
