@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar, cast
+from weakref import WeakValueDictionary
 
 from . import rules
 from .autograd import is_grad_enabled
@@ -148,20 +149,19 @@ class TensorBackend(LoadedBackend):
 
     def __init__(self, root: Backend, name: str = "") -> None:
         self._root, self.name, self.level = root.root, name or root.name, next(_levels)
-        self._other_roots: dict[Backend, TensorBackend] = {}
+        # This level on each root. Weak references, so that two roots are no reference cycle.
+        self._by_root: WeakValueDictionary[Backend, TensorBackend] = WeakValueDictionary({self._root: self})
 
     @property
     def root(self) -> Backend:
         return self._root
 
     def on(self, root: Backend) -> Backend:
-        if root.root is self._root:
-            return cast(Backend, self)
-        if root.root not in self._other_roots:
-            other = self._other_roots[root.root] = type(self)(root)
-            other.level, other.in_transform = self.level, self.in_transform
-            other._other_roots = {**self._other_roots, self._root: self}
-        return cast(Backend, self._other_roots[root.root])
+        other = self._by_root.get(root.root)
+        if other is None:
+            other = self._by_root[root.root] = type(self)(root)
+            other.level, other.in_transform, other._by_root = self.level, self.in_transform, self._by_root
+        return cast(Backend, other)
 
     def _wrap(self, result: Any) -> Any:
         """Results of the root as Tensors of level 0."""
