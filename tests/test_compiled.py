@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import Tensor, compile_step, set_default_dtype, set_matmul_precision
+from russellgrad import Tensor, compile_step, grad, hvp, set_default_dtype, set_matmul_precision
 from russellgrad.backend import Backend
 from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer, cosine_with_warmup
 from russellgrad.random import Generator
@@ -89,6 +89,35 @@ def run_sgd(
     run = wrap(step)
     inputs = [Tensor(rng(10 + i).normal(size=(3, 2)).tolist(), dtype=dtype, requires_grad=False) for i in range(6)]
     return [run(x).item() for x in inputs], [w.numpy(), v.numpy()], optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize("kind", ["gradient penalty", "curvature"])
+def test_a_compiled_step_with_transforms_equals_the_plain_step(backend: Backend, kind: str) -> None:
+    """A loss with a gradient of the network, or with a Hessian-vector product, and dropout in the network."""
+    runs = []
+    for wrap in (lambda step: step, compile_step):
+        weights = [Tensor(rng(i).normal(size=shape) / 3) for i, shape in enumerate(((3, 8), (8,)))]
+        optimizer = SGDOptimizer(weights, lr=lambda taken: 0.1 / (taken + 1), momentum=0.9)
+        dropout = Dropout(0.3, Generator(5))
+
+        def critic(x: Tensor, weights: Any = weights, dropout: Dropout = dropout) -> Tensor:
+            return (dropout((x @ weights[0]).gelu()) @ weights[1]).tanh().sum()
+
+        def step(x: Tensor, optimizer: Any = optimizer, critic: Any = critic) -> Tensor:
+            optimizer.zero_grad()
+            vector = grad(critic)(x) if kind == "gradient penalty" else hvp(critic, x, x)
+            loss = (vector * vector).sum() + critic(x)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = wrap(step)
+        inputs = [Tensor(rng(10 + i).normal(size=(4, 3)), requires_grad=False) for i in range(7)]
+        runs.append(([run(x).item() for x in inputs], [w.numpy() for w in weights]))
+    assert runs[0][0] == runs[1][0]
+    assert len(set(runs[0][0])) == 7
+    for one, other in zip(runs[0][1], runs[1][1], strict=True):
+        assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
