@@ -124,7 +124,7 @@ def test_joining_mismatched_tensors_raises(backend: Backend) -> None:
         with pytest.raises(ValueError, match=rf"^{join.__name__}: give a list"):
             join(t)
         with pytest.raises(TypeError, match=rf"^{join.__name__}: give a list of tensors; it holds a float"):
-            join([t, 1.0])  # type: ignore[list-item]
+            join([t, 1.0])  # type: ignore[type-var]
         with pytest.raises(IndexError, match=rf"^{join.__name__}: axis 5 is out of range"):
             join([t, t], 5)
     with pytest.raises(IndexError, match=r"^concatenate: axis 0 is out of range for a tensor of 0 axes"):
