@@ -879,7 +879,10 @@ def test_functional_call_can_be_nested(backend: Backend) -> None:
 
 def test_functional_call_errors(backend: Backend) -> None:
     module = Layers()
-    with pytest.raises(ValueError, match=r"functional_call: Layers has no weight, bias; it has w, items.0"):
+    with pytest.raises(
+        ValueError,
+        match=r"functional_call: Layers has no parameter or buffer 'weight', 'bias'; its names are w, items.0",
+    ):
         rg.functional_call(module, {"weight": Tensor(1.0), "bias": Tensor(1.0)}, Tensor(1.0))
     with pytest.raises(ValueError, match=r"functional_call: w has shape \(1,\), expected \(\)"):
         rg.functional_call(module, {"w": Tensor([1.0])}, Tensor(1.0))
