@@ -210,7 +210,7 @@ class Backend(Core, Derived, Optional, Protocol):
     @property
     def root(self) -> "Backend": ...                                             # itself; of a `TensorBackend`, the backend below all levels
     def on(self, root: "Backend", /) -> "Backend": ...                           # this level on another root
-    def exposed(self, a: Array, /) -> Array: ...                                 # the array as users see it: itself
+    def exposed(self, a: Array, /) -> Array: ...                                 # the array that hooks and `.grad` return: itself
 # fmt: on
 
 

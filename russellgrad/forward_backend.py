@@ -1,12 +1,12 @@
 """ForwardBackend: a backend whose arrays carry derivatives with them, for forward-mode differentiation (`jvp`).
 
 An array is a `Dual`: a Tensor and its tangents, the derivatives along some directions. A primitive computes its output
-and, from the tangents of its operands, those of the output. No graph is recorded.
+and, from the tangents of its operands, those of the output. `jvp` needs no graph.
 
     d(a b) = da b + a db
 
-An elementwise primitive multiplies a tangent by its slope, as its pullback multiplies a gradient; the tangent comes
-from the pullback. A linear primitive is applied to the tangent itself. The backward of a derived primitive, which
+An elementwise primitive multiplies a tangent by its derivative, as its pullback multiplies a gradient: the pullback
+computes the tangent. A linear primitive is applied to the tangent itself. The backward of a derived primitive, which
 second derivatives need, is the formula in core primitives.
 """
 
@@ -198,6 +198,9 @@ class ForwardBackend(TensorBackend):
     def dtype(self, a: Any) -> Any:
         return primal(a).dtype
 
+    def without_tangents(self, a: Any) -> Any:
+        return primal(a)
+
     def detached(self, a: Any) -> Tensor:
         return super().detached(primal(a))
 
@@ -235,7 +238,7 @@ class ForwardBackend(TensorBackend):
         def push(tg: Any, ta: Any) -> Any:
             parts = [] if tg is None else [xp.gelu_backward(tg, below, approximate)]
             if ta is not None:
-                slope = rules.gelu_curvature(xp, a.primal, approximate)
+                slope = rules.gelu_second_derivative(xp, a.primal, approximate)
                 parts.append(xp.multiply(xp.multiply(ta, primal(g)), slope))
             return _total(xp, parts, g.shape)
 

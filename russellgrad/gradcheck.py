@@ -46,9 +46,9 @@ def gradcheck(
     Args:
         fn: a deterministic function of the inputs that returns one float64 Tensor.
         inputs: a Tensor or a sequence of Tensors, of any shapes. Float inputs must be float64.
-        order: 2 checks the gradients of the gradients, too, as `torch.autograd.gradgradcheck` does: `vjp` of `fn` is
-            checked as a function of the inputs and of the gradient of the output. Its time grows with the square of the
-            number of elements.
+        order: the highest order of derivative to check. 2 checks the gradients of the gradients, too, as
+            `torch.autograd.gradgradcheck` does: `vjp` of `fn` is checked as a function of the inputs and of the
+            gradient of the output.
         eps: the step of the finite differences.
         atol: the absolute tolerance.
         rtol: the relative tolerance, as a fraction of the finite difference.
@@ -92,9 +92,8 @@ def gradcheck(
             gradcheck(_gradients_of(fn, given), [*given, upstream], order=order - 1, eps=eps, atol=atol, rtol=rtol)
         except GradientError as error:
             message = str(error).removeprefix("gradcheck: ")
-            raise GradientError(
-                f"gradcheck: of the gradients, as a function of the inputs and of the gradient of the output, {message}"
-            ) from None
+            message = message.replace(f"input {len(given)}, element", "the gradient of the output, element")
+            raise GradientError(f"gradcheck: order 2, the vjp of fn: {message}") from None
     return True
 
 

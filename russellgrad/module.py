@@ -197,14 +197,16 @@ def replaced_tensors(module: Module, tensors: Mapping[str, Tensor]) -> Iterator[
         raise TypeError(f"functional_call: needs a Module, got a {type(module).__name__}")
     if not isinstance(tensors, Mapping):
         raise TypeError(
-            f"functional_call: needs a dict from names to Tensors, got a {type(tensors).__name__}; make one with "
-            "dict(module.named_parameters())"
+            f"functional_call: needs one dict from names to Tensors, got a {type(tensors).__name__}; make it with "
+            "dict(module.named_parameters()), or merge two: {**parameters, **buffers}"
         )
     own = dict(module._named_tensors())
     unknown = [name for name in tensors if name not in own]
     if unknown:
+        known = ", ".join([*list(own)[:10], *["..."] * (len(own) > 10)])
         raise ValueError(
-            f"functional_call: {type(module).__name__} has no {', '.join(map(str, unknown))}; it has {', '.join(own)}"
+            f"functional_call: {type(module).__name__} has no parameter or buffer {', '.join(map(repr, unknown))}; its "
+            f"names are {known}"
         )
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):

@@ -10,7 +10,7 @@ Pytree = Any  # a Tensor, or a tuple, list or dict of pytrees
 
 
 def tree_leaves(tree: Pytree) -> list[Any]:
-    """The leaves in order: the Tensors, and anything else that is no tuple, list or dict."""
+    """The leaves in order: the Tensors, and anything else that is not a tuple, list or dict."""
     if isinstance(tree, Mapping):
         return [leaf for part in tree.values() for leaf in tree_leaves(part)]
     if isinstance(tree, (tuple, list)):
@@ -55,7 +55,8 @@ def float_leaves(what: str, tree: Pytree) -> list[Tensor]:
 def matching(what: str, tree: Pytree, name: str, like: Pytree) -> Pytree:
     """The pytree, with the order of keys and the dtypes of `like`, which is called `name`.
 
-    Raises TypeError if a leaf is not a float Tensor, ValueError if it has not the structure and the shapes of `like`.
+    Raises TypeError if a leaf is not a float Tensor, ValueError if it does not have the structure and the shapes of
+    `like`.
     """
     float_leaves(what, tree)
     try:

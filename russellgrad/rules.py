@@ -206,11 +206,11 @@ def gelu_backward(xp: Backend, g: Array, a: Array, *, approximate: str) -> Resul
     return (
         xp.gelu_backward(g, saved, approximate),
         lambda gg: xp.gelu_backward(gg, saved, approximate),
-        lambda gg: xp.multiply(xp.multiply(gg, g), gelu_curvature(xp, a, approximate)),
+        lambda gg: xp.multiply(xp.multiply(gg, g), gelu_second_derivative(xp, a, approximate)),
     )
 
 
-def gelu_curvature(xp: Backend, a: Array, approximate: str) -> Array:
+def gelu_second_derivative(xp: Backend, a: Array, approximate: str) -> Array:
     """The second derivative of gelu, 2 Phi'(a) + a Phi''(a)."""
     square = xp.multiply(a, a)
     if approximate == "none":  # Phi' is the normal density, and Phi'' = -a Phi'
@@ -218,12 +218,12 @@ def gelu_curvature(xp: Backend, a: Array, approximate: str) -> Array:
         return xp.multiply(density, xp.subtract(2, square))
     # Phi = (1 + tanh(u)) / 2 with u = c (a + 0.044715 a^3)
     c = math.sqrt(2 / math.pi)
-    slope = xp.add(xp.multiply(square, 3 * 0.044715 * c), c)  # u'
+    du = xp.add(xp.multiply(square, 3 * 0.044715 * c), c)  # u'
     t = xp.tanh(xp.multiply(a, xp.add(xp.multiply(square, 0.044715 * c), c)))
     # Phi' = (1 - t^2) u' / 2, Phi'' = (1 - t^2) (u'' - 2 t u'^2) / 2
-    bend = xp.subtract(xp.multiply(a, 6 * 0.044715 * c), xp.multiply(xp.multiply(t, 2), xp.multiply(slope, slope)))
-    inner = xp.add(slope, xp.multiply(xp.multiply(a, bend), 0.5))
-    return xp.multiply(xp.subtract(1, xp.multiply(t, t)), inner)
+    ddu = xp.multiply(a, 6 * 0.044715 * c)  # u''
+    second = xp.multiply(xp.subtract(ddu, xp.multiply(xp.multiply(t, 2), xp.multiply(du, du))), 0.5)
+    return xp.multiply(xp.subtract(1, xp.multiply(t, t)), xp.add(du, xp.multiply(a, second)))
 
 
 def maximum(xp: Backend, a: Array, b: Array) -> Result:

@@ -95,7 +95,7 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
             TypeError: not an array of the tensor's backend, or not of real numbers or bools. ValueError: the tensor
                 tracks gradients, and the new array has another shape or dtype.
         """
-        return self.backend.exposed(self._array)
+        return self._array if not self.backend.level else cast(Any, self.backend).without_tangents(self._array)
 
     @data.setter
     def data(self, array: Array) -> None:
@@ -244,13 +244,13 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
         """
         if create_graph:
             raise TypeError(
-                "backward: create_graph=True is not supported, as .grad is an array; for a gradient that can be "
-                "differentiated, use russellgrad.grad(f)(x), a Tensor: docs/second_derivatives.md"
+                "backward: create_graph=True is not supported, because .grad is an array without a graph; write the "
+                "computation as a function f of x, and call russellgrad.grad(f)(x): docs/second_derivatives.md"
             )
         if self.backend.level and cast(Any, self.backend).in_transform:
             raise RuntimeError(
-                "backward: this tensor is inside a function that a transform differentiates, where .grad would be a "
-                "constant; call russellgrad.grad there, too"
+                "backward: this tensor was made inside a function that a transform differentiates, where .grad would "
+                "be a constant; call russellgrad.grad inside, or return a value that is used outside"
             )
         if self._node is None:
             raise RuntimeError(
@@ -307,7 +307,7 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
         return lambda: cast(None, hooks.pop(key, None))
 
     def detach(self) -> "Tensor":
-        """A tensor that shares this tensor's array and tracks no gradients, of no order."""
+        """A tensor that shares this tensor's array and tracks no gradients of any order."""
         if self.backend.level:
             return cast(Tensor, cast(Any, self.backend).detached(self._array))
         return Tensor._wrap(self._array, self.backend, version=self._version)

@@ -200,6 +200,10 @@ class TensorBackend(LoadedBackend):
         """The array without gradients, as a Tensor of level 0."""
         return a.detach()
 
+    def without_tangents(self, a: Tensor) -> Tensor:
+        """The array as a constant of this level, for `Tensor.data`."""
+        return a
+
     def moved(self, a: Tensor, root: Backend) -> Tensor:
         """The array on another root, for `Tensor.to`."""
         return a.to(root)

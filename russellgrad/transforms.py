@@ -1,4 +1,4 @@
-"""Transforms: functions that turn a function of Tensors into its derivatives, as in `torch.func` and JAX.
+"""Function transforms: derivatives of functions of Tensors, as in `torch.func` and JAX.
 
     grad(lambda x: (x**3).sum())(Tensor([2.0]))         # [12.]
     grad(grad(lambda x: x**3))(Tensor(2.0))             # 12.0
@@ -7,12 +7,12 @@ The results are Tensors, so transforms nest, and `backward` can differentiate a 
 require gradients. Inside `no_grad()` transforms work as well; their results then track no gradients, which takes less
 time and memory.
 
-A transform evaluates the function at a new level: the function gets Tensors whose arrays are the given Tensors
-(`TensorBackend`). A backward pass from its output therefore computes gradients that are Tensors. In forward mode the
-arrays carry derivatives with them (`ForwardBackend`).
+A transform calls the function with Tensors of a new level, whose arrays are the given Tensors (`TensorBackend`). The
+gradients that a backward pass computes there are Tensors of lower levels. In forward mode each array also holds its
+tangents (`ForwardBackend`).
 
-Arguments and results may be pytrees: a Tensor, or a tuple, list or dict of pytrees. Inside the function, `x.numpy()`,
-`x.item()` and `x.detach()` are constants.
+Arguments and results may be pytrees: a Tensor, or a tuple, list or dict of pytrees. Inside the function, `x.data`,
+`x.numpy()`, `x.item()` and `x.detach()` are constants.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ from typing import Any
 
 from .autograd import Joint, Node, backward, record_from, recorded_from
 from .backend import Shape
+from .dtype import is_float
 from .forward_backend import Dual, ForwardBackend, primal
 from .module import Module, replaced_tensors
 from .pytree import Pytree, float_leaves, matching, tree_leaves, tree_unflatten
@@ -32,18 +33,19 @@ ArgNums = int | tuple[int, ...]
 
 
 def grad(f: Function, argnums: ArgNums = 0, has_aux: bool = False) -> Function:
-    """The function that computes the gradient of `f`, as `jax.grad` and `torch.func.grad`.
+    """Return a function that computes the gradient of `f`, as `jax.grad` and `torch.func.grad`.
 
     Args:
         f: a function that returns a 0-d float Tensor; with `has_aux`, a tuple of it and of any other results.
         argnums: the position of the argument to differentiate, or a tuple of positions. These arguments are pytrees of
-            float Tensors; the others are passed on.
+            float Tensors; the others are passed unchanged.
         has_aux: whether `f` also returns other results, which are not differentiated.
 
     Returns:
         A function of the arguments of `f`. It returns the gradient, a pytree with the structure, shapes and dtypes of
-        the argument; for a tuple of positions, a tuple of gradients. It is zero if `f` does not depend on the argument.
-        With `has_aux`, a tuple of the gradient and the other results.
+        the argument; for a tuple of positions, a tuple of gradients. With `has_aux`, a tuple of the gradient and the
+        other results. The gradient is zero if `f` does not depend on the argument. (A module that `f` calls has its own
+        parameters: see `functional_call`.)
 
     Raises (when called):
         TypeError: an argument or the output is not a float Tensor. ValueError: the output has axes; `argnums` is out of
@@ -53,17 +55,18 @@ def grad(f: Function, argnums: ArgNums = 0, has_aux: bool = False) -> Function:
     """
     both = _value_and_grad("grad", f, argnums, has_aux)
 
-    def of_f(*args: Any, **kwargs: Any) -> Any:
+    def derivative(*args: Any, **kwargs: Any) -> Any:
         value, gradient = both(*args, **kwargs)
         return (gradient, value[1]) if has_aux else gradient
 
-    return of_f
+    return derivative
 
 
 def value_and_grad(f: Function, argnums: ArgNums = 0, has_aux: bool = False) -> Function:
     """As `grad`, but the function returns a tuple of the output of `f` and the gradient, as `jax.value_and_grad`.
 
-    With `has_aux`, the output is a tuple. (`torch.func.grad_and_value` has the other order.)
+    With `has_aux`, the output is a tuple. Arguments and errors are those of `grad`. (`torch.func.grad_and_value` has
+    the other order.)
 
         loss, gradient = value_and_grad(f)(x)
     """
@@ -74,16 +77,16 @@ def _value_and_grad(op: str, f: Function, argnums: ArgNums, has_aux: bool) -> Fu
     _check_function(op, f)
     _check_argnums(op, argnums)
 
-    def of_f(*args: Any, **kwargs: Any) -> tuple[Any, Pytree]:
-        evaluated = _Evaluated(op, f, args, kwargs, argnums, has_aux=has_aux)
-        gradient = evaluated.gradients(_one(op, evaluated.out), retain_graph=False)
+    def derivative(*args: Any, **kwargs: Any) -> tuple[Any, Pytree]:
+        evaluated = _Evaluation(op, f, args, kwargs, argnums, has_aux=has_aux)
+        gradient = evaluated.gradients(_output_gradient(op, evaluated.out), retain_graph=False)
         return (evaluated.out, evaluated.aux) if has_aux else evaluated.out, gradient
 
-    return of_f
+    return derivative
 
 
 def vjp(f: Function, *inputs: Pytree) -> tuple[Pytree, Function]:
-    """Evaluate `f(*inputs)`, and return the output and `pull`, which computes vector-Jacobian products.
+    """Return `f(*inputs)` and a function `pull` that computes vector-Jacobian products.
 
     `pull(gradient)` takes the gradient of a scalar with respect to the output, and returns a tuple of the gradients
     with respect to the inputs. It can be called repeatedly; the graph is kept until `pull` is deleted. As `jax.vjp` and
@@ -97,7 +100,7 @@ def vjp(f: Function, *inputs: Pytree) -> tuple[Pytree, Function]:
         pull(Tensor([1.0, 10.0]))  # ([2. 40.],)
     """
     _check_function("vjp", f)
-    evaluated = _Evaluated("vjp", f, inputs, {}, tuple(range(len(inputs))))
+    evaluated = _Evaluation("vjp", f, inputs, {}, tuple(range(len(inputs))))
 
     def pull(gradient: Pytree) -> tuple[Pytree, ...]:
         given = matching("pull: the gradient", gradient, "the output", evaluated.out)
@@ -108,9 +111,10 @@ def vjp(f: Function, *inputs: Pytree) -> tuple[Pytree, Function]:
 
 
 def jvp(f: Function, inputs: Sequence[Pytree], tangents: Sequence[Pytree]) -> tuple[Pytree, Pytree]:
-    """Evaluate `f(*inputs)`, and return the output and its directional derivative, a Jacobian-vector product.
+    """Return `f(*inputs)` and its directional derivative, a Jacobian-vector product.
 
-    As `jax.jvp` and `torch.func.jvp`. It is computed in forward mode, together with the output and without a graph.
+    As `jax.jvp` and `torch.func.jvp`. It is computed in forward mode, together with the output; there is no backward
+    pass.
 
     Args:
         inputs: a tuple of the arguments of `f`.
@@ -125,11 +129,11 @@ def jvp(f: Function, inputs: Sequence[Pytree], tangents: Sequence[Pytree]) -> tu
     _check_function("jvp", f)
     for name, given in (("inputs", inputs), ("tangents", tangents)):
         if not isinstance(given, (tuple, list)):
-            raise TypeError(f"jvp: {name} must be a tuple of the arguments, got a {type(given).__name__}")
+            raise TypeError(f"jvp: {name} must be a tuple, got a {type(given).__name__}; write jvp(f, (x,), (v,))")
     argnums = tuple(range(len(inputs)))
     _arguments("jvp", argnums, inputs)
     direction = tree_leaves(matching("jvp: tangents", tuple(tangents), "inputs", tuple(inputs)))
-    evaluated = _Evaluated("jvp", f, inputs, {}, argnums, [[tangent] for tangent in direction], tracks=False)
+    evaluated = _Evaluation("jvp", f, inputs, {}, argnums, [[tangent] for tangent in direction], tracks=False)
     return evaluated.out, tree_unflatten(evaluated.out, (tangent for (tangent,) in evaluated.tangents))
 
 
@@ -141,8 +145,11 @@ def hvp(f: Function, x: Pytree, v: Pytree) -> Pytree:
 
     Args:
         f: a function of x that returns a 0-d float Tensor.
-        x: the argument.
+        x: the argument. A tuple is one argument: for f(a, b), write `hvp(lambda p: f(*p), (a, b), (v, w))`.
         v: the direction, with the structure and the shapes of x. It is cast to the dtypes of x.
+
+    Returns:
+        The product, with the structure, shapes and dtypes of x.
 
     Raises:
         TypeError: x, v or f(x) is not of float Tensors. ValueError: v does not have the structure and the shapes of x,
@@ -153,12 +160,12 @@ def hvp(f: Function, x: Pytree, v: Pytree) -> Pytree:
     _check_function("hvp", f)
     float_leaves("hvp: x", x)
     direction = [[tangent] for tangent in tree_leaves(matching("hvp: v", v, "x", x))]
-    evaluated = _Evaluated("hvp", f, (x,), {}, 0, direction)
-    return evaluated.tangents_of_gradients(_one("hvp", evaluated.out))
+    evaluated = _Evaluation("hvp", f, (x,), {}, 0, direction)
+    return evaluated.tangents_of_gradients(_output_gradient("hvp", evaluated.out))
 
 
 def jacobian(f: Function, argnums: ArgNums = 0) -> Function:
-    """The function that computes the Jacobian of `f`: the derivative of each element of the output.
+    """Return a function that computes the Jacobian of `f`, the derivative of each element of the output.
 
     The result has the shape of the output followed by that of the argument: result[i, j] = d output[i] / d argument[j]
     for vectors. If the argument is a pytree, or `argnums` a tuple, the result is a pytree or tuple like it. If the
@@ -177,7 +184,7 @@ def jacobian(f: Function, argnums: ArgNums = 0) -> Function:
 
 
 def hessian(f: Function, argnums: ArgNums = 0) -> Function:
-    """The function that computes the Hessian of `f`: the Jacobian of its gradient.
+    """Return a function that computes the Hessian of `f`, the Jacobian of its gradient.
 
     For an argument of shape (n, ...), the result is (n, ..., n, ...). It takes one backward pass through the gradient
     for each element of the argument; for large arguments, use `hvp`. As `jax.hessian` and `torch.func.hessian`.
@@ -194,15 +201,15 @@ def functional_call(module: Module, tensors: Mapping[str, Tensor], *args: Any, *
     """Call a module with other Tensors in place of its parameters and buffers, as `torch.func.functional_call`.
 
     It makes the output a function of the parameters, which transforms can differentiate. The module's attributes are
-    replaced during the call, and restored after it; two threads must therefore not call one module so.
+    replaced during the call, and restored after it, so two threads must not do this with one module at the same time.
 
         parameters = dict(model.named_parameters())
         grad(lambda p: loss_of(functional_call(model, p, x)))(parameters)
 
     Args:
         module: the module.
-        tensors: from names, as in `named_parameters` and `named_buffers`, to Tensors of the same shapes. For the other
-            names, the module's own Tensors are used.
+        tensors: a dict from names, those of `named_parameters` and `named_buffers`, to Tensors of the same shapes. The
+            module's own Tensors are used for names that are not in it.
         args, kwargs: the arguments of the call.
 
     Raises:
@@ -217,45 +224,47 @@ def _jacobian(op: str, f: Function, argnums: ArgNums) -> Function:
     _check_function(op, f)
     _check_argnums(op, argnums)
 
-    def of_f(*args: Any, **kwargs: Any) -> Pytree:
-        evaluated = _Evaluated(op, f, args, kwargs, argnums)
+    def derivative(*args: Any, **kwargs: Any) -> Pytree:
+        evaluated = _Evaluation(op, f, args, kwargs, argnums)
         xs, ys = evaluated.arguments, tree_leaves(evaluated.out)
         if sum(x.size for x in xs) < sum(y.size for y in ys):
-            return _columns(op, f, args, kwargs, argnums, xs)
-        rows = [[evaluated.row(k, unit) for unit in _units(y)] for k, y in enumerate(ys)]
-        blocks = [[_block([row[j] for row in rows[k]], 0, y, x) for j, x in enumerate(xs)] for k, y in enumerate(ys)]
+            return _jacobian_in_forward_mode(op, f, args, kwargs, argnums, xs)
+        rows = [[evaluated.row(k, unit) for unit in _standard_basis(y)] for k, y in enumerate(ys)]
+        blocks = [
+            [_jacobian_block([row[j] for row in rows[k]], 0, y, x) for j, x in enumerate(xs)] for k, y in enumerate(ys)
+        ]
         return tree_unflatten(evaluated.out, (evaluated.like_arguments(row) for row in blocks))
 
-    return of_f
+    return derivative
 
 
-def _columns(
+def _jacobian_in_forward_mode(
     op: str, f: Function, args: Sequence[Any], kwargs: Mapping[str, Any], argnums: ArgNums,
     xs: Sequence[Tensor],
 ) -> Pytree:  # fmt: skip
     """The Jacobian in forward mode: one evaluation, with a tangent for each element of xs, the arguments."""
     total, first, tangents, places = sum(x.size for x in xs), 0, [], []
     for x in xs:
-        zero, units = _constant(x, x.shape, 0), list(_units(x))
+        zero, units = _constant(x, x.shape, 0), list(_standard_basis(x))
         tangents.append([*[zero] * first, *units, *[zero] * (total - first - x.size)])
         places.append(slice(first, first + x.size))
         first += x.size
-    evaluated = _Evaluated(op, f, args, kwargs, argnums, tangents, tracks=False)
+    evaluated = _Evaluation(op, f, args, kwargs, argnums, tangents, tracks=False)
     blocks = [
-        [_block(column[place], -1, y, x) for place, x in zip(places, xs, strict=True)]
+        [_jacobian_block(column[place], -1, y, x) for place, x in zip(places, xs, strict=True)]
         for y, column in zip(tree_leaves(evaluated.out), evaluated.tangents, strict=True)
     ]
     return tree_unflatten(evaluated.out, (evaluated.like_arguments(row) for row in blocks))
 
 
-def _units(t: Tensor) -> Iterator[Tensor]:
+def _standard_basis(t: Tensor) -> Iterator[Tensor]:
     """For each element, a tensor of the shape of t that is 1 there and 0 elsewhere."""
     xp = t.backend.root
     positions = xp.reshape(xp.arange(t.size), t.shape)
     return (Tensor._wrap(xp.astype(xp.equal(positions, i), t.dtype), xp) for i in range(t.size))
 
 
-def _block(parts: Sequence[Tensor], axis: int, y: Tensor, x: Tensor) -> Tensor:
+def _jacobian_block(parts: Sequence[Tensor], axis: int, y: Tensor, x: Tensor) -> Tensor:
     """The Jacobian dy/dx, y.shape + x.shape, from its rows (axis 0) or columns (axis -1)."""
     shape = (*y.shape, *x.shape)
     return Tensor.stack(parts, axis).reshape(shape) if parts else _constant(x, shape, 0)
@@ -264,7 +273,7 @@ def _block(parts: Sequence[Tensor], axis: int, y: Tensor, x: Tensor) -> Tensor:
 # --- Evaluation at a level
 
 
-class _Evaluated:
+class _Evaluation:
     """The output of a function at a new level.
 
     Args:
@@ -305,12 +314,13 @@ class _Evaluated:
             out = f(*(lifted.get(i, arg) for i, arg in enumerate(args)), **kwargs)
         if has_aux:
             if not isinstance(out, tuple) or len(out) != 2:
+                got = f"a tuple of {len(out)}" if isinstance(out, tuple) else f"a {type(out).__name__}"
                 raise TypeError(
-                    f"{op}: with has_aux=True the function must return a tuple of two: the output and other results"
+                    f"{op}: with has_aux=True the function must return a tuple (output, other results), got {got}"
                 )
             out, aux = out
             self.aux = tree_unflatten(aux, (self._lower(t) for t in tree_leaves(aux)))
-        outputs = float_leaves(f"{op}: the output", out)
+        outputs = _outputs(op, out)
         # The node of an output is None if it does not depend on the inputs.
         self._nodes = [t._node if t.backend.level == self._level else None for t in outputs]
         self.out = tree_unflatten(out, map(self._lower, outputs))
@@ -358,7 +368,27 @@ def _arguments(op: str, positions: Sequence[int], given: Sequence[Pytree]) -> li
         leaf for i, value in zip(positions, given, strict=True) for leaf in float_leaves(f"{op}: argument {i}", value)
     ]
     if not found:
-        raise ValueError(f"{op}: there is no Tensor to differentiate with respect to")
+        what = "no inputs were passed; write y, pull = vjp(f, x)" if op == "vjp" else "the argument has no Tensor"
+        raise ValueError(f"{op}: {what}")
+    return found
+
+
+def _outputs(op: str, out: Pytree) -> list[Tensor]:
+    """The Tensors in the output of a function. Raises TypeError if a leaf is not a float Tensor."""
+    if out is None:
+        raise TypeError(f"{op}: the function returned None; add a return statement")
+    found = tree_leaves(out)
+    for leaf in found:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{op}: the function must return a float Tensor, or a tuple, list or dict of them, got a "
+                f"{type(leaf).__name__}; return the Tensor itself, since .item(), .numpy() and float() make constants"
+            )
+        if not is_float(leaf.dtype):
+            raise TypeError(
+                f"{op}: the function returned {leaf.dtype} {leaf.shape}, which has no gradient; return a float Tensor "
+                "that differentiable operations compute from the argument"
+            )
     return found
 
 
@@ -381,17 +411,15 @@ def _gradients(
     return found
 
 
-def _one(op: str, out: Pytree) -> Tensor:
+def _output_gradient(op: str, out: Pytree) -> Tensor:
     """The gradient of the output with respect to itself, 1. Raises ValueError if it is not a Tensor without axes."""
+    several = "; for several outputs, use vjp or jacobian" if op in ("grad", "value_and_grad") else ""
     if not isinstance(out, Tensor):
-        raise ValueError(
-            f"{op}: the function must return one 0-d Tensor, got a {type(out).__name__}; for a loss and other results, "
-            "pass has_aux=True; for several outputs, use vjp or jacobian"
-        )
+        aux = "; for a loss and other results, pass has_aux=True" if several else ""
+        raise ValueError(f"{op}: the function must return one 0-d Tensor, got a {type(out).__name__}{aux}{several}")
     if out.ndim:
         raise ValueError(
-            f"{op}: the function must return a 0-d Tensor, got shape {out.shape}; reduce it, as in y.sum(), or use vjp "
-            "or jacobian"
+            f"{op}: the function must return a 0-d Tensor, got shape {out.shape}; reduce it, as in y.sum(){several}"
         )
     return _constant(out, (), 1)
 
@@ -405,24 +433,31 @@ def _constant(like: Tensor, shape: Shape, value: float) -> Tensor:
 # --- Arguments
 
 
+_CALLS = {"vjp": "vjp(f, x)", "jvp": "jvp(f, (x,), (v,))", "hvp": "hvp(f, x, v)"}
+
+
 def _check_function(op: str, f: Any) -> None:
     if not callable(f):
-        raise TypeError(
-            f"{op}: needs a function, got a {type(f).__name__}; for the gradient of a Tensor y call y.backward()"
-        )
+        call = _CALLS.get(op, f"{op}(f)(x)")
+        raise TypeError(f"{op}: needs a function f, got a {type(f).__name__}; pass the function itself: {call}")
 
 
 def _check_argnums(op: str, argnums: Any) -> None:
     positions = argnums if isinstance(argnums, tuple) else (argnums,)
+    if any(isinstance(i, Tensor) or hasattr(i, "shape") and i.shape for i in positions):
+        raise TypeError(f"{op}: takes a function and returns a function: write {op}(f)(x), not {op}(f, x)")
     if not positions or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in positions):
-        raise TypeError(f"{op}: argnums must be an int or a tuple of ints, got {argnums!r}")
+        raise TypeError(f"{op}: argnums must be an int or a tuple of ints, such as (0, 1), got {argnums!r}")
 
 
 def _positions(op: str, argnums: ArgNums, n: int) -> list[int]:
     """The positions as nonnegative ints, for n arguments."""
     positions = argnums if isinstance(argnums, tuple) else (argnums,)
     if not all(-n <= i < n for i in positions):
-        raise ValueError(f"{op}: argnums={argnums} is out of range: {n} arguments were passed by position")
+        raise ValueError(
+            f"{op}: argnums={argnums} is out of range for {n} positional arguments; pass the arguments to "
+            "differentiate by position"
+        )
     found = [int(i) % n for i in positions]
     if len(set(found)) < len(found):
         raise ValueError(f"{op}: argnums={argnums} names an argument twice")

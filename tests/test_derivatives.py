@@ -609,7 +609,7 @@ def test_every_rule_has_a_case() -> None:
     without_a_derivative = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "argmax",
                             "logical_and", "logical_or", "logical_xor", "logical_not"}  # fmt: skip
     of_backward = {"getitem_backward", "embedding_backward", "leaky_relu_backward", "gelu_backward"}  # of order 2
-    helpers = {"as_mask", "widened", "gelu_curvature"}
+    helpers = {"as_mask", "widened", "gelu_second_derivative"}
     ops = {
         name for name, rule in vars(rules).items()
         if inspect.isfunction(rule) and rule.__module__ == rules.__name__ and name[0] != "_"

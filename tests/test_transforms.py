@@ -879,13 +879,16 @@ def test_functional_call_can_be_nested(backend: Backend) -> None:
 
 def test_functional_call_errors(backend: Backend) -> None:
     module = Layers()
-    with pytest.raises(ValueError, match=r"functional_call: Layers has no weight, bias; it has w, items.0"):
+    with pytest.raises(
+        ValueError,
+        match=r"functional_call: Layers has no parameter or buffer 'weight', 'bias'; its names are w, items.0",
+    ):
         rg.functional_call(module, {"weight": Tensor(1.0), "bias": Tensor(1.0)}, Tensor(1.0))
     with pytest.raises(ValueError, match=r"functional_call: w has shape \(1,\), expected \(\)"):
         rg.functional_call(module, {"w": Tensor([1.0])}, Tensor(1.0))
     with pytest.raises(TypeError, match="functional_call: w must be a Tensor, got a float"):
         rg.functional_call(module, {"w": 1.0}, Tensor(1.0))  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="has no tied"):  # a tied parameter has its first name
+    with pytest.raises(ValueError, match="has no parameter or buffer 'tied'"):  # a tied parameter has its first name
         rg.functional_call(module, {"tied": Tensor(1.0)}, Tensor(1.0))
     assert module.w.item() == 2
 
