@@ -38,32 +38,43 @@ def structure(tree: Pytree) -> str:
     return f"Tensor{tree.shape}" if isinstance(tree, Tensor) else type(tree).__name__
 
 
-def float_leaves(what: str, tree: Pytree) -> list[Tensor]:
-    """The leaves. Raises TypeError if one is not a float Tensor."""
+def float_leaves(what: str, tree: Pytree, is_output: bool = False) -> list[Tensor]:
+    """The leaves. Raises TypeError if one is not a float Tensor; the remedy for an output is not that for an input."""
     found = tree_leaves(tree)
     for leaf in found:
         if not isinstance(leaf, Tensor):
+            remedy = (
+                "return a result of operations on Tensors, without .item()" if is_output else "make one with Tensor(x)"
+            )
             raise TypeError(
-                f"{what} must be a float Tensor, or a tuple, list or dict of them, got {type(leaf).__name__}; make one "
-                "with Tensor(x)"
+                f"{what} must be a float Tensor, or a tuple, list or dict of them, got {type(leaf).__name__}; {remedy}"
             )
         if not is_float(leaf.dtype):
-            raise TypeError(f"{what} must be of a float dtype, got {leaf.dtype} {leaf.shape}; cast it with .astype()")
+            remedy = "integers and bools have no derivative" if is_output else "cast it with .astype()"
+            raise TypeError(f"{what} must be of a float dtype, got {leaf.dtype} {leaf.shape}; {remedy}")
     return found
 
 
 def matching(what: str, tree: Pytree, name: str, like: Pytree) -> Pytree:
     """The pytree, with the order of keys and the dtypes of `like`, which is called `name`.
 
-    Raises TypeError if a leaf is not a float Tensor, ValueError if it has not the structure and the shapes of `like`.
+    Raises TypeError if a leaf is not a float Tensor or on another backend than that of `like`, ValueError if the pytree
+    does not have the structure and the shapes of `like`.
     """
     float_leaves(what, tree)
     try:
-        return tree_unflatten(like, iter(tree_leaves(_matched(tree, like))))
+        found = tree_leaves(_matched(tree, like))
     except _MismatchError:
         raise ValueError(
             f"{what} must have the structure and the shapes of {name}, {structure(like)}; got {structure(tree)}"
         ) from None
+    for leaf, other in zip(found, tree_leaves(like), strict=True):
+        if leaf.backend.root is not other.backend.root:
+            raise TypeError(
+                f"{what} must be on the backend of {name}, {other.backend.name!r}, got one on {leaf.backend.name!r}; "
+                f"move it with .to({other.backend.name!r})"
+            )
+    return tree_unflatten(like, iter(found))
 
 
 class _MismatchError(Exception):

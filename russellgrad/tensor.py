@@ -121,7 +121,7 @@ class Tensor:
 
         Raises (on assignment):
             TypeError: not an array of the tensor's backend, or not of real numbers or bools. ValueError: the tensor
-                tracks gradients, and the new array has another shape or dtype.
+                tracks gradients, and the new array has another shape or dtype. RuntimeError: inside a transform.
         """
         return self.backend.exposed(self._array)
 
@@ -130,6 +130,11 @@ class Tensor:
         if array is self._array:
             self.changed_in_place()
             return
+        if self.backend.level and cast(Any, self.backend).in_transform:
+            raise RuntimeError(
+                "data: this tensor is inside a function that a transform differentiates, where the assignment would "
+                "have no derivative; compute a new tensor, as in x = x - step"
+            )
         if not self.backend.is_array(array):
             raise TypeError(
                 f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}; write x.data "
@@ -423,7 +428,7 @@ class Tensor:
         Raises:
             BufferError: the tensor tracks gradients, has negative strides, or cannot be exported by its backend.
         """
-        if self._node is not None:
+        if self._node is not None or self.backend.level:
             raise BufferError("__dlpack__: this tensor tracks gradients, which would be lost; export .detach()")
         if any(stride < 0 for stride in getattr(self._array, "strides", ())):  # PyTorch aborts the process
             raise BufferError(
@@ -433,7 +438,7 @@ class Tensor:
         return self._array.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return cast(tuple[int, int], self._array.__dlpack_device__())
+        return cast(tuple[int, int], self.detach()._array.__dlpack_device__())
 
     @staticmethod
     def from_dlpack(
@@ -902,7 +907,7 @@ def _lift(
     xp = max((tensor.backend for tensor in tensors), key=lambda backend: backend.level)
 
     def lifted(value: Any) -> Any:
-        is_lower = isinstance(value, Tensor) and value.backend is not xp
+        is_lower = isinstance(value, Tensor) and value.backend.level < xp.level
         return Tensor._wrap(value, xp, version=value._version) if is_lower else value
 
     operands = tuple(lifted(operand) for operand in operands)

@@ -145,10 +145,10 @@ class TensorBackend(LoadedBackend):
     """A new level of Tensors over the arrays of `root`."""
 
     in_transform = False  # set by transforms: `Tensor.backward` is an error then
+    tracks = True  # whether the level has gradients; False for `jvp`
 
     def __init__(self, root: Backend, name: str = "") -> None:
         self._root, self.name, self.level = root.root, name or root.name, next(_levels)
-        self._other_roots: dict[Backend, TensorBackend] = {}
 
     @property
     def root(self) -> Backend:
@@ -157,11 +157,9 @@ class TensorBackend(LoadedBackend):
     def on(self, root: Backend) -> Backend:
         if root.root is self._root:
             return cast(Backend, self)
-        if root.root not in self._other_roots:
-            other = self._other_roots[root.root] = type(self)(root)
-            other.level, other.in_transform = self.level, self.in_transform
-            other._other_roots = {**self._other_roots, self._root: self}
-        return cast(Backend, self._other_roots[root.root])
+        other = type(self)(root)
+        other.level, other.in_transform, other.tracks = self.level, self.in_transform, self.tracks
+        return cast(Backend, other)
 
     def _wrap(self, result: Any) -> Any:
         """Results of the root as Tensors of level 0."""

@@ -57,9 +57,10 @@ def total(x: Tensor) -> Tensor:
             TypeError,
             "has_aux=True the function must return a tuple",
         ),
-        (lambda x: grad(lambda a: float(a.sum()))(x), TypeError, "grad: the output must be a float Tensor.*float"),
+        (lambda x: untyped.grad(total, has_aux="no"), TypeError, "grad: has_aux must be True or False, got 'no'"),
+        (lambda x: grad(lambda a: float(a.sum()))(x), TypeError, "grad: the output must be .*float; return .*without"),
         (lambda x: grad(lambda a: None)(x), TypeError, "grad: the output must be .*NoneType"),
-        (lambda x: grad(lambda a: a.argmax())(x), TypeError, r"grad: the output must be .* int64 \(\)"),
+        (lambda x: grad(lambda a: a.argmax())(x), TypeError, r"grad: the output .* int64 \(\); integers and bools"),
         (lambda x: jacobian(lambda a: a > 0)(x), TypeError, r"jacobian: the output must be .* bool \(2,\)"),
         (lambda x: vjp(lambda a: a.astype("int64"), x), TypeError, r"vjp: the output .* int64 \(2,\)"),
         (lambda x: jvp(lambda a: a > 0, (x,), (x,)), TypeError, r"jvp: the output .* bool \(2,\)"),
@@ -191,6 +192,41 @@ def test_tensors_of_two_backends_do_not_mix_in_a_transform(backend: Backend) -> 
             f(Tensor(X))
     with pytest.raises(TypeError, match=names):
         grad(lambda x: (x * y).sum())(Tensor(X))
+
+
+def test_directions_and_gradients_on_another_backend_are_errors(backend: Backend) -> None:
+    there = "numpy" if backend.name == "strict" else "strict"
+    x, elsewhere = Tensor(X), Tensor(X, backend=there)
+    for call, what in (
+        (lambda: jvp(total, (x,), (elsewhere,)), "jvp: tangents"),
+        (lambda: hvp(total, x, elsewhere), "hvp: v"),
+        (lambda: vjp(lambda x: x, x)[1](elsewhere), "pull: the gradient"),
+    ):
+        with pytest.raises(TypeError, match=rf"{what} must be on the backend of .*\.to\('{backend.name}'\)"):
+            call()
+
+
+@pytest.mark.parametrize("transform", [lambda f, x: grad(f)(x), lambda f, x: jvp(f, (x,), (x,))], ids=["grad", "jvp"])
+def test_data_is_not_assigned_inside(backend: Backend, transform: Callable[..., Any]) -> None:
+    def f(x: Tensor) -> Tensor:
+        x.data = x.data * 2
+        return x.sum()
+
+    with pytest.raises(RuntimeError, match=r"data: this tensor is inside a function .* compute a new tensor"):
+        transform(f, Tensor(X))
+
+
+@pytest.mark.parametrize("transform", [lambda f, x: grad(f)(x), lambda f, x: jvp(f, (x,), (x,))], ids=["grad", "jvp"])
+def test_a_tensor_inside_is_not_exported_without_its_gradients(backend: Backend, transform: Callable[..., Any]) -> None:
+    def f(x: Tensor) -> Tensor:
+        x.__dlpack_device__()
+        x.__dlpack__()
+        return x.sum()
+
+    if not hasattr(Tensor(X).data, "__dlpack__"):
+        pytest.skip("the backend's arrays are not exported")
+    with pytest.raises(BufferError, match=r"__dlpack__: this tensor tracks gradients.*\.detach\(\)"):
+        transform(f, Tensor(X))
 
 
 def test_functional_call_checks_names_and_shapes(backend: Backend) -> None:
