@@ -196,7 +196,7 @@ class ForwardBackend(TensorBackend):
         return self.with_tangents(moved, lambda t: t.to(root), a)
 
     def with_tangents(self, out: Tensor, push: Push, *operands: Any) -> Any:
-        """The output with its tangents, in its dtype. The output alone if it is no float, or no operand has tangents."""
+        """The output with its tangents, in its dtype. The output alone if it is no float or no operand has some."""
         columns = [operand.tangents if isinstance(operand, Dual) else None for operand in operands]
         n = max(0 if column is None else len(column) for column in columns)
         if not n or not is_float(out.dtype) or not is_grad_enabled(self.level):
