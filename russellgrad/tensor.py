@@ -130,7 +130,7 @@ class Tensor:
         if array is self._array:
             self.changed_in_place()
             return
-        if self.backend.level and cast(Any, self.backend).in_transform:
+        if self.backend.in_transform:
             raise RuntimeError(
                 "data: this tensor is inside a function that a transform differentiates, where the assignment would "
                 "have no derivative; compute a new tensor, as in x = x - step"
@@ -300,7 +300,7 @@ class Tensor:
                 "backward: create_graph=True is not supported, as .grad is an array; for a gradient that can be "
                 "differentiated, use russellgrad.grad(f)(x), a Tensor: docs/second_derivatives.md"
             )
-        if self.backend.level and cast(Any, self.backend).in_transform:
+        if self.backend.in_transform:
             raise RuntimeError(
                 "backward: this tensor is inside a function that a transform differentiates, where .grad would be a "
                 "constant; call russellgrad.grad there, too"
@@ -482,7 +482,8 @@ class Tensor:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
         if not self.is_leaf:
             raise RuntimeError("deepcopy: only leaf tensors can be copied; call .detach() first")
-        copied = Tensor._wrap(self.backend.copy(self._array), self.backend)
+        array = self.backend.asarray(self.data)  # in forward mode, without tangents
+        copied = Tensor._wrap(self.backend.copy(array), self.backend)
         copied.label = self.label
         copied.requires_grad = self.requires_grad
         return copied

@@ -144,7 +144,6 @@ _getitem = _op(rules.getitem, "index", check=False)
 class TensorBackend(LoadedBackend):
     """A new level of Tensors over the arrays of `root`."""
 
-    in_transform = False  # set by transforms: `Tensor.backward` is an error then
     tracks = True  # whether the level has gradients; False for `jvp`
 
     def __init__(self, root: Backend, name: str = "") -> None:

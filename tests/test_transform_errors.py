@@ -216,6 +216,24 @@ def test_data_is_not_assigned_inside(backend: Backend, transform: Callable[..., 
         transform(f, Tensor(X))
 
 
+@pytest.mark.parametrize("change", [lambda m, b: m.to(b), lambda m, b: m.astype("float32")], ids=["to", "astype"])
+def test_a_module_is_not_moved_or_cast_inside(backend: Backend, change: Callable[..., Any]) -> None:
+    there = "numpy" if backend.name == "strict" else "strict"
+
+    class Scale(Module):
+        def __init__(self) -> None:
+            self.w = Tensor(X)
+
+        def forward(self) -> Tensor:
+            change(self, there)
+            return self.w.sum()
+
+    module = Scale()
+    with pytest.raises(RuntimeError, match=r"Scale: w is an argument of a transform.*before the call"):
+        grad(lambda p: functional_call(module, p))(dict(module.named_parameters()))
+    assert module.w.backend is backend and str(module.w.dtype) == "float64"
+
+
 @pytest.mark.parametrize("transform", [lambda f, x: grad(f)(x), lambda f, x: jvp(f, (x,), (x,))], ids=["grad", "jvp"])
 def test_a_tensor_inside_is_not_exported_without_its_gradients(backend: Backend, transform: Callable[..., Any]) -> None:
     def f(x: Tensor) -> Tensor:

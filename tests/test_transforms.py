@@ -1,6 +1,7 @@
 """The meaning of the transforms: nesting, no_grad, hooks, modules, structures, backends; against `torch.func`."""
 
 import collections
+import copy
 import gc
 import math
 import weakref
@@ -956,7 +957,7 @@ def test_forward_mode_drops_what_no_grad_moves(backend: Backend) -> None:
     assert_close(rg.jvp(f, (x,), (x,))[1], np.zeros(2))
 
 
-@pytest.mark.parametrize("constant", [lambda x: x.data, lambda x: x.detach()], ids=["data", "detach"])
+@pytest.mark.parametrize("constant", [lambda x: x.data, Tensor.detach, copy.copy], ids=["data", "detach", "copy"])
 def test_data_is_a_constant_of_every_mode(backend: Backend, constant: Fn) -> None:
     x, v = Tensor([1.0, 2.0], requires_grad=False), Tensor([1.0, -1.0], requires_grad=False)
 
