@@ -123,7 +123,7 @@ class Tensor:
             TypeError: not an array of the tensor's backend, or not of real numbers or bools. ValueError: the tensor
                 tracks gradients, and the new array has another shape or dtype. RuntimeError: inside a transform.
         """
-        return self.backend.exposed(self._array)
+        return self.backend.exposed(self._array) if self.backend.level else self._array
 
     @data.setter
     def data(self, array: Array) -> None:
@@ -244,7 +244,7 @@ class Tensor:
                 ".grad; call .retain_grad() before backward, or read the .grad of a leaf",
                 stacklevel=2,
             )
-        return None if self._grad is None else self.backend.exposed(self._grad)
+        return self.backend.exposed(self._grad) if self._grad is not None and self.backend.level else self._grad
 
     @grad.setter
     def grad(self, gradient: "Array | Tensor | None") -> None:
