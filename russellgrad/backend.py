@@ -237,11 +237,11 @@ class LoadedBackend:
     A module is read once, when it is loaded. There is one backend for each module, and a copy is the backend itself.
     """
 
+    level = 0
     in_transform = False
 
     def __init__(self, module: ModuleType) -> None:
         formulas = importlib.import_module(f"{__package__}.backends.formulas")
-        self.level = 0
         own = vars(self)
         own.update({name: getattr(module, name) for name in (*CORE, *OPTIONAL) if _defines(module, name)})
         for name in DERIVED:
