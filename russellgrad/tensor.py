@@ -194,6 +194,11 @@ class Tensor:
             raise RuntimeError("requires_grad: can only be set on a leaf; use .detach() for a tensor without history")
         if not isinstance(python_number(wanted), bool):
             raise TypeError(f"requires_grad: must be True or False, got {wanted!r}")
+        if not wanted and self._node is not None and self.backend.in_transform:
+            raise RuntimeError(
+                "requires_grad: this tensor is the argument of a transform, which would get no gradient; use .detach() "
+                "for a constant"
+            )
         if not wanted:
             self._node = None
         elif not is_float(self.dtype):

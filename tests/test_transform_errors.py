@@ -136,6 +136,15 @@ def test_backward_inside_a_transform_is_an_error_that_names_grad(backend: Backen
     assert grad(of_another_graph)(Tensor(X)).numpy().tolist() == [2.0, 4.0]
 
 
+def test_an_argument_of_a_transform_keeps_tracking(backend: Backend) -> None:
+    def f(x: Tensor) -> Tensor:
+        x.requires_grad = False
+        return total(x)
+
+    with pytest.raises(RuntimeError, match=r"requires_grad: .* use \.detach\(\)"):
+        grad(f)(Tensor(X))
+
+
 def test_create_graph_is_an_error_that_names_grad(backend: Backend) -> None:
     x = Tensor(X)
     y = total(x)
