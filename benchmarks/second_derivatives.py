@@ -1,6 +1,6 @@
 """Time and memory of second derivatives against PyTorch and HIPS autograd: `python -m benchmarks.second_derivatives`.
 
-Each way of PyTorch that computes the product of the transformer's Hessian and a vector is a candidate.
+Each method in PyTorch for the product of the transformer's Hessian and a vector is a candidate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,22 +27,22 @@ TORCH_WAYS = {
 SMALL = {"gradient penalty": "gradient_penalty", "Jacobian": "full_jacobian", "Hessian": "full_hessian"}
 PASS = ", one pass"  # the suffix of candidates that compute the gradient only
 ROUNDS, SECONDS, BURST = 15, 40.0, 0.4
-SMALL_BURST = 0.05
-LEAST_ROUNDS = 5  # with HIPS autograd, which is slow
+SMALL_BURST = 0.05  # seconds of consecutive calls in small_table: a call takes less time there
+LEAST_ROUNDS = 5  # instead of ROUNDS in the tables with HIPS autograd, which is slow
 TOLERANCE = 1e-4
 
 HVP_NOTE = (
     "The product of a vector and the Hessian of the transformer's loss with respect to all parameters, for one batch. "
     "RussellGrad: `hvp` inside `no_grad()`, through `functional_call`. PyTorch: `torch.autograd.grad` with "
     "`create_graph=True` and again (double backward); `torch.autograd.grad` of dual tensors (forward over reverse); "
-    "`torch.func`. The kernel of scaled_dot_product_attention for the CPU has no second derivative. Attention there "
-    "is therefore composed of two products, a sum with the causal mask and a softmax, or by PyTorch itself "
-    "(`SDPBackend.MATH`). "
+    "`torch.func`. PyTorch's CPU kernel of scaled_dot_product_attention has no second derivative. In PyTorch, "
+    "attention is therefore written as matrix products, a mask and a softmax, or computed by `SDPBackend.MATH`. "
     f"The results agree within a relative {TOLERANCE}."
 )
 PASSES_NOTE = (
     "The time of that product, divided by the time of forward and backward in the same library in the same turn. "
-    "PyTorch's forward and backward use scaled_dot_product_attention, as in training. A ratio is a ratio of multiples."
+    "PyTorch's forward and backward use scaled_dot_product_attention, as in training. The ratio columns compare these "
+    "multiples."
 )
 PASS_NOTE = "Forward and backward of that loss, without an optimizer."
 SMALL_NOTES = [
@@ -62,11 +62,11 @@ MEMORY_NOTE = (
 
 
 def hvp_candidates(size: str) -> dict[str, Candidate]:
-    ways: dict[str, Candidate] = {
-        name: ("second_torch", "hessian_vector_product", size, way, attention)
-        for name, (way, attention) in TORCH_WAYS.items()
+    theirs: dict[str, Candidate] = {
+        name: ("second_torch", "hessian_vector_product", size, method, attention)
+        for name, (method, attention) in TORCH_WAYS.items()
     }
-    return {OURS: ("second_ours", "hessian_vector_product", size), **ways}
+    return {OURS: ("second_ours", "hessian_vector_product", size), **theirs}
 
 
 def hips() -> list[str]:

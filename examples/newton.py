@@ -2,7 +2,8 @@
 
 Both minimise Rosenbrock's function from the usual starting point (-1.2, 1). Newton's method solves a linear system
 with the Hessian in each step, and is within 1e-10 of the minimum after 6 steps. Gradient descent is 2e-2 from it after
-10,000. Nocedal and Wright, "Numerical Optimization" (2006), chapters 2 and 3.
+10,000 steps. There is no line search, so f can rise in a step of Newton's method, as in steps 2 and 4. Nocedal and
+Wright, "Numerical Optimization" (2006), chapters 2 and 3.
 """
 
 import argparse
@@ -35,8 +36,8 @@ def show(step: int, x: Tensor, value: Tensor) -> None:
     echo(f"{step:5}  f = {value.item():9.2e}, distance to the minimum {distance:.1e}")
 
 
-# A function of x that returns f(x) and its gradient, and one that returns its Hessian, (2, 2).
-value_and_gradient, hessian_of = value_and_grad(rosenbrock), hessian(rosenbrock)
+value_and_gradient = value_and_grad(rosenbrock)  # x -> (f(x), the gradient), of shapes () and (2,)
+hessian_of = hessian(rosenbrock)  # x -> the Hessian, (2, 2)
 
 with no_grad():  # the steps themselves are not differentiated
     echo("Newton's method")
@@ -46,8 +47,9 @@ with no_grad():  # the steps themselves are not differentiated
         show(step, x, value)
         if np.linalg.norm(gradient.numpy()) < 1e-10:
             break
-        # To the stationary point of the quadratic function that has the same value, gradient and Hessian at x.
-        x = x - Tensor(np.linalg.solve(hessian_of(x).numpy(), gradient.numpy()))
+        # Solve H d = g. x - d is the stationary point of the second-order Taylor polynomial at x.
+        d = np.linalg.solve(hessian_of(x).numpy(), gradient.numpy())
+        x = x - Tensor(d)
 
     echo(f"gradient descent, learning rate {learning_rate}")
     x = Tensor(start)

@@ -143,7 +143,7 @@ def _lift(
     xp = max((tensor.backend for tensor in tensors), key=lambda backend: backend.level)
 
     def lifted(value: Any) -> Any:
-        is_lower = isinstance(value, Tensor) and value.backend is not xp
+        is_lower = isinstance(value, Tensor) and value.backend.level < xp.level
         return Tensor._wrap(value, xp, version=value._version) if is_lower else value
 
     operands = tuple(lifted(operand) for operand in operands)

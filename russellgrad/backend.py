@@ -206,6 +206,7 @@ class Backend(Core, Derived, Optional, Protocol):
     """All primitives. `hasattr(backend, name)` tells whether a backend has an optional one."""
 
     level: int                                                                   # 0; of a `TensorBackend`, 1 or more
+    in_transform: bool                                                           # whether a transform made the level
 
     @property
     def root(self) -> "Backend": ...                                             # itself; of a `TensorBackend`, the backend below all levels
@@ -237,6 +238,7 @@ class LoadedBackend:
     """
 
     level = 0
+    in_transform = False
 
     def __init__(self, module: ModuleType) -> None:
         formulas = importlib.import_module(f"{__package__}.backends.formulas")

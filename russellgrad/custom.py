@@ -21,8 +21,9 @@ def custom_op(rule: Rule) -> Callable[..., Tensor]:
     its operand; it need not handle broadcasting. A pullback of None means no gradient. Check the op with `gradcheck`.
 
     The pullbacks define the derivative of the op, in forward mode and at every order too. Inside a transform, such as
-    `grad`, the arrays are Tensors. The rule and its pullbacks therefore call the primitives of `xp`, and not the
-    functions of an array library. `gradcheck(op, inputs, order=2)` checks second derivatives.
+    `grad`, the rule runs more than once, so it must give the same output for the same arrays. The arrays are Tensors
+    there. The rule and its pullbacks therefore call the primitives of `xp`, and not the functions of an array library.
+    `gradcheck(op, inputs, order=2)` checks second derivatives.
 
     Raises TypeError if the rule is not callable. The op raises TypeError inside a transform if the rule or a pullback
     passes a Tensor to NumPy, copies floats to the host, or returns an array that is no Tensor.
@@ -53,6 +54,7 @@ def custom_op(rule: Rule) -> Callable[..., Tensor]:
 
 def _output(op: Callable[..., Tensor], xp: Backend, arrays: Sequence[Any], params: dict[str, Any]) -> Any:
     """The output of an op for arrays of `xp`, which are Tensors or Duals."""
+    params = {name: primal(value) for name, value in params.items()}
     out = op(*map(primal, arrays), **params)
     places = [i for i, a in enumerate(arrays) if isinstance(a, Dual)]
     if not places or not is_float(out.dtype) or not is_grad_enabled(xp.level):

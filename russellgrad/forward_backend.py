@@ -54,13 +54,6 @@ def primal(x: Any) -> Any:
     return x.primal if isinstance(x, Dual) else x
 
 
-def _tangents(push: Push, operands: Sequence[Any]) -> list[Any]:
-    """The tangents of an output, from the operands."""
-    columns = [operand.tangents if isinstance(operand, Dual) else None for operand in operands]
-    n = next(len(column) for column in columns if column is not None)
-    return [push(*(None if column is None else column[i] for column in columns)) for i in range(n)]
-
-
 def _primitive(name: str, differentiate: Callable[..., tuple[Any, Push]]) -> Callable[..., Any]:
     """A primitive with one output. `differentiate(xp, *operands)` gives the output and `push`."""
     without_tangents = getattr(TensorBackend, name)
@@ -68,11 +61,8 @@ def _primitive(name: str, differentiate: Callable[..., tuple[Any, Push]]) -> Cal
     def primitive(self: "ForwardBackend", *args: Any, **kwargs: Any) -> Any:
         if not any(isinstance(arg, Dual) for arg in args):
             return without_tangents(self, *args, **kwargs)
-        primals = [arg.primal if isinstance(arg, Dual) else arg for arg in args]
-        if not is_grad_enabled(self.level):
-            return without_tangents(self, *primals, **kwargs)
-        out, push = differentiate(self.below, *primals, **kwargs)
-        return Dual(out, _tangents(push, args)) if is_float(out.dtype) else out
+        out, push = differentiate(self.below, *map(primal, args), **kwargs)
+        return self.with_tangents(out, push, *args)
 
     return primitive
 
@@ -182,7 +172,7 @@ class ForwardBackend(TensorBackend):
         return super().is_array(primal(x))
 
     def asarray(self, data: Any, dtype: DType = None) -> Any:
-        if isinstance(data, Tensor) and data.backend is self:
+        if isinstance(data, Tensor) and data.backend.level == self.level:
             data = data._array
         if isinstance(data, Dual):
             return data if dtype is None or data.primal.dtype == dtype else self.astype(data, dtype)
@@ -198,36 +188,38 @@ class ForwardBackend(TensorBackend):
     def dtype(self, a: Any) -> Any:
         return primal(a).dtype
 
-    def without_tangents(self, a: Any) -> Any:
-        return primal(a)
-
     def detached(self, a: Any) -> Tensor:
         return super().detached(primal(a))
 
     def moved(self, a: Any, root: Backend) -> Any:
-        if isinstance(a, Dual):
-            return Dual(a.primal.to(root), [t.to(root) for t in a.tangents])
-        return super().moved(a, root)
+        moved = super().moved(primal(a), root)
+        return self.with_tangents(moved, lambda t: t.to(root), a)
+
+    def with_tangents(self, out: Tensor, push: Push, *operands: Any) -> Any:
+        """The output with its tangents, in its dtype. The output alone if it is no float or no operand has some."""
+        columns = [operand.tangents if isinstance(operand, Dual) else None for operand in operands]
+        n = max(0 if column is None else len(column) for column in columns)
+        if not n or not is_float(out.dtype) or not is_grad_enabled(self.level):
+            return out
+        tangents = [push(*(None if column is None else column[i] for column in columns)) for i in range(n)]
+        return Dual(out, [t if t.dtype == out.dtype else t.astype(out.dtype) for t in tangents])
 
     # --- Primitives with a list of operands, or several outputs
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
-        out = super().concatenate([primal(a) for a in arrays], axis)
-        if not any(isinstance(a, Dual) for a in arrays) or not is_grad_enabled(self.level):
-            return out
         xp = self.below
 
         def push(*tangents: Any) -> Any:
             pairs = zip(arrays, tangents, strict=True)
             return xp.concatenate([xp.zeros(a.shape, xp.dtype(primal(a))) if t is None else t for a, t in pairs], axis)
 
-        return Dual(out, _tangents(push, arrays))
+        return self.with_tangents(super().concatenate([primal(a) for a in arrays], axis), push, *arrays)
 
     def gelu(self, a: Any, approximate: str) -> tuple[Any, Any]:
         if not isinstance(a, Dual):
             return super().gelu(a, approximate)
         out, saved = self.below.gelu(a.primal, approximate)
-        return self._with(out, lambda t: self.below.gelu_backward(t, saved, approximate), a), (a, saved)
+        return self.with_tangents(out, lambda t: self.below.gelu_backward(t, saved, approximate), a), (a, saved)
 
     def gelu_backward(self, g: Any, saved: Any, approximate: str) -> Any:
         a, xp = saved[0], self.below
@@ -242,15 +234,12 @@ class ForwardBackend(TensorBackend):
                 parts.append(xp.multiply(xp.multiply(ta, primal(g)), slope))
             return _total(xp, parts, g.shape)
 
-        return self._with(xp.gelu_backward(primal(g), below, approximate), push, g, a)
+        return self.with_tangents(xp.gelu_backward(primal(g), below, approximate), push, g, a)
 
     def attention(self, q: Any, k: Any, v: Any, mask: Any, causal: bool, offset: int) -> tuple[Any, Any]:
         if not any(isinstance(a, Dual) for a in (q, k, v)):
             return super().attention(q, k, v, mask, causal, offset)
         return _attention(self, q, k, v, mask, causal, offset), None
-
-    def _with(self, out: Any, push: Push, *operands: Any) -> Any:
-        return Dual(out, _tangents(push, operands)) if is_grad_enabled(self.level) else out
 
 
 _FORWARD: dict[str, Callable[..., tuple[Any, Push]]] = {

@@ -170,6 +170,11 @@ class Module:
         """Replace arrays, by name, with arrays of any dtype on backend `xp`. The Tensor objects stay the same."""
         own = dict(self._named_tensors())
         for name in arrays:
+            if own[name].backend.in_transform:
+                raise RuntimeError(
+                    f"{type(self).__name__}: {name} is an argument of a transform, which would get no gradient if it "
+                    "were moved or cast in place; move or cast the module before the call"
+                )
             if not own[name].is_leaf:
                 raise RuntimeError(
                     f"{type(self).__name__}: {name} is the result of an operation, which cannot be moved or cast; "

@@ -55,16 +55,23 @@ def float_leaves(what: str, tree: Pytree) -> list[Tensor]:
 def matching(what: str, tree: Pytree, name: str, like: Pytree) -> Pytree:
     """The pytree, with the order of keys and the dtypes of `like`, which is called `name`.
 
-    Raises TypeError if a leaf is not a float Tensor, ValueError if it does not have the structure and the shapes of
-    `like`.
+    Raises TypeError if a leaf is not a float Tensor or on another backend than that of `like`, ValueError if the pytree
+    does not have the structure and the shapes of `like`.
     """
     float_leaves(what, tree)
     try:
-        return tree_unflatten(like, iter(tree_leaves(_matched(tree, like))))
+        found = tree_leaves(_matched(tree, like))
     except _MismatchError:
         raise ValueError(
             f"{what} must have the structure and the shapes of {name}, {structure(like)}; got {structure(tree)}"
         ) from None
+    for leaf, other in zip(found, tree_leaves(like), strict=True):
+        if leaf.backend.root is not other.backend.root:
+            raise TypeError(
+                f"{what} must be on the backend of {name}, {other.backend.name!r}, got one on {leaf.backend.name!r}; "
+                f"move it with .to({other.backend.name!r})"
+            )
+    return tree_unflatten(like, iter(found))
 
 
 class _MismatchError(Exception):

@@ -90,7 +90,7 @@ class Generator:
             number = self._next()
             return self.seed, number % 2**64, number >> 64, self._first_row * row_size
 
-        return host_scalars(xp.root, key, "uint64")
+        return host_scalars(xp.root, key, "uint64")  # a replay updates it, and it has no gradient
 
     def _next(self) -> int:
         number = self.stream << 64 | self.counter

@@ -93,15 +93,20 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
 
         Raises (on assignment):
             TypeError: not an array of the tensor's backend, or not of real numbers or bools. ValueError: the tensor
-                tracks gradients, and the new array has another shape or dtype.
+                tracks gradients, and the new array has another shape or dtype. RuntimeError: inside a transform.
         """
-        return self._array if not self.backend.level else cast(Any, self.backend).without_tangents(self._array)
+        return self._array if not self.backend.level else cast(Any, self.backend).detached(self._array)
 
     @data.setter
     def data(self, array: Array) -> None:
         if array is self._array:
             self.changed_in_place()
             return
+        if self.backend.in_transform:
+            raise RuntimeError(
+                "data: this tensor is inside a function that a transform differentiates, where the assignment would "
+                "have no derivative; compute a new tensor, as in x = x - step"
+            )
         if not self.backend.is_array(array):
             raise TypeError(
                 f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}; write x.data "
@@ -141,6 +146,11 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
             raise RuntimeError("requires_grad: can only be set on a leaf; use .detach() for a tensor without history")
         if not isinstance(python_number(wanted), bool):
             raise TypeError(f"requires_grad: must be True or False, got {wanted!r}")
+        if not wanted and self._node is not None and self.backend.in_transform:
+            raise RuntimeError(
+                "requires_grad: this tensor is the argument of a transform, which would get no gradient; use .detach() "
+                "for a constant"
+            )
         if not wanted:
             self._node = None
         elif not is_float(self.dtype):
@@ -191,7 +201,7 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
                 ".grad; call .retain_grad() before backward, or read the .grad of a leaf",
                 stacklevel=2,
             )
-        return None if self._grad is None else self.backend.exposed(self._grad)
+        return self.backend.exposed(self._grad) if self._grad is not None and self.backend.level else self._grad
 
     @grad.setter
     def grad(self, gradient: "Array | Tensor | None") -> None:
@@ -247,7 +257,7 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
                 "backward: create_graph=True is not supported, because .grad is an array without a graph; write the "
                 "computation as a function f of x, and call russellgrad.grad(f)(x): docs/second_derivatives.md"
             )
-        if self.backend.level and cast(Any, self.backend).in_transform:
+        if self.backend.in_transform:
             raise RuntimeError(
                 "backward: this tensor was made inside a function that a transform differentiates, where .grad would "
                 "be a constant; call russellgrad.grad inside, or return a value that is used outside"
@@ -375,7 +385,7 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
         Raises:
             BufferError: the tensor tracks gradients, has negative strides, or cannot be exported by its backend.
         """
-        if self._node is not None:
+        if self._node is not None or self.backend.level:
             raise BufferError("__dlpack__: this tensor tracks gradients, which would be lost; export .detach()")
         if any(stride < 0 for stride in getattr(self._array, "strides", ())):  # PyTorch aborts the process
             raise BufferError(
@@ -385,7 +395,7 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
         return self._array.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return cast(tuple[int, int], self._array.__dlpack_device__())
+        return cast(tuple[int, int], self.detach()._array.__dlpack_device__())
 
     @staticmethod
     def from_dlpack(
@@ -429,7 +439,7 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
         if not self.is_leaf:
             raise RuntimeError("deepcopy: only leaf tensors can be copied; call .detach() first")
-        copied = Tensor._wrap(self.backend.copy(self._array), self.backend)
+        copied = Tensor._wrap(self.backend.copy(self.data), self.backend)
         copied.label = self.label
         copied.requires_grad = self.requires_grad
         return copied

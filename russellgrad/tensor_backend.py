@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar, cast
-from weakref import WeakValueDictionary
 
 from . import rules
 from .autograd import is_grad_enabled
@@ -145,22 +144,18 @@ _getitem = _op(rules.getitem, "index", check=False)
 class TensorBackend(LoadedBackend):
     """A new level of Tensors over the arrays of `root`."""
 
-    in_transform = False  # set by transforms: `Tensor.backward` is an error then
-
     def __init__(self, root: Backend, name: str = "") -> None:
         self._root, self.name, self.level = root.root, name or root.name, next(_levels)
-        # This level on each root. Weak references, so that two roots are no reference cycle.
-        self._by_root: WeakValueDictionary[Backend, TensorBackend] = WeakValueDictionary({self._root: self})
 
     @property
     def root(self) -> Backend:
         return self._root
 
     def on(self, root: Backend) -> Backend:
-        other = self._by_root.get(root.root)
-        if other is None:
-            other = self._by_root[root.root] = type(self)(root)
-            other.level, other.in_transform, other._by_root = self.level, self.in_transform, self._by_root
+        if root.root is self._root:
+            return cast(Backend, self)
+        other = type(self)(root)
+        other.level, other.in_transform = self.level, self.in_transform
         return cast(Backend, other)
 
     def _wrap(self, result: Any) -> Any:
@@ -199,10 +194,6 @@ class TensorBackend(LoadedBackend):
     def detached(self, a: Tensor) -> Tensor:
         """The array without gradients, as a Tensor of level 0."""
         return a.detach()
-
-    def without_tangents(self, a: Tensor) -> Tensor:
-        """The array as a constant of this level, for `Tensor.data`."""
-        return a
 
     def moved(self, a: Tensor, root: Backend) -> Tensor:
         """The array on another root, for `Tensor.to`."""

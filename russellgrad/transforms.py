@@ -25,6 +25,7 @@ from .dtype import is_float
 from .forward_backend import Dual, ForwardBackend, primal
 from .module import Module, replaced_tensors
 from .pytree import Pytree, float_leaves, matching, tree_leaves, tree_unflatten
+from .rules import check_bool
 from .tensor import Tensor
 from .tensor_backend import TensorBackend
 
@@ -76,6 +77,7 @@ def value_and_grad(f: Function, argnums: ArgNums = 0, has_aux: bool = False) -> 
 def _value_and_grad(op: str, f: Function, argnums: ArgNums, has_aux: bool) -> Function:
     _check_function(op, f)
     _check_argnums(op, argnums)
+    check_bool(f"{op}: has_aux", has_aux)
 
     def derivative(*args: Any, **kwargs: Any) -> tuple[Any, Pytree]:
         evaluated = _Evaluation(op, f, args, kwargs, argnums, has_aux=has_aux)
@@ -245,7 +247,7 @@ def _jacobian_in_forward_mode(
     """The Jacobian in forward mode: one evaluation, with a tangent for each element of xs, the arguments."""
     total, first, tangents, places = sum(x.size for x in xs), 0, [], []
     for x in xs:
-        zero, units = _constant(x, x.shape, 0), list(_standard_basis(x))
+        zero, units = constant(x, x.shape, 0), list(_standard_basis(x))
         tangents.append([*[zero] * first, *units, *[zero] * (total - first - x.size)])
         places.append(slice(first, first + x.size))
         first += x.size
@@ -267,7 +269,7 @@ def _standard_basis(t: Tensor) -> Iterator[Tensor]:
 def _jacobian_block(parts: Sequence[Tensor], axis: int, y: Tensor, x: Tensor) -> Tensor:
     """The Jacobian dy/dx, y.shape + x.shape, from its rows (axis 0) or columns (axis -1)."""
     shape = (*y.shape, *x.shape)
-    return Tensor.stack(parts, axis).reshape(shape) if parts else _constant(x, shape, 0)
+    return Tensor.stack(parts, axis).reshape(shape) if parts else constant(x, shape, 0)
 
 
 # --- Evaluation at a level
@@ -327,7 +329,7 @@ class _Evaluation:
         n = 0 if tangents is None else len(tangents[0])
         self.tangents = [
             t._array.tangents if isinstance(t._array, Dual) and t.backend.level == self._level
-            else [_constant(t, t.shape, 0)] * n
+            else [constant(t, t.shape, 0)] * n
             for t in outputs
         ]  # fmt: skip
 
@@ -343,7 +345,7 @@ class _Evaluation:
         """The derivatives of `gradients`, in the direction of the tangents."""
         with record_from(self._recorded_from):
             found = self._backward(self._nodes, tree_leaves(gradient), retain_graph=False)
-        zeros = (_constant(x, x.shape, 0) for x in self.arguments)
+        zeros = (constant(x, x.shape, 0) for x in self.arguments)
         pairs = zip(found, zeros, strict=True)
         return self.like_arguments([g.tangents[0] if isinstance(g, Dual) else zero for g, zero in pairs])
 
@@ -405,7 +407,7 @@ def _gradients(
         # A node above all outputs: one pass computes all gradients.
         top = Node("outputs", roots[0].xp, parts[0], roots, [Joint(lambda g, needs: parts)])
         backward(top, parts[0], retain_graph)
-    found = [_constant(tensor, tensor.shape, 0) if tensor._grad is None else tensor._grad for tensor in inputs]
+    found = [constant(tensor, tensor.shape, 0) if tensor._grad is None else tensor._grad for tensor in inputs]
     for tensor, gradient in zip(inputs, before, strict=True):
         tensor._grad = gradient
     return found
@@ -421,10 +423,10 @@ def _output_gradient(op: str, out: Pytree) -> Tensor:
         raise ValueError(
             f"{op}: the function must return a 0-d Tensor, got shape {out.shape}; reduce it, as in y.sum(){several}"
         )
-    return _constant(out, (), 1)
+    return constant(out, (), 1)
 
 
-def _constant(like: Tensor, shape: Shape, value: float) -> Tensor:
+def constant(like: Tensor, shape: Shape, value: float) -> Tensor:
     """A tensor of level 0 with the dtype of `like`, filled with `value`."""
     xp = like.backend.root
     return Tensor._wrap(xp.full(shape, value, like.dtype), xp)

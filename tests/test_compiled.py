@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import Tensor, compile_step, grad, hvp, set_default_dtype, set_matmul_precision
+from russellgrad import (
+    Tensor,
+    compile_step,
+    functional_call,
+    grad,
+    hvp,
+    jvp,
+    set_default_dtype,
+    set_matmul_precision,
+)
 from russellgrad.backend import Backend
+from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer, cosine_with_warmup
 from russellgrad.random import Generator
 from russellgrad.russelltransformer import Dropout, Transformer
@@ -136,6 +146,44 @@ def test_a_compiled_sgd_step_with_momentum_equals_the_plain_step(
     for own, other in zip(state, other_state, strict=True):
         assert set(own) == ({"velocity", "master"} if dtype == "bfloat16" else {"velocity"})
         assert all(np.array_equal(own[name], other[name]) for name in own)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("transform", ["grad", "hvp", "jvp"])
+def test_a_compiled_step_with_a_transform_equals_the_plain_step(
+    backend: Backend, transform: str, dropout: float
+) -> None:
+    """A loss that contains derivatives; captures and replays draw new dropout masks."""
+    runs = []
+    for wrap in (lambda step: step, compile_step):
+        model, optimizer = model_and_optimizer(dropout=dropout)
+        parameters = dict(model.named_parameters())
+        directions = {
+            name: Tensor(rng(i).normal(size=p.shape), requires_grad=False)
+            for i, (name, p) in enumerate(parameters.items())
+        }
+
+        def step(ids: Any, targets: Any, model: Any = model, optimizer: Any = optimizer, p: Any = parameters,
+                 v: Any = directions) -> Tensor:  # fmt: skip
+            def loss_of(p: dict[str, Tensor]) -> Tensor:
+                return cross_entropy_loss(functional_call(model, p, ids), targets, model.tokenizer.pad_token_id)
+
+            optimizer.zero_grad()
+            if transform == "jvp":
+                loss = jvp(loss_of, (p,), (v,))[1]
+            else:
+                found = grad(loss_of)(p) if transform == "grad" else hvp(loss_of, p, v)
+                loss = sum(((g * g).sum() for g in found.values()), loss_of(p))
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run, ids = wrap(step), model.tokenizer.ids
+        losses = [run(*map(ids, batch(seed))).item() for seed in range(5)]
+        runs.append((losses, model.state_dict()))
+    assert runs[0][0] == runs[1][0]
+    for name, array in runs[0][1].items():
+        assert np.array_equal(array, runs[1][1][name])
 
 
 def test_other_shapes_are_recorded_separately(backend: Backend) -> None:

@@ -199,15 +199,22 @@ def test_curvature_example_finds_the_largest_eigenvalue_of_the_whole_hessian(run
     assert found == pytest.approx(eigenvalues[np.abs(eigenvalues).argmax()], rel=1e-4)
 
 
-def test_curvature_example_reads_the_model_of_a_run(run: Run, text: str, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_text(TEXT, max_seq_len=8, embed_dim=8, seed=0)
-    model = Transformer(tokenizer, n_layers=1, n_attn_heads=2, dropout=0.5, seed=0)
+@pytest.mark.parametrize(("seed", "is_positive"), [(0, False), (1, True)])
+def test_curvature_example_reads_the_model_of_a_run(
+    run: Run, text: str, tmp_path: Path, seed: int, is_positive: bool
+) -> None:
+    """It prints 2 / eigenvalue of a positive eigenvalue only."""
+    tokenizer = Tokenizer.from_text(TEXT, max_seq_len=8, embed_dim=8, seed=seed)
+    model = Transformer(tokenizer, n_layers=1, n_attn_heads=2, dropout=0.5, seed=seed)
     save_model(tmp_path / "model.safetensors", model)
     found = [
         run("curvature.py", str(path), "--dataset", text)[1] for path in (tmp_path, tmp_path / "model.safetensors")
     ]
     assert found[0] == found[1]
-    assert re.search(r"^eigenvalue -?\d+\.\d{4}, ", found[0], re.MULTILINE)
+    last = found[0].splitlines()[-1]
+    assert re.fullmatch(
+        r"eigenvalue \d+\.\d{4}, 2 / eigenvalue \d+\.\d{4}" if is_positive else r"eigenvalue -\d+\.\d{4}", last
+    )
 
 
 @once

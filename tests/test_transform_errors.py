@@ -81,6 +81,7 @@ def total(x: Tensor) -> Tensor:
         (lambda x: jacobian(lambda a: a > 0)(x), TypeError, r"jacobian: the function returned bool \(2,\)"),
         (lambda x: vjp(lambda a: a.astype("int64"), x), TypeError, r"vjp: the function returned int64 \(2,\)"),
         (lambda x: jvp(lambda a: a > 0, (x,), (x,)), TypeError, r"jvp: the function returned bool \(2,\)"),
+        (lambda x: untyped.grad(total, has_aux="no"), TypeError, "grad: has_aux must be True or False, got 'no'"),
         (lambda x: grad(total)(2.0), TypeError, "grad: argument 0 must be a float Tensor.*got float"),
         (lambda x: grad(total)(np.ones(2)), TypeError, r"grad: argument 0 .*got ndarray; make one with Tensor\(x\)"),
         (lambda x: grad(total)({"a": [x, 3]}), TypeError, "grad: argument 0 .*got int"),
@@ -133,6 +134,15 @@ def test_backward_inside_a_transform_is_an_error_that_names_grad(backend: Backen
         return (Tensor(w.grad) * x).sum()
 
     assert grad(of_another_graph)(Tensor(X)).numpy().tolist() == [2.0, 4.0]
+
+
+def test_an_argument_of_a_transform_keeps_tracking(backend: Backend) -> None:
+    def f(x: Tensor) -> Tensor:
+        x.requires_grad = False
+        return total(x)
+
+    with pytest.raises(RuntimeError, match=r"requires_grad: .* use \.detach\(\)"):
+        grad(f)(Tensor(X))
 
 
 def test_create_graph_is_an_error_that_names_grad(backend: Backend) -> None:
@@ -266,6 +276,59 @@ def test_tensors_of_two_backends_do_not_mix_in_a_transform(backend: Backend) -> 
             f(Tensor(X))
     with pytest.raises(TypeError, match=names):
         grad(lambda x: (x * y).sum())(Tensor(X))
+
+
+def test_directions_and_gradients_on_another_backend_are_errors(backend: Backend) -> None:
+    there = "numpy" if backend.name == "strict" else "strict"
+    x, elsewhere = Tensor(X), Tensor(X, backend=there)
+    for call, what in (
+        (lambda: jvp(total, (x,), (elsewhere,)), "jvp: tangents"),
+        (lambda: hvp(total, x, elsewhere), "hvp: v"),
+        (lambda: vjp(lambda x: x, x)[1](elsewhere), "pull: the gradient"),
+    ):
+        with pytest.raises(TypeError, match=rf"{what} must be on the backend of .*\.to\('{backend.name}'\)"):
+            call()
+
+
+@pytest.mark.parametrize("transform", [lambda f, x: grad(f)(x), lambda f, x: jvp(f, (x,), (x,))], ids=["grad", "jvp"])
+def test_data_is_not_assigned_inside(backend: Backend, transform: Callable[..., Any]) -> None:
+    def f(x: Tensor) -> Tensor:
+        x.data = x.data * 2
+        return x.sum()
+
+    with pytest.raises(RuntimeError, match=r"data: this tensor is inside a function .* compute a new tensor"):
+        transform(f, Tensor(X))
+
+
+@pytest.mark.parametrize("change", [lambda m, b: m.to(b), lambda m, b: m.astype("float32")], ids=["to", "astype"])
+def test_a_module_is_not_moved_or_cast_inside(backend: Backend, change: Callable[..., Any]) -> None:
+    there = "numpy" if backend.name == "strict" else "strict"
+
+    class Scale(Module):
+        def __init__(self) -> None:
+            self.w = Tensor(X)
+
+        def forward(self) -> Tensor:
+            change(self, there)
+            return self.w.sum()
+
+    module = Scale()
+    with pytest.raises(RuntimeError, match=r"Scale: w is an argument of a transform.*before the call"):
+        grad(lambda p: functional_call(module, p))(dict(module.named_parameters()))
+    assert module.w.backend is backend and str(module.w.dtype) == "float64"
+
+
+@pytest.mark.parametrize("transform", [lambda f, x: grad(f)(x), lambda f, x: jvp(f, (x,), (x,))], ids=["grad", "jvp"])
+def test_a_tensor_inside_is_not_exported_without_its_gradients(backend: Backend, transform: Callable[..., Any]) -> None:
+    def f(x: Tensor) -> Tensor:
+        x.__dlpack_device__()
+        x.__dlpack__()
+        return x.sum()
+
+    if not hasattr(Tensor(X).data, "__dlpack__"):
+        pytest.skip("the backend's arrays are not exported")
+    with pytest.raises(BufferError, match=r"__dlpack__: this tensor tracks gradients.*\.detach\(\)"):
+        transform(f, Tensor(X))
 
 
 def test_functional_call_checks_names_and_shapes(backend: Backend) -> None:

@@ -1,6 +1,7 @@
 """The meaning of the transforms: nesting, no_grad, hooks, modules, structures, backends; against `torch.func`."""
 
 import collections
+import copy
 import gc
 import math
 import weakref
@@ -935,6 +936,47 @@ def test_an_output_on_another_backend(backend: Backend) -> None:
         assert_close(rg.jacobian(f)(x), rg.jacobian(lambda x, f=f: f(x).to(backend))(x).to(there))
 
 
+def test_two_ways_to_a_third_backend(backend: Backend) -> None:
+    others = [name for name in rg.available_backends() if name != backend.name]
+    if len(others) < 2:
+        pytest.skip("needs three backends")
+    first, second = others[:2]
+    x, v = Tensor([1.0, 2.0]), Tensor([1.0, 0.0])
+
+    def f(x: Tensor) -> Tensor:
+        return (x.to(first).to(second) * x.to(second)).sum()
+
+    assert_close(rg.grad(f)(x), np.array([2.0, 4.0]))
+    assert_close(rg.jvp(f, (x,), (v,))[1], np.array(2.0))
+    assert_close(rg.hvp(f, x, v), np.array([2.0, 0.0]))
+
+
+def test_forward_mode_drops_what_no_grad_moves(backend: Backend) -> None:
+    there = "numpy" if backend.name == "strict" else "strict"
+
+    def f(x: Tensor) -> Tensor:
+        with rg.no_grad():
+            moved = x.to(there)
+        return moved * 2
+
+    x = Tensor([1.0, 2.0])
+    assert_close(rg.jvp(f, (x,), (x,))[1], np.zeros(2))
+
+
+@pytest.mark.parametrize("constant", [lambda x: x.data, Tensor.detach, copy.copy], ids=["data", "detach", "copy"])
+def test_data_is_a_constant_of_every_mode(backend: Backend, constant: Fn) -> None:
+    x, v = Tensor([1.0, 2.0], requires_grad=False), Tensor([1.0, -1.0], requires_grad=False)
+
+    def f(x: Tensor) -> Tensor:
+        return (x * constant(x)).sum()
+
+    assert_close(rg.grad(f)(x), x.numpy())
+    assert_close(rg.jvp(f, (x,), (v,))[1], (x * v).sum())
+    assert_close(rg.hvp(f, x, v), (rg.hessian(f)(x) * v).sum(-1))
+    twice = rg.jvp(lambda x: rg.jvp(f, (x,), (v,))[1], (x,), (v,))[1]
+    assert_close(twice, (rg.hessian(f)(x) * v).sum(-1) @ v)
+
+
 def test_arrays_and_masks_of_the_backend_inside(backend: Backend) -> None:
     array = backend.asarray(np.array([1.0, 2.0, 3.0]))
     mask = backend.asarray(np.array([True, False, True]))
@@ -1006,6 +1048,17 @@ def test_dtypes_are_kept(backend: Backend, dtype: str) -> None:
     ):
         assert str(found.dtype) == dtype
         assert_close(found.astype("float64"), expected, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("op", ["sum", "mean", "var", "max", "min", "softmax", "gelu"])
+def test_tangents_have_the_dtype_of_the_output(backend: Backend, op: str, dtype: str) -> None:
+    if dtype not in backend.float_dtypes():
+        pytest.skip(f"the backend has no {dtype}")
+    x = Tensor(np.array([[1, 3, 3], [2, 2, 2]], dtype))
+    out, tangent = rg.jvp(getattr(Tensor, op), (x,), (x,))
+    assert out.dtype == tangent.dtype == dtype
+    assert rg.hvp(lambda x: (getattr(x, op)() ** 2).sum(), x, x).dtype == dtype
 
 
 def test_mixed_dtypes_match_pytorch(backend: Backend) -> None:
@@ -1111,3 +1164,60 @@ def test_custom_ops_have_every_derivative(backend: Backend) -> None:
     for _ in range(3):
         f, expected = rg.grad(f), torch.func.grad(expected)
         assert_close(f(Tensor(0.3)), expected(torch.tensor(0.3, dtype=torch.float64)), atol=1e-12)
+
+
+class StraightThrough(torch.autograd.Function):
+    """floor(a), with the gradient of `2 a`."""
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor) -> torch.Tensor:
+        return a.floor()
+
+    @staticmethod
+    def backward(ctx: Any, *g: Any) -> Any:
+        return g[0] * 2
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_derivative_of_a_custom_op_is_its_pullback(backend: Backend, joint: bool) -> None:
+    """In every mode and order, where the primitives of the forward have another derivative."""
+
+    def rule(xp: Any, a: Array, b: Array) -> Any:
+        def pull(g: Array) -> Array:
+            return xp.multiply(g, 2)
+
+        out = xp.multiply(xp.floor(a), b)
+        return out, *([rg.Joint(lambda g, needs: (pull(g), None))] if joint else (pull, None))
+
+    op = rg.custom_op(rule)
+    ours: Fn = lambda x: (op(x, 1.0) ** 3).sum()  # noqa: E731
+    theirs: Fn = lambda x: (StraightThrough.apply(x) ** 3).sum()  # noqa: E731
+    x, v = np.array([1.3, 2.6]), np.array([0.5, -1.0])
+    reference = torch.tensor(x, requires_grad=True)
+    gradient = torch.autograd.grad(theirs(reference), reference, create_graph=True)[0]
+    product = torch.autograd.grad(gradient @ torch.tensor(v), reference, create_graph=True)[0]
+    third = torch.autograd.grad(product @ torch.tensor(v), reference)[0]
+
+    given, direction = Tensor(x), Tensor(v)
+    assert_close(rg.grad(ours)(given), gradient, atol=1e-12)
+    assert_close(rg.jvp(ours, (given,), (direction,))[1], gradient @ torch.tensor(v), atol=1e-12)
+    weights = Tensor([1.0, 2.0, 3.0])
+    assert_close(rg.jacobian(lambda x: op(x[0], 1.0) * weights)(given)[:, 0], 2 * weights.numpy())  # in forward mode
+    assert_close(rg.hessian(ours)(given) @ direction, product, atol=1e-12)
+    assert_close(rg.hvp(ours, given, direction), product, atol=1e-12)
+    times_v: Fn = lambda x: rg.hvp(ours, x, direction)  # noqa: E731
+    assert_close(rg.grad(lambda x: (times_v(x) * direction).sum())(given), third, atol=1e-12)
+    assert_close(rg.jvp(times_v, (given,), (direction,))[1], third, atol=1e-12)
+
+
+def test_a_custom_op_broadcasts_in_forward_mode(backend: Backend) -> None:
+    @rg.custom_op
+    def product(xp: Any, a: Array, b: Array) -> Any:
+        return xp.multiply(a, b), lambda g: xp.multiply(g, b), lambda g: xp.multiply(g, a)
+
+    a, b = Tensor(rng(0).normal(size=(2, 3))), Tensor(rng(1).normal(size=3))
+    for f, expected in ((product, lambda a, b: a * b), (lambda a, b: product(b, a), lambda a, b: a * b)):
+        found = rg.jvp(f, (a, b), (a, b))[1]
+        assert_close(found, rg.jvp(expected, (a, b), (a, b))[1], atol=1e-14)
+        of_b = rg.jvp(lambda b, f=f: f(a, b), (b,), (b,))[1]
+        assert_close(of_b, a * b, atol=1e-14)
