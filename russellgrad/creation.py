@@ -92,6 +92,7 @@ def linspace(
         linspace(0, 1, 5)  # [0. 0.25 0.5 0.75 1.]
     """
     first, last = float(_finite("linspace", "start", start)), float(_finite("linspace", "stop", stop))
+    check_int("linspace: num", num)
     (n,) = _shape("linspace", num)
     xp = resolve_backend(backend).root
     wanted = _dtype("linspace", xp, dtype)
@@ -154,7 +155,7 @@ def rand(
 
 
 def full_like(x: Tensor, value: Number, dtype: DType = None, **options: Any) -> Tensor:
-    """As `full`, with the shape and, by default, the dtype and the backend of x. `options` are the keywords of `full`."""
+    """As `full`, with the shape and, by default, the dtype and the backend of x. `options` are those of `full`."""
     return full(x.shape, value, **_like("full_like", x, dtype, options))
 
 

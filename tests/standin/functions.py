@@ -37,8 +37,8 @@ __all__ = [
     "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "count_nonzero", "einsum", "empty",
     "empty_like", "expand_dims", "float16", "float32", "float64", "fmod", "from_dlpack", "full", "inf", "int32",
     "int64", "invert", "isfinite", "isinf", "isnan", "isneginf", "matmul", "max", "mean", "min", "nan", "ndarray",
-    "newaxis", "ones", "pi", "prod", "ravel", "reshape", "sort", "squeeze", "stack", "sum", "swapaxes", "take", "transpose",
-    "ufunc", "uint8", "where", "zeros", "zeros_like",
+    "newaxis", "ones", "pi", "prod", "ravel", "reshape", "sort", "squeeze", "stack", "sum", "swapaxes", "take",
+    "transpose", "ufunc", "uint8", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # --- Elementwise
