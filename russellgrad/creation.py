@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from .backend import Array, Backend, DType, Shape, load_backend, resolve_backend
 from .dtype import Number, get_default_dtype, is_float, python_number, real_array
 from .random import Generator, default_generator
@@ -156,27 +154,32 @@ def rand(
 
 def full_like(x: Tensor, value: Number, dtype: DType = None, **options: Any) -> Tensor:
     """As `full`, with the shape and, by default, the dtype and the backend of x. `options` are those of `full`."""
-    return full(x.shape, value, **_like("full_like", x, dtype, options))
+    shape, given = _like("full_like", x, dtype, options)
+    return full(shape, value, **given)
 
 
 def zeros_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
     """As `zeros`, with the shape and, by default, the dtype and the backend of x. `options` are those of `zeros`."""
-    return zeros(x.shape, **_like("zeros_like", x, dtype, options))
+    shape, given = _like("zeros_like", x, dtype, options)
+    return zeros(shape, **given)
 
 
 def ones_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
     """As `ones`, with the shape and, by default, the dtype and the backend of x. `options` are those of `ones`."""
-    return ones(x.shape, **_like("ones_like", x, dtype, options))
+    shape, given = _like("ones_like", x, dtype, options)
+    return ones(shape, **given)
 
 
 def randn_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
     """As `randn`, with the shape and, by default, the dtype and the backend of x. `options` are those of `randn`."""
-    return randn(x.shape, **_like("randn_like", x, dtype, options))
+    shape, given = _like("randn_like", x, dtype, options)
+    return randn(shape, **given)
 
 
 def rand_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
     """As `rand`, with the shape and, by default, the dtype and the backend of x. `options` are those of `rand`."""
-    return rand(x.shape, **_like("rand_like", x, dtype, options))
+    shape, given = _like("rand_like", x, dtype, options)
+    return rand(shape, **given)
 
 
 def _full(op: str, shape: Any, value: Any, dtype: DType, requires_grad: bool | None, backend: Where) -> Tensor:
@@ -213,11 +216,11 @@ def _tensor(xp: Backend, array: Array, requires_grad: bool | None) -> Tensor:
     return tensor
 
 
-def _like(op: str, x: Any, dtype: DType, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a new tensor like x. Raises TypeError if x is not a Tensor."""
+def _like(op: str, x: Any, dtype: DType, options: dict[str, Any]) -> tuple[Shape, dict[str, Any]]:
+    """The shape and the options of a new tensor like x. Raises TypeError if x is not a Tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: needs a Tensor, got a {type(x).__name__}; {op.removesuffix('_like')} takes a shape")
-    return {"dtype": x.dtype if dtype is None else dtype, "backend": x.backend.root, **options}
+    return x.shape, {"dtype": x.dtype if dtype is None else dtype, "backend": x.backend.root, **options}
 
 
 def _shape(op: str, shape: Any) -> Shape:
@@ -234,12 +237,12 @@ def _dtype(op: str, xp: Backend, dtype: DType) -> Any:
     """The dtype, by default the default one. Raises TypeError if it is no dtype, or not one of the backend."""
     if isinstance(dtype, int):  # zeros(2, 3)
         raise TypeError(f"{op}: {dtype!r} is not a dtype; give the shape as one argument, as in {op}((2, 3))")
-    wanted = get_default_dtype() if dtype is None else dtype
+    wanted, host = get_default_dtype() if dtype is None else dtype, load_backend("numpy")
     try:
-        found = np.dtype(wanted)
-    except TypeError:
-        found = np.dtype(object)
-    if found.name not in xp.float_dtypes() and found.kind not in "biu":
+        found = host.dtype(host.full((), 0, wanted))
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.name not in xp.float_dtypes() and found.kind not in "biu":
         floats = ", ".join(xp.float_dtypes())
         raise TypeError(f"{op}: backend {xp.name!r} has no dtype {wanted!r}; it has bool, integers and {floats}")
     return found.newbyteorder("=")
