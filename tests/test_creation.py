@@ -66,7 +66,8 @@ def test_arange(backend: Backend, arguments: tuple[Any, ...]) -> None:
     plain = [x.item() if isinstance(x, np.generic) else x for x in arguments]
     assert_close(found, np.arange(*plain), atol=1e-15)
     assert found.requires_grad == (found.dtype.kind == "f")
-    assert_close(rg.arange(*arguments, **{"dtype": "float32"}), np.arange(*plain).astype("float32"), atol=1e-7)
+    cast: dict[str, Any] = {"dtype": "float32"}
+    assert_close(rg.arange(*arguments, **cast), np.arange(*plain).astype("float32"), atol=1e-7)
 
 
 def test_arange_has_pytorchs_numbers(backend: Backend) -> None:
