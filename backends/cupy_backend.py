@@ -207,7 +207,6 @@ arctan2 = _keeps_bfloat16(cupy.arctan2)
 floor = cupy.floor
 ceil = cupy.ceil
 rint = cupy.rint
-erf = cupyx.scipy.special.erf
 abs = cupy.abs
 sign = cupy.sign
 maximum = _keeps_bfloat16(cupy.maximum)
@@ -222,6 +221,12 @@ greater_equal = cupy.greater_equal
 logical_and = cupy.logical_and
 logical_or = cupy.logical_or
 logical_not = cupy.logical_not
+
+
+def erf(a: Array) -> Array:
+    """CuPy's has no half precision."""
+    wide = a if a.dtype.itemsize > 2 else a.astype(np.float32)
+    return cupyx.scipy.special.erf(wide).astype(a.dtype, copy=False)
 
 
 def _has_floats(*operands: Any) -> bool:
