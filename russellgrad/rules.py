@@ -131,8 +131,8 @@ def tan(xp: Backend, a: Float) -> Result:
 
 def arctan2(xp: Backend, a: Float, b: Float) -> Result:
     def over_square(g: Array) -> Array:  # g / (a^2 + b^2)
-        wide_a, wide_b = (widened(xp, x) if xp.is_array(x) else x for x in (a, b))
-        return xp.divide(g, xp.add(xp.multiply(wide_a, wide_a), xp.multiply(wide_b, wide_b)))
+        first, second = (square(xp, widened(xp, x))[0] if xp.is_array(x) else x * x for x in (a, b))
+        return xp.divide(g, xp.add(first, second))
 
     return (
         xp.arctan2(a, b),
