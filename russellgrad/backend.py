@@ -61,6 +61,8 @@ class Core(Protocol):
     def subtract(self, a: Array, b: Array, /) -> Array: ...                      # a - b
     def multiply(self, a: Array, b: Array, /) -> Array: ...                      # a * b
     def divide(self, a: Array, b: Array, /) -> Array: ...                        # a / b
+    def floor_divide(self, a: Array, b: Array, /) -> Array: ...                  # the largest integer <= a / b, exactly; of integers an integer
+    def remainder(self, a: Array, b: Array, /) -> Array: ...                     # a - b floor_divide(a, b), exactly; with the sign of b
     def power(self, a: Array, b: Array, /) -> Array: ...                         # a ** b
     def negative(self, a: Array, /) -> Array: ...                                # -a
     def exp(self, a: Array, /) -> Array: ...                                     # e ** a
@@ -68,13 +70,20 @@ class Core(Protocol):
     def log(self, a: Array, /) -> Array: ...                                     # natural logarithm
     def log1p(self, a: Array, /) -> Array: ...                                   # log(1 + a), accurate near 0
     def log2(self, a: Array, /) -> Array: ...                                    # logarithm to the base 2
+    def log10(self, a: Array, /) -> Array: ...                                   # logarithm to the base 10
     def sqrt(self, a: Array, /) -> Array: ...                                    # square root
     def tanh(self, a: Array, /) -> Array: ...                                    # hyperbolic tangent
+    def sinh(self, a: Array, /) -> Array: ...                                    # hyperbolic sine
+    def cosh(self, a: Array, /) -> Array: ...                                    # hyperbolic cosine
     def sin(self, a: Array, /) -> Array: ...                                     # sine
     def cos(self, a: Array, /) -> Array: ...                                     # cosine
+    def arcsin(self, a: Array, /) -> Array: ...                                  # inverse sine
+    def arccos(self, a: Array, /) -> Array: ...                                  # inverse cosine
     def arctan(self, a: Array, /) -> Array: ...                                  # inverse tangent
+    def arctan2(self, a: Array, b: Array, /) -> Array: ...                       # the angle of the point (b, a), in [-pi, pi]
     def floor(self, a: Array, /) -> Array: ...                                   # the largest integer <= a
     def ceil(self, a: Array, /) -> Array: ...                                    # the smallest integer >= a
+    def rint(self, a: Array, /) -> Array: ...                                    # the nearest integer; of two, the even one
     def abs(self, a: Array, /) -> Array: ...                                     # |a|
     def sign(self, a: Array, /) -> Array: ...                                    # -1, 0 or 1
     def maximum(self, a: Array, b: Array, /) -> Array: ...                       # the larger; nan propagates

@@ -100,12 +100,45 @@ def cos(xp: Backend, a: Float) -> Result: return xp.cos(a), lambda g: xp.multipl
 def log1p(xp: Backend, a: Float) -> Result: return xp.log1p(a), lambda g: xp.divide(g, xp.add(a, 1))
 def expm1(xp: Backend, a: Float) -> Result: return xp.expm1(a), lambda g: xp.multiply(g, xp.exp(a))
 def log2(xp: Backend, a: Float) -> Result: return xp.log2(a), lambda g: xp.divide(g, xp.multiply(a, math.log(2)))
+def log10(xp: Backend, a: Float) -> Result: return xp.log10(a), lambda g: xp.divide(g, xp.multiply(a, math.log(10)))
+def exp2(xp: Backend, a: Float) -> Result: return power(xp, 2.0, a)[::2]
+def square(xp: Backend, a: Array) -> Result: return power(xp, a, 2)[:2]
+def sinh(xp: Backend, a: Float) -> Result: return xp.sinh(a), lambda g: xp.multiply(g, xp.cosh(a))
+def cosh(xp: Backend, a: Float) -> Result: return xp.cosh(a), lambda g: xp.multiply(g, xp.sinh(a))
+def arcsin(xp: Backend, a: Float) -> Result: return xp.arcsin(a), lambda g: xp.divide(g, _root_of_1_minus_square(xp, a))
+def arccos(xp: Backend, a: Float) -> Result: return xp.arccos(a), lambda g: xp.negative(xp.divide(g, _root_of_1_minus_square(xp, a)))
 def arctan(xp: Backend, a: Float) -> Result: return xp.arctan(a), lambda g: xp.divide(g, xp.add(xp.multiply(a, a), 1))
 def floor(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.floor, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
 def ceil(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.ceil, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
+def rint(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.rint, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
 def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multiply(g, xp.sign(a))
-def sign(xp: Backend, a: Array) -> Result: return xp.sign(a), lambda g: xp.zeros(g.shape, xp.dtype(g))
+def sign(xp: Backend, a: Array) -> Result: return xp.copy(a) if xp.dtype(a).kind == "b" else xp.sign(a), lambda g: xp.zeros(g.shape, xp.dtype(g))
+def isnan(xp: Backend, a: Array) -> Result: return xp.not_equal(a, a), None
+def isinf(xp: Backend, a: Array) -> Result: return xp.equal(xp.abs(a), math.inf), None
+def isfinite(xp: Backend, a: Array) -> Result: return xp.less(xp.abs(a), math.inf), None
 # fmt: on
+
+
+def _root_of_1_minus_square(xp: Backend, a: Array) -> Array:
+    """sqrt(1 - a^2), from the factors: near a = 1 and -1 the difference would cancel."""
+    return xp.sqrt(xp.multiply(xp.subtract(1, a), xp.add(a, 1)))
+
+
+def tan(xp: Backend, a: Float) -> Result:
+    out = xp.divide(xp.sin(a), xp.cos(a))
+    return out, lambda g: xp.multiply(g, xp.add(xp.multiply(out, out), 1))
+
+
+def arctan2(xp: Backend, a: Float, b: Float) -> Result:
+    def over_square(g: Array) -> Array:  # g / (a^2 + b^2)
+        first, second = (square(xp, widened(xp, x))[0] if xp.is_array(x) else x * x for x in (a, b))
+        return xp.divide(g, xp.add(first, second))
+
+    return (
+        xp.arctan2(a, b),
+        lambda g: xp.multiply(over_square(g), b),
+        lambda g: xp.negative(xp.multiply(over_square(g), a)),
+    )
 
 
 def erf(xp: Backend, a: Float) -> Result:
@@ -116,6 +149,37 @@ def erf(xp: Backend, a: Float) -> Result:
 def _rounded(xp: Backend, function: Callable[[Array], Array], a: Array) -> Array:
     """function(a); integers are copied unchanged, where some libraries would return floats."""
     return function(a) if is_float(xp.dtype(a)) else xp.copy(a)
+
+
+def round(xp: Backend, a: Array, *, decimals: int) -> Result:
+    """To the nearest multiple of 10^-decimals; of two, the even one."""
+    check_int("round: decimals", decimals)
+    if decimals == 0 or decimals > 0 and not is_float(xp.dtype(a)):
+        return rint(xp, a)
+    if not is_float(xp.dtype(a)):
+        raise TypeError(f"round: decimals < 0 needs a float tensor, got {xp.dtype(a)}; call .astype('float64') first")
+    wide, scale = widened(xp, a), 10.0 ** (decimals if decimals > 0 else -decimals)
+    scaled = xp.multiply(wide, scale) if decimals > 0 else xp.divide(wide, scale)
+    nearest, pull = rint(xp, scaled)
+    out = xp.divide(nearest, scale) if decimals > 0 else xp.multiply(nearest, scale)
+    return _rounded_as(xp, out, a), pull
+
+
+def floor_divide(xp: Backend, a: Array, b: Array) -> Result:
+    _check_divisor("floor_divide", xp, a, b)
+    out = xp.floor_divide(a, b)
+    return out, *2 * (lambda g: xp.zeros(g.shape, xp.dtype(g)),)
+
+
+def remainder(xp: Backend, a: Array, b: Array) -> Result:
+    _check_divisor("remainder", xp, a, b)
+    return xp.remainder(a, b), lambda g: g, lambda g: xp.negative(xp.multiply(g, xp.floor_divide(a, b)))
+
+
+def _check_divisor(op: str, xp: Backend, a: Array, b: Array) -> None:
+    """Raise ZeroDivisionError for integers by the number 0. NumPy gives 0 with a warning, CuPy 0 without one."""
+    if isinstance(b, int) and b == 0 and not is_float(xp.dtype(a)):
+        raise ZeroDivisionError(f"{op}: {xp.dtype(a)} by 0; floats give inf or nan: call .astype('float64') first")
 
 
 def divide(xp: Backend, a: Float, b: Float) -> Result:
@@ -193,6 +257,29 @@ def leaky_relu_backward(xp: Backend, g: Array, a: Array, *, alpha: float) -> Res
     return xp.leaky_relu_backward(g, a, alpha), lambda gg: xp.leaky_relu_backward(gg, a, alpha), None
 
 
+def elu(xp: Backend, a: Float, *, alpha: float) -> Result:
+    is_positive = xp.greater(a, 0)
+    below = xp.where(is_positive, 0, a)  # e^a may overflow for a positive a
+    out = xp.where(is_positive, a, xp.multiply(xp.expm1(below), alpha))
+    return out, lambda g: xp.where(is_positive, g, xp.multiply(g, xp.multiply(xp.exp(below), alpha)))
+
+
+def silu(xp: Backend, a: Float) -> Result:
+    s = xp.sigmoid(a)
+    return xp.multiply(a, s), lambda g: xp.multiply(g, xp.multiply(s, xp.add(xp.multiply(a, xp.subtract(1, s)), 1)))
+
+
+def softplus(xp: Backend, a: Float, *, beta: float, threshold: float) -> Result:
+    """log(1 + e^z) / beta with z = beta a: e^z is at most 1, and `where` selects smooth functions, so there is no kink."""
+    if beta == 0:
+        raise ValueError("softplus: beta must not be 0")
+    z = xp.multiply(a, beta)
+    is_positive, is_linear = xp.greater(z, 0), xp.greater(z, threshold)
+    log = xp.log1p(xp.exp(xp.where(is_positive, xp.negative(z), z)))
+    out = xp.divide(xp.where(is_positive, xp.add(z, log), log), beta)
+    return xp.where(is_linear, a, out), lambda g: xp.where(is_linear, g, xp.multiply(g, xp.sigmoid(z)))
+
+
 def gelu(xp: Backend, a: Float, *, approximate: str) -> Result:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
@@ -266,6 +353,13 @@ def clip(xp: Backend, a: Array, low: Array | None, high: Array | None) -> Result
         return xp.where(above if low is None else xp.logical_or(above, xp.less(high, low)), g, 0)
 
     return out, pull_a, pull_low, pull_high
+
+
+def nan_to_num(xp: Backend, a: Array, *, nan: float, posinf: float, neginf: float) -> Result:
+    if not is_float(xp.dtype(a)):
+        return xp.copy(a), None
+    finite = xp.where(xp.equal(a, math.inf), posinf, xp.where(xp.equal(a, -math.inf), neginf, a))
+    return xp.where(xp.equal(a, a), finite, nan), lambda g: xp.where(isfinite(xp, a)[0], g, 0)
 
 
 @remedy("give the name of a dtype, such as 'float32', or a dtype of NumPy")

@@ -40,7 +40,7 @@ OF_BOOLS = ("logical_and", "logical_or", "logical_not")  # these take bools alon
 ALSO_OF_BOOLS = ("equal", "not_equal", "maximum")
 ALSO_OF_INTEGERS = (
     "add", "subtract", "multiply", "maximum", "minimum", "equal", "not_equal", "less", "less_equal", "greater",
-    "greater_equal", "negative", "abs", "sign",
+    "greater_equal", "negative", "abs", "sign", "floor_divide", "remainder",
 )  # fmt: skip
 SIGNED_ZEROS = ("negative", "abs", "sqrt", "multiply", "divide")  # the sign of a zero is part of these results
 DERIVED_UNARY = ("erf", "sigmoid", "relu")

@@ -6,7 +6,6 @@ from typing import Any, Self, cast
 from .. import rules
 from ..apply import PYTHON_NUMBERS, Operand, TensorBase, TensorT, apply, has_dtype
 from ..autograd import is_grad_enabled
-from ..idioms import missing
 
 
 class Operators(TensorBase):
@@ -25,6 +24,12 @@ class Operators(TensorBase):
     def __rmul__(self, other: Operand) -> Self:         return _reflected(rules.multiply, self, other)
     def __truediv__(self, other: Operand) -> Self:      return _binary(rules.divide, self, other)
     def __rtruediv__(self, other: Operand) -> Self:     return _reflected(rules.divide, self, other)
+    def __floordiv__(self, other: Operand) -> Self:     return _binary(rules.floor_divide, self, other)
+    def __rfloordiv__(self, other: Operand) -> Self:    return _reflected(rules.floor_divide, self, other)
+    def __mod__(self, other: Operand) -> Self:          return _binary(rules.remainder, self, other)
+    def __rmod__(self, other: Operand) -> Self:         return _reflected(rules.remainder, self, other)
+    def __divmod__(self, other: Operand) -> tuple[Self, Self]:  return self // other, self % other
+    def __rdivmod__(self, other: Operand) -> tuple[Self, Self]: return other // self, other % self
     def __pow__(self, other: Operand) -> Self:          return _binary(rules.power, self, other)
     def __rpow__(self, other: Operand) -> Self:         return _reflected(rules.power, self, other)
     def __matmul__(self, other: Operand) -> Self:       return _binary(rules.matmul, self, other)
@@ -33,11 +38,14 @@ class Operators(TensorBase):
     def __isub__(self, other: Operand) -> Self:         return _augmented(rules.subtract, "-=", self, other)
     def __imul__(self, other: Operand) -> Self:         return _augmented(rules.multiply, "*=", self, other)
     def __itruediv__(self, other: Operand) -> Self:     return _augmented(rules.divide, "/=", self, other)
+    def __ifloordiv__(self, other: Operand) -> Self:    return _augmented(rules.floor_divide, "//=", self, other)
+    def __imod__(self, other: Operand) -> Self:         return _augmented(rules.remainder, "%=", self, other)
     def __ipow__(self, other: Operand) -> Self:         return _augmented(rules.power, "**=", self, other)
     def __imatmul__(self, other: Operand) -> Self:      return _augmented(rules.matmul, "@=", self, other)
     def __pos__(self) -> Self:                          return self
     def __neg__(self) -> Self:                          return apply(rules.negative, self)
     def __abs__(self) -> Self:                          return apply(rules.abs, self)
+    def __round__(self, n: int | None = None) -> Self:  return apply(rules.round, self, decimals=n or 0)
 
     # --- Comparisons: the result is a bool tensor
 
@@ -48,10 +56,6 @@ class Operators(TensorBase):
     def __gt__(self, other: Operand) -> Self:           return _binary(rules.greater, self, other)
     def __ge__(self, other: Operand) -> Self:           return _binary(rules.greater_equal, self, other)
     __hash__ = object.__hash__  # by identity, because == compares elements
-
-    __floordiv__ = __rfloordiv__ = missing("x // y", "(x / y).floor()")
-    __mod__ = __rmod__ = missing("x % y", "x - (x / y).floor() * y")
-    __round__ = missing("round(x, n)", "round(x.item(), n), or x.numpy().round(n)")
 
     # --- Logic, for bool operands
 
