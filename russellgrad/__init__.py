@@ -19,6 +19,7 @@ from .functional import (
 )
 from .gradcheck import GradientError, gradcheck
 from .module import Module
+from .ops.einsum import einsum, outer, tensordot
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
 from .softmax import softmax  # rebinds russellgrad.softmax from the submodule to the function
@@ -38,6 +39,7 @@ __all__ = [
     "compile_step",
     "cross_entropy",
     "custom_op",
+    "einsum",
     "embedding",
     "functional_call",
     "get_backend",
@@ -56,10 +58,12 @@ __all__ = [
     "maximum",
     "minimum",
     "no_grad",
+    "outer",
     "set_backend",
     "set_default_dtype",
     "set_matmul_precision",
     "softmax",
+    "tensordot",
     "use_backend",
     "value_and_grad",
     "vjp",
