@@ -269,8 +269,10 @@ def argsort(a: Array, axis: int, /) -> Array:
     """By CuPy's, which is stable. Bools and half precision are cast to dtypes that every version of CuPy sorts."""
     if not a.size:
         return cupy.zeros(a.shape, np.int64)
-    if a.dtype.kind == "b" or a.dtype.itemsize == 2 and a.dtype.kind not in "iu":
-        a = a.astype(np.uint8 if a.dtype.kind == "b" else np.float32)
+    if a.dtype.kind == "b":
+        a = a.astype(np.uint8)
+    elif a.dtype.kind not in "iu" and a.dtype != np.float64:
+        a = a.astype(np.float32, copy=False)
     return cupy.argsort(a, axis)
 
 
@@ -314,8 +316,8 @@ def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
         return out
     if g.dtype.kind in "iu":  # cupy.add.at does not take int64; sums of uint64 have the same bits
         total = cupy.zeros(shape, np.uint64)
-        cupy.add.at(total, index, g.astype(np.int64).view(np.uint64))
-        return total.view(np.int64).astype(g.dtype, copy=False)
+        cupy.add.at(total, index, g.astype(np.int64).astype(np.uint64))
+        return total.astype(np.int64).astype(g.dtype, copy=False)
     # Atomics: the order of the additions varies, and so do the last bits. There are none for bfloat16.
     wide = np.result_type(g.dtype, np.float32)
     out = cupy.zeros(shape, wide)

@@ -257,7 +257,8 @@ class ForwardBackend(TensorBackend):
 _FORWARD: dict[str, Callable[..., tuple[Any, Push]]] = {
     **{name: _elementwise(getattr(rules, name)) for name in (*ELEMENTWISE, "erf", "sigmoid", "relu", "clip")},
     **{name: _linear(name) for name in ("astype", "sum", "cumsum", "reshape", "transpose", "broadcast_to",
-                                        "expand_dims", "getitem", "getitem_backward", "embedding", "embedding_backward")},
+                                        "expand_dims", "getitem", "getitem_backward", "embedding",
+                                        "embedding_backward")},
     **{name: _integers(name) for name in ("argmax", "argsort")},
     "max": _extremum(rules.max), "min": _extremum(rules.min), "where": _where, "matmul": _matmul,
     "linear": _affine, "softmax": _softmax, "log_softmax": _log_softmax, "leaky_relu": _leaky_relu,

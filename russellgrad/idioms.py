@@ -52,6 +52,7 @@ INSTEAD = {
     "add": "x + y", "sub": "x - y", "mul": "x * y", "div": "x / y", "pow": "x ** y", "square": "x * x", "dot": "x @ y",
     "mm": "x @ y", "bmm": "x @ y", "matmul": "x @ y", "reciprocal": "1 / x", "rsqrt": "1 / x.sqrt()", "isnan": "x != x",
     "amax": "x.max()", "amin": "x.min()", "clamp": "x.clip(min, max)", "where": "where(condition, x, y)",
+    "einsum": "einsum(subscripts, x, y)", "tensordot": "tensordot(x, y)", "outer": "outer(x, y)",
     "permute": "x.transpose(axes)", "t": "x.T", "mT": "x.swapaxes(-1, -2)", "view": "x.reshape(shape)",
     "movedim": "x.moveaxis(source, destination)", "gather": "x.take_along_axis(indices, axis)",
     "repeat_interleave": "x.repeat(repeats, axis)", "index_put": "x.at(index).set(y)",

@@ -40,10 +40,8 @@ def einsum(subscripts: str, *operands: Operand) -> Tensor:
     """
     if not isinstance(subscripts, str):
         raise TypeError(f"einsum: the subscripts must be a string, such as 'ij,jk->ik', got {subscripts!r}")
-    tensors = _tensors("einsum", operands)
+    tensors = _summable(_tensors("einsum", operands))
     inputs, output = _parse(subscripts, [tensor.shape for tensor in tensors])
-    if not any(is_float(tensor.dtype) for tensor in tensors):
-        tensors = [tensor.astype("int64") for tensor in tensors]
     lengths = _lengths(subscripts, inputs, tensors)
     terms = [_distinct(tensor, letters, lengths) for tensor, letters in zip(tensors, inputs, strict=True)]
     names = tuple("".join(letters) for _, letters in terms)
@@ -64,7 +62,7 @@ def einsum(subscripts: str, *operands: Operand) -> Tensor:
 def tensordot(a: Operand, b: Operand, axes: int | Sequence[int | Sequence[int]] = 2) -> Tensor:
     """Multiply a and b, and sum over pairs of axes, as `numpy.tensordot` does, by one matrix product.
 
-    The result has the other axes of a, then those of b.
+    The result has the other axes of a, then those of b. If neither is a float, it is int64.
 
     Args:
         a, b: Tensors, or one of them an array of the other's backend.
@@ -77,7 +75,7 @@ def tensordot(a: Operand, b: Operand, axes: int | Sequence[int | Sequence[int]] 
         tensordot(a, b, 1)  # (2, 3) and (3, 4) -> (2, 4)
         tensordot(a, b, ([0, 1], [1, 0]))  # (2, 3, 4) and (3, 2, 5) -> (4, 5)
     """
-    left, right = _tensors("tensordot", (a, b))
+    left, right = _summable(_tensors("tensordot", (a, b)))
     of_a: Any
     of_b: Any
     if isinstance(axes, Integral) and not isinstance(axes, bool):
@@ -96,8 +94,8 @@ def tensordot(a: Operand, b: Operand, axes: int | Sequence[int | Sequence[int]] 
     summed_a, summed_b = [left.shape[i] for i in of_a], [right.shape[i] for i in of_b]
     if summed_a != summed_b:
         raise ValueError(
-            f"tensordot: axes {of_a} of shape {left.shape} and axes {of_b} of shape {right.shape} must have equal lengths, "
-            f"got {summed_a} and {summed_b}"
+            f"tensordot: axes {of_a} of shape {left.shape} and axes {of_b} of shape {right.shape} must have equal "
+            f"lengths, got {summed_a} and {summed_b}"
         )
     rest_a = [i for i in range(left.ndim) if i not in of_a]
     rest_b = [i for i in range(right.ndim) if i not in of_b]
@@ -141,6 +139,11 @@ def _tensors(op: str, operands: Sequence[Operand]) -> list[Tensor]:
     return found
 
 
+def _summable(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors, cast to int64 if none is a float: sums of integers are int64."""
+    return tensors if any(is_float(x.dtype) for x in tensors) else [x.astype("int64") for x in tensors]
+
+
 def _kind(x: Any) -> str:
     return f"{type(x).__module__}.{type(x).__name__}"
 
@@ -175,8 +178,8 @@ def _parse(subscripts: str, shapes: Sequence[Shape]) -> tuple[list[list[str]], s
         n_letters = len(name.replace(_ELLIPSIS, ""))
         if n_letters > len(shape) or n_letters < len(shape) and _ELLIPSIS not in name:
             raise ValueError(
-                f"einsum: operand {i} of shape {shape} has {len(shape)} axes, and {name.replace(_ELLIPSIS, '...')!r} of "
-                f"{subscripts!r} names {n_letters}; write one letter for each axis, or '...'"
+                f"einsum: operand {i} of shape {shape} has {len(shape)} axes, and {name.replace(_ELLIPSIS, '...')!r} "
+                f"of {subscripts!r} names {n_letters}; write one letter for each axis, or '...'"
             )
         n_more = max(n_more, len(shape) - n_letters)
     extra = "".join(chr(ord(_ELLIPSIS) + 1 + i) for i in range(n_more))

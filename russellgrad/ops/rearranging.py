@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Self, TypeVar, cast
 
-import numpy as np
-
 from .. import rules
 from ..apply import TensorBase
-from ..backend import Axis
-from ..dtype import is_float, python_number
+from ..backend import Axis, load_backend
+from ..dtype import is_float, python_number, real_array
 from ..idioms import numpy_names
 from .reductions import Reductions
 
@@ -85,7 +83,8 @@ class Rearranging(Reductions):
             before, after = self.shape[: axis + 1], self.shape[axis + 1 :]
             out = self.expand_dims(axis + 1).broadcast_to((*before, counts[0], *after))
             return out.reshape((*before[:-1], n * counts[0], *after))
-        return self[(*(slice(None),) * axis, np.repeat(np.arange(n), counts))]
+        rows = [i for i, count in enumerate(counts) for _ in range(count)]
+        return self[(*(slice(None),) * axis, rows)]
 
     def tile(self, *reps: int | Sequence[int]) -> Self:
         """Repeat the tensor reps[i] times along axis i: `tile(2, 3)` or `tile((2, 3))`.
@@ -122,9 +121,14 @@ class Rearranging(Reductions):
             x.pad(((1, 0), (2, 1)))  # (2, 3) -> (3, 6)
         """
         number = python_number(value)
-        if number is None or not is_float(self.dtype) and np.asarray(number).astype(self.dtype) != number:
-            raise TypeError(f"pad: value {value!r} is not a number that a tensor of dtype {self.dtype} can hold")
-        out, fill = self, self.backend.root.asarray(number, self.dtype)
+        if number is None:
+            raise TypeError(f"pad: value must be a real number, got {value!r}")
+        fill = real_array(self.backend.root, number, "pad", self.dtype)
+        if not is_float(self.dtype) and self.backend.root.to_host(fill).item() != number:
+            raise TypeError(
+                f"pad: a tensor of dtype {self.dtype} cannot hold the value {value!r}; cast it with .astype"
+            )
+        out = self
         for axis, sides in enumerate(_pad_width(pad_width, self.shape)):
             before, after = (_constant(out, fill, axis, width) for width in sides)
             if any(sides):
@@ -163,14 +167,21 @@ class Rearranging(Reductions):
         return _diagonal("trace", self, offset, axis1, axis2).sum(-1)
 
 
+def _host(op: str, values: Any) -> Any:
+    """Numbers, nested lists or an array as an array on the host."""
+    return real_array(
+        load_backend("numpy"), cast(Any, values).numpy() if isinstance(values, TensorBase) else values, op
+    )
+
+
 def _ints(op: str, what: str, values: Any) -> list[int]:
     """One or several ints as a list. Raises TypeError for anything else, ValueError for more than one axis."""
-    array = np.asarray(cast(Any, values).numpy() if isinstance(values, TensorBase) else values)
+    array = _host(op, values)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{op}: {what} must be an int or several, got {values!r}")
     if array.ndim > 1:
         raise ValueError(f"{op}: {what} must be an int or several along one axis, got {values!r}")
-    return [int(n) for n in array.ravel()]
+    return cast(list[int], array.astype("int64").reshape(-1).tolist())
 
 
 def _rolled(x: RearrangingT, shift: int, axis: int) -> RearrangingT:
@@ -189,20 +200,18 @@ def _pad_width(given: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
             pairs[rules.one_axis("pad", axis, len(shape))] = sides if isinstance(sides, Sequence) else (sides, sides)
         given = pairs
     try:
-        widths = np.asarray(given)
-        if not widths.size:
-            widths = widths.astype(int)
-        broadcast = np.broadcast_to(widths, (len(shape), 2))
+        widths = _host("pad", given)
+        pairs = load_backend("numpy").broadcast_to(widths, (len(shape), 2)).tolist()
     except ValueError as error:
         raise ValueError(
             f"pad: pad_width {given!r} does not fit shape {shape}; give ((before, after), ...) with one pair for each "
             "axis, or one pair or int for all"
         ) from error
-    if widths.dtype.kind not in "iu":
+    if widths.dtype.kind not in "iu" and widths.size:
         raise TypeError(f"pad: the widths must be ints, got {given!r}")
     if widths.size and widths.min() < 0:
         raise ValueError(f"pad: the widths must not be negative, got {given!r}; cut elements off with x[1:-1]")
-    return [(int(before), int(after)) for before, after in broadcast]
+    return cast(list[tuple[int, int]], pairs)
 
 
 def _constant(x: RearrangingT, fill: Any, axis: int, width: int) -> RearrangingT:

@@ -34,8 +34,9 @@ from .stream import refuse_cublas, refuse_unknown, uploaded
 # Besides ELEMENTWISE.
 __all__ = [
     "absolute", "all", "any", "arange", "argmax", "argsort", "array", "asarray", "ascontiguousarray", "asnumpy",
-    "bitwise_and", "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "count_nonzero", "cumsum",
-    "einsum", "empty", "empty_like", "expand_dims", "float16", "float32", "float64", "from_dlpack", "full", "inf", "int32", "int64",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "count_nonzero",
+    "cumsum", "einsum", "empty", "empty_like", "expand_dims", "float16", "float32", "float64", "from_dlpack", "full",
+    "inf", "int32", "int64",
     "invert", "isfinite", "isinf", "isnan", "isneginf", "matmul", "max", "mean", "min", "nan", "ndarray", "newaxis",
     "ones", "pi", "prod", "ravel", "reshape", "sort", "squeeze", "stack", "sum", "swapaxes", "take", "transpose",
     "ufunc", "uint8", "where", "zeros", "zeros_like",
