@@ -308,7 +308,9 @@ FAULTS: dict[str, tuple[str, Any]] = {
     ),
     "argsort ignores axis": given("argsort", axis=-1),
     "argsort returns int32": gives("argsort", lambda places: places.astype("int32")),
-    "cumsum adds float32 one by one": ("cumsum", lambda a, axis: np.cumsum(a, axis, a.dtype if a.dtype.kind == "f" else "int64")),
+    "cumsum adds float32 one by one": (
+        "cumsum", lambda a, axis: np.cumsum(a, axis, a.dtype if a.dtype.kind == "f" else "int64"),
+    ),
     "cumsum ignores axis": given("cumsum", axis=0),
     # Shapes and indices
     "reshape uses Fortran order": ("reshape", lambda a, shape: np.reshape(a, shape, order="F")),

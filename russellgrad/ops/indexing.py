@@ -45,7 +45,7 @@ class At(Generic[TensorT]):
         """A Tensor of the dtype of x or a Python number; anything else as it is, for `apply` to refuse."""
         x = cast(Any, self._x)
         number = python_number(value)
-        if number is None and is_array(x.backend, value):
+        if number is None and not isinstance(value, TensorBase) and is_array(x.backend, value):
             value = type(x)(value, requires_grad=False, backend=x.backend.root)
         kind = "if"[isinstance(number, float)] if number is not None else ""
         if isinstance(value, TensorBase):

@@ -81,7 +81,7 @@ class Rearranging(Reductions):
             )
         if len(counts) == 1:
             before, after = self.shape[: axis + 1], self.shape[axis + 1 :]
-            out = self.expand_dims(axis + 1).broadcast_to((*before, counts[0], *after))
+            out = self.expand_dims(axis + 1).broadcast_to((*before, counts[0], *after)).copy()
             return out.reshape((*before[:-1], n * counts[0], *after))
         rows = [i for i, count in enumerate(counts) for _ in range(count)]
         return self[(*(slice(None),) * axis, rows)]
@@ -101,9 +101,9 @@ class Rearranging(Reductions):
         counts = [1] * (ndim - len(counts)) + counts
         shape = [1] * (ndim - self.ndim) + list(self.shape)
         pairs = list(zip(counts, shape, strict=True))
-        out = self.reshape([length for n in shape for length in (1, n)]).broadcast_to(list(chain.from_iterable(pairs)))
-        out = out.reshape([count * n for count, n in pairs])
-        return out.copy() if set(counts) <= {1} else out  # a reshape would share memory
+        separate = self.reshape([length for n in shape for length in (1, n)])
+        repeated = separate.broadcast_to(list(chain.from_iterable(pairs))).copy()
+        return repeated.reshape([count * n for count, n in pairs])
 
     @numpy_names
     def pad(self, pad_width: Any, value: float = 0) -> Self:
@@ -229,14 +229,17 @@ def _triangle(op: str, x: RearrangingT, k: int) -> RearrangingT:
     rows, columns = root.expand_dims(root.arange(x.shape[-2]), 1), root.arange(x.shape[-1])
     diagonal = root.add(rows, int(k))  # the column of diagonal k in each row
     hidden = root.greater(columns, diagonal) if op == "tril" else root.less(columns, diagonal)
-    return x.masked_fill(hidden, 0)
+    return x.masked_fill(hidden, False if x.dtype.kind == "b" else 0)
 
 
 def _diagonal(op: str, x: RearrangingT, offset: int, axis1: int, axis2: int) -> RearrangingT:
     rules.check_int(f"{op}: offset", offset)
     if x.ndim < 2:
         raise ValueError(f"{op}: needs at least 2 axes, got shape {x.shape}")
-    moved = x.moveaxis([rules.one_axis(op, axis, x.ndim) for axis in (axis1, axis2)], (-2, -1))
+    first_axis, second_axis = (rules.one_axis(op, axis, x.ndim) for axis in (axis1, axis2))
+    if first_axis == second_axis:
+        raise ValueError(f"{op}: axis1={axis1} and axis2={axis2} are the same axis of shape {x.shape}")
+    moved = x.moveaxis((first_axis, second_axis), (-2, -1))
     *others, n, m = moved.shape
     first, length = (offset, min(n, m - offset)) if offset >= 0 else (-offset * m, min(n + offset, m))
     length = max(length, 0)

@@ -52,6 +52,7 @@ class Shapes(TensorBase):
         """
         return apply(rules.reshape, self, shape=_shape_from_args("reshape", shape))
 
+    @numpy_names
     def flatten(self, start: int = 0, end: int = -1) -> Self:
         """Join the axes from `start` to `end`, which is included, into one. A 0-d tensor gets one axis.
 

@@ -97,7 +97,10 @@ class Sorting(Shapes, Operators):
             (prepared,) = root.prepare_index((chosen,), (x.shape[axis],))
             return _take(x, prepared, axis)
         except IndexError as error:
-            raise IndexError(f"{op}: {str(error).removeprefix('getitem: ')}") from error
+            n = x.shape[axis]
+            raise IndexError(
+                f"{op}: an index is out of range for axis {axis} of shape {x.shape}; indices must be in [{-n}, {n})"
+            ) from error
 
 
 def _array(indices: Any) -> Any:
