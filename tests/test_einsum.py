@@ -3,7 +3,7 @@
 import builtins
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -163,7 +163,7 @@ ERRORS: dict[str, tuple[Callable[[Tensor, Tensor], Any], type[Exception], str]] 
     "one operand": (lambda a, b: einsum("ij,jk", a), ValueError, r"'ij,jk' is for 2 operands, got 1"),
     "two operands": (lambda a, b: einsum("ij", a, b), ValueError, r"'ij' is for 1 operands, got 2"),
     "no operand": (lambda a, b: einsum("ij"), TypeError, r"give at least one Tensor"),
-    "no subscripts": (lambda a, b: einsum(a, [0, 1]), TypeError,
+    "no subscripts": (lambda a, b: einsum(cast(Any, a), [0, 1]), TypeError,
         r"the subscripts must be a string, such as 'ij,jk->ik'"),
     "a list": (lambda a, b: einsum("ij,jk", a, [[1.0]]), TypeError,
         r"cannot take a builtins\.list with a tensor of backend"),
