@@ -225,7 +225,7 @@ logical_not = cupy.logical_not
 
 def erf(a: Array) -> Array:
     """CuPy's has no half precision."""
-    wide = a if a.dtype.itemsize > 2 else a.astype(np.float32)
+    wide = a if a.dtype in (np.float32, np.float64) else a.astype(np.float32)
     return cupyx.scipy.special.erf(wide).astype(a.dtype, copy=False)
 
 
@@ -303,6 +303,26 @@ max = cupy.max
 min = cupy.min
 argmax = cupy.argmax
 
+# --- Along one axis
+
+
+def argsort(a: Array, axis: int, /) -> Array:
+    """By CuPy's, which is stable. Bools and half precision are cast to dtypes that every version of CuPy sorts."""
+    if not a.size:
+        return cupy.zeros(a.shape, np.int64)
+    if a.dtype.kind == "b":
+        a = a.astype(np.uint8)
+    elif a.dtype.kind not in "iu" and a.dtype != np.float64:
+        a = a.astype(np.float32, copy=False)
+    return cupy.argsort(a, axis)
+
+
+def cumsum(a: Array, axis: int, /) -> Array:
+    if a.dtype.kind in "biu":
+        return cupy.cumsum(a.astype(np.int64), axis)
+    return cupy.cumsum(a.astype(np.float64), axis).astype(a.dtype, copy=False)
+
+
 # --- Shapes and indices
 
 reshape = cupy.reshape
@@ -335,6 +355,10 @@ def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
         out = cupy.zeros(shape, g.dtype)
         out[index] = g  # no element is picked twice
         return out
+    if g.dtype.kind in "iu":  # cupy.add.at does not take int64; sums of uint64 have the same bits
+        total = cupy.zeros(shape, np.uint64)
+        cupy.add.at(total, index, g.astype(np.int64).astype(np.uint64))
+        return total.astype(np.int64).astype(g.dtype, copy=False)
     # Atomics: the order of the additions varies, and so do the last bits. There are none for bfloat16.
     wide = np.result_type(g.dtype, np.float32)
     out = cupy.zeros(shape, wide)

@@ -110,6 +110,19 @@ max = np.max
 min = np.min
 argmax = np.argmax
 
+# --- Along one axis
+
+
+def argsort(a: Array, axis: int, /) -> Array:
+    return np.argsort(a, axis, kind="stable")
+
+
+def cumsum(a: Array, axis: int, /) -> Array:
+    if a.dtype.kind in "biu":
+        return np.cumsum(a, axis, np.int64)
+    return np.cumsum(a, axis, np.float64).astype(a.dtype, copy=False)
+
+
 # --- Shapes and indices
 
 reshape = np.reshape
@@ -133,7 +146,7 @@ def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
         out = np.zeros(shape, g.dtype)
         out[index] = g  # selects no element twice
         return out
-    out = np.zeros(shape, np.promote_types(g.dtype, np.float32))
+    out = np.zeros(shape, g.dtype if g.dtype.kind in "iu" else np.promote_types(g.dtype, np.float32))
     np.add.at(out, index, g.astype(out.dtype, copy=False))  # np.add.at is slow for operands of two dtypes
     return out.astype(g.dtype, copy=False)
 

@@ -39,6 +39,7 @@ from .functional import (
 )
 from .gradcheck import GradientError, gradcheck
 from .module import Module
+from .ops.einsum import einsum, outer, tensordot
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
 from .softmax import softmax  # rebinds russellgrad.softmax from the submodule to the function
@@ -60,6 +61,7 @@ __all__ = [
     "compile_step",
     "cross_entropy",
     "custom_op",
+    "einsum",
     "embedding",
     "eye",
     "full",
@@ -84,6 +86,7 @@ __all__ = [
     "no_grad",
     "ones",
     "ones_like",
+    "outer",
     "rand",
     "rand_like",
     "randn",
@@ -92,6 +95,7 @@ __all__ = [
     "set_default_dtype",
     "set_matmul_precision",
     "softmax",
+    "tensordot",
     "use_backend",
     "value_and_grad",
     "vjp",

@@ -244,3 +244,17 @@ def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, An
     if kind is ValueError and hasattr(rule, "remedy"):
         message = remedy
     return kind(f"{rule.__name__}: {shapes}{given}: {message}")
+
+
+def index_part(part: Any, xp: Backend) -> Any:
+    """Convert one part of an index: a Tensor to its array, an integer to a Python int."""
+    if part is None or part is Ellipsis or type(part) in (int, slice):
+        return part
+    if isinstance(part, TensorBase):
+        same_backend("getitem", xp.root, part.backend.root)
+        part = cast(Any, part).detach()._array  # an index has no gradient, so its level does not matter
+    number = python_number(part)
+    root = xp.root
+    if isinstance(number, bool) or root.is_array(part) and part.shape == () and root.dtype(part).kind == "b":
+        raise TypeError("getitem: an index may not be one bool, which NumPy treats as a new axis; use a mask with axes")
+    return part if number is None else number

@@ -13,7 +13,7 @@ above it.
 
 Every primitive that sums, `sum` and `getitem_backward` as well as the derived ones, sums half precision (float16,
 bfloat16) in float32 and rounds the result once. The error of a sum must not grow with the number of rows, along any axis:
-it is summed pairwise, in blocks, or in a wider dtype. (`getitem_backward` and `embedding_backward` may add one by one.)
+it is summed pairwise, in blocks, or in a wider dtype. (`cumsum`, `getitem_backward` and `embedding_backward` may add one by one.)
 """
 
 import importlib
@@ -105,6 +105,10 @@ class Core(Protocol):
     def min(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # nan propagates
     def argmax(self, a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array: ...  # int64; the first index of the largest element
 
+    # Along one axis
+    def argsort(self, a: Array, axis: int, /) -> Array: ...                      # (...) -> (...) int64, the indices that sort; stable, nan last
+    def cumsum(self, a: Array, axis: int, /) -> Array: ...                       # (...) -> (...) sums of the first elements, in float64 or wider; bools and integers give int64
+
     # Shapes, indices, products
     def reshape(self, a: Array, shape: Shape, /) -> Array: ...                   # (...) -> shape, C order; -1 is inferred
     def transpose(self, a: Array, axes: Sequence[int] | None = None, /) -> Array: ...  # axes permuted; None reverses them
@@ -112,7 +116,7 @@ class Core(Protocol):
     def expand_dims(self, a: Array, axis: int | tuple[int, ...], /) -> Array: ...  # a new axis of length 1 at axis
     def concatenate(self, arrays: Sequence[Array], axis: int, /) -> Array: ...   # n x (..., k_i, ...) -> (..., sum k_i, ...)
     def getitem(self, a: Array, index: Index, /) -> Array: ...                   # a[index], for an index from `prepare_index`
-    def getitem_backward(self, g: Array, index: Index, shape: Shape, /) -> Array: ...  # zeros(shape), [index] += g; repeated indices accumulate
+    def getitem_backward(self, g: Array, index: Index, shape: Shape, /) -> Array: ...  # zeros(shape), [index] += g; repeated indices accumulate; integers exactly
     def matmul(self, a: Array, b: Array, /) -> Array: ...                        # (..., n, k) @ (..., k, m) -> (..., n, m); 1-D operands as in NumPy
 
 

@@ -186,6 +186,18 @@ if TYPE_CHECKING:  # a type checker needs the names; tests/test_functions.py com
     relu, silu, leaky_relu, gelu, softplus = Tensor.relu, Tensor.silu, Tensor.leaky_relu, Tensor.gelu, Tensor.softplus
     elu, round, nan_to_num, astype, clip = Tensor.elu, Tensor.round, Tensor.nan_to_num, Tensor.astype, Tensor.clip
     masked_fill, masked_multiply = Tensor.masked_fill, Tensor.masked_multiply
+    # ops/reductions.py, more
+    std, norm, logsumexp, prod = Tensor.std, Tensor.norm, Tensor.logsumexp, Tensor.prod
+    cumsum, cumprod, any, all = Tensor.cumsum, Tensor.cumprod, Tensor.any, Tensor.all
+    argmin = Tensor.argmin
+    # ops/rearranging.py, more
+    flip, roll, repeat, tile = Tensor.flip, Tensor.roll, Tensor.repeat, Tensor.tile
+    pad, tril, triu, diagonal = Tensor.pad, Tensor.tril, Tensor.triu, Tensor.diagonal
+    trace = Tensor.trace
+    # ops/sorting.py, more
+    argsort, sort, topk, take_along_axis = Tensor.argsort, Tensor.sort, Tensor.topk, Tensor.take_along_axis
+    # ops/shapes.py, more
+    flatten, ravel, copy, moveaxis = Tensor.flatten, Tensor.ravel, Tensor.copy, Tensor.moveaxis
 else:
     globals().update({name: function for name, function in _functions().items() if name not in globals()})
     __all__ = [

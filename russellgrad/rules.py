@@ -420,12 +420,15 @@ def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result
 def _mask_for_shape(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
     """As `as_mask`. Raises ValueError if the mask does not broadcast to `shape`."""
     array = as_mask(xp, mask, op)
-    fits = array.ndim <= len(shape) and all(
-        n in (1, m) for n, m in zip(reversed(array.shape), reversed(shape), strict=False)
-    )
-    if not fits:
+    if not _fits(array.shape, shape):
         raise ValueError(f"{op}: a mask of shape {array.shape} does not broadcast to shape {shape}")
     return array
+
+
+def _fits(shape: Shape, wanted: Shape) -> bool:
+    """Whether an array of `shape` broadcasts to the shape `wanted`."""
+    pairs = zip(reversed(shape), reversed(wanted), strict=False)
+    return len(shape) <= len(wanted) and all(n in (1, m) for n, m in pairs)
 
 
 # --- Reductions
@@ -450,7 +453,7 @@ def normalize_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     return positive
 
 
-def _one_axis(op: str, axis: int, ndim: int) -> int:
+def one_axis(op: str, axis: int, ndim: int) -> int:
     """The axis as a nonnegative int. Raises as `normalize_axes` does, and TypeError for several axes."""
     axes = normalize_axes(op, axis, ndim)
     if len(axes) != 1:
@@ -470,7 +473,7 @@ def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     return out, lambda g: xp.broadcast_to(xp.reshape(g, _keepdims_shape(shape, axes)), shape)
 
 
-def _check_float(op: str, dtype: DType) -> None:
+def check_float(op: str, dtype: DType) -> None:
     if not is_float(dtype):
         raise TypeError(f"{op}: needs a float tensor, got dtype {dtype}; call .astype('float64') first")
 
@@ -485,7 +488,7 @@ def _rounded_as(xp: Backend, value: Array, a: Array) -> Array:
 
 
 def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
-    _check_float("mean", xp.dtype(a))
+    check_float("mean", xp.dtype(a))
     axes = normalize_axes("mean", axis, a.ndim)
     total, pull = sum(xp, widened(xp, a), axis=axes, keepdims=keepdims)
     n = prod(a.shape[i] for i in axes)
@@ -499,7 +502,7 @@ def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool)
     would be in every deviation (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", The American
     Statistician 37, 1983, on shifted data).
     """
-    _check_float("var", xp.dtype(a))
+    check_float("var", xp.dtype(a))
     if not math.isfinite(correction):
         raise ValueError(f"var: correction must be finite, got {correction}")
     axes, shape = normalize_axes("var", axis, a.ndim), a.shape
@@ -546,11 +549,28 @@ def _max_or_min(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> R
 
 def argmax(xp: Backend, a: Array, *, axis: int | None, keepdims: bool) -> Result:
     if axis is not None:
-        axis = _one_axis("argmax", axis, a.ndim)
+        axis = one_axis("argmax", axis, a.ndim)
     return xp.argmax(a, axis=axis, keepdims=keepdims), None
 
 
+def argsort(xp: Backend, a: Array, *, axis: int) -> Result:
+    return xp.argsort(a, one_axis("argsort", axis, a.ndim)), None
+
+
+def cumsum(xp: Backend, a: Array, *, axis: int) -> Result:
+    axis = one_axis("cumsum", axis, a.ndim)
+    backwards = (*(slice(None),) * axis, slice(None, None, -1))
+    return (
+        xp.cumsum(a, axis),
+        lambda g: xp.getitem(xp.cumsum(xp.getitem(g, backwards), axis), backwards),
+    )
+
+
 # --- Shapes
+
+
+def copy(xp: Backend, a: Array) -> Result:
+    return xp.copy(a), lambda g: g
 
 
 def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> View:
@@ -590,7 +610,7 @@ def expand_dims(xp: Backend, a: Array, *, axis: int | tuple[int, ...]) -> View:
 
 @remedy("all axes but the joined one must agree")
 def concatenate(xp: Backend, *arrays: Array, axis: int) -> Result:
-    joined_axis = _one_axis("concatenate", axis, arrays[0].ndim)
+    joined_axis = one_axis("concatenate", axis, arrays[0].ndim)
     pulls, start = [], 0
     for array in arrays:
         stop = start + array.shape[joined_axis]
@@ -608,7 +628,7 @@ def stack(xp: Backend, *arrays: Array, axis: int) -> Result:
     if any(array.shape != arrays[0].shape for array in arrays):
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(f"stack: all tensors must have one shape, got {shapes}; concatenate joins unequal ones")
-    joined_axis = _one_axis("stack", axis, arrays[0].ndim + 1)
+    joined_axis = one_axis("stack", axis, arrays[0].ndim + 1)
     out = xp.concatenate([xp.expand_dims(array, joined_axis) for array in arrays], joined_axis)
     return out, *(_select_pullback(xp, joined_axis, i) for i in range(len(arrays)))
 
@@ -627,6 +647,44 @@ def getitem(xp: Backend, a: Array, *, index: Index, check: bool = True) -> View:
 
 def getitem_backward(xp: Backend, g: Array, *, index: Index, shape: Shape) -> Result:
     return xp.getitem_backward(g, index, shape), lambda gg: xp.getitem(gg, index)
+
+
+def at_set(xp: Backend, a: Array, value: Array, *, index: Index) -> Result:
+    """a with `value` in place of a[index]."""
+    prepared, shape = xp.prepare_index(index, a.shape), a.shape
+    counts, picked = _counts(xp, "at_set", shape, prepared, shape_of(value))
+    chosen = xp.asarray(xp.root.greater(counts, 0))
+    if shape_of(value) == ():  # where the index has an element twice, both times it is the same value
+        return xp.where(chosen, value, a), lambda g: xp.where(chosen, 0, g), lambda g: xp.where(chosen, g, 0)
+    if prod(picked) > 1 and xp.root.to_host(xp.root.max(counts)) > 1:
+        raise ValueError(
+            f"at_set: the index selects an element of shape {shape} twice, for which there are two values; select each "
+            "element once, or sum the values with x.at(index).add(value)"
+        )
+    placed = xp.getitem_backward(xp.broadcast_to(value, picked), prepared, shape)
+    return xp.where(chosen, placed, a), lambda g: xp.where(chosen, 0, g), lambda g: xp.getitem(g, prepared)
+
+
+def at_add(xp: Backend, a: Array, value: Array, *, index: Index) -> Result:
+    """a with `value` added to a[index]. The values of repeated indices add up."""
+    prepared = xp.prepare_index(index, a.shape)
+    _, picked = _counts(xp, "at_add", a.shape, prepared, shape_of(value))
+    values = xp.broadcast_to(value if xp.is_array(value) else xp.asarray(value, xp.dtype(a)), picked)
+    return xp.add(a, xp.getitem_backward(values, prepared, a.shape)), lambda g: g, lambda g: xp.getitem(g, prepared)
+
+
+def _counts(xp: Backend, op: str, shape: Shape, index: Index, value: Shape) -> tuple[Array, Shape]:
+    """How often the index selects each element of an array of `shape`, an array of the root, and the shape of a[index].
+
+    Raises ValueError if a value of shape `value` does not broadcast to the latter.
+    """
+    root = xp.root
+    ones = root.getitem(root.broadcast_to(root.full((), 1, "float32"), shape), index)
+    if not _fits(value, ones.shape):
+        raise ValueError(
+            f"{op}: a value of shape {value} does not broadcast to {ones.shape}, the shape of x[index]; reshape the value"
+        )
+    return root.getitem_backward(ones, index, shape), ones.shape
 
 
 # --- Products
@@ -705,13 +763,13 @@ def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
 
 
 def softmax(xp: Backend, a: Float, *, axis: int) -> Result:
-    axis = _one_axis("softmax", axis, a.ndim)
+    axis = one_axis("softmax", axis, a.ndim)
     out = xp.softmax(a, axis)
     return out, lambda g: xp.softmax_backward(g, out, axis)
 
 
 def log_softmax(xp: Backend, a: Float, *, axis: int) -> Result:
-    axis = _one_axis("log_softmax", axis, a.ndim)
+    axis = one_axis("log_softmax", axis, a.ndim)
     out = xp.log_softmax(a, axis)
     return out, lambda g: xp.log_softmax_backward(g, out, axis)
 

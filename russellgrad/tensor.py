@@ -12,15 +12,14 @@ from .autograd import Hook, Node, backward, is_grad_enabled, record
 from .backend import Array, Backend, DType, load_backend, resolve_backend
 from .dtype import get_default_dtype, is_float, python_number, real_array
 from .idioms import INSTEAD, instead
-from .ops.elementwise import Elementwise
-from .ops.operators import Operators
-from .ops.reductions import Reductions
-from .ops.shapes import Shapes
+from .ops.indexing import Indexing
+from .ops.rearranging import Rearranging
+from .ops.sorting import Sorting
 
 __all__ = ["Mask", "Operand", "Tensor", "apply"]
 
 
-class Tensor(Operators, Elementwise, Reductions, Shapes):
+class Tensor(Rearranging, Sorting, Indexing):
     """A multi-dimensional array that records the operations on it, so that `backward` can compute gradients.
 
         x = Tensor([1.0, 2.0, 3.0])
@@ -328,6 +327,10 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
         """A copy of the data as a NumPy array on the host. Waits for the device."""
         return self.backend.to_host(self._array)
 
+    def tolist(self) -> Any:
+        """The data as nested lists of Python numbers; a number for a 0-d tensor. Waits for the device."""
+        return self.numpy().tolist()
+
     def item(self) -> Any:
         """The element of a tensor of size 1, as a Python number. Raises ValueError for any other size."""
         return self._one_element("item")
@@ -455,7 +458,7 @@ class Tensor(Operators, Elementwise, Reductions, Shapes):
             raise ValueError(
                 f"bool: the truth value of a tensor of shape {self.shape} is ambiguous; choose elements with "
                 "where(x > 0, a, b), combine masks with & | ~ instead of and, or, not, find a tensor in a list with "
-                "`is`, or test all elements with (x > 0).numpy().all()"
+                "`is`, or test all elements with (x > 0).all()"
             )
         return bool(self.item())
 

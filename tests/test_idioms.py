@@ -65,7 +65,7 @@ def test_in_compares_elements(backend: Backend) -> None:
 def test_the_truth_of_several_elements_says_what_to_write(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     for condition in (lambda: not x, lambda: x > 0 and x < 2, lambda: x in [Tensor([1.0, 2.0])]):
-        with pytest.raises(ValueError, match=r"^bool: .* is ambiguous; .*where.* & \| ~ .*`is`.*\.numpy\(\)\.all\(\)"):
+        with pytest.raises(ValueError, match=r"^bool: .* is ambiguous; .*where.* & \| ~ .*`is`.*\(x > 0\)\.all\(\)"):
             condition()
     assert x in [x]
 
@@ -225,12 +225,14 @@ def test_functions_and_var_name_their_arguments(backend: Backend) -> None:
     ("call", "remedy"),
     [
         (np.sum, "x.sum()"), (np.mean, "x.mean()"), (np.max, "x.max()"), (np.amin, "x.min()"), (np.var, "x.var()"),
-        (np.std, "x.var(correction=...).sqrt()"), (np.argmax, "x.argmax()"), (np.transpose, "x.transpose()"),
-        (np.squeeze, "x.squeeze()"), (np.linalg.norm, "(x * x).sum().sqrt()"), (np.ravel, "x.reshape(-1)"),
+        (np.std, "x.std()"), (np.argmax, "x.argmax()"), (np.transpose, "x.transpose()"),
+        (np.squeeze, "x.squeeze()"), (np.linalg.norm, "x.norm()"), (np.ravel, "x.ravel()"),
         (partial(np.clip, a_min=0, a_max=1), "x.clip()"), (partial(np.reshape, shape=(3, 2)), "x.reshape()"),
         (lambda x: np.concatenate([x, x]), "Tensor.concatenate(tensors)"),
         (np.zeros_like, "zeros_like(x)"), (np.round, "x.round()"), (np.nan_to_num, "x.nan_to_num()"),
-        (lambda x: np.stack([x]), "Tensor.stack(tensors)"), (np.copy, "x * 1"),
+        (lambda x: np.stack([x]), "Tensor.stack(tensors)"), (np.copy, "x.copy()"),
+        (np.sort, "x.sort()"), (np.cumsum, "x.cumsum()"), (lambda x: np.outer(x, x), "outer(x, y)"),
+        (lambda x: np.einsum("ij->ji", x), "einsum(subscripts, x, y)"),
         (lambda x: np.vstack([x, x]), "Tensor.concatenate(tensors)"), (lambda x: np.dot(x, x), "x @ y"),
         (lambda x: np.where(x.numpy() > 0, x, 0), "where(condition, x, y)"), (np.shape, "x.shape"),
     ],
@@ -244,7 +246,7 @@ def test_numpys_functions_name_the_method(backend: Backend, call: Callable[..., 
 
 
 def test_numpys_other_functions_name_the_conversion(backend: Backend) -> None:
-    for call in (np.sort, np.cumsum, lambda x: np.allclose(x, x), np.unique):
+    for call in (np.median, lambda x: np.allclose(x, x), np.unique):
         with pytest.raises(TypeError, match=r"^numpy\.\w+: a Tensor is not converted .*; call \.numpy\(\)$"):
             call(matrix())
     for ufunc in (np.exp, np.abs, lambda x: np.matmul(x, x)):
@@ -256,9 +258,10 @@ def test_numpys_other_functions_name_the_conversion(backend: Backend) -> None:
     ("name", "remedy"),
     [
         ("view", "x.reshape(shape)"), ("permute", "x.transpose(axes)"), ("unsqueeze", "x.expand_dims(axis)"),
-        ("clamp", "x.clip(min, max)"), ("std", "x.var(correction=...).sqrt()"), ("numel", "x.size"), ("dim", "x.ndim"),
+        ("clamp", "x.clip(min, max)"), ("clone", "x.copy()"), ("numel", "x.size"), ("dim", "x.ndim"),
         ("float", "x.astype('float32')"), ("cuda", "x.to('cupy')"), ("cpu", "x.to('numpy')"), ("mm", "x @ y"),
-        ("amax", "x.max()"), ("flatten", "x.reshape(-1)"), ("tolist", "x.numpy().tolist()"), ("t", "x.T"),
+        ("amax", "x.max()"), ("movedim", "x.moveaxis(source, destination)"), ("t", "x.T"),
+        ("gather", "x.take_along_axis(indices, axis)"),
         ("expand", "x.broadcast_to(shape)"), ("add_", "x.data += y"), ("detach_", "x = x.detach()"),
         ("zero_", "x.data = x.backend.zeros(x.shape, x.dtype)"), ("copy_", "x.data = x.backend.copy(y.data)"),
         ("atan2", "x.arctan2(y)"), ("asin", "x.arcsin()"), ("remainder", "x % y"),
@@ -282,7 +285,9 @@ def test_the_remedies_can_be_computed(backend: Backend) -> None:
         "x": Tensor(square), "y": Tensor(square), "tensors": [Tensor(square)], "condition": Tensor(square > 0),
         "Tensor": Tensor, "where": rg.where, "min": 0.0, "max": 1.0,
         "zeros_like": rg.zeros_like, "ones_like": rg.ones_like, "full_like": rg.full_like,
-        "shape": (9, 1), "axis": 0, "axes": (1, 0), "size": 2,
+        "shape": (9, 1), "axis": 0, "axes": (1, 0), "size": 2, "source": 0, "destination": 1,
+        "indices": [[0, 1, 2]], "index": slice(None), "repeats": 2,
+        "einsum": rg.einsum, "tensordot": rg.tensordot, "outer": rg.outer, "subscripts": "ij,jk",
     }  # fmt: skip
     for name, expression in INSTEAD.items():
         if "'" in expression or "=" in expression.replace("axis=1", "").replace("!=", "") or name == "expand":

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
+from math import prod
 from numbers import Integral
 from typing import Any, NoReturn, Self, cast
 
 from .. import rules
-from ..apply import TensorBase, TensorT, apply, same_backend
-from ..backend import Axis, Backend, Index, Shape
-from ..dtype import python_number
+from ..apply import TensorBase, TensorT, apply, index_part
+from ..backend import Axis, Index, Shape
 from ..idioms import numpy_names
 
 
@@ -50,6 +50,53 @@ class Shapes(TensorBase):
         One length may be -1; it is inferred. Raises ValueError if the number of elements changes.
         """
         return apply(rules.reshape, self, shape=_shape_from_args("reshape", shape))
+
+    @numpy_names
+    def flatten(self, start: int = 0, end: int = -1) -> Self:
+        """Join the axes from `start` to `end`, which is included, into one. A 0-d tensor gets one axis.
+
+        Raises IndexError for an axis out of range, ValueError if `start` is after `end`.
+
+            x.flatten(1)  # (2, 3, 4) -> (2, 12)
+        """
+        if not self.ndim:
+            return self.reshape(1)
+        first, last = (rules.one_axis("flatten", axis, self.ndim) for axis in (start, end))
+        if first > last:
+            raise ValueError(f"flatten: start={start} is after end={end} in a tensor of {self.ndim} axes; swap them")
+        joined = prod(self.shape[first : last + 1])
+        return self.reshape((*self.shape[:first], joined, *self.shape[last + 1 :]))
+
+    def ravel(self) -> Self:
+        """All elements in C order along one axis: (...) -> (n,).
+
+        x.ravel()  # (2, 3) -> (6,)
+        """
+        return self.reshape(-1)
+
+    def copy(self) -> Self:
+        """A copy with memory of its own. The gradient is passed on; for a tensor without history, call `detach` first.
+
+        x.copy()
+        """
+        return apply(rules.copy, self)
+
+    def moveaxis(self, source: int | Sequence[int], destination: int | Sequence[int]) -> Self:
+        """Move the axes `source` to the places `destination`. The others keep their order.
+
+        Raises:
+            IndexError: an axis is out of range. ValueError: an axis is repeated, or there are more axes than places.
+
+            x.moveaxis(0, -1)  # (2, 3, 4) -> (3, 4, 2)
+        """
+        moved = rules.normalize_axes("moveaxis", cast(Axis, source), self.ndim)
+        places = rules.normalize_axes("moveaxis", cast(Axis, destination), self.ndim)
+        if len(moved) != len(places):
+            raise ValueError(f"moveaxis: source {source} and destination {destination} must have as many axes")
+        order = [axis for axis in range(self.ndim) if axis not in moved]
+        for place, axis in sorted(zip(places, moved, strict=True)):
+            order.insert(place, axis)
+        return self.transpose(order)
 
     def broadcast_to(self, *shape: int | Sequence[int]) -> Self:
         """Broadcast to a shape: `broadcast_to(2, 3)` or `broadcast_to((2, 3))`. The gradient is summed back.
@@ -135,32 +182,18 @@ class Shapes(TensorBase):
         The gradients of elements that are selected several times add up.
         """
         parts = index if isinstance(index, tuple) else (index,)
-        return apply(rules.getitem, self, index=tuple(_index(part, self.backend) for part in parts))
+        return apply(rules.getitem, self, index=tuple(index_part(part, self.backend) for part in parts))
 
     def __setitem__(self, index: Index, value: Any) -> NoReturn:
         raise TypeError(
-            "setitem: x[index] = value is not supported; make a new tensor with where(mask, value, x), or write into "
-            "x.data and call x.changed_in_place()"
+            "setitem: x[index] = value is not supported; make a new tensor with x.at(index).set(value) or "
+            "where(mask, value, x), or write into x.data and call x.changed_in_place()"
         )
 
     def __iter__(self) -> Iterator[Self]:
         if not self.ndim:
             raise TypeError("iter: a 0-d tensor cannot be iterated over")
         return (self[i] for i in range(self.shape[0]))
-
-
-def _index(part: Any, xp: Backend) -> Any:
-    """Convert one part of an index: a Tensor to its array, an integer to a Python int."""
-    if part is None or part is Ellipsis or type(part) in (int, slice):
-        return part
-    if isinstance(part, TensorBase):
-        same_backend("getitem", xp.root, part.backend.root)
-        part = cast(Any, part).detach()._array  # an index has no gradient, so its level does not matter
-    number = python_number(part)
-    root = xp.root
-    if isinstance(number, bool) or root.is_array(part) and part.shape == () and root.dtype(part).kind == "b":
-        raise TypeError("getitem: an index may not be one bool, which NumPy treats as a new axis; use a mask with axes")
-    return part if number is None else number
 
 
 def _shape_from_args(op: str, shape: tuple[Any, ...]) -> Shape:
