@@ -79,6 +79,8 @@ def _binary(rule: rules.Rule, a: TensorT, b: Operand) -> TensorT:
     Returns NotImplemented for a type that may define the operator itself, as Python's data model requires. Numbers and
     built-in types do not; `apply` takes or refuses them.
     """
+    if type(a) is type(b):  # two Tensors, the most frequent case
+        return apply(rule, a, b)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, TensorBase) or type(x) in PYTHON_NUMBERS:
             continue
