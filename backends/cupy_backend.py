@@ -193,14 +193,20 @@ expm1 = cupy.expm1
 log = cupy.log
 log1p = cupy.log1p
 log2 = cupy.log2
+log10 = cupy.log10
 sqrt = cupy.sqrt
 tanh = cupy.tanh
+sinh = cupy.sinh
+cosh = cupy.cosh
 sin = cupy.sin
 cos = cupy.cos
+arcsin = cupy.arcsin
+arccos = cupy.arccos
 arctan = cupy.arctan
+arctan2 = _keeps_bfloat16(cupy.arctan2)
 floor = cupy.floor
 ceil = cupy.ceil
-erf = cupyx.scipy.special.erf
+rint = cupy.rint
 abs = cupy.abs
 sign = cupy.sign
 maximum = _keeps_bfloat16(cupy.maximum)
@@ -215,6 +221,41 @@ greater_equal = cupy.greater_equal
 logical_and = cupy.logical_and
 logical_or = cupy.logical_or
 logical_not = cupy.logical_not
+
+
+def erf(a: Array) -> Array:
+    """CuPy's has no half precision."""
+    wide = a if a.dtype in (np.float32, np.float64) else a.astype(np.float32)
+    return cupyx.scipy.special.erf(wide).astype(a.dtype, copy=False)
+
+
+def _has_floats(*operands: Any) -> bool:
+    return any(x.dtype.kind not in "biu" if is_array(x) else isinstance(x, float) for x in operands)
+
+
+_fmod = _keeps_bfloat16(cupy.fmod)
+
+
+def floor_divide(a: Array, b: Array, /) -> Array:
+    """From fmod, which is exact. CuPy's function is floor(a / b) for floats: 1.0 // 0.1 is 10.0 there, and not 9.0."""
+    if not _has_floats(a, b):
+        return cupy.floor_divide(a, b)
+    left = _fmod(a, b)
+    quotient = subtract(cupy.rint(divide(subtract(a, left), b)), _is_borrowed(left, b))
+    return where(cupy.equal(b, 0), divide(a, b), quotient)
+
+
+def remainder(a: Array, b: Array, /) -> Array:
+    if not _has_floats(a, b):
+        return cupy.remainder(a, b)
+    left = _fmod(a, b)
+    return where(_is_borrowed(left, b), add(left, b), left)
+
+
+def _is_borrowed(left: Array, b: Array) -> Array:
+    """Where fmod's result, which has the sign of the dividend, does not have the sign of the divisor b."""
+    return logical_and(not_equal(left, 0), not_equal(less(left, 0), cupy.less(b, 0)))
+
 
 # --- Reductions
 
@@ -262,6 +303,26 @@ max = cupy.max
 min = cupy.min
 argmax = cupy.argmax
 
+# --- Along one axis
+
+
+def argsort(a: Array, axis: int, /) -> Array:
+    """By CuPy's, which is stable. Bools and half precision are cast to dtypes that every version of CuPy sorts."""
+    if not a.size:
+        return cupy.zeros(a.shape, np.int64)
+    if a.dtype.kind == "b":
+        a = a.astype(np.uint8)
+    elif a.dtype.kind not in "iu" and a.dtype != np.float64:
+        a = a.astype(np.float32, copy=False)
+    return cupy.argsort(a, axis)
+
+
+def cumsum(a: Array, axis: int, /) -> Array:
+    if a.dtype.kind in "biu":
+        return cupy.cumsum(a.astype(np.int64), axis)
+    return cupy.cumsum(a.astype(np.float64), axis).astype(a.dtype, copy=False)
+
+
 # --- Shapes and indices
 
 reshape = cupy.reshape
@@ -294,6 +355,10 @@ def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
         out = cupy.zeros(shape, g.dtype)
         out[index] = g  # no element is picked twice
         return out
+    if g.dtype.kind in "iu":  # cupy.add.at does not take int64; sums of uint64 have the same bits
+        total = cupy.zeros(shape, np.uint64)
+        cupy.add.at(total, index, g.astype(np.int64).astype(np.uint64))
+        return total.astype(np.int64).astype(g.dtype, copy=False)
     # Atomics: the order of the additions varies, and so do the last bits. There are none for bfloat16.
     wide = np.result_type(g.dtype, np.float32)
     out = cupy.zeros(shape, wide)

@@ -65,6 +65,8 @@ add = np.add
 subtract = np.subtract
 multiply = np.multiply
 divide = np.divide
+floor_divide = np.floor_divide
+remainder = np.remainder
 power = np.power
 negative = np.negative
 exp = np.exp
@@ -72,13 +74,20 @@ expm1 = np.expm1
 log = np.log
 log1p = np.log1p
 log2 = np.log2
+log10 = np.log10
 sqrt = np.sqrt
 tanh = np.tanh
+sinh = np.sinh
+cosh = np.cosh
 sin = np.sin
 cos = np.cos
+arcsin = np.arcsin
+arccos = np.arccos
 arctan = np.arctan
+arctan2 = np.arctan2
 floor = np.floor
 ceil = np.ceil
+rint = np.rint
 abs = np.absolute
 sign = np.sign
 maximum = np.maximum
@@ -100,6 +109,19 @@ sum = numpy_sums.sum
 max = np.max
 min = np.min
 argmax = np.argmax
+
+# --- Along one axis
+
+
+def argsort(a: Array, axis: int, /) -> Array:
+    return np.argsort(a, axis, kind="stable")
+
+
+def cumsum(a: Array, axis: int, /) -> Array:
+    if a.dtype.kind in "biu":
+        return np.cumsum(a, axis, np.int64)
+    return np.cumsum(a, axis, np.float64).astype(a.dtype, copy=False)
+
 
 # --- Shapes and indices
 
@@ -124,7 +146,7 @@ def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
         out = np.zeros(shape, g.dtype)
         out[index] = g  # selects no element twice
         return out
-    out = np.zeros(shape, np.promote_types(g.dtype, np.float32))
+    out = np.zeros(shape, g.dtype if g.dtype.kind in "iu" else np.promote_types(g.dtype, np.float32))
     np.add.at(out, index, g.astype(out.dtype, copy=False))  # np.add.at is slow for operands of two dtypes
     return out.astype(g.dtype, copy=False)
 

@@ -29,6 +29,7 @@ name = "strict"
 # For each primitive that is not elementwise, the positions of the arguments that are arrays.
 _ARRAYS: dict[str, Sequence[int]] = {
     "copy": (0,), "astype": (0,), "where": (0, 1, 2), "sum": (0,), "max": (0,), "min": (0,), "argmax": (0,),
+    "argsort": (0,), "cumsum": (0,),
     "reshape": (0,), "transpose": (0,), "broadcast_to": (0,), "expand_dims": (0,), "concatenate": (0,),
     "getitem": (0,), "getitem_backward": (0,), "matmul": (0, 1), "full": (), "zeros": (), "arange": (),
     "erf": (0,), "leaky_relu": (0,), "leaky_relu_backward": (0, 1), "gelu": (0,), "gelu_backward": (0, 1),

@@ -1,11 +1,31 @@
 """RussellGrad: one autograd Tensor and one transformer, on a CPU (NumPy, Numba) or a CUDA GPU (CuPy)."""
 
+import builtins as _builtins
+
+from . import functional as _functional
 from .autograd import Joint, no_grad
 from .backend import available_backends, get_backend, set_backend, use_backend
 from .compiled import compile_step
+from .creation import (
+    arange,
+    eye,
+    full,
+    full_like,
+    linspace,
+    ones,
+    ones_like,
+    rand,
+    rand_like,
+    randn,
+    randn_like,
+    zeros,
+    zeros_like,
+)
 from .custom import custom_op
 from .dtype import get_default_dtype, set_default_dtype
+from .functional import *  # noqa: F403 - the methods of Tensor as functions: rg.exp, rg.sum, ...
 from .functional import (
+    arctan2,
     attention,
     attention_qkvpacked,
     cross_entropy,
@@ -19,6 +39,7 @@ from .functional import (
 )
 from .gradcheck import GradientError, gradcheck
 from .module import Module
+from .ops.einsum import einsum, outer, tensordot
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
 from .softmax import softmax  # rebinds russellgrad.softmax from the submodule to the function
@@ -32,13 +53,19 @@ __all__ = [
     "Joint",
     "Module",
     "Tensor",
+    "arange",
+    "arctan2",
     "attention",
     "attention_qkvpacked",
     "available_backends",
     "compile_step",
     "cross_entropy",
     "custom_op",
+    "einsum",
     "embedding",
+    "eye",
+    "full",
+    "full_like",
     "functional_call",
     "get_backend",
     "get_default_dtype",
@@ -51,17 +78,30 @@ __all__ = [
     "jvp",
     "layer_norm",
     "linear",
+    "linspace",
     "log_softmax",
     "manual_seed",
     "maximum",
     "minimum",
     "no_grad",
+    "ones",
+    "ones_like",
+    "outer",
+    "rand",
+    "rand_like",
+    "randn",
+    "randn_like",
     "set_backend",
     "set_default_dtype",
     "set_matmul_precision",
     "softmax",
+    "tensordot",
     "use_backend",
     "value_and_grad",
     "vjp",
     "where",
+    "zeros",
+    "zeros_like",
 ]
+# Without those that Python has: `from russellgrad import *` leaves sum, max, abs, ... as they are.
+__all__ += [name for name in vars(_functional)["__all__"] if name not in __all__ and not hasattr(_builtins, name)]

@@ -13,7 +13,7 @@ above it.
 
 Every primitive that sums, `sum` and `getitem_backward` as well as the derived ones, sums half precision (float16,
 bfloat16) in float32 and rounds the result once. The error of a sum must not grow with the number of rows, along any axis:
-it is summed pairwise, in blocks, or in a wider dtype. (`getitem_backward` and `embedding_backward` may add one by one.)
+it is summed pairwise, in blocks, or in a wider dtype. (`cumsum`, `getitem_backward` and `embedding_backward` may add one by one.)
 """
 
 import importlib
@@ -61,6 +61,8 @@ class Core(Protocol):
     def subtract(self, a: Array, b: Array, /) -> Array: ...                      # a - b
     def multiply(self, a: Array, b: Array, /) -> Array: ...                      # a * b
     def divide(self, a: Array, b: Array, /) -> Array: ...                        # a / b
+    def floor_divide(self, a: Array, b: Array, /) -> Array: ...                  # the largest integer <= a / b, exactly; of integers an integer
+    def remainder(self, a: Array, b: Array, /) -> Array: ...                     # a - b floor_divide(a, b), exactly; with the sign of b
     def power(self, a: Array, b: Array, /) -> Array: ...                         # a ** b
     def negative(self, a: Array, /) -> Array: ...                                # -a
     def exp(self, a: Array, /) -> Array: ...                                     # e ** a
@@ -68,13 +70,20 @@ class Core(Protocol):
     def log(self, a: Array, /) -> Array: ...                                     # natural logarithm
     def log1p(self, a: Array, /) -> Array: ...                                   # log(1 + a), accurate near 0
     def log2(self, a: Array, /) -> Array: ...                                    # logarithm to the base 2
+    def log10(self, a: Array, /) -> Array: ...                                   # logarithm to the base 10
     def sqrt(self, a: Array, /) -> Array: ...                                    # square root
     def tanh(self, a: Array, /) -> Array: ...                                    # hyperbolic tangent
+    def sinh(self, a: Array, /) -> Array: ...                                    # hyperbolic sine
+    def cosh(self, a: Array, /) -> Array: ...                                    # hyperbolic cosine
     def sin(self, a: Array, /) -> Array: ...                                     # sine
     def cos(self, a: Array, /) -> Array: ...                                     # cosine
+    def arcsin(self, a: Array, /) -> Array: ...                                  # inverse sine
+    def arccos(self, a: Array, /) -> Array: ...                                  # inverse cosine
     def arctan(self, a: Array, /) -> Array: ...                                  # inverse tangent
+    def arctan2(self, a: Array, b: Array, /) -> Array: ...                       # the angle of the point (b, a), in [-pi, pi]
     def floor(self, a: Array, /) -> Array: ...                                   # the largest integer <= a
     def ceil(self, a: Array, /) -> Array: ...                                    # the smallest integer >= a
+    def rint(self, a: Array, /) -> Array: ...                                    # the nearest integer; of two, the even one
     def abs(self, a: Array, /) -> Array: ...                                     # |a|
     def sign(self, a: Array, /) -> Array: ...                                    # -1, 0 or 1
     def maximum(self, a: Array, b: Array, /) -> Array: ...                       # the larger; nan propagates
@@ -96,6 +105,10 @@ class Core(Protocol):
     def min(self, a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array: ...   # nan propagates
     def argmax(self, a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array: ...  # int64; the first index of the largest element
 
+    # Along one axis
+    def argsort(self, a: Array, axis: int, /) -> Array: ...                      # (...) -> (...) int64, the indices that sort; stable, nan last
+    def cumsum(self, a: Array, axis: int, /) -> Array: ...                       # (...) -> (...) sums of the first elements, in float64 or wider; bools and integers give int64
+
     # Shapes, indices, products
     def reshape(self, a: Array, shape: Shape, /) -> Array: ...                   # (...) -> shape, C order; -1 is inferred
     def transpose(self, a: Array, axes: Sequence[int] | None = None, /) -> Array: ...  # axes permuted; None reverses them
@@ -103,7 +116,7 @@ class Core(Protocol):
     def expand_dims(self, a: Array, axis: int | tuple[int, ...], /) -> Array: ...  # a new axis of length 1 at axis
     def concatenate(self, arrays: Sequence[Array], axis: int, /) -> Array: ...   # n x (..., k_i, ...) -> (..., sum k_i, ...)
     def getitem(self, a: Array, index: Index, /) -> Array: ...                   # a[index], for an index from `prepare_index`
-    def getitem_backward(self, g: Array, index: Index, shape: Shape, /) -> Array: ...  # zeros(shape), [index] += g; repeated indices accumulate
+    def getitem_backward(self, g: Array, index: Index, shape: Shape, /) -> Array: ...  # zeros(shape), [index] += g; repeated indices accumulate; integers exactly
     def matmul(self, a: Array, b: Array, /) -> Array: ...                        # (..., n, k) @ (..., k, m) -> (..., n, m); 1-D operands as in NumPy
 
 

@@ -46,6 +46,12 @@ def is_float(dtype: Any) -> bool:
     return bool(dtype.kind == "f" or dtype.kind == "V" and dtype.name == "bfloat16")
 
 
+def largest(dtype: Any) -> float:
+    """The largest finite number of a float dtype. (np.finfo does not know bfloat16.)"""
+    digits, exponent = {"float16": (11, 16), "bfloat16": (8, 128), "float32": (24, 128)}.get(dtype.name, (53, 1024))
+    return (2 - 2.0 ** (1 - digits)) * 2.0 ** (exponent - 1)
+
+
 def common_float(xp: Backend, arrays: list[Array]) -> DType | None:
     """The float dtype to which arrays of different dtypes are promoted, or None if none of them is a float.
 

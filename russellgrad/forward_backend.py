@@ -104,8 +104,9 @@ def _extremum(rule: rules.Rule) -> Callable[..., tuple[Any, Push]]:
     return differentiate
 
 
-def _argmax(xp: Backend, a: Any, **kwargs: Any) -> tuple[Any, Any]:
-    return xp.argmax(a, **kwargs), None  # an integer, which has no tangents
+def _integers(name: str) -> Callable[..., tuple[Any, Any]]:
+    """A primitive whose results are integers, which have no tangents."""
+    return lambda xp, *args, **kwargs: (getattr(xp, name)(*args, **kwargs), None)
 
 
 def _where(xp: Backend, condition: Any, a: Any, b: Any) -> tuple[Any, Push]:
@@ -244,9 +245,11 @@ class ForwardBackend(TensorBackend):
 
 _FORWARD: dict[str, Callable[..., tuple[Any, Push]]] = {
     **{name: _elementwise(getattr(rules, name)) for name in (*ELEMENTWISE, "erf", "sigmoid", "relu", "clip")},
-    **{name: _linear(name) for name in ("astype", "sum", "reshape", "transpose", "broadcast_to", "expand_dims",
-                                        "getitem", "getitem_backward", "embedding", "embedding_backward")},
-    "max": _extremum(rules.max), "min": _extremum(rules.min), "argmax": _argmax, "where": _where, "matmul": _matmul,
+    **{name: _linear(name) for name in ("astype", "sum", "cumsum", "reshape", "transpose", "broadcast_to",
+                                        "expand_dims", "getitem", "getitem_backward", "embedding",
+                                        "embedding_backward")},
+    **{name: _integers(name) for name in ("argmax", "argsort")},
+    "max": _extremum(rules.max), "min": _extremum(rules.min), "where": _where, "matmul": _matmul,
     "linear": _affine, "softmax": _softmax, "log_softmax": _log_softmax, "leaky_relu": _leaky_relu,
 }  # fmt: skip
 for _name, _differentiate in _FORWARD.items():

@@ -110,7 +110,7 @@ def _gradients_of(fn: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callab
 
         _, pull = vjp(of_chosen, *(xs[i] for i in positions))
         found = pull(upstream)
-        parts = [g.reshape(-1) for g in found]
+        parts: list[Tensor] = [g.reshape(-1) for g in found]
         return Tensor.concatenate(parts)
 
     return gradients

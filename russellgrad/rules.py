@@ -100,12 +100,45 @@ def cos(xp: Backend, a: Float) -> Result: return xp.cos(a), lambda g: xp.multipl
 def log1p(xp: Backend, a: Float) -> Result: return xp.log1p(a), lambda g: xp.divide(g, xp.add(a, 1))
 def expm1(xp: Backend, a: Float) -> Result: return xp.expm1(a), lambda g: xp.multiply(g, xp.exp(a))
 def log2(xp: Backend, a: Float) -> Result: return xp.log2(a), lambda g: xp.divide(g, xp.multiply(a, math.log(2)))
+def log10(xp: Backend, a: Float) -> Result: return xp.log10(a), lambda g: xp.divide(g, xp.multiply(a, math.log(10)))
+def exp2(xp: Backend, a: Float) -> Result: return power(xp, 2.0, a)[::2]
+def square(xp: Backend, a: Array) -> Result: return power(xp, a, 2)[:2]
+def sinh(xp: Backend, a: Float) -> Result: return xp.sinh(a), lambda g: xp.multiply(g, xp.cosh(a))
+def cosh(xp: Backend, a: Float) -> Result: return xp.cosh(a), lambda g: xp.multiply(g, xp.sinh(a))
+def arcsin(xp: Backend, a: Float) -> Result: return xp.arcsin(a), lambda g: xp.divide(g, _root_of_1_minus_square(xp, a))
+def arccos(xp: Backend, a: Float) -> Result: return xp.arccos(a), lambda g: xp.negative(xp.divide(g, _root_of_1_minus_square(xp, a)))
 def arctan(xp: Backend, a: Float) -> Result: return xp.arctan(a), lambda g: xp.divide(g, xp.add(xp.multiply(a, a), 1))
 def floor(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.floor, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
 def ceil(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.ceil, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
+def rint(xp: Backend, a: Array) -> Result: return _rounded(xp, xp.rint, a), lambda g: xp.zeros(g.shape, xp.dtype(g))
 def abs(xp: Backend, a: Array) -> Result: return xp.abs(a), lambda g: xp.multiply(g, xp.sign(a))
-def sign(xp: Backend, a: Array) -> Result: return xp.sign(a), lambda g: xp.zeros(g.shape, xp.dtype(g))
+def sign(xp: Backend, a: Array) -> Result: return xp.copy(a) if xp.dtype(a).kind == "b" else xp.sign(a), lambda g: xp.zeros(g.shape, xp.dtype(g))
+def isnan(xp: Backend, a: Array) -> Result: return xp.not_equal(a, a), None
+def isinf(xp: Backend, a: Array) -> Result: return xp.equal(xp.abs(a), math.inf), None
+def isfinite(xp: Backend, a: Array) -> Result: return xp.less(xp.abs(a), math.inf), None
 # fmt: on
+
+
+def _root_of_1_minus_square(xp: Backend, a: Array) -> Array:
+    """sqrt(1 - a^2), from the factors: near a = 1 and -1 the difference would cancel."""
+    return xp.sqrt(xp.multiply(xp.subtract(1, a), xp.add(a, 1)))
+
+
+def tan(xp: Backend, a: Float) -> Result:
+    out = xp.divide(xp.sin(a), xp.cos(a))
+    return out, lambda g: xp.multiply(g, xp.add(xp.multiply(out, out), 1))
+
+
+def arctan2(xp: Backend, a: Float, b: Float) -> Result:
+    def over_square(g: Array) -> Array:  # g / (a^2 + b^2)
+        first, second = (square(xp, widened(xp, x))[0] if xp.is_array(x) else x * x for x in (a, b))
+        return xp.divide(g, xp.add(first, second))
+
+    return (
+        xp.arctan2(a, b),
+        lambda g: xp.multiply(over_square(g), b),
+        lambda g: xp.negative(xp.multiply(over_square(g), a)),
+    )
 
 
 def erf(xp: Backend, a: Float) -> Result:
@@ -116,6 +149,37 @@ def erf(xp: Backend, a: Float) -> Result:
 def _rounded(xp: Backend, function: Callable[[Array], Array], a: Array) -> Array:
     """function(a); integers are copied unchanged, where some libraries would return floats."""
     return function(a) if is_float(xp.dtype(a)) else xp.copy(a)
+
+
+def round(xp: Backend, a: Array, *, decimals: int) -> Result:
+    """To the nearest multiple of 10^-decimals; of two, the even one."""
+    check_int("round: decimals", decimals)
+    if decimals == 0 or decimals > 0 and not is_float(xp.dtype(a)):
+        return rint(xp, a)
+    if not is_float(xp.dtype(a)):
+        raise TypeError(f"round: decimals < 0 needs a float tensor, got {xp.dtype(a)}; call .astype('float64') first")
+    wide, scale = widened(xp, a), 10.0 ** (decimals if decimals > 0 else -decimals)
+    scaled = xp.multiply(wide, scale) if decimals > 0 else xp.divide(wide, scale)
+    nearest, pull = rint(xp, scaled)
+    out = xp.divide(nearest, scale) if decimals > 0 else xp.multiply(nearest, scale)
+    return _rounded_as(xp, out, a), pull
+
+
+def floor_divide(xp: Backend, a: Array, b: Array) -> Result:
+    _check_divisor("floor_divide", xp, a, b)
+    out = xp.floor_divide(a, b)
+    return out, *2 * (lambda g: xp.zeros(g.shape, xp.dtype(g)),)
+
+
+def remainder(xp: Backend, a: Array, b: Array) -> Result:
+    _check_divisor("remainder", xp, a, b)
+    return xp.remainder(a, b), lambda g: g, lambda g: xp.negative(xp.multiply(g, xp.floor_divide(a, b)))
+
+
+def _check_divisor(op: str, xp: Backend, a: Array, b: Array) -> None:
+    """Raise ZeroDivisionError for integers by the number 0. NumPy gives 0 with a warning, CuPy 0 without one."""
+    if isinstance(b, int) and b == 0 and not is_float(xp.dtype(a)):
+        raise ZeroDivisionError(f"{op}: {xp.dtype(a)} by 0; floats give inf or nan: call .astype('float64') first")
 
 
 def divide(xp: Backend, a: Float, b: Float) -> Result:
@@ -193,6 +257,29 @@ def leaky_relu_backward(xp: Backend, g: Array, a: Array, *, alpha: float) -> Res
     return xp.leaky_relu_backward(g, a, alpha), lambda gg: xp.leaky_relu_backward(gg, a, alpha), None
 
 
+def elu(xp: Backend, a: Float, *, alpha: float) -> Result:
+    is_positive = xp.greater(a, 0)
+    below = xp.where(is_positive, 0, a)  # e^a may overflow for a positive a
+    out = xp.where(is_positive, a, xp.multiply(xp.expm1(below), alpha))
+    return out, lambda g: xp.where(is_positive, g, xp.multiply(g, xp.multiply(xp.exp(below), alpha)))
+
+
+def silu(xp: Backend, a: Float) -> Result:
+    s = xp.sigmoid(a)
+    return xp.multiply(a, s), lambda g: xp.multiply(g, xp.multiply(s, xp.add(xp.multiply(a, xp.subtract(1, s)), 1)))
+
+
+def softplus(xp: Backend, a: Float, *, beta: float, threshold: float) -> Result:
+    """log(1 + e^z) / beta with z = beta a: e^z is at most 1, and `where` selects smooth functions, so there is no kink."""
+    if beta == 0:
+        raise ValueError("softplus: beta must not be 0")
+    z = xp.multiply(a, beta)
+    is_positive, is_linear = xp.greater(z, 0), xp.greater(z, threshold)
+    log = xp.log1p(xp.exp(xp.where(is_positive, xp.negative(z), z)))
+    out = xp.divide(xp.where(is_positive, xp.add(z, log), log), beta)
+    return xp.where(is_linear, a, out), lambda g: xp.where(is_linear, g, xp.multiply(g, xp.sigmoid(z)))
+
+
 def gelu(xp: Backend, a: Float, *, approximate: str) -> Result:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
@@ -268,6 +355,13 @@ def clip(xp: Backend, a: Array, low: Array | None, high: Array | None) -> Result
     return out, pull_a, pull_low, pull_high
 
 
+def nan_to_num(xp: Backend, a: Array, *, nan: float, posinf: float, neginf: float) -> Result:
+    if not is_float(xp.dtype(a)):
+        return xp.copy(a), None
+    finite = xp.where(xp.equal(a, math.inf), posinf, xp.where(xp.equal(a, -math.inf), neginf, a))
+    return xp.where(xp.equal(a, a), finite, nan), lambda g: xp.where(isfinite(xp, a)[0], g, 0)
+
+
 @remedy("give the name of a dtype, such as 'float32', or a dtype of NumPy")
 def astype(xp: Backend, a: Array, *, dtype: DType) -> Result:
     try:
@@ -326,12 +420,15 @@ def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result
 def _mask_for_shape(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
     """As `as_mask`. Raises ValueError if the mask does not broadcast to `shape`."""
     array = as_mask(xp, mask, op)
-    fits = array.ndim <= len(shape) and all(
-        n in (1, m) for n, m in zip(reversed(array.shape), reversed(shape), strict=False)
-    )
-    if not fits:
+    if not _fits(array.shape, shape):
         raise ValueError(f"{op}: a mask of shape {array.shape} does not broadcast to shape {shape}")
     return array
+
+
+def _fits(shape: Shape, wanted: Shape) -> bool:
+    """Whether an array of `shape` broadcasts to the shape `wanted`."""
+    pairs = zip(reversed(shape), reversed(wanted), strict=False)
+    return len(shape) <= len(wanted) and all(n in (1, m) for n, m in pairs)
 
 
 # --- Reductions
@@ -356,7 +453,7 @@ def normalize_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     return positive
 
 
-def _one_axis(op: str, axis: int, ndim: int) -> int:
+def one_axis(op: str, axis: int, ndim: int) -> int:
     """The axis as a nonnegative int. Raises as `normalize_axes` does, and TypeError for several axes."""
     axes = normalize_axes(op, axis, ndim)
     if len(axes) != 1:
@@ -376,7 +473,7 @@ def sum(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
     return out, lambda g: xp.broadcast_to(xp.reshape(g, _keepdims_shape(shape, axes)), shape)
 
 
-def _check_float(op: str, dtype: DType) -> None:
+def check_float(op: str, dtype: DType) -> None:
     if not is_float(dtype):
         raise TypeError(f"{op}: needs a float tensor, got dtype {dtype}; call .astype('float64') first")
 
@@ -391,7 +488,7 @@ def _rounded_as(xp: Backend, value: Array, a: Array) -> Array:
 
 
 def mean(xp: Backend, a: Array, *, axis: Axis, keepdims: bool) -> Result:
-    _check_float("mean", xp.dtype(a))
+    check_float("mean", xp.dtype(a))
     axes = normalize_axes("mean", axis, a.ndim)
     total, pull = sum(xp, widened(xp, a), axis=axes, keepdims=keepdims)
     n = prod(a.shape[i] for i in axes)
@@ -405,7 +502,7 @@ def var(xp: Backend, a: Array, *, axis: Axis, correction: float, keepdims: bool)
     would be in every deviation (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", The American
     Statistician 37, 1983, on shifted data).
     """
-    _check_float("var", xp.dtype(a))
+    check_float("var", xp.dtype(a))
     if not math.isfinite(correction):
         raise ValueError(f"var: correction must be finite, got {correction}")
     axes, shape = normalize_axes("var", axis, a.ndim), a.shape
@@ -452,11 +549,28 @@ def _max_or_min(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> R
 
 def argmax(xp: Backend, a: Array, *, axis: int | None, keepdims: bool) -> Result:
     if axis is not None:
-        axis = _one_axis("argmax", axis, a.ndim)
+        axis = one_axis("argmax", axis, a.ndim)
     return xp.argmax(a, axis=axis, keepdims=keepdims), None
 
 
+def argsort(xp: Backend, a: Array, *, axis: int) -> Result:
+    return xp.argsort(a, one_axis("argsort", axis, a.ndim)), None
+
+
+def cumsum(xp: Backend, a: Array, *, axis: int) -> Result:
+    axis = one_axis("cumsum", axis, a.ndim)
+    backwards = (*(slice(None),) * axis, slice(None, None, -1))
+    return (
+        xp.cumsum(a, axis),
+        lambda g: xp.getitem(xp.cumsum(xp.getitem(g, backwards), axis), backwards),
+    )
+
+
 # --- Shapes
+
+
+def copy(xp: Backend, a: Array) -> Result:
+    return xp.copy(a), lambda g: g
 
 
 def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> View:
@@ -496,7 +610,7 @@ def expand_dims(xp: Backend, a: Array, *, axis: int | tuple[int, ...]) -> View:
 
 @remedy("all axes but the joined one must agree")
 def concatenate(xp: Backend, *arrays: Array, axis: int) -> Result:
-    joined_axis = _one_axis("concatenate", axis, arrays[0].ndim)
+    joined_axis = one_axis("concatenate", axis, arrays[0].ndim)
     pulls, start = [], 0
     for array in arrays:
         stop = start + array.shape[joined_axis]
@@ -514,7 +628,7 @@ def stack(xp: Backend, *arrays: Array, axis: int) -> Result:
     if any(array.shape != arrays[0].shape for array in arrays):
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(f"stack: all tensors must have one shape, got {shapes}; concatenate joins unequal ones")
-    joined_axis = _one_axis("stack", axis, arrays[0].ndim + 1)
+    joined_axis = one_axis("stack", axis, arrays[0].ndim + 1)
     out = xp.concatenate([xp.expand_dims(array, joined_axis) for array in arrays], joined_axis)
     return out, *(_select_pullback(xp, joined_axis, i) for i in range(len(arrays)))
 
@@ -533,6 +647,44 @@ def getitem(xp: Backend, a: Array, *, index: Index, check: bool = True) -> View:
 
 def getitem_backward(xp: Backend, g: Array, *, index: Index, shape: Shape) -> Result:
     return xp.getitem_backward(g, index, shape), lambda gg: xp.getitem(gg, index)
+
+
+def at_set(xp: Backend, a: Array, value: Array, *, index: Index) -> Result:
+    """a with `value` in place of a[index]."""
+    prepared, shape = xp.prepare_index(index, a.shape), a.shape
+    counts, picked = _counts(xp, "at_set", shape, prepared, shape_of(value))
+    chosen = xp.asarray(xp.root.greater(counts, 0))
+    if shape_of(value) == ():  # where the index has an element twice, both times it is the same value
+        return xp.where(chosen, value, a), lambda g: xp.where(chosen, 0, g), lambda g: xp.where(chosen, g, 0)
+    if prod(picked) > 1 and xp.root.to_host(xp.root.max(counts)) > 1:
+        raise ValueError(
+            f"at_set: the index selects an element of shape {shape} twice, for which there are two values; select each "
+            "element once, or sum the values with x.at(index).add(value)"
+        )
+    placed = xp.getitem_backward(xp.broadcast_to(value, picked), prepared, shape)
+    return xp.where(chosen, placed, a), lambda g: xp.where(chosen, 0, g), lambda g: xp.getitem(g, prepared)
+
+
+def at_add(xp: Backend, a: Array, value: Array, *, index: Index) -> Result:
+    """a with `value` added to a[index]. The values of repeated indices add up."""
+    prepared = xp.prepare_index(index, a.shape)
+    _, picked = _counts(xp, "at_add", a.shape, prepared, shape_of(value))
+    values = xp.broadcast_to(value if xp.is_array(value) else xp.asarray(value, xp.dtype(a)), picked)
+    return xp.add(a, xp.getitem_backward(values, prepared, a.shape)), lambda g: g, lambda g: xp.getitem(g, prepared)
+
+
+def _counts(xp: Backend, op: str, shape: Shape, index: Index, value: Shape) -> tuple[Array, Shape]:
+    """How often the index selects each element of an array of `shape`, an array of the root, and the shape of a[index].
+
+    Raises ValueError if a value of shape `value` does not broadcast to the latter.
+    """
+    root = xp.root
+    ones = root.getitem(root.broadcast_to(root.full((), 1, "float32"), shape), index)
+    if not _fits(value, ones.shape):
+        raise ValueError(
+            f"{op}: a value of shape {value} does not broadcast to {ones.shape}, the shape of x[index]; reshape the value"
+        )
+    return root.getitem_backward(ones, index, shape), ones.shape
 
 
 # --- Products
@@ -611,13 +763,13 @@ def linear(xp: Backend, x: Array, weight: Array, bias: Array | None) -> Result:
 
 
 def softmax(xp: Backend, a: Float, *, axis: int) -> Result:
-    axis = _one_axis("softmax", axis, a.ndim)
+    axis = one_axis("softmax", axis, a.ndim)
     out = xp.softmax(a, axis)
     return out, lambda g: xp.softmax_backward(g, out, axis)
 
 
 def log_softmax(xp: Backend, a: Float, *, axis: int) -> Result:
-    axis = _one_axis("log_softmax", axis, a.ndim)
+    axis = one_axis("log_softmax", axis, a.ndim)
     out = xp.log_softmax(a, axis)
     return out, lambda g: xp.log_softmax_backward(g, out, axis)
 

@@ -1,41 +1,25 @@
-"""Tensor: an array with automatic differentiation, and `apply`, which runs every operation on tensors.
+"""Tensor: an array with automatic differentiation. Its operators and methods that compute are in `russellgrad/ops/`."""
 
-`apply` takes the arrays of the operands, runs a rule from `russellgrad/rules.py` on their backend, and records a node
-of the graph. Each operator and method of Tensor is one call of `apply`.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
-from math import prod
-from numbers import Integral, Number
+from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 from warnings import warn
 from weakref import ref
 
-from . import rules
-from .autograd import Hook, Node, Version, backward, is_grad_enabled, record
-from .backend import Array, Axis, Backend, DType, Index, Shape, load_backend, resolve_backend
-from .dtype import common_float, get_default_dtype, is_float, python_number, real_array
-from .idioms import INSTEAD, instead, missing, numpy_names
+from . import apply as _apply
+from .apply import Mask, Operand, has_dtype, same_backend, use_class
+from .autograd import Hook, Node, backward, is_grad_enabled, record
+from .backend import Array, Backend, DType, load_backend, resolve_backend
+from .dtype import get_default_dtype, is_float, python_number, real_array
+from .idioms import INSTEAD, instead
+from .ops.indexing import Indexing
+from .ops.rearranging import Rearranging
+from .ops.sorting import Sorting
 
-Operand: TypeAlias = Any  # a Tensor, a number, or an array of the tensor's backend
-Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
-
-_PYTHON_NUMBERS: set[type] = {int, float, bool}
-
-
-def _elementwise(rule: rules.Rule, doc: str) -> "Callable[[Tensor], Tensor]":
-    """The method of Tensor that applies an elementwise rule."""
-
-    def method(self: "Tensor") -> "Tensor":
-        return apply(rule, self)
-
-    method.__name__, method.__qualname__, method.__doc__ = rule.__name__, f"Tensor.{rule.__name__}", doc
-    return method
+__all__ = ["Mask", "Operand", "Tensor", "apply"]
 
 
-class Tensor:
+class Tensor(Rearranging, Sorting, Indexing):
     """A multi-dimensional array that records the operations on it, so that `backward` can compute gradients.
 
         x = Tensor([1.0, 2.0, 3.0])
@@ -64,11 +48,7 @@ class Tensor:
         OverflowError: a finite number that is out of the range of the dtype.
     """
 
-    __slots__ = ("_array", "_grad", "_node", "_version", "backend", "label", "__weakref__")
-    __array_ufunc__ = None  # array + tensor calls Tensor.__radd__ instead of a ufunc of NumPy or CuPy
-
-    backend: Backend
-    label: str
+    __slots__ = ()
 
     def __init__(
         self,
@@ -84,7 +64,7 @@ class Tensor:
             raise TypeError("Tensor: data is a Tensor already; use .detach(), .astype() or .to()")
         if xp.level and xp.is_array(data):  # within a transform: a leaf has no gradients of any order
             data = cast(Any, xp).detached(data)
-        if dtype is None and not _has_dtype(data, xp):  # convert lists once, on the host
+        if dtype is None and not has_dtype(data, xp):  # convert lists once, on the host
             data = real_array(load_backend("numpy"), data, "Tensor")
             dtype = None if data.dtype.kind == "b" else get_default_dtype()
         array = real_array(xp, data, "Tensor", dtype)
@@ -92,18 +72,9 @@ class Tensor:
         self.label = label
         self._grad = None
         self._array = xp.copy(array)
-        self._node: Node | None = None
-        self._version: Version = [0]
+        self._node = None
+        self._version = [0]
         self._start_tracking(requires_grad)
-
-    @classmethod
-    def _wrap(cls, data: Array, xp: Backend, node: Node | None = None, version: Version | None = None) -> "Tensor":
-        """Wrap an array without copying it. Pass the version of another Tensor if the array shares its memory."""
-        tensor = cls.__new__(cls)
-        tensor._array, tensor._node, tensor.backend, tensor.label = data, node, xp, ""
-        tensor._grad = None
-        tensor._version = [0] if version is None else version
-        return tensor
 
     def _start_tracking(self, requires_grad: bool | None) -> None:
         """Set requires_grad of a new tensor. The default is True for float dtypes if gradients are enabled."""
@@ -152,26 +123,6 @@ class Tensor:
     def changed_in_place(self) -> None:
         """Report a write into the memory of `.data`, so that a backward that needs the old values raises an error."""
         self._version[0] += 1
-
-    @property
-    def shape(self) -> Shape:
-        """The length of each axis, a tuple of ints."""
-        return cast(Shape, self._array.shape)
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return int(self._array.ndim)
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype, a NumPy dtype object on every backend."""
-        return self.backend.dtype(self._array)
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return prod(self.shape)
 
     @property
     def is_leaf(self) -> bool:
@@ -263,7 +214,7 @@ class Tensor:
         """The array of a gradient, in this tensor's dtype. Raises as `backward` does."""
         xp = self.backend
         if isinstance(gradient, Tensor) and not xp.level > gradient.backend.level:
-            _same_backend(op, xp, gradient.backend)
+            same_backend(op, xp, gradient.backend)
             gradient = gradient._array
         elif not self.ndim and python_number(gradient) is not None:  # NumPy returns a scalar for a 0-d array times two
             gradient = xp.asarray(gradient)
@@ -375,6 +326,10 @@ class Tensor:
     def numpy(self) -> Any:
         """A copy of the data as a NumPy array on the host. Waits for the device."""
         return self.backend.to_host(self._array)
+
+    def tolist(self) -> Any:
+        """The data as nested lists of Python numbers; a number for a 0-d tensor. Waits for the device."""
+        return self.numpy().tolist()
 
     def item(self) -> Any:
         """The element of a tensor of size 1, as a Python number. Raises ValueError for any other size."""
@@ -503,7 +458,7 @@ class Tensor:
             raise ValueError(
                 f"bool: the truth value of a tensor of shape {self.shape} is ambiguous; choose elements with "
                 "where(x > 0, a, b), combine masks with & | ~ instead of and, or, not, find a tensor in a list with "
-                "`is`, or test all elements with (x > 0).numpy().all()"
+                "`is`, or test all elements with (x > 0).all()"
             )
         return bool(self.item())
 
@@ -519,565 +474,6 @@ class Tensor:
             raise TypeError(f"index: a tensor of dtype {self.dtype} is not an integer; call int(x) to round towards 0")
         return int(self._one_element("index"))
 
-    def __contains__(self, x: Any) -> bool:
-        return bool(apply(rules.equal, self, x).numpy().any())
 
-    # fmt: off
-    # --- Arithmetic
-
-    def __add__(self, other: Operand) -> "Tensor":          return _binary(rules.add, self, other)
-    def __radd__(self, other: Operand) -> "Tensor":         return _binary(rules.add, other, self)
-    def __sub__(self, other: Operand) -> "Tensor":          return _binary(rules.subtract, self, other)
-    def __rsub__(self, other: Operand) -> "Tensor":         return _binary(rules.subtract, other, self)
-    def __mul__(self, other: Operand) -> "Tensor":          return _binary(rules.multiply, self, other)
-    def __rmul__(self, other: Operand) -> "Tensor":         return _binary(rules.multiply, other, self)
-    def __truediv__(self, other: Operand) -> "Tensor":      return _binary(rules.divide, self, other)
-    def __rtruediv__(self, other: Operand) -> "Tensor":     return _binary(rules.divide, other, self)
-    def __pow__(self, other: Operand) -> "Tensor":          return _binary(rules.power, self, other)
-    def __rpow__(self, other: Operand) -> "Tensor":         return _binary(rules.power, other, self)
-    def __matmul__(self, other: Operand) -> "Tensor":       return _binary(rules.matmul, self, other)
-    def __rmatmul__(self, other: Operand) -> "Tensor":      return _binary(rules.matmul, other, self)
-    def __iadd__(self, other: Operand) -> "Tensor":         return _augmented(rules.add, "+=", self, other)
-    def __isub__(self, other: Operand) -> "Tensor":         return _augmented(rules.subtract, "-=", self, other)
-    def __imul__(self, other: Operand) -> "Tensor":         return _augmented(rules.multiply, "*=", self, other)
-    def __itruediv__(self, other: Operand) -> "Tensor":     return _augmented(rules.divide, "/=", self, other)
-    def __ipow__(self, other: Operand) -> "Tensor":         return _augmented(rules.power, "**=", self, other)
-    def __imatmul__(self, other: Operand) -> "Tensor":      return _augmented(rules.matmul, "@=", self, other)
-    def __pos__(self) -> "Tensor":                          return self
-    def __neg__(self) -> "Tensor":                          return apply(rules.negative, self)
-    def __abs__(self) -> "Tensor":                          return apply(rules.abs, self)
-
-    # --- Comparisons: the result is a bool tensor
-
-    def __eq__(self, other: object) -> "Tensor":            return _equality(rules.equal, self, other)  # type: ignore[override]
-    def __ne__(self, other: object) -> "Tensor":            return _equality(rules.not_equal, self, other)  # type: ignore[override]
-    def __lt__(self, other: Operand) -> "Tensor":           return _binary(rules.less, self, other)
-    def __le__(self, other: Operand) -> "Tensor":           return _binary(rules.less_equal, self, other)
-    def __gt__(self, other: Operand) -> "Tensor":           return _binary(rules.greater, self, other)
-    def __ge__(self, other: Operand) -> "Tensor":           return _binary(rules.greater_equal, self, other)
-    __hash__ = object.__hash__  # by identity, because == compares elements
-
-    __floordiv__ = __rfloordiv__ = missing("x // y", "(x / y).floor()")
-    __mod__ = __rmod__ = missing("x % y", "x - (x / y).floor() * y")
-    __round__ = missing("round(x, n)", "round(x.item(), n), or x.numpy().round(n)")
-
-    # --- Logic, for bool operands
-
-    def __and__(self, other: Operand) -> "Tensor":          return _binary(rules.logical_and, self, other)
-    def __rand__(self, other: Operand) -> "Tensor":         return _binary(rules.logical_and, other, self)
-    def __or__(self, other: Operand) -> "Tensor":           return _binary(rules.logical_or, self, other)
-    def __ror__(self, other: Operand) -> "Tensor":          return _binary(rules.logical_or, other, self)
-    def __xor__(self, other: Operand) -> "Tensor":          return _binary(rules.logical_xor, self, other)
-    def __rxor__(self, other: Operand) -> "Tensor":         return _binary(rules.logical_xor, other, self)
-    def __invert__(self) -> "Tensor":                       return apply(rules.logical_not, self)
-
-    # fmt: on
-
-    # --- Elementwise: (...) -> (...)
-
-    exp = _elementwise(rules.exp, "The exponential, e ** x.")
-    expm1 = _elementwise(rules.expm1, "The exponential minus 1, accurate for x near 0.")
-    log = _elementwise(rules.log, "The natural logarithm, nan for x < 0.")
-    log1p = _elementwise(rules.log1p, "log(1 + x), accurate for x near 0.")
-    log2 = _elementwise(rules.log2, "The base-2 logarithm.")
-    sqrt = _elementwise(rules.sqrt, "The square root.")
-    tanh = _elementwise(rules.tanh, "The hyperbolic tangent.")
-    abs = _elementwise(rules.abs, "The absolute value. The gradient at 0 is 0.")
-    sin = _elementwise(rules.sin, "The sine of x in radians.")
-    cos = _elementwise(rules.cos, "The cosine of x in radians.")
-    arctan = _elementwise(rules.arctan, "The inverse tangent, in radians.")
-    floor = _elementwise(rules.floor, "The largest integer <= x, in the dtype of x. The gradient is 0.")
-    ceil = _elementwise(rules.ceil, "The smallest integer >= x, in the dtype of x. The gradient is 0.")
-    sigmoid = _elementwise(rules.sigmoid, "The logistic sigmoid, 1 / (1 + e ** -x).")
-    relu = _elementwise(rules.relu, "max(x, 0). The gradient at 0 is 0.")
-
-    def leaky_relu(self, alpha: float = 0.01) -> "Tensor":
-        """x where x > 0, else alpha * x (Maas et al., ICML workshop 2013). The gradient at 0 is alpha."""
-        return apply(rules.leaky_relu, self, alpha=alpha)
-
-    def gelu(self, approximate: str = "none") -> "Tensor":
-        """Gaussian error linear unit: x * Phi(x), where Phi is the standard normal distribution function.
-
-        Hendrycks & Gimpel, arXiv:1606.08415.
-
-        Args:
-            approximate: "none" for the exact function, "tanh" for the approximation. Raises ValueError for any other.
-        """
-        return apply(rules.gelu, self, approximate=approximate)
-
-    def maximum(self, other: Operand) -> "Tensor":
-        """Elementwise maximum. nan propagates. Where both are equal, each gets half of the gradient."""
-        return apply(rules.maximum, self, other)
-
-    def minimum(self, other: Operand) -> "Tensor":
-        """Elementwise minimum. nan propagates. Where both are equal, each gets half of the gradient."""
-        return apply(rules.minimum, self, other)
-
-    def astype(self, dtype: DType) -> "Tensor":
-        """Cast to another dtype. The gradient is cast back; integer and bool results track no gradients.
-
-        Raises TypeError for a dtype that is not of real numbers or bools.
-
-            x.astype("float32")
-        """
-        return apply(rules.astype, self, dtype=dtype)
-
-    @numpy_names
-    def softmax(self, axis: int = -1) -> "Tensor":
-        """exp(x) / sum(exp(x)) along `axis`, without overflow. Raises IndexError for an axis that x does not have."""
-        return apply(rules.softmax, self, axis=axis)
-
-    @numpy_names
-    def log_softmax(self, axis: int = -1) -> "Tensor":
-        """x - log(sum(exp(x))) along `axis`, without overflow. Raises IndexError for an axis that x does not have."""
-        return apply(rules.log_softmax, self, axis=axis)
-
-    @numpy_names
-    def clip(self, min: Operand | None = None, max: Operand | None = None) -> "Tensor":
-        """Limit the elements to [min, max]. The bounds are numbers, tensors or None; the gradient is 1 at the bounds.
-
-        The result is `max` where min > max. Raises ValueError if both bounds are None.
-        """
-        if min is None and max is None:
-            raise ValueError("clip: give min, max or both")
-        return apply(rules.clip, self, min, max)
-
-    def masked_fill(self, mask: Mask, value: Operand) -> "Tensor":
-        """Replace the elements where `mask` is True with `value`, a number or 0-d tensor.
-
-        Raises:
-            TypeError: the mask is not bool. ValueError: the mask does not broadcast to the tensor's shape, or `value`
-                has axes.
-
-            scores.masked_fill(mask, -math.inf)
-        """
-        return apply(rules.masked_fill, self, value, mask=mask)
-
-    def masked_multiply(self, mask: Mask, value: Operand) -> "Tensor":
-        """Multiply the elements where `mask` is True by `value`; the others do not change.
-
-        Raises:
-            TypeError: the mask is not bool. ValueError: the mask does not broadcast to the tensor's shape.
-        """
-        return apply(rules.masked_multiply, self, value, mask=mask)
-
-    # --- Reductions. axis: None (all axes), an int, or a tuple of ints; () reduces no axis
-
-    @numpy_names
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        """The sum over `axis`. The sum of integers or bools is int64.
-
-        Args:
-            axis: an int, a tuple of ints, or None for all axes.
-            keepdims: keep the reduced axes, with length 1.
-
-        Raises:
-            IndexError: an axis is out of range. ValueError: an axis is repeated.
-
-            Tensor([[1.0, 2.0], [3.0, 4.0]]).sum(axis=0)  # [4. 6.]
-        """
-        return apply(rules.sum, self, axis=axis, keepdims=keepdims)
-
-    @numpy_names
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        """The arithmetic mean over `axis`, as in `sum`. Raises TypeError for integer and bool tensors."""
-        return apply(rules.mean, self, axis=axis, keepdims=keepdims)
-
-    @numpy_names
-    def var(self, axis: Axis = None, keepdims: bool = False, *, correction: float = 0) -> "Tensor":
-        """The variance over `axis`, as in `sum`: the sum of squared deviations from the mean over n - correction.
-
-        correction=0 is NumPy's default, correction=1 is PyTorch's. Raises TypeError for integer and bool tensors.
-        """
-        return apply(rules.var, self, axis=axis, correction=correction, keepdims=keepdims)
-
-    @numpy_names
-    def max(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        """The maximum over `axis`, as in `sum`. Equal maxima share the gradient equally, as in `torch.amax`.
-
-        Raises ValueError for an axis of length 0.
-        """
-        return apply(rules.max, self, axis=axis, keepdims=keepdims)
-
-    @numpy_names
-    def min(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
-        """The minimum over `axis`, as in `sum`. Equal minima share the gradient equally, as in `torch.amin`.
-
-        Raises ValueError for an axis of length 0.
-        """
-        return apply(rules.min, self, axis=axis, keepdims=keepdims)
-
-    @numpy_names
-    def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
-        """The index (int64) of the first maximum along `axis`; in the flattened tensor if axis is None."""
-        return apply(rules.argmax, self, axis=axis, keepdims=keepdims)
-
-    # --- Shapes
-
-    def transpose(self, axes: int | Sequence[int] | None = None, *more: int) -> "Tensor":
-        """Permute the axes: `transpose(1, 0)` or `transpose((1, 0))`; by default, reverse them.
-
-        Raises:
-            ValueError: `axes` does not name each axis once. IndexError: an axis is out of range.
-
-            x.transpose((0, 2, 1))  # (2, 3, 4) -> (2, 4, 3)
-        """
-        if more or isinstance(axes, Integral):
-            axes = cast(Sequence[int], (axes, *more))
-        return apply(rules.transpose, self, axes=axes)
-
-    @property
-    def T(self) -> "Tensor":
-        """The tensor with its axes reversed: the transpose of a matrix."""
-        return self.transpose()
-
-    def swapaxes(self, axis1: int, axis2: int) -> "Tensor":
-        """Swap two axes: `x.swapaxes(-1, -2)` transposes the matrices of a batch.
-
-        Raises IndexError for an axis out of range.
-        """
-        first, second = (rules.normalize_axes("swapaxes", axis, self.ndim)[0] for axis in (axis1, axis2))
-        axes = list(range(self.ndim))
-        axes[first], axes[second] = second, first
-        return self.transpose(axes)
-
-    def reshape(self, *shape: int | Sequence[int]) -> "Tensor":
-        """Change the shape: `reshape(2, 3)` or `reshape((2, 3))`. The elements keep their C order.
-
-        One length may be -1; it is inferred. Raises ValueError if the number of elements changes.
-        """
-        return apply(rules.reshape, self, shape=_shape_from_args("reshape", shape))
-
-    def broadcast_to(self, *shape: int | Sequence[int]) -> "Tensor":
-        """Broadcast to a shape: `broadcast_to(2, 3)` or `broadcast_to((2, 3))`. The gradient is summed back.
-
-        Raises ValueError for a shape to which the tensor does not broadcast.
-        """
-        return apply(rules.broadcast_to, self, shape=_shape_from_args("broadcast_to", shape))
-
-    @numpy_names
-    def squeeze(self, axis: Axis = None) -> "Tensor":
-        """Remove axes of length 1, or those in `axis`. A longer axis in `axis` stays, as in PyTorch.
-
-        Raises IndexError for an axis out of range.
-        """
-        return apply(rules.squeeze, self, axis=axis)
-
-    @numpy_names
-    def expand_dims(self, axis: int | tuple[int, ...]) -> "Tensor":
-        """Insert a new axis of length 1 at each position in `axis`, an int or a tuple of ints.
-
-        Raises IndexError for an axis out of range.
-
-            x.expand_dims(0)  # (2, 3) -> (1, 2, 3)
-        """
-        return apply(rules.expand_dims, self, axis=axis)
-
-    @staticmethod
-    @numpy_names
-    def concatenate(tensors: "Iterable[Tensor]", axis: int = 0) -> "Tensor":
-        """Join tensors along an existing axis: (..., n_i, ...) -> (..., sum n_i, ...).
-
-        Raises:
-            ValueError: the list is empty, or the shapes differ in another axis. IndexError: the axis is out of range.
-
-            Tensor.concatenate([a, b], axis=1)
-        """
-        return apply(rules.concatenate, *_check_tensors("concatenate", tensors), axis=axis)
-
-    @staticmethod
-    @numpy_names
-    def stack(tensors: "Iterable[Tensor]", axis: int = 0) -> "Tensor":
-        """Join tensors of equal shape along a new axis.
-
-        Raises:
-            ValueError: the list is empty, or the shapes differ. IndexError: the axis is out of range.
-
-            Tensor.stack([a, b])  # (3,) and (3,) -> (2, 3)
-        """
-        return apply(rules.stack, *_check_tensors("stack", tensors), axis=axis)
-
-    @numpy_names
-    def split(self, size_or_sizes: int | Sequence[int], axis: int = 0) -> "list[Tensor]":
-        """Split into pieces along `axis`, as `torch.split` does.
-
-        Args:
-            size_or_sizes: the length of each piece (the last may be shorter), or a list of all lengths.
-            axis: the axis.
-
-        Raises:
-            ValueError: the lengths do not add up to the length of the axis, or a length is negative.
-            IndexError: the axis is out of range.
-
-            x.split(2)  # (5,) -> (2,), (2,), (1,)
-        """
-        (split_axis,) = rules.normalize_axes("split", axis, self.ndim)
-        n = self.shape[split_axis]
-        if isinstance(size_or_sizes, Integral) and not isinstance(size_or_sizes, bool):
-            size_or_sizes = int(size_or_sizes)
-            if size_or_sizes < 1:
-                raise ValueError(f"split: the size of a piece must be positive, got {size_or_sizes}")
-            sizes = [min(size_or_sizes, n - start) for start in range(0, n, size_or_sizes)] or [0]
-        else:
-            sizes = list(_shape_from_args("split", (size_or_sizes,)))
-            if sum(sizes) != n or min(sizes, default=0) < 0:
-                raise ValueError(f"split: sizes {sizes} do not add up to axis {axis} of shape {self.shape}")
-        stops = list(accumulate(sizes))
-        before = (slice(None),) * split_axis
-        return [self[(*before, slice(stop - size, stop))] for size, stop in zip(sizes, stops, strict=True)]
-
-    def __getitem__(self, index: Index) -> "Tensor":
-        """x[index] with ints, slices, None, an ellipsis, bool masks and integer arrays.
-
-        The gradients of elements that are selected several times add up.
-        """
-        parts = index if isinstance(index, tuple) else (index,)
-        return apply(rules.getitem, self, index=tuple(_index(part, self.backend) for part in parts))
-
-    def __setitem__(self, index: Index, value: Any) -> NoReturn:
-        raise TypeError(
-            "setitem: x[index] = value is not supported; make a new tensor with where(mask, value, x), or write into "
-            "x.data and call x.changed_in_place()"
-        )
-
-    def __iter__(self) -> "Iterator[Tensor]":
-        if not self.ndim:
-            raise TypeError("iter: a 0-d tensor cannot be iterated over")
-        return (self[i] for i in range(len(self)))
-
-
-def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Tensor:
-    """Run a rule on the arrays of `operands`, record a node for the output, and return the output as a Tensor.
-
-    Raises:
-        TypeError: the operands are on different backends, or one is not a Tensor, a number or an array of the backend.
-        ValueError, IndexError, TypeError: an error of the rule or the backend, with the op's name and the shapes.
-    """
-    name = rule.__name__
-    tensors = [value for value in (*operands, *params.values()) if isinstance(value, Tensor)]
-    xp = tensors[0].backend if tensors else resolve_backend(None)
-    recording = False
-    for tensor in tensors:
-        if tensor.backend is not xp:
-            xp, tensors, operands, params = _lift(name, tensors, operands, params)
-            recording = any(tensor._node is not None for tensor in tensors)
-            break
-        recording = recording or tensor._node is not None
-    recording = recording and is_grad_enabled(xp.level)
-    # A pullback must not see later writes. Writes into Tensors are detected; writes into the caller's arrays are not,
-    # so those are copied.
-    keep = xp.copy if recording else xp.asarray
-    arrays: list[Any] = []
-    for operand in operands:  # a loop: a comprehension takes longer for one or two operands
-        arrays.append(operand._array if isinstance(operand, Tensor) else _operand(rule, operands, operand, xp, keep))
-    if len(arrays) > 1:
-        arrays = _promote(xp, arrays)
-    has_float_result, is_view = rules.marks(rule)
-    if has_float_result and not any(is_float(xp.dtype(a)) for a in arrays if xp.is_array(a)):
-        arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
-    if params:
-        params = _parameters(rule, params, xp, keep)
-    try:
-        result = rule(xp, *arrays, **params)
-    except (ValueError, IndexError, TypeError, OverflowError) as error:
-        if str(error).startswith(f"{name}: "):
-            raise  # the message is complete
-        raise _explain_error(rule, arrays, params, error) from error
-    if not isinstance(result, tuple):
-        raise TypeError(f"{name}: a rule must return a tuple (output, pullback, ...), not a {type(result).__name__}")
-    out, *pullbacks = result
-    if out.ndim == 0:
-        out = xp.asarray(out)  # NumPy returns scalars for 0-d results
-    version = tensors[0]._version if is_view else [0]
-    node = None
-    if recording:
-        if xp.level:  # out is a Tensor of a lower level, whose array may be changed in place
-            version = out._version
-        nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
-        # Include the output's version, because some pullbacks hold the output (exp, softmax).
-        node = record(name, xp, out, nodes, pullbacks, [version, *(tensor._version for tensor in tensors)])
-    return Tensor._wrap(out, xp, node, version)
-
-
-def _lift(
-    op: str, tensors: list[Tensor], operands: tuple[Operand, ...], params: dict[str, Any]
-) -> tuple[Backend, list[Tensor], tuple[Operand, ...], dict[str, Any]]:
-    """The highest level among the tensors, and the arguments with tensors of lower levels as constants of that level.
-
-    Raises TypeError for tensors of different roots.
-    """
-    for tensor in tensors:
-        if tensor.backend.root is not tensors[0].backend.root:
-            _same_backend(op, tensors[0].backend, tensor.backend)
-    xp = max((tensor.backend for tensor in tensors), key=lambda backend: backend.level)
-
-    def lifted(value: Any) -> Any:
-        is_lower = isinstance(value, Tensor) and value.backend.level < xp.level
-        return Tensor._wrap(value, xp, version=value._version) if is_lower else value
-
-    operands = tuple(lifted(operand) for operand in operands)
-    params = {name: lifted(value) for name, value in params.items()}
-    return xp, [value for value in (*operands, *params.values()) if isinstance(value, Tensor)], operands, params
-
-
-def _binary(rule: rules.Rule, a: Operand, b: Operand) -> Tensor:
-    """Apply a rule as a binary operator.
-
-    Returns NotImplemented for a type that may define the operator itself, as Python's data model requires. Numbers and
-    built-in types do not; `apply` takes or refuses them.
-    """
-    for x, other in ((a, b), (b, a)):
-        if type(x) is Tensor or type(x) in _PYTHON_NUMBERS:
-            continue
-        if not isinstance(x, (Tensor, *_BUILT_IN)) and not _has_dtype(x, other.backend):
-            return cast(Tensor, NotImplemented)
-    return apply(rule, a, b)
-
-
-_BUILT_IN = (Number, str, bytes, bytearray, list, tuple, range, dict, set, type(None))
-
-
-def _equality(rule: rules.Rule, a: Tensor, b: Any) -> Tensor:
-    """As `_binary`. None, strings and objects are not equal to any tensor, as in PyTorch."""
-    comparable = isinstance(b, (Tensor, Number, list, tuple)) or _has_dtype(b, a.backend)
-    return _binary(rule, a, b) if comparable else cast(Tensor, NotImplemented)
-
-
-def _augmented(rule: rules.Rule, operator: str, a: Tensor, b: Operand) -> Tensor:
-    """`a += b`, which is `a = a + b`: a new tensor. Raises RuntimeError where that would replace a parameter."""
-    if a._node is not None and a.is_leaf and not is_grad_enabled(a.backend.level):
-        raise RuntimeError(
-            f"{rule.__name__}: within no_grad(), `w {operator} x` would replace w, which tracks gradients, by a new "
-            f"tensor that does not; to update w, write w.data {operator} x, with an array x, such as lr * w.grad; for "
-            f"a new tensor, w = w {operator[:-1]} x"
-        )
-    return _binary(rule, a, b)
-
-
-def _operand(
-    rule: rules.Rule, operands: Sequence[Operand], value: Operand, xp: Backend, keep: Callable[[Array], Array]
-) -> Any:
-    """An operand that is not a Tensor: a Python number, an array, which is kept by `keep`, or None.
-
-    Raises TypeError if the value is not an operand, or not of real numbers.
-    """
-    op, kind = rule.__name__, type(value)
-    if kind in _PYTHON_NUMBERS:
-        return value
-    if _is_array(xp, value):
-        return keep(real_array(xp, value, op))
-    if value is None and not any(o is None and rules.needs_array(rule, i) for i, o in enumerate(operands)):
-        return None
-    if (number := python_number(value)) is not None:
-        return number
-    if hasattr(value, "__array__") and hasattr(value, "__len__") or isinstance(value, (list, tuple)):
-        raise TypeError(
-            f"{op}: cannot take a {kind.__module__}.{kind.__name__} with a tensor of backend {xp.name!r}; "
-            f"pass a number or a Tensor, as in Tensor(x, backend={xp.name!r})"
-        )
-    what = repr(value) if value is None else f"{value!r}, a {kind.__name__}"
-    raise TypeError(f"{op}: cannot take {what}; pass a real number of at most 64 bits, a bool or a Tensor")
-
-
-def _parameters(
-    rule: rules.Rule, params: dict[str, Any], xp: Backend, keep: Callable[[Array], Array]
-) -> dict[str, Any]:
-    """The parameters with Tensors replaced by their arrays, and NumPy's numbers by Python numbers.
-
-    Raises TypeError for a number that is not real, and for anything but a number if the rule's annotation is float.
-    """
-    plain, annotations = {}, getattr(rule, "__annotations__", {})
-    for name, value in params.items():
-        if type(value) in _PYTHON_NUMBERS:
-            plain[name] = value
-        elif isinstance(value, Tensor) and annotations.get(name) is not float:
-            plain[name] = value._array
-        elif (number := python_number(value)) is not None:
-            plain[name] = number
-        elif annotations.get(name) is float or isinstance(value, Number):
-            wanted = "a mask of bools" if name in ("mask", "condition") else "a real number"
-            raise TypeError(f"{rule.__name__}: {name} must be {wanted}, got {value!r}")
-        else:
-            plain[name] = keep(real_array(xp, value, rule.__name__)) if _is_array(xp, value) else value
-    return plain
-
-
-def _index(part: Any, xp: Backend) -> Any:
-    """Convert one part of an index: a Tensor to its array, an integer to a Python int."""
-    if part is None or part is Ellipsis or type(part) in (int, slice):
-        return part
-    if isinstance(part, Tensor):
-        _same_backend("getitem", xp.root, part.backend.root)
-        part = part.detach()._array  # an index has no gradient, so its level does not matter
-    number = python_number(part)
-    root = xp.root
-    if isinstance(number, bool) or root.is_array(part) and part.shape == () and root.dtype(part).kind == "b":
-        raise TypeError("getitem: an index may not be one bool, which NumPy treats as a new axis; use a mask with axes")
-    return part if number is None else number
-
-
-def _is_array(xp: Backend, x: Any) -> bool:
-    """Whether x is an array of the backend or, within a transform, of its root."""
-    return xp.is_array(x) or xp.level > 0 and xp.root.is_array(x)
-
-
-def _has_dtype(x: Any, xp: Backend) -> bool:
-    """Whether x is an array: one of the backend, whose arrays need no `dtype` attribute, or of another library."""
-    return hasattr(x, "dtype") or _is_array(xp, x)
-
-
-def _same_backend(op: str, first: Backend, second: Backend) -> None:
-    if first is not second:
-        raise TypeError(
-            f"{op}: operands live on {first.name!r} and {second.name!r}; move one with .to({second.name!r})"
-        )
-
-
-def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
-    """Cast arrays of different dtypes to their common float dtype, if one of them is a float."""
-    typed = [a for a in arrays if hasattr(a, "shape")]
-    dtypes = [xp.dtype(a) for a in typed]
-    if typed and dtypes[0].kind == "f" and dtypes.count(dtypes[0]) == len(typed):
-        return arrays
-    common = common_float(xp, typed)
-    if common is None:
-        if not any(type(a) is float for a in arrays):
-            return arrays
-        common = get_default_dtype()
-    if not typed:  # numbers only: where(mask, 1.0, 0.0)
-        return [xp.asarray(a, common) for a in arrays]
-    return [xp.astype(a, common) if hasattr(a, "shape") and xp.dtype(a) != common else a for a in arrays]
-
-
-def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, Any], error: Exception) -> Exception:
-    """The array library's error with the op's name, the shapes and, if known, a remedy."""
-    shapes = " and ".join(str(a.shape) if hasattr(a, "shape") else repr(a) for a in arrays)
-    given = "".join(f", {key}={value!r}" for key, value in params.items() if not hasattr(value, "shape"))
-    remedy = getattr(rule, "remedy", "")
-    if not remedy and "broadcast" in str(error):
-        remedy = "shapes must be equal or broadcast: reshape or expand_dims one of them"
-    kind = next(k for k in (IndexError, TypeError, OverflowError, ValueError) if isinstance(error, k))
-    message = "; ".join(filter(None, [str(error).strip(), remedy]))
-    if kind is ValueError and hasattr(rule, "remedy"):
-        message = remedy
-    return kind(f"{rule.__name__}: {shapes}{given}: {message}")
-
-
-def _shape_from_args(op: str, shape: tuple[Any, ...]) -> Shape:
-    """The shape from the arguments (2, 3) or ((2, 3),). Raises TypeError for anything but ints."""
-    lengths = tuple(shape[0]) if len(shape) == 1 and hasattr(shape[0], "__iter__") else shape
-    if not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in lengths):
-        raise TypeError(f"{op}: the lengths must be ints, as in {op}(2, 3) or {op}((2, 3)), got {shape}")
-    return lengths
-
-
-def _check_tensors(op: str, tensors: Iterable[Tensor]) -> Sequence[Tensor]:
-    """The list. Raises ValueError if it is empty or a Tensor, TypeError if an element is not a Tensor."""
-    if not isinstance(tensors, Iterable):
-        raise TypeError(f"{op}: give a list of tensors, got a {type(tensors).__name__}")
-    if isinstance(tensors, Tensor) or not (tensors := list(tensors)):
-        raise ValueError(f"{op}: give a list of at least one tensor")
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: give a list of tensors; it holds a {type(tensor).__name__}")
-    return tensors
+use_class(Tensor)
+apply = cast("Callable[..., Tensor]", _apply.apply)

@@ -210,6 +210,8 @@ class TensorBackend(LoadedBackend):
     max = _op(rules.max, axis=None, keepdims=False)
     min = _op(rules.min, axis=None, keepdims=False)
     argmax = _op(rules.argmax, axis=None, keepdims=False)
+    argsort = _op(rules.argsort, "axis")
+    cumsum = _op(rules.cumsum, "axis")
     reshape = _op(rules.reshape, "shape")
     transpose = _op(rules.transpose, "axes", axes=None)
     broadcast_to = _op(rules.broadcast_to, "shape")

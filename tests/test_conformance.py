@@ -303,6 +303,15 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "min returns the maximum": ("min", np.max),
     "argmax returns the last of several maxima": ("argmax", argmax_of_last_maximum),
     "argmax returns int32": gives("argmax", lambda places: places.astype("int32")),
+    "argsort puts the last of equal elements first": (
+        "argsort", lambda a, axis: a.shape[axis] - 1 - np.argsort(np.flip(a, axis), axis, kind="stable"),
+    ),
+    "argsort ignores axis": given("argsort", axis=-1),
+    "argsort returns int32": gives("argsort", lambda places: places.astype("int32")),
+    "cumsum adds float32 one by one": (
+        "cumsum", lambda a, axis: np.cumsum(a, axis, a.dtype if a.dtype.kind == "f" else "int64"),
+    ),
+    "cumsum ignores axis": given("cumsum", axis=0),
     # Shapes and indices
     "reshape uses Fortran order": ("reshape", lambda a, shape: np.reshape(a, shape, order="F")),
     "transpose ignores axes": given("transpose", axes=None),
@@ -313,6 +322,9 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "getitem ignores all but the first index": ("getitem", lambda a, index: a[index[:1]]),
     "out-of-range indices wrap": ("prepare_index", prepare_index_modulo),
     "getitem_backward ignores repeated indices": ("getitem_backward", getitem_backward_without_repeats),
+    "getitem_backward sums integers as floats": (
+        "getitem_backward", lambda g, *rest: numpy.getitem_backward(g.astype("float64"), *rest).astype(g.dtype),
+    ),
     # Products and fused primitives
     "matmul of vectors is 1-d": gives("matmul", np.atleast_1d),
     "linear ignores the bias": given("linear", bias=None),

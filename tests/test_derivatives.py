@@ -60,16 +60,36 @@ UNARY: dict[str, tuple[Fn, Fn, Sequence[Array]]] = {
     "expm1": (Tensor.expm1, torch.expm1, [normal]),
     "log": (Tensor.log, torch.log, [positive]),
     "log1p": (Tensor.log1p, torch.log1p, [positive]),
+    "exp2": (Tensor.exp2, torch.exp2, [normal]),
     "log2": (Tensor.log2, torch.log2, [positive]),
+    "log10": (Tensor.log10, torch.log10, [positive]),
+    "square": (Tensor.square, torch.square, [normal, kinks]),
     "sqrt": (Tensor.sqrt, torch.sqrt, [positive]),
     "tanh": (Tensor.tanh, torch.tanh, [normal]),
+    "sinh": (Tensor.sinh, torch.sinh, [normal]),
+    "cosh": (Tensor.cosh, torch.cosh, [normal]),
     "sin": (Tensor.sin, torch.sin, [normal]),
     "cos": (Tensor.cos, torch.cos, [normal]),
+    "tan": (Tensor.tan, torch.tan, [normal / 2]),
+    "arcsin": (Tensor.arcsin, torch.arcsin, [normal / 3]),
+    "arccos": (Tensor.arccos, torch.arccos, [normal / 3]),
     "arctan": (Tensor.arctan, torch.arctan, [normal]),
-    "erf": (rg.custom_op(rules.erf), torch.erf, [normal, 3 * normal]),
+    "erf": (Tensor.erf, torch.erf, [normal, 3 * normal]),
+    "rint": (Tensor.round, torch.round, [3 * normal, kinks]),
+    "round 1": (lambda x: x.round(1), lambda x: x.round(decimals=1), [3 * normal, kinks]),
+    "nan_to_num": (Tensor.nan_to_num, torch.nan_to_num, [normal, kinks]),
+    "floor_divide 0.7": (lambda x: x // 0.7, lambda x: torch.div(x, 0.7, rounding_mode="floor"), [3 * normal]),
+    "remainder 0.7": (lambda x: x % 0.7, lambda x: x % 0.7, [3 * normal]),
+    "silu": (Tensor.silu, F.silu, [normal, 3 * normal, kinks]),
+    "elu": (Tensor.elu, F.elu, [normal, 3 * normal]),
+    "elu 0.5": (lambda x: x.elu(0.5), lambda x: F.elu(x, 0.5), [normal, 3 * normal]),
+    "softplus": (Tensor.softplus, F.softplus, [normal, 20 * normal, kinks]),
+    "softplus 2, 1.5": (lambda x: x.softplus(2, 1.5), lambda x: F.softplus(x, 2, 1.5), [normal, kinks]),
+    "softplus(x) * x": (lambda x: x.softplus() * x, lambda x: F.softplus(x) * x, [normal, kinks]),
+    "silu(x) * x": (lambda x: x.silu() * x, lambda x: F.silu(x) * x, [normal, kinks]),
     "floor": (Tensor.floor, torch.floor, [3 * normal, kinks]),
     "ceil": (Tensor.ceil, torch.ceil, [3 * normal, kinks]),
-    "sign": (rg.custom_op(rules.sign), torch.sign, [normal, kinks]),
+    "sign": (Tensor.sign, torch.sign, [normal, kinks]),
     "abs": (Tensor.abs, torch.abs, [normal, kinks]),
     "sigmoid": (Tensor.sigmoid, torch.sigmoid, [normal, 20 * normal, kinks]),
     "relu": (Tensor.relu, torch.relu, [normal, kinks]),
@@ -147,6 +167,11 @@ BINARY: dict[str, tuple[Fn, Fn, Array, Array]] = {
     "multiply": (lambda a, b: a * b, lambda a, b: a * b, normal, other),
     "divide": (lambda a, b: a / b, lambda a, b: a / b, normal, divisor),
     "power": (lambda a, b: a**b, lambda a, b: a**b, positive, other),
+    "floor_divide": (
+        lambda a, b: a // b, lambda a, b: torch.div(a, b, rounding_mode="floor"), 3 * normal, divisor,
+    ),
+    "remainder": (lambda a, b: a % b, lambda a, b: a % b, 3 * normal, divisor),
+    "arctan2": (rg.arctan2, torch.arctan2, normal, other),
     "maximum": (rg.maximum, torch.maximum, normal, other),
     "minimum": (rg.minimum, torch.minimum, normal, other),
     "where": (
@@ -214,6 +239,28 @@ case("masked_multiply, tensors", lambda a, v: a.masked_multiply(mask, v),
 case("masked_multiply by itself", lambda a: a.masked_multiply(mask[1], a),
      lambda a: torch.where(torch.tensor(mask[1]), a * a, a), normal)  # fmt: skip
 
+
+def torch_norm(x: Any, p: float, dims: Any) -> Any:
+    """Composed: PyTorch's derivatives of order 2 and 3 are nan for some p."""
+    a = x.abs()
+    if math.isinf(p):
+        return a.amax(dims) if p > 0 else a.amin(dims)
+    return (x * x).sum(dims).sqrt() if p == 2 else (a**p).sum(dims) ** (1 / p)
+
+
+def torch_prod(x: Any, axis: int) -> Any:
+    """Composed: PyTorch's derivatives of order 2 and 3 are wrong or nan where two elements are 0."""
+    out = torch.ones_like(x.select(axis, 0))
+    for part in x.unbind(axis):
+        out = out * part
+    return out
+
+
+def torch_cumprod(x: Any, axis: int) -> Any:
+    parts = x.unbind(axis)
+    return torch.stack([torch_prod(torch.stack(parts[: i + 1]), 0) for i in range(len(parts))], axis)
+
+
 # Reductions
 AXES: list[Any] = [None, 0, 1, -1, (0, 2), (), (0, 1, 2)]
 for _axis in AXES:
@@ -256,6 +303,74 @@ case("sum, empty axis", lambda x: x.sum(1), lambda x: x.sum(1), empty)
 case("max, empty", lambda x: x.max(1), lambda x: x.amax(1), empty)
 case("argmax as a factor", lambda x: x.argmax(-1) * x.sum(-1), lambda x: x.argmax(-1) * x.sum(-1), batch)
 case("x.max() ** 2 - x.min()", lambda x: x.max() ** 2 - x.min(), lambda x: x.amax() ** 2 - x.amin(), normal)
+
+for _axis in (None, 0, 1, (0, 2)):
+    _dims = tuple(range(3)) if _axis is None else _axis
+    case(f"std axis={_axis}", lambda x, axis=_axis: x.std(axis),
+         lambda x, d=_dims: x.std(d, correction=0), batch)  # fmt: skip
+    case(f"logsumexp axis={_axis}", lambda x, axis=_axis: x.logsumexp(axis), lambda x, d=_dims: x.logsumexp(d), batch)
+    for _p in (2, 1, math.inf, -math.inf, 3, 2.5):
+        case(f"norm {_p} axis={_axis}", lambda x, p=_p, axis=_axis: x.norm(p, axis),
+             lambda x, p=_p, d=_dims: torch_norm(x, p, d), batch)  # fmt: skip
+_zeros = np.array([[1.5, 2.0, -3.0, 0.5], [0.0, 2.0, -1.0, 3.0], [0.0, 4.0, 0.0, 2.0]])
+for _name, _factors in (
+    ("", batch),
+    (" with zeros", _zeros),
+    (", one element", batch[:1, :1, :1]),
+    (", view", _zeros.T[::-1].copy()),
+):
+    for _axis in range(_factors.ndim):
+        case(f"prod{_name}, axis={_axis}", lambda x, a=_axis: x.prod(a), lambda x, a=_axis: torch_prod(x, a), _factors)
+        case(f"cumprod{_name}, axis={_axis}", lambda x, a=_axis: x.cumprod(a),
+             lambda x, a=_axis: torch_cumprod(x, a), _factors)  # fmt: skip
+        same(f"cumsum{_name}, axis={_axis}", lambda x, a=_axis: x.cumsum(a), _factors)
+case("prod of all", lambda x: x.prod(), lambda x: torch_prod(x.ravel(), 0), _zeros[:2])
+case("prod of two axes", lambda x: x.prod((0, 2)), lambda x: torch_prod(torch_prod(x, 2), 0), batch)
+case("prod, empty", lambda x: x.prod(0) + x.sum(0), lambda x: x.sum(0) + 1, empty)
+case("cumsum of all", lambda x: x.cumsum(), lambda x: x.ravel().cumsum(0), batch)
+case("argmin, any, all as factors", lambda x: x.argmin(-1) * x.sum(-1) * x.any() * x.all(),
+     lambda x: x.argmin(-1) * x.sum(-1), batch)  # fmt: skip
+
+# Sorting
+for _axis in (0, 1, -1):
+    case(f"sort axis={_axis}", lambda x, a=_axis: x.sort(a), lambda x, a=_axis: x.sort(a).values, batch)
+    case(f"topk axis={_axis}", lambda x, a=_axis: x.topk(2, a)[0], lambda x, a=_axis: x.topk(2, a).values, batch)
+    case(f"argsort as a factor, axis={_axis}", lambda x, a=_axis: x * x.argsort(a),
+         lambda x, a=_axis: x * x.argsort(a), batch)  # fmt: skip
+case("sort of ties", lambda x: x.sort(1), lambda x: x.sort(stable=True, dim=1).values, ties)
+case("sort of all", lambda x: x.sort(None), lambda x: x.ravel().sort().values, batch)
+_places = np.array([[0, 0, 2, 1], [1, 1, 1, 1], [-1, 2, -3, 0]])
+case("take_along_axis", lambda x: x.take_along_axis(_places[None], 1),
+     lambda x: x.gather(1, torch.tensor(np.broadcast_to(_places % 3, (2, 3, 4)).copy())), batch)  # fmt: skip
+
+# Rearranging
+case("flip", lambda x: x.flip(), lambda x: x.flip(0, 1, 2), batch)
+case("flip axes", lambda x: x.flip((0, -1)), lambda x: x.flip(0, -1), batch)
+same("roll", lambda x: x.roll(4), batch)
+same("roll axes", lambda x: x.roll((1, -2), (0, 2)), batch)
+case("repeat", lambda x: x.repeat(2, 1), lambda x: x.repeat_interleave(2, 1), batch)
+case("repeat, each", lambda x: x.repeat([1, 0, 3], 1), lambda x: x.repeat_interleave(torch.tensor([1, 0, 3]), 1), batch)
+same("tile", lambda x: x.tile((2, 1, 2)), batch)
+case("pad", lambda x: x.pad(((1, 0), (2, 1)), 0.5), lambda x: F.pad(x, (2, 1, 1, 0), value=0.5), normal)
+same("tril and triu", lambda x: x.tril(-1) + x.triu(1) * x, batch)
+same("diagonal", lambda x: x.diagonal(1, 0, 2), batch)
+case("trace", lambda x: x.trace(), lambda x: x.diagonal().sum(), normal)
+same("flatten", lambda x: x.flatten(1), batch)
+same("ravel, moveaxis", lambda x: x.moveaxis(0, -1).ravel(), batch)
+case("copy", lambda x: x.copy() * x, lambda x: x.clone() * x, normal)
+
+# Other values at an index: rules at_set and at_add
+case("at_set", lambda a, b: a.at(1).set(b), lambda a, b: torch.stack([a[0], b]), normal, row)
+case("at_set, a number", lambda a: a.at(([0, 1, 1], [2, 0, 0])).set(0.5),
+     lambda a: torch.where(torch.tensor([[False, False, True], [True, False, False]]), 0.5, a), normal)  # fmt: skip
+case("at_set, array index", lambda a, b: a.at(([1, 0], [0, 2])).set(b), lambda a, b: torch.index_put(
+     a, (torch.tensor([1, 0]), torch.tensor([0, 2])), b), normal, row[:2])  # fmt: skip
+case("at_set, mask", lambda a, b: a.at(mask).set(b), lambda a, b: torch.where(torch.tensor(mask), b, a), normal, scalar)
+case("at_add", lambda a, b: a.at([1, 0, 1]).add(b), lambda a, b: torch.index_put(
+     a, (torch.tensor([1, 0, 1]),), b, accumulate=True), normal, rng(6).normal(size=(3, 3)))  # fmt: skip
+case("at_add, slice", lambda a, b: a.at((slice(None), slice(1))).add(b * b),
+     lambda a, b: torch.cat([a[:, :1] + b * b, a[:, 1:]], 1), normal, column)  # fmt: skip
+case("at_add of itself", lambda a: a.at(0).add(a[1] * a[0]), lambda a: torch.stack([a[0] + a[1] * a[0], a[1]]), normal)
 
 # Shapes and indices
 for _axes in (None, (1, 0, 2), (2, 0, 1), (-1, 0, 1)):
@@ -343,6 +458,18 @@ for _shape in X_SHAPES:
 case("linear, constant x", lambda w, b: rg.linear(Tensor(normal), w, b),
      lambda w, b: torch.tensor(normal) @ w + b, _w, _b)  # fmt: skip
 case("linear, w twice", lambda w: rg.linear(w, w.T, w[:, 0]), lambda w: w @ w.T + w[:, 0], normal)
+
+EINSUMS: dict[str, list[tuple[int, ...]]] = {
+    "ij,jk->ik": [(2, 3), (3, 4)], "ij,jk": [(2, 3), (3, 4)], "ii->i": [(3, 3)], "ii": [(3, 3)], "ij->ji": [(2, 3)],
+    "...ij,...jk->...ik": [(5, 2, 3), (3, 4)], "i,j->ij": [(2,), (3,)], "ij,ij->": [(2, 3), (2, 3)],
+    "bij,bjk,bk->bi": [(2, 2, 3), (2, 3, 4), (2, 4)], "ij,i->j": [(2, 3), (2,)], "ij->": [(2, 3)],
+    "iij,jk->ik": [(2, 2, 3), (3, 2)],
+}  # fmt: skip
+for _name, _shapes in EINSUMS.items():
+    case(f"einsum {_name}", lambda *x, s=_name: rg.einsum(s, *x), lambda *x, s=_name: torch.einsum(s, *x),
+         *(rng(5 + i).normal(size=s) for i, s in enumerate(_shapes)))  # fmt: skip
+case("tensordot", rg.tensordot, torch.tensordot, rng(5).normal(size=(2, 3, 2)), rng(6).normal(size=(3, 2, 2)))
+case("outer", lambda a, b: rg.outer(a, b), lambda a, b: torch.outer(a.ravel(), b.ravel()), normal, row)
 
 # Rows
 for _axis in (-1, 0, 1):
@@ -607,6 +734,7 @@ def test_every_rule_has_a_case() -> None:
     """By name: `sum` of "sum axis=0, keepdims=True"."""
     text = " ".join(CASES) + " custom"
     without_a_derivative = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "argmax",
+                            "isnan", "isinf", "isfinite",
                             "logical_and", "logical_or", "logical_xor", "logical_not"}  # fmt: skip
     of_backward = {"getitem_backward", "embedding_backward", "leaky_relu_backward", "gelu_backward"}  # of order 2
     helpers = {"as_mask", "widened", "gelu_second_derivative"}

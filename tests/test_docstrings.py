@@ -26,8 +26,9 @@ def public_classes() -> list[type]:
 
 
 def public_members(cls: type) -> Iterator[tuple[str, object]]:
-    """The public methods and properties that the class itself defines."""
-    for name, value in vars(cls).items():
+    """The public methods and properties that the class itself defines; of Tensor, those of its bases, too."""
+    bases = cls.__mro__ if cls is Tensor else (cls,)
+    for name, value in ((name, value) for base in bases for name, value in vars(base).items()):
         if not name.startswith("_") and (inspect.isroutine(value) or isinstance(value, (property, staticmethod))):
             yield name, value
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's convention
 
 import russellgrad as rg
 from russellgrad import Tensor
@@ -15,6 +16,12 @@ from tests.helpers import assert_close, check_against_torch, rng, to_numpy
 
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 Fn = Callable[..., Any]
+
+
+def floor_divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """torch.floor_divide has no gradient; this one has zeros."""
+    return torch.div(a, b, rounding_mode="floor")
+
 
 normal = rng(0).normal(size=(3, 4))
 positive = np.abs(normal) + 0.5
@@ -28,18 +35,40 @@ UNARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
     "expm1": (Tensor.expm1, torch.expm1, normal),
     "log": (Tensor.log, torch.log, positive),
     "log1p": (Tensor.log1p, torch.log1p, positive),
+    "exp2": (Tensor.exp2, torch.exp2, normal),
     "log2": (Tensor.log2, torch.log2, positive),
+    "log10": (Tensor.log10, torch.log10, positive),
+    "square": (Tensor.square, torch.square, normal),
     "sqrt": (Tensor.sqrt, torch.sqrt, positive),
     "tanh": (Tensor.tanh, torch.tanh, normal),
+    "sinh": (Tensor.sinh, torch.sinh, normal),
+    "cosh": (Tensor.cosh, torch.cosh, normal),
     "abs": (Tensor.abs, torch.abs, normal),
     "builtin_abs": (abs, abs, normal),
     "sin": (Tensor.sin, torch.sin, normal),
     "cos": (Tensor.cos, torch.cos, normal),
+    "tan": (Tensor.tan, torch.tan, normal / 2),
+    "arcsin": (Tensor.arcsin, torch.arcsin, np.tanh(normal)),
+    "arccos": (Tensor.arccos, torch.arccos, np.tanh(normal)),
     "arctan": (Tensor.arctan, torch.arctan, normal),
+    "erf": (Tensor.erf, torch.erf, normal),
+    "sign": (Tensor.sign, torch.sign, normal),
+    "round": (Tensor.round, torch.round, 3 * normal),
+    "builtin_round": (round, torch.round, 3 * normal),
+    "round_2": (lambda x: x.round(2), lambda x: x.round(decimals=2), 3 * normal),
+    "builtin_round_2": (lambda x: round(x, 2), lambda x: x.round(decimals=2), 3 * normal),
+    "round_-1": (lambda x: x.round(-1), lambda x: x.round(decimals=-1), 100 * normal),
+    "nan_to_num": (Tensor.nan_to_num, torch.nan_to_num, normal),
     "floor": (Tensor.floor, torch.floor, 3 * normal),
     "ceil": (Tensor.ceil, torch.ceil, 3 * normal),
     "sigmoid": (Tensor.sigmoid, torch.sigmoid, normal),
     "relu": (Tensor.relu, torch.relu, normal),
+    "silu": (Tensor.silu, F.silu, 3 * normal),
+    "elu": (Tensor.elu, F.elu, 3 * normal),
+    "elu_0.5": (lambda x: x.elu(0.5), lambda x: F.elu(x, 0.5), 3 * normal),
+    "softplus": (Tensor.softplus, F.softplus, 20 * normal),
+    "softplus_2_5": (lambda x: x.softplus(2, 5), lambda x: F.softplus(x, 2, 5), 5 * normal),
+    "softplus_-1": (lambda x: x.softplus(-1), lambda x: F.softplus(x, -1), 3 * normal),
     "leaky_relu": (Tensor.leaky_relu, torch.nn.functional.leaky_relu, normal),
     "leaky_relu_0.2": (lambda x: x.leaky_relu(0.2), lambda x: torch.nn.functional.leaky_relu(x, 0.2), normal),
     "gelu": (Tensor.gelu, torch.nn.functional.gelu, 3 * normal),
@@ -70,6 +99,16 @@ UNARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
     "rmul": (lambda x: 2 * x, lambda x: 2 * x, normal),
     "div_number": (lambda x: x / 2.5, lambda x: x / 2.5, normal),
     "rdiv": (lambda x: 2 / x, lambda x: 2 / x, factor),
+    "floordiv_number": (lambda x: x // 0.7, lambda x: floor_divide(x, torch.tensor(0.7).to(x.dtype)), 3 * normal),
+    "rfloordiv": (lambda x: 2 // x, lambda x: floor_divide(torch.tensor(2.0).to(x.dtype), x), factor),
+    "mod_number": (lambda x: x % 0.7, lambda x: x % 0.7, 3 * normal),
+    "mod_minus": (lambda x: x % -0.7, lambda x: x % -0.7, 3 * normal),
+    "rmod": (lambda x: 2 % x, lambda x: torch.tensor(2.0).to(x.dtype) % x, factor),
+    "divmod": (
+        lambda x: sum(divmod(x, 0.7)),
+        lambda x: floor_divide(x, torch.tensor(0.7).to(x.dtype)) + x % 0.7,
+        normal,
+    ),
     "same_twice": (lambda x: x * x + x / x - x, lambda x: x * x + x / x - x, factor),
     "identity_cast": (lambda x: x.astype(x.dtype), lambda x: x.to(x.dtype), normal),
 }
@@ -80,6 +119,10 @@ BINARY: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {
     "mul": (lambda a, b: a * b, lambda a, b: a * b, normal, other),
     "div": (lambda a, b: a / b, lambda a, b: a / b, normal, factor),
     "pow": (lambda a, b: a**b, lambda a, b: a**b, positive, other),
+    "floordiv": (lambda a, b: a // b, lambda a, b: floor_divide(a, b), 3 * normal, factor),
+    "mod": (lambda a, b: a % b, lambda a, b: a % b, 3 * normal, factor),
+    "arctan2": (rg.arctan2, torch.arctan2, normal, other),
+    "arctan2_method": (Tensor.arctan2, torch.arctan2, normal, other),
     "maximum": (rg.maximum, torch.maximum, normal, other),
     "minimum": (rg.minimum, torch.minimum, normal, other),
     "maximum_method": (Tensor.maximum, torch.maximum, normal, other),
@@ -160,7 +203,9 @@ def test_binary_ops_on_views(backend: Backend, name: str) -> None:
     check_against_torch(lambda a, b: ours(a.T, b[::-1].T), lambda a, b: theirs(a.T, b.flip(0).T), a, b)
 
 
-@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "pow", "maximum", "minimum"])
+@pytest.mark.parametrize(
+    "name", ["add", "sub", "mul", "div", "floordiv", "mod", "arctan2", "pow", "maximum", "minimum"]
+)
 def test_arrays_and_numpy_scalars_as_operands(backend: Backend, name: str) -> None:
     """An array of the tensor's backend is a constant on either side; a NumPy scalar acts as a Python number."""
     ours, theirs, a, b = BINARY[name]
@@ -267,12 +312,15 @@ def test_float_functions_of_ints_return_the_default_dtype(backend: Backend, defa
         x = Tensor(np.array([1, 2, 3]))
         outs = [
             x / 2, 1 / x, x / x, x * 0.5, 0.5 + x, x**0.5, x.exp(), x.log(), x.sqrt(), x.tanh(), x.sin(), x.cos(),
+            x.log10(), x.exp2(), x.sinh(), x.cosh(), x.tan(), (x // 3).arcsin(), (x // 3).arccos(), x.arctan2(x),
+            x.erf(), x.silu(), x.elu(), x.softplus(), x // 0.5, 2.5 % x,
             x.sigmoid(), x.gelu(), x.leaky_relu(), x.softmax(), x.log_softmax(), x.clip(0.5, 2),
             rg.where(x > 1, x, 0.5), rg.where(x > 1, 1.0, 0.5),
         ]  # fmt: skip
         assert [str(out.dtype) for out in outs] == [default] * len(outs)
         assert not any(out.requires_grad for out in outs)
         whole = [x + 1, 2 * x, -x, x**2, x.abs(), x.relu(), x.clip(1, 2), x.maximum(2), rg.where(x > 1, x, 0), x + x]
+        whole += [x // 2, x % 2, x.sign(), x.round(), x.round(2), x.square(), x.nan_to_num()]
         assert [str(out.dtype) for out in whole] == ["int64"] * len(whole)
     finally:
         rg.set_default_dtype("float64")
@@ -312,6 +360,59 @@ EDGES: dict[str, tuple[Fn, Fn, list[list[float]]]] = {
         lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
         [[0.0, 40.0, -40.0, 1e8, -1e8, 1e15, nan]],
     ),
+    # nan is left out: its gradient is nan here and 1 in PyTorch
+    "elu at 0": (Tensor.elu, F.elu, [[0.0, -0.0, 1000.0, -1000.0, inf, -inf]]),
+    "elu 0.5 at 0": (lambda x: x.elu(0.5), lambda x: F.elu(x, 0.5), [[0.0, -0.0, 1000.0, -1000.0, inf, -inf]]),
+    "silu of large values": (Tensor.silu, F.silu, [[0.0, 1000.0, -1000.0, nan]]),
+    "softplus of large values": (
+        Tensor.softplus,
+        F.softplus,
+        [[0.0, -0.0, 19.9, 20.0, 20.1, -20.1, 1000.0, -1000.0, inf, -inf, nan]],
+    ),
+    "sign": (Tensor.sign, torch.sign, [[0.0, -0.0, inf, -inf]]),
+    "round halves": (
+        Tensor.round,
+        torch.round,
+        [[0.5, 1.5, 2.5, -0.5, -1.5, 0.49999999999999994, 2**52 + 1, inf, nan]],
+    ),
+    "round 1": (lambda x: x.round(1), lambda x: x.round(decimals=1), [[0.25, 0.35, -0.05, 1e15, inf, nan]]),
+    "square": (Tensor.square, torch.square, [[0.0, -1.0, inf, -inf, nan]]),
+    "exp2": (Tensor.exp2, torch.exp2, [[0.0, 3.0, -1.0, 1100.0, -1100.0, inf, -inf, nan]]),
+    "log10": (Tensor.log10, torch.log10, [[1.0, 0.0, inf, -1.0]]),
+    "sinh of large values": (Tensor.sinh, torch.sinh, [[0.0, 710.2, -710.2, 800.0, inf, -inf, nan]]),
+    "cosh of large values": (Tensor.cosh, torch.cosh, [[0.0, 710.2, -710.2, 800.0, inf, -inf, nan]]),
+    "tan": (Tensor.tan, torch.tan, [[0.0, -0.0, 1e5, math.pi, nan]]),
+    "erf of large values": (Tensor.erf, torch.erf, [[0.0, 6.0, -30.0, inf, -inf, nan]]),
+    "arcsin at the bounds": (Tensor.arcsin, torch.arcsin, [[1.0, -1.0, 0.0, 2.0, nan]]),
+    "arccos at the bounds": (Tensor.arccos, torch.arccos, [[1.0, -1.0, 0.0, 2.0, nan]]),
+    "arctan2 on the axes": (
+        rg.arctan2,
+        torch.arctan2,
+        [[0.0, -0.0, 1.0, -1.0, 0.0, -0.0, 1.0, nan], [1.0, 1.0, 0.0, 0.0, -1.0, -1.0, 1e150, 1.0]],
+    ),
+    "nan_to_num": (Tensor.nan_to_num, torch.nan_to_num, [[1.0, nan, inf, -inf, -0.0]]),
+    "nan_to_num with numbers": (
+        lambda x: x.nan_to_num(0.5, neginf=2, posinf=np.float64(3)),
+        lambda x: x.nan_to_num(0.5, neginf=2.0, posinf=3.0),
+        [[1.0, nan, inf, -inf, -0.0]],
+    ),
+    "x % y": (
+        lambda a, b: a % b,
+        lambda a, b: a % b,
+        [
+            [7.0, -7.0, 7.0, -7.0, 1.0, 6.0, -6.0, 0.0, 0.3, nan, 1.0],
+            [2.0, 2.0, -2.0, -2.0, 0.1, 3.0, 3.0, 3.0, 0.1, 1.0, nan],
+        ],
+    ),
+    "x // y": (
+        lambda a, b: a // b,
+        floor_divide,
+        [
+            [7.0, -7.0, 7.0, -7.0, 1.0, 6.0, -6.0, 0.0, 0.3, nan, 1.0],
+            [2.0, 2.0, -2.0, -2.0, 0.1, 3.0, 3.0, 3.0, 0.1, 1.0, nan],
+        ],
+    ),
+    "x // 0": (lambda a, b: a // b, floor_divide, [[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]),
     "x ** 0": (lambda x: x**0, lambda x: x**0, [[0.0, 1.0, inf, -inf, nan]]),
     "x ** 1": (lambda x: x**1, lambda x: x**1, [[0.0, 1.0, inf, -inf, nan]]),
     "x ** 2": (lambda x: x**2, lambda x: x**2, [[0.0, -1.0, inf, -inf, nan]]),
@@ -537,9 +638,165 @@ def test_log1p_and_expm1_are_accurate_near_zero(backend: Backend, name: str) -> 
         np.testing.assert_allclose(found, getattr(torch, name)(torch.tensor(typed)).numpy(), rtol=rtol, atol=0)
 
 
+ACCURATE: dict[str, tuple[list[float], float]] = {
+    "arcsin": ([1e-300, -1e-8, 0.5, 1 - 1e-16, 1 - 1e-10, -1.0], 0.9),
+    "arccos": ([1e-300, -1e-8, 0.5, 1 - 1e-16, 1 - 1e-10, -1.0], 0.9),
+    "sinh": ([1e-300, -1e-8, 1e-4, 30.0, 710.4], 88.0),
+    "cosh": ([1e-300, -1e-8, 1e-4, 30.0, 710.4], 88.0),
+    "tan": ([1e-300, -1e-8, math.pi / 2, math.pi, 3.0, 1e5], 3.0),
+    "log10": ([1e-300, 1e-5, 1.0, 1 + 1e-12, 1000.0, 1e22], 1000.0),
+    "exp2": ([1e-300, -1e-8, 3.0, 10.0, 1023.0, -1074.0, 0.5], 100.0),
+    "erf": ([1e-300, -1e-8, 0.5, 3.0, 30.0], 3.0),
+}
+
+
+@pytest.mark.parametrize("name", ACCURATE)
+def test_functions_are_accurate_near_0_and_at_large_values(backend: Backend, name: str) -> None:
+    """Within a few units in the last place of the mathematical function of the same number."""
+    points, largest_of_float32 = ACCURATE[name]
+    function: Fn = getattr(math, {"arcsin": "asin", "arccos": "acos"}.get(name, name))
+    for dtype, rtol in (("float64", 1e-15), ("float32", 5e-7)):
+        x = np.array([p for p in points if dtype == "float64" or 1e-30 < abs(p) <= largest_of_float32], dtype)
+        exact = np.array([function(float(value)) for value in x])
+        np.testing.assert_allclose(getattr(Tensor(x), name)().numpy(), exact, rtol=rtol, atol=0)
+
+
+def test_exp2_and_log10_of_whole_numbers_are_exact(backend: Backend) -> None:
+    powers = np.arange(-20.0, 20.0)
+    assert_close(Tensor(powers).exp2(), np.array([2.0**n for n in range(-20, 20)]), atol=0)
+    assert_close(Tensor(np.array([10.0**n for n in range(20)])).log10(), np.arange(20.0), atol=0)
+
+
+def test_gradients_of_inverse_functions_near_the_bounds(backend: Backend) -> None:
+    """1 / sqrt(1 - x^2) to 15 digits, where 1 - x * x has lost 8 of them."""
+    gap = 2.0**-30
+    for x in (1 - gap, gap - 1):
+        slope = 1 / math.sqrt(gap * (2 - gap))
+        for name, sign in (("arcsin", 1), ("arccos", -1)):
+            tensor = Tensor([x])
+            getattr(tensor, name)().backward()
+            np.testing.assert_allclose(to_numpy(tensor.grad), [sign * slope], rtol=1e-15)
+
+
+def test_arctan2_in_half_precision_has_the_gradients_of_large_operands(backend: Backend) -> None:
+    y, x = (Tensor(np.array([value], np.float16)) for value in (300.0, 400.0))
+    y.arctan2(x).backward()
+    assert_close(y.grad, np.array([400 / 500**2], np.float16), atol=1e-6)
+    assert_close(x.grad, np.array([-300 / 500**2], np.float16), atol=1e-6)
+
+
+def test_softplus_is_accurate_far_below_0(backend: Backend) -> None:
+    x = np.array([-30.0, -300.0, -700.0])
+    np.testing.assert_allclose(Tensor(x).softplus().numpy(), np.exp(x), rtol=1e-12)
+    assert Tensor([800.0]).softplus(threshold=1e9).item() == 800  # where e^x overflows
+
+
+def test_floor_division_is_exact(backend: Backend) -> None:
+    """0.1 is a little more than a tenth, so 1 // 0.1 is 9, as in Python; the quotient of floats rounds to 10."""
+    a, b = np.array([1.0, 1.0, -1.0, 5.0, 3e20, 1e-20]), np.array([0.1, -0.1, 0.1, 0.7, 7.0, -1e20])
+    for x, y in ((Tensor(a), Tensor(b)), (Tensor(a[0]), Tensor(b)), (Tensor(a), Tensor(b[0]))):
+        assert_close(x // y, np.floor_divide(x.numpy(), y.numpy()), atol=0)
+        assert_close(x % y, np.remainder(x.numpy(), y.numpy()), atol=0)
+    assert [(1.0 // Tensor(0.1)).item(), (1.0 % Tensor(0.1)).item()] == [1.0 // 0.1, 1.0 % 0.1]
+
+
+def test_division_with_remainder_of_infinities(backend: Backend) -> None:
+    """As in Python: -1 % inf is inf."""
+    a, b = Tensor([1.0, -1.0, inf, 1.0]), Tensor([inf, inf, 2.0, -inf])
+    with np.errstate(invalid="ignore"):
+        assert_close(a % b, np.array([1.0, inf, nan, -inf]))
+        assert_close(a // b, np.array([0.0, -1.0, nan, -1.0]))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "int8", "uint8"])
+def test_division_of_integers(backend: Backend, dtype: str) -> None:
+    a, b = np.array([7, -7, 7, -7, 0, 100]).astype(dtype), np.array([2, 2, -2, -2, 3, 7]).astype(dtype)
+    assert_close(Tensor(a) // Tensor(b), a // b)
+    assert_close(Tensor(a) % Tensor(b), a % b)
+    assert_close(Tensor(a) // 3, a // 3)
+    assert_close(7 % Tensor(b), 7 % b)
+    big = Tensor(np.array([2**62 + 1]))
+    assert [(big // 2).item(), (big % 2).item()] == [2**61, 1]
+
+
+def test_integers_by_the_number_0_raise(backend: Backend) -> None:
+    x = Tensor(np.array([1, 2]))
+    with pytest.raises(ZeroDivisionError, match=r"^floor_divide: int64 by 0; .*astype\('float64'\)"):
+        x // 0
+    with pytest.raises(ZeroDivisionError, match=r"^remainder: int64 by 0"):
+        x % 0
+
+
+def test_division_in_place_makes_a_new_tensor(backend: Backend) -> None:
+    x = y = Tensor([7.0, -7.0])
+    x //= 2
+    y %= 2
+    assert_close(x, np.array([3.0, -4.0]))
+    assert_close(y, np.array([1.0, 1.0]))
+
+
+def test_tests_of_nan_and_infinity(backend: Backend) -> None:
+    x = np.array([1.0, nan, inf, -inf, -0.0])
+    for dtype in ("float64", "float32", "float16"):
+        for name in ("isnan", "isinf", "isfinite"):
+            found = getattr(Tensor(x.astype(dtype)), name)()
+            assert_close(found, getattr(np, name)(x))
+            assert not found.requires_grad
+    for whole in (
+        np.array([1, -3]),
+        np.array([True, False]),
+        np.array([200], np.uint8),
+        np.zeros((0, 2)),
+        np.array(2.0),
+    ):
+        for name in ("isnan", "isinf", "isfinite"):
+            assert_close(getattr(Tensor(whole), name)(), getattr(np, name)(whole))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_nan_to_num_gives_the_largest_number_of_the_dtype(backend: Backend, dtype: str) -> None:
+    x = np.array([nan, inf, -inf, 1.0], dtype)
+    assert_close(Tensor(x).nan_to_num(), np.nan_to_num(x), atol=0)
+
+
+def test_integers_and_bools_keep_their_dtype(backend: Backend) -> None:
+    for a in (np.array([3, -2, 0]), np.array([200, 0], np.uint8), np.array([True, False])):
+        x = Tensor(a)
+        assert_close(x.sign(), np.sign(a.astype("int64")).astype(a.dtype))
+        for found in (x.round(), x.round(2), x.nan_to_num(), x.nan_to_num(0.5)):
+            assert_close(found, a)
+        assert_close(x.square(), a * a)
+
+
+def test_elementwise_functions_name_what_is_wrong(backend: Backend) -> None:
+    x: Any = Tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"^arctan2: \(2,\) and \(3,\): .*shapes must be equal or broadcast"):
+        x.arctan2(Tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(ValueError, match=r"^remainder: \(2,\) and \(3,\): .*shapes must be equal or broadcast"):
+        x % Tensor([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"^softplus: beta must not be 0"):
+        x.softplus(beta=0)
+    for call in (
+        lambda: x.softplus("1"),
+        lambda: x.elu(alpha=None),
+        lambda: x.nan_to_num("0"),
+        lambda: x.nan_to_num(0, "1"),
+    ):
+        with pytest.raises(TypeError, match=r"^\w+: \w+ must be a real number, got "):
+            call()
+    with pytest.raises(TypeError, match=r"^round: decimals must be an int, got 1\.5"):
+        x.round(1.5)
+    with pytest.raises(TypeError, match=r"^round: decimals < 0 needs a float tensor, got int64; call \.astype"):
+        Tensor(np.array([15])).round(-1)
+    with pytest.raises(TypeError, match=r"^floor_divide: cannot take '2', a str"):
+        x // "2"
+    with pytest.raises(TypeError, match=r"^arctan2: cannot take None"):
+        x.arctan2(None)
+
+
 def test_floor_and_ceil_keep_integers(backend: Backend) -> None:
     x = Tensor(np.array([2**53 + 1, -3]))
-    for found in (x.floor(), x.ceil()):
+    for found in (x.floor(), x.ceil(), x.round()):
         assert_close(found, np.array([2**53 + 1, -3]))
 
 
@@ -573,6 +830,9 @@ def test_half_precision_is_kept_by_every_elementwise_op(backend: Backend) -> Non
         for found in (
             x + 1.5, 1.5 - x, x * 2.5, x / 3.0, x**2.5, -x, x.exp(), x.log(), x.log1p(), x.tanh(), x.sigmoid(),
             x.relu(), x.leaky_relu(0.1), x.gelu(), x.gelu("tanh"), x.clip(0.1, 1.5), x.maximum(1.5), x.floor(),
+            x.log10(), x.exp2(), x.square(), x.sinh(), x.cosh(), x.tan(), x.arctan2(1.5), x.erf(), x.sign(), x.silu(),
+            x.round(), x.round(1), x.elu(), x.softplus(), x.nan_to_num(), x // 1.5, x % 1.5, 1.5 // x, 1.5 % x,
+            x.clip(0.0, 1.0).arcsin(), x.clip(0.0, 1.0).arccos(),
             x.arctan(), rg.where(mask, x, 0.5), rg.where(mask, 0.5, x), x.masked_fill(mask, 1.5),
             x.masked_multiply(mask, 1.5),
         ):  # fmt: skip

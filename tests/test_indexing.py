@@ -159,3 +159,107 @@ def test_single_bool_index_raises(backend: Backend, index: Any) -> None:
         Tensor(x)[index]
     with pytest.raises(TypeError, match=r"^getitem: an index may not be one bool"):
         Tensor(x)[Tensor(True)]
+
+
+# --- x.at(index).set(value) and x.at(index).add(value)
+
+AT: dict[str, Any] = {
+    "int": 1, "negative": -1, "slice": slice(0, 1), "step": (slice(None), slice(None, None, 2)), "ellipsis": (..., 1),
+    "reverse": slice(None, None, -1), "all ints": (1, 2, 3), "none": (None, 0), "empty": slice(1, 1), "list": [1, 0],
+    "pairs": ([0, 1, 0], [1, 2, 2]), "second axis": (slice(None), [2, 0]), "array 2-D": ([[0], [1]], [[0, 1]]),
+    "mask": np.arange(24).reshape(2, 3, 4) % 3 == 0, "mask of an axis": (slice(None), np.array([True, False, True])),
+    "mask of none": np.zeros(2, bool), "whole": (), "empty list": [],
+}  # fmt: skip
+
+
+def at_by_torch(t: torch.Tensor, index: Any, value: Any, accumulate: bool) -> torch.Tensor:
+    """By the numbers of the elements."""
+    places = torch.tensor(np.arange(t.numel()).reshape(t.shape)[index].copy())
+    values = torch.broadcast_to(torch.as_tensor(value, dtype=t.dtype), places.shape)
+    return torch.index_put(t.reshape(-1), (places.reshape(-1),), values.reshape(-1), accumulate).reshape(t.shape)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", AT)
+def test_at_matches_pytorch(backend: Backend, name: str, dtype: str) -> None:
+    x, index = rng(0).normal(size=(2, 3, 4)), AT[name]
+    shape = x[index].shape
+    for value in (rng(1).normal(size=shape), rng(1).normal(size=shape[-1:]), np.array(2.5)):
+        check_against_torch(
+            lambda t, v: t.at(index).set(v), lambda t, v: at_by_torch(t, index, v, False), x, value, dtype=dtype
+        )
+        check_against_torch(
+            lambda t, v: t.at(index).add(v), lambda t, v: at_by_torch(t, index, v, True), x, value, dtype=dtype
+        )
+    check_against_torch(lambda t: t.at(index).set(2), lambda t: at_by_torch(t, index, 2, False), x, dtype=dtype)
+    check_against_torch(lambda t: t.at(index).add(0.5), lambda t: at_by_torch(t, index, 0.5, True), x, dtype=dtype)
+
+
+def test_at_makes_new_tensors(backend: Backend) -> None:
+    x = Tensor([1.0, 2.0, 3.0])
+    assert x.at(0).set(5.0).tolist() == [5.0, 2.0, 3.0]
+    assert x.at(x > 1.5).set(0.0).tolist() == [1.0, 0.0, 0.0]
+    assert x.at(Tensor(np.array([2, 0]))).add(x[:2]).tolist() == [3.0, 2.0, 4.0]
+    assert x.at(slice(1)).set(backend.asarray(np.array([7.0]))).tolist() == [7.0, 2.0, 3.0]
+    assert x.tolist() == [1.0, 2.0, 3.0]
+    assert Tensor(1.0).at(()).set(2.0).item() == 2.0
+
+
+def test_at_add_sums_repeated_indices(backend: Backend) -> None:
+    x, v = rng(0).normal(size=(3, 2)), rng(1).normal(size=(4, 2))
+    index = [1, 0, 1, -2]
+    check_against_torch(lambda t, u: t.at(index).add(u), lambda t, u: at_by_torch(t, index, u, True), x, v)
+    check_against_torch(lambda t: t.at(index).add(0.5), lambda t: at_by_torch(t, index, 0.5, True), x)
+    counts = Tensor(np.zeros(3, "int64")).at([0, 2, 2, 0, 0]).add(1)
+    assert_close(counts, np.array([3, 0, 2]))
+    large = Tensor(np.array([2**62, 0])).at([0, 0, 1]).add(Tensor(np.array([1, 2, 2**53 + 1])))
+    assert_close(large, np.array([2**62 + 3, 2**53 + 1]))  # not by way of float64
+
+
+def test_at_set_refuses_two_values_for_an_element(backend: Backend) -> None:
+    x = Tensor(np.ones((3, 2)))
+    for index in ([1, 1], [1, -2], ([0, 0], [1, 1])):
+        with pytest.raises(ValueError, match=r"^at_set: the index selects an element of shape \(3, 2\) twice, .*\.add"):
+            x.at(index).set(Tensor([[1.0, 2.0]]) if isinstance(index, list) else Tensor([1.0, 2.0]))
+    check_against_torch(  # one value for all elements
+        lambda t, v: t.at([1, 1]).set(v),
+        lambda t, v: torch.stack([t[0], v.expand(2), t[2]]),
+        np.ones((3, 2)),
+        np.array(2.0),
+    )
+
+
+def test_at_keeps_the_dtype(backend: Backend) -> None:
+    single, whole, flags = Tensor([1.0, 2.0], dtype="float32"), Tensor(np.array([1, 2], "int32")), Tensor([True, False])
+    assert single.at(0).set(Tensor([[3.0]])[0, 0]).dtype == np.float32
+    assert single.at(slice(None)).add(Tensor([1.0, 2.0])).dtype == np.float32
+    assert single.at(0).set(Tensor(np.array(3))).tolist() == [3.0, 2.0]
+    assert_close(whole.at(0).set(7), np.array([7, 2], "int32"))
+    assert_close(whole.at([0, 0]).add(Tensor(np.array([1, 2]))), np.array([4, 2], "int32"))
+    assert_close(flags.at(1).set(True), np.array([True, True]))
+    v = Tensor([1.0, 2.0])
+    single.at(slice(None)).set(v).sum().backward()
+    assert v.grad is not None
+    for wrong in (0.5, Tensor(0.5)):
+        with pytest.raises(TypeError, match=r"^at_set: the value is a float, and x is int32; cast one of them"):
+            whole.at(0).set(wrong)
+        with pytest.raises(TypeError, match=r"^at_add: the value is a float, and x is int32; cast one of them"):
+            whole.at(0).add(wrong)
+    with pytest.raises(TypeError, match=r"^at_add: x is bool, and has no sums"):
+        flags.at(0).add(True)
+
+
+def test_invalid_at_raises(backend: Backend) -> None:
+    x = Tensor(np.ones((2, 3)))
+    for call in (lambda v: x.at(0).set(v), lambda v: x.at(0).add(v)):
+        with pytest.raises(
+            ValueError, match=r"^at_\w+: a value of shape \(2,\) does not broadcast to \(3,\), the shape of x"
+        ):
+            call(Tensor([1.0, 2.0]))
+        with pytest.raises(TypeError, match=r"^at_\w+: cannot take a builtins\.list"):
+            call([1.0, 2.0, 3.0])
+        with pytest.raises(TypeError, match=r"^at_\w+: cannot take 'a'"):
+            call("a")
+    for bad in (2, [0, 2], (0, 0, 0)):
+        with pytest.raises(IndexError, match=r"^(at_set|getitem): "):
+            x.at(bad).set(1.0)

@@ -35,6 +35,22 @@ SHAPES: dict[str, tuple[Fn, Fn, np.ndarray[Any, Any]]] = {
     "reshape_from_0d": (lambda t: t.reshape(1, 1), lambda t: t.reshape(1, 1), x[0, 0, 0]),
     "reshape_empty": (lambda t: t.reshape(3, 0), lambda t: t.reshape(3, 0), x[:0]),
     "reshape_of_view": (lambda t: t.T[::-1].reshape(8, 3), lambda t: t.permute(2, 1, 0).flip(0).reshape(8, 3), x),
+    "flatten": (lambda t: t.flatten(), lambda t: t.flatten(), x),
+    "flatten_start": (lambda t: t.flatten(1), lambda t: t.flatten(1), x),
+    "flatten_both": (lambda t: t.flatten(0, -2), lambda t: t.flatten(0, -2), x),
+    "flatten_one_axis": (lambda t: t.flatten(1, 1), lambda t: t.flatten(1, 1), x),
+    "flatten_0d": (lambda t: t.flatten(), lambda t: t.flatten(), x[0, 0, 0]),
+    "flatten_empty": (lambda t: t.flatten(1), lambda t: t.flatten(1), x[:0]),
+    "flatten_of_view": (lambda t: t.T.flatten(1), lambda t: t.permute(2, 1, 0).flatten(1), x),
+    "ravel": (lambda t: t.ravel(), lambda t: t.ravel(), x),
+    "ravel_0d": (lambda t: t.ravel(), lambda t: t.ravel(), x[0, 0, 0]),
+    "copy": (lambda t: t.copy(), lambda t: t.clone(), x),
+    "copy_0d": (lambda t: t.copy(), lambda t: t.clone(), x[0, 0, 0]),
+    "copy_of_view": (lambda t: t.T[::2].copy(), lambda t: t.permute(2, 1, 0)[::2].clone(), x),
+    "moveaxis": (lambda t: t.moveaxis(0, -1), lambda t: t.moveaxis(0, -1), x),
+    "moveaxis_several": (lambda t: t.moveaxis((0, 1), (-1, 0)), lambda t: t.moveaxis((0, 1), (-1, 0)), x),
+    "moveaxis_list": (lambda t: t.moveaxis([2, 0], [0, 1]), lambda t: t.moveaxis((2, 0), (0, 1)), x),
+    "moveaxis_same": (lambda t: t.moveaxis(1, -2), lambda t: t.moveaxis(1, -2), x),
     "broadcast_to": (lambda t: t.broadcast_to(2, 3, 5, 4), lambda t: t.broadcast_to(2, 3, 5, 4), ones),
     "broadcast_to_new_axes": (lambda t: t.broadcast_to((5, 2, 3, 4)), lambda t: t.broadcast_to(5, 2, 3, 4), x),
     "broadcast_0d": (lambda t: t.broadcast_to(2, 3), lambda t: t.broadcast_to(2, 3), x[0, 0, 0]),
@@ -124,7 +140,7 @@ def test_joining_mismatched_tensors_raises(backend: Backend) -> None:
         with pytest.raises(ValueError, match=rf"^{join.__name__}: give a list"):
             join(t)
         with pytest.raises(TypeError, match=rf"^{join.__name__}: give a list of tensors; it holds a float"):
-            join([t, 1.0])  # type: ignore[list-item]
+            join([t, 1.0])  # type: ignore[type-var]
         with pytest.raises(IndexError, match=rf"^{join.__name__}: axis 5 is out of range"):
             join([t, t], 5)
     with pytest.raises(IndexError, match=r"^concatenate: axis 0 is out of range for a tensor of 0 axes"):
@@ -173,6 +189,22 @@ def test_invalid_shape_arguments_raise(backend: Backend) -> None:
         t.transpose((0, 1))
     with pytest.raises(ValueError, match=r"^transpose: axis .* names an axis twice"):
         t.transpose((0, 1, 1))
+    for call, message in {
+        lambda: t.flatten(2, 1): r"^flatten: start=2 is after end=1",
+        lambda: t.moveaxis((0, 1), 2): r"^moveaxis: source \(0, 1\) and destination 2 must have as many axes",
+        lambda: t.moveaxis((0, 0), (1, 2)): r"^moveaxis: axis .* names an axis twice",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    for call, message in {
+        lambda: t.flatten(3): r"^flatten: axis 3 is out of range",
+        lambda: t.moveaxis(0, 3): r"^moveaxis: axis 3 is out of range",
+        lambda: t.moveaxis(-4, 0): r"^moveaxis: axis -4 is out of range",
+    }.items():
+        with pytest.raises(IndexError, match=message):
+            call()
+    with pytest.raises(TypeError, match=r"^flatten: has no argument start_dim=; write start="):
+        t.flatten(start_dim=1)  # type: ignore[call-arg]
     with pytest.raises(IndexError, match=r"^swapaxes: axis 3 is out of range"):
         t.swapaxes(0, 3)
     with pytest.raises(IndexError, match=r"^squeeze: axis 3 is out of range"):
@@ -181,3 +213,19 @@ def test_invalid_shape_arguments_raise(backend: Backend) -> None:
         t.expand_dims(5)
     with pytest.raises(ValueError, match=r"^broadcast_to: .*shapes must be equal or broadcast"):
         t.broadcast_to(2, 3, 5)
+
+
+def test_a_copy_has_memory_of_its_own(backend: Backend) -> None:
+    t = Tensor([1.0, 2.0])
+    copied = t.detach().copy()
+    copied.data *= 2
+    assert (t.tolist(), copied.tolist()) == ([1.0, 2.0], [2.0, 4.0])
+    assert t.copy().requires_grad
+
+
+def test_tolist_gives_python_numbers(backend: Backend) -> None:
+    assert Tensor([[1.5, 2.0], [3.0, 4.0]]).tolist() == [[1.5, 2.0], [3.0, 4.0]]
+    assert Tensor(2.5).tolist() == 2.5
+    assert Tensor(np.zeros((2, 0))).tolist() == [[], []]
+    for value in (Tensor(np.array([1, 2])).tolist()[0], Tensor(np.array([True])).tolist()[0]):
+        assert type(value) in (int, bool)

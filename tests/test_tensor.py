@@ -142,7 +142,8 @@ def test_unsupported_dtype_raises_with_the_supported_ones(backend: Backend, monk
 def test_item_assignment_raises_with_the_remedy(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     with pytest.raises(
-        TypeError, match=r"^setitem: .*where\(mask, value, x\), or write into x\.data and call x\.changed"
+        TypeError,
+        match=r"^setitem: .*x\.at\(index\)\.set\(value\) or where\(mask, value, x\), or write into x\.data and call",
     ):
         x[0] = 1.0
     assert x.numpy().tolist() == [1.0, 2.0]

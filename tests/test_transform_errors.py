@@ -174,7 +174,7 @@ def joint_pullback_by_numpy(xp: Backend, a: Any) -> Any:
 
 @custom_op
 def method_of_arrays(xp: Backend, a: Any) -> Any:
-    return a.copy(), lambda g: g
+    return a.conj(), lambda g: g
 
 
 @custom_op

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ OF_BOOLS = ("logical_and", "logical_or", "logical_not")  # these take bools alon
 ALSO_OF_BOOLS = ("equal", "not_equal", "maximum")
 ALSO_OF_INTEGERS = (
     "add", "subtract", "multiply", "maximum", "minimum", "equal", "not_equal", "less", "less_equal", "greater",
-    "greater_equal", "negative", "abs", "sign",
+    "greater_equal", "negative", "abs", "sign", "floor_divide", "remainder",
 )  # fmt: skip
 SIGNED_ZEROS = ("negative", "abs", "sqrt", "multiply", "divide")  # the sign of a zero is part of these results
 DERIVED_UNARY = ("erf", "sigmoid", "relu")
@@ -139,6 +140,15 @@ def reduced(primitive: str, title: str, a: HostArray, **options: Any) -> Iterato
 
 
 def reductions() -> Iterator[Case]:
+    for primitive, axis in product(("argsort", "cumsum"), (0, 1, 2, -1)):
+        yield from values(primitive, f"axis {axis}", cube, axis)
+        yield from values(primitive, f"ties, axis {axis}", ties[:, None], axis)
+        yield from values(primitive, f"integers, axis {axis}", whole_cube % 5, axis)
+        yield from values(primitive, f"bools, axis {axis}", whole_cube % 5 > 2, axis)
+        yield from values(primitive, f"empty, axis {axis}", cube[:, :0], axis)
+    yield from values("argsort", "nan last, the zeros in order", np.array([nan, 0.0, -0.0, inf, nan, -inf, -1.0]), 0)
+    yield from values("argsort", "many ties", np.arange(5000) % 7 * 1.0, 0)
+    yield from values("cumsum", "large integers", np.array([2**62, 1, 1]), 0)
     for primitive in ("sum", "max", "min", "argmax"):
         for axis in AXES:
             if primitive == "argmax" and isinstance(axis, tuple):
@@ -195,6 +205,7 @@ def long_sums() -> Iterator[Case]:
     """In float32, within 1e-6 of the sum in float64."""
     for title, (a, axis) in LONG_SUMS.items():
         yield Case("sum", f"many elements: {title}", partial(_sum_is_accurate, a, axis))
+    yield Case("cumsum", "many rows", _last_sum_is_accurate)
     yield Case("linear_backward", "many rows: the gradient of the bias", _bias_is_accurate)
     yield Case("layer_norm_backward", "many rows: the gradients of gamma and beta", _scale_and_shift_are_accurate)
     yield Case("softmax", "many elements along the first axis", _softmax_is_accurate)
@@ -211,6 +222,11 @@ def _sum_is_accurate(a: HostArray, axis: Any, t: Trial) -> None:
     elif a.strides == (16, 8):
         moved = t.backend.getitem(t.backend.asarray(a.base), (slice(None), slice(None, None, 2)))
     _is_accurate(t, t.xp.sum(moved, axis=axis), np.asarray(np.sum(a, axis=axis, dtype=np.float64)))
+
+
+def _last_sum_is_accurate(t: Trial) -> None:
+    found = t.xp.cumsum(t.backend.asarray(tenths), 0)
+    _is_accurate(t, t.backend.getitem(found, (-1,)), total_of_tenths)
 
 
 def _bias_is_accurate(t: Trial) -> None:
@@ -254,6 +270,7 @@ def in_half() -> Iterator[Case]:
             lambda xp, g, ids: xp.getitem_backward(g, xp.prepare_index((ids,), (2, 2)), (2, 2)),
             (ones, ids),
         ),
+        "many rows, one after the other": ("cumsum", lambda xp, a: xp.cumsum(a, 0), (ones,)),
         "repeated ids": ("embedding_backward", lambda xp, g, ids: xp.embedding_backward(g, ids, 2), (ones, ids)),
         "many elements": ("softmax", lambda xp, a: xp.softmax(a, -1), (np.zeros((1, 70000)),)),
         "many gradients": ("softmax_backward", lambda xp, *a: xp.softmax_backward(*a, -1), (ones.T, ones.T / n)),
@@ -372,6 +389,13 @@ def indices() -> Iterator[Case]:
     """The cases of floats, with the gradient, are in `pairs.py`."""
     yield from values("getitem", "integers", whole_cube, call=partial(picked, [1, 1]))
     yield from values("getitem", "bools", whole_cube > 3, call=partial(picked, (0, [1, 1])))
+    large = np.array([2**62 + 1, 3, 2**53 + 1])
+    yield from values("getitem_backward", "large integers", large, call=partial(added, ([1, 0, 1],)))
+
+
+def added(index: Any, xp: Backend, g: Array) -> Array:
+    """zeros(2) with g added at the index on the host."""
+    return xp.getitem_backward(g, xp.prepare_index(index, (2,)), (2,))
 
 
 def indices_of_its_own(t: Trial) -> None:

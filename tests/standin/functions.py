@@ -33,9 +33,10 @@ from .stream import refuse_cublas, refuse_unknown, uploaded
 
 # Besides ELEMENTWISE.
 __all__ = [
-    "absolute", "all", "any", "arange", "argmax", "array", "asarray", "ascontiguousarray", "asnumpy", "bitwise_and",
-    "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "count_nonzero", "einsum", "empty",
-    "empty_like", "expand_dims", "float16", "float32", "float64", "from_dlpack", "full", "inf", "int32", "int64",
+    "absolute", "all", "any", "arange", "argmax", "argsort", "array", "asarray", "ascontiguousarray", "asnumpy",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "count_nonzero",
+    "cumsum", "einsum", "empty", "empty_like", "expand_dims", "float16", "float32", "float64", "fmod", "from_dlpack",
+    "full", "inf", "int32", "int64",
     "invert", "isfinite", "isinf", "isnan", "isneginf", "matmul", "max", "mean", "min", "nan", "ndarray", "newaxis",
     "ones", "pi", "prod", "ravel", "reshape", "sort", "squeeze", "stack", "sum", "swapaxes", "take", "transpose",
     "ufunc", "uint8", "where", "zeros", "zeros_like",
@@ -136,6 +137,7 @@ bitwise_and = ufunc("bitwise_and", 2, np.bitwise_and)
 bitwise_or = ufunc("bitwise_or", 2, np.bitwise_or)
 bitwise_xor = ufunc("bitwise_xor", 2, np.bitwise_xor)
 invert = ufunc("invert", 1, np.invert)
+fmod = ufunc("fmod", 2, np.fmod)
 isnan = ufunc("isnan", 1, np.isnan)
 isinf = ufunc("isinf", 1, np.isinf)
 isfinite = ufunc("isfinite", 1, np.isfinite)
@@ -278,6 +280,16 @@ def count_nonzero(a: ndarray, axis: Any = None) -> ndarray:
 def sort(a: ndarray, axis: int = -1) -> ndarray:
     refuse_unknown("sort")
     return made("sort", lambda host: np.sort(host, axis), check_array("sort", a))
+
+
+def argsort(a: ndarray, axis: int = -1) -> ndarray:
+    refuse_unknown("argsort")
+    return made("argsort", lambda host: np.argsort(host, axis, kind="stable"), check_array("argsort", a))
+
+
+def cumsum(a: ndarray, axis: int | None = None) -> ndarray:
+    refuse_unknown("cumsum")
+    return made("cumsum", lambda host: np.cumsum(host, axis), check_array("cumsum", a))
 
 
 # --- Shapes
