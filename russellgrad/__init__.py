@@ -103,5 +103,5 @@ __all__ = [
     "zeros",
     "zeros_like",
 ]
-# Without those that Python has: `from russellgrad import *` leaves sum, max, abs, ... as they are.
+# Names of built-in functions (sum, max, abs, ...) are left out, so that `from russellgrad import *` does not hide them.
 __all__ += [name for name in vars(_functional)["__all__"] if name not in __all__ and not hasattr(_builtins, name)]

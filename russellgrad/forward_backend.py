@@ -10,7 +10,6 @@ computes the tangent. A linear primitive is applied to the tangent itself. The b
 second derivatives need, is the formula in core primitives.
 """
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
@@ -20,9 +19,7 @@ from .autograd import is_grad_enabled
 from .backend import DERIVED, ELEMENTWISE, Backend, DType, Shape
 from .dtype import is_float
 from .tensor import Tensor
-from .tensor_backend import TensorBackend, attention_weights
-
-formulas: Any = importlib.import_module(f"{__package__}.backends.formulas")
+from .tensor_backend import TensorBackend, attention_weights, formulas
 
 F = TypeVar("F", bound=Callable[..., Any])
 Push: TypeAlias = Callable[..., Any]  # one tangent of each operand, or None -> the tangent of the output

@@ -98,7 +98,7 @@ def gradcheck(
 
 
 def _gradients_of(fn: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """(*inputs, gradient of the output) -> all gradients of those inputs that require one, in one axis."""
+    """A function of the inputs and the output's gradient. It returns the gradients of the inputs, concatenated."""
     positions = [i for i, x in enumerate(inputs) if x.requires_grad]
 
     def gradients(*args: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ operation of Tensors, one level below:
 
 - a core primitive is the op of the same name, `xp.exp(a)` is `a.exp()`;
 - so is the forward of a derived primitive, which keeps the fused ops;
-- its backward is the formula in core primitives (`backends/formulas.py`), which has gradients because they have.
+- its backward is the formula in core primitives (`backends/formulas.py`), so it has gradients too.
 
 A Tensor's level is that of its backend. Tensors of arrays have level 0. A `TensorBackend` gets the next number, and its
 arrays are Tensors of any lower level. An operation on Tensors of several levels runs at the highest one, where those of
-lower levels are constants (`tensor.apply`).
+lower levels are constants (`apply.apply`).
 """
 
 import importlib
@@ -52,7 +52,7 @@ def constants(args: Sequence[Any]) -> list[Any] | None:
             if (x._node is not None or is_dual) and is_grad_enabled(level):
                 return None
             x = x.detach() if is_dual else x._array
-        arrays.append(tuple(map(bare, x)) if isinstance(x, tuple) else x)  # an index may hold Tensors
+        arrays.append(_bare_index(x))  # an index may hold Tensors
     return arrays
 
 
@@ -98,11 +98,6 @@ def _op(rule: rules.Rule, *names: str, **parameters: Any) -> Callable[..., Any]:
     return _or_root(differentiable, rule.__name__, rules.marks(rule)[1])
 
 
-def _swap(xp: Any, a: Any) -> Any:
-    """(..., n, m) -> (..., m, n)."""
-    return xp.transpose(a, (*range(a.ndim - 2), a.ndim - 1, a.ndim - 2))
-
-
 def attention_weights(xp: Any, q: Any, k: Any, mask: Any, causal: bool, offset: int) -> Any:
     """softmax(q k^T), (..., L, S), 0 at hidden keys."""
     hidden = mask
@@ -110,7 +105,7 @@ def attention_weights(xp: Any, q: Any, k: Any, mask: Any, causal: bool, offset: 
         last = xp.add(xp.expand_dims(xp.arange(q.shape[-2]), 1), offset)  # (L, 1)
         later = xp.greater(xp.arange(k.shape[-2]), last)
         hidden = later if hidden is None else xp.logical_or(hidden, later)
-    scores = xp.matmul(q, _swap(xp, k))
+    scores = xp.matmul(q, formulas._swap(xp, k))
     if hidden is not None:
         # A finite number: in rows with all keys hidden, the softmax of -inf would be nan.
         scores = xp.add(scores, xp.multiply(xp.astype(hidden, xp.dtype(scores)), -1e30))
@@ -128,13 +123,13 @@ def _attention_backward(
     scale = 1 / math.sqrt(q.shape[-1])
     scaled = xp.multiply(q, scale)
     weights = attention_weights(xp, scaled, k, mask, causal, offset)
-    gv = xp.matmul(_swap(xp, weights), g) if needs[2] else None
+    gv = xp.matmul(formulas._swap(xp, weights), g) if needs[2] else None
     if not (needs[0] or needs[1]):
         return None, None, gv
     along = xp.sum(xp.multiply(g, out), axis=-1, keepdims=True)
-    g_scores = xp.multiply(xp.subtract(xp.matmul(g, _swap(xp, v)), along), weights)
+    g_scores = xp.multiply(xp.subtract(xp.matmul(g, formulas._swap(xp, v)), along), weights)
     gq = xp.multiply(xp.matmul(g_scores, k), scale) if needs[0] else None
-    gk = xp.matmul(_swap(xp, g_scores), scaled) if needs[1] else None
+    gk = xp.matmul(formulas._swap(xp, g_scores), scaled) if needs[1] else None
     return gq, gk, gv
 
 

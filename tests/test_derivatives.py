@@ -692,7 +692,7 @@ def test_forward_mode_matches_pytorch(backend: Backend, name: str) -> None:
 
 @pytest.mark.parametrize("argnums", [path for n in (1, 2, 3) for path in itertools.product((0, 1), repeat=n)], ids=str)
 def test_derivatives_of_powers_of_0_are_their_limits(backend: Backend, argnums: tuple[int, ...]) -> None:
-    """Those of a ** b at a = 0, where they are finite: PyTorch has nan for most of those that differentiate b."""
+    """Derivatives of a ** b at a = 0 that are finite. PyTorch returns nan for most derivatives with respect to b."""
 
     def at(exponent: float) -> float:
         derivative: Fn = lambda a, b: a**b  # noqa: E731
