@@ -49,7 +49,7 @@ class Worker:
     ) -> None:
         self.candidate = candidate
         if environment is None:
-            # Other libraries import russellgrad for the model's weights, but must not get its memory allocator settings.
+            # Others import russellgrad for the model's weights, but must not get its memory allocator settings.
             environment = {} if candidate[0].endswith("ours") else {"RG_MALLOC": "0"}
         self.process = subprocess.Popen(
             [python, "-m", "benchmarks.worker", *candidate],

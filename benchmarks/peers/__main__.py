@@ -1,7 +1,7 @@
 """Four programs in RussellGrad, PyTorch, MyGrad, tinygrad and ML by Hand: lines of code, time and result.
 
 python -m benchmarks.peers                    the libraries that are installed: a few minutes
-python -m benchmarks.peers --python tinygrad=venv/bin/python --python ml-by-hand=other/bin/python
+python -m benchmarks.peers --python tinygrad=.venv/tinygrad/bin/python
 python -m benchmarks.peers --quick            one step or epoch, to check that it runs
 """
 
@@ -73,18 +73,18 @@ PEERS = {
 }
 
 NOTES = [
-    "The same model, the same arrays in float32, the same optimizer, learning rate and number of steps in every library. "
-    "Initial weights are those of the library's layers (MyNN's with `glorot_uniform`, as in its notebook), so results "
-    "differ a little. Batches have 64 images; tinygrad draws them with replacement inside its compiled step, as its "
-    "documentation does, the others shuffle.",
-    "`lines` counts lines that are not blank, a comment or an import, from the arrays to the result, in the function and "
-    "the functions and classes that it uses ([benchmarks/peers](../peers)), all formatted with ruff at 120 columns.",
-    "The time is that of building the model, training it, and evaluating it once on the points held out. Imports and "
-    "data are not included. `first` is the first training of a process, which compiles (tinygrad) or loads what the "
-    "library loads on first use; `again` is the median of later ones in the same process (minimum to maximum). "
-    "tinygrad keeps compiled kernels on disk: its first training here starts without that cache.",
+    "Every library has the same model, arrays in float32, optimizer, learning rate and number of steps. The initial "
+    "weights are those of its layers (MyNN's with `glorot_uniform`, as in its notebook), so results differ a little. "
+    "Batches have 64 images. They are shuffled; tinygrad draws them with replacement inside its compiled step, as its "
+    "documentation does.",
+    "`lines` counts lines from the arrays to the result that are not blank, a comment or an import: those of the "
+    "function and of the functions and classes that it uses, in [benchmarks/peers](../peers).",
+    "The time is that of building the model, training it, and evaluating it once on the examples held out, without "
+    "imports and data. `first` is the first training of a process: tinygrad compiles its kernels (later processes find "
+    "them on disk), and others load what they import on first use. `again` is the median of later "
+    "trainings in the same process (minimum to maximum). The result is the median over all of them.",
     f"The libraries take turns, each in a process of its own, after a pause of {measure.REST} s. "
-    "A ratio is the median of the ratios to PyTorch's time within each turn. The result is the median.",
+    "A ratio is the median of the ratios to PyTorch's time within each turn.",
 ]
 
 
@@ -127,8 +127,8 @@ def environment(peer: Peer, python: str, folder: str) -> dict[str, str]:
     return {"PATH": path, "CACHEDB": str(Path(folder) / "tinygrad.db"), **peer.environment}
 
 
-def installed_versions(peer: Peer, python: str, variables: Mapping[str, str]) -> str | None:
-    """The versions of Python and of the library's packages; None if the library is not installed or does not work."""
+def installed_versions(peer: Peer, python: str, variables: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether the library is installed and works; the versions of Python and of its packages, or else the error."""
     code = f"""
 {peer.check}
 import platform
@@ -136,7 +136,8 @@ from importlib.metadata import version
 print(", ".join(["Python " + platform.python_version(), *(name + " " + version(name) for name in {peer.packages})]))
 """
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, env={**os.environ, **variables})
-    return done.stdout.strip() if done.returncode == 0 else None
+    works = done.returncode == 0
+    return works, (done.stdout if works else done.stderr).strip().rpartition("\n")[2]
 
 
 def measure_task(
@@ -216,19 +217,18 @@ class PeersTable:
         return "\n\n".join(["## The programs", programs, *self.notes, table])
 
 
-def table(python: Mapping[str, str], quick: bool = False, names: Sequence[str] = tuple(PEERS)) -> PeersTable:
-    """Measure the libraries `names`, with the interpreter `python[name]` or this one."""
+def table(names: Sequence[str], python: Mapping[str, str], quick: bool = False) -> PeersTable:
+    """Measure PyTorch and the libraries `names`, each with the interpreter `python[name]` or this one."""
     result = PeersTable(list(NOTES))
     with tempfile.TemporaryDirectory() as folder:
         candidates = {}
-        for name in names:
-            interpreter = python.get(name, sys.executable)
+        for name in [name for name in PEERS if name in {TORCH, *names}]:
+            interpreter = os.path.abspath(python.get(name, sys.executable))  # workers run in the repository's root
             variables = environment(PEERS[name], interpreter, folder)
-            versions = installed_versions(PEERS[name], interpreter, variables)
-            if versions is None:
-                note = f"Not measured, since not installed: {name} (`{PEERS[name].install}`)."
-            else:
-                note, candidates[name] = f"{name}: {versions}.", (interpreter, variables)
+            works, text = installed_versions(PEERS[name], interpreter, variables)
+            if works:
+                candidates[name] = interpreter, variables
+            note = f"{name}: {text}." if works else f"Not measured: {name} ({text}). Install: {PEERS[name].install}."
             print(note, flush=True)
             result.notes.append(note)
         for task in TASKS:
@@ -252,12 +252,15 @@ def write(name: str, result: PeersTable, facts: Mapping[str, Any]) -> None:
 def main() -> None:
     parser = Options("Train four models in RussellGrad and in its peers.", "peers")
     parser.add_argument("--python", action="append", default=[], metavar="LIBRARY=PATH", help="a library's interpreter")
+    parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="libraries (default: all)")
     given = parser.given()
-    python = dict(each.split("=", 1) for each in given.python)
-    if unknown := python.keys() - PEERS.keys():
-        parser.error(f"--python: no library {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
+    python = {}
+    for argument in given.python:
+        library, _, python[library] = argument.partition("=")
+        if library not in PEERS or not Path(python[library]).is_file():
+            parser.error(f"--python {argument}: needs a library ({', '.join(PEERS)}) and the path of an interpreter")
     require_cpu()
-    write(given.name, table(python, given.quick), circumstances("benchmarks.peers"))
+    write(given.name, table(given.only, python, given.quick), circumstances("benchmarks.peers"))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-Array: TypeAlias = "np.ndarray"
+Array: TypeAlias = np.ndarray[Any, Any]
 Data: TypeAlias = tuple[Array, Array, Array, Array]  # inputs, targets, inputs held out, targets held out
 
 
@@ -61,5 +61,5 @@ TASKS = {
     "line": Task("a line: linear regression, SGD, 200 steps", line, 200, "mean squared error"),
     "points": Task("two spirals: MLP of widths 2, 64, 64, 1, Adam, 500 steps", points, 500, "accuracy"),
     "digits": Task("digits: MLP of widths 64, 128, 10, Adam, 20 epochs", digits, 20, "accuracy"),
-    "images": Task("digits: two convolutions and a linear layer, Adam, 10 epochs", images, 10, "accuracy"),
+    "images": Task("digits: two convolutions and a linear layer, Adam, 20 epochs", images, 20, "accuracy"),
 }

@@ -24,74 +24,49 @@ def line(x: Array, y: Array, x_test: Array, y_test: Array, steps: int) -> float:
     return (model(X_test) - Y_test).square().mean().item()
 
 
-class PointsModel:
-    def __init__(self) -> None:
-        self.l1 = nn.Linear(2, 64)
-        self.l2 = nn.Linear(64, 64)
-        self.l3 = nn.Linear(64, 1)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.l3(self.l2(self.l1(x).relu()).relu())
-
-
 def points(x: Array, y: Array, x_test: Array, y_test: Array, steps: int) -> float:
     X, Y, X_test, Y_test = Tensor(x), Tensor(y), Tensor(x_test), Tensor(y_test)
-    model = PointsModel()
-    optimizer = nn.optim.Adam(nn.state.get_parameters(model), lr=0.01)
+    layers = [nn.Linear(2, 64), Tensor.relu, nn.Linear(64, 64), Tensor.relu, nn.Linear(64, 1)]
+    optimizer = nn.optim.Adam(nn.state.get_parameters(layers), lr=0.01)
 
     @TinyJit
     @Context(TRAINING=1)
     def step() -> Tensor:
         optimizer.zero_grad()
-        loss = model(X).binary_crossentropy_logits(Y).backward()
+        loss = X.sequential(layers).binary_crossentropy_logits(Y).backward()
         return loss.realize(*optimizer.schedule_step())
 
     for _ in range(steps):
         step()
-    return ((model(X_test) > 0) == Y_test).mean().item()
+    return ((X_test.sequential(layers) > 0) == Y_test).mean().item()
 
 
-class DigitsModel:
-    def __init__(self) -> None:
-        self.l1 = nn.Linear(64, 128)
-        self.l2 = nn.Linear(128, 10)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.l2(self.l1(x).relu())
-
-
-class ImagesModel:
-    def __init__(self) -> None:
-        self.l1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.l2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.l3 = nn.Linear(128, 10)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = self.l1(x).relu().max_pool2d()
-        x = self.l2(x).relu().max_pool2d()
-        return self.l3(x.flatten(1))
-
-
-def classify(model: Any, x: Array, y: Array, x_test: Array, y_test: Array, epochs: int) -> float:
+def classify(layers: list[Any], x: Array, y: Array, x_test: Array, y_test: Array, epochs: int) -> float:
     X, Y, X_test, Y_test = Tensor(x), Tensor(y), Tensor(x_test), Tensor(y_test)
-    optimizer = nn.optim.Adam(nn.state.get_parameters(model), lr=0.001)
+    optimizer = nn.optim.Adam(nn.state.get_parameters(layers), lr=0.001)
 
     @TinyJit
     @Context(TRAINING=1)
     def step() -> Tensor:
         optimizer.zero_grad()
         samples = Tensor.randint(64, high=len(x))
-        loss = model(X[samples]).sparse_categorical_crossentropy(Y[samples]).backward()
+        loss = X[samples].sequential(layers).sparse_categorical_crossentropy(Y[samples]).backward()
         return loss.realize(*optimizer.schedule_step())
 
     for _ in range(epochs * (len(x) // 64)):
         step()
-    return (model(X_test).argmax(axis=1) == Y_test).mean().item()
+    return (X_test.sequential(layers).argmax(axis=1) == Y_test).mean().item()
 
 
 def digits(x: Array, y: Array, x_test: Array, y_test: Array, epochs: int) -> float:
-    return classify(DigitsModel(), x, y, x_test, y_test, epochs)
+    layers = [nn.Linear(64, 128), Tensor.relu, nn.Linear(128, 10)]
+    return classify(layers, x, y, x_test, y_test, epochs)
 
 
 def images(x: Array, y: Array, x_test: Array, y_test: Array, epochs: int) -> float:
-    return classify(ImagesModel(), x, y, x_test, y_test, epochs)
+    layers = [
+        nn.Conv2d(1, 16, 3, padding=1), Tensor.relu, Tensor.max_pool2d,
+        nn.Conv2d(16, 32, 3, padding=1), Tensor.relu, Tensor.max_pool2d,
+        lambda x: x.flatten(1), nn.Linear(128, 10),
+    ]  # fmt: skip
+    return classify(layers, x, y, x_test, y_test, epochs)

@@ -53,13 +53,8 @@ def digits(x: Array, y: Array, x_test: Array, y_test: Array, epochs: int) -> flo
 
 def images(x: Array, y: Array, x_test: Array, y_test: Array, epochs: int) -> float:
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(128, 10),
-    )
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
     return classify(model, x, y, x_test, y_test, epochs)
