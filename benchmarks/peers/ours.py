@@ -1,7 +1,5 @@
 """RussellGrad."""
 
-import numpy as np
-
 import russellgrad as rg
 from benchmarks.peers.tasks import Array
 from russellgrad import Module, Tensor
@@ -38,16 +36,16 @@ def points(x: Array, y: Array, x_test: Array, y_test: Array, steps: int) -> floa
 
 
 def classify(model: Module, x: Array, y: Array, x_test: Array, y_test: Array, epochs: int) -> float:
-    X, X_test = Tensor(x, requires_grad=False), Tensor(x_test, requires_grad=False)
+    training = rg.data.batches((x, y), batch_size=64)
     optimizer = AdamOptimizer(model.parameters(), lr=0.001)
     for _ in range(epochs):
-        for batch in np.split(np.random.permutation(len(x)), len(x) // 64):
+        for images, classes in training:
             optimizer.zero_grad()
-            loss = rg.cross_entropy(model(X[batch]), y[batch])
+            loss = rg.cross_entropy(model(images), classes)
             loss.backward()
             optimizer.step()
     with rg.no_grad():
-        return rg.accuracy(model(X_test), y_test).item()
+        return rg.accuracy(model(Tensor(x_test)), y_test).item()
 
 
 def digits(x: Array, y: Array, x_test: Array, y_test: Array, epochs: int) -> float:
