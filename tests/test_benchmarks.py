@@ -17,6 +17,7 @@ from benchmarks import __main__ as everything
 from benchmarks import generate, growth, measure, memory, ops, overhead, readme, second_derivatives, train_step
 from benchmarks.measure import OURS, Candidate, Table, Worker, check_close
 from benchmarks.peers import __main__ as peers
+from benchmarks.peers import with_torch
 from benchmarks.peers.tasks import TASKS
 from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
@@ -172,10 +173,13 @@ def test_second_derivatives_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert multiples == pytest.approx(times / one.rows[0][one.unit][OURS]["median"])  # in the one turn
 
 
-def test_peers_table_has_a_row_for_each_program_and_library() -> None:
+def test_peers_table_has_a_row_for_each_program_and_library(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
+    monkeypatch.setattr(peers, "TASKS", {name: TASKS[name] for name in ("line", "images")})
     table = peers.table([OURS], {}, quick=True)
-    assert [(row["task"], row["library"]) for row in table.rows] == [(t, who) for t in TASKS for who in (OURS, TORCH)]
+    assert [(row["task"], row["library"]) for row in table.rows] == [
+        ("line", OURS), ("line", TORCH), ("images", OURS), ("images", TORCH),
+    ]  # fmt: skip
     for row in table.rows:
         seconds = row["seconds"]
         assert 0 < seconds["least"] <= seconds["median"] <= seconds["most"] < math.inf
@@ -184,36 +188,45 @@ def test_peers_table_has_a_row_for_each_program_and_library() -> None:
     json.dumps(table.rows, allow_nan=False)
 
 
-@pytest.mark.parametrize(("task", "length", "tolerance"), [("line", 200, 1e-5), ("points", 300, 0.05)])
+@pytest.mark.parametrize(
+    ("task", "length", "tolerance"),
+    [("line", 200, 1e-5), ("points", 300, 0.05), ("digits", 5, 0.05), ("images", 5, 0.1)],
+)
 def test_a_program_gives_the_same_result_with_pytorch(task: str, length: int, tolerance: float, tmp_path: Path) -> None:
-    """The mean squared error of the converged line; the accuracy on spirals, from other initial weights."""
-    np.savez(tmp_path / "data.npz", *TASKS[task].data())
-    results = []
-    for module in ("ours", "with_torch"):
-        arguments = (module, task, str(tmp_path / "data.npz"), str(length))
-        with Worker(("peers", "program", *arguments), environment={}) as worker:
-            results.append(worker.call()[1])
-    assert results[0] == pytest.approx(results[1], abs=tolerance)
+    """The mean squared error of the line, which has converged; accuracies from other initial weights."""
+    if task in ("digits", "images"):
+        pytest.importorskip("sklearn")
+    data = TASKS[task].data()
+    np.savez(tmp_path / "data.npz", *data)
+    with Worker(("peers", "program", "ours", task, str(tmp_path / "data.npz"), str(length)), environment={}) as worker:
+        ours = worker.call()[1]  # in a process of its own, since the program sets the default dtype
+    theirs = getattr(with_torch, task)(*data, length)
+    assert ours == pytest.approx(theirs, abs=tolerance)
+    assert task == "line" or ours > 0.75
 
 
 def test_a_peer_that_is_not_installed_is_skipped_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     missing = replace(peers.PEERS[TORCH], check="import no_such_module", install="pip install it")
     monkeypatch.setattr(peers, "PEERS", {"missing": missing, TORCH: peers.PEERS[TORCH]})
     monkeypatch.setattr(peers, "TASKS", {"line": TASKS["line"]})
+    row = {"task": "line", "library": TORCH, "lines": 1, "first": 1.0, "ratio": 1.0, "result": 1.0}
+    row["seconds"] = dict.fromkeys(("median", "least", "most"), 1.0)
+    monkeypatch.setattr(
+        peers, "measure_task", lambda name, candidates, *more: [row] if set(candidates) == {TORCH} else []
+    )
     monkeypatch.setattr("sys.argv", ["peers", "--quick", "--name", "some", "--only", "missing"])
     peers.main()
-    (note, *_), (row,) = read_peers(tmp_path)
-    assert note == (
+    table = json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))["tables"]["peers"]
+    assert table["rows"] == [row]
+    first, second = table["notes"][len(peers.NOTES) :]
+    assert first == (
         "Not measured: missing (ModuleNotFoundError: No module named 'no_such_module'). Install: pip install it."
     )
-    assert (row["library"], row["ratio"]) == (TORCH, 1.0)
+    assert second.startswith("torch: Python ")
     text = (tmp_path / "some.md").read_text(encoding="utf-8")
-    assert note in text and "\n- processor: " in text
-
-
-def read_peers(folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    table = json.loads((folder / "some.json").read_text(encoding="utf-8"))["tables"]["peers"]
-    return table["notes"][len(peers.NOTES) :], table["rows"]
+    assert (
+        first in text and "| line | torch | 1 | 1.00 | 1.00 (1.00 to 1.00) | 1.00 | mean squared error 1.00 |" in text
+    )
 
 
 @pytest.mark.parametrize("argument", [f"no_such={sys.executable}", "tinygrad=/no/such/python", "tinygrad"])
