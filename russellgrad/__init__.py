@@ -28,7 +28,6 @@ from .functional import (
     arctan2,
     attention,
     attention_qkvpacked,
-    cross_entropy,
     embedding,
     layer_norm,
     linear,
@@ -38,6 +37,7 @@ from .functional import (
     where,
 )
 from .gradcheck import GradientError, gradcheck
+from .loss import accuracy, binary_cross_entropy_with_logits, cross_entropy, kl_div, l1_loss, mse_loss
 from .module import Module
 from .ops.einsum import einsum, outer, tensordot
 from .precision import get_matmul_precision, set_matmul_precision
@@ -53,11 +53,13 @@ __all__ = [
     "Joint",
     "Module",
     "Tensor",
+    "accuracy",
     "arange",
     "arctan2",
     "attention",
     "attention_qkvpacked",
     "available_backends",
+    "binary_cross_entropy_with_logits",
     "compile_step",
     "cross_entropy",
     "custom_op",
@@ -76,6 +78,8 @@ __all__ = [
     "hvp",
     "jacobian",
     "jvp",
+    "kl_div",
+    "l1_loss",
     "layer_norm",
     "linear",
     "linspace",
@@ -83,6 +87,7 @@ __all__ = [
     "manual_seed",
     "maximum",
     "minimum",
+    "mse_loss",
     "no_grad",
     "ones",
     "ones_like",
