@@ -9,7 +9,8 @@ import torch
 
 from russellgrad import Tensor
 from russellgrad.backend import Backend
-from russellgrad.functional import attention, cross_entropy, embedding, layer_norm, linear
+from russellgrad.functional import attention, embedding, layer_norm, linear
+from russellgrad.loss import cross_entropy
 from tests.helpers import rng
 
 Host = np.ndarray[Any, np.dtype[Any]]
