@@ -159,10 +159,12 @@ def round(xp: Backend, a: Array, *, decimals: int) -> Result:
     if not is_float(xp.dtype(a)):
         raise TypeError(f"round: decimals < 0 needs a float tensor, got {xp.dtype(a)}; call .astype('float64') first")
     wide, scale = widened(xp, a), 10.0 ** (decimals if decimals > 0 else -decimals)
-    scaled = xp.multiply(wide, scale) if decimals > 0 else xp.divide(wide, scale)
-    nearest, pull = rint(xp, scaled)
-    out = xp.divide(nearest, scale) if decimals > 0 else xp.multiply(nearest, scale)
-    return _rounded_as(xp, out, a), pull
+    if decimals < 0:
+        nearest, pull = rint(xp, xp.divide(wide, scale))
+        return _rounded_as(xp, xp.multiply(nearest, scale), a), pull
+    is_whole = xp.greater_equal(xp.abs(wide), 2.0**52)  # has no decimals, and might overflow
+    nearest, pull = rint(xp, xp.multiply(xp.where(is_whole, 0, wide), scale))
+    return _rounded_as(xp, xp.where(is_whole, wide, xp.divide(nearest, scale)), a), pull
 
 
 def floor_divide(xp: Backend, a: Array, b: Array) -> Result:
@@ -656,7 +658,8 @@ def at_set(xp: Backend, a: Array, value: Array, *, index: Index) -> Result:
     chosen = xp.asarray(xp.root.greater(counts, 0))
     if shape_of(value) == ():  # where the index has an element twice, both times it is the same value
         return xp.where(chosen, value, a), lambda g: xp.where(chosen, 0, g), lambda g: xp.where(chosen, g, 0)
-    if prod(picked) > 1 and xp.root.to_host(xp.root.max(counts)) > 1:
+    has_arrays = any(xp.root.is_array(part) for part in prepared)  # ints and slices select no element twice
+    if has_arrays and prod(picked) > 1 and xp.root.to_host(xp.root.max(counts)) > 1:
         raise ValueError(
             f"at_set: the index selects an element of shape {shape} twice, for which there are two values; select each "
             "element once, or sum the values with x.at(index).add(value)"
@@ -669,7 +672,7 @@ def at_add(xp: Backend, a: Array, value: Array, *, index: Index) -> Result:
     """a with `value` added to a[index]. The values of repeated indices add up."""
     prepared = xp.prepare_index(index, a.shape)
     _, picked = _counts(xp, "at_add", a.shape, prepared, shape_of(value))
-    values = xp.broadcast_to(value if xp.is_array(value) else xp.asarray(value, xp.dtype(a)), picked)
+    values = xp.broadcast_to(value, picked) if xp.is_array(value) else xp.full(picked, value, xp.dtype(a))
     return xp.add(a, xp.getitem_backward(values, prepared, a.shape)), lambda g: g, lambda g: xp.getitem(g, prepared)
 
 
