@@ -136,6 +136,7 @@ class Rearranging(Reductions):
                 out = self.concatenate([before, out, after], axis)
         return out.copy() if out is self else out
 
+    @numpy_names
     def tril(self, k: int = 0) -> Self:
         """The lower triangle of matrices (..., n, m), with 0 above diagonal k. Raises ValueError for fewer than 2 axes.
 
@@ -143,6 +144,7 @@ class Rearranging(Reductions):
         """
         return _triangle("tril", self, k)
 
+    @numpy_names
     def triu(self, k: int = 0) -> Self:
         """The upper triangle of matrices (..., n, m), with 0 below diagonal k. Raises ValueError for fewer than 2 axes.
 
@@ -150,6 +152,7 @@ class Rearranging(Reductions):
         """
         return _triangle("triu", self, k)
 
+    @numpy_names
     def diagonal(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Self:
         """The diagonals of the matrices of axes `axis1` and `axis2`, along a new last axis, as in NumPy.
 
@@ -160,6 +163,7 @@ class Rearranging(Reductions):
         """
         return _diagonal("diagonal", self, offset, axis1, axis2)
 
+    @numpy_names
     def trace(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Self:
         """The sum of `diagonal(offset, axis1, axis2)`. Raises as that does.
 
