@@ -42,6 +42,7 @@ from .module import Module
 from .ops.einsum import einsum, outer, tensordot
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
+from .serialization import load, save
 from .softmax import softmax  # rebinds russellgrad.softmax from the submodule to the function
 from .tensor import Tensor
 from .transforms import functional_call, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
@@ -79,6 +80,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linspace",
+    "load",
     "log_softmax",
     "manual_seed",
     "maximum",
@@ -91,6 +93,7 @@ __all__ = [
     "rand_like",
     "randn",
     "randn_like",
+    "save",
     "set_backend",
     "set_default_dtype",
     "set_matmul_precision",

@@ -510,10 +510,10 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         written(path, content)
 
-    from russellgrad import checkpoint
+    from russellgrad import serialization
 
-    written = checkpoint.write_synced
-    for module in (checkpoint, checkpoints):
+    written = serialization.write_synced
+    for module in (serialization, checkpoints):
         monkeypatch.setattr(module, "write_synced", full)
     with (
         pytest.raises(OSError, match=f"^cannot write {tmp_path}/x: No space left on device; there is no checkpoint$"),

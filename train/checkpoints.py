@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from russellgrad.backend import Array
-from russellgrad.checkpoint import load_model, replace_file, save_model, sync_folder, upgrade_state, write_synced
+from russellgrad.checkpoint import load_model, save_model, upgrade_state
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
+from russellgrad.serialization import replace_file, sync_folder, write_synced
 from train.progress import echo, option
 
 FORMAT = "russellgrad-checkpoint"
