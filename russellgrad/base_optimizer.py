@@ -1,11 +1,14 @@
 """The base class of the optimizers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
-from .backend import Array, Backend
+import numpy as np
+
+from .backend import Array
 from .clip_grad import all_grads, checked_max_norm, total_norm_and_scale
 from .optimizer_options import OPTIONS, count, flag, listed, type_of
+from .optimizer_update import MASTER, check_loaded_entry, run_update, write_back
 from .param_group import (
     FlatGroup,
     Param,
@@ -32,18 +35,29 @@ class Optimizer:
         optimizer = AdamOptimizer(model.parameters(), lr=1e-3)
         optimizer.zero_grad(); loss.backward(); optimizer.step()
 
+    A subclass defines `update`, and passes its options with their defaults to this constructor. docs/own_optimizer.md
+    shows how.
+
+        class SignSGD(Optimizer):
+            def update(self, value, grad, state, options):
+                return value - options["lr"] * grad.sign()
+
     Args:
         params: parameters, or parameter groups: dicts with a list "params" and options for that group only, as in
             [{"params": matrices}, {"params": rest, "weight_decay": 0.0}].
         lr: the learning rate: a number, or a schedule, which is called with the number of steps taken so far. Each
             rate must be a finite number that is not negative.
-        flat: store all parameters in one array and all gradients in another (`flat_grad`), so that a step is one pass
-            over each group. Each `.data` becomes a view of the flat array, and so does each `.grad` after
-            `gather_grads` or `step`. Every parameter must have a gradient at every step. Tensors that shared memory
-            with a `.data` before, such as a `detach()`, no longer do. `supports_flat` tells whether a backend can.
+        flat: store all parameters in one array and all gradients in another (`flat_grad`), so that a step of an
+            elementwise optimizer is one pass over each group. Each `.data` becomes a view of the flat array, and so
+            does each `.grad` after `gather_grads` or `step`. Every parameter must have a gradient at every step.
+            Tensors that shared memory with a `.data` before, such as a `detach()`, no longer do. `supports_flat` tells
+            whether a backend can.
         options: the defaults of the optimizer's options, for groups that do not set them.
 
     Attributes:
+        elementwise: an attribute of the class: whether each element of the new value depends on the same element of
+            the gradient and the state only, as in SGD and Adam. With flat=True, `update` then gets all parameters of a
+            group as one array (n,). Otherwise it gets one parameter at a time.
         params: all parameters, in order.
         groups: the parameter groups, with all options.
         steps_taken: the number of steps taken so far.
@@ -55,6 +69,8 @@ class Optimizer:
         TypeError: a parameter that is not a Tensor, or a Tensor that an operation returned; an lr or option that is not
             a number. A 0-d array is a number; bools, strings and Tensors are not accepted.
     """
+
+    elementwise: ClassVar[bool] = False
 
     def __init__(self, params: Params, lr: float | Schedule, *, flat: bool = False, **options: Any) -> None:
         name = type(self).__name__
@@ -76,12 +92,14 @@ class Optimizer:
         self.lr = lr
         self.steps_taken = 0
         self.flat_grad: Array | None = None
-        self._units: Sequence[Param | FlatGroup]
+        self._flat: list[FlatGroup] = []
         if flag(flat, f"{name}: flat"):
-            self._units, self.flat_grad = flat_groups(self.groups, name)
-        else:
-            self._units = [Param(p, group) for group in self.groups for p in group["params"]]
-        # Keys: the parameter's index in `params`; if flat, the group's index among the groups that have parameters.
+            self._flat, self.flat_grad = flat_groups(self.groups, name)
+        # What one call of `_update` updates.
+        self._units: Sequence[Param | FlatGroup] = [Param(p, group) for group in self.groups for p in group["params"]]
+        if self.elementwise and self._flat:
+            self._units = self._flat
+        # Keys: the index in `_units`.
         self.state: dict[int, dict[str, Any]] = {}
         self._lr = 0.0  # the learning rate of the current step
         self._master_versions: dict[int, Versions] = {}  # the parameters' versions when the master copies were updated
@@ -146,8 +164,8 @@ class Optimizer:
         Raises:
             RuntimeError: a parameter was given a new array, and the step is being recorded.
         """
-        for unit in self._units:
-            unit.gather()
+        for group in self._flat:
+            group.gather()
         return self.flat_grad
 
     def step(self, max_norm: float | None = None) -> Tensor | None:
@@ -198,14 +216,14 @@ class Optimizer:
 
         Returns:
             {"kind": class name, "steps_taken": int, "state": list with one dict for each parameter, in order}. Each
-            dict maps names ("m", "v", ...) to numbers or to NumPy arrays of the parameter's shape. The format does not
-            depend on flat or on the backend.
+            dict maps names ("m", "v", ...) to numbers or to NumPy arrays. The format does not depend on flat or on the
+            backend.
         """
         state: list[dict[str, Any]] = []
         for place, unit in enumerate(self._units):
             own: list[dict[str, Any]] = [{} for _ in unit.params]
             for name, value in self.state.get(place, {}).items():
-                if name == "master" and not same_versions(self._master_versions.get(place), versions(unit)):
+                if name == MASTER and not same_versions(self._master_versions.get(place), versions(unit)):
                     continue  # out of date: the next step copies the parameter again
                 xp = unit.params[0].backend
                 values = map(xp.to_host, unit.split(value)) if xp.is_array(value) else [value] * len(own)
@@ -241,9 +259,6 @@ class Optimizer:
                 got = f"the keys {', '.join(map(repr, own))}" if isinstance(own, Mapping) else type_of(own)
                 raise TypeError(f"{optimizer}: the state of parameter {place} must be a dict with str keys, got {got}")
         given = [dict(own) for own in state["state"]]
-        for place, own in enumerate(given):
-            if "step" in own:
-                own["step"] = count(own["step"], f"{optimizer}: step of parameter {place}")
         if len(given) != len(self.params):
             raise ValueError(
                 f"{optimizer}: the state has {len(given)} parameters, this optimizer has {len(self.params)}"
@@ -253,35 +268,59 @@ class Optimizer:
             self._check_state(f"parameter {place}", p, own, kept[place])
         rest = iter(given)
         for unit in self._units:
-            numbers = [{k: v for k, v in next(rest).items() if not hasattr(v, "shape")} for _ in unit.params]
-            if any(own != numbers[0] for own in numbers):
-                raise ValueError(f"{type(self).__name__}: flat=True needs one state for all, got {numbers}")
+            own = [next(rest) for _ in unit.params]
+            if isinstance(unit, FlatGroup):
+                self._check_one_state(unit, own)
+        self.gather_grads()
         for place, unit in enumerate(self._units):
-            unit.gather()
             self._load(unit, self.state.setdefault(place, {}), given[: len(unit.params)])
             given = given[len(unit.params) :]
         self.steps_taken = steps_taken
         self._master_versions = {place: versions(unit) for place, unit in enumerate(self._units)}
 
-    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names of the entries in a parameter's state, for this group's options."""
-        return ()
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The names of the entries in a parameter's state, for this group's options; None if `update` chooses them.
 
-    def _check_state(self, what: str, p: Tensor, own: Mapping[str, Any], kept: tuple[str, ...]) -> None:
+        All but "step", a number, are arrays of the parameter's shape.
+        """
+        return None
+
+    def _check_state(self, what: str, p: Tensor, own: dict[str, Any], kept: tuple[str, ...] | None) -> None:
+        """Check a parameter's loaded state. Converts its number of steps to an int."""
         name, is_half = type(self).__name__, p.dtype.itemsize < 4
         dtype = "float32" if is_half else str(p.dtype)
-        known = {*kept, "master"} if is_half else set(kept)
+        if kept is None:
+            for key, value in own.items():
+                if key != MASTER:
+                    check_loaded_entry(f"{name}: {key} of {what}", value)
+            kept = tuple(key for key in own if key != MASTER)
+            exact: tuple[str, ...] = (MASTER,)
+        else:
+            if "step" in own:
+                own["step"] = count(own["step"], f"{name}: step of {what}")
+            exact = (*(key for key in own if key != "step"),)
+        known = {*kept, MASTER} if is_half else set(kept)
         if own and not set(kept) <= set(own) <= known:
             raise ValueError(
                 f"{name}: the state of {what} has {', '.join(sorted(own))}, but this optimizer keeps "
                 f"{', '.join(sorted(known)) or 'none'}; build it with the options of the saved one"
             )
         for key, value in own.items():
-            if key == "step":  # a number, checked before
-                continue
             found = f"{getattr(value, 'dtype', type(value).__name__)} {getattr(value, 'shape', '')}".strip()
-            if found != f"{dtype} {p.shape}" or hasattr(value, "mask"):
+            if key in exact and (found != f"{dtype} {p.shape}" or hasattr(value, "mask")):
                 raise ValueError(f"{name}: {key} of {what} is {found}, expected a NumPy array, {dtype} {p.shape}")
+
+    def _check_one_state(self, unit: FlatGroup, given: Sequence[Mapping[str, Any]]) -> None:
+        """Check that the parameters of a flat array have one state: equal numbers, and arrays of their own shapes."""
+        names = list(dict.fromkeys(key for own in given for key in own))
+        for key in names:
+            values: list[Any] = [own.get(key) for own in given]
+            if not _have_shapes(values, unit) and any(np.ndim(v) or v != values[0] for v in values):
+                found = ", ".join(f"shape {np.shape(v)}" if np.ndim(v) else str(v) for v in values)
+                raise ValueError(
+                    f"{type(self).__name__}: flat=True needs one state for all parameters of a group: the same entries "
+                    f"and numbers, and arrays of the parameters' shapes; got for {key}: {found}"
+                )
 
     def _load(self, unit: Param | FlatGroup, state: dict[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
         """Load one unit's state. Existing arrays are updated in place, because a recorded step may use them."""
@@ -295,8 +334,10 @@ class Optimizer:
             if not hasattr(xp, "assign"):
                 state[name] = xp.copy(xp.asarray(value))
                 continue
-            if name not in state:
-                state[name] = xp.zeros(unit.value.shape, value.dtype)
+            is_flat = isinstance(unit, FlatGroup) and _have_shapes([own[name] for own in given], unit)
+            shape = unit.value.shape if is_flat else value.shape
+            if name not in state or state[name].shape != shape or xp.dtype(state[name]) != value.dtype:
+                state[name] = xp.zeros(shape, value.dtype)
             for part, own in zip(unit.split(state[name]), given, strict=True):
                 xp.assign(part, xp.asarray(own[name]))
 
@@ -372,21 +413,56 @@ class Optimizer:
         self._master_versions = {place: versions(unit) for place, unit in enumerate(self._units)}
         self.steps_taken += 1
 
+    def update(self, value: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> Tensor:
+        """Compute the new value of a parameter. Every subclass defines it; here it raises NotImplementedError.
+
+        It runs under `no_grad`, once for each parameter that has a gradient in each step.
+
+            def update(self, value, grad, state, options):
+                if not state:
+                    state["velocity"] = zeros_like(value)
+                state["velocity"] = options["momentum"] * state["velocity"] + grad
+                return value - options["lr"] * state["velocity"]
+
+        Args:
+            value: the parameter, or its float32 copy if the parameter is in half precision.
+            grad: its gradient, clipped if the step clips, of the value's shape and dtype. With flat=True and
+                `elementwise`, value and grad are all parameters and gradients of a group, each as one array (n,).
+            state: the parameter's own dict, empty in its first step, for what the next step needs: Tensors of any
+                shape, and numbers. All entries are created in the first step, and Tensors keep their shapes and
+                dtypes; with flat=True and `elementwise`, the shape of the value or (). After the call the optimizer
+                copies each Tensor into memory of its own, which it overwrites in the next step. A number cannot
+                change in a captured step (`compile_step`): keep a count as a 0-d Tensor.
+            options: the options of the parameter's group, such as options["momentum"], and options["lr"], the learning
+                rate of this step, a 0-d Tensor of the value's dtype, which a captured step updates in each replay.
+
+        Returns:
+            The new value, of the value's shape and dtype. The optimizer copies it into the parameter.
+
+        `step` raises TypeError or ValueError for a result or a state that differs from this, RuntimeError for a number
+        that changes in a captured step, and for the first step of a parameter in one.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__}: define update(self, value, grad, state, options), which returns the new value"
+        )
+
     def _update(
         self, p: Array, g: Array, clip: Array | None, half: Array | None, state: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Array, Array | None]:
-        """Update p from its gradient g, scaled by `clip` if given.
+        """Update p from its gradient g, scaled by `clip` if given: by `update`, or in a subclass by a fused primitive.
 
         Returns the new p, and for half precision the new parameter `half`, of which p is the float32 copy.
         """
-        raise NotImplementedError
+        xp = self.params[0].backend
+        dtype = xp.dtype(p)
+        g = g if xp.dtype(g) == dtype else xp.astype(g, dtype)
+        g = g if clip is None else xp.multiply(g, clip)
+        lr = xp.reshape(host_scalars(xp, lambda: (self._lr,), dtype), ())
+        name, is_flat = type(self).__name__, self.elementwise and bool(self._flat)
+        p = run_update(self.update, name, xp, p, g, lr, state, options, is_flat)
+        return p, None if half is None else write_back(xp, half, xp.astype(p, xp.dtype(half)))
 
 
-def write_back(xp: Backend, old: Array, new: Array) -> Array:
-    """Copy `new` into `old` and return `old`, as a recorded step needs. Without in-place writes, return `new`."""
-    if new is None or new is old:
-        return new
-    if not hasattr(xp, "assign"):
-        return xp.asarray(new)
-    xp.assign(old, new)
-    return old
+def _have_shapes(values: Sequence[Any], unit: Param | FlatGroup) -> bool:
+    """Whether the values are arrays of the shapes of the unit's parameters."""
+    return all(getattr(v, "shape", None) == p.shape for v, p in zip(values, unit.params, strict=True))

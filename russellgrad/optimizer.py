@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .backend import Array
-from .base_optimizer import Optimizer, Params, write_back
+from .base_optimizer import Optimizer, Params
 from .clip_grad import clip_grad_norm
+from .optimizer_update import write_back
 from .param_group import supports_flat
 from .replay import host_scalars
 from .schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
@@ -40,6 +41,8 @@ class SGDOptimizer(Optimizer):
 
     The other arguments and the errors are those of `Optimizer`; also ValueError for nesterov without momentum.
     """
+
+    elementwise = True
 
     def __init__(
         self,
@@ -91,6 +94,7 @@ class AdamOptimizer(Optimizer):
     The other arguments and the errors are those of `Optimizer`; also ValueError for betas outside [0, 1).
     """
 
+    elementwise = True
     decoupled = False
 
     def __init__(

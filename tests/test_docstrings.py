@@ -6,11 +6,20 @@ from collections.abc import Iterator
 import pytest
 
 import russellgrad
-from russellgrad import generation, optimizer, random, russelltransformer, tokenizer
+from russellgrad import (
+    base_optimizer,
+    clip_grad,
+    generation,
+    optimizer,
+    random,
+    russelltransformer,
+    serialization,
+    tokenizer,
+)
 from russellgrad.module import Module
 from russellgrad.tensor import Tensor
 
-MODULES = (generation, optimizer, random, russelltransformer, tokenizer)
+MODULES = (base_optimizer, clip_grad, generation, optimizer, random, russelltransformer, serialization, tokenizer)
 
 
 def public_classes() -> list[type]:
