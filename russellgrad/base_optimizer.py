@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
-import numpy as np
-
 from .backend import Array
 from .clip_grad import all_grads, checked_max_norm, total_norm_and_scale
 from .optimizer_options import OPTIONS, count, flag, listed, type_of
@@ -315,8 +313,8 @@ class Optimizer:
         names = list(dict.fromkeys(key for own in given for key in own))
         for key in names:
             values: list[Any] = [own.get(key) for own in given]
-            if not _have_shapes(values, unit) and any(np.ndim(v) or v != values[0] for v in values):
-                found = ", ".join(f"shape {np.shape(v)}" if np.ndim(v) else str(v) for v in values)
+            if not _have_shapes(values, unit) and any(_has_axes(v) or v != values[0] for v in values):
+                found = ", ".join(f"shape {v.shape}" if _has_axes(v) else str(v) for v in values)
                 raise ValueError(
                     f"{type(self).__name__}: flat=True needs one state for all parameters of a group: the same entries "
                     f"and numbers, and arrays of the parameters' shapes; got for {key}: {found}"
@@ -466,3 +464,7 @@ class Optimizer:
 def _have_shapes(values: Sequence[Any], unit: Param | FlatGroup) -> bool:
     """Whether the values are arrays of the shapes of the unit's parameters."""
     return all(getattr(v, "shape", None) == p.shape for v, p in zip(values, unit.params, strict=True))
+
+
+def _has_axes(value: Any) -> bool:
+    return bool(getattr(value, "ndim", 0))

@@ -37,6 +37,7 @@ def clip_grad_norm(params: Iterable[Tensor] | Tensor, max_norm: float) -> Tensor
 
 
 def all_grads(op: str, params: list[Tensor]) -> list[Array]:
+    """The gradients of the parameters that have one. Raises ValueError if none has."""
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         raise ValueError(f"{op}: no parameter has a gradient; call backward() first")
@@ -44,6 +45,7 @@ def all_grads(op: str, params: list[Tensor]) -> list[Array]:
 
 
 def checked_max_norm(op: str, value: Any) -> float:
+    """max_norm as a float. Raises ValueError if it is not positive, TypeError if it is not a number."""
     max_norm = real(value, f"{op}: max_norm")
     if not max_norm > 0:
         raise ValueError(f"{op}: max_norm is {max_norm:g}; it must be positive")
@@ -51,5 +53,6 @@ def checked_max_norm(op: str, value: Any) -> float:
 
 
 def total_norm_and_scale(xp: Backend, grads: list[Array], max_norm: float) -> tuple[Array, Array]:
+    """The total Euclidean norm of the gradients and min(1, max_norm / (norm + 1e-6)), both 0-d."""
     dtype = common_float(xp, grads)
     return xp.clip_scale([g if xp.dtype(g) == dtype else xp.astype(g, dtype) for g in grads], max_norm)

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from .autograd import no_grad
 from .backend import Array, Backend
 from .dtype import is_float, python_number
@@ -130,10 +128,12 @@ def write_back(xp: Backend, old: Array, new: Array) -> Array:
 
 def check_loaded_entry(what: str, value: Any) -> None:
     """Check an entry of a loaded state: an array of real numbers, or a number. Raises TypeError."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        if not hasattr(value, "mask") and (value.dtype.kind in "iub" or is_float(value.dtype)):
+    dtype: Any = getattr(value, "dtype", None)
+    if hasattr(value, "shape"):
+        is_array = hasattr(dtype, "kind") and not hasattr(value, "mask") and not isinstance(value, Tensor)
+        if is_array and (dtype.kind in "iub" or is_float(dtype)):
             return
-    elif not hasattr(value, "shape") and python_number(value) is not None:
+    elif python_number(value) is not None:
         return
-    found = f"{getattr(value, 'dtype', type(value).__name__)} {getattr(value, 'shape', '')}".strip()
+    found = f"{dtype or type(value).__name__} {getattr(value, 'shape', '')}".strip()
     raise TypeError(f"{what} is {found}, expected a NumPy array of real numbers, or a number")

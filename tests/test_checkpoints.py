@@ -29,6 +29,7 @@ from train.checkpointer import Validation, best_validations
 from train.checkpoints import find
 from train.config import Config, configure
 from train.metrics import Metrics, read_metrics
+from train.optimizers import build_optimizer
 from train.train_transformer import train
 
 pytest.importorskip("safetensors")
@@ -412,7 +413,7 @@ def test_a_checkpoint_with_other_shapes_raises(text: str, tmp_path: Path) -> Non
 
 def test_saving_non_finite_parameters_raises(text: str, tmp_path: Path) -> None:
     result = run(text, tmp_path, steps=4, warmup=1, grad_clip=0.0)
-    optimizer = train_transformer.build_optimizer(result.config, result.model)
+    optimizer = build_optimizer(result.config, result.model)
     xp = result.model.blocks[0].attention.w_qkv.backend
     result.model.blocks[0].attention.w_qkv.data = xp.full((16, 48), float("nan"), "float32")
     with pytest.raises(

@@ -22,7 +22,8 @@ from tests.conftest import STANDIN
 from tests.helpers import TEXT, once
 from tests.process import ROOT, run_python
 from train.config import Config
-from train.train_transformer import build_model, build_optimizer
+from train.optimizers import build_optimizer
+from train.train_transformer import build_model
 
 
 @once

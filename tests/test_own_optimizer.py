@@ -69,7 +69,7 @@ def built_in(own: type[Optimizer], params: Any, lr: Any, *, flat: bool = False, 
     return AdamWOptimizer(params, lr, flat=flat, **{"betas": (0.9, 0.99), "weight_decay": 0.1, **options})
 
 
-OWN = [SGD, Adam, ByParameter]
+OWN: list[type[Optimizer]] = [SGD, Adam, ByParameter]
 
 
 def parameters(dtype: str = "float64") -> list[Tensor]:

@@ -18,8 +18,9 @@ from tests.process import run_python
 from train import train_transformer
 from train.config import Config, parse
 from train.metrics import read_metrics
+from train.optimizers import build_optimizer, build_schedule
 from train.progress import Progress, format_duration
-from train.train_transformer import Result, build_model, build_optimizer, build_schedule, train
+from train.train_transformer import Result, build_model, train
 
 pytest.importorskip("safetensors")
 

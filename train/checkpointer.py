@@ -106,7 +106,7 @@ class Checkpointer:
 
     def _find(self, path: str) -> checkpoints.Checkpoint:
         checkpoint = checkpoints.find(path)
-        saved = checkpoint.state["config"]
+        saved = {"optimizer": "adamw", **checkpoint.state["config"]}  # earlier versions had no other
         if changed := [name for name in FIXED_ON_RESUME if getattr(self.config, name) != saved[name]]:
             raise ValueError(
                 f"resume: {checkpoint.path} belongs to a run with "

@@ -136,7 +136,7 @@ def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, extra: 
     for parameter, entries in zip(optimizer.params, optimizer_state["state"], strict=True):
         for name, value in entries.items():
             if isinstance(value, np.ndarray):
-                arrays[f"{names[id(parameter)]}/{name}"] = np.ascontiguousarray(value)
+                arrays[f"{names[id(parameter)]}/{name}"] = np.asarray(value, order="C")
             else:
                 numbers.setdefault(names[id(parameter)], {})[name] = value
     for name, array in [*model.state_dict().items(), *arrays.items()]:
