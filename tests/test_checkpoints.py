@@ -801,10 +801,10 @@ def test_paths_and_numpy_scalars_are_settings(text: str, tmp_path: Path) -> None
         ({"steps": True}, "steps must be of type int, got True of type bool"),
         ({"steps": None}, "steps must be of type int, got None of type NoneType"),
         ({"batch": np.float64(4)}, r"batch must be of type int, got np.float64\(4.0\) of type float64"),
-        ({"learning_rate": "1e-3"}, "learning_rate must be of type float, got '1e-3' of type str"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be of type float or None, got '1e-3' of type str"),
         (
             {"learning_rate": np.array([1e-3])},
-            r"learning_rate must be of type float, got array\(\[0.001\]\) of type nd",
+            r"learning_rate must be of type float or None, got array\(\[0.001\]\) of type nd",
         ),
         ({"tensorboard": 1}, "tensorboard must be of type bool, got 1 of type int"),
         ({"temperature": np.ma.masked}, "temperature must be of type float, got masked of type MaskedConstant"),

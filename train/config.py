@@ -22,7 +22,7 @@ DTYPES = ("float32", "float64", "bfloat16")
 OPTIMIZERS: dict[str, dict[str, float]] = {
     "adamw": {"learning_rate": 2e-3, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99},
     "sgd": {"learning_rate": 0.1, "weight_decay": 0.0, "momentum": 0.9},
-    "lion": {"learning_rate": 3e-4, "weight_decay": 0.6, "beta1": 0.9, "beta2": 0.99},
+    "lion": {"learning_rate": 6e-4, "weight_decay": 0.3, "beta1": 0.9, "beta2": 0.99},
     "muon": {"learning_rate": 2e-3, "weight_decay": 0.1, "momentum": 0.95, "beta1": 0.9, "beta2": 0.99},
 }
 _SCHEDULES = ("constant", "exponential", "cosine", "cosine_with_warmup")
