@@ -10,6 +10,8 @@ from russellgrad import (
     base_optimizer,
     clip_grad,
     generation,
+    init,
+    layers,
     optimizer,
     random,
     russelltransformer,
@@ -19,12 +21,12 @@ from russellgrad import (
 from russellgrad.module import Module
 from russellgrad.tensor import Tensor
 
-MODULES = (base_optimizer, clip_grad, generation, optimizer, random, russelltransformer, serialization, tokenizer)
+MODULES = (base_optimizer, clip_grad, generation, init, optimizer, random, russelltransformer, serialization, tokenizer)
 
 
 def public_classes() -> list[type]:
     """Tensor, Module, and the public classes that the modules define."""
-    classes = [Tensor, Module]
+    classes = [Tensor, Module, *(value for value in vars(layers).values() if inspect.isclass(value))]
     for module in MODULES:
         classes += [
             value
