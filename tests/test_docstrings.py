@@ -9,6 +9,7 @@ import russellgrad
 from russellgrad import (
     base_optimizer,
     clip_grad,
+    data,
     generation,
     init,
     layers,
@@ -21,7 +22,18 @@ from russellgrad import (
 from russellgrad.module import Module
 from russellgrad.tensor import Tensor
 
-MODULES = (base_optimizer, clip_grad, generation, init, optimizer, random, russelltransformer, serialization, tokenizer)
+MODULES = (
+    base_optimizer,
+    clip_grad,
+    data,
+    generation,
+    init,
+    optimizer,
+    random,
+    russelltransformer,
+    serialization,
+    tokenizer,
+)
 
 
 def public_classes() -> list[type]:
