@@ -44,6 +44,7 @@ from .module import Module
 from .ops.einsum import einsum, outer, tensordot
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
+from .serialization import load, save
 from .softmax import softmax  # rebinds russellgrad.softmax from the submodule to the function
 from .tensor import Tensor
 from .transforms import functional_call, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
@@ -90,6 +91,7 @@ __all__ = [
     "layers",
     "linear",
     "linspace",
+    "load",
     "log_softmax",
     "manual_seed",
     "maximum",
@@ -103,6 +105,7 @@ __all__ = [
     "rand_like",
     "randn",
     "randn_like",
+    "save",
     "set_backend",
     "set_default_dtype",
     "set_matmul_precision",
