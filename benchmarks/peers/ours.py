@@ -39,9 +39,9 @@ def classify(model: Module, x: Array, y: Array, x_test: Array, y_test: Array, ep
     training = rg.data.batches((x, y), batch_size=64)
     optimizer = AdamOptimizer(model.parameters(), lr=0.001)
     for _ in range(epochs):
-        for images, classes in training:
+        for inputs, targets in training:
             optimizer.zero_grad()
-            loss = rg.cross_entropy(model(images), classes)
+            loss = rg.cross_entropy(model(inputs), targets)
             loss.backward()
             optimizer.step()
     with rg.no_grad():
