@@ -39,6 +39,7 @@ from .functional import (
 )
 from .gradcheck import GradientError, gradcheck
 from .module import Module
+from .ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from .ops.einsum import einsum, outer, tensordot
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
@@ -58,7 +59,10 @@ __all__ = [
     "attention",
     "attention_qkvpacked",
     "available_backends",
+    "avg_pool2d",
     "compile_step",
+    "conv1d",
+    "conv2d",
     "cross_entropy",
     "custom_op",
     "einsum",
@@ -81,6 +85,7 @@ __all__ = [
     "linspace",
     "log_softmax",
     "manual_seed",
+    "max_pool2d",
     "maximum",
     "minimum",
     "no_grad",
