@@ -1,6 +1,8 @@
 """RussellGrad: one autograd Tensor and one transformer, on a CPU (NumPy, Numba) or a CUDA GPU (CuPy)."""
 
 import builtins as _builtins
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
 
 from . import functional as _functional
 from .autograd import Joint, no_grad
@@ -47,6 +49,9 @@ from .softmax import softmax  # rebinds russellgrad.softmax from the submodule t
 from .tensor import Tensor
 from .transforms import functional_call, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
+if TYPE_CHECKING:
+    from . import layers
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -81,6 +86,7 @@ __all__ = [
     "jacobian",
     "jvp",
     "layer_norm",
+    "layers",
     "linear",
     "linspace",
     "log_softmax",
@@ -110,3 +116,10 @@ __all__ = [
 ]
 # Names of built-in functions (sum, max, abs, ...) are left out, so that `from russellgrad import *` does not hide them.
 __all__ += [name for name in vars(_functional)["__all__"] if name not in __all__ and not hasattr(_builtins, name)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a subpackage at its first use: `import russellgrad as rg; rg.layers.Linear(3, 4)`."""
+    if name == "layers":
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,14 @@
 """Module: the base class of layers and models. It finds parameters, saves and loads them, and moves them."""
 
 from collections import UserList, deque
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Iterator, Mapping, ValuesView
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Self
 
-from .backend import Array, Backend, DType, Shape, get_backend, resolve_backend
-from .dtype import get_default_dtype, is_float, real_array
-from .random import Generator, default_generator
+from .backend import Array, Backend, DType, get_backend, resolve_backend
+from .dtype import is_float, real_array
+from .summary import summary
 from .tensor import Tensor
 
 
@@ -35,6 +35,7 @@ class Module:
     """
 
     training: bool = True
+    _frozen: tuple[str, ...] = ()  # the names of the parameters that `freeze` made buffers
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output. Every subclass defines it; here it raises NotImplementedError."""
@@ -89,6 +90,10 @@ class Module:
             prefix = name and f"{name}."
             pending += [(f"{prefix}{key}", v) for key, v in _items(name, value) if isinstance(v, _SEARCHED)][::-1]
 
+    def __repr__(self) -> str:
+        """The tree of modules, parameters and buffers, with shapes and numbers of parameters."""
+        return summary(self._members())
+
     # --- State
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,6 +140,34 @@ class Module:
     def eval(self) -> Self:
         """Set evaluation mode, in which dropout does nothing. Returns self."""
         return self.train(False)
+
+    def freeze(self) -> Self:
+        """Make every parameter a buffer: it is no longer trained. Returns self.
+
+        Build the optimizer after this call. Layers that behave differently in training, such as dropout, still do: call
+        `eval` for these.
+
+            model.layers[0].freeze()
+
+        Raises RuntimeError if a parameter is the result of an operation, or the argument of a transform.
+        """
+        parameters = dict(self.named_parameters())
+        for module in self.modules():  # each, so that a part can be unfrozen alone
+            module._frozen = tuple(dict.fromkeys((*module._frozen, *(name for name, _ in module.named_parameters()))))
+        for parameter in parameters.values():
+            parameter.requires_grad = False
+            parameter.zero_grad()
+        return self
+
+    def unfreeze(self) -> Self:
+        """Make the buffers that `freeze` made, here or in a module inside, parameters again. Returns self."""
+        for module in self.modules():
+            own = dict(module._named_tensors())
+            for name in module._frozen:
+                if name in own:
+                    own[name].requires_grad = True
+            module._frozen = ()
+        return self
 
     def zero_grad(self) -> None:
         """Set `.grad` of every parameter and buffer to None."""
@@ -291,20 +324,3 @@ def _loaded(name: str, value: Any, own: Tensor) -> Array:
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
     raise TypeError(f"{name} is {given.dtype}, expected {own.dtype}")
-
-
-def normal_parameter(shape: Shape, std: float, generator: Generator | None, label: str) -> Tensor:
-    """A parameter with elements drawn from N(0, std^2), in the default dtype on the current backend."""
-    xp = get_backend()
-    draw = (generator or default_generator()).normal(shape, get_default_dtype(), xp)
-    return Tensor(xp.multiply(draw, std), requires_grad=True, label=label)
-
-
-def packed_parameter(parts: Sequence[Tensor], label: str) -> Tensor:
-    """One parameter that concatenates matrices (rows, columns_i) along axis 1."""
-    return Tensor(parts[0].backend.concatenate([part.data for part in parts], 1), requires_grad=True, label=label)
-
-
-def constant_parameter(shape: Shape, value: float, label: str) -> Tensor:
-    """A parameter filled with `value`, in the default dtype on the current backend."""
-    return Tensor(get_backend().full(shape, value, get_default_dtype()), requires_grad=True, label=label)

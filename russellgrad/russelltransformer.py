@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
-from . import generation, interchange
+from . import generation, init, interchange
 from .autograd import no_grad
+from .backend import Shape
 from .functional import attention, attention_qkvpacked, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
-from .module import Module, constant_parameter, normal_parameter, packed_parameter
-from .random import DROPOUT, Generator, default_generator
+from .layers import Dropout
+from .module import Module
+from .random import DROPOUT, Generator
 from .tensor import Tensor
 from .tokenizer import Tokenizer
 
@@ -31,6 +33,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _normal(shape: Shape, std: float, generator: Generator | None, label: str) -> Tensor:
+    return init.normal(shape, std=std, generator=generator, label=label)
+
+
 class LayerNorm(Module):
     """Layer normalization over the last axis, with learned scale `gamma` and shift `beta`.
 
@@ -42,49 +48,13 @@ class LayerNorm(Module):
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
-        self.gamma = constant_parameter((dim,), 1, "gamma")
-        self.beta = constant_parameter((dim,), 0, "beta")
+        self.gamma = init.ones((dim,), label="gamma")
+        self.beta = init.zeros((dim,), label="beta")
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim). Raises ValueError for a last axis of another length."""
         return layer_norm(x, self.gamma, self.beta, self.eps)
-
-
-class Dropout(Module):
-    """Dropout: in training mode, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
-
-    Srivastava et al., JMLR 15 (2014). The same seed drops the same elements on every backend.
-
-    Args:
-        p: the probability, in [0, 1).
-        generator: the generator of the random numbers; by default `random.default_generator()`.
-
-    Raises:
-        ValueError: p is not in [0, 1).
-    """
-
-    def __init__(self, p: float, generator: Generator | None = None) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
-        self.p = p
-        self.generator = generator
-
-    def start_batch(self, first_row: int = 0) -> None:
-        """Start a new batch. The next input is its rows `first_row`, `first_row` + 1, ...: `Generator.start_batch`."""
-        (self.generator or default_generator()).start_batch(first_row)
-
-    def continue_batch(self, first_row: int) -> None:
-        """Continue the batch with its rows `first_row`, `first_row` + 1, ...: `Generator.continue_batch`."""
-        (self.generator or default_generator()).continue_batch(first_row)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(...) -> (...). In evaluation mode, or for p = 0, returns x itself."""
-        if not self.training or not self.p:
-            return x
-        generator = self.generator or default_generator()
-        out: Tensor = x * generator.dropout_mask(x.shape, self.p, x.dtype, x.backend)
-        return out
 
 
 class AttentionHead(Module):
@@ -101,9 +71,9 @@ class AttentionHead(Module):
     """
 
     def __init__(self, d_kq: int, d_v: int, hidden_size: int, *, generator: Generator | None = None) -> None:
-        self.w_q = normal_parameter((hidden_size, d_kq), _STD, generator, "w_q")
-        self.w_k = normal_parameter((hidden_size, d_kq), _STD, generator, "w_k")
-        self.w_v = normal_parameter((hidden_size, d_v), _STD, generator, "w_v")
+        self.w_q = _normal((hidden_size, d_kq), _STD, generator, "w_q")
+        self.w_k = _normal((hidden_size, d_kq), _STD, generator, "w_k")
+        self.w_v = _normal((hidden_size, d_v), _STD, generator, "w_v")
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, T, hidden_size) -> (B, T, d_v).
@@ -156,8 +126,10 @@ class AttentionLayer(Module):
         self.n_heads = n_heads
         square = (hidden_size, hidden_size)
         # Drawn as three matrices, so that a seed gives the same weights as for three separate parameters.
-        self.w_qkv = packed_parameter([normal_parameter(square, _STD, generator, "") for _ in range(3)], "w_qkv")
-        self.w_out = normal_parameter(square, output_std, generator, "w_out") if output_projection else None
+        parts = [_normal(square, _STD, generator, "") for _ in range(3)]
+        packed = parts[0].backend.concatenate([part.data for part in parts], 1)
+        self.w_qkv = Tensor(packed, requires_grad=True, label="w_qkv")
+        self.w_out = _normal(square, output_std, generator, "w_out") if output_projection else None
 
     def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C).
@@ -220,10 +192,10 @@ class FFLayer(Module):
         if activation not in _ACTIVATIONS:
             raise ValueError(f"FFLayer: unknown activation {activation!r}; known are {', '.join(_ACTIVATIONS)}")
         self.activation = activation
-        self.w_in = normal_parameter((hidden_size, proj_dim), _STD, generator, "w_in")
-        self.b_in = constant_parameter((proj_dim,), 0, "b_in")
-        self.w_out = normal_parameter((proj_dim, hidden_size), output_std, generator, "w_out")
-        self.b_out = constant_parameter((hidden_size,), 0, "b_out")
+        self.w_in = _normal((hidden_size, proj_dim), _STD, generator, "w_in")
+        self.b_in = init.zeros((proj_dim,), label="b_in")
+        self.w_out = _normal((proj_dim, hidden_size), output_std, generator, "w_out")
+        self.b_out = init.zeros((hidden_size,), label="b_out")
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden_size) -> (..., hidden_size)."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from . import rules, tokenizer_constants
+from . import init, rules, tokenizer_constants
 from .backend import Array, Backend
-from .module import Module, normal_parameter
+from .module import Module
 from .random import EMBEDDINGS, Generator
 from .tensor import Tensor, apply
 
@@ -78,8 +78,12 @@ class Tokenizer(Module):
         self.strict = strict
         generator = None if seed is None else Generator(seed, EMBEDDINGS)
         # One row for each character and one for padding. The model's output projection uses the same matrix.
-        self.token_embedding = normal_parameter((vocab_size + 1, embed_dim), 0.02, generator, "token_embedding")
-        self.positional_encoding = normal_parameter((max_seq_len, embed_dim), 0.02, generator, "positional_encoding")
+        self.token_embedding = init.normal(
+            (vocab_size + 1, embed_dim), std=0.02, generator=generator, label="token_embedding"
+        )
+        self.positional_encoding = init.normal(
+            (max_seq_len, embed_dim), std=0.02, generator=generator, label="positional_encoding"
+        )
 
     @classmethod
     def from_text(cls, text: str, max_seq_len: int, embed_dim: int, **options: Any) -> Self:

@@ -19,10 +19,11 @@ from russellgrad import (
     set_matmul_precision,
 )
 from russellgrad.backend import Backend
+from russellgrad.layers import Dropout
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer, cosine_with_warmup
 from russellgrad.random import Generator
-from russellgrad.russelltransformer import Dropout, Transformer
+from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import assert_close, rng
 from train.data import MicroBatch

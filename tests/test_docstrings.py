@@ -6,16 +6,16 @@ from collections.abc import Iterator
 import pytest
 
 import russellgrad
-from russellgrad import generation, optimizer, random, russelltransformer, tokenizer
+from russellgrad import generation, init, layers, optimizer, random, russelltransformer, tokenizer
 from russellgrad.module import Module
 from russellgrad.tensor import Tensor
 
-MODULES = (generation, optimizer, random, russelltransformer, tokenizer)
+MODULES = (generation, init, optimizer, random, russelltransformer, tokenizer)
 
 
 def public_classes() -> list[type]:
     """Tensor, Module, and the public classes that the modules define."""
-    classes = [Tensor, Module]
+    classes = [Tensor, Module, *(value for value in vars(layers).values() if inspect.isclass(value))]
     for module in MODULES:
         classes += [
             value

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from russellgrad import Tensor, use_backend
+from russellgrad import Tensor, grad, layers, use_backend
 from russellgrad.backend import Backend
-from russellgrad.module import Module
+from russellgrad.layers import BatchNorm, Dropout, Linear, ReLU, Sequential
+from russellgrad.module import Module, replaced_tensors
 from russellgrad.optimizer import SGDOptimizer
 from russellgrad.random import Generator, default_generator, manual_seed
 from russellgrad.russelltransformer import FFLayer, LayerNorm
@@ -467,3 +468,110 @@ def test_a_state_in_bfloat16_loads_on_every_backend(backend: Backend, own: str, 
     same = LayerNorm(2).astype(own)
     same.load_state_dict(state)
     assert str(same.gamma.dtype) == own and same.gamma.numpy().tolist() == [0.5, 3.0]
+
+
+# --- Freezing and printing
+
+
+def test_freeze_and_unfreeze(backend: Backend) -> None:
+    model = Sequential(Linear(2, 3), BatchNorm(3), Sequential(Linear(3, 1)))
+    names = [name for name, _ in model.named_parameters()]
+    buffers = [name for name, _ in model.named_buffers()]
+    model(Tensor(rng().normal(size=(4, 2)))).sum().backward()
+    assert model[0].freeze() is model[0]
+    assert [name for name, _ in model.named_parameters()] == names[2:]
+    assert model[0].weight.grad is None
+    model(Tensor(rng().normal(size=(4, 2)))).sum().backward()
+    assert model[0].weight.grad is None
+    assert model[1].weight.grad is not None
+
+    model.freeze()
+    assert model.parameters() == []
+    model[2].unfreeze()  # a part of what was frozen as a whole
+    assert [name for name, _ in model.named_parameters()] == names[4:]
+    model.unfreeze()  # and the whole, of which a part was frozen first
+    assert [name for name, _ in model.named_parameters()] == names
+    assert [name for name, _ in model.named_buffers()] == buffers  # running averages are not trained
+
+
+def test_a_frozen_module_inside_a_new_one_is_unfrozen_with_it() -> None:
+    part = Linear(2, 3).freeze()
+    whole = Sequential(part, Linear(3, 1))
+    assert [name for name, _ in whole.named_parameters()] == ["1.weight", "1.bias"]
+    copied = copy.deepcopy(whole).unfreeze()
+    assert len(copied.parameters()) == 4
+    assert len(whole.parameters()) == 2
+    whole.unfreeze()
+    assert len(whole.parameters()) == 4
+
+
+def test_freeze_of_an_argument_of_a_transform_is_an_error() -> None:
+    layer = Linear(2, 1)
+
+    def loss(parameters: Any) -> Tensor:
+        with replaced_tensors(layer, parameters):
+            layer.freeze()
+            return layer(Tensor([[1.0, 2.0]])).sum()
+
+    with pytest.raises(RuntimeError, match="argument of a transform"):
+        grad(loss)(dict(layer.named_parameters()))
+    assert len(layer.parameters()) == 2
+
+
+def test_a_module_prints_as_a_tree() -> None:
+    model = Sequential(
+        Linear(20, 60), ReLU(), Sequential(layers.LayerNorm(60), Linear(60, 2)).freeze(), BatchNorm(2), Dropout(0.1)
+    )
+    assert (
+        repr(model)
+        == """\
+Sequential                                               1,264 parameters
+  0: Linear(in_features=20, out_features=60)             1,260
+    weight: (60, 20)                                     1,200
+    bias: (60,)                                             60
+  1: ReLU
+  2: Sequential
+    0: LayerNorm(normalized_shape=(60,), eps=1e-05)
+      weight: (60,) frozen
+      bias: (60,) frozen
+    1: Linear(in_features=60, out_features=2)
+      weight: (2, 60) frozen
+      bias: (2,) frozen
+  3: BatchNorm(num_features=2, eps=1e-05, momentum=0.1)      4
+    weight: (2,)                                             2
+    bias: (2,)                                               2
+    running_mean: (2,) float64 buffer
+    running_var: (2,) float64 buffer
+    num_batches_tracked: () int64 buffer
+  4: Dropout(p=0.1)"""
+    )
+    assert repr(ReLU()) == "ReLU"
+    assert repr(Sequential()) == "Sequential"
+
+
+def test_equal_blocks_are_printed_once() -> None:
+    class Net(Module):
+        def __init__(self) -> None:
+            self.text = "x" * 100
+            self.blocks = [Linear(2, 2) for _ in range(12)] + [Linear(2, 3)]
+
+    assert (
+        repr(Net())
+        == """\
+Net(text='xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...)                   81 parameters
+  blocks.0 to blocks.11: 12 x Linear(in_features=2, out_features=2)  72
+    weight: (2, 2)                                                    4
+    bias: (2,)                                                        2
+  blocks.12: Linear(in_features=2, out_features=3)                    9
+    weight: (3, 2)                                                    6
+    bias: (3,)                                                        3"""
+    )
+    shared = Linear(2, 2)
+    assert repr(Sequential(shared, shared)).count("Linear") == 1  # each once, as in named_parameters
+
+
+def test_a_deeply_nested_module_is_printed() -> None:
+    model: Module = Linear(1, 1)
+    for _ in range(2000):
+        model = Sequential(model)
+    assert repr(model).count("Sequential") == 2000

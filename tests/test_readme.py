@@ -28,6 +28,7 @@ DOCUMENTS = [
     "README.md",
     "docs/backends.md",
     "docs/benchmarks.md",
+    "docs/code.md",
     "docs/own_op.md",
     "docs/own_backend.md",
     "docs/second_derivatives.md",
@@ -177,9 +178,12 @@ def test_options_fixed_on_resume_are_documented() -> None:
     assert options == list(FIXED_ON_RESUME)
 
 
-def test_readme_is_short_and_maps_every_file() -> None:
-    text = document_text("README.md")
-    assert len(text.split()) <= 900
+def test_readme_is_short() -> None:
+    assert len(document_text("README.md").split()) <= 900
+
+
+def test_every_file_is_on_the_map() -> None:
+    text = document_text("docs/code.md")
     for folder in ("backends", "russellgrad", "train", "examples"):
         for path in (ROOT / folder).glob("*.*"):
             if path.suffix in (".py", ".cu") and path.name != "__init__.py":

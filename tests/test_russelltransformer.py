@@ -15,10 +15,11 @@ import torch
 
 from russellgrad import Tensor, manual_seed
 from russellgrad.backend import Backend
+from russellgrad.layers import Dropout
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer
 from russellgrad.random import Generator
-from russellgrad.russelltransformer import AttentionHead, AttentionLayer, Dropout, FFLayer, Transformer
+from russellgrad.russelltransformer import AttentionHead, AttentionLayer, FFLayer, Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests import torch_twin
 from tests.helpers import assert_close, check_against_torch, rng

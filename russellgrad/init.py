@@ -1,0 +1,136 @@
+"""Initial values of parameters, with the names and formulas of `torch.nn.init`.
+
+Each function takes a shape and returns a new parameter, in the default dtype on the current backend. It draws from
+`generator`, by default `random.default_generator()`; the same seed gives the same values on every backend.
+
+    layer.weight = russellgrad.init.kaiming_normal(layer.weight.shape, nonlinearity="relu")
+"""
+
+import math
+from math import prod
+
+from .backend import Shape, get_backend
+from .dtype import get_default_dtype
+from .random import Generator, default_generator
+from .tensor import Tensor
+
+
+def constant(shape: Shape, value: float, *, label: str = "") -> Tensor:
+    """A parameter with `value` everywhere."""
+    return Tensor(get_backend().full(shape, value, get_default_dtype()), requires_grad=True, label=label)
+
+
+def zeros(shape: Shape, *, label: str = "") -> Tensor:
+    """A parameter of zeros."""
+    return constant(shape, 0, label=label)
+
+
+def ones(shape: Shape, *, label: str = "") -> Tensor:
+    """A parameter of ones."""
+    return constant(shape, 1, label=label)
+
+
+def normal(
+    shape: Shape, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None, label: str = ""
+) -> Tensor:
+    """A parameter drawn from the normal distribution N(mean, std^2)."""
+    xp = get_backend()
+    values = xp.multiply((generator or default_generator()).normal(shape, get_default_dtype(), xp), std)
+    return Tensor(xp.add(values, mean) if mean else values, requires_grad=True, label=label)
+
+
+def uniform(
+    shape: Shape, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None, label: str = ""
+) -> Tensor:
+    """A parameter drawn from the uniform distribution on [a, b)."""
+    xp = get_backend()
+    values = (generator or default_generator()).uniform(shape, get_default_dtype(), xp)
+    return Tensor(xp.add(xp.multiply(values, b - a), a), requires_grad=True, label=label)
+
+
+def xavier_uniform(shape: Shape, gain: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Uniform on [-a, a) with a = gain sqrt(6 / (fan_in + fan_out)).
+
+    Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010, eq. 16.
+    """
+    a = gain * math.sqrt(6 / sum(fan_in_and_fan_out(shape)))
+    return uniform(shape, -a, a, generator=generator)
+
+
+def xavier_normal(shape: Shape, gain: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)): the variance of `xavier_uniform`."""
+    return normal(shape, 0.0, gain * math.sqrt(2 / sum(fan_in_and_fan_out(shape))), generator=generator)
+
+
+def kaiming_uniform(
+    shape: Shape,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Uniform on [-b, b) with b = gain sqrt(3 / fan), the variance of `kaiming_normal`. Arguments are those there."""
+    bound = math.sqrt(3) * _kaiming_std(shape, a, mode, nonlinearity)
+    return uniform(shape, -bound, bound, generator=generator)
+
+
+def kaiming_normal(
+    shape: Shape,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Normal with standard deviation gain / sqrt(fan), which keeps the variance of a signal through the layers.
+
+    He et al., arXiv:1502.01852, equations 10 and 14.
+
+    Args:
+        shape: (out, in, *kernel).
+        a: the negative slope of "leaky_relu".
+        mode: "fan_in" keeps the variance in the forward pass, "fan_out" in the backward pass.
+        nonlinearity: the activation that follows the layer: see `calculate_gain`.
+        generator: the source of the random numbers.
+
+    Raises:
+        ValueError: an unknown mode or nonlinearity, or a shape with fewer than two axes.
+    """
+    return normal(shape, 0.0, _kaiming_std(shape, a, mode, nonlinearity), generator=generator)
+
+
+def _kaiming_std(shape: Shape, a: float, mode: str, nonlinearity: str) -> float:
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"kaiming: mode must be 'fan_in' or 'fan_out', got {mode!r}")
+    fan = fan_in_and_fan_out(shape)[mode == "fan_out"]
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan) if fan else 0.0
+
+
+def calculate_gain(nonlinearity: str, param: float = 0.01) -> float:
+    """The recommended gain for an activation, as `torch.nn.init.calculate_gain`. `param` is the slope of "leaky_relu".
+
+    Raises ValueError for an unknown activation.
+    """
+    gains = {
+        "linear": 1.0,
+        "sigmoid": 1.0,
+        "tanh": 5 / 3,
+        "relu": math.sqrt(2),
+        "leaky_relu": math.sqrt(2 / (1 + param**2)),
+        "selu": 3 / 4,
+    }
+    if nonlinearity not in gains:
+        raise ValueError(f"calculate_gain: unknown nonlinearity {nonlinearity!r}; known are {', '.join(gains)}")
+    return gains[nonlinearity]
+
+
+def fan_in_and_fan_out(shape: Shape) -> tuple[int, int]:
+    """The number of inputs of each output, and of outputs of each input, of a weight of shape (out, in, *kernel).
+
+    Raises ValueError for a shape with fewer than two axes.
+    """
+    if len(shape) < 2:
+        raise ValueError(f"fan_in_and_fan_out: a shape (out, in, *kernel) has at least two axes, got {shape}")
+    kernel = prod(shape[2:])
+    return shape[1] * kernel, shape[0] * kernel

@@ -1,0 +1,38 @@
+"""Layers with PyTorch's names, arguments, parameters and results.
+
+The `state_dict` of a layer has PyTorch's names and shapes: `layer.load_state_dict(torch_layer.state_dict())` works.
+PyTorch's arguments `device` and `dtype` are missing: parameters are made in the default dtype on the current backend,
+and `Module.to` and `astype` change that.
+"""
+
+from .. import init
+from .activations import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from .containers import Flatten, Identity, Sequential
+from .dropout import Dropout
+from .embedding import Embedding
+from .linear import Linear
+from .norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "BatchNorm",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "GroupNorm",
+    "Identity",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "RMSNorm",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+    "init",
+]

@@ -1,0 +1,105 @@
+"""Activations as modules, with PyTorch's names and arguments. Each is also a method of Tensor."""
+
+from ..module import Module
+from ..tensor import Tensor
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        return x.relu()
+
+
+class LeakyReLU(Module):
+    """x where x > 0, else negative_slope x."""
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        return x.leaky_relu(self.negative_slope)
+
+
+class ELU(Module):
+    """x where x > 0, else alpha (e^x - 1). Clevert et al., arXiv:1511.07289, equation 15."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        return x.elu(self.alpha)
+
+
+class GELU(Module):
+    """x Phi(x), with the normal distribution function Phi, or its approximation "tanh".
+
+    Hendrycks & Gimpel, arXiv:1606.08415, section 2.
+    """
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...). Raises ValueError if `approximate` is not "none" or "tanh"."""
+        return x.gelu(self.approximate)
+
+
+class SiLU(Module):
+    """x sigmoid(x), also called swish. Ramachandran et al., arXiv:1710.05941."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        return x.silu()
+
+
+class Sigmoid(Module):
+    """1 / (1 + e^-x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        return x.sigmoid()
+
+
+class Tanh(Module):
+    """Hyperbolic tangent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        return x.tanh()
+
+
+class Softplus(Module):
+    """log(1 + e^(beta x)) / beta, a smooth `ReLU`; x itself where beta x > threshold."""
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
+        self.beta, self.threshold = beta, threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...). Raises ValueError if beta is 0."""
+        return x.softplus(self.beta, self.threshold)
+
+
+class Softmax(Module):
+    """e^x / sum e^x along the axis `dim`."""
+
+    def __init__(self, dim: int = -1) -> None:
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...). Raises IndexError for an axis that x does not have."""
+        return x.softmax(self.dim)
+
+
+class LogSoftmax(Module):
+    """x - log sum e^x along the axis `dim`."""
+
+    def __init__(self, dim: int = -1) -> None:
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...). Raises IndexError for an axis that x does not have."""
+        return x.log_softmax(self.dim)

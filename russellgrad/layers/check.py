@@ -1,0 +1,36 @@
+"""Checks of the arguments and inputs of layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..backend import Shape
+from ..module import Module
+from ..rules import check_int
+from ..tensor import Tensor
+
+
+def positive(layer: str, **sizes: Any) -> None:
+    """Check sizes of a layer. Raises TypeError for one that is not an int, ValueError for one that is not positive."""
+    for name, size in sizes.items():
+        check_int(f"{layer}: {name}", size)
+        if size < 1:
+            raise ValueError(f"{layer}: {name} must be positive, got {size}")
+
+
+def check_input(layer: Module, x: Any, fits: Callable[[Shape], bool], expected: str) -> None:
+    """Check the input of a layer.
+
+    Args:
+        layer: the layer.
+        x: the input.
+        fits: whether an input of this shape fits.
+        expected: what a shape that fits looks like, such as "(..., 4)".
+
+    Raises:
+        TypeError: x is not a Tensor. ValueError: it does not fit.
+    """
+    name = type(layer).__name__
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: needs a Tensor, got a {type(x).__name__}; write Tensor(x)")
+    if not fits(x.shape):
+        raise ValueError(f"{name}: x has shape {x.shape}, expected {expected}")

@@ -1,0 +1,64 @@
+"""Sequential, which composes layers, and layers that only change the shape."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..module import Module
+from ..tensor import Tensor
+
+
+class Sequential(Module, list[Any]):
+    """Layers that are applied one after the other, as `torch.nn.Sequential`. It is also a list of them.
+
+        Sequential(Linear(2, 16), ReLU(), Linear(16, 1))
+
+    Args:
+        layers: modules, or functions of a Tensor, such as `Tensor.tanh`.
+
+    Raises:
+        TypeError: a layer cannot be called.
+    """
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a module equals itself only
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+
+    def __init__(self, *layers: Callable[[Any], Any]) -> None:
+        for i, layer in enumerate(layers):
+            if not callable(layer):
+                advice = "; write Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
+                raise TypeError(f"Sequential: layer {i} is a {type(layer).__name__}, expected a module{advice}")
+        super().__init__(layers)
+
+    def forward(self, x: Any) -> Any:
+        """Apply all layers: the input of the first layer -> the output of the last."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def __getitem__(self, index: Any) -> Any:
+        """Layer `index`; a Sequential of several for a slice."""
+        found = super().__getitem__(index)
+        return Sequential(*found) if isinstance(index, slice) else found
+
+
+class Flatten(Module):
+    """Merge the axes from start_dim to end_dim, as `torch.nn.Flatten`. By default, all but the first.
+
+    Flatten()(zeros((32, 8, 4, 4))).shape  # (32, 128)
+    """
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n, ..., m, ...) -> (..., n ... m, ...). Raises IndexError for axes that x does not have."""
+        return x.flatten(self.start_dim, self.end_dim)
+
+
+class Identity(Module):
+    """Return the input, as `torch.nn.Identity`."""
+
+    def forward(self, x: Any) -> Any:
+        """(...) -> (...)."""
+        return x
