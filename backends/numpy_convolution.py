@@ -9,7 +9,8 @@ place of all windows of a channel are one run, and the surplus columns of the pr
 """
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
+from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,9 +22,6 @@ from .numpy_sums import sum
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 
-# Bytes of the windows in a block. Smaller ones would fit a faster cache, but Python's lock passes from thread to thread
-# after each call, which takes longer than a call that is short.
-_BLOCK = 1 << 22
 _SHARES = 16  # of the sum over blocks: the gradient of the weight does not depend on the number of threads
 
 
@@ -37,7 +35,14 @@ class Block(NamedTuple):
 
 
 class Windows:
-    """The windows of x (N, C, H, W), as columns of matrices, one for each group and block of outputs."""
+    """The windows of x (N, C, H, W), as columns of matrices, one for each group and block of outputs.
+
+    Outputs and their gradients are matrices (groups, O / groups, samples * rows * width) here.
+    """
+
+    # Bytes of the windows in a block. Smaller ones would fit a faster cache, but Python's lock passes from thread to
+    # thread at each call of a NumPy function, which takes longer than a short call.
+    block_bytes = 1 << 22
 
     def __init__(self, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int) -> None:
         self.x, self.groups, self.stride, self.dilation = x, groups, stride, dilation
@@ -49,46 +54,88 @@ class Windows:
         # The columns that are computed. If many were surplus, short runs are faster.
         self.width = self.padded[1] if stride == (1, 1) and self.padded[1] <= 1.5 * self.out[1] else self.out[1]
         self.is_x = self.kernel == stride == (1, 1) and self.padded == tuple(self.lengths)
-        self.matrix = (groups, self.c // groups * self.kernel[0] * self.kernel[1])  # and the columns
+        self.size = self.c // groups * self.kernel[0] * self.kernel[1]  # of a window
 
     def blocks(self) -> list[list[Block]]:
         """The blocks, in lists of those that have the same samples."""
-        rows, row_bytes = self.out[0], self.matrix[0] * self.matrix[1] * self.width * self.x.itemsize
-        fitting = max(1, _BLOCK // max(1, row_bytes))
+        rows, row_bytes = self.out[0], self.groups * self.size * self.width * self.x.itemsize
+        fitting = max(1, self.block_bytes // max(1, row_bytes))
         n_samples = 1 if self.is_x else max(1, min(fitting // rows, -(-self.n // 2)))  # two blocks for two threads
         pieces = max(-(-rows // fitting), min(rows, 2 if self.n == 1 else 1))
-        bounds = [rows * i // pieces for i in range(pieces + 1)]
         n_blocks = -(-self.n // n_samples)
-        samples = [self.n * i // n_blocks for i in range(n_blocks + 1)]
+        bounds = [rows * i // pieces for i in range(pieces + 1)]
         return [
             [
                 Block(slice(start, stop), slice(first, last), stop - start, last - first)
-                for first, last in zip(bounds, bounds[1:], strict=False)
+                for first, last in pairwise(bounds)
             ]
-            for start, stop in zip(samples, samples[1:], strict=False)
+            for start, stop in pairwise(self.n * i // n_blocks for i in range(n_blocks + 1))
         ]
 
-    def columns(self, block: Block) -> Array:
-        """The windows of a block: (groups, C / groups * K, samples * rows * width)."""
-        if self.is_x and block.n_samples == 1:
-            return self.x[block.samples.start, :, block.rows].reshape(*self.matrix, -1)
-        columns = np.empty((self.c, *self.kernel, block.n_samples, block.n_rows, self.width), self.x.dtype)
-        self.copy(block, columns)
-        return columns.reshape(*self.matrix, -1)
+    # Products
 
-    def copy(self, block: Block, columns: Array) -> None:
-        """Write the windows to `columns` (C, *kernel, samples, rows, width)."""
-        height = self._height(block.n_rows)
-        padded, flat = self._zeros(block.n_samples, height)
+    def times(self, weight: Array, block: Block) -> Array:
+        """The product of the weight (groups, O / groups, size) and the windows of a block."""
+        return np.asarray(np.matmul(weight, self.columns(block)))
+
+    def weight_gradient(self, block: Block, g: Array) -> Array:
+        """The gradient of the weight, transposed: (groups, size, O / groups)."""
+        return np.asarray(np.matmul(self.columns(block), g.swapaxes(1, 2)))  # in OpenBLAS faster than g windows^T
+
+    def add_gradient(self, block: Block, weight: Array, g: Array, to: Any) -> None:
+        """Add the gradient of the windows of a block to what `start` returned. The weight is (groups, O / groups, size)."""
+        transposed = weight.swapaxes(1, 2)
+        # np.matmul is slow for the outer product of (..., n, 1) and (..., 1, m).
+        columns = transposed * g if g.shape[1] == 1 else np.matmul(transposed, g)
+        if self.is_x:
+            to[:, 0, block.rows] = columns.reshape(self.c, -1, self.width)
+        else:
+            self.add(block, columns, to[1])
+
+    def start(self, gx: Array) -> Any:
+        """Where `add_gradient` adds the gradient of some samples, gx (samples, C, H, W)."""
+        return gx.swapaxes(0, 1) if self.is_x else self.zeros(len(gx), self.padded[0])
+
+    def finish(self, to: Any, gx: Array) -> None:
+        """Write the sums of `add_gradient` to gx."""
+        if not self.is_x:
+            inside = to[0][:, :, self.top : self.top + self.lengths[0], self.left : self.left + self.lengths[1]]
+            gx[...] = inside.swapaxes(0, 1)
+
+    # Copies between the layouts of arrays and matrices
+
+    def columns(self, block: Block) -> Array:
+        """The windows of a block: (groups, size, samples * rows * width)."""
+        if self.is_x:
+            return self.x[block.samples.start, :, block.rows].reshape(self.groups, self.size, -1)
+        columns = np.empty((self.c, *self.kernel, block.n_samples, block.n_rows, self.width), self.x.dtype)
+        self.copy(block, self.pad(block), columns)
+        return columns.reshape(self.groups, self.size, -1)
+
+    def pad(self, block: Block) -> Array:
+        """The part of x that a block sees, padded, as `zeros` returns it."""
+        height = self.height(block.n_rows)
+        padded, flat = self.zeros(block.n_samples, height)
         first = block.rows.start * self.stride[0] - self.top
         inside = slice(max(first, 0), min(first + height, self.lengths[0]))
         if inside.stop > inside.start:
             target = padded[:, :, inside.start - first : inside.stop - first, self.left : self.left + self.lengths[1]]
             target[...] = self.x[block.samples, :, inside].swapaxes(0, 1)
-        np.copyto(columns, self._view(flat, block, height))
+        return flat
+
+    def copy(self, block: Block, flat: Array, columns: Array) -> None:
+        """Write the windows of a padded input to `columns` (C, *kernel, samples, rows, width)."""
+        np.copyto(columns, self._view(flat, block, self.height(block.n_rows)))
+
+    def add(self, block: Block, columns: Array, flat: Array) -> None:
+        """Add the gradients of the windows of a block to a padded gradient of all rows."""
+        views = self._view(flat[block.rows.start * self.stride[0] * self.padded[1] :], block, self.padded[0])
+        columns = columns.reshape(views.shape)
+        for i, j in product(*map(range, self.kernel)):
+            np.add(views[:, i, j], columns[:, i, j], out=views[:, i, j])
 
     def write(self, block: Block, found: Array, bias: Array | None, out: Array) -> None:
-        """Write the product for a block, (groups, O / groups, samples * rows * width), and the bias to out."""
+        """Write the outputs of a block and the bias to out."""
         found = found.reshape(self.o, block.n_samples, block.n_rows, self.width)[..., : self.out[1]].swapaxes(0, 1)
         target = out[block.samples, :, block.rows]
         if bias is None:
@@ -97,7 +144,7 @@ class Windows:
             np.add(found, bias[:, None, None], out=target)
 
     def read(self, block: Block, g: Array) -> Array:
-        """The gradient of a block of outputs, as `write` takes them; 0 in surplus columns."""
+        """The gradient of the outputs of a block; 0 in surplus columns."""
         part = g[block.samples, :, block.rows]
         if block.n_samples == 1 and self.width == self.out[1]:
             return part[0].reshape(self.groups, self.o // self.groups, -1)
@@ -106,33 +153,15 @@ class Windows:
         rows[..., self.out[1] :] = 0
         return rows.reshape(self.groups, self.o // self.groups, -1)
 
-    def start(self, gx: Array) -> Any:
-        """Where `add` adds the gradients of the windows of some samples, gx (samples, C, H, W)."""
-        return self._zeros(len(gx), self.padded[0])
-
-    def add(self, block: Block, columns: Array, to: Any) -> None:
-        """Add the gradients of the windows of a block, `columns`."""
-        start = block.rows.start * self.stride[0] * self.padded[1]
-        views = self._view(to[1][start:], block, self.padded[0])
-        columns = columns.reshape(views.shape)
-        for i, j in product(*map(range, self.kernel)):
-            np.add(views[:, i, j], columns[:, i, j], out=views[:, i, j])
-
-    def finish(self, to: Any, gx: Array) -> None:
-        """Write the sums of `add` to gx."""
-        inside = to[0][:, :, self.top : self.top + self.lengths[0], self.left : self.left + self.lengths[1]]
-        gx[...] = inside.swapaxes(0, 1)
-
-    def _height(self, n_rows: int) -> int:
+    def height(self, n_rows: int) -> int:
         """The rows of the padded input that n_rows rows of outputs see."""
         return (n_rows - 1) * self.stride[0] + self.dilation[0] * (self.kernel[0] - 1) + 1
 
-    def _zeros(self, n_samples: int, height: int) -> tuple[Array, Array]:
+    def zeros(self, n_samples: int, height: int) -> tuple[Array, Array]:
         """Zeros (C, samples, height, W), and the same as (n,) with some more, which surplus columns see."""
         shape = (self.c, n_samples, height, self.padded[1])
-        size = self.c * n_samples * height * self.padded[1]
-        flat = np.zeros(size + self.dilation[1] * (self.kernel[1] - 1), self.x.dtype)
-        return flat[:size].reshape(shape), flat
+        flat = np.zeros(prod(shape) + self.dilation[1] * (self.kernel[1] - 1), self.x.dtype)
+        return flat[: prod(shape)].reshape(shape), flat
 
     def _view(self, flat: Array, block: Block, height: int) -> Array:
         """All windows in a padded input of this height, a view: (C, *kernel, samples, rows, width)."""
@@ -149,17 +178,17 @@ def conv(
 ) -> Any:  # fmt: skip
     if _is_half(x) or x.ndim > 4:
         return NotImplemented
-    if x.ndim == 3:  # (N, C, L) is (N, C, L, 1)
-        one_more = *_with_column(x, weight), bias, (*stride, 1), (*padding, (0, 0)), (*dilation, 1), groups, windows
-        return conv(*one_more)[..., 0]
+    if x.ndim == 3:  # (N, C, W) is (N, C, 1, W)
+        x, weight = _with_row(x, weight)
+        return conv(x, weight, bias, (1, *stride), ((0, 0), *padding), (1, *dilation), groups, windows)[:, :, 0]
     w = windows(x, weight, stride, padding, dilation, groups)
-    rows = weight.reshape(groups, w.o // groups, w.matrix[1])
+    matrices = weight.reshape(groups, w.o // groups, w.size)
     out = np.empty((w.n, w.o, *w.out), x.dtype)
     blocks = [block for of_samples in w.blocks() for block in of_samples]
 
     def part(start: int, stop: int) -> None:
         for block in blocks[start:stop]:
-            w.write(block, np.matmul(rows, w.columns(block)), bias, out)
+            w.write(block, w.times(matrices, block), bias, out)
 
     run_parallel(len(blocks), _cost(w, out.size, 1), part)
     return out
@@ -172,35 +201,38 @@ def conv_backward(
     if _is_half(g) or x.ndim > 4:
         return NotImplemented
     if x.ndim == 3:
-        one_more = *_with_column(g, x, weight), (*stride, 1), (*padding, (0, 0)), (*dilation, 1), groups, needs, windows
-        gx, gw, gb = conv_backward(*one_more)
-        return None if gx is None else gx[..., 0], None if gw is None else gw[..., 0], gb
+        g, x, weight = _with_row(g, x, weight)
+        sizes = (1, *stride), ((0, 0), *padding), (1, *dilation)
+        gx, gw, gb = conv_backward(g, x, weight, *sizes, groups, needs, windows)
+        return None if gx is None else gx[:, :, 0], None if gw is None else gw[:, :, 0], gb
     w = windows(x, weight, stride, padding, dilation, groups)
-    columns = weight.reshape(groups, w.o // groups, w.matrix[1]).swapaxes(1, 2)  # (groups, C / groups * K, O / groups)
+    matrices = weight.reshape(groups, w.o // groups, w.size)
+    of_samples = w.blocks()
+    shares = min(_SHARES, len(of_samples))
     gx = np.empty(x.shape, g.dtype) if needs[0] else None
-    units = w.blocks()
-    shares = min(_SHARES, len(units))
-    gw = np.zeros((shares, *columns.shape), g.dtype)
+    gw = np.zeros((shares, groups, w.size, w.o // groups), g.dtype)
     gb = np.zeros((shares, w.o), g.dtype)
 
-    def part(start: int, stop: int) -> None:
-        for share in range(start, stop):
-            for blocks in units[len(units) * share // shares : len(units) * (share + 1) // shares]:
-                gradients = w.start(gx[blocks[0].samples]) if gx is not None and not w.is_x else None
-                for block in blocks:
-                    rows = w.read(block, g)
-                    if needs[1]:  # (windows g^T)^T is faster than g windows^T in OpenBLAS
-                        gw[share] += np.matmul(w.columns(block), rows.swapaxes(1, 2))
-                    if needs[2]:
-                        gb[share] += np.add.reduce(rows, axis=-1).reshape(-1)
-                    if gradients is not None:
-                        w.add(block, _product(columns, rows), gradients)
-                    elif gx is not None:
-                        gx[block.samples.start, :, block.rows] = _product(columns, rows).reshape(w.c, -1, w.width)
-                if gradients is not None and gx is not None:
-                    w.finish(gradients, gx[blocks[0].samples])
+    def one(share: int, blocks: Sequence[Block]) -> None:
+        part = None if gx is None else gx[blocks[0].samples]
+        to = None if part is None else w.start(part)
+        for block in blocks:
+            rows = w.read(block, g)
+            if needs[1]:
+                gw[share] += w.weight_gradient(block, rows)
+            if needs[2]:
+                gb[share] += np.add.reduce(rows, axis=-1).reshape(-1)
+            if to is not None:
+                w.add_gradient(block, matrices, rows, to)
+        if part is not None:
+            w.finish(to, part)
 
-    run_parallel(shares, _cost(w, g.size, needs[0] + needs[1]), part)
+    def some(start: int, stop: int) -> None:
+        for share in range(start, stop):
+            for blocks in of_samples[len(of_samples) * share // shares : len(of_samples) * (share + 1) // shares]:
+                one(share, blocks)
+
+    run_parallel(shares, _cost(w, g.size, needs[0] + needs[1]), some)
     return (
         gx,
         sum(gw, axis=0).swapaxes(1, 2).reshape(weight.shape) if needs[1] else None,
@@ -208,19 +240,14 @@ def conv_backward(
     )
 
 
-def _with_column(*arrays: Array) -> tuple[Array, ...]:
-    return tuple(array[..., None] for array in arrays)
+def _with_row(*arrays: Array) -> tuple[Array, ...]:
+    return tuple(array[:, :, None] for array in arrays)
 
 
 def _cost(w: Windows, n_outputs: int, products: int) -> float:
     """The time of products of windows, in microseconds."""
-    elements = n_outputs // max(w.o, 1) * w.groups * w.matrix[1]
-    return products * (2 * n_outputs * w.matrix[1] * _FLOP_TIME + elements * 2 * _STEP_TIME)
-
-
-def _product(a: Array, b: Array) -> Array:
-    """np.matmul, which is slow for an outer product: of (..., n, 1) and (..., 1, m)."""
-    return a * b if a.shape[-1] == 1 else np.asarray(np.matmul(a, b))
+    n_elements = n_outputs // max(w.o, 1) * w.groups * w.size
+    return products * (2 * n_outputs * w.size * _FLOP_TIME + (n_elements + 2 * n_outputs) * 2 * _STEP_TIME)
 
 
 # --- Max pooling
@@ -245,7 +272,7 @@ def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, d
     is_padded = any((top, bottom, left, right))
     small = np.uint8 if len(steps) < 256 else np.int64
     first = (firsts[0][:, None] * kernel[1] + firsts[1]).astype(small)
-    length = max(1, _BLOCK // 4 // (x.itemsize * max(1, height * width)))
+    length = max(1, (1 << 20) // (x.itemsize * max(1, height * width)))
 
     def formula(block: slice) -> None:
         padded = np.pad(planes[block], ((0, 0), *padding), constant_values=-np.inf) if is_padded else planes[block]

@@ -8,15 +8,20 @@ and `Module.to` and `astype` change that.
 from .. import init
 from .activations import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
 from .containers import Flatten, Identity, Sequential
+from .conv import Conv1d, Conv2d
 from .dropout import Dropout
 from .embedding import Embedding
 from .linear import Linear
 from .norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+from .pooling import AvgPool2d, MaxPool2d
 
 __all__ = [
     "ELU",
     "GELU",
+    "AvgPool2d",
     "BatchNorm",
+    "Conv1d",
+    "Conv2d",
     "Dropout",
     "Embedding",
     "Flatten",
@@ -26,6 +31,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "MaxPool2d",
     "RMSNorm",
     "ReLU",
     "Sequential",

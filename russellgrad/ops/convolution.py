@@ -130,17 +130,14 @@ def convolve(
     expecting: str = "the weight",
 ) -> Tensor:
     """Convolution over the last `n_axes` axes. In errors, `expecting` is what does not fit x."""
-    check_int(f"{op}: groups", groups)
-    if groups < 1:
-        raise ValueError(f"{op}: groups must be positive, got {groups}")
-    if len(weight.shape) != n_axes + 2:
-        raise ValueError(f"{op}: weight {weight.shape} must be {_shape_text('out', 'in / groups', _KERNEL, n_axes)}")
-    n_out, n_in, *kernel = weight.shape
+    shape = rules.shape_of(weight)
+    if len(shape) != n_axes + 2:
+        raise ValueError(f"{op}: weight {shape} must be {_shape_text('out', 'in / groups', _KERNEL, n_axes)}")
+    n_out, n_in, *kernel = shape
+    check_groups(op, groups, groups * n_in, n_out)
     check_channels(op, x, n_axes, n_in * groups, expecting)
-    if n_out % groups:
-        raise ValueError(f"{op}: weight {weight.shape} has {n_out} outputs, which {groups} groups do not divide")
     if bias is not None and rules.shape_of(bias) != (n_out,):
-        raise ValueError(f"{op}: bias {rules.shape_of(bias)} does not fit weight {weight.shape}; it must be ({n_out},)")
+        raise ValueError(f"{op}: bias {rules.shape_of(bias)} does not fit weight {shape}; it must be ({n_out},)")
     strides, dilations = sizes(op, "stride", stride, n_axes, 1), sizes(op, "dilation", dilation, n_axes, 1)
     pads = paddings(op, padding, tuple(kernel), strides, dilations)
     output_lengths(op, x, tuple(kernel), strides, pads, dilations)
@@ -156,7 +153,7 @@ def max_pool(
 ) -> Tensor:
     """`max_pool2d`."""
     check_channels(op, x, 2)
-    kernel, strides, pads, dilations = pool_sizes(op, kernel_size, stride, padding, dilation)
+    kernel, strides, pads, dilations = pool_sizes(op, kernel_size, stride, padding, dilation, ceil_mode)
     padded = _pooled_padding(op, x, kernel, strides, pads, dilations, ceil_mode)
     _check_elements(op, x, kernel, strides, padded, dilations)
     batch = x if x.ndim == 4 else x.expand_dims(0)
@@ -176,12 +173,8 @@ def avg_pool(
 ) -> Tensor:
     """`avg_pool2d`."""
     check_channels(op, x, 2)
-    check_bool(f"{op}: count_include_pad", count_include_pad)
-    if divisor_override is not None:
-        check_int(f"{op}: divisor_override", divisor_override)
-        if divisor_override == 0:
-            raise ValueError(f"{op}: divisor_override must not be 0")
-    kernel, strides, pads, _ = pool_sizes(op, kernel_size, stride, padding, 1)
+    check_divisor(op, count_include_pad, divisor_override)
+    kernel, strides, pads, _ = pool_sizes(op, kernel_size, stride, padding, 1, ceil_mode)
     padded = _pooled_padding(op, x, kernel, strides, pads, (1, 1), ceil_mode)
     counted = tuple(
         (pad, min(pad, after)) if count_include_pad else (0, 0) for pad, (_, after) in zip(pads, padded, strict=True)
@@ -243,8 +236,29 @@ def paddings(op: str, padding: Any, kernel: Shape, stride: Shape, dilation: Shap
     return tuple((p, p) for p in sizes(op, "padding", padding, len(kernel), 0))
 
 
-def pool_sizes(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> tuple[Shape, ...]:
+def check_groups(op: str, groups: Any, n_in: int, n_out: int) -> None:
+    """Raise TypeError if `groups` is not an int, ValueError if it is not positive or does not divide the channels."""
+    check_int(f"{op}: groups", groups)
+    if groups < 1:
+        raise ValueError(f"{op}: groups must be positive, got {groups}")
+    if n_in % groups or n_out % groups:
+        raise ValueError(f"{op}: groups={groups} must divide the {n_in} input channels and the {n_out} output channels")
+
+
+def check_divisor(op: str, count_include_pad: Any, divisor_override: Any) -> None:
+    """Raise TypeError if these are not a bool and an int or None, ValueError for a divisor of 0."""
+    check_bool(f"{op}: count_include_pad", count_include_pad)
+    if divisor_override is not None:
+        check_int(f"{op}: divisor_override", divisor_override)
+        if divisor_override == 0:
+            raise ValueError(f"{op}: divisor_override must not be 0")
+
+
+def pool_sizes(
+    op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
+) -> tuple[Shape, ...]:
     """The kernel, stride, padding and dilation of a pooling, two numbers each. Raises ValueError for too much padding."""
+    check_bool(f"{op}: ceil_mode", ceil_mode)
     kernel, dilations = sizes(op, "kernel_size", kernel_size, 2, 1), sizes(op, "dilation", dilation, 2, 1)
     strides, pads = sizes(op, "stride", kernel if stride is None else stride, 2, 1), sizes(op, "padding", padding, 2, 0)
     if any(pad > _span(k, d) // 2 for pad, k, d in zip(pads, kernel, dilations, strict=True)):
@@ -288,7 +302,6 @@ def _pooled_padding(
     op: str, x: Tensor, kernel: Shape, stride: Shape, pads: Shape, dilation: Shape, ceil_mode: bool
 ) -> Padding:
     """The padding that the windows of a pooling reach, which is less at the end than `pads`, or more with `ceil_mode`."""
-    check_bool(f"{op}: ceil_mode", ceil_mode)
     both = tuple((pad, pad) for pad in pads)
     counts = output_lengths(op, x, kernel, stride, both, dilation, ceil_mode)
     ends = (
