@@ -62,14 +62,14 @@ class Windows:
         fitting = max(1, self.block_bytes // max(1, row_bytes))
         n_samples = 1 if self.is_x else max(1, min(fitting // rows, -(-self.n // 2)))  # two blocks for two threads
         pieces = max(-(-rows // fitting), min(rows, 2 if self.n == 1 else 1))
-        n_blocks = -(-self.n // n_samples)
+        n_blocks = -(-self.n // n_samples)  # none if there are no samples
         bounds = [rows * i // pieces for i in range(pieces + 1)]
         return [
             [
                 Block(slice(start, stop), slice(first, last), stop - start, last - first)
                 for first, last in pairwise(bounds)
             ]
-            for start, stop in pairwise(self.n * i // n_blocks for i in range(n_blocks + 1))
+            for start, stop in pairwise(self.n * i // max(n_blocks, 1) for i in range(n_blocks + 1))
         ]
 
     # Products
