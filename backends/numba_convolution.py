@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from . import numpy_convolution
 from .numba_compile import compiled, is_float32
-from .numpy_convolution import Block, Padding, Windows
+from .numpy_convolution import Block, Padding, Windows, convolve, convolve_backward
 from .numpy_fused import Array, Shape
-
 
 # --- Runs of elements, of flat arrays. Numba checks a signed index for being negative, which an unsigned one is not.
 
@@ -86,7 +84,7 @@ class CompiledWindows(Windows):
     def times(self, weight: Array, block: Block) -> Array:
         if not self.is_by_channel:
             return super().times(weight, block)
-        out = np.zeros((self.c, block.n_samples * block.n_rows * self.width), np.float32)
+        out = np.zeros((self.c, 1, block.n_samples * block.n_rows * self.width), np.float32)
         _times(self.pad(block), weight, out, *self.runs(block, self.height(block.n_rows)))
         return out
 
@@ -179,7 +177,7 @@ def _times(
     flat: Array, weight: Array, out: Array,
     kh: int, kw: int, n: int, plane: int, di: int, dj: int, runs: int, length: int, between: int, step: int,
 ) -> None:  # fmt: skip
-    """Add the products of the weight (C, 1, size) and the windows of a padded input to out (C, samples * rows * width)."""
+    """Add the weight (C, 1, size) times the windows of a padded input to out (C, 1, samples * rows * width)."""
     target, size = out.ravel(), runs * length
     for c, b in np.ndindex(len(out), n):
         for i, j in np.ndindex(kh, kw):
@@ -268,7 +266,7 @@ def conv(
     x: Array, weight: Array, bias: Array | None, stride: Shape, padding: Padding, dilation: Shape, groups: int
 ) -> Any:
     windows = CompiledWindows if is_float32(x, weight, bias) else Windows
-    return numpy_convolution.conv(x, weight, bias, stride, padding, dilation, groups, windows)
+    return convolve(windows, x, weight, bias, stride, padding, dilation, groups)
 
 
 def conv_backward(
@@ -276,4 +274,4 @@ def conv_backward(
     needs: Sequence[bool],
 ) -> Any:  # fmt: skip
     windows = CompiledWindows if is_float32(g, x, weight) else Windows
-    return numpy_convolution.conv_backward(g, x, weight, stride, padding, dilation, groups, needs, windows)
+    return convolve_backward(windows, g, x, weight, stride, padding, dilation, groups, needs)

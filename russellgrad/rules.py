@@ -913,9 +913,7 @@ def conv(
     return xp.conv(x, weight, bias, *sizes), Joint(lambda g, needs: xp.conv_backward(g, x, weight, *sizes, needs))
 
 
-def max_pool(
-    xp: Backend, x: Array, *, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape
-) -> Result:
+def max_pool(xp: Backend, x: Array, *, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape) -> Result:
     """The gradient of a window goes to its first maximum."""
     shape, flat = x.shape, (prod(x.shape),)
     index = (xp.max_pool_indices(x, kernel, stride, padding, dilation),)

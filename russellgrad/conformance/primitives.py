@@ -21,7 +21,19 @@ def cases() -> Iterator[Case]:
     yield Case("prepare_index", "it or getitem raises for an invalid index", indices_out_of_bounds)
     yield Case("prepare_index", "a copy: later changes of the given array have no effect", indices_are_copied)
     yield Case("sum", "half precision keeps its dtype", sums_of_halves)
-    for table in (elementwise, choices, clipping, reductions, long_sums, in_half, shapes, indices, products, pooling, steps):
+    for table in (
+        elementwise,
+        choices,
+        clipping,
+        reductions,
+        long_sums,
+        in_half,
+        shapes,
+        indices,
+        products,
+        pooling,
+        steps,
+    ):
         yield from table()
 
 
