@@ -265,7 +265,7 @@ def _with_axis(stride: Shape, padding: Padding, dilation: Shape) -> tuple[Shape,
 def _cost(w: Windows, n_outputs: int, products: int) -> float:
     """The time of products of windows, in microseconds."""
     n_elements = n_outputs // max(w.o, 1) * w.groups * w.size
-    return float(products) * (2 * n_outputs * w.size * _FLOP_TIME + (n_elements + 2 * n_outputs) * 2 * _STEP_TIME)
+    return float(products * (2 * n_outputs * w.size * _FLOP_TIME + (n_elements + 2 * n_outputs) * 2 * _STEP_TIME))
 
 
 # --- Max pooling
