@@ -51,8 +51,9 @@ class Windows:
         self.padded = tuple(n + before + after for n, (before, after) in zip(self.lengths, padding, strict=True))
         spans = (d * (k - 1) for k, d in zip(self.kernel, dilation, strict=True))
         self.out = tuple((n - span - 1) // s + 1 for n, span, s in zip(self.padded, spans, stride, strict=True))
-        # The columns that are computed. If many were surplus, short runs are faster.
-        self.width = self.padded[1] if stride == (1, 1) and self.padded[1] <= 1.5 * self.out[1] else self.out[1]
+        # The columns that are computed. Surplus columns make the runs of outputs short, instead of those of windows.
+        is_worthwhile = self.c * prod(self.kernel) > self.o and self.padded[1] <= 1.5 * self.out[1]
+        self.width = self.padded[1] if stride == (1, 1) and is_worthwhile else self.out[1]
         self.is_x = self.kernel == stride == (1, 1) and self.padded == tuple(self.lengths)
         self.size = self.c // groups * self.kernel[0] * self.kernel[1]  # of a window
 
@@ -265,7 +266,7 @@ def _with_axis(stride: Shape, padding: Padding, dilation: Shape) -> tuple[Shape,
 def _cost(w: Windows, n_outputs: int, products: int) -> float:
     """The time of products of windows, in microseconds."""
     n_elements = n_outputs // max(w.o, 1) * w.groups * w.size
-    return float(products * (2 * n_outputs * w.size * _FLOP_TIME + (n_elements + 2 * n_outputs) * 2 * _STEP_TIME))
+    return float(products * (2 * n_outputs * w.size * _FLOP_TIME + (n_elements + n_outputs) * _STEP_TIME))
 
 
 # --- Max pooling
