@@ -30,7 +30,6 @@ from .functional import (
     arctan2,
     attention,
     attention_qkvpacked,
-    cross_entropy,
     embedding,
     layer_norm,
     linear,
@@ -40,6 +39,7 @@ from .functional import (
     where,
 )
 from .gradcheck import GradientError, gradcheck
+from .loss import accuracy, binary_cross_entropy_with_logits, cross_entropy, kl_div, l1_loss, mse_loss
 from .module import Module
 from .ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from .ops.einsum import einsum, outer, tensordot
@@ -50,6 +50,7 @@ from .tensor import Tensor
 from .transforms import functional_call, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
+    from . import data as data
     from . import layers
 
 __version__ = "0.1.0"
@@ -59,12 +60,14 @@ __all__ = [
     "Joint",
     "Module",
     "Tensor",
+    "accuracy",
     "arange",
     "arctan2",
     "attention",
     "attention_qkvpacked",
     "available_backends",
     "avg_pool2d",
+    "binary_cross_entropy_with_logits",
     "compile_step",
     "conv1d",
     "conv2d",
@@ -85,6 +88,8 @@ __all__ = [
     "hvp",
     "jacobian",
     "jvp",
+    "kl_div",
+    "l1_loss",
     "layer_norm",
     "layers",
     "linear",
@@ -94,6 +99,7 @@ __all__ = [
     "max_pool2d",
     "maximum",
     "minimum",
+    "mse_loss",
     "no_grad",
     "ones",
     "ones_like",
@@ -119,7 +125,7 @@ __all__ += [name for name in vars(_functional)["__all__"] if name not in __all__
 
 
 def __getattr__(name: str) -> Any:
-    """Import a subpackage at its first use: `import russellgrad as rg; rg.layers.Linear(3, 4)`."""
-    if name == "layers":
+    """Import a part at its first use: `import russellgrad as rg; rg.layers.Linear(3, 4)`."""
+    if name in ("data", "layers"):
         return _import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

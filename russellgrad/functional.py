@@ -83,18 +83,6 @@ def embedding(weight: Tensor, indices: Any) -> Tensor:
     return apply(rules.embedding, weight, ids=indices)
 
 
-def cross_entropy(logits: Tensor, ids: Any, ignore_index: int | None = None) -> Tensor:
-    """The mean of -log softmax(logits)[id] over the ids that are not `ignore_index`.
-
-    Shapes: logits (..., C), ids (...) integers in [0, C) -> (). Ids are checked as in `embedding`; give them on the
-    host if you can.
-
-    Raises:
-        IndexError: an id is out of range. ValueError: the shapes do not match, or every id is `ignore_index`.
-    """
-    return apply(rules.cross_entropy, logits, ids=ids, ignore_index=ignore_index, excluded_class=None)
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, causal: bool = False, offset: int = 0) -> Tensor:
     """Scaled dot-product attention: softmax(q k^T / sqrt(d)) v (Vaswani et al., arXiv:1706.03762, equation 1).
 

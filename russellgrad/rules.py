@@ -420,12 +420,12 @@ def masked_multiply(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result
 def _mask_for_shape(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
     """As `as_mask`. Raises ValueError if the mask does not broadcast to `shape`."""
     array = as_mask(xp, mask, op)
-    if not _fits(array.shape, shape):
+    if not fits(array.shape, shape):
         raise ValueError(f"{op}: a mask of shape {array.shape} does not broadcast to shape {shape}")
     return array
 
 
-def _fits(shape: Shape, wanted: Shape) -> bool:
+def fits(shape: Shape, wanted: Shape) -> bool:
     """Whether an array of `shape` broadcasts to the shape `wanted`."""
     pairs = zip(reversed(shape), reversed(wanted), strict=False)
     return len(shape) <= len(wanted) and all(n in (1, m) for n, m in pairs)
@@ -680,7 +680,7 @@ def _counts(xp: Backend, op: str, shape: Shape, index: Index, value: Shape) -> t
     """
     root = xp.root
     ones = root.getitem(root.broadcast_to(root.full((), 1, "float32"), shape), index)
-    if not _fits(value, ones.shape):
+    if not fits(value, ones.shape):
         raise ValueError(
             f"{op}: a value of shape {value} does not broadcast to {ones.shape}, the shape of x[index]; reshape the value"
         )
@@ -818,16 +818,21 @@ def cross_entropy(
         targets, valid = ids, None
     else:  # the id of padding need not be a class
         targets, valid = xp.where(padding, 0, ids), xp.logical_not(padding)
-    if targets.shape != shape[:-1]:
-        raise ValueError(
-            f"cross_entropy: logits {shape} need ids of shape {shape[:-1]}, got {targets.shape}; "
-            "ids are class numbers, one for each row of logits"
-        )
+    check_targets_shape("cross_entropy", shape, targets.shape)
     n = prod(shape[:-1])
     targets = xp.reshape(targets, (n,))
     valid = None if valid is None else xp.reshape(valid, (n,))
     loss, probs = xp.cross_entropy(xp.reshape(logits, (n, classes)), targets, valid, excluded_class)
     return loss, lambda g: xp.reshape(xp.cross_entropy_backward(g, probs, targets, valid), shape)
+
+
+def check_targets_shape(op: str, logits: Shape, targets: Shape) -> None:
+    """Raise ValueError if the shape of the targets is not that of the rows of the logits."""
+    if targets != logits[:-1]:
+        raise ValueError(
+            f"{op}: logits {logits} need ids of shape {logits[:-1]}, got {targets}; "
+            "ids are class numbers, one for each row of logits"
+        )
 
 
 def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: bool, offset: int) -> Result:

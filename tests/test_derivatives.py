@@ -559,6 +559,34 @@ case("cross_entropy_loss, no such class", lambda x: cross_entropy_loss(x, np.whe
      lambda x: torch_cross_entropy(x, np.where(_ids == 4, 9, _ids), 9), _logits)  # fmt: skip
 case("cross_entropy of a view", lambda x: rg.cross_entropy(x.T, _ids.T[1]),
      lambda x: torch_cross_entropy(x.mT, _ids.T[1]), rng(3).normal(size=(5, 2)))  # fmt: skip
+_class_weight, _probs = rng(4).random(5) + 0.5, rng(5).random((2, 3, 5))
+case("cross_entropy, weight and label_smoothing",
+     lambda x, w: rg.cross_entropy(x, _ids, 4, weight=w, label_smoothing=0.1),
+     lambda x, w: _weighted(x, w, 0.1), _logits, _class_weight)  # fmt: skip
+case("cross_entropy of probabilities", lambda x, t: rg.cross_entropy(x, t, label_smoothing=0.2, reduction="sum"),
+     lambda x, t: F.cross_entropy(x.movedim(-1, 1), t.movedim(-1, 1), label_smoothing=0.2, reduction="sum"),
+     _logits, _probs)  # fmt: skip
+
+
+def _weighted(x: Any, w: Any, smoothing: float) -> Any:
+    """cross_entropy of `_ids` without those that are 4; PyTorch's own has no gradient of the weight."""
+    valid = torch.tensor(_ids != 4)
+    one_hot = F.one_hot(torch.tensor(_ids), 5)[valid].double()
+    smooth = one_hot * (1 - smoothing) + smoothing / 5
+    return -(smooth * w * x[valid].log_softmax(-1)).sum() / (one_hot * w).sum()
+
+
+case("mse_loss", rg.mse_loss, F.mse_loss, normal, other)
+case("l1_loss", rg.l1_loss, F.l1_loss, normal, other)
+case("binary_cross_entropy_with_logits", rg.binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits,
+     10 * normal, positive)  # fmt: skip
+case("binary_cross_entropy_with_logits, pos_weight",
+     lambda x, t, p: rg.binary_cross_entropy_with_logits(x, t, pos_weight=p, reduction="none"),
+     lambda x, t, p: -(p * t * F.logsigmoid(x) + (1 - t) * F.logsigmoid(-x)), normal, positive, row)  # fmt: skip
+case("kl_div", lambda x, t: rg.kl_div(x, t, "batchmean"), lambda x, t: F.kl_div(x, t, reduction="batchmean"), normal,
+     positive)  # fmt: skip
+case("kl_div, log_target", lambda x, t: rg.kl_div(x, t, "sum", True),
+     lambda x, t: F.kl_div(x, t, reduction="sum", log_target=True), normal, other)  # fmt: skip
 
 
 def torch_attention(q: Any, k: Any, v: Any, mask: Any = None, causal: bool = False, offset: int = 0) -> Any:
