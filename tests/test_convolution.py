@@ -67,6 +67,8 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "1x1, padding": ((3, 4, 5, 6), (6, 4, 1, 1), {"padding": 1}),
     "kernel = input": ((3, 4, 5, 6), (6, 4, 5, 6), {}),
     "kernel = padded input": ((3, 4, 2, 3), (6, 4, 4, 5), {"padding": 1}),
+    "1x1, depthwise": ((3, 4, 5, 6), (4, 1, 1, 1), {"groups": 4}),
+    "one output in each group": ((3, 4, 5, 6), (2, 2, 3, 3), {"groups": 2}),
     "depthwise": ((3, 4, 5, 6), (4, 1, 3, 3), {"padding": 1, "groups": 4}),
     "depthwise, stride": ((3, 4, 5, 6), (4, 1, 3, 3), {"stride": 2, "groups": 4}),
     "depthwise, twice as many outputs": ((3, 4, 5, 6), (8, 1, 2, 2), {"groups": 4}),
