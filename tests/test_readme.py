@@ -30,6 +30,7 @@ DOCUMENTS = [
     "docs/benchmarks.md",
     "docs/code.md",
     "docs/own_op.md",
+    "docs/own_optimizer.md",
     "docs/own_backend.md",
     "docs/second_derivatives.md",
     "docs/cuda.md",
