@@ -106,6 +106,8 @@ class Tensor(Rearranging, Sorting, Indexing):
                 "data: this tensor is inside a function that a transform differentiates, where the assignment would "
                 "have no derivative; compute a new tensor, as in x = x - step"
             )
+        if not self.ndim and getattr(array, "shape", None) == () and not isinstance(array, Tensor):
+            array = self.backend.asarray(array)  # NumPy returns a scalar for a difference of 0-d arrays
         if not self.backend.is_array(array):
             raise TypeError(
                 f"data: must be an array of backend {self.backend.name!r}, got {type(array).__name__}; write x.data "

@@ -421,6 +421,18 @@ def test_changed_in_place_marks_a_partial_write(backend: Backend) -> None:
         y.backward(Tensor([1.0, 1.0]))
 
 
+def test_data_of_a_0d_tensor_takes_the_scalar_of_a_difference(backend: Backend) -> None:
+    """NumPy's arithmetic on 0-d arrays gives scalars, not arrays."""
+    x = Tensor(2.0)
+    (x**2).backward()
+    x.data = x.data - 0.25 * grad_of(x)
+    assert backend.is_array(x.data)
+    assert x.item() == 1.0
+    assert x.requires_grad
+    with pytest.raises(TypeError, match="got float; write"):
+        x.data = 3.0
+
+
 def test_setting_data_checks_backend_shape_and_dtype(backend: Backend) -> None:
     x = Tensor([1.0, 2.0])
     with pytest.raises(TypeError, match=rf"^data: must be an array of backend '{backend.name}', got list"):
