@@ -34,7 +34,7 @@ gravity, pole_mass, total_mass, half_length, force, tau = 9.8, 0.1, 1.1, 0.5, 10
 
 def advance(state: np.ndarray, push_right: np.ndarray) -> np.ndarray:
     """The states (N, 4), position, velocity, angle and angular velocity, after a time step."""
-    x, velocity, angle, spin = state.T
+    _, velocity, angle, spin = state.T
     push = np.where(push_right, force, -force)
     sin, cos = np.sin(angle), np.cos(angle)
     pushed = (push + pole_mass * half_length * spin**2 * sin) / total_mass

@@ -40,7 +40,7 @@ images = images.astype("float32") / 16  # (1797, 64), in [0, 1]
 
 
 class VAE(Module):
-    """Images (N, 64) -> the logits of their reconstructions (N, 64), and the mean and log variance (N, 2) of the code."""
+    """Images (N, 64) -> logits of the reconstructions (N, 64), and mean and log variance of the codes (N, 2)."""
 
     def __init__(self) -> None:
         self.encoder = Sequential(Linear(64, 256), ReLU(), Linear(256, 4))
