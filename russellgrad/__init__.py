@@ -49,6 +49,7 @@ from .tensor import Tensor
 from .transforms import functional_call, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
+    from . import data as data
     from . import layers
 
 __version__ = "0.1.0"
@@ -119,7 +120,7 @@ __all__ += [name for name in vars(_functional)["__all__"] if name not in __all__
 
 
 def __getattr__(name: str) -> Any:
-    """Import a subpackage at its first use: `import russellgrad as rg; rg.layers.Linear(3, 4)`."""
-    if name == "layers":
+    """Import a part at its first use: `import russellgrad as rg; rg.layers.Linear(3, 4)`."""
+    if name in ("data", "layers"):
         return _import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from math import prod
 from .backend import Array, Backend, DType, Shape
 from .replay import host_scalars, restore_on_failure, run_in_every_step
 
-WEIGHTS, EMBEDDINGS, DROPOUT = range(3)  # streams: independent sequences of one seed, one for each purpose
+WEIGHTS, EMBEDDINGS, DROPOUT, BATCHES = range(4)  # streams: independent sequences of one seed, one for each purpose
 
 
 class Generator:
@@ -24,7 +24,7 @@ class Generator:
 
     Args:
         seed: in [0, 2**64).
-        stream: selects one of the independent sequences of a seed (`WEIGHTS`, `EMBEDDINGS`, `DROPOUT`).
+        stream: selects one of the independent sequences of a seed (`WEIGHTS`, `EMBEDDINGS`, `DROPOUT`, `BATCHES`).
 
     Raises:
         ValueError: the seed is out of range. TypeError: it is not an int.

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 
 import russellgrad
-from russellgrad import generation, init, layers, optimizer, random, russelltransformer, tokenizer
+from russellgrad import data, generation, init, layers, optimizer, random, russelltransformer, tokenizer
 from russellgrad.module import Module
 from russellgrad.tensor import Tensor
 
-MODULES = (generation, init, optimizer, random, russelltransformer, tokenizer)
+MODULES = (data, generation, init, optimizer, random, russelltransformer, tokenizer)
 
 
 def public_classes() -> list[type]:
