@@ -36,7 +36,7 @@ for step in range(args.steps):
     intercept.zero_grad()
     loss.backward()  # fills slope.grad and intercept.grad
     for parameter in (slope, intercept):
-        parameter.data -= learning_rate * parameter.grad
+        parameter.data -= learning_rate * parameter.grad  # type: ignore[operator]  # it is not None
     if step % 20 == 0 or step == args.steps - 1:
         echo(f"step {step:3}: loss {loss:.4f}, y = {slope:.4f} x + {intercept:.4f}")
 

@@ -46,7 +46,8 @@ def advance(state: np.ndarray, push_right: np.ndarray) -> np.ndarray:
 def run(policy: Sequential) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Run all trials: the states (T, N, 4), the actions (T, N), and whether each trial was still on (T, N)."""
     state, alive = rng.uniform(-0.05, 0.05, size=(n_trials, 4)), np.ones(n_trials, dtype=bool)
-    states, actions, on = [], [], []
+    states: list[np.ndarray] = []
+    actions, on = [], []
     while alive.any() and len(states) < max_length:
         with no_grad():
             p = policy(Tensor(state)).sigmoid().numpy()[:, 0]

@@ -58,7 +58,8 @@ def negative_bound(x: Tensor) -> Tensor:
     logits, mean, log_variance = model(x)
     reconstruction = binary_cross_entropy_with_logits(logits, x, reduction="sum")
     divergence = (mean**2 + log_variance.exp() - log_variance - 1).sum() / 2
-    return (reconstruction + divergence) / x.shape[0]
+    loss: Tensor = (reconstruction + divergence) / x.shape[0]
+    return loss
 
 
 model = VAE()
