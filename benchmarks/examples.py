@@ -20,6 +20,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # the arguments of each run
     "logistic": ("",),
     "spirals": ("",),
     "digits": ("--model linear", "--model conv"),
+    "digits_torch": ("",),
     "char_lstm": ("",),
     "vae": ("",),
     "pole": ("",),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import functional_call, get_default_dtype, hessian, no_grad, set_default_dtype, use_backend
+from russellgrad import Tensor, functional_call, get_default_dtype, hessian, no_grad, set_default_dtype, use_backend
 from russellgrad.backend import Backend
 from russellgrad.checkpoint import save_model
 from russellgrad.loss import cross_entropy_loss
@@ -130,7 +130,11 @@ class Run:
     def __call__(self, name: str, *arguments: str) -> tuple[dict[str, Any], str]:
         self._monkeypatch.setattr(sys, "argv", [name, *arguments])
         self._monkeypatch.setattr(sys, "path", list(sys.path))
-        variables = runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        default = get_default_dtype()
+        try:
+            variables = runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        finally:
+            set_default_dtype(default)
         return variables, self._capsys.readouterr().out
 
 
@@ -257,6 +261,23 @@ def test_digits_example_learns_the_digits(run: Run, model: str, epochs: int, at_
     assert float(re.findall(r"accuracy on the test set (\S+)%$", output, re.MULTILINE)[-1]) > at_least
 
 
+@once
+def test_the_digits_example_in_pytorch_is_the_same_model(run: Run) -> None:
+    pytest.importorskip("sklearn")
+    ours, _ = run("digits.py", "--epochs", "1")
+    theirs, output = run("digits_torch.py", "--epochs", "1")
+    assert float(re.findall(r"accuracy on the test set (\S+)%$", output, re.MULTILINE)[-1]) > 85
+    ours["model"].load_state_dict(theirs["model"].state_dict())
+    images = ours["images"][ours["test_set"]]
+    assert np.array_equal(images, theirs["test_images"].numpy())
+    with no_grad():
+        logits = ours["model"](Tensor(images)).numpy()
+    np.testing.assert_allclose(logits, theirs["model"](theirs["test_images"]).detach().numpy(), rtol=0, atol=1e-4)
+    schedule = ours["optimizer"].lr_schedule
+    assert theirs["n_batches"] == len(ours["loader"])
+    assert theirs["optimizer"].param_groups[0]["lr"] == pytest.approx(schedule(theirs["n_batches"]), abs=1e-9)
+
+
 def test_char_lstm_example_learns(run: Run, text: str) -> None:
     steps = 4 if STANDIN else 25
     script, output = run("char_lstm.py", "--dataset", text, "--steps", str(steps))
@@ -311,7 +332,7 @@ def test_the_returns_and_the_physics_of_the_pole_example(run: Run) -> None:
 
 OPTIONS = {
     "newton": "--steps", "gan": "--steps", "maml": "--steps", "line": "--steps", "char_lstm": "--steps",
-    "logistic": "--epochs", "spirals": "--epochs", "digits": "--epochs", "vae": "--epochs", "pole": "--updates",
+    "logistic": "--epochs", "spirals": "--epochs", "digits": "--epochs", "digits_torch": "--epochs", "vae": "--epochs", "pole": "--updates",
 }  # fmt: skip
 
 
