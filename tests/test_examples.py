@@ -332,7 +332,8 @@ def test_the_returns_and_the_physics_of_the_pole_example(run: Run) -> None:
 
 OPTIONS = {
     "newton": "--steps", "gan": "--steps", "maml": "--steps", "line": "--steps", "char_lstm": "--steps",
-    "logistic": "--epochs", "spirals": "--epochs", "digits": "--epochs", "digits_torch": "--epochs", "vae": "--epochs", "pole": "--updates",
+    "logistic": "--epochs", "spirals": "--epochs", "digits": "--epochs", "digits_torch": "--epochs",
+    "vae": "--epochs", "pole": "--updates",
 }  # fmt: skip
 
 
