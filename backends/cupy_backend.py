@@ -388,10 +388,12 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 
 def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]:
     need_x, need_weight, need_bias = needs
-    g2 = _rows(g)  # (N, o)
+    g2, rows = _rows(g), _rows(x)  # (N, o), (N, i)
+    # The gradient has the memory layout of the weight, so that an optimizer reads both in the same order.
+    is_transposed = weight.flags.f_contiguous and not weight.flags.c_contiguous
     return (
         matmul(g2, weight.T).reshape(x.shape) if need_x else None,
-        matmul(_rows(x).T, g2) if need_weight else None,
+        (matmul(g2.T, rows).T if is_transposed else matmul(rows.T, g2)) if need_weight else None,
         _sum_of_rows(g2) if need_bias else None,
     )
 

@@ -152,7 +152,10 @@ def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) ->
     g2, rows = _rows(g), _rows(x)  # (N, o), (N, i)
     (n, o), i = g2.shape, weight.shape[0]
     gx = np.empty((n, i), g.dtype) if need_x else None
-    gw = np.empty((i, o), g.dtype) if need_weight else None
+    # The gradient has the memory layout of the weight, so that an optimizer reads both in the same order.
+    is_transposed = weight.flags.f_contiguous and not weight.flags.c_contiguous
+    gw = np.empty((o, i) if is_transposed else (i, o), g.dtype) if need_weight else None
+    left, right = (g2, rows) if is_transposed else (rows, g2)
     gb = np.empty(o, g.dtype) if need_bias else None
     shares = 64  # parts of each gradient; a thread computes the same parts of all three
 
@@ -163,11 +166,12 @@ def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) ->
         if gx is not None:
             np.matmul(g2[share(n)], weight.T, out=gx[share(n)])
         if gw is not None:
-            np.matmul(rows[:, share(i)].T, g2, out=gw[share(i)])
+            np.matmul(left[:, share(len(gw))].T, right, out=gw[share(len(gw))])
         if gb is not None:
             gb[share(o)] = sum(g2[:, share(o)], axis=0)
 
     run_parallel(shares, 2 * n * i * o * (need_x + need_weight) * _FLOP_TIME, part)
+    gw = gw.T if gw is not None and is_transposed else gw
     return None if gx is None else gx.reshape(x.shape), gw, gb
 
 

@@ -128,6 +128,9 @@ def test_linear_sum_product_and_concatenate_of_large_arrays(backend: Backend, dt
     check_against_torch(
         lambda x, w, b: 0.1 * linear(x, w, b), lambda x, w, b: 0.1 * (x @ w + b), x, weight, bias, dtype=dtype
     )
+    check_against_torch(
+        lambda x, w, b: 0.1 * linear(x, w.T, b), lambda x, w, b: 0.1 * (x @ w.T + b), x, weight.T, bias, dtype=dtype
+    )  # the gradient has the memory layout of the weight
     for shape in [(1040, 64), (64,)]:
         x, y = normal(1040, 64, seed=3), normal(*shape, seed=4)
         check_against_torch(lambda x, y: 0.1 * (x + y), lambda x, y: 0.1 * (x + y), x, y, dtype=dtype)
