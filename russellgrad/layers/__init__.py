@@ -7,15 +7,19 @@ and `Module.to` and `astype` change that.
 
 from .. import init
 from .activations import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from .attention import MultiHeadAttention
 from .containers import Flatten, Identity, Sequential
 from .dropout import Dropout
 from .embedding import Embedding
 from .linear import Linear
 from .norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+from .recurrent import GRU, LSTM
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
     "BatchNorm",
     "Dropout",
     "Embedding",
@@ -26,6 +30,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "MultiHeadAttention",
     "RMSNorm",
     "ReLU",
     "Sequential",
