@@ -33,6 +33,7 @@ from .scope import Scope
 Array: TypeAlias = Any  # the backend's own array type: numpy.ndarray, cupy.ndarray, ...
 DType: TypeAlias = Any  # a dtype object or its name, "float32"
 Shape: TypeAlias = tuple[int, ...]
+Padding: TypeAlias = tuple[tuple[int, int], ...]  # before and after, for each spatial axis
 Axis: TypeAlias = int | tuple[int, ...] | None
 Index: TypeAlias = Any  # the index in x[index]
 
@@ -187,6 +188,22 @@ class Derived(Protocol):
         self, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
         offset: int, needs: Sequence[bool],
     ) -> tuple[Array | None, ...]: ...
+
+    # Convolution and pooling. stride, dilation and kernel have a number for each spatial axis, and padding a pair:
+    # (before, after). The sizes are positive, and fit.
+    # (N, C, *in) (O, C / groups, *kernel) (O,) -> (N, O, *out)
+    def conv(
+        self, x: Array, weight: Array, bias: Array | None, stride: Shape, padding: Padding, dilation: Shape, groups: int,
+    ) -> Array: ...
+    # (N, O, *out) -> (N, C, *in) (O, C / groups, *kernel) (O,)
+    def conv_backward(
+        self, g: Array, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int,
+        needs: Sequence[bool],
+    ) -> tuple[Array | None, ...]: ...
+    # (N, C, *in) -> (N, C, *out) int64, where the maximum of each window is in x.reshape(-1): the first, or the last nan
+    def max_pool_indices(
+        self, x: Array, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape,
+    ) -> Array: ...
 
     # Optimizer steps. They may update the given arrays in place, and return the new arrays. Values that change from step
     # to step are passed in an array, so that a captured step can be replayed. g is scaled by the 0-d array `clip`, if given.

@@ -9,10 +9,12 @@ from .. import init
 from .activations import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
 from .attention import MultiHeadAttention
 from .containers import Flatten, Identity, Sequential
+from .conv import Conv1d, Conv2d
 from .dropout import Dropout
 from .embedding import Embedding
 from .linear import Linear
 from .norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+from .pooling import AvgPool2d, MaxPool2d
 from .recurrent import GRU, LSTM
 
 __all__ = [
@@ -20,7 +22,10 @@ __all__ = [
     "GELU",
     "GRU",
     "LSTM",
+    "AvgPool2d",
     "BatchNorm",
+    "Conv1d",
+    "Conv2d",
     "Dropout",
     "Embedding",
     "Flatten",
@@ -31,6 +36,7 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "MultiHeadAttention",
+    "MaxPool2d",
     "RMSNorm",
     "ReLU",
     "Sequential",
