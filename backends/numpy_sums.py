@@ -81,8 +81,6 @@ def _sum_rows(x: Array) -> Array:
         return np.asarray(_reduce(x, axis=-2))
     if n <= 2 * _BLOCK:
         return np.asarray(_reduce(x[..., :_BLOCK, :], axis=-2) + _reduce(x[..., _BLOCK:, :], axis=-2))
-    if n <= _FEW and c % _BLOCK == 0 and x.size < _ONE_THREAD:
-        return np.asarray(np.matmul(_ONES[x.dtype][:n], x))  # one block of more rows, as in _sum_blocks
     if x.size > _ONE_THREAD and c <= _WIDTH // 4 and x.strides[-2] == c * x.itemsize:  # join short rows to longer ones
         joined = min(_WIDTH // c, n // _BLOCK)
         m, rest = divmod(n, joined)

@@ -119,7 +119,8 @@ def test_gradient_of_the_variance_of_a_large_mean(backend: Backend, mean: float)
 def test_variance_with_an_outlier_in_the_first_row(backend: Backend, outlier: float) -> None:
     a = rng(0).normal(size=(5000, 3)).astype("float32")
     a[0] = outlier
-    np.testing.assert_allclose(Tensor(a).var(0).numpy(), a.astype(np.float64).var(0), rtol=5e-7)
+    bound = 16 * 2.0**-24  # a block of 16 rows with the outlier may be added one by one, and lose the others
+    np.testing.assert_allclose(Tensor(a).var(0).numpy(), a.astype(np.float64).var(0), rtol=bound)
 
 
 def test_variance_of_equal_elements_is_not_negative(backend: Backend) -> None:
