@@ -6,12 +6,13 @@ backend is by default the current one. The values are computed there, so `compil
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
 
 from .backend import Array, Backend, DType, Shape, load_backend, resolve_backend
-from .dtype import Number, get_default_dtype, is_float, python_number, real_array
+from .dtype import Number, get_default_dtype, host_number, is_float, python_number
+from .ops.shapes import shape_from_args
 from .random import Generator, default_generator
 from .rules import check_int
 from .tensor import Tensor
@@ -21,14 +22,14 @@ Where: TypeAlias = str | ModuleType | Backend | None
 
 
 def full(
-    shape: Length, value: Number, dtype: DType = None, *, requires_grad: bool | None = None, backend: Where = None
+    shape: Length, fill_value: Number, dtype: DType = None, *, requires_grad: bool | None = None, backend: Where = None
 ) -> Tensor:
-    """A tensor with `value` everywhere.
+    """A tensor with `fill_value` everywhere.
 
     Args:
         shape: an int or a sequence of ints.
-        value: a real number or a bool.
-        dtype: by default that of Tensor(value): the default dtype, or bool.
+        fill_value: a real number or a bool.
+        dtype: by default that of Tensor(fill_value): the default dtype, or bool.
         requires_grad, backend: as for `Tensor`. Floats track gradients by default.
 
     Raises:
@@ -37,7 +38,7 @@ def full(
 
         full((2, 3), 0.5)
     """
-    return _full("full", shape, value, dtype, requires_grad, backend)
+    return _full("full", shape, fill_value, dtype, requires_grad, backend)
 
 
 def zeros(shape: Length, dtype: DType = None, *, requires_grad: bool | None = None, backend: Where = None) -> Tensor:
@@ -60,6 +61,7 @@ def arange(
 
     Raises:
         TypeError: an argument is not a real number. ValueError: `step` is 0, or an argument is not finite.
+        OverflowError: an int is out of the range of int64.
 
         arange(2, 8, 3)  # [2 5]
     """
@@ -70,6 +72,8 @@ def arange(
     whole = isinstance(first, int) and isinstance(last, int) and isinstance(by, int)
     xp = resolve_backend(backend).root
     wanted = _dtype("arange", xp, "int64" if dtype is None and whole else dtype)
+    if whole and not all(-(2**63) <= x < 2**63 for x in (first, last, by)):
+        raise OverflowError(f"arange: start, stop and step must fit int64, got {first}, {last} and {by}")
     # Ints are counted exactly, without a division of floats.
     n = -((first - last) // by) if whole else math.ceil((last - first) / by)
     i = xp.arange(int(n) if n > 0 else 0)
@@ -82,6 +86,8 @@ def linspace(
     requires_grad: bool | None = None, backend: Where = None,
 ) -> Tensor:  # fmt: skip
     """`num` numbers at equal distances from `start` to `stop`, which is the last one unless endpoint=False.
+
+    Of an integer dtype, they are rounded down, as in NumPy.
 
     Raises:
         TypeError: `start` or `stop` is not a real number, or `num` not an int. ValueError: `num` is negative, or a
@@ -98,6 +104,8 @@ def linspace(
     values = xp.add(xp.multiply(i, (last - first) / intervals if intervals > 0 else 0.0), first)
     if endpoint and n > 1:  # without a rounding error
         values = xp.where(xp.equal(i, n - 1), last, values)
+    if wanted.kind in "iu":  # as in NumPy; a cast would round to 0
+        values = xp.floor(values)
     return _tensor(xp, xp.astype(values, wanted), requires_grad)
 
 
@@ -112,7 +120,7 @@ def eye(
         eye(2)  # [[1. 0.], [0. 1.]]
     """
     check_int("eye: k", k)
-    rows, columns = _shape("eye", (n, n if m is None else m))
+    rows, columns = _shape("eye", n, n if m is None else m)
     xp = resolve_backend(backend).root
     wanted = _dtype("eye", xp, dtype)
     is_one = xp.equal(xp.add(xp.expand_dims(xp.arange(rows), 1), k), xp.arange(columns))
@@ -152,34 +160,29 @@ def rand(
     return _random("rand", shape, seed, generator, dtype, requires_grad, backend)
 
 
-def full_like(x: Tensor, value: Number, dtype: DType = None, **options: Any) -> Tensor:
+def full_like(x: Tensor, fill_value: Number, dtype: DType = None, **options: Any) -> Tensor:
     """As `full`, with the shape and, by default, the dtype and the backend of x. `options` are those of `full`."""
-    shape, given = _like("full_like", x, dtype, options)
-    return full(shape, value, **given)
+    return _like(full, x, dtype, options, fill_value)
 
 
 def zeros_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
     """As `zeros`, with the shape and, by default, the dtype and the backend of x. `options` are those of `zeros`."""
-    shape, given = _like("zeros_like", x, dtype, options)
-    return zeros(shape, **given)
+    return _like(zeros, x, dtype, options)
 
 
 def ones_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
     """As `ones`, with the shape and, by default, the dtype and the backend of x. `options` are those of `ones`."""
-    shape, given = _like("ones_like", x, dtype, options)
-    return ones(shape, **given)
+    return _like(ones, x, dtype, options)
 
 
 def randn_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
     """As `randn`, with the shape and, by default, the dtype and the backend of x. `options` are those of `randn`."""
-    shape, given = _like("randn_like", x, dtype, options)
-    return randn(shape, **given)
+    return _like(randn, x, dtype, options)
 
 
 def rand_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
     """As `rand`, with the shape and, by default, the dtype and the backend of x. `options` are those of `rand`."""
-    shape, given = _like("rand_like", x, dtype, options)
-    return rand(shape, **given)
+    return _like(rand, x, dtype, options)
 
 
 def _full(op: str, shape: Any, value: Any, dtype: DType, requires_grad: bool | None, backend: Where) -> Tensor:
@@ -187,7 +190,7 @@ def _full(op: str, shape: Any, value: Any, dtype: DType, requires_grad: bool | N
     if number is None:
         raise TypeError(f"{op}: the value must be a real number or a bool, got {value!r}")
     wanted = _dtype(op, xp, "bool" if dtype is None and isinstance(number, bool) else dtype)
-    real_array(load_backend("numpy"), number, op, wanted if wanted.kind != "V" else "float32")  # checks the range
+    host_number(op, number, wanted)  # checks the range
     return _tensor(xp, xp.full(_shape(op, shape), number, wanted), requires_grad)
 
 
@@ -196,7 +199,7 @@ def _random(
     requires_grad: bool | None, backend: Where,
 ) -> Tensor:  # fmt: skip
     xp = resolve_backend(backend).root
-    lengths, wanted = _shape(op, shape[0] if len(shape) == 1 else shape), _dtype(op, xp, dtype)
+    lengths, wanted = _shape(op, *shape), _dtype(op, xp, dtype)
     if not is_float(wanted):
         raise TypeError(f"{op}: the numbers are floats; for dtype {wanted} write .astype('{wanted}') after the call")
     if seed is not None and generator is not None:
@@ -216,21 +219,22 @@ def _tensor(xp: Backend, array: Array, requires_grad: bool | None) -> Tensor:
     return tensor
 
 
-def _like(op: str, x: Any, dtype: DType, options: dict[str, Any]) -> tuple[Shape, dict[str, Any]]:
-    """The shape and the options of a new tensor like x. Raises TypeError if x is not a Tensor."""
+def _like(create: Callable[..., Tensor], x: Any, dtype: DType, options: dict[str, Any], *args: Any) -> Tensor:
+    """create(x.shape, *args), like x. Raises TypeError if x is not a Tensor."""
+    name = create.__name__
     if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: needs a Tensor, got a {type(x).__name__}; {op.removesuffix('_like')} takes a shape")
-    return x.shape, {"dtype": x.dtype if dtype is None else dtype, "backend": x.backend.root, **options}
+        raise TypeError(f"{name}_like: needs a Tensor, got a {type(x).__name__}; {name} takes a shape")
+    return create(
+        x.shape, *args, **{"dtype": x.dtype if dtype is None else dtype, "backend": x.backend.root, **options}
+    )
 
 
-def _shape(op: str, shape: Any) -> Shape:
+def _shape(op: str, *shape: Any) -> Shape:
     """The shape as a tuple of ints. Raises TypeError for anything but ints, ValueError for a negative length."""
-    lengths = tuple(shape) if hasattr(shape, "__iter__") else (shape,)
-    if not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in lengths):
-        raise TypeError(f"{op}: lengths must be ints, got {shape!r}")
-    if any(n.__index__() < 0 for n in lengths):
-        raise ValueError(f"{op}: lengths must not be negative, got {shape!r}")
-    return tuple(n.__index__() for n in lengths)
+    lengths = shape_from_args(op, shape)
+    if any(n < 0 for n in lengths):
+        raise ValueError(f"{op}: lengths must not be negative, got {lengths}")
+    return lengths
 
 
 def _dtype(op: str, xp: Backend, dtype: DType) -> Any:

@@ -4,7 +4,7 @@ import os
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
-from .backend import Array, Backend, DType
+from .backend import Array, Backend, DType, load_backend
 
 Number: TypeAlias = int | float
 
@@ -87,6 +87,11 @@ def real_array(xp: Backend, data: Any, op: str, dtype: DType = None) -> Array:
                 f"{', '.join(xp.float_dtypes())}"
             )
         raise kind(f"{op}: {message}") from error
+
+
+def host_number(op: str, number: Number, dtype: Any) -> Array:
+    """A Python number as a 0-d array on the host, of a NumPy dtype. Raises as `real_array` does."""
+    return real_array(load_backend("numpy"), number, op, dtype if dtype.kind != "V" else "float32")
 
 
 def python_number(value: Any) -> Number | None:

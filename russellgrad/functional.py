@@ -4,17 +4,18 @@ Each method of Tensor in `russellgrad/ops/` is a function, too: `exp(x)` is `x.e
 `x.sum(axis=0)`.
 """
 
-import sys
 from collections.abc import Callable
 from functools import wraps
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from . import rules
 from .backend import resolve_backend
 from .dtype import python_number
-from .idioms import numpy_names
 from .tensor import Mask, Operand, Tensor, apply
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def where(condition: Mask, a: Operand, b: Operand) -> Tensor:
@@ -40,15 +41,6 @@ def minimum(a: Operand, b: Operand) -> Tensor:
 def arctan2(a: Operand, b: Operand) -> Tensor:
     """The angle of the point (b, a) in radians, in [-pi, pi]: `arctan2(y, x)`. The operands are broadcast."""
     return apply(rules.arctan2, a, b)
-
-
-@numpy_names
-def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """x - log(sum(exp(x))) along `axis`, without overflow: (...) -> (...).
-
-    Raises IndexError for an axis that x does not have.
-    """
-    return x.log_softmax(axis)
 
 
 def layer_norm(x: Tensor, gamma: Operand = None, beta: Operand = None, eps: float = 1e-5) -> Tensor:
@@ -118,29 +110,13 @@ def attention_qkvpacked(qkv: Tensor, n_heads: int, mask: Mask = None, causal: bo
 
 # --- The methods of Tensor, as functions
 
-_METHODS_ONLY = ("at", "tolist")  # they give no Tensor
 
-
-def _functions() -> dict[str, Callable[..., Any]]:
-    """The public functions and methods in `russellgrad/ops/`, by name."""
-    found: dict[str, Callable[..., Any]] = {}
-    for cls in (cls for cls in Tensor.__mro__ if cls.__module__.startswith(f"{__package__}.ops.")):
-        for name, value in vars(sys.modules[cls.__module__]).items():
-            if isinstance(value, FunctionType) and value.__module__ == cls.__module__:
-                found[name] = value
-        for name, value in vars(cls).items():
-            if isinstance(value, staticmethod):
-                found[name] = getattr(cls, name)
-            elif isinstance(value, FunctionType):
-                found[name] = _function(name, value)
-    return {name: found[name] for name in found if name[0] != "_" and name not in _METHODS_ONLY}
-
-
-def _function(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _function(method: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Operand, P], R]:
     """The function of a method. Its first argument may also be a number or an array, as an operand may."""
+    name = method.__name__
 
     @wraps(method)
-    def function(x: Any, *args: Any, **kwargs: Any) -> Any:
+    def function(x: Operand, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return method(x if isinstance(x, Tensor) else _constant(name, x), *args, **kwargs)
 
     function.__qualname__, function.__module__ = name, __name__
@@ -158,36 +134,93 @@ def _constant(op: str, x: Any) -> Tensor:
     return Tensor(x, requires_grad=False)
 
 
-if TYPE_CHECKING:  # a type checker needs the names; tests/test_functions.py compares them with the methods
-    # ops/shapes.py
-    transpose, swapaxes, reshape, broadcast_to = Tensor.transpose, Tensor.swapaxes, Tensor.reshape, Tensor.broadcast_to
-    squeeze, expand_dims, concatenate, stack = Tensor.squeeze, Tensor.expand_dims, Tensor.concatenate, Tensor.stack
-    split = Tensor.split
-    # ops/reductions.py
-    sum, mean, var, max, min, argmax = Tensor.sum, Tensor.mean, Tensor.var, Tensor.max, Tensor.min, Tensor.argmax
-    # ops/elementwise.py
-    exp, expm1, log, log1p, exp2, log2 = Tensor.exp, Tensor.expm1, Tensor.log, Tensor.log1p, Tensor.exp2, Tensor.log2
-    log10, square, sqrt, tanh, sinh = Tensor.log10, Tensor.square, Tensor.sqrt, Tensor.tanh, Tensor.sinh
-    cosh, abs, sin, cos, tan, arcsin = Tensor.cosh, Tensor.abs, Tensor.sin, Tensor.cos, Tensor.tan, Tensor.arcsin
-    arccos, arctan, erf, sign, isnan = Tensor.arccos, Tensor.arctan, Tensor.erf, Tensor.sign, Tensor.isnan
-    isinf, isfinite, floor, ceil, sigmoid = Tensor.isinf, Tensor.isfinite, Tensor.floor, Tensor.ceil, Tensor.sigmoid
-    relu, silu, leaky_relu, gelu, softplus = Tensor.relu, Tensor.silu, Tensor.leaky_relu, Tensor.gelu, Tensor.softplus
-    elu, round, nan_to_num, astype, clip = Tensor.elu, Tensor.round, Tensor.nan_to_num, Tensor.astype, Tensor.clip
-    masked_fill, masked_multiply = Tensor.masked_fill, Tensor.masked_multiply
-    # ops/reductions.py, more
-    std, norm, logsumexp, prod = Tensor.std, Tensor.norm, Tensor.logsumexp, Tensor.prod
-    cumsum, cumprod, any, all = Tensor.cumsum, Tensor.cumprod, Tensor.any, Tensor.all
-    argmin = Tensor.argmin
-    # ops/rearranging.py, more
-    flip, roll, repeat, tile = Tensor.flip, Tensor.roll, Tensor.repeat, Tensor.tile
-    pad, tril, triu, diagonal = Tensor.pad, Tensor.tril, Tensor.triu, Tensor.diagonal
-    trace = Tensor.trace
-    # ops/sorting.py, more
-    argsort, sort, topk, take_along_axis = Tensor.argsort, Tensor.sort, Tensor.topk, Tensor.take_along_axis
-    # ops/shapes.py, more
-    flatten, ravel, copy, moveaxis = Tensor.flatten, Tensor.ravel, Tensor.copy, Tensor.moveaxis
-else:
-    globals().update({name: function for name, function in _functions().items() if name not in globals()})
+# ops/elementwise.py
+exp = _function(Tensor.exp)
+expm1 = _function(Tensor.expm1)
+log = _function(Tensor.log)
+log1p = _function(Tensor.log1p)
+exp2 = _function(Tensor.exp2)
+log2 = _function(Tensor.log2)
+log10 = _function(Tensor.log10)
+square = _function(Tensor.square)
+sqrt = _function(Tensor.sqrt)
+tanh = _function(Tensor.tanh)
+sinh = _function(Tensor.sinh)
+cosh = _function(Tensor.cosh)
+abs = _function(Tensor.abs)
+sin = _function(Tensor.sin)
+cos = _function(Tensor.cos)
+tan = _function(Tensor.tan)
+arcsin = _function(Tensor.arcsin)
+arccos = _function(Tensor.arccos)
+arctan = _function(Tensor.arctan)
+erf = _function(Tensor.erf)
+sign = _function(Tensor.sign)
+isnan = _function(Tensor.isnan)
+isinf = _function(Tensor.isinf)
+isfinite = _function(Tensor.isfinite)
+floor = _function(Tensor.floor)
+ceil = _function(Tensor.ceil)
+sigmoid = _function(Tensor.sigmoid)
+relu = _function(Tensor.relu)
+silu = _function(Tensor.silu)
+leaky_relu = _function(Tensor.leaky_relu)
+gelu = _function(Tensor.gelu)
+softplus = _function(Tensor.softplus)
+elu = _function(Tensor.elu)
+round = _function(Tensor.round)
+nan_to_num = _function(Tensor.nan_to_num)
+astype = _function(Tensor.astype)
+log_softmax = _function(Tensor.log_softmax)
+clip = _function(Tensor.clip)
+masked_fill = _function(Tensor.masked_fill)
+masked_multiply = _function(Tensor.masked_multiply)
+# ops/shapes.py
+transpose = _function(Tensor.transpose)
+swapaxes = _function(Tensor.swapaxes)
+reshape = _function(Tensor.reshape)
+flatten = _function(Tensor.flatten)
+ravel = _function(Tensor.ravel)
+copy = _function(Tensor.copy)
+moveaxis = _function(Tensor.moveaxis)
+broadcast_to = _function(Tensor.broadcast_to)
+squeeze = _function(Tensor.squeeze)
+expand_dims = _function(Tensor.expand_dims)
+split = _function(Tensor.split)
+concatenate, stack = Tensor.concatenate, Tensor.stack
+# ops/reductions.py
+sum = _function(Tensor.sum)
+mean = _function(Tensor.mean)
+var = _function(Tensor.var)
+std = _function(Tensor.std)
+norm = _function(Tensor.norm)
+logsumexp = _function(Tensor.logsumexp)
+prod = _function(Tensor.prod)
+cumsum = _function(Tensor.cumsum)
+cumprod = _function(Tensor.cumprod)
+any = _function(Tensor.any)
+all = _function(Tensor.all)
+max = _function(Tensor.max)
+min = _function(Tensor.min)
+argmax = _function(Tensor.argmax)
+argmin = _function(Tensor.argmin)
+# ops/rearranging.py
+flip = _function(Tensor.flip)
+roll = _function(Tensor.roll)
+repeat = _function(Tensor.repeat)
+tile = _function(Tensor.tile)
+pad = _function(Tensor.pad)
+tril = _function(Tensor.tril)
+triu = _function(Tensor.triu)
+diagonal = _function(Tensor.diagonal)
+trace = _function(Tensor.trace)
+# ops/sorting.py
+argsort = _function(Tensor.argsort)
+sort = _function(Tensor.sort)
+topk = _function(Tensor.topk)
+take_along_axis = _function(Tensor.take_along_axis)
+
+if not TYPE_CHECKING:  # a type checker reads __all__ only where it is a list of strings
     __all__ = [
         name for name, value in globals().items()
         if isinstance(value, FunctionType) and name[0] != "_"

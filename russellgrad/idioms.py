@@ -13,9 +13,10 @@ _NUMPY_NAMES = {
     "ddof": "correction=, as in NumPy", "a_min": "min=, as in NumPy", "a_max": "max=, as in NumPy",
     "dtype": "x.astype(dtype) before it", "out": "out = x.method()", "constant_values": "value=, as in PyTorch",
     "start_dim": "start=", "end_dim": "end=", "dims": "axis=, as in NumPy", "p": "ord=, as in NumPy",
-    "diagonal": "k=, as in NumPy", "largest": "(-x).topk(k) for the smallest",
+    "diagonal": "k=, as in NumPy", "dim1": "axis1=, as in NumPy", "dim2": "axis2=, as in NumPy",
+    "largest": "(-x).topk(k) for the smallest",
     "stable": "nothing: every sort is stable",
-    "descending": "x.argsort().flip(), or x.topk(k) for values and indices",
+    "descending": "x.sort(axis).flip(axis), or x.topk(k) for values and indices",
 }  # fmt: skip
 
 

@@ -5,9 +5,10 @@ the seed, the stream and the number of the draw, so the state of a `Generator` i
 """
 
 from collections.abc import Callable
-from math import prod
+from math import frexp, prod
 
 from .backend import Array, Backend, DType, Shape
+from .dtype import largest
 from .replay import host_scalars, restore_on_failure, run_in_every_step
 
 WEIGHTS, EMBEDDINGS, DROPOUT, BATCHES = range(4)  # streams: independent sequences of one seed, one for each purpose
@@ -75,7 +76,8 @@ class Generator:
 
     def uniform(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
         """Draw an array of this shape and dtype, uniform on [0, 1), on backend `xp`. The first axis is the batch's."""
-        return xp.uniform(shape, self._key(shape, xp), dtype)
+        values = xp.uniform(shape, self._key(shape, xp), dtype)
+        return xp.minimum(values, frexp(largest(xp.dtype(values)))[0])  # below 1: rounding to the dtype may give 1
 
     def dropout_mask(self, shape: Shape, p: float, dtype: DType, xp: Backend) -> Array:
         """Draw a mask for dropout: 0 with probability p, else 1 / (1 - p). The first axis is the batch's."""

@@ -159,10 +159,12 @@ def round(xp: Backend, a: Array, *, decimals: int) -> Result:
     if not is_float(xp.dtype(a)):
         raise TypeError(f"round: decimals < 0 needs a float tensor, got {xp.dtype(a)}; call .astype('float64') first")
     wide, scale = widened(xp, a), 10.0 ** (decimals if decimals > 0 else -decimals)
-    scaled = xp.multiply(wide, scale) if decimals > 0 else xp.divide(wide, scale)
-    nearest, pull = rint(xp, scaled)
-    out = xp.divide(nearest, scale) if decimals > 0 else xp.multiply(nearest, scale)
-    return _rounded_as(xp, out, a), pull
+    if decimals < 0:
+        nearest, pull = rint(xp, xp.divide(wide, scale))
+        return _rounded_as(xp, xp.multiply(nearest, scale), a), pull
+    is_whole = xp.greater_equal(xp.abs(wide), 2.0**52)  # has no decimals, and might overflow
+    nearest, pull = rint(xp, xp.multiply(xp.where(is_whole, 0, wide), scale))
+    return _rounded_as(xp, xp.where(is_whole, wide, xp.divide(nearest, scale)), a), pull
 
 
 def floor_divide(xp: Backend, a: Array, b: Array) -> Result:
@@ -651,32 +653,34 @@ def getitem_backward(xp: Backend, g: Array, *, index: Index, shape: Shape) -> Re
 
 def at_set(xp: Backend, a: Array, value: Array, *, index: Index) -> Result:
     """a with `value` in place of a[index]."""
-    prepared, shape = xp.prepare_index(index, a.shape), a.shape
-    counts, picked = _counts(xp, "at_set", shape, prepared, shape_of(value))
-    chosen = xp.asarray(xp.root.greater(counts, 0))
+    prepared, shape, root = xp.prepare_index(index, a.shape), a.shape, xp.root
+    ones = _ones_at(xp, "at_set", shape, prepared, shape_of(value))
+    counts = root.getitem_backward(ones, prepared, shape)  # how often the index selects each element
+    chosen = xp.asarray(root.greater(counts, 0))
     if shape_of(value) == ():  # where the index has an element twice, both times it is the same value
         return xp.where(chosen, value, a), lambda g: xp.where(chosen, 0, g), lambda g: xp.where(chosen, g, 0)
-    if prod(picked) > 1 and xp.root.to_host(xp.root.max(counts)) > 1:
+    has_arrays = any(root.is_array(part) for part in prepared)  # ints and slices select no element twice
+    if has_arrays and prod(ones.shape) > 1 and root.to_host(root.max(counts)) > 1:
         raise ValueError(
             f"at_set: the index selects an element of shape {shape} twice, for which there are two values; select each "
             "element once, or sum the values with x.at(index).add(value)"
         )
-    placed = xp.getitem_backward(xp.broadcast_to(value, picked), prepared, shape)
+    placed = xp.getitem_backward(xp.broadcast_to(value, ones.shape), prepared, shape)
     return xp.where(chosen, placed, a), lambda g: xp.where(chosen, 0, g), lambda g: xp.getitem(g, prepared)
 
 
 def at_add(xp: Backend, a: Array, value: Array, *, index: Index) -> Result:
     """a with `value` added to a[index]. The values of repeated indices add up."""
     prepared = xp.prepare_index(index, a.shape)
-    _, picked = _counts(xp, "at_add", a.shape, prepared, shape_of(value))
-    values = xp.broadcast_to(value if xp.is_array(value) else xp.asarray(value, xp.dtype(a)), picked)
+    picked = _ones_at(xp, "at_add", a.shape, prepared, shape_of(value)).shape
+    values = xp.broadcast_to(value, picked) if xp.is_array(value) else xp.full(picked, value, xp.dtype(a))
     return xp.add(a, xp.getitem_backward(values, prepared, a.shape)), lambda g: g, lambda g: xp.getitem(g, prepared)
 
 
-def _counts(xp: Backend, op: str, shape: Shape, index: Index, value: Shape) -> tuple[Array, Shape]:
-    """How often the index selects each element of an array of `shape`, an array of the root, and the shape of a[index].
+def _ones_at(xp: Backend, op: str, shape: Shape, index: Index, value: Shape) -> Array:
+    """An array of the root of ones, with the shape of a[index] for an array a of `shape`.
 
-    Raises ValueError if a value of shape `value` does not broadcast to the latter.
+    Raises ValueError if a value of shape `value` does not broadcast to it.
     """
     root = xp.root
     ones = root.getitem(root.broadcast_to(root.full((), 1, "float32"), shape), index)
@@ -684,7 +688,7 @@ def _counts(xp: Backend, op: str, shape: Shape, index: Index, value: Shape) -> t
         raise ValueError(
             f"{op}: a value of shape {value} does not broadcast to {ones.shape}, the shape of x[index]; reshape the value"
         )
-    return root.getitem_backward(ones, index, shape), ones.shape
+    return ones
 
 
 # --- Products

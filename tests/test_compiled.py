@@ -11,6 +11,7 @@ import pytest
 from russellgrad import (
     Tensor,
     compile_step,
+    einsum,
     functional_call,
     grad,
     hvp,
@@ -277,6 +278,20 @@ def test_an_operation_that_cannot_be_recorded_is_named(
     with pytest.raises(RuntimeError, match=f"compile_step: {op} cannot be recorded in a CUDA graph"):
         step(x)
     assert_close(x * 2, np.array([2.0, 4.0]))  # the device still works
+
+
+def test_operations_with_constants_can_be_recorded(backend: Backend) -> None:
+    works: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x.pad(1, 0.5), lambda x: x.at(0).set(2.0), lambda x: x.at(0).add(2.0), lambda x: x.at(0).set(x[1]),
+        lambda x: x.at(slice(None, None, -1)).set(x * 2), lambda x: x.at((None, slice(1))).add(x[1:2]),
+        lambda x: x.tril(), lambda x: x.diagonal(1), lambda x: x.roll(1, 0), lambda x: x.repeat(2, 1),
+        lambda x: x.norm(3, 0), lambda x: x.prod(0), lambda x: x.logsumexp(), lambda x: einsum("ij,kj->ik", x, x),
+    ]  # fmt: skip
+    for work in works:
+        step = compile_step(work)
+        for number in range(4):
+            x = Tensor(rng(number).standard_normal((3, 3)), requires_grad=False)
+            assert_close(step(x), work(x).numpy())
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -22,7 +22,7 @@ LIKE = (rg.zeros_like, rg.ones_like, rg.randn_like, rg.rand_like)
 def test_zeros_ones_and_full(backend: Backend, shape: Any) -> None:
     assert_close(rg.zeros(shape), np.zeros(shape))
     assert_close(rg.ones(shape), np.ones(shape))
-    assert_close(rg.full(shape, 0.1), np.full(shape, 0.1))
+    assert_close(rg.full(shape, fill_value=0.1), np.full(shape, 0.1))
     for dtype in ("float32", "float16", "int64", "uint8", "bool", np.float32, np.dtype("int32")):
         assert_close(rg.zeros(shape, dtype), np.zeros(shape, dtype))
         assert_close(rg.ones(shape, dtype=dtype), np.ones(shape, dtype))
@@ -85,6 +85,12 @@ def test_linspace(backend: Backend, num: int) -> None:
     assert_close(rg.linspace(0, 10, num, dtype="float32"), np.linspace(0, 10, num, dtype="float32"), atol=1e-6)
 
 
+def test_linspace_of_integers_rounds_down(backend: Backend) -> None:
+    for start, stop, num in ((-2.5, 2.5, 3), (-1, 1, 4), (0, 10, 7), (5, -5, 4)):
+        assert_close(rg.linspace(start, stop, num, dtype="int64"), np.linspace(start, stop, num, dtype="int64"))
+    assert_close(rg.linspace(0, 1, 3, dtype="bool"), np.linspace(0, 1, 3, dtype="bool"))
+
+
 def test_eye(backend: Backend) -> None:
     for arguments in ((3,), (2, 4), (4, 2), (0,), (3, 0), (3, 3, 1), (2, 4, 2), (3, 3, -1), (3, 3, 5), (1, 1)):
         assert_close(rg.eye(*arguments), np.eye(*arguments))
@@ -123,6 +129,12 @@ def test_the_distributions() -> None:
     x, u = rg.randn(100_000, seed=1).numpy(), rg.rand(100_000, seed=1).numpy()
     assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01 and abs((x < 1.0).mean() - 0.8413) < 0.005
     assert abs(u.mean() - 0.5) < 0.005 and abs(u.var() - 1 / 12) < 0.001 and 0 <= u.min() < u.max() < 1
+
+
+def test_uniform_numbers_are_less_than_1_in_every_dtype(backend: Backend) -> None:
+    for dtype in backend.float_dtypes():
+        u = rg.rand(20_000, seed=0, dtype=dtype, requires_grad=False).astype("float64").numpy()
+        assert 0 <= u.min() < 0.001 and 0.996 <= u.max() < 1
 
 
 # --- Like another tensor
@@ -200,9 +212,9 @@ def test_errors_name_the_function_and_the_remedy(backend: Backend) -> None:
     calls: list[tuple[type[Exception], str, Callable[[], Any]]] = [
         (TypeError, r"zeros: 3 is not a dtype; give the shape as one argument, as in zeros\(\(2, 3\)\)",
          lambda: rg.zeros(2, 3)),
-        (TypeError, r"zeros: lengths must be ints, got 2\.5", lambda: rg.zeros(2.5)),  # type: ignore[arg-type]
-        (TypeError, r"ones: lengths must be ints, got \(2, True\)", lambda: rg.ones((2, True))),
-        (TypeError, r"ones: lengths must be ints, got None", lambda: rg.ones(None)),  # type: ignore[arg-type]
+        (TypeError, r"zeros: the lengths must be ints, .*, got 2\.5", lambda: rg.zeros(2.5)),  # type: ignore[arg-type]
+        (TypeError, r"ones: the lengths must be ints, .*, got \(2, True\)", lambda: rg.ones((2, True))),
+        (TypeError, r"ones: the lengths must be ints, .*, got None", lambda: rg.ones(None)),  # type: ignore[arg-type]
         (ValueError, r"full: lengths must not be negative, got \(2, -1\)", lambda: rg.full((2, -1), 0)),
         (TypeError, r"full: the value must be a real number or a bool, got '1'", lambda: rg.full(2, "1")),  # type: ignore[arg-type]
         (TypeError, r"full: the value must be a real number or a bool, got 1j", lambda: rg.full(2, 1j)),  # type: ignore[arg-type]
@@ -213,16 +225,17 @@ def test_errors_name_the_function_and_the_remedy(backend: Backend) -> None:
          lambda: rg.zeros(2, "complex128")),
         (TypeError, r"zeros: backend '.*' has no dtype 'nonsense'", lambda: rg.zeros(2, "nonsense")),
         (TypeError, r"zeros: backend '.*' has no dtype <class 'object'>", lambda: rg.zeros(2, object)),
+        (OverflowError, r"arange: start, stop and step must fit int64, got 0, 1\d+ and 1", lambda: rg.arange(10**30)),
         (ValueError, r"arange: step must not be 0", lambda: rg.arange(0, 3, 0)),
         (ValueError, r"arange: stop must be a finite real number, got inf", lambda: rg.arange(inf)),
         (ValueError, r"arange: start must be a finite real number, got nan", lambda: rg.arange(nan, 3)),
         (TypeError, r"arange: step must be a finite real number, got '1'", lambda: rg.arange(0, 3, "1")),  # type: ignore[arg-type]
         (ValueError, r"linspace: stop must be a finite real number, got inf", lambda: rg.linspace(0, inf)),
         (TypeError, r"linspace: num must be an int, got 2\.0", lambda: rg.linspace(0, 1, 2.0)),  # type: ignore[arg-type]
-        (ValueError, r"linspace: lengths must not be negative, got -1", lambda: rg.linspace(0, 1, -1)),
+        (ValueError, r"linspace: lengths must not be negative, got \(-1,\)", lambda: rg.linspace(0, 1, -1)),
         (ValueError, r"eye: lengths must not be negative", lambda: rg.eye(-1)),
         (TypeError, r"eye: k must be an int, got 0\.5", lambda: rg.eye(2, k=0.5)),  # type: ignore[arg-type]
-        (TypeError, r"randn: lengths must be ints, got \(2, 'float32'\)", lambda: rg.randn(2, f)),  # type: ignore[arg-type]
+        (TypeError, r"randn: the lengths must be ints, .*, got 2, 'float32'", lambda: rg.randn(2, f)),  # type: ignore[arg-type]
         (ValueError, r"rand: lengths must not be negative, got \(2, -3\)", lambda: rg.rand(2, -3)),
         (TypeError, r"randn: the numbers are floats; for dtype int64 write \.astype\('int64'\)",
          lambda: rg.randn(2, dtype="int64")),

@@ -375,6 +375,11 @@ EDGES: dict[str, tuple[Fn, Fn, list[list[float]]]] = {
         torch.round,
         [[0.5, 1.5, 2.5, -0.5, -1.5, 0.49999999999999994, 2**52 + 1, inf, nan]],
     ),
+    "round large numbers": (
+        lambda x: x.round(2),
+        lambda x: x.double().round().to(x.dtype),
+        [[1.7e308, -1e307, 2.0**52, 2.0**60 + 2.0**40]],
+    ),
     "round 1": (lambda x: x.round(1), lambda x: x.round(decimals=1), [[0.25, 0.35, -0.05, 1e15, inf, nan]]),
     "square": (Tensor.square, torch.square, [[0.0, -1.0, inf, -inf, nan]]),
     "exp2": (Tensor.exp2, torch.exp2, [[0.0, 3.0, -1.0, 1100.0, -1100.0, inf, -inf, nan]]),

@@ -185,6 +185,10 @@ def test_numpys_arguments_are_answered(backend: Backend) -> None:
         r"mean: has no argument out=; write out = x\.method\(\)": lambda: x.mean(out=x),
         r"clip: has no argument a_min=; write min=": lambda: x.clip(a_min=0.0),
         r"clip: has no argument a_max=; write max=": lambda: x.clip(0.0, a_max=0.0),
+        r"tril: has no argument diagonal=; write k=": lambda: x.tril(diagonal=1),
+        r"triu: has no argument diagonal=; write k=": lambda: rg.triu(x, diagonal=1),  # type: ignore[call-arg]
+        r"diagonal: has no argument dim1=; write axis1=": lambda: x.diagonal(dim1=0, dim2=1),
+        r"sort: has no argument descending=; write x\.sort\(axis\)\.flip\(axis\)": lambda: x.sort(descending=True),
         r"backend must be a name or a module, got type; a dtype goes to x\.astype": lambda: x.to(np.float32),
         r"astype: .*; give the name of a dtype, such as 'float32'": lambda: x.astype(torch.float32),
         r"astype: ": lambda: x.astype("object"),

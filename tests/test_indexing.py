@@ -1,5 +1,6 @@
 """x[index] for every kind of index, compared with a PyTorch gather of the flat positions that NumPy selects."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -247,6 +248,17 @@ def test_at_keeps_the_dtype(backend: Backend) -> None:
             whole.at(0).add(wrong)
     with pytest.raises(TypeError, match=r"^at_add: x is bool, and has no sums"):
         flags.at(0).add(True)
+
+
+def test_at_keeps_the_dtype_of_x_for_a_number(backend: Backend) -> None:
+    assert_close(Tensor([True, False]).at(1).set(2), np.array([True, True]))
+    assert_close(Tensor(np.array([5, 6], "uint8")).at(0).set(True), np.array([1, 6], "uint8"))
+    assert_close(Tensor(np.array([1.5, 2], "float16")).at(0).set(math.inf), np.array([math.inf, 2], "float16"))
+    for dtype, large in (("int8", 300), ("uint8", -1), ("float16", 1e6), ("float32", 1e300)):
+        x = Tensor(np.array([1, 2], dtype))
+        for op, call in (("at_set", x.at(0).set), ("at_add", x.at(0).add)):
+            with pytest.raises(OverflowError, match=rf"^{op}: .*{dtype}"):
+                call(large)
 
 
 def test_invalid_at_raises(backend: Backend) -> None:

@@ -370,7 +370,7 @@ def test_the_size_of_a_piece_is_no_bool(backend: Backend) -> None:
 def test_shapes_are_ints(backend: Backend) -> None:
     for bad in (3.0, "3", None, "111", [1.0, 3], [None], np.float64(3.0)):
         for op in ("reshape", "broadcast_to", "split"):
-            with pytest.raises(TypeError, match=rf"^{op}: the lengths must be ints, as in {op}\(2, 3\)"):
+            with pytest.raises(TypeError, match=rf"^{op}: the lengths must be ints, as in {op}\(\(2, 3\)\)"):
                 getattr(Tensor([1.0, 2.0, 3.0]), op)(bad)
     assert Tensor([1.0, 2.0]).reshape(np.array([2, 1])).shape == (2, 1)  # type: ignore[arg-type]
 

@@ -111,6 +111,16 @@ def test_rearranging_integers_and_bools(backend: Backend) -> None:
     assert_close(Tensor(np.arange(6, dtype="int32").reshape(2, 3)).trace(), np.array(4))  # sums are int64
 
 
+def test_arguments_may_be_arrays_and_empty(backend: Backend) -> None:
+    t: Any = Tensor(x)
+    assert_close(t.roll([], []), x)
+    assert_close(t.roll([], 0), x)
+    assert_close(t.roll(1, ()), x)
+    assert_close(t.roll(np.array([1, 2]), np.array([0, -1])), np.roll(x, (1, 2), (0, -1)))
+    assert_close(t.roll(Tensor(np.array(1)), Tensor(np.array([0, 1]))), np.roll(x, 1, (0, 1)))
+    assert_close(t.pad({1: np.array([1, 2])}), np.pad(x, ((0, 0), (1, 2), (0, 0))))
+
+
 def test_results_share_no_memory_where_nothing_changes(backend: Backend) -> None:
     t = Tensor(x, requires_grad=False)
     for same in (t.roll(0, 0), t.tile(1), t.pad(0), t.repeat(1, 0)):

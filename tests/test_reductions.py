@@ -317,6 +317,12 @@ def test_half_precision_is_widened(backend: Backend) -> None:
     for out, wanted in ((half.norm(), 500), (half.std(), 50), (half.logsumexp(), 400)):
         assert out.dtype == np.float16
         assert_close(out, np.array(wanted, "float16"))
+    for scale in (300.0, 2.0**-13):  # the variance overflows, or is rounded to 0
+        far = Tensor(np.array([scale, -scale], "float16"))
+        out = far.std()
+        out.backward()
+        assert_close(out, np.array(scale, "float16"))
+        assert_close(far.grad, np.array([0.5, -0.5], "float16"))
     rows = Tensor(np.array([300.0, 0.0625, 400.0, 0.0625], "float16"))
     assert rows.prod().item() == np.float16(300 * 400 / 256)
     assert rows.cumprod()[-1].item() == np.float16(300 * 400 / 256)

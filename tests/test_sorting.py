@@ -110,6 +110,7 @@ def test_take_along_axis_broadcasts_and_takes_views(backend: Backend) -> None:
     check_against_torch(lambda t: t.take_along_axis([3, 3, -1], None), lambda t: t.ravel()[[3, 3, -1]], x)
     assert Tensor(x).take_along_axis(np.zeros((3, 4, 0), int)).shape == (3, 4, 0)
     assert Tensor([1.0]).take_along_axis([]).shape == (0,)
+    assert Tensor([[1.0]]).take_along_axis([[]]).shape == (1, 0)
     assert_close(Tensor(np.array([[5, 6]])).take_along_axis([[1]]), np.array([[6]]))
 
 

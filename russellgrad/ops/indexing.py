@@ -1,11 +1,11 @@
 """New tensors with other values at an index: x.at(index).set(value) and x.at(index).add(value), after JAX's x.at."""
 
-from typing import Any, Generic, cast
+from typing import Any, Generic, Self, cast
 
 from .. import rules
 from ..apply import Operand, TensorBase, TensorT, apply, index_part, is_array
 from ..backend import Index
-from ..dtype import is_float, python_number
+from ..dtype import host_number, is_float, python_number
 
 
 class At(Generic[TensorT]):
@@ -24,6 +24,7 @@ class At(Generic[TensorT]):
         Raises:
             IndexError: the index is out of range. TypeError: the value is a float, and x is not.
             ValueError: the value does not broadcast, or the index selects an element twice.
+            OverflowError: a number is out of the range of the dtype.
 
             Tensor([1.0, 2.0, 3.0]).at(0).set(5.0)  # [5. 2. 3.]
         """
@@ -41,7 +42,7 @@ class At(Generic[TensorT]):
         return apply(rules.at_add, self._x, self._value("at_add", value), index=self._index)
 
     def _value(self, op: str, value: Operand) -> Any:
-        """A Tensor of the dtype of x or a Python number; anything else as it is, for `apply` to refuse."""
+        """A Tensor or a Python number that fits the dtype of x; anything else as it is, for `apply` to refuse."""
         x = cast(Any, self._x)
         number = python_number(value)
         if number is None and not isinstance(value, TensorBase) and is_array(x.backend, value):
@@ -52,7 +53,10 @@ class At(Generic[TensorT]):
             value = apply(rules.astype, value, dtype=x.dtype) if value.dtype != x.dtype else value
         if kind == "f" and not is_float(x.dtype):
             raise TypeError(f"{op}: the value is a float, and x is {x.dtype}; cast one of them with .astype(dtype)")
-        return value if number is None else number
+        if number is None:
+            return value
+        host_number(op, number, x.dtype)  # checks the range
+        return bool(number) if x.dtype.kind == "b" else number
 
 
 class Indexing(TensorBase):
@@ -60,7 +64,7 @@ class Indexing(TensorBase):
 
     __slots__ = ()
 
-    def at(self, index: Index) -> "At[Any]":
+    def at(self, index: Index) -> "At[Self]":
         """The place x[index] in new tensors: `x.at(index).set(value)`, `x.at(index).add(value)`.
 
         The index is that of x[index]. Write `numpy.s_[...]` for slices.

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar, cast
 from .. import rules
 from ..apply import TensorBase
 from ..backend import Axis, load_backend
-from ..dtype import is_float, python_number, real_array
+from ..dtype import host_number, is_float, python_number, real_array
 from ..idioms import numpy_names
 from .reductions import Reductions
 
@@ -49,12 +49,14 @@ class Rearranging(Reductions):
             for one in _ints("roll", "shift", shift):
                 flat = _rolled(flat, one, 0)
             return flat.reshape(self.shape)
-        axes = axis if isinstance(axis, Sequence) else (axis,)  # an axis may be there twice
-        shifts = _ints("roll", "shift", shift)
-        if len(shifts) != len(axes) and 1 not in (len(shifts), len(axes)):
+        axes, shifts, out = _ints("roll", "axis", axis), _ints("roll", "shift", shift), self
+        if len(shifts) == 1:
+            shifts *= len(axes)
+        elif len(axes) == 1:
+            axes *= len(shifts)
+        if len(shifts) != len(axes):
             raise ValueError(f"roll: shift {shift} and axis {axis} must have the same length")
-        out, n = self, max(len(shifts), len(axes))
-        for one, i in zip(shifts * (n // len(shifts)), list(axes) * (n // len(axes)), strict=True):
+        for one, i in zip(shifts, axes, strict=True):  # an axis may be there twice
             out = _rolled(out, one, rules.one_axis("roll", i, self.ndim))
         return out.copy() if out is self else out
 
@@ -123,18 +125,18 @@ class Rearranging(Reductions):
         number = python_number(value)
         if number is None:
             raise TypeError(f"pad: value must be a real number, got {value!r}")
-        fill = real_array(self.backend.root, number, "pad", self.dtype)
-        if not is_float(self.dtype) and self.backend.root.to_host(fill).item() != number:
+        if host_number("pad", number, self.dtype).item() != number and not is_float(self.dtype):
             raise TypeError(
                 f"pad: a tensor of dtype {self.dtype} cannot hold the value {value!r}; cast it with .astype"
             )
         out = self
         for axis, sides in enumerate(_pad_width(pad_width, self.shape)):
-            before, after = (_constant(out, fill, axis, width) for width in sides)
+            before, after = (_constant(out, number, axis, width) for width in sides)
             if any(sides):
                 out = self.concatenate([before, out, after], axis)
         return out.copy() if out is self else out
 
+    @numpy_names
     def tril(self, k: int = 0) -> Self:
         """The lower triangle of matrices (..., n, m), with 0 above diagonal k. Raises ValueError for fewer than 2 axes.
 
@@ -142,6 +144,7 @@ class Rearranging(Reductions):
         """
         return _triangle("tril", self, k)
 
+    @numpy_names
     def triu(self, k: int = 0) -> Self:
         """The upper triangle of matrices (..., n, m), with 0 below diagonal k. Raises ValueError for fewer than 2 axes.
 
@@ -149,6 +152,7 @@ class Rearranging(Reductions):
         """
         return _triangle("triu", self, k)
 
+    @numpy_names
     def diagonal(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Self:
         """The diagonals of the matrices of axes `axis1` and `axis2`, along a new last axis, as in NumPy.
 
@@ -159,6 +163,7 @@ class Rearranging(Reductions):
         """
         return _diagonal("diagonal", self, offset, axis1, axis2)
 
+    @numpy_names
     def trace(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Self:
         """The sum of `diagonal(offset, axis1, axis2)`. Raises as that does.
 
@@ -197,7 +202,7 @@ def _pad_width(given: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     if isinstance(given, dict):
         pairs: Any = [(0, 0)] * len(shape)
         for axis, sides in given.items():
-            pairs[rules.one_axis("pad", axis, len(shape))] = sides if isinstance(sides, Sequence) else (sides, sides)
+            pairs[rules.one_axis("pad", axis, len(shape))] = load_backend("numpy").broadcast_to(sides, (2,))
         given = pairs
     try:
         widths = _host("pad", given)
@@ -214,11 +219,10 @@ def _pad_width(given: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return cast(list[tuple[int, int]], pairs)
 
 
-def _constant(x: RearrangingT, fill: Any, axis: int, width: int) -> RearrangingT:
-    """`width` elements along `axis`, with the value of `fill`, a 0-d array of the root."""
+def _constant(x: RearrangingT, value: float, axis: int, width: int) -> RearrangingT:
+    """`width` elements along `axis`, with the shape and dtype of x otherwise."""
     root = x.backend.root
-    shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
-    return type(x)._wrap(root.broadcast_to(fill, shape), root)
+    return type(x)._wrap(root.full((*x.shape[:axis], width, *x.shape[axis + 1 :]), value, x.dtype), root)
 
 
 def _triangle(op: str, x: RearrangingT, k: int) -> RearrangingT:

@@ -62,7 +62,7 @@ class Reductions(Elementwise, Shapes, Operators):
         """
         rules.check_float("std", self.dtype)
         axes = rules.normalize_axes("std", axis, self.ndim)
-        return _sqrt(self.var(axes, keepdims, correction=correction))
+        return _rounded(_sqrt(_widened(self).var(axes, keepdims, correction=correction)), self)
 
     @numpy_names
     def norm(self, ord: float = 2, axis: Axis = None, keepdims: bool = False) -> Self:
@@ -131,7 +131,8 @@ class Reductions(Elementwise, Shapes, Operators):
         """The product over `axis`, as in `sum`. The product of no elements is 1; of integers or bools, it is int64.
 
         The elements are multiplied in pairs, the products again in pairs, and so on. There is no division by elements,
-        so that derivatives of every order are right where elements are 0.
+        so that derivatives of every order are right where elements are 0. A product of some elements may overflow where
+        NumPy's, from left to right, does not: [0, 1e200, 1, 1e200] gives nan.
 
             Tensor([2.0, 3.0, 4.0]).prod()  # 24.0
         """
@@ -139,8 +140,7 @@ class Reductions(Elementwise, Shapes, Operators):
         out = _widened(self) if is_float(self.dtype) else self.astype("int64")
         for i in axes:
             out = _product(out, i)
-        out = _rounded(out, self) if is_float(self.dtype) else out
-        out = self.copy() if out is self else out
+        out = self.copy() if out is self else _rounded(out, self)
         return out if keepdims else out.reshape([n for i, n in enumerate(self.shape) if i not in axes])
 
     @numpy_names
@@ -160,7 +160,8 @@ class Reductions(Elementwise, Shapes, Operators):
 
         The products of integers or bools are int64. Derivatives of every order are right where elements are 0. It takes
         log2(n) products of the whole tensor for an axis of length n (Hillis & Steele, "Data parallel algorithms",
-        Communications of the ACM 29, 1986). Raises IndexError for an axis that is out of range.
+        Communications of the ACM 29, 1986), which may overflow as in `prod`. Raises IndexError for an axis that is out
+        of range.
 
             Tensor([1.0, 2.0, 3.0]).cumprod()  # [1. 2. 6.]
         """
@@ -172,8 +173,7 @@ class Reductions(Elementwise, Shapes, Operators):
             first, later = out.split([step, n - step], axis)
             out = self.concatenate([first, later * out.split([n - step, step], axis)[0]], axis)
             step *= 2
-        out = _rounded(out, x) if is_float(x.dtype) else out
-        return self.copy() if out is self else out
+        return self.copy() if out is self else _rounded(out, x)
 
     @numpy_names
     def any(self, axis: Axis = None, keepdims: bool = False) -> Self:

@@ -49,7 +49,7 @@ class Shapes(TensorBase):
 
         One length may be -1; it is inferred. Raises ValueError if the number of elements changes.
         """
-        return apply(rules.reshape, self, shape=_shape_from_args("reshape", shape))
+        return apply(rules.reshape, self, shape=shape_from_args("reshape", shape))
 
     @numpy_names
     def flatten(self, start: int = 0, end: int = -1) -> Self:
@@ -103,7 +103,7 @@ class Shapes(TensorBase):
 
         Raises ValueError for a shape to which the tensor does not broadcast.
         """
-        return apply(rules.broadcast_to, self, shape=_shape_from_args("broadcast_to", shape))
+        return apply(rules.broadcast_to, self, shape=shape_from_args("broadcast_to", shape))
 
     @numpy_names
     def squeeze(self, axis: Axis = None) -> Self:
@@ -169,7 +169,7 @@ class Shapes(TensorBase):
                 raise ValueError(f"split: the size of a piece must be positive, got {size_or_sizes}")
             sizes = [min(size_or_sizes, n - start) for start in range(0, n, size_or_sizes)] or [0]
         else:
-            sizes = list(_shape_from_args("split", (size_or_sizes,)))
+            sizes = list(shape_from_args("split", (size_or_sizes,)))
             if sum(sizes) != n or min(sizes, default=0) < 0:
                 raise ValueError(f"split: sizes {sizes} do not add up to axis {axis} of shape {self.shape}")
         stops = list(accumulate(sizes))
@@ -196,12 +196,12 @@ class Shapes(TensorBase):
         return (self[i] for i in range(self.shape[0]))
 
 
-def _shape_from_args(op: str, shape: tuple[Any, ...]) -> Shape:
+def shape_from_args(op: str, shape: tuple[Any, ...]) -> Shape:
     """The shape from the arguments (2, 3) or ((2, 3),). Raises TypeError for anything but ints."""
     lengths = tuple(shape[0]) if len(shape) == 1 and hasattr(shape[0], "__iter__") else shape
     if not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in lengths):
-        raise TypeError(f"{op}: the lengths must be ints, as in {op}(2, 3) or {op}((2, 3)), got {shape}")
-    return lengths
+        raise TypeError(f"{op}: the lengths must be ints, as in {op}((2, 3)), got {', '.join(map(repr, shape))}")
+    return tuple(n.__index__() for n in lengths)
 
 
 def _check_tensors(op: str, tensors: Iterable[TensorT]) -> Sequence[TensorT]:

@@ -81,7 +81,7 @@ class Sorting(Shapes, Operators):
         x, axis = (self.ravel(), 0) if axis is None else (self, rules.one_axis(op, axis, self.ndim))
         root = self.backend.root
         chosen = real_array(root, index_part(indices, self.backend), op)
-        if chosen.shape == (0,) * chosen.ndim and not hasattr(indices, "dtype"):  # an empty list
+        if 0 in chosen.shape and not hasattr(indices, "dtype"):  # an empty list
             chosen = root.astype(chosen, "int64")
         if root.dtype(chosen).kind not in "iu":
             raise TypeError(
