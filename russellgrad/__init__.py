@@ -45,6 +45,7 @@ from .ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from .ops.einsum import einsum, outer, tensordot
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
+from .serialization import load, save
 from .softmax import softmax  # rebinds russellgrad.softmax from the submodule to the function
 from .tensor import Tensor
 from .transforms import functional_call, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
@@ -94,6 +95,7 @@ __all__ = [
     "layers",
     "linear",
     "linspace",
+    "load",
     "log_softmax",
     "manual_seed",
     "max_pool2d",
@@ -108,6 +110,7 @@ __all__ = [
     "rand_like",
     "randn",
     "randn_like",
+    "save",
     "set_backend",
     "set_default_dtype",
     "set_matmul_precision",

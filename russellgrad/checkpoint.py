@@ -6,7 +6,6 @@ The file holds arrays and text and no code, so it is safe to open a file from an
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ import numpy as np
 from .backend import Backend, Shape, resolve_backend, use_backend
 from .dtype import get_default_dtype, set_default_dtype
 from .russelltransformer import Transformer
+from .serialization import read_safetensors, replace_file, require_safetensors, sort_metadata
 from .tokenizer import Tokenizer
 
 FORMAT = "russellgrad-transformer"
@@ -47,7 +47,7 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
     safetensors = require_safetensors("save_model")
     if not isinstance(model, Transformer):
         raise TypeError(
-            f"save_model: needs a Transformer, got a {type(model).__name__}; save others with a state_dict()"
+            f"save_model: needs a Transformer, got a {type(model).__name__}; save other modules with russellgrad.save"
         )
     if not isinstance(notes, Mapping | None):
         raise TypeError(f"save_model: the notes must be a dict, got a {type(notes).__name__}")
@@ -70,21 +70,8 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
         raise TypeError(f"save_model: JSON cannot represent the notes: {error}") from error
     header = {"format": FORMAT, "version": VERSION, "config": text}
     _check_loadable(tokenizer.vocabulary, json.loads(text), state)
-    replace_file(Path(path), _sort_metadata(safetensors.numpy.save(state, header)))
+    replace_file(Path(path), sort_metadata(safetensors.numpy.save(state, header)))
     return Path(path)
-
-
-def _sort_metadata(content: bytes) -> bytes:
-    """Sort the metadata in a safetensors file, which writes it in no fixed order: equal models give equal files.
-
-    Format: the header's length (8 bytes), the header (JSON, padded with blanks to a multiple of 8), the arrays.
-    """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    new = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    new += b" " * (-len(new) % 8)
-    return len(new).to_bytes(8, "little") + new + content[end:]
 
 
 def _widened(array: Any) -> Any:
@@ -150,9 +137,11 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
         ValueError: the file is truncated, was not written by save_model, has another format version, or lacks
             something that a model needs.
     """
-    header, state = _read(Path(path))
+    header, state = read_safetensors(Path(path), "load_model")
     if header.get("format") != FORMAT:
-        raise ValueError(f"load_model: {path} was not written by save_model: its format is not {FORMAT!r}")
+        raise ValueError(
+            f"load_model: {path} was not written by save_model: its format is not {FORMAT!r}; see russellgrad.load"
+        )
     if header.get("version") not in _READABLE:
         raise ValueError(
             f"load_model: {path} has format version {header.get('version')!r}, this release reads "
@@ -202,63 +191,3 @@ def _build(config: Mapping[str, Any], dtype: str) -> Transformer:
             return Transformer(tokenizer, **config["model"], seed=0)
     finally:
         set_default_dtype(default)
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """The metadata and the arrays of a safetensors file."""
-    safetensors = require_safetensors("load_model")
-    if not path.is_file():
-        raise FileNotFoundError(f"load_model: there is no file {path}")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"load_model: {path} is not a complete safetensors file: {error}") from error
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file atomically: write a temporary file in the same folder, sync it to the disk, and rename it.
-
-    If the process is killed before the rename, the temporary file remains; it is called `path` + process id + ".tmp".
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write_synced(temporary, content)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and sync its content to the disk. `sync_folder` syncs its name."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Sync a folder to the disk, so that new, renamed and deleted files survive a crash. Windows needs no such call."""
-    if os.name == "posix":
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def install_command(extra: str) -> str:
-    """The commands that install an extra of this package, for error messages."""
-    return f'pip install "russellgrad[{extra}]", or in a checkout pip install -e ".[{extra}]"'
-
-
-def require_safetensors(who: str) -> Any:
-    """Import safetensors. Raises ImportError, which says what to install."""
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError(f"{who}: needs the package safetensors; {install_command('train')}") from error
-    return safetensors

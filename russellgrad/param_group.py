@@ -33,11 +33,8 @@ class Param:
         """The parameter's gradient."""
         return self.params[0].grad
 
-    def gather(self) -> None:
-        """Do nothing: a single parameter has no flat array."""
-
     def split(self, array: Array) -> list[Array]:
-        """Split an array of the shape of `value` into one array for each parameter: here, `array` itself."""
+        """Split an array of a group into one array for each parameter: here, `array` itself, of any shape."""
         return [array]
 
 
@@ -63,7 +60,12 @@ class FlatGroup:
                 p.grad = grad
 
     def split(self, array: Array) -> list[Array]:
-        """Split a flat array of the shape of `value` into views, one for each parameter, in the parameter's shape."""
+        """Split a flat array of the shape of `value` into views, one for each parameter, in the parameter's shape.
+
+        An array of another shape, such as a number of steps, 0-d, is the same for each parameter.
+        """
+        if array.shape != self.value.shape:
+            return [array] * len(self.params)
         xp = self.params[0].backend
         chunks = xp.split_flat(array, [(_padded(p.size),) for p in self.params])
         return [xp.split_flat(chunk, [p.shape])[0] for p, chunk in zip(self.params, chunks, strict=True)]

@@ -29,6 +29,7 @@ from train.checkpointer import Validation, best_validations
 from train.checkpoints import find
 from train.config import Config, configure
 from train.metrics import Metrics, read_metrics
+from train.optimizers import build_optimizer
 from train.train_transformer import train
 
 pytest.importorskip("safetensors")
@@ -412,7 +413,7 @@ def test_a_checkpoint_with_other_shapes_raises(text: str, tmp_path: Path) -> Non
 
 def test_saving_non_finite_parameters_raises(text: str, tmp_path: Path) -> None:
     result = run(text, tmp_path, steps=4, warmup=1, grad_clip=0.0)
-    optimizer = train_transformer.build_optimizer(result.config, result.model)
+    optimizer = build_optimizer(result.config, result.model)
     xp = result.model.blocks[0].attention.w_qkv.backend
     result.model.blocks[0].attention.w_qkv.data = xp.full((16, 48), float("nan"), "float32")
     with pytest.raises(
@@ -510,10 +511,10 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         written(path, content)
 
-    from russellgrad import checkpoint
+    from russellgrad import serialization
 
-    written = checkpoint.write_synced
-    for module in (checkpoint, checkpoints):
+    written = serialization.write_synced
+    for module in (serialization, checkpoints):
         monkeypatch.setattr(module, "write_synced", full)
     with (
         pytest.raises(OSError, match=f"^cannot write {tmp_path}/x: No space left on device; there is no checkpoint$"),
@@ -800,10 +801,10 @@ def test_paths_and_numpy_scalars_are_settings(text: str, tmp_path: Path) -> None
         ({"steps": True}, "steps must be of type int, got True of type bool"),
         ({"steps": None}, "steps must be of type int, got None of type NoneType"),
         ({"batch": np.float64(4)}, r"batch must be of type int, got np.float64\(4.0\) of type float64"),
-        ({"learning_rate": "1e-3"}, "learning_rate must be of type float, got '1e-3' of type str"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be of type float or None, got '1e-3' of type str"),
         (
             {"learning_rate": np.array([1e-3])},
-            r"learning_rate must be of type float, got array\(\[0.001\]\) of type nd",
+            r"learning_rate must be of type float or None, got array\(\[0.001\]\) of type nd",
         ),
         ({"tensorboard": 1}, "tensorboard must be of type bool, got 1 of type int"),
         ({"temperature": np.ma.masked}, "temperature must be of type float, got masked of type MaskedConstant"),

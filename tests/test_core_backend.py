@@ -140,7 +140,11 @@ def test_training_losses_agree_with_numpy(core: Backend, text: str, tmp_path: Pa
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "grad_clip": 0.0}, {"dtype": "float64"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate": 2, "grad_clip": 0.0}, {"dtype": "float64", "optimizer": "lion"}, {"optimizer": "muon"}],
+    ids=str,
+)
 def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(
     core: Backend, monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, options: dict[str, Any]
 ) -> None:

@@ -57,13 +57,18 @@ TRAIN = "train/train_transformer.py"
 
 
 @with_mpi
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_distributed_run_equals_a_single_process_run(text: str, tmp_path: Path, ranks: int, accumulate: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "accumulate", "optimizer"),
+    [(2, 1, "adamw"), (2, 2, "adamw"), (4, 1, "adamw"), (4, 2, "adamw"), (2, 1, "lion"), (2, 1, "muon")],
+)
+def test_a_distributed_run_equals_a_single_process_run(
+    text: str, tmp_path: Path, ranks: int, accumulate: int, optimizer: str
+) -> None:
     """With dropout, whose draws depend on the sample only. Compares losses and gradient norms."""
+    options: dict[str, Any] = {**RUN, "optimizer": optimizer}
     with use_backend("numpy"):
-        whole = train(dataset=text, out=str(tmp_path / "one"), **RUN)
-    done = run_ranks(ranks, TRAIN, *flags(**RUN, dataset=text, out=tmp_path / "several", accumulate=accumulate))
+        whole = train(dataset=text, out=str(tmp_path / "one"), **options)
+    done = run_ranks(ranks, TRAIN, *flags(**options, dataset=text, out=tmp_path / "several", accumulate=accumulate))
     assert done.returncode == 0, done.stderr
     history = read_metrics(tmp_path / "several")
     np.testing.assert_allclose(history.losses, whole.losses, rtol=0, atol=1e-10)

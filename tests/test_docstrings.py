@@ -6,11 +6,34 @@ from collections.abc import Iterator
 import pytest
 
 import russellgrad
-from russellgrad import data, generation, init, layers, optimizer, random, russelltransformer, tokenizer
+from russellgrad import (
+    base_optimizer,
+    clip_grad,
+    data,
+    generation,
+    init,
+    layers,
+    optimizer,
+    random,
+    russelltransformer,
+    serialization,
+    tokenizer,
+)
 from russellgrad.module import Module
 from russellgrad.tensor import Tensor
 
-MODULES = (data, generation, init, optimizer, random, russelltransformer, tokenizer)
+MODULES = (
+    base_optimizer,
+    clip_grad,
+    data,
+    generation,
+    init,
+    optimizer,
+    random,
+    russelltransformer,
+    serialization,
+    tokenizer,
+)
 
 
 def public_classes() -> list[type]:

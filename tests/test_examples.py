@@ -22,7 +22,8 @@ from tests.conftest import STANDIN
 from tests.helpers import TEXT, once
 from tests.process import ROOT, run_python
 from train.config import Config
-from train.train_transformer import build_model, build_optimizer
+from train.optimizers import build_optimizer
+from train.train_transformer import build_model
 
 
 @once
@@ -333,7 +334,7 @@ def test_the_returns_and_the_physics_of_the_pole_example(run: Run) -> None:
 OPTIONS = {
     "newton": "--steps", "gan": "--steps", "maml": "--steps", "line": "--steps", "char_lstm": "--steps",
     "logistic": "--epochs", "spirals": "--epochs", "digits": "--epochs", "digits_torch": "--epochs",
-    "vae": "--epochs", "pole": "--updates",
+    "vae": "--epochs", "pole": "--updates", "lion": "--steps", "muon": "--steps",
 }  # fmt: skip
 
 
@@ -347,5 +348,29 @@ def test_examples_report_an_invalid_number_of_steps(name: str) -> None:
 
 @once
 def test_examples_are_short_enough_to_be_read_in_one_sitting() -> None:
-    for path in (ROOT / "examples").glob("*.py"):
+    for path in set((ROOT / "examples").glob("*.py")) - {ROOT / "examples/__init__.py"}:
         assert 40 <= len(path.read_text(encoding="utf-8").splitlines()) <= 130, path.name
+
+
+def test_lion_example_settles_with_the_smaller_learning_rate_only(run: Run) -> None:
+    steps = 100 if STANDIN else 600
+    _, output = run("lion.py", "--steps", str(steps))
+    adamw, small, large = (
+        [float(loss) for loss in re.findall(r"^steps +\d+ to +\d+: loss (\S+)$", part, re.MULTILINE)]
+        for part in re.split(r"^Lion.*$", output, flags=re.MULTILINE)
+    )
+    assert len(adamw) == len(small) == len(large) == steps // 100
+    if not STANDIN:
+        assert max(adamw[-1], small[-1]) < 0.5 * large[-1] < 0.05
+    assert large[0] < small[0]
+
+
+def test_muon_example_learns_all_directions_at_once(run: Run) -> None:
+    _, output = run("muon.py")
+    last = {
+        name: [float(error) for error in errors.split()]
+        for name, errors in re.findall(r"^(\w+): errors .*\n(?:step.*\n)*step +300: +(.*)$", output, re.MULTILINE)
+    }
+    assert list(last) == ["SGD", "AdamW", "Muon"]
+    assert min(last["SGD"][6:]) > 0.1 and last["AdamW"][7] > 0.05
+    assert max(last["Muon"]) < 0.03

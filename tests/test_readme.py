@@ -32,6 +32,7 @@ DOCUMENTS = [
     "docs/examples.md",
     "docs/layers.md",
     "docs/own_op.md",
+    "docs/own_optimizer.md",
     "docs/own_backend.md",
     "docs/second_derivatives.md",
     "docs/cuda.md",

@@ -60,7 +60,8 @@ def parameters(path: Path) -> dict[str, bytes]:
     "options",
     [
         {}, {"dtype": "float64"}, {"schedule": "constant"}, {"accumulate": 2}, {"dropout": 0.0, "grad_clip": 0.0},
-        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16"}, {"optimizer": "sgd"}, {"optimizer": "lion"}, {"optimizer": "muon"},
+        {"optimizer": "muon", "dtype": "bfloat16"},
     ],
     ids=str,
 )  # fmt: skip

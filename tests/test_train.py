@@ -16,10 +16,11 @@ from russellgrad.checkpoint import load_model
 from tests.helpers import TEXT
 from tests.process import run_python
 from train import train_transformer
-from train.config import Config, parse
+from train.config import OPTIMIZERS, Config, configure, parse
 from train.metrics import read_metrics
+from train.optimizers import build_optimizer, build_schedule
 from train.progress import Progress, format_duration
-from train.train_transformer import Result, build_model, build_optimizer, build_schedule, train
+from train.train_transformer import Result, build_model, train
 
 pytest.importorskip("safetensors")
 
@@ -169,6 +170,46 @@ def test_weight_decay_applies_only_to_matrices(backend: Backend) -> None:
         assert decay[id(parameter)] == (0.3 if parameter.ndim == 2 else 0), name
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_optimizer_has_its_settings_and_learns(
+    backend: Backend, text: str, tmp_path: Path, optimizer: str
+) -> None:
+    config = Config(**SMALL, optimizer=optimizer)
+    built = build_optimizer(config, build_model(config, TEXT))
+    used = OPTIMIZERS[optimizer]
+    assert built.lr_schedule(2) == pytest.approx(used["learning_rate"])
+    assert config.final_learning_rate == used["learning_rate"] / 10
+    for group in built.groups:
+        assert group["weight_decay"] in (0.0, used["weight_decay"])
+        if "beta1" in used:
+            assert group["betas"] == (used["beta1"], used["beta2"])
+        assert group.get("momentum") == used.get("momentum")
+    assert type(built).__name__.lower().startswith(optimizer)
+    result = small(text, tmp_path, steps=60, optimizer=optimizer, warmup=5)
+    assert result.losses[-1] < result.losses[0] - 0.2
+
+
+def test_muon_updates_the_matrices_of_the_blocks(backend: Backend) -> None:
+    config = Config(**SMALL, optimizer="muon", momentum=0.8, weight_decay=0.3)
+    model = build_model(config, TEXT)
+    groups = {id(p): group for group in build_optimizer(config, model).groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        group = groups[id(parameter)]
+        assert group["use_muon"] == (name.startswith("blocks.") and parameter.ndim == 2), name
+        assert group["weight_decay"] == (0.3 if parameter.ndim == 2 else 0), name
+        assert group["momentum"] == 0.8
+
+
+def test_given_settings_replace_those_of_the_optimizer(backend: Backend) -> None:
+    config = Config(**SMALL, optimizer="sgd", learning_rate=0.5, momentum=0.0, weight_decay=0.1)
+    optimizer = build_optimizer(config, build_model(config, TEXT))
+    assert optimizer.lr_schedule(2) == 0.5
+    assert not optimizer.groups[0]["momentum"] and not optimizer.groups[0]["nesterov"]
+    assert configure("shakespeare-gpu").of_optimizer("learning_rate") == 1e-3
+    assert configure("shakespeare-gpu", optimizer="lion").of_optimizer("learning_rate") == 6e-4
+    assert configure("shakespeare-gpu", optimizer="lion", learning_rate=1e-4).of_optimizer("learning_rate") == 1e-4
+
+
 def test_schedules_give_the_expected_rates() -> None:
     def rates(schedule: str) -> list[float]:
         config = Config(steps=10, learning_rate=1.0, warmup=2, schedule=schedule)
@@ -252,6 +293,13 @@ def test_non_finite_loss_raises_with_the_step(backend: Backend, text: str, tmp_p
         ({"seed": 2**64}, "seed must be in"),
         ({"batch": 10**30}, r"batch must be less than 2\*\*63, got 1000"),
         ({"steps": 2**63}, r"steps must be less than 2\*\*63, got 9223372036854775808"),
+        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, lion, muon, got 'adam'"),
+        ({"momentum": 0.9}, "momentum is a setting of sgd, muon; optimizer is adamw"),
+        ({"momentum": 0.9, "optimizer": "lion"}, "momentum is a setting of sgd, muon; optimizer is lion"),
+        ({"beta1": 0.9, "optimizer": "sgd"}, "beta1 is a setting of adamw, lion, muon; optimizer is sgd"),
+        ({"momentum": 1.0, "optimizer": "sgd"}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"beta2": -0.1}, "beta2 must not be negative"),
+        ({"learning_rate": 1e-3, "min_learning_rate": 0.01, "optimizer": "sgd"}, "min_learning_rate 0.01 is above"),
         ({"out": ""}, "out must not be empty"),
         ({"dataset": ""}, "dataset must not be empty"),
         ({"resume": ""}, "resume must not be empty"),

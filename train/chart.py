@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from russellgrad.checkpoint import install_command
+from russellgrad.serialization import install_command
 
 Floats = npt.NDArray[np.float64]
 

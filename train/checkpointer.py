@@ -18,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from russellgrad.checkpoint import replace_file, require_safetensors, save_model
+from russellgrad.checkpoint import save_model
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
+from russellgrad.serialization import replace_file, require_safetensors
 from train import checkpoints
 from train.config import FIXED_ON_RESUME, Config
 from train.datasets import DATASETS
@@ -105,7 +106,7 @@ class Checkpointer:
 
     def _find(self, path: str) -> checkpoints.Checkpoint:
         checkpoint = checkpoints.find(path)
-        saved = checkpoint.state["config"]
+        saved = {"optimizer": "adamw", **checkpoint.state["config"]}  # earlier versions had no other
         if changed := [name for name in FIXED_ON_RESUME if getattr(self.config, name) != saved[name]]:
             raise ValueError(
                 f"resume: {checkpoint.path} belongs to a run with "

@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from russellgrad.backend import Array
-from russellgrad.checkpoint import load_model, replace_file, save_model, sync_folder, upgrade_state, write_synced
+from russellgrad.checkpoint import load_model, save_model, upgrade_state
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
+from russellgrad.serialization import replace_file, sync_folder, write_synced
 from train.progress import echo, option
 
 FORMAT = "russellgrad-checkpoint"
@@ -135,7 +136,7 @@ def save(run: Path, step: int, model: Transformer, optimizer: Optimizer, extra: 
     for parameter, entries in zip(optimizer.params, optimizer_state["state"], strict=True):
         for name, value in entries.items():
             if isinstance(value, np.ndarray):
-                arrays[f"{names[id(parameter)]}/{name}"] = np.ascontiguousarray(value)
+                arrays[f"{names[id(parameter)]}/{name}"] = np.asarray(value, order="C")
             else:
                 numbers.setdefault(names[id(parameter)], {})[name] = value
     for name, array in [*model.state_dict().items(), *arrays.items()]:

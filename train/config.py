@@ -18,7 +18,19 @@ from train.progress import command_line, option
 
 _ACTIVATIONS = ("leaky_relu", "relu", "gelu", "gelu_tanh")
 DTYPES = ("float32", "float64", "bfloat16")
+# The optimizers, and the defaults of the settings that each of them uses.
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "adamw": {"learning_rate": 2e-3, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99},
+    "sgd": {"learning_rate": 0.1, "weight_decay": 0.0, "momentum": 0.9},
+    "lion": {"learning_rate": 6e-4, "weight_decay": 0.3, "beta1": 0.9, "beta2": 0.99},
+    "muon": {"learning_rate": 2e-3, "weight_decay": 0.1, "momentum": 0.95, "beta1": 0.9, "beta2": 0.99},
+}
 _SCHEDULES = ("constant", "exponential", "cosine", "cosine_with_warmup")
+
+
+def _defaults(name: str) -> str:
+    """The defaults of a setting, for its help."""
+    return "default: " + ", ".join(f"{key} {used[name]:g}" for key, used in OPTIMIZERS.items() if name in used)
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -59,14 +71,19 @@ class Config:
 
     steps: int = _option(2000, "optimizer steps")
     batch: int = _option(12, "batch size: blocks of text in each step")
-    learning_rate: float = _option(2e-3, "maximum learning rate")
+    optimizer: str = _option("adamw", "optimizer: AdamW, SGD with Nesterov momentum, Lion, or Muon for the blocks' "
+                             "matrices with AdamW for the rest", tuple(OPTIMIZERS))
+    learning_rate: float | None = _option(None, f"maximum learning rate ({_defaults('learning_rate')})")
     min_learning_rate: float | None = _option(None, "learning rate at the end of the schedule (default: a tenth of "
                                               "the maximum)")
     schedule: str = _option("cosine_with_warmup", "learning-rate schedule", _SCHEDULES)
     warmup: int | None = _option(None, "warmup steps (default: a twentieth of the steps)")
-    beta1: float = _option(0.9, "AdamW's decay rate for the mean of the gradient")
-    beta2: float = _option(0.99, "AdamW's decay rate for the mean of the squared gradient")
-    weight_decay: float = _option(0.1, "AdamW's weight decay, for matrices only")
+    momentum: float | None = _option(None, f"momentum of SGD and Muon ({_defaults('momentum')})")
+    beta1: float | None = _option(None, "AdamW's decay rate for the mean of the gradient; Lion's weight of that mean "
+                                  f"in a step ({_defaults('beta1')})")
+    beta2: float | None = _option(None, "AdamW's decay rate for the mean of the squared gradient; Lion's for the mean "
+                                  f"of the gradient ({_defaults('beta2')})")
+    weight_decay: float | None = _option(None, f"weight decay, for matrices only ({_defaults('weight_decay')})")
     grad_clip: float = _option(1.0, "maximum norm of the gradient; 0 does not clip")
     accumulate: int = _option(1, "micro-batches that each batch is split into, to use less memory")
     seed: int = _option(0, "random seed for initial weights, batches, dropout and samples")
@@ -108,9 +125,13 @@ class Config:
             )
         if self.width % self.heads:
             raise ValueError(f"{option('heads')} must divide the width: {self.heads} does not divide {self.width}")
-        for name in ("dropout", "beta1", "beta2"):
-            if getattr(self, name) >= 1:
+        for name in ("dropout", "momentum", "beta1", "beta2"):
+            if (getattr(self, name) or 0) >= 1:
                 raise ValueError(f"{option(name)} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("momentum", "beta1", "beta2"):
+            if getattr(self, name) is not None and name not in OPTIMIZERS[self.optimizer]:
+                users = ", ".join(key for key, used in OPTIMIZERS.items() if name in used)
+                raise ValueError(f"{option(name)} is a setting of {users}; {option('optimizer')} is {self.optimizer}")
         if self.seed >= 2**64:
             raise ValueError(f"{option('seed')} must be in [0, 2**64), got {self.seed}")
         if self.schedule == "cosine_with_warmup" and self.warmup_steps >= self.steps:
@@ -118,13 +139,18 @@ class Config:
                 f"{option('warmup')} must be less than {option('steps')}: {self.warmup_steps} is not less than "
                 f"{self.steps}; set another {option('warmup')}, or limit the steps of the run with RG_TRAIN_STEPS"
             )
-        if self.final_learning_rate > self.learning_rate:
+        if self.final_learning_rate > self.of_optimizer("learning_rate"):
             raise ValueError(
                 f"{option('min_learning_rate')} {self.min_learning_rate} is above {option('learning_rate')} "
-                f"{self.learning_rate}"
+                f"{self.of_optimizer('learning_rate')}"
             )
         if self.schedule == "exponential" and not self.final_learning_rate:
             raise ValueError(f"{option('min_learning_rate')} must be positive for the schedule exponential")
+
+    def of_optimizer(self, name: str) -> float:
+        """A setting in OPTIMIZERS: the given value, or the default of the optimizer."""
+        value = getattr(self, name)
+        return OPTIMIZERS[self.optimizer][name] if value is None else float(value)
 
     @property
     def warmup_steps(self) -> int:
@@ -134,7 +160,9 @@ class Config:
     @property
     def final_learning_rate(self) -> float:
         """The learning rate at the end of the schedule."""
-        return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
+        if self.min_learning_rate is not None:
+            return self.min_learning_rate
+        return self.of_optimizer("learning_rate") / 10
 
     @property
     def checkpoint_interval(self) -> int:
@@ -192,7 +220,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # Fields that a resumed run cannot change. (It cannot change the text either: its checksum is compared.)
 FIXED_ON_RESUME = ("layers", "heads", "width", "ff_scale", "block", "activation", "output_projection", "final_norm",
-         "dropout", "dtype", "batch", "seed")  # fmt: skip
+         "dropout", "dtype", "optimizer", "batch", "seed")  # fmt: skip
 
 
 def check_names(given: Mapping[str, Any]) -> None:
@@ -223,7 +251,10 @@ def configure(preset: str | None = None, **given: Any) -> Config:
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if given.get("resume") is None:
-        return Config(**{**PRESETS.get(preset or "", {}), **given})
+        settings = {**PRESETS.get(preset or "", {}), **given}
+        if "learning_rate" not in given and settings.get("optimizer", "adamw") != "adamw":
+            settings.pop("learning_rate", None)  # the presets' is AdamW's
+        return Config(**settings)
     if preset is not None:
         raise ValueError(
             f"{option('resume')} and {option('preset')}: a resumed run has the settings of its checkpoint; leave the "

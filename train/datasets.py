@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from russellgrad.checkpoint import install_command
+from russellgrad.serialization import install_command
 from train.progress import echo, exit_on_error, option
 
 Downloader: TypeAlias = Callable[[str, str, Any], None]  # pooch's: source, path to write, None

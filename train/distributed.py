@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from russellgrad.backend import Array, Backend
-from russellgrad.checkpoint import install_command
 from russellgrad.russelltransformer import Transformer
+from russellgrad.serialization import install_command
 from train.checkpoints import latest_checkpoint
 from train.launch import env_int
 

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from russellgrad import __version__
-from russellgrad.checkpoint import install_command, replace_file
+from russellgrad.serialization import install_command, replace_file
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"  # folder of its files, in the run's folder

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
-from russellgrad.checkpoint import install_command
+from russellgrad.serialization import install_command
 
 PLAIN_LINES = 20  # about this many in a run
 VALIDATION_SECONDS = 5.0  # between two plain lines of a validation

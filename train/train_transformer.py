@@ -48,9 +48,8 @@ from russellgrad import (
     set_matmul_precision,
 )
 from russellgrad.loss import cross_entropy_loss
-from russellgrad.optimizer import AdamWOptimizer, Optimizer, supports_flat
+from russellgrad.optimizer import Optimizer, supports_flat
 from russellgrad.russelltransformer import Transformer
-from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
 from russellgrad.tokenizer import Tokenizer
 from train import checkpoints
 from train.checkpointer import Checkpointer, Validation, best_validations
@@ -58,6 +57,7 @@ from train.config import DTYPES, Config, check_names, configure, parse
 from train.data import Ids, MicroBatch, batches, check_prompt, split, split_batch, validation_blocks
 from train.datasets import load_text
 from train.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
+from train.optimizers import build_optimizer, build_schedule
 from train.progress import command_line, echo, exit_on_error, format_duration, option, peak_memory
 from train.run_logger import RunLogger, check_finite
 
@@ -350,15 +350,19 @@ def _learning_rate_change(config: Config, saved: dict[str, Any], step: int) -> s
     rate, rate_before = build_schedule(config)(step), build_schedule(before)(step)
     if rate != rate_before and step < config.steps:
         changed = ", ".join(
-            f"{option(name)} is {getattr(config, name)} instead of {getattr(before, name)}"
+            f"{option(name)} is {given} instead of {saved_value}"
             for name in names
-            if getattr(config, name) != getattr(before, name)
+            if (given := _schedule_setting(config, name)) != (saved_value := _schedule_setting(before, name))
         )
         return f"the learning rate changes from {rate_before:.3g} to {rate:.3g} at step {step + 1:,}: {changed}"
     return ""
 
 
-# --- The model and the optimizer
+def _schedule_setting(config: Config, name: str) -> Any:
+    return config.of_optimizer(name) if name == "learning_rate" else getattr(config, name)
+
+
+# --- The model
 
 
 def build_model(config: Config, text: str) -> Transformer:
@@ -379,31 +383,6 @@ def build_model(config: Config, text: str) -> Transformer:
         )
     finally:
         set_default_dtype(default)
-
-
-def build_optimizer(config: Config, model: Transformer) -> AdamWOptimizer:
-    """AdamW with weight decay for matrices only: not for biases, nor for the scales and shifts of layer norms."""
-    parameters = model.parameters()
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    flat = supports_flat(parameters[0].backend)
-    return AdamWOptimizer(groups, build_schedule(config), betas=(config.beta1, config.beta2), flat=flat)
-
-
-def build_schedule(config: Config) -> Schedule:
-    """The configured learning-rate schedule."""
-    lr, last, steps = config.learning_rate, config.final_learning_rate, config.steps
-    match config.schedule:
-        case "constant":
-            return constant(lr)
-        case "exponential":
-            return exponential(lr, (last / lr) ** (1 / steps))
-        case "cosine":
-            return cosine(lr, steps, last)
-        case _:
-            return cosine_with_warmup(lr, config.warmup_steps, steps, last)
 
 
 # --- Signals, checks and the command line
