@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import partial, wraps
-from importlib.metadata import entry_points
 from threading import RLock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeAlias, cast
@@ -382,7 +381,7 @@ def load_backend(name: str) -> Backend:
             return _loaded.setdefault(name, made)
         if name in BUILTIN:
             module = importlib.import_module(f"{__package__}.backends.{name}_backend")
-        elif points := entry_points(group=ENTRY_POINT_GROUP, name=name):
+        elif points := _entry_points().select(name=name):
             module = next(iter(points)).load()
         elif "." in name:
             module = _import_dotted(name)
@@ -431,8 +430,15 @@ def _suggestion(name: str) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
+def _entry_points() -> "EntryPoints":
+    """The entry points of installed backends."""
+    from importlib.metadata import entry_points  # here, because its import takes a third of the time of this package's
+
+    return entry_points(group=ENTRY_POINT_GROUP)
+
+
 def _known_names() -> list[str]:
-    return [*BUILTIN, *sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(BUILTIN))]
+    return [*BUILTIN, *sorted({point.name for point in _entry_points()} - set(BUILTIN))]
 
 
 def available_backends() -> tuple[str, ...]:
@@ -510,6 +516,8 @@ def _using(backend: str | ModuleType | Backend) -> Iterator[Backend]:
 
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
     # mypy does not follow the mapping of backends/ to russellgrad.backends. This import checks them against the contract.
     from backends import cupy_backend, numba_backend, numpy_backend, strict_backend
 
