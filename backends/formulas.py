@@ -465,7 +465,8 @@ def _scores(xp: Xp, q: Array, k: Array, mask: Array | None, causal: bool, offset
     return scores
 
 
-# --- Convolution and pooling. Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
+# --- Convolution and pooling. Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", 2016,
+# arXiv:1603.07285.
 
 
 @_in_float32()

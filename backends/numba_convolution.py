@@ -6,18 +6,18 @@ product at all.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import numpy_convolution
 from .numba_compile import compiled, is_float32
-from .numpy_convolution import Block, Padding, Windows
+from .numpy_convolution import Block, Padding, Windows, convolve, convolve_backward
 from .numpy_fused import Array, Shape
 
 # --- Runs of elements, of flat arrays. Numba checks a signed index for being negative, which an unsigned one is not.
 
 _u = np.uint64
+Sizes: TypeAlias = tuple[int, ...]  # what `CompiledWindows.runs` returns
 
 
 @compiled()
@@ -85,22 +85,22 @@ class CompiledWindows(Windows):
     def times(self, weight: Array, block: Block) -> Array:
         if not self.is_by_channel:
             return super().times(weight, block)
-        out = np.zeros((self.c, block.n_samples * block.n_rows * self.width), np.float32)
-        _times(self.pad(block), weight, out, *self.runs(block, self.height(block.n_rows)))
+        out = np.zeros((self.c, 1, block.n_samples * block.n_rows * self.width), np.float32)
+        _times(self.pad(block), weight, out, self.runs(block, self.height(block.n_rows)))
         return out
 
     def weight_gradient(self, block: Block, g: Array) -> Array:
         if not self.is_by_channel:
             return super().weight_gradient(block, g)
         gw = np.empty((self.groups, self.size, 1), np.float32)
-        _weight_gradient(self.pad(block), g, gw, *self.runs(block, self.height(block.n_rows)))
+        _weight_gradient(self.pad(block), g, gw, self.runs(block, self.height(block.n_rows)))
         return gw
 
     def add_gradient(self, block: Block, weight: Array, g: Array, to: Any) -> None:
         if not self.is_by_channel or self.is_x:
             return super().add_gradient(block, weight, g, to)
         flat = to[1][block.rows.start * self.stride[0] * self.padded[1] :]
-        _add_gradient(flat, weight, g, *self.runs(block, self.padded[0]))
+        _add_gradient(flat, weight, g, self.runs(block, self.padded[0]))
 
     def pad(self, block: Block) -> Array:
         padded, flat = self.zeros(block.n_samples, self.height(block.n_rows))
@@ -112,11 +112,11 @@ class CompiledWindows(Windows):
             _crop(to[0], gx, self.top, self.left)
 
     def copy(self, block: Block, flat: Array, columns: Array) -> None:
-        _copy(flat, columns, *self.runs(block, self.height(block.n_rows)))
+        _copy(flat, columns, self.runs(block, self.height(block.n_rows)))
 
     def add(self, block: Block, columns: Array, flat: Array) -> None:
         flat = flat[block.rows.start * self.stride[0] * self.padded[1] :]
-        _add(flat, columns, *self.runs(block, self.padded[0]))
+        _add(flat, columns, self.runs(block, self.padded[0]))
 
     def write(self, block: Block, found: Array, bias: Array | None, out: Array) -> None:
         shifts = np.zeros(self.o, np.float32) if bias is None else np.ascontiguousarray(bias)
@@ -130,7 +130,7 @@ class CompiledWindows(Windows):
         _read(rows, np.ascontiguousarray(g[block.samples]), block.rows.start)
         return rows.reshape(self.groups, self.o // self.groups, -1)
 
-    def runs(self, block: Block, height: int) -> tuple[int, ...]:
+    def runs(self, block: Block, height: int) -> Sizes:
         """Where the runs of a block are in a padded input of this height, for the loops below.
 
         The kernel; samples, and the elements between them; elements between rows and columns of a window; runs, the
@@ -144,11 +144,9 @@ class CompiledWindows(Windows):
 
 
 @compiled()
-def _copy(
-    flat: Array, columns: Array,
-    kh: int, kw: int, n: int, plane: int, di: int, dj: int, runs: int, length: int, between: int, step: int,
-) -> None:  # fmt: skip
+def _copy(flat: Array, columns: Array, sizes: Sizes) -> None:
     """columns (C, *kernel, samples, rows, width) = the windows of a padded input."""
+    kh, kw, n, plane, di, dj, runs, length, between, step = sizes
     target, k = columns.ravel(), 0
     for c, i, j in np.ndindex(columns.shape[0], kh, kw):
         for b in range(n):
@@ -158,11 +156,9 @@ def _copy(
 
 
 @compiled()
-def _add(
-    flat: Array, columns: Array,
-    kh: int, kw: int, n: int, plane: int, di: int, dj: int, runs: int, length: int, between: int, step: int,
-) -> None:  # fmt: skip
+def _add(flat: Array, columns: Array, sizes: Sizes) -> None:
     """Add columns to a padded gradient where `_copy` reads the input."""
+    kh, kw, n, plane, di, dj, runs, length, between, step = sizes
     source, size = columns.ravel(), runs * length
     channels = source.size // (kh * kw * n * size)
     for c, b in np.ndindex(channels, n):  # the gradient of a sample stays in the cache
@@ -174,11 +170,9 @@ def _add(
 
 
 @compiled()
-def _times(
-    flat: Array, weight: Array, out: Array,
-    kh: int, kw: int, n: int, plane: int, di: int, dj: int, runs: int, length: int, between: int, step: int,
-) -> None:  # fmt: skip
-    """Add the products of the weight (C, 1, size) and the windows of a padded input to out (C, samples * rows * width)."""
+def _times(flat: Array, weight: Array, out: Array, sizes: Sizes) -> None:
+    """Add the weight (C, 1, size) times the windows of a padded input to out (C, 1, samples * rows * width)."""
+    kh, kw, n, plane, di, dj, runs, length, between, step = sizes
     target, size = out.ravel(), runs * length
     for c, b in np.ndindex(len(out), n):
         for i, j in np.ndindex(kh, kw):
@@ -189,11 +183,9 @@ def _times(
 
 
 @compiled()
-def _weight_gradient(
-    flat: Array, g: Array, gw: Array,
-    kh: int, kw: int, n: int, plane: int, di: int, dj: int, runs: int, length: int, between: int, step: int,
-) -> None:  # fmt: skip
+def _weight_gradient(flat: Array, g: Array, gw: Array, sizes: Sizes) -> None:
     """gw (C, size, 1) = the sums of the windows of a padded input times g (C, 1, samples * rows * width)."""
+    kh, kw, n, plane, di, dj, runs, length, between, step = sizes
     source, size = g.ravel(), runs * length
     gw[:] = 0
     for c, b in np.ndindex(len(gw), n):
@@ -204,11 +196,9 @@ def _weight_gradient(
 
 
 @compiled()
-def _add_gradient(
-    flat: Array, weight: Array, g: Array,
-    kh: int, kw: int, n: int, plane: int, di: int, dj: int, runs: int, length: int, between: int, step: int,
-) -> None:  # fmt: skip
+def _add_gradient(flat: Array, weight: Array, g: Array, sizes: Sizes) -> None:
     """Add the products of the weight (C, 1, size) and g (C, 1, samples * rows * width) to a padded gradient."""
+    kh, kw, n, plane, di, dj, runs, length, between, step = sizes
     source, size = g.ravel(), runs * length
     for c, b in np.ndindex(len(g), n):
         for i, j in np.ndindex(kh, kw):
@@ -266,13 +256,20 @@ def _read(rows: Array, g: Array, first: int) -> None:
 def conv(
     x: Array, weight: Array, bias: Array | None, stride: Shape, padding: Padding, dilation: Shape, groups: int
 ) -> Any:
-    windows = CompiledWindows if is_float32(x, weight, bias) else Windows
-    return numpy_convolution.conv(x, weight, bias, stride, padding, dilation, groups, windows)
+    windows = _windows(stride, groups, x, weight, bias)
+    return convolve(windows, x, weight, bias, stride, padding, dilation, groups)
 
 
 def conv_backward(
     g: Array, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int,
     needs: Sequence[bool],
 ) -> Any:  # fmt: skip
-    windows = CompiledWindows if is_float32(g, x, weight) else Windows
-    return numpy_convolution.conv_backward(g, x, weight, stride, padding, dilation, groups, needs, windows)
+    windows = _windows(stride, groups, x, weight, g)
+    return convolve_backward(windows, g, x, weight, stride, padding, dilation, groups, needs)
+
+
+def _windows(stride: Shape, groups: int, x: Array, weight: Array, other: Array | None) -> type[Windows]:
+    """The faster class: with strides, the runs of a convolution by channel are short, and NumPy's product is faster."""
+    is_by_channel = x.shape[1] == weight.shape[0] == groups
+    is_compiled = is_float32(x, weight, other) and not (is_by_channel and max(stride) > 1)
+    return CompiledWindows if is_compiled else Windows

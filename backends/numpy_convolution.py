@@ -1,11 +1,11 @@
-"""Convolution and pooling in NumPy: windows and one matrix product, in blocks that stay in the cache, on several threads.
+"""Convolution and pooling in NumPy: windows and one matrix product, in blocks that fit the cache, on several threads.
 
-The formulas in `formulas.py` write all windows to memory. Here a block has those of a few samples, or of some rows of one
-sample. The product takes nearly all of the time.
+The formulas in `formulas.py` write all windows to memory. Here a block has those of a few samples, or of some rows of
+one sample. The product takes most of the time.
 
-Copying windows is faster the longer the runs of neighbouring elements are. With a stride of 1, the outputs are therefore
-computed for all columns of the padded input, as many as the kernel's width minus 1 too many: then the elements at one
-place of all windows of a channel are one run, and the surplus columns of the product are dropped.
+Copying windows is faster the longer the runs of neighbouring elements are. With a stride of 1, outputs are therefore
+computed for all columns of the padded input, which are too many by the kernel's width minus 1. Then the elements at one
+place of all windows of a sample and channel are one run. The surplus columns of the product are dropped.
 """
 
 from collections.abc import Sequence
@@ -51,8 +51,9 @@ class Windows:
         self.padded = tuple(n + before + after for n, (before, after) in zip(self.lengths, padding, strict=True))
         spans = (d * (k - 1) for k, d in zip(self.kernel, dilation, strict=True))
         self.out = tuple((n - span - 1) // s + 1 for n, span, s in zip(self.padded, spans, stride, strict=True))
-        # The columns that are computed. If many were surplus, short runs are faster.
-        self.width = self.padded[1] if stride == (1, 1) and self.padded[1] <= 1.5 * self.out[1] else self.out[1]
+        # The columns that are computed. Surplus columns make the runs of outputs short, instead of those of windows.
+        is_worthwhile = self.c * prod(self.kernel) > self.o and self.padded[1] <= 1.5 * self.out[1]
+        self.width = self.padded[1] if stride == (1, 1) and is_worthwhile else self.out[1]
         self.is_x = self.kernel == stride == (1, 1) and self.padded == tuple(self.lengths)
         self.size = self.c // groups * self.kernel[0] * self.kernel[1]  # of a window
 
@@ -62,14 +63,14 @@ class Windows:
         fitting = max(1, self.block_bytes // max(1, row_bytes))
         n_samples = 1 if self.is_x else max(1, min(fitting // rows, -(-self.n // 2)))  # two blocks for two threads
         pieces = max(-(-rows // fitting), min(rows, 2 if self.n == 1 else 1))
-        n_blocks = -(-self.n // n_samples)
+        n_blocks = -(-self.n // n_samples)  # none if there are no samples
         bounds = [rows * i // pieces for i in range(pieces + 1)]
         return [
             [
                 Block(slice(start, stop), slice(first, last), stop - start, last - first)
                 for first, last in pairwise(bounds)
             ]
-            for start, stop in pairwise(self.n * i // n_blocks for i in range(n_blocks + 1))
+            for start, stop in pairwise(self.n * i // max(n_blocks, 1) for i in range(n_blocks + 1))
         ]
 
     # Products
@@ -83,7 +84,7 @@ class Windows:
         return np.asarray(np.matmul(self.columns(block), g.swapaxes(1, 2)))  # in OpenBLAS faster than g windows^T
 
     def add_gradient(self, block: Block, weight: Array, g: Array, to: Any) -> None:
-        """Add the gradient of the windows of a block to what `start` returned. The weight is (groups, O / groups, size)."""
+        """Add the gradient of the windows of a block to what `start` returned."""
         transposed = weight.swapaxes(1, 2)
         # np.matmul is slow for the outer product of (..., n, 1) and (..., 1, m).
         columns = transposed * g if g.shape[1] == 1 else np.matmul(transposed, g)
@@ -147,15 +148,15 @@ class Windows:
         """The gradient of the outputs of a block; 0 in surplus columns."""
         part = g[block.samples, :, block.rows]
         if block.n_samples == 1 and self.width == self.out[1]:
-            return part[0].reshape(self.groups, self.o // self.groups, -1)
+            return np.asarray(part[0].reshape(self.groups, self.o // self.groups, -1))
         rows = np.empty((self.o, block.n_samples, block.n_rows, self.width), g.dtype)
         rows[..., : self.out[1]] = part.swapaxes(0, 1)
         rows[..., self.out[1] :] = 0
-        return rows.reshape(self.groups, self.o // self.groups, -1)
+        return np.asarray(rows.reshape(self.groups, self.o // self.groups, -1))
 
     def height(self, n_rows: int) -> int:
         """The rows of the padded input that n_rows rows of outputs see."""
-        return (n_rows - 1) * self.stride[0] + self.dilation[0] * (self.kernel[0] - 1) + 1
+        return int((n_rows - 1) * self.stride[0] + self.dilation[0] * (self.kernel[0] - 1) + 1)
 
     def zeros(self, n_samples: int, height: int) -> tuple[Array, Array]:
         """Zeros (C, samples, height, W), and the same as (n,) with some more, which surplus columns see."""
@@ -173,14 +174,28 @@ class Windows:
 
 
 def conv(
-    x: Array, weight: Array, bias: Array | None, stride: Shape, padding: Padding, dilation: Shape, groups: int,
-    windows: type[Windows] = Windows,
+    x: Array, weight: Array, bias: Array | None, stride: Shape, padding: Padding, dilation: Shape, groups: int
+) -> Any:
+    return convolve(Windows, x, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_backward(
+    g: Array, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int,
+    needs: Sequence[bool],
 ) -> Any:  # fmt: skip
+    return convolve_backward(Windows, g, x, weight, stride, padding, dilation, groups, needs)
+
+
+def convolve(
+    windows: type[Windows], x: Array, weight: Array, bias: Array | None, stride: Shape, padding: Padding,
+    dilation: Shape, groups: int,
+) -> Any:  # fmt: skip
+    """`conv` with this class of windows."""
     if _is_half(x) or x.ndim > 4:
         return NotImplemented
     if x.ndim == 3:  # (N, C, W) is (N, C, 1, W)
         x, weight = _with_row(x, weight)
-        return conv(x, weight, bias, (1, *stride), ((0, 0), *padding), (1, *dilation), groups, windows)[:, :, 0]
+        return convolve(windows, x, weight, bias, *_with_axis(stride, padding, dilation), groups)[:, :, 0]
     w = windows(x, weight, stride, padding, dilation, groups)
     matrices = weight.reshape(groups, w.o // groups, w.size)
     out = np.empty((w.n, w.o, *w.out), x.dtype)
@@ -194,16 +209,16 @@ def conv(
     return out
 
 
-def conv_backward(
-    g: Array, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int,
-    needs: Sequence[bool], windows: type[Windows] = Windows,
+def convolve_backward(
+    windows: type[Windows], g: Array, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape,
+    groups: int, needs: Sequence[bool],
 ) -> Any:  # fmt: skip
+    """`conv_backward` with this class of windows."""
     if _is_half(g) or x.ndim > 4:
         return NotImplemented
     if x.ndim == 3:
         g, x, weight = _with_row(g, x, weight)
-        sizes = (1, *stride), ((0, 0), *padding), (1, *dilation)
-        gx, gw, gb = conv_backward(g, x, weight, *sizes, groups, needs, windows)
+        gx, gw, gb = convolve_backward(windows, g, x, weight, *_with_axis(stride, padding, dilation), groups, needs)
         return None if gx is None else gx[:, :, 0], None if gw is None else gw[:, :, 0], gb
     w = windows(x, weight, stride, padding, dilation, groups)
     matrices = weight.reshape(groups, w.o // groups, w.size)
@@ -244,10 +259,14 @@ def _with_row(*arrays: Array) -> tuple[Array, ...]:
     return tuple(array[:, :, None] for array in arrays)
 
 
+def _with_axis(stride: Shape, padding: Padding, dilation: Shape) -> tuple[Shape, Padding, Shape]:
+    return (1, *stride), ((0, 0), *padding), (1, *dilation)
+
+
 def _cost(w: Windows, n_outputs: int, products: int) -> float:
     """The time of products of windows, in microseconds."""
     n_elements = n_outputs // max(w.o, 1) * w.groups * w.size
-    return products * (2 * n_outputs * w.size * _FLOP_TIME + (n_elements + 2 * n_outputs) * 2 * _STEP_TIME)
+    return float(products * (2 * n_outputs * w.size * _FLOP_TIME + (n_elements + n_outputs) * _STEP_TIME))
 
 
 # --- Max pooling

@@ -13,7 +13,7 @@ class MaxPool2d(Module):
         MaxPool2d(2)(Tensor(np.zeros((1, 3, 8, 8)))).shape  # (1, 3, 4, 4)
 
     Raises:
-        ValueError: a size is not positive, or the padding is more than half the kernel. TypeError: a size is not an int.
+        ValueError: a size is not positive, or the padding is more than half the kernel. TypeError: a size is no int.
     """
 
     def __init__(

@@ -42,8 +42,7 @@ def conv2d(
     """Convolution over the last two axes, as `torch.nn.functional.conv2d`.
 
     out[n, o, i, j] = bias[o] + sum over c, a, b of weight[o, c, a, b] x[n, c, i stride + a dilation, j stride +
-    b dilation], where x is padded with zeros. (Dumoulin & Visin, arXiv:1603.07285. A cross-correlation: the kernel is not
-    flipped.)
+    b dilation], where x is padded with zeros (Dumoulin & Visin, arXiv:1603.07285). The kernel is not flipped.
 
     Shapes: x (N, C, H, W) or (C, H, W), weight (O, C / groups, kh, kw), bias (O,) or None -> (N, O, H', W') or (O, H',
     W'), with H' = (H + the padding - dilation (kh - 1) - 1) // stride + 1, and W' likewise.
@@ -104,8 +103,8 @@ def avg_pool2d(
         count_include_pad: whether the mean includes the padding.
         divisor_override: divide the sum of a window by this number.
 
-    Raises ValueError for sizes that do not fit, a padding of more than half the kernel and a divisor of 0, and TypeError
-    for sizes that are not ints.
+    Raises ValueError for sizes that do not fit, a padding of more than half the kernel and a divisor of 0, and
+    TypeError for sizes that are not ints.
 
         avg_pool2d(x, 2)  # (N, C, H // 2, W // 2)
     """
@@ -209,7 +208,7 @@ def check_channels(op: str, x: Any, n_axes: int, channels: int | None = None, ex
 
 
 def sizes(op: str, name: str, value: Any, n_axes: int, least: int) -> Shape:
-    """A number for each spatial axis. Raises TypeError if it is not made of ints, ValueError if one is below `least`."""
+    """A number for each spatial axis. Raises TypeError for anything but ints, ValueError for one below `least`."""
     given = tuple(value) if isinstance(value, (tuple, list)) else (value,) * n_axes
     for number in given:
         check_int(f"{op}: {name}", number)
@@ -257,7 +256,7 @@ def check_divisor(op: str, count_include_pad: Any, divisor_override: Any) -> Non
 def pool_sizes(
     op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
 ) -> tuple[Shape, ...]:
-    """The kernel, stride, padding and dilation of a pooling, two numbers each. Raises ValueError for too much padding."""
+    """The kernel, stride, padding and dilation of a pooling, two each. Raises ValueError for too much padding."""
     check_bool(f"{op}: ceil_mode", ceil_mode)
     kernel, dilations = sizes(op, "kernel_size", kernel_size, 2, 1), sizes(op, "dilation", dilation, 2, 1)
     strides, pads = sizes(op, "stride", kernel if stride is None else stride, 2, 1), sizes(op, "padding", padding, 2, 0)
@@ -278,7 +277,7 @@ def _kernel_text(kernel: Shape, dilation: Shape) -> str:
 def output_lengths(
     op: str, x: Tensor, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape, ceil_mode: bool = False
 ) -> Shape:
-    """The lengths of the spatial axes of the output. Raises ValueError if the kernel is larger than the padded input."""
+    """The lengths of the output's spatial axes. Raises ValueError if the kernel is larger than the padded input."""
     lengths = x.shape[-len(kernel) :]
     padded = tuple(n + before + after for n, (before, after) in zip(lengths, padding, strict=True))
     spans = tuple(map(_span, kernel, dilation))
@@ -301,7 +300,7 @@ def output_lengths(
 def _pooled_padding(
     op: str, x: Tensor, kernel: Shape, stride: Shape, pads: Shape, dilation: Shape, ceil_mode: bool
 ) -> Padding:
-    """The padding that the windows of a pooling reach, which is less at the end than `pads`, or more with `ceil_mode`."""
+    """The padding that windows reach: at the end it may be less than `pads`, or more with `ceil_mode`."""
     both = tuple((pad, pad) for pad in pads)
     counts = output_lengths(op, x, kernel, stride, both, dilation, ceil_mode)
     ends = (
@@ -318,6 +317,6 @@ def _check_elements(op: str, x: Tensor, kernel: Shape, stride: Shape, padding: P
             starts = range(-before, n + after - _span(k, d) + 1, s)
             if any(all(not 0 <= start + i * d < n for i in range(k)) for start in starts):
                 raise ValueError(
-                    f"{op}: x {x.shape} with padding {padding}: a window of the kernel {_kernel_text(kernel, dilation)} "
-                    "has padding alone"
+                    f"{op}: x {x.shape} with padding {padding}: a window of the kernel "
+                    f"{_kernel_text(kernel, dilation)} has padding alone"
                 )
