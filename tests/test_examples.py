@@ -252,7 +252,7 @@ def test_spirals_example_classifies_most_points_and_draws_the_regions(run: Run, 
     assert (tmp_path / "regions.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("model", "epochs", "at_least"), [("linear", 6, 95), ("conv", 4, 96)])
+@pytest.mark.parametrize(("model", "epochs", "at_least"), [("linear", 6, 95), ("conv", 4, 94)])
 def test_digits_example_learns_the_digits(run: Run, model: str, epochs: int, at_least: float) -> None:
     """In full, 30 epochs, they reach more than 97 % and 98.5 %: docs/examples.md."""
     pytest.importorskip("sklearn")
