@@ -42,9 +42,9 @@ if args.model == "linear":
     model = Sequential(Flatten(), Linear(64, 128), ReLU(), Dropout(0.2), Linear(128, 10))
 else:
     model = Sequential(
-        Conv2d(1, 16, 3, padding=1), ReLU(),  # (N, 16, 8, 8)
-        Conv2d(16, 32, 3, padding=1), ReLU(), MaxPool2d(2),  # (N, 32, 4, 4)
-        Flatten(), Dropout(0.3), Linear(512, 10),
+        Conv2d(1, 32, 3, padding=1), ReLU(),  # (N, 32, 8, 8)
+        Conv2d(32, 64, 3, padding=1), ReLU(), MaxPool2d(2),  # (N, 64, 4, 4)
+        Flatten(), Dropout(0.5), Linear(1024, 10),
     )  # fmt: skip
 loader = batches((images[train_set], labels[train_set]), batch_size=32, seed=0)  # in a new order in each epoch
 optimizer = AdamWOptimizer(model.parameters(), cosine(3e-3, args.epochs * len(loader)), weight_decay=0.01)

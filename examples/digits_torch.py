@@ -37,9 +37,9 @@ train_images, train_labels = torch.from_numpy(images[train_set]), torch.from_num
 test_images, test_labels = torch.from_numpy(images[test_set]), torch.from_numpy(labels[test_set])
 
 model = Sequential(
-    Conv2d(1, 16, 3, padding=1), ReLU(),  # (N, 16, 8, 8)
-    Conv2d(16, 32, 3, padding=1), ReLU(), MaxPool2d(2),  # (N, 32, 4, 4)
-    Flatten(), Dropout(0.3), Linear(512, 10),
+    Conv2d(1, 32, 3, padding=1), ReLU(),  # (N, 32, 8, 8)
+    Conv2d(32, 64, 3, padding=1), ReLU(), MaxPool2d(2),  # (N, 64, 4, 4)
+    Flatten(), Dropout(0.5), Linear(1024, 10),
 )  # fmt: skip
 n_batches = -(-len(train_images) // 32)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
