@@ -1,9 +1,9 @@
 """train/explore.py: the page's content and errors, and in a browser its logits, its text, and its use by keyboard."""
 
 import base64
+import errno
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -165,7 +165,8 @@ def set_value(browser: Browser, name: str, value: str) -> None:
 def wait_for_text(browser: Browser, length: int) -> str:
     """The text, once it has so many characters and the generation has ended."""
     for _ in range(1000):
-        if browser.evaluate(f"[...{TEXT}].length === {length} && !document.getElementById('one').disabled"):
+        ended = "document.getElementById('generate').textContent === 'Generate'"
+        if browser.evaluate(f"[...{TEXT}].length === {length} && {ended}"):
             return browser.evaluate(TEXT)
         time.sleep(0.01)
     raise AssertionError(f"the text is {browser.evaluate(TEXT)!r}, not of {length} characters")
@@ -323,6 +324,7 @@ def test_keyboard_generates_stops_and_types(browser: Browser, tmp_path: Path) ->
     open_page(browser, page)
     press(browser, "one", "Enter", 13, text="\r")
     assert wait_for_text(browser, 3).startswith("ab")
+    assert browser.evaluate("document.activeElement.id") == "one"
     assert "1 character in " in browser.evaluate("document.getElementById('status').textContent")
     set_value(browser, "characters", "100000")
     press(browser, "seed", "Enter", 13, text="\r")  # submits the form
@@ -472,17 +474,16 @@ def test_command_line_errors_are_one_line(
     assert not (folder / "explore.html").exists()
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="no folder is read-only for this user")
-def test_read_only_folder_raises(tmp_path: Path) -> None:
+def test_read_only_folder_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = make_model(tmp_path / "run")
-    file.parent.chmod(0o500)
-    try:
-        with pytest.raises(
-            OSError, match=r"cannot write .*explore\.html: Permission denied; output writes the page to"
-        ):
+
+    def refuse(path: Path, content: bytes) -> None:  # as for a user who is not root, for whom no folder is read-only
+        raise PermissionError(errno.EACCES, "Permission denied", f"{path}.1.tmp")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.explore.replace_file", refuse)
+        with pytest.raises(OSError, match=r"cannot write .*explore\.html: Permission denied; output writes"):
             write_page(file, "a")
-    finally:
-        file.parent.chmod(0o700)
     assert write_page(file, "a", output=tmp_path / "page.html").exists()
 
 

@@ -89,11 +89,10 @@ const model = new Transformer(
 
   async function generate(count) {
     const chosen = settings();
-    if (!chosen) return;
+    if (generating || !chosen) return;
     const n = count ?? chosen.count;
     generating = true;
     element("generate").textContent = "Stop";
-    element("one").disabled = element("reset").disabled = true;
     element("text").readOnly = true;
     let done = 0, milliseconds = 0;
     try {
@@ -115,7 +114,6 @@ const model = new Transformer(
     }
     generating = false;
     element("generate").textContent = "Generate";
-    element("one").disabled = element("reset").disabled = false;
     element("text").readOnly = false;
   }
 
@@ -288,6 +286,7 @@ const model = new Transformer(
   });
   element("one").addEventListener("click", () => generate(1));
   element("reset").addEventListener("click", () => {
+    if (generating) return;
     element("status").textContent = "";
     setText(prompt);
   });
