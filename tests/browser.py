@@ -144,3 +144,19 @@ class Browser:
             self.problems.append(f"exception: {found['exceptionDetails']}")
         elif method == "Log.entryAdded":
             self.problems.append(f"log: {found['entry']['text']}")
+
+
+def check_page_fits(browser: Browser, page: Path) -> None:
+    """Check that a page fits a wide and a narrow window, and is light or dark as the user prefers."""
+    for width in (1200, 390):
+        for dark in (False, True):
+            browser.open(page, width=width, dark=dark)
+            assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"too wide for {width}"
+            background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
+
+
+def check_no_requests(browser: Browser, *pages: Path) -> None:
+    """Check that the browser requested these pages and nothing else, and reported no problem."""
+    assert {url for url in browser.requests if not url.startswith("data:")} == {p.resolve().as_uri() for p in pages}
+    assert browser.problems == []

@@ -1,12 +1,10 @@
-"""train/explore.py: the page's content and errors, and in a browser its logits, its text, and its use by keyboard."""
+"""train/explore.py: the page's content, its use by pointer and keyboard, and errors."""
 
 import base64
 import errno
 import json
-import math
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,213 +14,23 @@ import pytest
 from russellgrad.autograd import no_grad
 from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model, save_model
-from russellgrad.generation import Sampling
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
-from tests.browser import Browser, find_browser
-from tests.helpers import rng
+from tests.browser import Browser, check_no_requests, check_page_fits
+from tests.explore_page import (
+    TEXT,
+    VOCABULARY,
+    logits_of_library,
+    make_model,
+    open_page,
+    set_value,
+    wait_for_text,
+)
 from tests.process import run_python
 from tests.test_report import EVIL, Page, make_run
 from train.explore import write_page
 
 pytest.importorskip("safetensors")
-
-VOCABULARY = "\n !'abcdefghij\u00e9\U0001f600<"  # beyond ASCII, and beyond 16 bits
-CONTEXT = 12
-
-
-def make_model(folder: Path, dtype: str = "float64", *, vocabulary: str = VOCABULARY, **options: Any) -> Path:
-    """Write a small model with random parameters, all of which change the logits."""
-    tokenizer = Tokenizer(len(vocabulary), CONTEXT, 12, len(vocabulary), vocabulary=vocabulary, seed=0)
-    model = Transformer(tokenizer, **{"n_layers": 2, "n_attn_heads": 3, "seed": 0, **options}).to("numpy")
-    draws = rng(1)
-    for name, parameter in model.named_parameters():
-        center = 1.0 if name.endswith("gamma") else 0.0
-        parameter.data = draws.normal(center, 0.4, parameter.shape)
-    model.astype(dtype)
-    folder.mkdir(parents=True, exist_ok=True)
-    return save_model(folder / "model.safetensors", model)
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        pytest.skip("found no Chromium or Chrome; set RG_BROWSER to the path of one")
-    with Browser(path) as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(process: Browser) -> Browser:
-    process.requests, process.problems = [], []
-    return process
-
-
-def open_page(browser: Browser, page: Path, **options: Any) -> None:
-    browser.open(page, **options)
-    assert browser.problems == []
-
-
-def check_no_requests(browser: Browser, *pages: Path) -> None:
-    assert {url for url in browser.requests if not url.startswith("data:")} == {p.resolve().as_uri() for p in pages}
-    assert browser.problems == []
-
-
-# --- The model in the browser
-
-CONFIGURATIONS: list[dict[str, Any]] = [
-    {"activation": "leaky_relu"},
-    {"activation": "relu", "output_projection": True, "n_layers": 1},
-    {"activation": "gelu", "output_projection": True, "final_norm": True},
-    {"activation": "gelu_tanh", "final_norm": True, "n_attn_heads": 1, "ff_scale_factor": 3, "dropout": 0.5},
-]
-
-LOGITS = """((ids) => {
-  const cache = new KVCache(model);
-  for (const part of ids) model.forward(part, cache);
-  return ids.flat().map((_, t) => [...model.logits(cache, t)]);
-})"""
-
-
-def logits_of_page(browser: Browser, *parts: list[int]) -> Any:
-    """The logits that the page computes for tokens that are appended to its cache in these parts."""
-    return np.array(browser.evaluate(f"{LOGITS}({json.dumps(parts)})"))
-
-
-def logits_of_library(model: Transformer, ids: list[int]) -> Any:
-    with no_grad():
-        return model.forward([ids]).numpy()[0, :, : model.tokenizer.vocab_size]
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_logits_equal_the_library(browser: Browser, tmp_path: Path, dtype: str) -> None:
-    """One character, random lengths, full context, padding, and tokens appended to a cache."""
-    pages, draws = [], rng(2)
-    for number, options in enumerate(CONFIGURATIONS):
-        file = make_model(tmp_path / str(number), dtype, **options)
-        model, pad = load_model(file, backend="numpy"), len(VOCABULARY)
-        pages.append(write_page(file, "a"))
-        open_page(browser, pages[-1])
-        for length in (1, 5, CONTEXT, *draws.integers(2, CONTEXT, 3).tolist()):
-            ids = draws.integers(0, pad, length).tolist()
-            expected = logits_of_library(model, ids)
-            assert np.abs(expected).max() > 1
-            np.testing.assert_allclose(logits_of_page(browser, ids), expected, rtol=0, atol=1e-4)
-            cut = length // 2
-            in_parts = logits_of_page(browser, ids[:cut], ids[cut:])
-            np.testing.assert_allclose(in_parts, expected, rtol=0, atol=1e-4)
-            padded = [*ids, *[pad] * (CONTEXT - length)]
-            np.testing.assert_allclose(
-                logits_of_page(browser, padded), logits_of_library(model, padded), rtol=0, atol=1e-4
-            )
-            inside = [ids[0], pad, *ids[1 : CONTEXT - 1]]  # not the padding that the library adds, but allowed
-            np.testing.assert_allclose(
-                logits_of_page(browser, inside), logits_of_library(model, inside), rtol=0, atol=1e-4
-            )
-    check_no_requests(browser, *pages)
-
-
-def test_float16_page_has_the_logits_of_rounded_weights(browser: Browser, tmp_path: Path) -> None:
-    file = make_model(tmp_path, activation="gelu", output_projection=True, final_norm=True)
-    model = load_model(file, backend="numpy")
-    exact = logits_of_library(model, list(range(CONTEXT)))
-    for parameter in model.parameters():
-        parameter.data = parameter.data.astype("float16").astype("float64")
-    whole = write_page(file, "a").stat().st_size
-    page = write_page(file, "a", dtype="float16")
-    assert page.stat().st_size < whole
-    open_page(browser, page)
-    found, expected = logits_of_page(browser, list(range(CONTEXT))), logits_of_library(model, list(range(CONTEXT)))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    assert np.abs(expected - exact).max() > 1e-4  # the rounding shows, so the test can fail
-
-
-def test_half_precision_is_decoded_exactly(browser: Browser, tmp_path: Path) -> None:
-    open_page(browser, write_page(make_model(tmp_path), "a"))
-    bits = np.concatenate([np.arange(0, 2**16, 37), [0, 1, 1023, 1024, 0x7BFF, 0x8001, 0xFBFF]]).astype(np.uint16)
-    bits = bits[np.isfinite(bits.view(np.float16))]
-    found = browser.evaluate(f"{bits.tolist()}.map(decodeHalf)")
-    np.testing.assert_array_equal(np.array(found, float), bits.view(np.float16).astype(float))
-
-
-def test_erf_is_accurate(browser: Browser, tmp_path: Path) -> None:
-    open_page(browser, write_page(make_model(tmp_path), "a"))
-    x = np.concatenate([np.linspace(-6, 6, 997), [0.46875, 0.4687501, 4.0, 30.0]]).tolist()
-    np.testing.assert_allclose(browser.evaluate(f"{x}.map(erf)"), [math.erf(v) for v in x], rtol=0, atol=1e-7)
-
-
-# --- Generation
-
-TEXT = "document.getElementById('text').value"
-
-
-def set_value(browser: Browser, name: str, value: str) -> None:
-    field = f"document.getElementById({json.dumps(name)})"
-    browser.evaluate(f"{field}.value = {json.dumps(value)}; {field}.dispatchEvent(new Event('input'))")
-
-
-def wait_for_text(browser: Browser, length: int) -> str:
-    """The text, once it has so many characters and the generation has ended."""
-    for _ in range(1000):
-        ended = "document.getElementById('generate').textContent === 'Generate'"
-        if browser.evaluate(f"[...{TEXT}].length === {length} && {ended}"):
-            return browser.evaluate(TEXT)
-        time.sleep(0.01)
-    raise AssertionError(f"the text is {browser.evaluate(TEXT)!r}, not of {length} characters")
-
-
-@pytest.mark.parametrize("prompt", ["a", "bad face <\u00e9\U0001f600 hide! 'jig' deface\nabc"])
-def test_greedy_text_is_that_of_the_library_past_the_context(browser: Browser, tmp_path: Path, prompt: str) -> None:
-    for number, options in enumerate(CONFIGURATIONS[1:3]):
-        file = make_model(tmp_path / str(number), **options)
-        expected = load_model(file, backend="numpy").generate(prompt, 4 * CONTEXT, temperature=0)
-        open_page(browser, write_page(file, prompt))
-        set_value(browser, "temperature", "0")
-        set_value(browser, "characters", str(4 * CONTEXT))
-        browser.evaluate("document.getElementById('generate').click()")
-        assert wait_for_text(browser, len(expected)) == expected
-        assert browser.problems == []
-
-
-def test_sampling_probabilities_equal_the_library(browser: Browser, tmp_path: Path) -> None:
-    open_page(browser, write_page(make_model(tmp_path), "a"))
-    logits = rng(3).normal(0, 2, 20).round(1).tolist()  # with ties
-    for temperature, top_k in ((1.0, 0), (0.3, 5), (2.0, 20), (0, 0), (0, 7), (1.5, 1)):
-        tokens, weights = Sampling(temperature, top_k or None).choices(logits)
-        expected = np.zeros(20)
-        expected[tokens] = np.array(weights) / sum(weights)
-        found = browser.evaluate(f"[...samplingProbabilities(new Float64Array({logits}), {temperature}, {top_k})]")
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-
-
-def test_drawn_tokens_have_their_probabilities(browser: Browser, tmp_path: Path) -> None:
-    open_page(browser, write_page(make_model(tmp_path), "a"))
-    counts = browser.evaluate(
-        "(() => { const counts = [0, 0, 0, 0], generator = new Generator(5);"
-        "for (let i = 0; i < 20000; i++) counts[draw([0.5, 0, 0.2, 0.3], generator)]++; return counts; })()"
-    )
-    np.testing.assert_allclose(np.array(counts) / 20000, [0.5, 0, 0.2, 0.3], rtol=0, atol=0.015)
-    seeds = "[0, 1, 2, 2654435769, 4294967295].map((seed) => new Generator(seed).random())"
-    assert len(set(browser.evaluate(seeds))) == 5
-
-
-def test_a_seed_gives_the_same_text_in_one_part_or_several(browser: Browser, tmp_path: Path) -> None:
-    page = write_page(make_model(tmp_path), "ab")
-    texts = []
-    for seed, parts in ((3, [30]), (3, [1, 9, 20]), (4, [30])):
-        open_page(browser, page)
-        set_value(browser, "seed", str(seed))
-        set_value(browser, "temperature", "3")
-        for i, count in enumerate(parts):
-            set_value(browser, "characters", str(count))
-            browser.evaluate("document.getElementById('generate').click()")
-            text = wait_for_text(browser, 2 + sum(parts[: i + 1]))
-        texts.append(text)
-    assert texts[0] == texts[1] != texts[2]
-    browser.evaluate("document.getElementById('reset').click()")
-    assert browser.evaluate(TEXT) == "ab"
-
 
 # --- The page
 
@@ -249,12 +57,8 @@ def test_text_cannot_close_elements(browser: Browser, tmp_path: Path) -> None:
 
 def test_page_fits_its_window_light_and_dark(browser: Browser, tmp_path: Path) -> None:
     page = write_page(make_model(tmp_path), "bad face")
-    for width in (1200, 400):
-        for dark in (False, True):
-            open_page(browser, page, width=width, dark=dark)
-            assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"too wide for {width}"
-            background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
+    check_page_fits(browser, page)
+    check_no_requests(browser, page)
 
 
 def test_page_shows_probabilities_norms_and_attention(browser: Browser, tmp_path: Path) -> None:
