@@ -1,13 +1,13 @@
 """The model of explore.py in a browser: its logits and its text are those of the library."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from russellgrad import Tensor
 from russellgrad.checkpoint import load_model
 from russellgrad.generation import Sampling
 from tests.browser import Browser, check_no_requests
@@ -96,10 +96,23 @@ def test_half_precision_is_decoded_exactly(browser: Browser, tmp_path: Path) -> 
     np.testing.assert_array_equal(np.array(found, float), bits.view(np.float16).astype(float))
 
 
-def test_erf_is_accurate(browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("activation", ["leaky_relu", "relu", "gelu", "gelu_tanh"])
+def test_activations_equal_the_library(browser: Browser, tmp_path: Path, activation: str) -> None:
     open_page(browser, write_page(make_model(tmp_path), "a"))
-    x = np.concatenate([np.linspace(-6, 6, 997), [0.46875, 0.4687501, 4.0, 30.0]]).tolist()
-    np.testing.assert_allclose(browser.evaluate(f"{x}.map(erf)"), [math.erf(v) for v in x], rtol=0, atol=1e-7)
+    edges = np.sqrt(2) * np.array([-4, 0.46875, 0.4687501, 4])  # of the ranges of erf
+    values = np.concatenate([np.linspace(-9, 9, 997), edges, [-1e4, 0, 1e4]])
+    x = Tensor(values, requires_grad=False, backend="numpy")
+    expected = x.gelu("tanh") if activation == "gelu_tanh" else getattr(x, activation)()
+    found = browser.evaluate(f"{values.tolist()}.map(ACTIVATIONS.{activation})")
+    np.testing.assert_allclose(np.array(found, float), expected.numpy(), rtol=1e-12, atol=1e-7)
+
+
+def test_tokens_after_padding_in_a_cache_continue_the_text(browser: Browser, tmp_path: Path) -> None:
+    file, pad = make_model(tmp_path), len(VOCABULARY)
+    model = load_model(file, backend="numpy")
+    open_page(browser, write_page(file, "a"))
+    found = logits_of_page(browser, [3, 1, 4, pad, pad], [5, 2])[[0, 1, 2, 5, 6]]
+    np.testing.assert_allclose(found, logits_of_library(model, [3, 1, 4, 5, 2]), rtol=0, atol=1e-4)
 
 
 # --- Generation
@@ -120,8 +133,9 @@ def test_greedy_text_is_that_of_the_library_past_the_context(browser: Browser, t
 
 def test_sampling_probabilities_equal_the_library(browser: Browser, tmp_path: Path) -> None:
     open_page(browser, write_page(make_model(tmp_path), "a"))
-    logits = rng(3).normal(0, 2, 20).round(1).tolist()  # with ties
-    for temperature, top_k in ((1.0, 0), (0.3, 5), (2.0, 20), (0, 0), (0, 7), (1.5, 1)):
+    tied = rng(3).permutation([2.5] * 4 + [1.0] * 4 + [-3.0] * 2).tolist()
+    logits = [*tied, *rng(3).normal(0, 2, 10).tolist()]
+    for temperature, top_k in ((1.0, 0), (0.3, 2), (0.5, 5), (2.0, 20), (0, 0), (0, 7), (1.5, 1)):
         tokens, weights = Sampling(temperature, top_k or None).choices(logits)
         expected = np.zeros(20)
         expected[tokens] = np.array(weights) / sum(weights)
