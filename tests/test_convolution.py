@@ -170,6 +170,19 @@ def test_half_precision_sums_in_float32(backend: Backend) -> None:
     assert to_numpy(kernel.grad).item() == 5000
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_gradients_of_infinite_elements(backend: Backend) -> None:
+    """An infinite element makes only those elements of the gradients infinite or nan that depend on it."""
+    for channels, groups in ((4, 1), (2, 2)):
+        x, weight = of(2, channels, 6, 9), of(2, channels // groups, 3, 3, seed=1)
+        for array, place in ((x, (0, 0, 1, 0)), (weight, (0, 0, 1, 1))):
+            with_inf = array.copy()
+            with_inf[place] = np.inf
+            operands = (with_inf, weight) if array is x else (x, with_inf)
+            for dtype, atol in (("float64", None), ("float32", FLOAT32)):
+                check_conv(*operands, None, groups=groups, dtype=dtype, atol=atol)
+
+
 @once
 def test_blocks_and_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one row, of a few, and of all samples."""
@@ -218,6 +231,21 @@ def test_avg_pool2d_matches_pytorch(backend: Backend, kernel: Any, ceil_mode: bo
                     check_against_torch(
                         lambda x, a=args: rg.avg_pool2d(x, *a), lambda x, a=args: F.avg_pool2d(x, *a), x
                     )
+
+
+@pytest.mark.parametrize("kernel", [4, (5, 2), (2, 5)], ids=str)
+def test_ceil_mode_of_an_input_smaller_than_the_kernel(backend: Backend, kernel: Any) -> None:
+    x = of(2, 3, 3, 3)
+    for stride, padding in ((None, 0), (3, 1), (4, (1, 1))):
+        check_against_torch(
+            lambda x, a=(kernel, stride, padding): rg.max_pool2d(x, *a, ceil_mode=True),
+            lambda x, a=(kernel, stride, padding): F.max_pool2d(x, *a, ceil_mode=True), x,
+        )  # fmt: skip
+        for counts in (True, False):
+            check_against_torch(
+                lambda x, a=(kernel, stride, padding, True, counts): rg.avg_pool2d(x, *a),
+                lambda x, a=(kernel, stride, padding, True, counts): F.avg_pool2d(x, *a), x,
+            )  # fmt: skip
 
 
 def test_pooling_in_float32_and_of_an_empty_batch(backend: Backend) -> None:
