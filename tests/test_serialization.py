@@ -182,6 +182,36 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 @once
+def test_a_link_stays_and_a_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path, link = tmp_path / "model.safetensors", tmp_path / "latest.safetensors"
+    rg.save(Model(0), path)
+    path.chmod(0o600)
+    link.symlink_to(path.name)
+    rg.save(Model(1), link)
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+    assert bits(rg.load(path, Model(0))) == bits(Model(1))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@once
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (tmp_path, pipe, Path(".")):
+        with pytest.raises(OSError, match="not a file that can be replaced"):
+            rg.save(Model(), path)
+    assert list(tmp_path.iterdir()) == [pipe] and pipe.is_fifo()
+
+
+@once
+def test_the_name_of_the_metadata_is_refused(tmp_path: Path) -> None:
+    module = Module()
+    module.__dict__["__metadata__"] = Tensor(1.0)
+    with pytest.raises(ValueError, match="^save: an array is called '__metadata__'"):
+        rg.save(module, tmp_path / "model.safetensors")
+
+
+@once
 def test_without_safetensors_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imported = builtins.__import__
 
