@@ -357,7 +357,7 @@ class Optimizer:
     def _master_copy(self, place: int, unit: Param | FlatGroup, state: dict[str, Any]) -> Array:
         """The float32 copy of the parameters, updated first if anything but a step has changed them."""
         xp = unit.params[0].backend
-        if not same_versions(self._master_versions.get(place), versions(unit)):
+        if "master" not in state or not same_versions(self._master_versions.get(place), versions(unit)):
             refuse_while_recording("a parameter in half precision was changed")
             if "master" in state and hasattr(xp, "assign"):  # in place: a recorded step may use it
                 xp.assign(state["master"], unit.value)

@@ -248,6 +248,22 @@ def test_entries_that_share_memory_are_kept_apart(backend: Backend) -> None:
     np.testing.assert_array_equal(optimizer.params[0].numpy(), np.full((2, 3), value))
 
 
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("n_steps", [0, 1])
+def test_a_state_of_parameters_that_took_no_step_loads(backend: Backend, flat: bool, n_steps: int) -> None:
+    """In half precision: it has no float32 copy."""
+    params = [Tensor(np.ones(2, "float16")) for _ in range(2)]
+    optimizer = SGDOptimizer(params, 0.5, flat=flat and n_steps == 0)
+    params[0].grad = backend.asarray(np.ones(2, "float16"))
+    if n_steps:
+        optimizer.step()
+    other = SGDOptimizer(params, 0.5, flat=optimizer.flat_grad is not None)
+    other.load_state_dict(optimizer.state_dict())
+    params[1].grad = backend.asarray(np.ones(2, "float16"))
+    other.step()
+    assert [p.tolist() for p in params] == [[0.5 - 0.5 * n_steps] * 2, [0.5] * 2]
+
+
 class FailsAtTheSecond(Optimizer):
     """Raises for parameters of the value 2."""
 
