@@ -298,9 +298,10 @@ def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, d
     small = np.uint8 if len(steps) < 256 else np.int64
     first = (firsts[0][:, None] * kernel[1] + firsts[1]).astype(small)
     length = max(1, (1 << 20) // (x.itemsize * max(1, height * width)))
+    lowest = -np.inf if x.dtype.kind == "f" else False if x.dtype.kind == "b" else np.iinfo(x.dtype).min
 
     def formula(block: slice) -> None:
-        padded = np.pad(planes[block], ((0, 0), *padding), constant_values=-np.inf) if is_padded else planes[block]
+        padded = np.pad(planes[block], ((0, 0), *padding), constant_values=lowest) if is_padded else planes[block]
         values = [padded[:, rows, columns] for rows, columns in product(*slices)]
         best = values[0].copy()
         for value in values[1:]:
@@ -314,8 +315,8 @@ def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, d
         if is_nan.any():
             for i, value in enumerate(values):
                 place[is_nan & (value != value)] = i
-        if is_padded:  # which may be the first among windows of -inf
-            np.copyto(place, first, where=best == -np.inf)
+        if is_padded:  # which may be the first in windows of the lowest value
+            np.copyto(place, first, where=best == lowest)
         found = np.take(steps, place, out=indices[block])
         found += begin
         found += (np.arange(block.start, block.stop) * (height * width))[:, None, None]

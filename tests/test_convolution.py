@@ -274,6 +274,15 @@ def test_max_pool2d_of_integers(backend: Backend) -> None:
     out = rg.max_pool2d(Tensor(x), 2)
     assert out.dtype == x.dtype
     assert_close(out, np.array([[[[5, 7]], [[17, 19]]]]))
+    for dtype in ("int64", "int32", "uint8"):
+        small = (
+            (np.arange(40, 0, -1) if dtype == "uint8" else np.arange(-20, 20)[::-1]).reshape(1, 2, 4, 5).astype(dtype)
+        )
+        padded, expected = rg.max_pool2d(Tensor(small), 3, 2, 1), F.max_pool2d(torch.tensor(small), 3, 2, 1)
+        assert padded.dtype == small.dtype
+        assert_close(padded, expected)
+    bools = np.arange(16).reshape(1, 1, 4, 4) % 5 == 0
+    assert_close(rg.max_pool2d(Tensor(bools), 2, 2, 1), F.max_pool2d(torch.tensor(bools * 1.0), 2, 2, 1) == 1)
     assert_close(rg.avg_pool2d(Tensor(x), (3, 4)), F.avg_pool2d(torch.tensor(x, dtype=torch.float64), (3, 4)))
 
 
@@ -361,6 +370,9 @@ def test_a_captured_step_equals_a_plain_one(backend: Backend) -> None:
 
 IMAGE, KERNEL = np.zeros((8, 3, 32, 32)), np.zeros((6, 3, 3, 3))
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "no input channels": (
+        lambda: rg.conv2d(Tensor(IMAGE[:, :0]), Tensor(KERNEL[:, :0])), ValueError, "^conv2d: weight .* has no input",
+    ),
     "channels": (
         lambda: Conv2d(4, 6, 3)(Tensor(IMAGE)), ValueError,
         r"^Conv2d: x \(8, 3, 32, 32\) has 3 channels, the layer expects \(N, 4, H, W\)$",

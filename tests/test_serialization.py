@@ -2,6 +2,7 @@
 
 import builtins
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,15 @@ def test_only_files_are_replaced(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="not a file that can be replaced"):
             rg.save(Model(), path)
     assert list(tmp_path.iterdir()) == [pipe] and pipe.is_fifo()
+
+
+@once
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    path, models = tmp_path / "model.safetensors", [Model(seed) for seed in range(4)]
+    written = {rg.save(model, path).read_bytes() for model in models}
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda model: rg.save(model, path), models * 25))
+    assert path.read_bytes() in written and list(tmp_path.iterdir()) == [path]
 
 
 @once

@@ -133,6 +133,8 @@ def convolve(
     if len(shape) != n_axes + 2:
         raise ValueError(f"{op}: weight {shape} must be {_shape_text('out', 'in / groups', _KERNEL, n_axes)}")
     n_out, n_in, *kernel = shape
+    if not n_in:
+        raise ValueError(f"{op}: weight {shape} has no input channels")
     check_groups(op, groups, groups * n_in, n_out)
     check_channels(op, x, n_axes, n_in * groups, expecting)
     if bias is not None and rules.shape_of(bias) != (n_out,):
