@@ -53,9 +53,7 @@ def save(module: Module, path: str | os.PathLike[str]) -> Path:
         raise TypeError(f"save: needs a Module, got a {type(module).__name__}{hint}")
     state = module.state_dict()
     if "__metadata__" in state:
-        raise ValueError(
-            "save: an array is called '__metadata__', a name that safetensors files do not have; rename it"
-        )
+        raise ValueError("save: an array is called '__metadata__', which safetensors files do not allow; rename it")
     for name, array in state.items():
         if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
             raise TypeError(f"save: {name} has dtype {array.dtype}, which safetensors files do not have")
@@ -144,8 +142,8 @@ def replace_file(path: Path, content: bytes) -> None:
     """Replace a file atomically: write a temporary file in the same folder, sync it to the disk, and rename it.
 
     The new file has the permissions of the old one. A symbolic link stays: the file it points to is replaced. If the
-    process is killed before the rename, the temporary file remains; its name is that of
-    the file, the ids of the process and the thread, and ".tmp".
+    process is killed before the rename, the temporary file remains; it is called `path` + process id + thread id +
+    ".tmp".
 
     Raises OSError if the file cannot be written, or `path` is a folder or a device.
     """

@@ -287,7 +287,7 @@ def test_a_failure_in_the_middle_of_a_step_is_not_hidden_from_backward(backend: 
 
 
 @pytest.mark.parametrize(
-    "build", [lambda p: SGDOptimizer(p, 1.0), lambda p: SGD(p, 1.0, momentum=0.0, weight_decay=0.0)]
+    "build", [lambda p: SGDOptimizer(p, 1.0), lambda p: SGD(p, 1.0, momentum=0.0, weight_decay=0.0)], ids=["SGD", "own"]
 )
 def test_a_change_of_a_parameter_without_a_gradient_is_not_lost(backend: Backend, build: Build) -> None:
     """In half precision, also if another parameter was updated in between: the float32 copy is made again."""
