@@ -24,7 +24,7 @@ def check_input(layer: Module, x: Any, fits: Callable[[Shape], bool], expected: 
         layer: the layer.
         x: the input.
         fits: whether an input of this shape fits.
-        expected: what a shape that fits looks like, such as "(..., 4)".
+        expected: the expected shape, for the message, such as "(..., 4)".
 
     Raises:
         TypeError: x is not a Tensor. ValueError: it does not fit.

@@ -1,4 +1,4 @@
-"""Dropout."""
+"""Dropout layer."""
 
 from ..module import Module
 from ..random import Generator, default_generator
@@ -8,7 +8,7 @@ from ..tensor import Tensor
 class Dropout(Module):
     """Dropout: in training mode, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
 
-    Srivastava et al., JMLR 15 (2014). The same seed drops the same elements on every backend.
+    As `torch.nn.Dropout`. Srivastava et al., JMLR 15 (2014). The same seed drops the same elements on every backend.
 
     Args:
         p: the probability, in [0, 1).

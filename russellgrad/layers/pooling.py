@@ -8,12 +8,13 @@ from ..tensor import Tensor
 class MaxPool2d(Module):
     """The maximum of each window, as `torch.nn.MaxPool2d`: (N, C, H, W) or (C, H, W) -> the same axes.
 
-    `max_pool2d` has the arguments; `return_indices` is missing.
+    The arguments are those of `max_pool2d`. There is no `return_indices`.
 
         MaxPool2d(2)(Tensor(np.zeros((1, 3, 8, 8)))).shape  # (1, 3, 4, 4)
 
     Raises:
-        ValueError: a size is not positive, or the padding is more than half the kernel. TypeError: a size is no int.
+        ValueError: a size is not positive, or the padding is more than half the kernel. TypeError: a size is not an
+            int.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class MaxPool2d(Module):
 class AvgPool2d(Module):
     """The mean of each window, as `torch.nn.AvgPool2d`: (N, C, H, W) or (C, H, W) -> the same axes.
 
-    `avg_pool2d` has the arguments.
+    The arguments are those of `avg_pool2d`.
 
         AvgPool2d(2)(Tensor(np.zeros((1, 3, 8, 8)))).shape  # (1, 3, 4, 4)
 
