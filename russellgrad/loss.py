@@ -184,8 +184,8 @@ def accuracy(logits: Tensor, ids: Any, ignore_index: int | None = None) -> Tenso
         A 0-d Tensor of the default dtype, without a gradient.
 
     Raises:
-        IndexError: an id is out of range. ValueError: the shapes do not match, or all ids are ignored. TypeError: the ids
-            are not integers.
+        IndexError: an id is out of range. ValueError: the shapes do not match, or all ids are ignored. TypeError: the
+            ids are not integers.
     """
     if not isinstance(logits, Tensor):
         raise TypeError(f"accuracy: the logits must be a Tensor, got a {type(logits).__name__}; write Tensor(logits)")

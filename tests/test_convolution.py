@@ -375,7 +375,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "stride 0 of a pool": (lambda: MaxPool2d(2, 0), ValueError, "^MaxPool2d: stride must be at least 1, got 0$"),
     "dilation 0": (lambda: Conv2d(3, 6, 3, dilation=(1, 0)), ValueError, "^Conv2d: dilation must be at least 1"),
     "kernel 0": (lambda: AvgPool2d(0), ValueError, "^AvgPool2d: kernel_size must be at least 1, got 0$"),
-    "three sizes": (lambda: Conv2d(3, 6, (3, 3, 3)), ValueError, "^Conv2d: kernel_size must be an int or a tuple of length 2,"),
+    "three sizes": (lambda: Conv2d(3, 6, (3, 3, 3)), ValueError, "^Conv2d: kernel_size must be an int or a tuple"),
     "padding below 0": (lambda: Conv2d(3, 6, 3, padding=-1), ValueError, "^Conv2d: padding must be at least 0"),
     "a float": (lambda: Conv2d(3, 6, 3.0), TypeError, "^Conv2d: kernel_size must be an int, got 3.0$"),  # type: ignore[arg-type]
     "a bool": (lambda: rg.max_pool2d(Tensor(IMAGE), True), TypeError, "^max_pool2d: kernel_size must be an int"),

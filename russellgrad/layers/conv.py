@@ -32,11 +32,13 @@ class _Conv(Module):
         name = type(self).__name__
         positive(name, in_channels=in_channels, out_channels=out_channels)
         check_groups(name, groups, in_channels, out_channels)
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = sizes(name, "kernel_size", kernel_size, self.n_axes, 1)
         self.stride = sizes(name, "stride", stride, self.n_axes, 1)
+        self.padding = padding
         self.dilation = sizes(name, "dilation", dilation, self.n_axes, 1)
         paddings(name, padding, self.kernel_size, self.stride, self.dilation)
-        self.in_channels, self.out_channels, self.padding, self.groups = in_channels, out_channels, padding, groups
+        self.groups = groups
         fan_in = in_channels // groups * math.prod(self.kernel_size)
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = init.kaiming_uniform(shape, math.sqrt(5), generator=generator)

@@ -26,8 +26,8 @@ class MaxPool2d(Module):
         ceil_mode: bool = False,
     ) -> None:
         pool_sizes("MaxPool2d", kernel_size, stride, padding, dilation, ceil_mode)
-        self.kernel_size, self.padding, self.dilation, self.ceil_mode = kernel_size, padding, dilation, ceil_mode
-        self.stride = kernel_size if stride is None else stride
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or (C, H, W) -> the same axes. Raises ValueError if x is smaller than the kernel."""
@@ -57,8 +57,8 @@ class AvgPool2d(Module):
     ) -> None:
         pool_sizes("AvgPool2d", kernel_size, stride, padding, 1, ceil_mode)
         check_divisor("AvgPool2d", count_include_pad, divisor_override)
-        self.kernel_size, self.padding, self.ceil_mode = kernel_size, padding, ceil_mode
-        self.stride = kernel_size if stride is None else stride
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.ceil_mode = padding, ceil_mode
         self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
 
     def forward(self, x: Tensor) -> Tensor:
