@@ -20,7 +20,7 @@ from russellgrad.layers import LSTM, Embedding, Linear
 from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.schedules import cosine
 from train.datasets import load_text
-from train.progress import echo, escape_controls, exit_on_error  # echo: print that a closed pipe does not stop
+from train.progress import echo, escape_controls, exit_on_error  # echo: like print; a closed pipe is no error
 
 parser = argparse.ArgumentParser(description="Train an LSTM on a text, character by character.")
 parser.add_argument("--dataset", default="shakespeare", help="a UTF-8 text file, or shakespeare (the default)")

@@ -18,7 +18,7 @@ from russellgrad.data import batches
 from russellgrad.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.schedules import cosine
-from train.progress import echo  # print; a closed pipe or a full disk does not stop the run
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Recognize handwritten digits.")
 parser.add_argument("--model", choices=("linear", "conv"), default="conv", help="the model (default: conv)")

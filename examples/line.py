@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import russellgrad from the checkout
 from russellgrad import Tensor
-from train.progress import echo  # print; a closed pipe or a full disk does not stop the run
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Fit a line to points by gradient descent.")
 parser.add_argument("--steps", type=int, default=100, help="steps of gradient descent (default: 100)")

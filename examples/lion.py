@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import russellgrad from the checkout
 from russellgrad import Tensor, cross_entropy, linear, zeros_like
 from russellgrad.optimizer import AdamWOptimizer, Optimizer, Schedule
-from train.progress import echo  # print; a closed pipe or a full disk does not stop the run
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 
 class Lion(Optimizer):

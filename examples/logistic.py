@@ -17,7 +17,7 @@ from russellgrad import binary_cross_entropy_with_logits, manual_seed
 from russellgrad.data import batches
 from russellgrad.layers import Linear
 from russellgrad.optimizer import SGDOptimizer
-from train.progress import echo  # print; a closed pipe or a full disk does not stop the run
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Logistic regression on two classes.")
 parser.add_argument("--epochs", type=int, default=20, help="passes over the training points (default: 20)")

@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import russellgrad from the checkout
 from russellgrad import Tensor, zeros_like
 from russellgrad.optimizer import AdamWOptimizer, Optimizer, Schedule, SGDOptimizer, cosine
-from train.progress import echo  # print; a closed pipe or a full disk does not stop the run
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:

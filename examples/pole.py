@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import rus
 from russellgrad import Tensor, binary_cross_entropy_with_logits, manual_seed, no_grad
 from russellgrad.layers import Linear, Sequential, Tanh
 from russellgrad.optimizer import AdamOptimizer
-from train.progress import echo  # print; a closed pipe or a full disk does not stop the run
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Learn to balance a pole on a cart.")
 parser.add_argument("--updates", type=int, default=60, help="policy updates, each from 32 episodes (default: 60)")

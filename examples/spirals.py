@@ -17,7 +17,7 @@ from russellgrad import Tensor, accuracy, cross_entropy, manual_seed, no_grad
 from russellgrad.data import batches
 from russellgrad.layers import Linear, ReLU, Sequential
 from russellgrad.optimizer import AdamOptimizer
-from train.progress import echo  # print; a closed pipe or a full disk does not stop the run
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Classify the points of three spirals.")
 parser.add_argument("--epochs", type=int, default=60, help="passes over the training points (default: 60)")

@@ -21,7 +21,7 @@ from russellgrad.layers import Linear, ReLU, Sequential
 from russellgrad.loss import binary_cross_entropy_with_logits
 from russellgrad.optimizer import AdamOptimizer
 from russellgrad.schedules import cosine
-from train.progress import echo  # print; a closed pipe or a full disk does not stop the run
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="A variational autoencoder of digits.")
 parser.add_argument("--epochs", type=int, default=100, help="passes over the images (default: 100)")
