@@ -498,7 +498,7 @@ def test_a_layer_that_is_added_later_and_cannot_be_called_is_named(backend: Back
         (lambda: GroupNorm(2, 4, affine="no"), "^GroupNorm: affine must be"),  # type: ignore[arg-type]
         (lambda: BatchNorm(2, affine="no"), "^BatchNorm: affine must be"),  # type: ignore[arg-type]
         (lambda: BatchNorm(2, track_running_stats=1), "^BatchNorm: track_running"),  # type: ignore[arg-type]
-        (lambda: Dropout(0.5, True), "positional argument"),  # type: ignore[misc]  # PyTorch's `inplace`
+        (lambda: Dropout(0.5, True), "positional argument"),  # type: ignore[call-arg,arg-type]  # PyTorch's `inplace`
     ],
 )
 def test_switches_are_bools(make: Callable[[], object], message: str) -> None:
