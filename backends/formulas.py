@@ -10,6 +10,7 @@ Shapes: `...` is any number of axes, C is the length of the last axis, N the num
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import product
 from math import inf, pi, prod, sqrt
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -21,6 +22,7 @@ Xp: TypeAlias = Any  # a backend
 Array: TypeAlias = Any  # an array of the backend
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
+Padding: TypeAlias = tuple[tuple[int, int], ...]  # before and after, for each spatial axis
 _Formula = TypeVar("_Formula", bound=Callable[..., Any])
 
 
@@ -461,6 +463,108 @@ def _scores(xp: Xp, q: Array, k: Array, mask: Array | None, causal: bool, offset
         last = xp.add(xp.expand_dims(xp.arange(q.shape[-2]), 1), offset)  # (L, 1)
         scores = xp.where(xp.greater(xp.arange(k.shape[-2]), last), -inf, scores)
     return scores
+
+
+# --- Convolution and pooling. Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", 2016,
+# arXiv:1603.07285.
+
+
+@_in_float32()
+def conv(
+    xp: Xp, x: Array, weight: Array, bias: Array | None, stride: Shape, padding: Padding, dilation: Shape, groups: int
+) -> Array:
+    """The windows of x, and one product: (N, C, *in) (O, C / groups, *kernel) (O,) -> (N, O, *out)."""
+    kernel = weight.shape[2:]
+    windows = _windows(xp, x, kernel, stride, padding, dilation)  # (C, K, N, *out), K elements in a window
+    out = xp.matmul(_by_group(xp, weight, groups), _by_group(xp, windows, groups, 2))
+    out = xp.reshape(out, (weight.shape[0], *windows.shape[2:]))
+    if bias is not None:
+        out = xp.add(out, xp.reshape(bias, (weight.shape[0], *(1,) * (x.ndim - 1))))
+    return xp.copy(_swap_first(xp, out))
+
+
+@_in_float32()
+def conv_backward(
+    xp: Xp, g: Array, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int,
+    needs: Sequence[bool],
+) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+    """The gradients of x, weight and bias: the same product with g, as in `linear_backward`."""
+    rows, gx, gw = _by_group(xp, _swap_first(xp, g), groups), None, None  # (groups, O / groups, N * out)
+    if needs[0]:
+        columns = xp.matmul(_swap(xp, _by_group(xp, weight, groups)), rows)
+        windows = xp.reshape(columns, (x.shape[1], prod(weight.shape[2:]), x.shape[0], *g.shape[2:]))
+        gx = _windows_backward(xp, windows, x.shape, weight.shape[2:], stride, padding, dilation)
+    if needs[1]:
+        windows = _windows(xp, x, weight.shape[2:], stride, padding, dilation)
+        gw = xp.reshape(xp.matmul(rows, _swap(xp, _by_group(xp, windows, groups, 2))), weight.shape)
+    return gx, gw, xp.reshape(xp.sum(rows, axis=2), (weight.shape[0],)) if needs[2] else None
+
+
+def max_pool_indices(xp: Xp, x: Array, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape) -> Array:
+    """Where the maximum of each window is, an index of x.reshape(-1): (N, C, *in) -> (N, C, *out), int64.
+
+    Of equal elements it is the first, and of several nan the last, as in PyTorch. Each window must hold an element.
+    """
+    where_in_x = xp.reshape(xp.arange(prod(x.shape)), x.shape)
+    # Padding has the position 0, elements of x those from 1.
+    positions = _windows(xp, xp.add(where_in_x, 1), kernel, stride, padding, dilation)  # (C, K, N, *out)
+    values = _windows(xp, x, kernel, stride, padding, dilation)
+    is_inside = xp.greater(positions, 0)
+    largest = xp.max(xp.where(is_inside, values, -inf), axis=1, keepdims=True)
+    order = xp.reshape(xp.arange(prod(kernel)), (prod(kernel), *(1,) * (x.ndim - 1)))
+    first = xp.where(xp.equal(values, largest), xp.subtract(prod(kernel), order), 0)
+    last_nan = xp.where(xp.not_equal(values, values), xp.add(order, prod(kernel) + 1), first)
+    chosen = xp.argmax(xp.where(is_inside, last_nan, -1), axis=1, keepdims=True)
+    index = xp.sum(xp.where(xp.equal(order, chosen), xp.subtract(positions, 1), 0), axis=1)
+    return xp.copy(_swap_first(xp, index))
+
+
+def _windows(xp: Xp, x: Array, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape) -> Array:
+    """All windows of x, which is padded with zeros: (N, C, *in) -> (C, K, N, *out), K elements in a window."""
+    padded_shape, inside = _padded(x.shape, padding)
+    padded = _swap_first(xp, xp.getitem_backward(x, inside, padded_shape))
+    slices = _window_slices(padded_shape, kernel, stride, dilation)
+    return xp.concatenate([xp.expand_dims(xp.getitem(padded, index), 1) for index in slices], 1)
+
+
+def _windows_backward(
+    xp: Xp, g: Array, shape: Shape, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape
+) -> Array:
+    """The sum of what each window has for an element of x: (C, K, N, *out) -> (N, C, *in), which is `shape`."""
+    padded_shape, inside = _padded(shape, padding)
+    swapped = (padded_shape[1], padded_shape[0], *padded_shape[2:])
+    total = None
+    for i, index in enumerate(_window_slices(padded_shape, kernel, stride, dilation)):
+        part = xp.getitem_backward(xp.getitem(g, (slice(None), i)), index, swapped)
+        total = part if total is None else xp.add(total, part)
+    return xp.getitem(_swap_first(xp, total), inside)
+
+
+def _padded(shape: Shape, padding: Padding) -> tuple[Shape, tuple[slice, ...]]:
+    """The shape (N, C, *in) with padding, and the index of what is inside it."""
+    pairs = tuple(zip(shape[2:], padding, strict=True))
+    inside = (slice(None), slice(None), *(slice(before, before + n) for n, (before, _) in pairs))
+    return (*shape[:2], *(before + n + after for n, (before, after) in pairs)), inside
+
+
+def _window_slices(padded: Shape, kernel: Shape, stride: Shape, dilation: Shape) -> list[tuple[slice, ...]]:
+    """For each element of a window, the slices that select it from all windows of a padded array."""
+    axes = [
+        [slice(i * d, n - d * (k - 1) + i * d, s) for i in range(k)]
+        for n, k, s, d in zip(padded[2:], kernel, stride, dilation, strict=True)
+    ]
+    return [(slice(None), slice(None), *index) for index in product(*axes)]
+
+
+def _swap_first(xp: Xp, a: Array) -> Array:
+    """(N, C, ...) -> (C, N, ...)."""
+    return xp.transpose(a, (1, 0, *range(2, a.ndim)))
+
+
+def _by_group(xp: Xp, a: Array, groups: int, n_rows_axes: int = 1) -> Array:
+    """(groups * m, ...) -> (groups, m * ..., ...): a matrix for each group, whose rows are the first axes."""
+    rows = prod(a.shape[:n_rows_axes]) // groups
+    return xp.reshape(a, (groups, rows, prod(a.shape[n_rows_axes:])))
 
 
 # --- Optimizer steps. They return new arrays. (A backend's implementation may update the given arrays in place.)

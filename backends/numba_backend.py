@@ -6,55 +6,22 @@ instructions. The kernels are for float32, the usual dtype for training; other d
 threads, which may abort the process if two Python threads use them at the same time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import inf, pi
 from math import sqrt as _sqrt
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from . import numpy_attention, numpy_fused
+from . import numba_convolution, numpy_attention, numpy_fused
 from .cpu import run_parallel
+from .numba_compile import compiled, is_float32
 from .numpy_attention import _AttentionOperands, _BlockIndex
 from .numpy_backend import *  # noqa: F403 - all primitives that are not redefined below
 from .numpy_fused import Array, _rows, _run_in_blocks
 from .numpy_sums import sum
 
-try:
-    import numba
-except ImportError as error:
-    raise ImportError(
-        f"backend 'numba': Numba cannot be imported ({error}); install it: pip install 'russellgrad[fast]', "
-        "or in a checkout pip install -e '.[fast]'"
-    ) from error
-
 name = "numba"
-
-_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
-
-
-def _compiled(*fastmath: str) -> Callable[[_Kernel], _Kernel]:
-    """Decorator that compiles a kernel at its first call and caches it on disk for later processes.
-
-    `fastmath` lists flags of LLVM that preserve nan and inf: "contract" (fused multiply-add), and "reassoc" (reordered
-    sums, needed for SIMD), which must not be used where the code relies on exact rounding.
-    """
-
-    def compiled(kernel: _Kernel) -> _Kernel:
-        options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
-        try:
-            dispatcher: _Kernel = numba.njit(cache=True, **options)(kernel)
-        except RuntimeError:  # no folder for the cache is writable
-            dispatcher = numba.njit(**options)(kernel)
-        return dispatcher
-
-    return compiled
-
-
-def _is_float32(*arrays: Array | None) -> bool:
-    """Whether all arrays that are given are float32."""
-    return all(array is None or array.dtype == np.float32 for array in arrays)
-
 
 # --- The exponential, written out: a loop that calls a library function is not vectorized
 
@@ -69,7 +36,7 @@ _E0, _E1, _E2, _E3, _E4, _E5 = map(
 _TO_INTEGER = _f(1.5 * 2**23)  # adding it to a small number puts the nearest integer in the last bits
 
 
-@_compiled("contract")
+@compiled("contract")
 def _exp(x: Any) -> Any:
     """e^x = 2^n e^r, |r| <= ln 2 / 2, with the reduction and the polynomial of Cephes' expf (S. L. Moshier, 1989).
 
@@ -89,7 +56,7 @@ def _exp(x: Any) -> Any:
 
 
 def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
-    if not _is_float32(a) or a.size == 0:
+    if not is_float32(a) or a.size == 0:
         return numpy_fused.gelu(a, approximate)
     flat = np.ascontiguousarray(a).reshape(-1)
     out, slope = np.empty_like(flat), np.empty_like(flat)
@@ -108,7 +75,7 @@ _P, _A1, _A2, _A3, _A4, _A5 = map(
 )  # fmt: skip
 
 
-@_compiled("contract", "reassoc")
+@compiled("contract", "reassoc")
 def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
     """Phi by Abramowitz & Stegun, "Handbook of mathematical functions", 7.1.26, with an absolute error below 1e-7.
 
@@ -127,7 +94,7 @@ def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
 _GELU_C, _GELU_C3 = _f(_sqrt(2.0 / pi)), _f(_sqrt(2.0 / pi) * 0.044715)
 
 
-@_compiled("contract", "reassoc")
+@compiled("contract", "reassoc")
 def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
     """Phi = (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u)), u = c (a + 0.044715 a^3), and so Phi' = 2 Phi (1 - Phi) u'."""
     for i in range(a.size):
@@ -141,7 +108,7 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 
 
 def softmax(a: Array, axis: int) -> Any:
-    if not _is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
+    if not is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
         return numpy_fused.softmax(a, axis)
     out = np.array(a, order="C")
     _softmax_in_place(_rows(out))
@@ -159,7 +126,7 @@ def _softmax_in_place(rows: Array) -> tuple[Array, Array]:
     return top, total
 
 
-@_compiled("contract", "reassoc")
+@compiled("contract", "reassoc")
 def _softmax(rows: Array, top: Array, total: Array) -> None:
     lanes = np.empty(_LANES, _f)
     for i in range(len(rows)):
@@ -174,7 +141,7 @@ _LANES = 16  # independent maxima, so that the loop is vectorized
 _LEAST = np.finfo(_f).min
 
 
-@_compiled("contract", "reassoc")
+@compiled("contract", "reassoc")
 def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
     """row = e^(row - top), in place, with top the maximum (the lowest finite number if all are -inf).
 
@@ -200,7 +167,7 @@ def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
-    if not _is_float32(x, gamma, beta) or x.size == 0:
+    if not is_float32(x, gamma, beta) or x.size == 0:
         return numpy_fused.layer_norm(x, gamma, beta, eps)
     rows = np.ascontiguousarray(_rows(x))
     n, width = rows.shape
@@ -220,7 +187,7 @@ def _or_full(a: Array | None, n: int, value: float) -> Array:
     return np.full(n, value, _f) if a is None else np.ascontiguousarray(a)
 
 
-@_compiled("contract", "reassoc")
+@compiled("contract", "reassoc")
 def _layer_norm(x: Array, gamma: Array, beta: Array, eps: Any, y: Array, mean: Array, rstd: Array) -> None:
     n, width = x.shape
     for i in range(n):
@@ -252,7 +219,7 @@ def layer_norm_backward(
     rstd: Array,
     needs: Sequence[bool],
 ) -> Any:
-    if not _is_float32(g, x, gamma, mean, rstd) or x.size == 0:
+    if not is_float32(g, x, gamma, mean, rstd) or x.size == 0:
         return numpy_fused.layer_norm_backward(g, x, gamma, mean, rstd, needs)
     gs, xs = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(x))
     means, rstds = mean.ravel(), rstd.ravel()
@@ -269,7 +236,7 @@ def layer_norm_backward(
     return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
 
 
-@_compiled("contract", "reassoc")
+@compiled("contract", "reassoc")
 def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Array, gx: Array, sums: Array) -> None:
     """gx = rstd (h - mean(h) - normed mean(h normed)), with h = g gamma and normed = (x - mean) rstd."""
     n, width = x.shape
@@ -290,14 +257,14 @@ def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
 
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
-    if not _is_float32(g):
+    if not is_float32(g):
         return numpy_fused.embedding_backward(g, ids, n_rows)
     out = np.zeros((n_rows, g.shape[-1]), g.dtype)
     _embedding_backward(np.ascontiguousarray(_rows(g)), ids.ravel(), out)
     return out
 
 
-@_compiled("contract", "reassoc")
+@compiled("contract", "reassoc")
 def _embedding_backward(g: Array, ids: Array, out: Array) -> None:
     """Add the rows in order, in one thread, so that the result is deterministic."""
     for i in range(ids.size):
@@ -307,7 +274,7 @@ def _embedding_backward(g: Array, ids: Array, out: Array) -> None:
 
 
 def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> Any:
-    if not _is_float32(logits) or logits.size == 0:
+    if not is_float32(logits) or logits.size == 0:
         return numpy_fused.cross_entropy(logits, ids, valid, excluded_class)
     probs = np.array(logits, order="C")  # (N, C), logits until the softmax
     if excluded_class is not None:
@@ -322,7 +289,7 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
     """As in numpy_attention.py, with everything between the two products in one pass."""
-    if not _is_float32(q, k, v):
+    if not is_float32(q, k, v):
         return numpy_attention.attention(q, k, v, mask, causal, offset)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))
@@ -339,7 +306,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
     return heads.merge(out), heads.merge(log_sum[..., None])
 
 
-@_compiled("contract", "reassoc")
+@compiled("contract", "reassoc")
 def _attention_weights(scores: Array, log_sum: Array, seen_by_first: int) -> None:
     """Softmax of the scores, in place, and their logsumexp. Each query sees one more key than the previous query."""
     n_batch, n_heads, n_queries, n_keys = scores.shape
@@ -358,6 +325,9 @@ def _attention_weights(scores: Array, log_sum: Array, seen_by_first: int) -> Non
             row[j] = _ZERO
 
 
+conv = numba_convolution.conv
+conv_backward = numba_convolution.conv_backward
+
 # --- Fused: one optimizer step, in place
 
 
@@ -375,7 +345,7 @@ def adam_step(
     decoupled: bool,
     p_half: Array | None,
 ) -> tuple[Array, Array, Array, Array | None]:
-    if not _is_float32(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
+    if not is_float32(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
         return numpy_fused.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, p_half)
     rate, scale, decay = rates.tolist()
     grow = 1.0 if clip is None else float(clip)
@@ -394,7 +364,7 @@ def adam_step(
     return p, m, v, p_half
 
 
-@_compiled("contract", "reassoc")
+@compiled("contract", "reassoc")
 def _adam_step(
     p: Array, g: Array, m: Array, v: Array,
     grow: Any, shrink: Any, beta1: Any, new1: Any, beta2: Any, new2: Any, scale: Any, eps: Any, rate: Any,

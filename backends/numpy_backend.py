@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host, numpy_attention, numpy_fused, numpy_sums
+from . import host, numpy_attention, numpy_convolution, numpy_fused, numpy_sums
 from .cpu import keep_freed_memory, n_threads
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -142,13 +142,18 @@ def prepare_index(index: Any, shape: Shape) -> Any:
 
 
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
+    dtype = g.dtype
     if host.is_basic(index) or len(index) == 1 and host.mask_ndim(index[0]):
         out = np.zeros(shape, g.dtype)
         out[index] = g  # selects no element twice
         return out
     out = np.zeros(shape, g.dtype if g.dtype.kind in "iu" else np.promote_types(g.dtype, np.float32))
-    np.add.at(out, index, g.astype(out.dtype, copy=False))  # np.add.at is slow for operands of two dtypes
-    return out.astype(g.dtype, copy=False)
+    g = g.astype(out.dtype, copy=False)  # np.add.at is slow for operands of two dtypes
+    if len(index) == len(shape) == 1 and index[0].shape == g.shape:  # and for an index that is not 1-D
+        np.add.at(out, index[0].ravel(), g.ravel())
+    else:
+        np.add.at(out, index, g)
+    return out.astype(dtype, copy=False)
 
 
 # --- Faster derived primitives
@@ -171,6 +176,9 @@ embedding = numpy_fused.embedding
 embedding_backward = numpy_fused.embedding_backward
 cross_entropy = numpy_fused.cross_entropy
 cross_entropy_backward = numpy_fused.cross_entropy_backward
+conv = numpy_convolution.conv
+conv_backward = numpy_convolution.conv_backward
+max_pool_indices = numpy_convolution.max_pool_indices
 attention = numpy_attention.attention
 attention_backward = numpy_attention.attention_backward
 sgd_step = numpy_fused.sgd_step

@@ -38,6 +38,7 @@ _ARRAYS: dict[str, Sequence[int]] = {
     "layer_norm_backward": (0, 1, 2, 3, 4), "embedding": (0, 1), "embedding_backward": (0, 1),
     "cross_entropy": (0, 1, 2), "cross_entropy_backward": (0, 1, 2, 3), "attention": (0, 1, 2, 3),
     "attention_backward": (0, 1, 2, 3, 4, 5, 6), "sgd_step": (0, 1, 2, 3, 4), "adam_step": (0, 1, 2, 3, 4, 5, 11),
+    "conv": (0, 1, 2), "conv_backward": (0, 1, 2), "max_pool_indices": (0,),
     "assign": (0, 1), "split_flat": (0,), "update_scalars": (0,),
 }  # fmt: skip
 _WRITTEN = {"sgd_step": (0, 2), "adam_step": (0, 2, 3, 11), "assign": (0,), "update_scalars": (0,)}

@@ -1,16 +1,16 @@
 """Run all benchmarks and write one JSON file and one Markdown file.
 
-python -m benchmarks                             all parts: fifteen minutes on two cores
+python -m benchmarks                             all parts: twenty minutes on two cores
 python -m benchmarks --quick                     tiny sizes, to check that everything runs
 python -m benchmarks --only train_step ops --name mine
 """
 
-from benchmarks import generate, growth, memory, ops, overhead, second_derivatives, train_step
+from benchmarks import convolution, generate, growth, memory, ops, overhead, second_derivatives, train_step
 from benchmarks.measure import Options, circumstances, require_cpu, write
 
 PARTS = {
     part.__name__.rpartition(".")[2]: part
-    for part in (train_step, ops, overhead, memory, growth, generate, second_derivatives)
+    for part in (train_step, ops, convolution, overhead, memory, growth, generate, second_derivatives)
 }
 
 

@@ -41,6 +41,7 @@ from .functional import (
 from .gradcheck import GradientError, gradcheck
 from .loss import accuracy, binary_cross_entropy_with_logits, cross_entropy, kl_div, l1_loss, mse_loss
 from .module import Module
+from .ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from .ops.einsum import einsum, outer, tensordot
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
@@ -66,8 +67,11 @@ __all__ = [
     "attention",
     "attention_qkvpacked",
     "available_backends",
+    "avg_pool2d",
     "binary_cross_entropy_with_logits",
     "compile_step",
+    "conv1d",
+    "conv2d",
     "cross_entropy",
     "custom_op",
     "einsum",
@@ -94,6 +98,7 @@ __all__ = [
     "load",
     "log_softmax",
     "manual_seed",
+    "max_pool2d",
     "maximum",
     "minimum",
     "mse_loss",

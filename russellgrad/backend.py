@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import partial, wraps
-from importlib.metadata import entry_points
 from threading import RLock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeAlias, cast
@@ -33,6 +32,7 @@ from .scope import Scope
 Array: TypeAlias = Any  # the backend's own array type: numpy.ndarray, cupy.ndarray, ...
 DType: TypeAlias = Any  # a dtype object or its name, "float32"
 Shape: TypeAlias = tuple[int, ...]
+Padding: TypeAlias = tuple[tuple[int, int], ...]  # before and after, for each spatial axis
 Axis: TypeAlias = int | tuple[int, ...] | None
 Index: TypeAlias = Any  # the index in x[index]
 
@@ -187,6 +187,22 @@ class Derived(Protocol):
         self, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
         offset: int, needs: Sequence[bool],
     ) -> tuple[Array | None, ...]: ...
+
+    # Convolution and pooling. stride, dilation and kernel have a number for each spatial axis, and padding a pair:
+    # (before, after). The sizes are positive, and fit.
+    # (N, C, *in) (O, C / groups, *kernel) (O,) -> (N, O, *out)
+    def conv(
+        self, x: Array, weight: Array, bias: Array | None, stride: Shape, padding: Padding, dilation: Shape, groups: int,
+    ) -> Array: ...
+    # (N, O, *out) -> (N, C, *in) (O, C / groups, *kernel) (O,)
+    def conv_backward(
+        self, g: Array, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int,
+        needs: Sequence[bool],
+    ) -> tuple[Array | None, ...]: ...
+    # (N, C, *in) -> (N, C, *out) int64, where the maximum of each window is in x.reshape(-1): the first, or the last nan
+    def max_pool_indices(
+        self, x: Array, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape,
+    ) -> Array: ...
 
     # Optimizer steps. They may update the given arrays in place, and return the new arrays. Values that change from step
     # to step are passed in an array, so that a captured step can be replayed. g is scaled by the 0-d array `clip`, if given.
@@ -365,7 +381,7 @@ def load_backend(name: str) -> Backend:
             return _loaded.setdefault(name, made)
         if name in BUILTIN:
             module = importlib.import_module(f"{__package__}.backends.{name}_backend")
-        elif points := entry_points(group=ENTRY_POINT_GROUP, name=name):
+        elif points := _entry_points().select(name=name):
             module = next(iter(points)).load()
         elif "." in name:
             module = _import_dotted(name)
@@ -414,8 +430,15 @@ def _suggestion(name: str) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
+def _entry_points() -> "EntryPoints":
+    """The entry points of installed backends."""
+    from importlib.metadata import entry_points  # here, because its import takes a third of the time of this package's
+
+    return entry_points(group=ENTRY_POINT_GROUP)
+
+
 def _known_names() -> list[str]:
-    return [*BUILTIN, *sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(BUILTIN))]
+    return [*BUILTIN, *sorted({point.name for point in _entry_points()} - set(BUILTIN))]
 
 
 def available_backends() -> tuple[str, ...]:
@@ -493,6 +516,8 @@ def _using(backend: str | ModuleType | Backend) -> Iterator[Backend]:
 
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
     # mypy does not follow the mapping of backends/ to russellgrad.backends. This import checks them against the contract.
     from backends import cupy_backend, numba_backend, numpy_backend, strict_backend
 

@@ -135,6 +135,20 @@ def _affine(xp: Backend, x: Any, weight: Any, bias: Any) -> tuple[Any, Push]:
     return out, push
 
 
+def _conv(xp: Backend, x: Any, weight: Any, bias: Any, *sizes: Any) -> tuple[Any, Push]:
+    out = xp.conv(x, weight, bias, *sizes)
+
+    def push(tx: Any, tw: Any, tb: Any, *_: Any) -> Any:
+        parts = [] if tx is None else [xp.conv(tx, weight, tb, *sizes)]
+        if tw is not None:
+            parts.append(xp.conv(x, tw, None if parts else tb, *sizes))
+        if not parts:
+            parts.append(xp.reshape(tb, (tb.shape[0], *(1,) * (out.ndim - 2))))
+        return _total(xp, parts, out.shape)
+
+    return out, push
+
+
 def _softmax(xp: Backend, a: Any, axis: int) -> tuple[Any, Push]:
     y = xp.softmax(a, axis)
     return y, lambda t, _: xp.softmax_backward(t, y, axis)  # the Jacobian is symmetric
@@ -245,9 +259,9 @@ _FORWARD: dict[str, Callable[..., tuple[Any, Push]]] = {
     **{name: _linear(name) for name in ("astype", "sum", "cumsum", "reshape", "transpose", "broadcast_to",
                                         "expand_dims", "getitem", "getitem_backward", "embedding",
                                         "embedding_backward")},
-    **{name: _integers(name) for name in ("argmax", "argsort")},
+    **{name: _integers(name) for name in ("argmax", "argsort", "max_pool_indices")},
     "max": _extremum(rules.max), "min": _extremum(rules.min), "where": _where, "matmul": _matmul,
-    "linear": _affine, "softmax": _softmax, "log_softmax": _log_softmax, "leaky_relu": _leaky_relu,
+    "linear": _affine, "conv": _conv, "softmax": _softmax, "log_softmax": _log_softmax, "leaky_relu": _leaky_relu,
 }  # fmt: skip
 for _name, _differentiate in _FORWARD.items():
     setattr(ForwardBackend, _name, _primitive(_name, _differentiate))

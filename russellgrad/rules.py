@@ -24,7 +24,7 @@ from numbers import Integral
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 from .autograd import Joint
-from .backend import Array, Axis, Backend, DType, Index, Shape
+from .backend import Array, Axis, Backend, DType, Index, Padding, Shape
 from .dtype import is_float, real_array
 
 Rule: TypeAlias = Callable[..., tuple[Any, ...]]
@@ -909,3 +909,52 @@ def broadcast_shape(a: Shape, b: Shape) -> Shape:
     ndim = len(a) if len(a) > len(b) else len(b)
     padded = zip((1,) * (ndim - len(a)) + a, (1,) * (ndim - len(b)) + b, strict=True)
     return tuple(n if m == 1 else m for m, n in padded)
+
+
+# --- Convolution and pooling. The functions in `russellgrad/ops/convolution.py` check the shapes.
+
+
+def conv(
+    xp: Backend, x: Array, weight: Array, bias: Array | None, *, stride: Shape, padding: Padding, dilation: Shape,
+    groups: int,
+) -> Result:  # fmt: skip
+    sizes = stride, padding, dilation, groups
+    return xp.conv(x, weight, bias, *sizes), Joint(lambda g, needs: xp.conv_backward(g, x, weight, *sizes, needs))
+
+
+def max_pool(xp: Backend, x: Array, *, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape) -> Result:
+    """The gradient of a window goes to its first maximum."""
+    shape, flat = x.shape, (prod(x.shape),)
+    index = (xp.max_pool_indices(x, kernel, stride, padding, dilation),)
+    return (
+        xp.getitem(xp.reshape(x, flat), index),
+        lambda g: xp.reshape(xp.getitem_backward(g, index, flat), shape),
+    )
+
+
+def avg_pool(
+    xp: Backend, x: Float, *, kernel: Shape, stride: Shape, padding: Padding, counted: Padding, divisor: int | None
+) -> Result:
+    """A convolution of each channel with ones, divided by `divisor` or by the number of elements of each window.
+
+    `counted` is the part of the padding that counts as elements.
+    """
+    wide, once = widened(xp, x), (1,) * len(kernel)
+    n, c, *lengths = x.shape
+    ones = xp.full((1, 1, *kernel), 1, xp.dtype(wide))
+    sizes = stride, padding, once, 1
+    size: Any = divisor or prod(kernel)
+    if divisor is None and counted != padding:
+        pairs = tuple(zip(padding, counted, strict=True))
+        counted_lengths = (length + before + after for length, (before, after) in zip(lengths, counted, strict=True))
+        rest = tuple((a - b, c - d) for (a, c), (b, d) in pairs)
+        size = xp.conv(xp.full((1, 1, *counted_lengths), 1, xp.dtype(wide)), ones, None, stride, rest, once, 1)
+    sums = xp.conv(xp.reshape(wide, (n * c, 1, *lengths)), ones, None, *sizes)
+    out = xp.divide(xp.reshape(sums, (n, c, *sums.shape[2:])), size)
+
+    def pull(g: Array) -> Array:
+        g = xp.reshape(xp.divide(widened(xp, g), size), (n * c, 1, *g.shape[2:]))
+        anything = xp.broadcast_to(xp.zeros((), xp.dtype(g)), (n * c, 1, *lengths))  # only its shape is needed
+        return xp.reshape(xp.conv_backward(g, anything, ones, *sizes, (True, False, False))[0], (n, c, *lengths))
+
+    return _rounded_as(xp, out, x), pull

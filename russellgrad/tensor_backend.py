@@ -235,6 +235,7 @@ class TensorBackend(LoadedBackend):
     leaky_relu = _op(rules.leaky_relu, "alpha")
     leaky_relu_backward = _op(rules.leaky_relu_backward, "alpha")
     linear = _op(rules.linear)
+    conv = _op(rules.conv, "stride", "padding", "dilation", "groups")
     softmax = _op(rules.softmax, "axis")
     log_softmax = _op(rules.log_softmax, "axis")
     embedding = _op(rules.embedding, "ids", check=False)
@@ -294,7 +295,7 @@ class TensorBackend(LoadedBackend):
 for _name in ELEMENTWISE:
     setattr(TensorBackend, _name, _op(getattr(rules, _name)))
 for _name in ("full", "arange", "zeros", "normal", "uniform", "dropout_mask", "host_scalars", "check_ids",
-              "check_targets"):  # fmt: skip
+              "check_targets", "max_pool_indices"):  # fmt: skip
     setattr(TensorBackend, _name, _for_constants(_name))
 for _name in DERIVED:
     if _name not in vars(TensorBackend):

@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import generate, growth, measure, memory, ops, overhead, readme, second_derivatives, train_step
+from benchmarks import (
+    convolution,
+    generate,
+    growth,
+    measure,
+    memory,
+    ops,
+    overhead,
+    readme,
+    second_derivatives,
+    train_step,
+)
 from benchmarks.measure import OURS, Candidate, Table, Worker, check_close
 from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
@@ -92,6 +103,21 @@ def test_every_op_gives_the_same_norms_as_pytorch() -> None:
         check_close(op, 1e-4)(outcomes)
 
 
+def test_convolution_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "MODES", {"both": "forward and backward"})
+    (table,) = convolution.tables(quick=True)
+    check_table(table, 1, {TORCH})
+
+
+def test_every_convolution_gives_the_same_norms_as_pytorch() -> None:
+    from benchmarks.candidates import conv_cases, conv_ours, conv_torch
+
+    for case in conv_cases.CASES:
+        for mode in convolution.MODES:
+            outcomes: dict[str, Any] = {OURS: conv_ours.op(case, mode)()(), TORCH: conv_torch.op(case, mode)()()}
+            check_close(f"{case}, {mode}", 1e-4)(outcomes)
+
+
 def test_overhead_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "MODES", {"both": "forward and backward"})
     monkeypatch.setattr(overhead, "OPS", ("add",))
@@ -143,6 +169,7 @@ def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, 
     assert set(everything.PARTS) == {
         "train_step",
         "ops",
+        "convolution",
         "overhead",
         "memory",
         "growth",

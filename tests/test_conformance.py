@@ -5,6 +5,7 @@ The command line is tested on third-party backends: a correct one, a wrong one, 
 
 import inspect
 import itertools
+import math
 import unittest
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -250,6 +251,23 @@ def negated(gradient: Any) -> Any:
     return None if gradient is None else -gradient
 
 
+def last_maximum(x: Array, *sizes: Any) -> Array:
+    """The windows of x backwards have the last maximum first, if the padding is the same on both sides."""
+    kernel, stride, padding, _ = sizes
+    if any(before or after for before, after in padding) or set(stride) != {1}:
+        return numpy.max_pool_indices(x, *sizes)
+    backwards = x[(..., *(slice(None, None, -1),) * len(kernel))]
+    found = numpy.max_pool_indices(np.ascontiguousarray(backwards), *sizes)
+    n = math.prod(x.shape[2:])
+    return (found // max(n, 1) * n + n - 1 - found % max(n, 1))[(..., *(slice(None, None, -1),) * len(kernel))]
+
+
+def maximum_of_zeros(x: Array, *sizes: Any) -> Array:
+    """Where x is below 0, the first element of the window, as if padding could be the maximum."""
+    found = numpy.max_pool_indices(x, *sizes)
+    return np.where(x.reshape(-1)[found] < 0, 0, found)
+
+
 FAULTS: dict[str, tuple[str, Any]] = {
     # Arrays and dtypes, random numbers, ids
     "lists count as arrays": ("is_array", lambda x: isinstance(x, (np.ndarray, list))),
@@ -330,6 +348,11 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "linear ignores the bias": given("linear", bias=None),
     "a precision level raises": ("set_matmul_precision", lambda level: {"highest": 1}[level]),
     "the weight gradient is missing": gives("linear_backward", lambda g: None, 1),
+    "conv ignores the dilation": given("conv", dilation=lambda dilation: (1,) * len(dilation)),
+    "conv_backward sums no gradient of the bias": gives("conv_backward", lambda g: None, 2),
+    "the gradient of conv's weight is halved": gives("conv_backward", halved, 1),
+    "max pooling takes the last maximum": ("max_pool_indices", last_maximum),
+    "max pooling treats padding as 0": ("max_pool_indices", maximum_of_zeros),
     "gelu always uses the tanh approximation": given("gelu", approximate="tanh"),
     "gelu_backward has the wrong sign": gives("gelu_backward", negated),
     "leaky_relu has the wrong slope": given("leaky_relu", alpha=0.02),

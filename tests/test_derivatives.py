@@ -359,6 +359,24 @@ same("flatten", lambda x: x.flatten(1), batch)
 same("ravel, moveaxis", lambda x: x.moveaxis(0, -1).ravel(), batch)
 case("copy", lambda x: x.copy() * x, lambda x: x.clone() * x, normal)
 
+# Convolution and pooling: rules conv, max_pool and avg_pool
+_image, _kernel, _shift = rng(7).normal(size=(2, 4, 5, 4)), rng(8).normal(size=(6, 2, 3, 2)), rng(9).normal(size=6)
+_relu = np.maximum(np.round(_image), 0)  # with ties
+case("conv", lambda x, w, b: rg.conv2d(x, w, b, (2, 1), (1, 0), (1, 2), 2),
+     lambda x, w, b: F.conv2d(x, w, b, (2, 1), (1, 0), (1, 2), 2), _image, _kernel, _shift)  # fmt: skip
+case("conv, same", lambda x, w: rg.conv1d(x, w, padding="same"), lambda x, w: F.conv1d(F.pad(x, (0, 1)), w),
+     _image[0, :, 0], _kernel[:, :, 0].repeat(2, 1))  # fmt: skip
+case("conv of x and a weight of x", lambda x: rg.conv2d(x, x[:1, :, :2, :2] * 2),
+     lambda x: F.conv2d(x, x[:1, :, :2, :2] * 2), _image)  # fmt: skip
+case("conv of constants and a bias", lambda b: rg.conv2d(Tensor(_image), Tensor(_kernel), b * b, groups=2),
+     lambda b: F.conv2d(torch.tensor(_image), torch.tensor(_kernel), b * b, groups=2), _shift)  # fmt: skip
+case("max_pool", lambda x: rg.max_pool2d(x, (3, 2), 1, 1), lambda x: F.max_pool2d(x, (3, 2), 1, 1), _image)
+case("max_pool of ties, times", lambda x: rg.max_pool2d(x, 2) ** 2, lambda x: F.max_pool2d(x, 2) ** 2, _relu)
+case("avg_pool", lambda x: rg.avg_pool2d(x, (3, 2), 1, 1, count_include_pad=False),
+     lambda x: F.avg_pool2d(x, (3, 2), 1, 1, count_include_pad=False), _image)  # fmt: skip
+case("conv, relu, max_pool", lambda x, w, b: rg.max_pool2d(rg.conv2d(x, w, b, 1, 1, 1, 2).relu(), 2),
+     lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b, 1, 1, 1, 2).relu(), 2), _image, _kernel, _shift)  # fmt: skip
+
 # Other values at an index: rules at_set and at_add
 case("at_set", lambda a, b: a.at(1).set(b), lambda a, b: torch.stack([a[0], b]), normal, row)
 case("at_set, a number", lambda a: a.at(([0, 1, 1], [2, 0, 0])).set(0.5),

@@ -460,6 +460,7 @@ class Operands:
         self.x, self.g, self.row, self.column = of(4, 5), of(4, 5, seed=1), of(5, seed=2), of(4, seed=3)
         self.weight, self.g_out = of(5, 3, seed=4), of(4, 3, seed=5)
         self.q, self.k, self.v, self.g_heads = (of(2, 3, 4, seed=i) for i in range(4))
+        self.image, self.kernel, self.g_image = of(2, 4, 5, 3), of(6, 2, 3, 2, seed=6), of(2, 6, 3, 3, seed=7)
         self.loss_gradient, self.rates = xp.asarray(1.5), xp.asarray([0.1, 0.2, 0.3])
         self.ids, self.valid = xp.asarray(np.array([0, 2, 2, 4])), xp.asarray(np.array([True, False, True, True]))
         self.hidden = xp.asarray(np.arange(9).reshape(3, 3) % 4 == 3)
@@ -481,6 +482,8 @@ def layer_norm_and_backward(xp: Any, o: Operands) -> Any:
     y, mean, rstd = xp.layer_norm(o.x, o.row, o.row, 1e-5)
     return y, mean, rstd, *xp.layer_norm_backward(o.g, o.x, o.row, mean, rstd, (True, True, True))
 
+
+CONV_SIZES = (2, 1), ((1, 1), (0, 1)), (1, 1), 2
 
 DERIVED_CALLS: dict[str, Callable[[Any, Operands], Any]] = {
     "zeros": lambda xp, o: xp.zeros((2, 3), "float64"),
@@ -508,6 +511,9 @@ DERIVED_CALLS: dict[str, Callable[[Any, Operands], Any]] = {
     "cross_entropy_backward": cross_entropy_and_backward,
     "attention": attention_and_backward,
     "attention_backward": attention_and_backward,
+    "conv": lambda xp, o: xp.conv(o.image, o.kernel, o.g_image[0, :, 0, 0], *CONV_SIZES),
+    "conv_backward": lambda xp, o: xp.conv_backward(o.g_image, o.image, o.kernel, *CONV_SIZES, (True, True, True)),
+    "max_pool_indices": lambda xp, o: xp.max_pool_indices(o.image, (3, 2), *CONV_SIZES[:3]),
     "clip_scale": lambda xp, o: xp.clip_scale([o.x, o.row], 0.5),
     "sgd_step": lambda xp, o: xp.sgd_step(o.x, o.g, xp.zeros((4, 5), "float64"), o.rates, o.rates[0], 0.9, True, 0.1),
     "adam_step": lambda xp, o: xp.adam_step(

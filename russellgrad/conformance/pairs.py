@@ -67,7 +67,7 @@ class Pair:
 
 def cases() -> Iterator[Case]:
     yield Case("embedding_backward", "the same bits every time", embedding_backward_is_deterministic)
-    for pair in (gelu, leaky_relu, softmax, log_softmax, layer_norm, linear, embedding, cross_entropy,
+    for pair in (gelu, leaky_relu, softmax, log_softmax, layer_norm, linear, conv, embedding, cross_entropy,
                  attention, *getitem):  # fmt: skip
         for sample in pair.samples:
             yield from _forward(pair, sample)
@@ -273,6 +273,49 @@ linear = Pair(
         SampleInput(
             "larger", (normal(5, 13, 70) / 4, normal(70, 33, seed=1) / 4, normal(33, seed=2)), differences=False
         ),
+    ],
+    joint=True,
+)  # fmt: skip
+
+
+# --- Convolution. The last arguments are the stride, the padding, the dilation and the groups.
+
+
+def _convolved(x: Shape, weight: Shape, bias: bool = True) -> tuple[Any, ...]:
+    return normal(*x), normal(*weight, seed=1) / 4, normal(weight[0], seed=2) if bias else None
+
+
+once, none = (1, 1), ((0, 0), (0, 0))
+conv = Pair(
+    "conv",
+    "conv_backward",
+    lambda xp, x, weight, bias, *sizes: (xp.conv(x, weight, bias, *sizes),),
+    lambda xp, g, results, needs, x, weight, bias, *sizes: xp.conv_backward(g, x, weight, *sizes, needs),
+    [
+        SampleInput("two axes", _convolved((2, 3, 5, 4), (4, 3, 3, 2)), (once, none, once, 1)),
+        SampleInput("padded", _convolved((2, 2, 4, 3), (3, 2, 3, 3)), (once, ((1, 1), (1, 1)), once, 1)),
+        SampleInput("padded on one side", _convolved((2, 2, 4, 3), (3, 2, 2, 2)), (once, ((0, 1), (1, 0)), once, 1)),
+        SampleInput("strides", _convolved((2, 2, 6, 5), (3, 2, 3, 2)), ((2, 3), ((1, 0), (0, 2)), once, 1)),
+        SampleInput("dilated", _convolved((2, 2, 6, 5), (3, 2, 3, 2)), (once, ((1, 1), (0, 1)), (2, 3), 1)),
+        SampleInput("two groups", _convolved((2, 4, 4, 3), (6, 2, 2, 2)), (once, none, once, 2)),
+        SampleInput("a channel in each group", _convolved((2, 3, 5, 4), (3, 1, 3, 3)),
+                    (once, ((1, 1), (1, 1)), once, 3)),
+        SampleInput("a channel in each group, strides", _convolved((2, 3, 5, 4), (3, 1, 3, 3)),
+                    ((2, 2), ((1, 1), (1, 1)), once, 3)),
+        SampleInput("two outputs of a channel", _convolved((2, 3, 4, 3), (6, 1, 2, 2)), (once, none, once, 3)),
+        SampleInput("a kernel of one element", _convolved((2, 3, 4, 3), (4, 3, 1, 1)), (once, none, once, 1)),
+        SampleInput("a kernel of one element, groups", _convolved((2, 4, 4, 3), (2, 2, 1, 1)), (once, none, once, 2)),
+        SampleInput("a kernel of the whole input", _convolved((2, 3, 4, 3), (4, 3, 4, 3)), (once, none, once, 1)),
+        SampleInput("no bias", _convolved((2, 3, 4, 3), (4, 3, 2, 2), False), (once, none, once, 1)),
+        SampleInput("one sample", _convolved((1, 2, 5, 3), (3, 2, 2, 2)), (once, none, once, 1)),
+        SampleInput("no samples", _convolved((0, 2, 5, 3), (3, 2, 2, 2)), (once, none, once, 1)),
+        SampleInput("one axis", _convolved((2, 3, 7), (4, 3, 3)), ((2,), ((1, 2),), (1,), 1)),
+        SampleInput("three axes", _convolved((2, 2, 3, 4, 3), (2, 2, 2, 2, 2)),
+                    ((1, 2, 1), ((0, 1), (1, 1), (0, 0)), (1, 1, 2), 1)),
+        SampleInput("larger", _convolved((3, 5, 9, 11), (4, 5, 3, 3)), (once, ((1, 1), (1, 1)), once, 1),
+                    differences=False),
+        SampleInput("one larger sample", _convolved((1, 8, 11, 9), (3, 8, 3, 3)), (once, none, once, 1),
+                    differences=False),
     ],
     joint=True,
 )  # fmt: skip

@@ -21,7 +21,19 @@ def cases() -> Iterator[Case]:
     yield Case("prepare_index", "it or getitem raises for an invalid index", indices_out_of_bounds)
     yield Case("prepare_index", "a copy: later changes of the given array have no effect", indices_are_copied)
     yield Case("sum", "half precision keeps its dtype", sums_of_halves)
-    for table in (elementwise, choices, clipping, reductions, long_sums, in_half, shapes, indices, products, steps):
+    for table in (
+        elementwise,
+        choices,
+        clipping,
+        reductions,
+        long_sums,
+        in_half,
+        shapes,
+        indices,
+        products,
+        pooling,
+        steps,
+    ):
         yield from table()
 
 
@@ -125,6 +137,31 @@ def clipping() -> Iterator[Case]:
 def erf_is_exact(t: Trial) -> None:
     points = np.concatenate([np.linspace(-7, 7, 501), [0.46875, 4.0, 6.0, 1e-300, 5e-324, -1e-8, 30.0, inf, -inf]])
     t.same(t.xp.erf(t.backend.asarray(points)), np.array([math.erf(point) for point in points]), atol=1e-15)
+
+
+# --- Pooling
+
+pooled = normal(2, 3, 7, 6)
+
+
+def pooling() -> Iterator[Case]:
+    once, none = (1, 1), ((0, 0), (0, 0))
+    few = np.maximum(np.round(pooled), 0)
+    with_nan = np.where(few > 1, nan, few)
+    sizes: dict[str, tuple[Any, ...]] = {
+        "": ((2, 2), (2, 2), none, once),
+        ", overlapping": ((3, 2), (1, 1), none, once),
+        ", padded": ((3, 2), (2, 1), ((1, 1), (1, 0)), once),
+        ", dilated": ((2, 3), (1, 2), ((1, 0), (0, 1)), (2, 2)),
+        ", gaps": ((2, 1), (3, 2), none, once),
+    }
+    for title, args in sizes.items():
+        yield from values("max_pool_indices", f"random{title}", pooled, *args)
+        yield from values("max_pool_indices", f"ties{title}", few, *args)
+        yield from values("max_pool_indices", f"nan{title}", with_nan, *args)
+        yield from values("max_pool_indices", f"-inf{title}", np.where(few > 0, few, -inf), *args)
+        yield from values("max_pool_indices", f"no samples{title}", few[:0], *args)
+    yield from values("max_pool_indices", "one axis", pooled[0], (3,), (2,), ((1, 1),), (1,))
 
 
 # --- Reductions
@@ -293,6 +330,16 @@ def in_half() -> Iterator[Case]:
         ),
         "many losses": (
             "cross_entropy", lambda xp, a, ids: xp.cross_entropy(a, ids, None, None)[0], (8 * ones, ids),
+        ),
+        "a large window": (
+            "conv",
+            lambda xp, x, weight: xp.conv(x, weight, None, (1,), ((0, 0),), (1,), 1),
+            (ones.reshape(1, 2, -1), ones.reshape(1, 2, -1)),
+        ),
+        "many windows": (
+            "conv_backward",
+            lambda xp, g, x, weight: xp.conv_backward(g, x, weight, (1,), ((0, 0),), (1,), 1, (False, True, True))[1:],
+            (ones.reshape(1, 1, -1), ones.reshape(1, 1, -1), ones[:1, :1].reshape(1, 1, 1)),
         ),
         "large scores": ("attention", lambda xp, q, k, v: xp.attention(q, k, v, None, False, 0)[0], (far, far, far)),
         "many keys": (

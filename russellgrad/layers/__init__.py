@@ -9,18 +9,23 @@ from .. import init
 from .activations import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
 from .attention import MultiHeadAttention
 from .containers import Flatten, Identity, Sequential
+from .conv import Conv1d, Conv2d
 from .dropout import Dropout
 from .embedding import Embedding
 from .linear import Linear
 from .norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+from .pooling import AvgPool2d, MaxPool2d
 from .recurrent import GRU, LSTM
 
 __all__ = [
     "ELU",
     "GELU",
+    "AvgPool2d",
     "GRU",
     "LSTM",
     "BatchNorm",
+    "Conv1d",
+    "Conv2d",
     "Dropout",
     "Embedding",
     "Flatten",
@@ -30,6 +35,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "MaxPool2d",
     "MultiHeadAttention",
     "RMSNorm",
     "ReLU",

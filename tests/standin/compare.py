@@ -241,7 +241,16 @@ def _resolve(dotted: str, modules: dict[str, Any]) -> Any:
     return value
 
 
-OTHERS_HAVE = {"append", "extend", "items", "join", "kind", "name", "c_contiguous"}  # lists, dicts, strings, ...
+OTHERS_HAVE = {
+    "append",
+    "extend",
+    "items",
+    "join",
+    "kind",
+    "name",
+    "c_contiguous",
+    "f_contiguous",
+}  # lists, dicts, strings, ...
 
 
 def array_attributes(source: str) -> set[str]:
