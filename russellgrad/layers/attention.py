@@ -27,7 +27,7 @@ class MultiHeadAttention(Module):
         num_heads: H; must divide E.
         dropout: the probability of dropout of the attention weights.
         bias: whether the projections have biases.
-        batch_first: whether sequences are (N, L, E) instead of (L, N, E).
+        batch_first: whether sequences are (N, L, E) instead of (L, N, E). (In PyTorch, other arguments precede it.)
         generator: the generator of the initial weights; by default `random.default_generator()`.
 
     Attributes:
@@ -45,8 +45,8 @@ class MultiHeadAttention(Module):
         num_heads: int,
         dropout: float = 0.0,
         bias: bool = True,
-        batch_first: bool = False,
         *,
+        batch_first: bool = False,
         generator: Generator | None = None,
     ) -> None:
         positive("MultiHeadAttention", embed_dim=embed_dim, num_heads=num_heads)
