@@ -250,4 +250,4 @@ def test_errors(backend: Backend) -> None:
 def test_batch_first_is_not_positional() -> None:
     """The fifth positional argument of PyTorch's layer is another one, `add_bias_kv`."""
     with pytest.raises(TypeError, match="positional argument"):
-        MultiHeadAttention(8, 2, 0.0, True, True)  # type: ignore[misc]
+        MultiHeadAttention(8, 2, 0.0, True, True)  # type: ignore[call-arg]
