@@ -51,7 +51,7 @@ def run_tests(session: nox.Session, env: dict[str, str], arguments: Sequence[str
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
     """The test suite on NumPy; without arguments, then the most important tests on the strict backend too."""
-    session.install(*TEST, "-e", ".[train,report,tensorboard]")
+    session.install(*TEST, "-e", ".[train,report,examples,tensorboard]")
     for wheels in MPI:  # optional, since some systems have no wheel
         session.run("python", "-m", "pip", "install", wheels, success_codes=[0, 1], silent=True)
     run_tests(session, {"RG_BACKEND": "numpy"}, session.posargs, workers=not session.posargs)

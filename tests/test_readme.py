@@ -29,6 +29,8 @@ DOCUMENTS = [
     "docs/backends.md",
     "docs/benchmarks.md",
     "docs/code.md",
+    "docs/examples.md",
+    "docs/layers.md",
     "docs/own_op.md",
     "docs/own_optimizer.md",
     "docs/own_backend.md",
