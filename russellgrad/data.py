@@ -48,8 +48,6 @@ class Batches:
     A new loop begins the next epoch, even if the last loop was stopped early. Several iterators at once are
     independent: each is an epoch of its own. `epoch` and `state_dict` describe the one that began last.
 
-    Attributes:
-        epoch: the number of the epoch of the next batch, from 0.
     """
 
     def __init__(self, arrays: Pytree, batch_size: int, seed: int, *, shuffle: bool, drop_last: bool) -> None:
@@ -73,10 +71,15 @@ class Batches:
                 f"batches: drop_last=True leaves no batch: there are {self._rows} rows, and batch_size is {batch_size}"
             )
         self._seed = Generator(seed).seed
-        self.epoch = 0
+        self._epoch = 0
         self._batch = 0  # the next one of that epoch
         self._begun = False  # whether an iterator is in that epoch
         self._latest: object = None  # marks the iterator that began last
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch of the next batch, from 0. `load_state_dict` sets it."""
+        return self._epoch
 
     def __len__(self) -> int:
         """The number of batches of an epoch."""
@@ -85,9 +88,9 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         """Begin the next epoch; after `load_state_dict`, continue with the batch after the saved one."""
         if self._begun:
-            self.epoch, self._batch = self.epoch + 1, 0
+            self._epoch, self._batch = self._epoch + 1, 0
         self._begun, self._latest = True, object()
-        return self._iterate(self.epoch, self._batch, self._latest)
+        return self._iterate(self._epoch, self._batch, self._latest)
 
     def _iterate(self, epoch: int, first: int, mark: object) -> Iterator[Any]:
         """The batches of an epoch from number `first` on."""
@@ -97,7 +100,7 @@ class Batches:
             indices = order[i * size : (i + 1) * size]
             if self._latest is mark:
                 is_last = i + 1 == len(self)
-                self.epoch, self._batch = (epoch + 1, 0) if is_last else (epoch, i + 1)
+                self._epoch, self._batch = (epoch + 1, 0) if is_last else (epoch, i + 1)
                 self._begun = not is_last
             yield tree_unflatten(self._arrays, iter([_select(source, indices) for source in sources]))
 
@@ -145,7 +148,7 @@ class Batches:
                 f"{len(self)} batches"
             )
         self._seed = Generator(state["seed"]).seed
-        self.epoch, self._batch = int(state["epoch"]), int(state["batch"])
+        self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
         self._begun, self._latest = False, None
 
     def _settings(self) -> dict[str, Any]:

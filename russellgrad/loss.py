@@ -156,7 +156,7 @@ def cross_entropy(
             raise ValueError(f"{op}: all {found.size} ids are padding or ignored; at least one must be valid")
         one_hot = found.expand_dims(-1) == Tensor._wrap(found.backend.arange(classes), found.backend)  # (..., C)
         target = (one_hot if valid is None else one_hot & valid.expand_dims(-1)).astype(logits.dtype)
-    smoothed = target if smoothing == 0 else target * (1 - smoothing) + smoothing / classes
+    smoothed = target if smoothing == 0 else target * (1 - smoothing) + smoothing / max(classes, 1)
     if weight is not None:
         weight = _operand(op, "weight", weight, logits)
         if weight.shape != (classes,):
@@ -167,7 +167,11 @@ def cross_entropy(
         losses = losses.masked_fill(~valid, 0)
     if reduction != "mean":
         return _reduced(op, losses, reduction)
-    return losses.sum() / (rows if weight is None or has_probabilities else (target * weight).sum())
+    mean = losses.mean()  # over all rows: their sum overflows in half precision
+    if weight is None or has_probabilities:
+        return mean if rows == losses.size else mean * (losses.size / rows)
+    weighted: Tensor = mean / (target * weight).sum(-1).mean()
+    return weighted
 
 
 def accuracy(logits: Tensor, ids: Any, ignore_index: int | None = None) -> Tensor:
@@ -301,7 +305,8 @@ def _reduced(op: str, losses: Tensor, reduction: str) -> Tensor:
         raise ValueError(f"{op}: x is 0-d; reduction='batchmean' needs a first axis")
     if losses.size == 0:
         raise ValueError(f"{op}: x {losses.shape} has no elements; their mean is not defined: use reduction='sum'")
-    return losses.mean() if reduction == "mean" else losses.sum() / losses.shape[0]
+    # The mean of the sums of the rows: the sum of all losses overflows in half precision.
+    return losses.mean() if reduction == "mean" else losses.reshape(losses.shape[0], -1).sum(1).mean()
 
 
 def _are_probabilities(target: Any, logits: Any) -> bool:

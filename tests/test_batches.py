@@ -261,3 +261,10 @@ def test_the_module_is_imported_at_first_use() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_epoch_is_read_only(backend: Backend) -> None:
+    """An assignment within an epoch would be off by one: the next loop begins the epoch after it."""
+    training = batches(np.arange(4), 2)
+    with pytest.raises(AttributeError):
+        training.epoch = 3  # type: ignore[misc]

@@ -11,9 +11,8 @@ from ..creation import zeros
 from ..functional import linear
 from ..module import Module
 from ..random import Generator
-from ..rules import check_bool
 from ..tensor import Tensor
-from .check import check_input, positive
+from .check import check_input, flags, positive
 from .dropout import Dropout
 
 State: TypeAlias = tuple[Tensor, ...]  # (h,) of a GRU, (h, c) of an LSTM
@@ -40,8 +39,7 @@ class _Recurrent(Module):
     ) -> None:
         name = type(self).__name__
         positive(name, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        for flag, value in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
-            check_bool(f"{name}: {flag}", value)
+        flags(name, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         if dropout and num_layers == 1:
             raise ValueError(
                 f"{name}: dropout={dropout} needs num_layers > 1, because it is applied between layers; for one layer, "
@@ -58,8 +56,8 @@ class _Recurrent(Module):
             width = input_size if i < len(directions) else hidden_size * len(directions)
             shapes = (rows, width), (rows, hidden_size), (rows,), (rows,)
             for kind, shape in zip(_KINDS, shapes, strict=True):
-                has_parameter = bias or len(shape) == 2
-                parameter = init.uniform(shape, -bound, bound, generator=generator) if has_parameter else None
+                is_present = bias or kind.startswith("weight")
+                parameter = init.uniform(shape, -bound, bound, generator=generator) if is_present else None
                 setattr(self, f"{kind}_{end}", parameter)
 
     def _run(self, x: Tensor, initial: State | None) -> tuple[Tensor, State]:
