@@ -158,7 +158,7 @@ class BatchNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) -> the same.
 
-        Raises ValueError for another shape, and, if the batch is used, for less than two values in each channel.
+        Raises ValueError for another shape, and, if the batch is used, for fewer than two values in each channel.
         """
         check_input(self, x, lambda shape: shape[1:2] == (self.num_features,), f"(N, {self.num_features}, ...)")
         wide = _wide(x)
