@@ -58,7 +58,7 @@ def xavier_uniform(shape: Shape, gain: float = 1.0, *, generator: Generator | No
 
 
 def xavier_normal(shape: Shape, gain: float = 1.0, *, generator: Generator | None = None) -> Tensor:
-    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)): the variance of `xavier_uniform`."""
+    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)), the variance of `xavier_uniform`."""
     return normal(shape, 0.0, gain * math.sqrt(2 / sum(fan_in_and_fan_out(shape))), generator=generator)
 
 
@@ -70,7 +70,7 @@ def kaiming_uniform(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Uniform on [-b, b) with b = gain sqrt(3 / fan), the variance of `kaiming_normal`. Arguments are those there."""
+    """Uniform on [-b, b) with b = gain sqrt(3 / fan), the variance of `kaiming_normal`. The arguments are the same."""
     bound = math.sqrt(3) * _kaiming_std(shape, a, mode, nonlinearity)
     return uniform(shape, -bound, bound, generator=generator)
 
@@ -83,7 +83,7 @@ def kaiming_normal(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Normal with standard deviation gain / sqrt(fan), which keeps the variance of a signal through the layers.
+    """Normal with standard deviation gain / sqrt(fan), which preserves the variance of activations across layers.
 
     He et al., arXiv:1502.01852, equations 10 and 14.
 
@@ -92,7 +92,7 @@ def kaiming_normal(
         a: the negative slope of "leaky_relu".
         mode: "fan_in" keeps the variance in the forward pass, "fan_out" in the backward pass.
         nonlinearity: the activation that follows the layer: see `calculate_gain`.
-        generator: the source of the random numbers.
+        generator: draws the values; by default `random.default_generator()`.
 
     Raises:
         ValueError: an unknown mode or nonlinearity, or a shape with fewer than two axes.
@@ -126,7 +126,7 @@ def calculate_gain(nonlinearity: str, param: float = 0.01) -> float:
 
 
 def fan_in_and_fan_out(shape: Shape) -> tuple[int, int]:
-    """The number of inputs of each output, and of outputs of each input, of a weight of shape (out, in, *kernel).
+    """fan_in and fan_out of a weight (out, in, *kernel): the number of inputs per output, and of outputs per input.
 
     Raises ValueError for a shape with fewer than two axes.
     """
