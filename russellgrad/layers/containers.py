@@ -39,8 +39,12 @@ class Sequential(Module, list[Any]):
     def forward(self, x: Any) -> Any:
         """Apply all layers: the input of the first layer -> the output of the last."""
         self._check()
-        for layer in self:
-            x = layer(x)
+        for i, layer in enumerate(self):
+            try:
+                x = layer(x)
+            except Exception as error:
+                error.add_note(f"in layer {i} of a Sequential, {getattr(layer, '__name__', type(layer).__name__)}")
+                raise
         return x
 
     def __getitem__(self, index: Any) -> Any:
