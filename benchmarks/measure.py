@@ -37,15 +37,23 @@ Candidate: TypeAlias = tuple[str, ...]  # a module of benchmarks.candidates, a f
 
 
 class Worker:
-    """A candidate in its own process, so that libraries do not share threads or a memory allocator."""
+    """A candidate in its own process, so that libraries do not share threads or a memory allocator.
 
-    def __init__(self, candidate: Candidate) -> None:
+    Args:
+        python: the interpreter, for a candidate whose library is installed in an environment of its own.
+        environment: variables to add to this process's.
+    """
+
+    def __init__(
+        self, candidate: Candidate, python: str = sys.executable, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.candidate = candidate
-        # Other libraries import russellgrad for the model's weights, but must not get its memory allocator settings.
-        environment = os.environ if candidate[0].endswith("ours") else {**os.environ, "RG_MALLOC": "0"}
+        if environment is None:
+            # Others import russellgrad for the model's weights, but must not get its memory allocator settings.
+            environment = {} if candidate[0].endswith("ours") else {"RG_MALLOC": "0"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", *candidate],
-            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [python, "-m", "benchmarks.worker", *candidate],
+            cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -169,7 +177,7 @@ class Table:
             },
         })  # fmt: skip
         ratios = [f"{ratio:.2f} of {name}" for name, ratio in self.rows[-1]["ratio"].items()]
-        median = f"{_short(self.rows[-1][self.unit][OURS]['median'])} {UNITS[self.unit][0]}"
+        median = f"{three_digits(self.rows[-1][self.unit][OURS]['median'])} {UNITS[self.unit][0]}"
         print(f"{self.name} {case}: {', '.join([median, *ratios])}", flush=True)
 
     def markdown(self) -> str:
@@ -185,13 +193,13 @@ class Table:
         return "\n\n".join([f"## {self.title}", *self.notes, table])
 
 
-def _short(x: float) -> str:
+def three_digits(x: float) -> str:
     """Three significant digits, or all digits of the integer part."""
     return f"{x:.{max(0, 2 - math.floor(math.log10(x)))}f}"
 
 
 def _spread(numbers: Mapping[str, float]) -> str:
-    median, least, most = (_short(numbers[key]) for key in ("median", "least", "most"))
+    median, least, most = (three_digits(numbers[key]) for key in ("median", "least", "most"))
     return median if least == most else f"{median} ({least} to {most})"
 
 

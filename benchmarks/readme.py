@@ -12,6 +12,7 @@ from benchmarks.train_step import TORCH, TORCH_FUSED
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end -->\n"
+BEGIN_PEERS = "<!-- python -m benchmarks.readme: peers -->\n"
 FIRST = (
     "before",
     "cpu",
@@ -139,10 +140,24 @@ def figures() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def peer_figures() -> str:
+    """The table of results/peers.json: a row for each library, with lines, time and result of each program."""
+    table = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))["tables"]["peers"]
+    by_library: dict[str, list[str]] = {}
+    for row in table["rows"]:
+        first, again = row["first"], row["seconds"]["median"]
+        cell = f"{row['lines']} lines, {first:.2f} and {again:.2f} s, {row['result']:.3f}"
+        by_library.setdefault(row["library"], []).append(cell)
+    tasks = dict.fromkeys(row["task"] for row in table["rows"])
+    return to_markdown(["", *tasks], [[library, *cells] for library, cells in by_library.items()]) + "\n"
+
+
 def main() -> None:
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(before + BEGIN + figures() + END + after, encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    for begin, new in ((BEGIN, figures()), (BEGIN_PEERS, peer_figures())):
+        before, _, rest = text.partition(begin)
+        text = before + begin + new + END + rest.partition(END)[2]
+    PAGE.write_text(text, encoding="utf-8")
     print(f"written: {PAGE}")
 
 

@@ -54,8 +54,8 @@ class Optimizer:
         options: the defaults of the optimizer's options, for groups that do not set them.
 
     Attributes:
-        elementwise: an attribute of the class: whether each element of the new value depends on the same element of
-            the gradient and the state only, as in SGD and Adam. With flat=True, `update` then gets all parameters of a
+        elementwise: a class attribute: whether each element of the new value depends only on the same element of the
+            gradient and the state, as in SGD and Adam. With flat=True, `update` then gets all parameters of a
             group as one array (n,). Otherwise it gets one parameter at a time.
         params: all parameters, in order.
         groups: the parameter groups, with all options.
@@ -124,7 +124,7 @@ class Optimizer:
         name = type(self).__name__
         if unknown := set(group) - {*self._known, "params"}:
             given, known = ", ".join(sorted(map(str, unknown))), ", ".join(self._known)
-            advice = "; lr is one for all groups, an argument of the optimizer" if "lr" in unknown else ""
+            advice = "; lr is the same for all groups: pass it to the optimizer" if "lr" in unknown else ""
             raise ValueError(f"{name}: unknown option {given}; known: {known}{advice}")
         group.update({key: OPTIONS[key](group[key], f"{name}: {key}") for key in self._known if key in OPTIONS})
         return group
@@ -212,7 +212,7 @@ class Optimizer:
         return None if norm is None else Tensor._wrap(norm, xp)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, for a checkpoint. It does not include the parameters, the learning rate and options.
+        """The optimizer's state, for a checkpoint, without the parameters, the learning rate and the options.
 
         Returns:
             {"kind": class name, "steps_taken": int, "state": list with one dict for each parameter, in order}. Each

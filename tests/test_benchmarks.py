@@ -4,10 +4,13 @@ import json
 import math
 import os
 import re
+import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as everything
@@ -24,6 +27,9 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.measure import OURS, Candidate, Table, Worker, check_close
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import with_torch
+from benchmarks.peers.tasks import TASKS
 from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
 from tests.process import ROOT, run_python
@@ -160,8 +166,8 @@ def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, 
     assert list(data["tables"]) == ["generate_cached", "generate", "generate_memory"]
     cached, past, peak = (Table(**table) for table in data["tables"].values())
     ways = {TORCH, generate.OURS_UNCACHED, generate.TORCH_UNCACHED}
-    for table, cases, peers in ((cached, 1, ways), (past, 1, {TORCH}), (peak, STATUS.exists(), ways)):
-        check_table(table, cases, peers)
+    for table, cases, others in ((cached, 1, ways), (past, 1, {TORCH}), (peak, STATUS.exists(), ways)):
+        check_table(table, cases, others)
         assert table.markdown() in text
     assert data["command"] == "python -m benchmarks --quick --only generate --name some"
     for fact in ("date", "commit", "processor", "cores", "BLAS of NumPy", "BLAS of torch", "torch threads", "numpy"):
@@ -192,6 +198,99 @@ def test_second_derivatives_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     check_table(peak, STATUS.exists(), {TORCH})
     times, multiples = (table.rows[0][table.unit][OURS]["median"] for table in (product, passes))
     assert multiples == pytest.approx(times / one.rows[0][one.unit][OURS]["median"])  # in the one turn
+
+
+def test_peers_table_has_a_row_for_each_program_and_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "TASKS", {"line": TASKS["line"]})
+    table = peers.table([OURS], {}, quick=True)
+    assert [(row["task"], row["library"]) for row in table.rows] == [("line", OURS), ("line", TORCH)]
+    for row in table.rows:
+        seconds = row["seconds"]
+        assert 0 < seconds["least"] <= seconds["median"] <= seconds["most"] < math.inf
+        assert 0 < row["first"] < math.inf and 0 < row["ratio"] < math.inf and 0 <= row["result"] < math.inf
+        assert f"\n| {row['task']} | {row['library']} | {row['lines']} | " in table.markdown()
+    json.dumps(table.rows, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("task", "length", "tolerance"),
+    [("line", 200, 1e-5), ("points", 300, 0.05), ("digits", 5, 0.05), ("images", 5, 0.1)],
+)
+def test_a_program_gives_the_same_result_with_pytorch(task: str, length: int, tolerance: float, tmp_path: Path) -> None:
+    """The mean squared error of the line, which has converged; accuracies from other initial weights."""
+    if task in ("digits", "images"):
+        pytest.importorskip("sklearn")
+    data = TASKS[task].data()
+    np.savez(tmp_path / "data.npz", *data)
+    with Worker(("peers", "program", "ours", task, str(tmp_path / "data.npz"), str(length)), environment={}) as worker:
+        ours = worker.call()[1]  # in a process of its own, since the program sets the default dtype
+    theirs = getattr(with_torch, task)(*data, length)
+    assert ours == pytest.approx(theirs, abs=tolerance)
+    assert task == "line" or ours > 0.75
+
+
+def test_a_peer_that_is_not_installed_is_skipped_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    missing = replace(peers.PEERS[TORCH], check="import no_such_module", install="pip install it")
+    monkeypatch.setattr(peers, "PEERS", {"missing": missing, TORCH: peers.PEERS[TORCH]})
+    monkeypatch.setattr(peers, "TASKS", {"line": TASKS["line"]})
+    row = {"task": "line", "library": TORCH, "lines": 1, "first": 1.0, "ratio": 1.0, "result": 1.0}
+    row["seconds"] = dict.fromkeys(("median", "least", "most"), 1.0)
+    monkeypatch.setattr(
+        peers, "measure_task", lambda name, candidates, *more: [row] if set(candidates) == {TORCH} else []
+    )
+    monkeypatch.setattr("sys.argv", ["peers", "--quick", "--name", "some", "--only", "missing"])
+    peers.main()
+    table = json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))["tables"]["peers"]
+    assert table["rows"] == [row]
+    first, second = table["notes"][len(peers.NOTES) :]
+    assert first == (
+        "Not measured: missing (ModuleNotFoundError: No module named 'no_such_module'). Install: pip install it."
+    )
+    assert second.startswith("torch: Python ")
+    text = (tmp_path / "some.md").read_text(encoding="utf-8")
+    assert (
+        first in text and "| line | torch | 1 | 1.00 | 1.00 (1.00 to 1.00) | 1.00 | mean squared error 1.00 |" in text
+    )
+
+
+@pytest.mark.parametrize("argument", [f"no_such={sys.executable}", "tinygrad=/no/such/python", "tinygrad"])
+def test_a_library_or_an_interpreter_that_does_not_exist_is_an_error(
+    argument: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["peers", "--python", argument])
+    with pytest.raises(SystemExit):
+        peers.main()
+    assert f"--python {argument}: needs a library (russellgrad, " in capsys.readouterr().err
+
+
+def test_lines_of_code_counts_what_a_program_uses(tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(
+        '''"""A docstring."""
+import numpy
+
+setting = numpy.float32(1)
+
+def unused():
+    return 0
+
+@decorator
+class Model:
+    # a comment
+
+    size = 1
+
+def train(model):
+    return model.size
+
+def program():
+    return train(
+        Model())
+''',
+        encoding="utf-8",
+    )
+    assert peers.lines_of_code(path, "program") == 1 + 3 + 2 + 3
+    assert peers.lines_of_code(path, "unused") == 1 + 2
 
 
 def derivative(candidate: Candidate, *more: str) -> list[float]:
@@ -271,6 +370,7 @@ def test_the_tables_on_the_page_match_the_results() -> None:
     """Run `python -m benchmarks.readme` if this fails: it updates the page after a benchmark run."""
     text = readme.PAGE.read_text(encoding="utf-8")
     assert text.partition(readme.BEGIN)[2].partition(readme.END)[0] == readme.figures()
+    assert text.partition(readme.BEGIN_PEERS)[2].partition(readme.END)[0] == readme.peer_figures()
 
 
 def test_a_new_results_file_appears_on_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -320,9 +320,9 @@ def test_the_returns_and_the_physics_of_the_pole_example(run: Run) -> None:
     """The returns against their definition, and the first time step against the equations of motion at rest."""
     script, _ = run("pole.py", "--updates", "1")
     on = np.array([[True, True], [True, True], [False, True]])
-    script["returns"].__globals__["n_trials"] = 2
+    script["discounted_returns"].__globals__["n_episodes"] = 2
     expected = np.array([[1.99, 1 + 0.99 * 1.99], [1, 1.99], [0, 1]])
-    np.testing.assert_allclose(script["returns"](on), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(script["discounted_returns"](on), expected, rtol=0, atol=1e-12)
     state = script["advance"](np.zeros((1, 4)), np.array([True]))
     # At rest and upright: the cart accelerates by F / m - m_p l a cos / m with angular acceleration a.
     turning = -(10 / 1.1) / (0.5 * (4 / 3 - 0.1 / 1.1))

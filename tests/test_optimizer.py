@@ -188,7 +188,7 @@ def test_step_between_forward_and_backward_raises(backend: Backend) -> None:
         (
             lambda p: AdamOptimizer([{"params": [p], "lr": 1}]),
             ValueError,
-            "unknown option lr; .*; lr is one for all gr",
+            "unknown option lr; .*; lr is the same for all gr",
         ),
         (lambda p: AdamOptimizer([{"eps": 1.0}]), ValueError, "a group lacks 'params'; it has eps"),
         (lambda p: AdamOptimizer([{}]), ValueError, "a group lacks 'params'; it has no entries"),

@@ -35,7 +35,7 @@ class ELU(Module):
 
 
 class GELU(Module):
-    """x Phi(x), with the normal distribution function Phi, or its approximation "tanh".
+    """x Phi(x), with Phi the cumulative distribution function of N(0, 1). approximate="tanh" approximates it.
 
     Hendrycks & Gimpel, arXiv:1606.08415, section 2.
     """
