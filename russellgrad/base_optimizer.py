@@ -181,7 +181,7 @@ class Optimizer:
             ValueError: a gradient's shape differs from its parameter's; max_norm is not positive; with max_norm, no
                 parameter has a gradient; with flat, some parameter has no gradient. Also, with TypeError, for an option
                 that was changed, or a learning rate that the schedule returned, as in the constructor. Nothing is
-                updated then.
+                updated then. If `update` raises, earlier parameters are updated, and `steps_taken` does not change.
         """
         self._check_grads()
         if max_norm is not None:
