@@ -422,7 +422,9 @@ def test_inputs_that_do_not_fit(layer: Module, shape: tuple[int, ...], message: 
         layer(Tensor(np.ones(shape)))
 
 
-@pytest.mark.parametrize("layer", [Linear(3, 3), LayerNorm(3), RMSNorm(3), GroupNorm(1, 3), BatchNorm(3)])
+@pytest.mark.parametrize(
+    "layer", [Linear(3, 3), LayerNorm(3), RMSNorm(3), GroupNorm(1, 3), BatchNorm(3), ReLU(), Softmax()]
+)
 def test_an_array_as_input_is_an_error_that_says_what_to_write(layer: Module) -> None:
     with pytest.raises(TypeError, match=f"^{type(layer).__name__}: needs a Tensor, got a ndarray; write Tensor"):
         layer(np.ones((2, 3)))

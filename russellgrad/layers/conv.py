@@ -8,7 +8,7 @@ from ..module import Module
 from ..ops.convolution import Sizes, check_groups, convolve, paddings, sizes
 from ..random import Generator
 from ..tensor import Tensor
-from .check import positive
+from .check import flags, positive
 
 
 class _Conv(Module):
@@ -32,6 +32,7 @@ class _Conv(Module):
         name = type(self).__name__
         positive(name, in_channels=in_channels, out_channels=out_channels)
         check_groups(name, groups, in_channels, out_channels)
+        flags(name, bias=bias)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = sizes(name, "kernel_size", kernel_size, self.n_axes, 1)
         self.stride = sizes(name, "stride", stride, self.n_axes, 1)
