@@ -107,5 +107,7 @@ try:
     draw(args.plot)
 except ImportError:
     echo('no plot: Matplotlib is not installed; pip install -e ".[examples]"')
+except (OSError, ValueError) as error:  # such as a missing folder, or an unknown format
+    sys.exit(f"no plot: {error}")
 else:
     echo(f"the plane is in {args.plot}")

@@ -170,6 +170,19 @@ def test_half_precision_sums_in_float32(backend: Backend) -> None:
     assert to_numpy(kernel.grad).item() == 5000
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_gradients_of_infinite_elements(backend: Backend) -> None:
+    """An infinite element makes only those elements of the gradients infinite or nan that depend on it."""
+    for channels, groups in ((4, 1), (2, 2)):
+        x, weight = of(2, channels, 6, 9), of(2, channels // groups, 3, 3, seed=1)
+        for array, place in ((x, (0, 0, 1, 0)), (weight, (0, 0, 1, 1))):
+            with_inf = array.copy()
+            with_inf[place] = np.inf
+            operands = (with_inf, weight) if array is x else (x, with_inf)
+            for dtype, atol in (("float64", None), ("float32", FLOAT32)):
+                check_conv(*operands, None, groups=groups, dtype=dtype, atol=atol)
+
+
 @once
 def test_blocks_and_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one row, of a few, and of all samples."""
@@ -220,6 +233,18 @@ def test_avg_pool2d_matches_pytorch(backend: Backend, kernel: Any, ceil_mode: bo
                     )
 
 
+@pytest.mark.parametrize("kernel", [4, (5, 2), (2, 5)], ids=str)
+def test_ceil_mode_of_an_input_smaller_than_the_kernel(backend: Backend, kernel: Any) -> None:
+    x = of(2, 3, 3, 3)
+    sizes: list[tuple[Any, ...]] = [(kernel, None, 0), (kernel, 3, 1), (kernel, 4, (1, 1))]
+    for size in sizes:
+        args = (*size, 1, True)
+        check_against_torch(lambda x, a=args: rg.max_pool2d(x, *a), lambda x, a=args: F.max_pool2d(x, *a), x)
+        for counts in (True, False):
+            args = (*size, True, counts)
+            check_against_torch(lambda x, a=args: rg.avg_pool2d(x, *a), lambda x, a=args: F.avg_pool2d(x, *a), x)
+
+
 def test_pooling_in_float32_and_of_an_empty_batch(backend: Backend) -> None:
     for x in (of(3, 4, 16, 15), of(0, 4, 16, 15)):
         for dtype in ("float32", "float64"):
@@ -246,6 +271,13 @@ def test_max_pool2d_of_integers(backend: Backend) -> None:
     out = rg.max_pool2d(Tensor(x), 2)
     assert out.dtype == x.dtype
     assert_close(out, np.array([[[[5, 7]], [[17, 19]]]]))
+    for dtype in ("int64", "int32", "uint8"):
+        small = np.arange(20, -20, -1).reshape(1, 2, 4, 5).astype(dtype)
+        padded, expected = rg.max_pool2d(Tensor(small), 3, 2, 1), F.max_pool2d(torch.tensor(small), 3, 2, 1)
+        assert padded.dtype == small.dtype
+        assert_close(padded, expected)
+    bools = np.arange(16).reshape(1, 1, 4, 4) % 5 == 0
+    assert_close(rg.max_pool2d(Tensor(bools), 2, 2, 1), F.max_pool2d(torch.tensor(bools * 1.0), 2, 2, 1) == 1)
     assert_close(rg.avg_pool2d(Tensor(x), (3, 4)), F.avg_pool2d(torch.tensor(x, dtype=torch.float64), (3, 4)))
 
 
@@ -333,6 +365,9 @@ def test_a_captured_step_equals_a_plain_one(backend: Backend) -> None:
 
 IMAGE, KERNEL = np.zeros((8, 3, 32, 32)), np.zeros((6, 3, 3, 3))
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "no input channels": (
+        lambda: rg.conv2d(Tensor(IMAGE[:, :0]), Tensor(KERNEL[:, :0])), ValueError, "^conv2d: weight .* has no input",
+    ),
     "channels": (
         lambda: Conv2d(4, 6, 3)(Tensor(IMAGE)), ValueError,
         r"^Conv2d: x \(8, 3, 32, 32\) has 3 channels, the layer expects \(N, 4, H, W\)$",

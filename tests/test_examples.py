@@ -298,6 +298,16 @@ def test_char_lstm_example_reports_a_text_that_is_too_short(tmp_path: Path) -> N
     assert done.stderr == "char_lstm.py: error: short.txt is too short: it has 600 characters and needs 650\n"
 
 
+@once
+@pytest.mark.parametrize("name", ["spirals.py", "vae.py"])
+def test_a_plot_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path, name: str) -> None:
+    for package in ("sklearn", "matplotlib"):
+        pytest.importorskip(package)
+    plot = str(tmp_path / "missing" / "plot.png")
+    done = run_python(str(ROOT / "examples" / name), "--epochs", "1", "--plot", plot, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("no plot: ") and "Traceback" not in done.stderr
+
+
 def test_vae_example_raises_the_bound_and_draws_the_plane(run: Run, tmp_path: Path) -> None:
     for package in ("sklearn", "matplotlib"):
         pytest.importorskip(package)

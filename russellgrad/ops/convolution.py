@@ -138,6 +138,8 @@ def convolve(
     if len(shape) != n_axes + 2:
         raise ValueError(f"{op}: weight {shape} must be {_shape_text('out', 'in / groups', _KERNEL, n_axes)}")
     n_out, n_in, *kernel = shape
+    if not n_in:
+        raise ValueError(f"{op}: weight {shape} has no input channels")
     check_groups(op, groups, groups * n_in, n_out)
     check_channels(op, x, n_axes, n_in * groups, expecting)
     if bias is not None and rules.shape_of(bias) != (n_out,):
@@ -287,12 +289,6 @@ def output_lengths(
     lengths = x.shape[-len(kernel) :]
     padded = tuple(n + before + after for n, (before, after) in zip(lengths, padding, strict=True))
     spans = tuple(map(_span, kernel, dilation))
-    if any(span > n for span, n in zip(spans, padded, strict=True)) or 0 in lengths or 0 in kernel:
-        with_padding = "" if padded == lengths else f", padded to {padded},"
-        raise ValueError(
-            f"{op}: x {x.shape}{with_padding} gives no output: the kernel {_kernel_text(kernel, dilation)} needs at "
-            f"least {spans}"
-        )
     out = []
     for n, padded_n, (before, _), span, s in zip(lengths, padded, padding, spans, stride, strict=True):
         rest = padded_n - span
@@ -300,6 +296,12 @@ def output_lengths(
         if ceil_mode and (count - 1) * s >= n + before:  # the last window must not begin in the padding after x
             count -= 1
         out.append(count)
+    if min(out) < 1 or 0 in lengths or 0 in kernel:
+        with_padding = "" if padded == lengths else f", padded to {padded},"
+        raise ValueError(
+            f"{op}: x {x.shape}{with_padding} gives no output: the kernel {_kernel_text(kernel, dilation)} needs at "
+            f"least {spans}"
+        )
     return tuple(out)
 
 
