@@ -1,6 +1,7 @@
 """The base class of the optimizers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 from .backend import Array
@@ -53,8 +54,8 @@ class Optimizer:
         options: the defaults of the optimizer's options, for groups that do not set them.
 
     Attributes:
-        elementwise: an attribute of the class: whether each element of the new value depends on the same element of
-            the gradient and the state only, as in SGD and Adam. With flat=True, `update` then gets all parameters of a
+        elementwise: a class attribute: whether each element of the new value depends only on the same element of the
+            gradient and the state, as in SGD and Adam. With flat=True, `update` then gets all parameters of a
             group as one array (n,). Otherwise it gets one parameter at a time.
         params: all parameters, in order.
         groups: the parameter groups, with all options.
@@ -140,7 +141,7 @@ class Optimizer:
         name = type(self).__name__
         if unknown := set(group) - {*self._known, "params"}:
             given, known = ", ".join(sorted(map(str, unknown))), ", ".join(self._known)
-            advice = "; lr is one for all groups, an argument of the optimizer" if "lr" in unknown else ""
+            advice = "; lr is the same for all groups: pass it to the optimizer" if "lr" in unknown else ""
             raise ValueError(f"{name}: unknown option {given}; known: {known}{advice}")
         group.update({key: OPTIONS[key](group[key], f"{name}: {key}") for key in self._known if key in OPTIONS})
         return group
@@ -197,7 +198,7 @@ class Optimizer:
             ValueError: a gradient's shape differs from its parameter's; max_norm is not positive; with max_norm, no
                 parameter has a gradient; with flat, some parameter has no gradient. Also, with TypeError, for an option
                 that was changed, or a learning rate that the schedule returned, as in the constructor. Nothing is
-                updated then.
+                updated then. If `update` raises, earlier parameters are updated, and `steps_taken` does not change.
         """
         self._check_grads()
         if max_norm is not None:
@@ -223,11 +224,12 @@ class Optimizer:
                 if half is not None:
                     state["master"] = new
                 unit.value = new if half is None else new_half
+                run_in_every_step(partial(self._mark_updated, place, unit))
         run_in_every_step(self._finish_step)
         return None if norm is None else Tensor._wrap(norm, xp)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, for a checkpoint. It does not include the parameters, the learning rate and options.
+        """The optimizer's state, for a checkpoint, without the parameters, the learning rate and the options.
 
         Returns:
             {"kind": class name, "steps_taken": int, "state": list with one dict for each parameter, in order}. Each
@@ -372,7 +374,7 @@ class Optimizer:
     def _master_copy(self, place: int, unit: Param | FlatGroup, state: dict[str, Any]) -> Array:
         """The float32 copy of the parameters, updated first if anything but a step has changed them."""
         xp = unit.params[0].backend
-        if not same_versions(self._master_versions.get(place), versions(unit)):
+        if "master" not in state or not same_versions(self._master_versions.get(place), versions(unit)):
             refuse_while_recording("a parameter in half precision was changed")
             if "master" in state and hasattr(xp, "assign"):  # in place: a recorded step may use it
                 xp.assign(state["master"], unit.value)
@@ -395,7 +397,7 @@ class Optimizer:
                 )
         for place, unit in enumerate(self._units):
             if "master" in self.state.get(place, {}) and not same_versions(
-                self._master_versions[place], versions(unit)
+                self._master_versions.get(place), versions(unit)
             ):
                 raise RuntimeError(
                     f"{name}: a parameter in half precision was changed after the step was captured, and its float32 "
@@ -421,11 +423,12 @@ class Optimizer:
 
         return restore
 
+    def _mark_updated(self, place: int, unit: Param | FlatGroup) -> None:
+        for p in unit.params:
+            p.changed_in_place()
+        self._master_versions[place] = versions(unit)
+
     def _finish_step(self) -> None:
-        for p in self.params:
-            if p.grad is not None:
-                p.changed_in_place()
-        self._master_versions = {place: versions(unit) for place, unit in enumerate(self._units)}
         self.steps_taken += 1
 
     def update(self, value: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> Tensor:

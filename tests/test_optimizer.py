@@ -108,8 +108,8 @@ def test_repr_is_short(backend: Backend) -> None:
     mine[0].grad = mine[0].data
     optimizer.step()
     assert repr(optimizer).startswith("SGDOptimizer(lr=0.25, steps_taken=1, ")
-    optimizer = AdamWOptimizer([{"params": mine[:1], "weight_decay": 0.5}, {"params": mine[1:]}], lr=1e-3, flat=False)
-    assert repr(optimizer) == (
+    groups: list[dict[str, Any]] = [{"params": mine[:1], "weight_decay": 0.5}, {"params": mine[1:]}]
+    assert repr(AdamWOptimizer(groups, lr=1e-3)) == (
         "AdamWOptimizer(lr=0.001, steps_taken=0\n"
         "  group 0: 1 parameter of 6 elements, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.5\n"
         "  group 1: 2 parameters of 4 elements, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01\n)"
@@ -210,7 +210,7 @@ def test_step_between_forward_and_backward_raises(backend: Backend) -> None:
         (
             lambda p: AdamOptimizer([{"params": [p], "lr": 1}]),
             ValueError,
-            "unknown option lr; .*; lr is one for all gr",
+            "unknown option lr; .*; lr is the same for all gr",
         ),
         (lambda p: AdamOptimizer([{"eps": 1.0}]), ValueError, "a group lacks 'params'; it has eps"),
         (lambda p: AdamOptimizer([{}]), ValueError, "a group lacks 'params'; it has no entries"),
