@@ -135,7 +135,7 @@ def test_sampling_probabilities_equal_the_library(browser: Browser, tmp_path: Pa
     open_page(browser, write_page(make_model(tmp_path), "a"))
     tied = rng(3).permutation([2.5] * 4 + [1.0] * 4 + [-3.0] * 2).tolist()
     logits = [*tied, *rng(3).normal(0, 2, 10).tolist()]
-    for temperature, top_k in ((1.0, 0), (0.3, 2), (0.5, 5), (2.0, 20), (0, 0), (0, 7), (1.5, 1)):
+    for temperature, top_k in ((1.0, 0), (0.3, 2), (0.5, 5), (2.0, 20), (0, 0), (0, 7), (1.5, 1), (1e-308, 0)):
         tokens, weights = Sampling(temperature, top_k or None).choices(logits)
         expected = np.zeros(20)
         expected[tokens] = np.array(weights) / sum(weights)

@@ -8,6 +8,7 @@ const model = new Transformer(
 
 (() => {
   const ROWS = 12;  // of the table of next characters, until all are shown
+  const ANNOUNCED = 500;  // characters of generated text in the status, which screen readers read aloud
   const VISIBLE = { " ": "\u2423", "\n": "\u21b5", "\r": "\u240d", "\t": "\u21e5" };
   const NAMES = { " ": "space", "\n": "newline", "\r": "carriage return", "\t": "tab" };
 
@@ -30,7 +31,7 @@ const model = new Transformer(
   let ids = [];  // the tokens of the text
   let prompt = config.prompt;  // what the user wrote last
   let query = 0, key = 0;  // selected positions in the cache
-  let generating = false;
+  let generating = false, stopping = false;
   let generator = null;  // of the characters after the prompt
 
   const seenCharacter = (place) => model.vocabulary[cache.ids[place]];
@@ -43,7 +44,7 @@ const model = new Transformer(
     if (unknown.length && config.strict)
       problem = `the vocabulary lacks ${unknown.map(named).join(", ")}; the model was trained on a text without.`;
     else if (!known.length) problem = "the text is empty; type at least one character of the vocabulary.";
-    element("message").textContent = problem;
+    element("message").textContent = problem && `${problem} Below is the last text without errors.`;
     element("text").setAttribute("aria-invalid", String(problem !== ""));
     for (const id of ["generate", "one"]) element(id).disabled = problem !== "";
     if (problem) return false;
@@ -92,11 +93,12 @@ const model = new Transformer(
     if (generating || !chosen) return;
     const n = count ?? chosen.count;
     generating = true;
+    stopping = false;
     element("generate").textContent = "Stop";
     element("text").readOnly = true;
     let done = 0, milliseconds = 0;
     try {
-      while (done < n && generating) {
+      while (done < n && !stopping) {
         const start = performance.now();
         appendCharacter(chosen);
         milliseconds += performance.now() - start;
@@ -106,7 +108,7 @@ const model = new Transformer(
         render();
         await new Promise((resume) => setTimeout(resume));  // so that the page is drawn and reacts
       }
-      const added = characters.slice(characters.length - done).map(done === 1 ? named : (character) => character);
+      const added = done === 1 ? [named(characters.at(-1))] : characters.slice(-Math.min(done, ANNOUNCED));
       element("status").textContent =
         `${done} character${done === 1 ? "" : "s"} in ${(milliseconds / done).toFixed(1)} ms each: ${added.join("")}`;
     } catch (error) {
@@ -281,7 +283,7 @@ const model = new Transformer(
 
   element("form").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (generating) generating = false;
+    if (generating) stopping = true;
     else generate();
   });
   element("one").addEventListener("click", () => generate(1));
@@ -295,7 +297,7 @@ const model = new Transformer(
     setText(prompt);
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") generating = false;
+    if (event.key === "Escape") stopping = true;
   });
   for (const id of ["temperature", "top-k"]) element(id).addEventListener("input", renderNext);
   element("seed").addEventListener("input", () => { generator = null; });

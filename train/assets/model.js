@@ -267,7 +267,8 @@ class Generator {
 function samplingProbabilities(logits, temperature, topK) {
   const ranked = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b);
   const chosen = ranked.slice(0, temperature === 0 ? 1 : topK || logits.length);
-  const probabilities = softmax(chosen.map((id) => (temperature === 0 ? 0 : logits[id] / temperature)));
+  const top = logits[ranked[0]];  // subtracted before the division, which may overflow
+  const probabilities = softmax(chosen.map((id) => (temperature === 0 ? 0 : (logits[id] - top) / temperature)));
   const out = new Float64Array(logits.length);
   chosen.forEach((id, i) => { out[id] = probabilities[i]; });
   return out;
