@@ -119,6 +119,23 @@ class Optimizer:
             f"{type(self).__name__}: an optimizer is not copied; build one on the copied model's parameters"
         )
 
+    def __repr__(self) -> str:
+        """The learning rate of the next step, and of each group the number of parameters and the options."""
+        try:
+            rate = f"{self.lr:g}"
+        except Exception:  # of the schedule
+            rate = "its schedule raises an error"
+        groups = []
+        for group in self.groups:
+            options = "".join(f", {name}={value}" for name, value in group.items() if name != "params")
+            n, elements = len(group["params"]), sum(p.size for p in group["params"])
+            groups.append(f"{n} parameter{'s' * (n != 1)} of {elements:,} elements{options}")
+        if len(groups) > 1:
+            groups = ["", *(f"group {i}: {text}" for i, text in enumerate(groups))]
+        return f"{type(self).__name__}(lr={rate}, steps_taken={self.steps_taken}" + (
+            f", {groups[0]})" if len(groups) == 1 else "\n  ".join(groups) + "\n)"
+        )
+
     def _check_options(self, group: dict[str, Any]) -> dict[str, Any]:
         """Convert a group's options to Python numbers and bools, in place, and return the group."""
         name = type(self).__name__
