@@ -210,7 +210,7 @@ def unbroadcast(operand: Node, g: Array, op: str) -> Array:
 
 
 class Observer(Protocol):
-    """What `backward` reports to, if it is given one: see `tracing.py`."""
+    """What `backward` reports to: see `tracing.py`."""
 
     def arrived(self, node: Node, g: Array) -> None:
         """`node` has its complete gradient; its pullbacks run next."""
@@ -220,7 +220,10 @@ class Observer(Protocol):
         that arrived there before, `total`."""
 
 
-def backward(root: Node, gradient: Array, retain_graph: bool, observer: Observer | None = None) -> None:
+observer: Observer | None = None  # of the next call of `backward`
+
+
+def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
     """Propagate `gradient` from `root` to the leaves, and add each leaf's gradient to the `.grad` of its tensor.
 
     Raises:
@@ -229,12 +232,13 @@ def backward(root: Node, gradient: Array, retain_graph: bool, observer: Observer
     grads: dict[int, Array] = {root.order: gradient}
     nodes: dict[int, Node] = {root.order: root}
     heap = [-root.order]
+    report = observer
     while heap:
         order = -heappop(heap)
         node, g = nodes.pop(order), grads.pop(order)
         g = node.accumulate_grad(g)
-        if observer is not None:
-            observer.arrived(node, g)
+        if report is not None:
+            report.arrived(node, g)
         for parent, result in node.gradients(g, retain_graph):
             part = unbroadcast(parent, result, node.name)
             if parent.order in grads:
@@ -242,8 +246,8 @@ def backward(root: Node, gradient: Array, retain_graph: bool, observer: Observer
                 grads[parent.order] = parent.xp.add(grads[parent.order], part)
             else:
                 grads[parent.order] = part
-            if observer is not None:
-                observer.sent(node, parent, result, part, grads[parent.order])
+            if report is not None:
+                report.sent(node, parent, result, part, grads[parent.order])
             if parent.order not in nodes:
                 nodes[parent.order] = parent
                 heappush(heap, -parent.order)

@@ -8,7 +8,7 @@ from weakref import ref
 
 from . import apply as _apply
 from .apply import Mask, Operand, has_dtype, same_backend, use_class
-from .autograd import Hook, Node, Observer, backward, is_grad_enabled, record
+from .autograd import Hook, Node, backward, is_grad_enabled, record
 from .backend import Array, Backend, DType, load_backend, resolve_backend
 from .dtype import get_default_dtype, is_float, python_number, real_array
 from .idioms import INSTEAD, instead
@@ -258,12 +258,6 @@ class Tensor(Rearranging, Sorting, Indexing):
                 "backward: create_graph=True is not supported, because .grad is an array without a graph; write the "
                 "computation as a function f of x, and call russellgrad.grad(f)(x): docs/second_derivatives.md"
             )
-        self._run_backward(gradient, retain_graph)
-
-    def _run_backward(
-        self, gradient: "Array | Tensor | None", retain_graph: bool, observer: Observer | None = None
-    ) -> None:
-        """`backward`, which reports to `observer`."""
         if self.backend.in_transform:
             raise RuntimeError(
                 "backward: this tensor was made inside a function that a transform differentiates, where .grad would "
@@ -281,10 +275,10 @@ class Tensor(Rearranging, Sorting, Indexing):
                     f"backward: a tensor of shape {self.shape} needs gradient=, an array of that shape; or reduce it "
                     "to a scalar first: y.sum().backward()"
                 )
-            backward(self._node, xp.full(self.shape, 1, self.dtype), retain_graph, observer)
+            backward(self._node, xp.full(self.shape, 1, self.dtype), retain_graph)
         else:
             # A copy, so that the caller's array does not change if a pullback writes into its argument.
-            backward(self._node, xp.copy(self._as_gradient("backward", gradient)), retain_graph, observer)
+            backward(self._node, xp.copy(self._as_gradient("backward", gradient)), retain_graph)
 
     def zero_grad(self) -> None:
         """Set `.grad` to None."""

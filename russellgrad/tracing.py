@@ -90,7 +90,11 @@ class Trace(Document):
             full = f"the trace is full: pass limit= to russellgrad.trace, now {self._limit}"
             reason = full if self._graph.omitted else "compute it inside `with russellgrad.trace() as t:`"
             raise ValueError(f"Trace.backward: this tensor was not recorded; {reason}")
-        loss._run_backward(gradient, retain_graph, _Recorder(self, retain_graph))
+        autograd.observer = _Recorder(self, retain_graph)
+        try:
+            loss.backward(gradient, retain_graph)
+        finally:
+            autograd.observer = None
 
     # --- Recording
 
@@ -238,6 +242,7 @@ class _Recorder:
         self._waiting: list[tuple[Node, int]] = []  # the operands of the current node that need a gradient
 
     def arrived(self, node: Node, g: Array) -> None:
+        autograd.observer = None  # it is for this pass alone, not for one that a hook starts
         array, value = self._totals.pop(node.order, (None, None))
         found = self._trace._by_order.get(node.order)
         self._current = None
