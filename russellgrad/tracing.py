@@ -127,10 +127,11 @@ class Trace(Document):
         texts = {name: _text(value) for name, value in parameters.items() if not isinstance(value, Tensor)}
         node = self._add("op", rule.__name__, out, scope)
         node.operands, node.parameters, node.place = sources, texts, place
-        node.forward = self._sources.forward(rule)
+        functions = [pullback.pull if isinstance(pullback, Joint) else pullback for pullback in pullbacks]
+        spans = [None if f is None else self._sources.pullback(f) for f in functions]
+        node.forward = self._sources.forward(rule, spans)
         if out._node is not None:
-            functions = [pullback.pull if isinstance(pullback, Joint) else pullback for pullback in pullbacks]
-            node.pullbacks = [None if f is None else self._sources.pullback(f) for f in functions]
+            node.pullbacks = spans
             node.saved = _saved(out._node)
         self._operations += 1
 
@@ -151,7 +152,7 @@ class Trace(Document):
     def _operand(self, value: Any, xp: Backend) -> "GraphNode | str":
         """The node of an operand. An input is added when it is first used, and again after it was changed in place."""
         if not isinstance(value, Tensor):
-            return "array" if xp.is_array(value) else _text(value)
+            return self._array(value, xp) if _apply.is_array(xp, value) else _text(value)
         while value._node is None and isinstance(value._array, Tensor):  # a constant within a transform
             value = value._array
         if value._node is not None:
@@ -169,6 +170,16 @@ class Trace(Document):
         node = self._add(kind, name, value, scope)
         node.label = node.label or member.rpartition(".")[2]
         self._versions[node.index] = value._version, value._version[0]
+        return node
+
+    def _array(self, array: Array, xp: Backend) -> GraphNode:
+        """The node of an operand that is no Tensor, such as the mask of dropout."""
+        host = xp.to_host(array) if xp.is_array(array) else xp.root.to_host(array)
+        node = GraphNode(
+            len(self.nodes), "constant", "array", tuple(array.shape), str(host.dtype), value=values_of(host)
+        )
+        node.scope = self._calls[-1][2] if self._calls else ()
+        self.nodes.append(node)
         return node
 
     # --- Modules
@@ -251,9 +262,10 @@ class _Recorder:
         if array is not g or value is None:  # the gradient of the root, or one that a hook has changed
             value = values_of(node.xp.to_host(g))
         self._waiting = [(parent, i) for i, parent in enumerate(node.parents or ()) if parent is not None]
-        freed = list(found.saved) if self._waiting and not self._retain_graph else []
+        frees = bool(node.parents) and not self._retain_graph
+        freed = list(found.saved) if frees else []
         fills = node.tensor_ref is not None and node.tensor_ref() is not None
-        self._current = Arrival(found, value, [], freed, fills)
+        self._current = Arrival(found, value, [], frees, freed, fills)
         self._trace.arrivals.append(self._current)
 
     def sent(self, node: Node, parent: Node, result: Array, part: Array, total: Array) -> None:

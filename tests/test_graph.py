@@ -14,7 +14,7 @@ from russellgrad.graph.layout import NODE_HEIGHT, Placed, boxes_of, depth_to_ope
 from russellgrad.graph.node import Graph, GraphNode, common
 from russellgrad.graph.svg import svg_of, title_of
 from tests.helpers import once, rng
-from tests.test_report import EVIL
+from tests.page import EVIL
 
 pytestmark = once
 SVG = "{http://www.w3.org/2000/svg}"

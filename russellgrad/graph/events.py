@@ -36,12 +36,14 @@ class Arrival:
         node: the node.
         gradient: the sum of all its contributions, after the hooks.
         contributions: what the pullbacks sent, in order.
-        freed: the arrays that the pullbacks held, as text; empty if the graph is retained.
+        frees: whether the pullbacks were freed: not if the graph is retained, nor of a leaf.
+        freed: the arrays that they held, as text.
         fills: whether the gradient was added to `.grad` of a Tensor.
     """
 
     node: GraphNode
     gradient: Values
     contributions: list[Contribution]
+    frees: bool
     freed: list[str]
     fills: bool

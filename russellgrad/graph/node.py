@@ -90,12 +90,14 @@ class Graph:
         classes: the class name of the module of each scope.
         omitted: the number of nodes left out.
         outputs: the nodes to mark as results.
+        offset: the number of nodes left out at the start, by `last`.
     """
 
     nodes: list[GraphNode] = field(default_factory=list)
     classes: dict[Scope, str] = field(default_factory=dict)
     omitted: int = 0
     outputs: list[GraphNode] = field(default_factory=list)
+    offset: int = 0
 
     def note(self) -> str:
         """What the picture leaves out, as a sentence; empty if it is complete."""
@@ -111,7 +113,7 @@ class Graph:
             operands = [nodes.get(o.index, "…") if isinstance(o, GraphNode) else o for o in node.operands]
             nodes[node.index] = GraphNode(**{**vars(node), "index": i, "operands": operands})
         outputs = [nodes[node.index] for node in self.outputs if node.index in nodes]
-        return Graph(list(nodes.values()), self.classes, self.omitted + len(self.nodes) - limit, outputs)
+        return Graph(list(nodes.values()), self.classes, self.omitted + len(self.nodes) - limit, outputs, kept[0].index)
 
 
 def common(a: Scope, b: Scope) -> int:

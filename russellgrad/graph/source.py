@@ -2,7 +2,7 @@
 
 import ast
 import linecache
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
@@ -48,15 +48,20 @@ class Sources:
     def __init__(self) -> None:
         self._files: dict[str, tuple[list[str], list[Function]]] = {}
         self._spans: dict[CodeType, Span | None] = {}
+        self._outputs: dict[tuple[CodeType, tuple[Span | None, ...]], Span | None] = {}
 
-    def forward(self, rule: Any) -> Span | None:
-        """Where a rule computes its output: the first element of what it returns."""
+    def forward(self, rule: Any, pullbacks: Sequence[Span | None]) -> Span | None:
+        """Where a rule computes its output: the first element of what it returns.
+
+        Of several return statements, the one that ran is the one with the pullbacks that the rule returned.
+        """
         code = _code(rule)
         if code is None:
             return None
-        if code not in self._spans:
-            self._spans[code] = self._forward(code)
-        return self._spans[code]
+        key = code, tuple(pullbacks)
+        if key not in self._outputs:
+            self._outputs[key] = self._forward(code, [span for span in pullbacks if span])
+        return self._outputs[key]
 
     def pullback(self, function: Any) -> Span | None:
         """A pullback: a lambda or a function inside a rule."""
@@ -84,14 +89,17 @@ class Sources:
         around = [f for f in functions if _first_line(f) <= line <= (f.end_lineno or 0)]
         return min(around, key=_first_line, default=None), lines
 
-    def _forward(self, code: CodeType) -> Span | None:
+    def _forward(self, code: CodeType, pullbacks: list[Span]) -> Span | None:
         lines, functions = self._functions(code.co_filename)
         mine = [f for f in functions if f.name == code.co_name and _first_line(f) == code.co_firstlineno]
         if not mine:
             return self._pullback(code)  # a lambda
         function = mine[0]
         returned = [node.value for node in _own_nodes(function) if isinstance(node, ast.Return) and node.value]
-        output: ast.expr | None = returned[-1] if returned else None
+        first = _first_line(function)
+        made = {span.start[0] + first for span in pullbacks if span.source.first == first}
+        with_pullback = [value for value in returned if made & {*range(value.lineno, (value.end_lineno or 0) + 1)}]
+        output = next(reversed(with_pullback or returned), None)
         if isinstance(output, ast.Tuple) and output.elts:
             output = output.elts[0]
         if isinstance(output, ast.Name):

@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files
 from itertools import pairwise
 
-from .layout import NODE_HEIGHT, Box, Placed, Point, boxes_of, depth_to_open, lay_out, node_width
+from .layout import NODE_HEIGHT, SMALL_CHARACTER, Box, Placed, Point, boxes_of, depth_to_open, lay_out, node_width
 from .node import Graph, GraphNode
 
 VISIBLE = 40  # by default, boxes are open to the depth at which at most this many items are in the picture
@@ -33,6 +33,8 @@ def title_of(graph: Graph, box: Box) -> str:
 def picture(graph: Graph, placed: Placed, style: str = "") -> str:
     """The SVG of a box that is laid out."""
     width, height = placed.width, placed.height + (22 if graph.note() else 0)
+    labels = "".join(_port_labels(placed))
+    top = 18 if labels else 0
     of = f" of {title_of(graph, placed.box)}" if placed.box.scope else ""
     label = f"Graph{of}: {placed.box.size_text()}. {graph.note()}".strip()
     note = f'<text class="note" x="8" y="{height - 8:.0f}">{escape(graph.note())}</text>' if graph.note() else ""
@@ -41,8 +43,20 @@ def picture(graph: Graph, placed: Placed, style: str = "") -> str:
     body = "\n".join(_contents(graph, placed))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="rg-graph" role="img" aria-label="{escape(label)}" '
-        f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}">{css}\n{body}\n{note}</svg>'
+        f'width="{width:.0f}" height="{height + top:.0f}" viewBox="0 {-top} {width:.0f} {height + top:.0f}">{css}\n'
+        f"{labels}{body}\n{note}</svg>"
     )
+
+
+def _port_labels(placed: Placed) -> Iterator[str]:
+    """What enters a box that is shown by itself: the names of the nodes outside, as far as there is room."""
+    right = 0.0
+    for index, x in sorted(placed.entering.items(), key=lambda port: port[1]):
+        title = placed.box.entering[index].title
+        half = SMALL_CHARACTER * len(title) / 2
+        if x - half >= right and x + half <= placed.width:
+            yield f'<text class="detail" x="{x:.1f}" y="-6">{escape(title)}</text>'
+            right = x + half + 6
 
 
 def _contents(graph: Graph, placed: Placed) -> Iterator[str]:
