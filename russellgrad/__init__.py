@@ -53,6 +53,7 @@ from .transforms import functional_call, grad, hessian, hvp, jacobian, jvp, valu
 if TYPE_CHECKING:
     from . import data as data
     from . import layers
+    from .tracing import draw, trace
 
 __version__ = "0.1.0"
 
@@ -74,6 +75,7 @@ __all__ = [
     "conv2d",
     "cross_entropy",
     "custom_op",
+    "draw",
     "einsum",
     "embedding",
     "eye",
@@ -116,6 +118,7 @@ __all__ = [
     "set_matmul_precision",
     "softmax",
     "tensordot",
+    "trace",
     "use_backend",
     "value_and_grad",
     "vjp",
@@ -131,4 +134,6 @@ def __getattr__(name: str) -> Any:
     """Import a part at its first use: `import russellgrad as rg; rg.layers.Linear(3, 4)`."""
     if name in ("data", "layers"):
         return _import_module(f"{__name__}.{name}")
+    if name in ("draw", "trace"):
+        return getattr(_import_module(f"{__name__}.tracing"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@
 of the graph. Each operator and method of Tensor (`russellgrad/ops/`) is one call of `apply`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from numbers import Number
 from typing import Any, Self, TypeAlias, TypeVar, cast, overload
@@ -19,6 +19,9 @@ Mask: TypeAlias = Any  # bool: a Tensor, an array or nested lists
 TensorT = TypeVar("TensorT", bound="TensorBase")
 
 PYTHON_NUMBERS: set[type] = {int, float, bool}
+
+# While a trace is active, what `apply` calls with (rule, operands, parameters, pullbacks, output): see `tracing.py`.
+observer: Callable[[rules.Rule, Sequence[Operand], Mapping[str, Any], Sequence[Any], Any], None] | None = None
 
 
 class TensorBase:
@@ -106,14 +109,13 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Any:
     has_float_result, is_view = rules.marks(rule)
     if has_float_result and not any(is_float(xp.dtype(a)) for a in arrays if xp.is_array(a)):
         arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
-    if params:
-        params = _parameters(rule, params, xp, keep)
+    plain = _parameters(rule, params, xp, keep) if params else params
     try:
-        result = rule(xp, *arrays, **params)
+        result = rule(xp, *arrays, **plain)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         if str(error).startswith(f"{name}: "):
             raise  # the message is complete
-        raise _explain_error(rule, arrays, params, error) from error
+        raise _explain_error(rule, arrays, plain, error) from error
     if not isinstance(result, tuple):
         raise TypeError(f"{name}: a rule must return a tuple (output, pullback, ...), not a {type(result).__name__}")
     out, *pullbacks = result
@@ -127,7 +129,10 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Any:
         nodes = [o._node if isinstance(o, Tensor) else None for o in operands]
         # Include the output's version, because some pullbacks hold the output (exp, softmax).
         node = record(name, xp, out, nodes, pullbacks, [version, *(tensor._version for tensor in tensors)])
-    return Tensor._wrap(out, xp, node, version)
+    made = Tensor._wrap(out, xp, node, version)
+    if observer is not None:
+        observer(rule, operands, params, pullbacks, made)
+    return made
 
 
 def _lift(

@@ -209,6 +209,20 @@ def unbroadcast(operand: Node, g: Array, op: str) -> Array:
     return g if xp.dtype(g) == operand.dtype else xp.astype(g, operand.dtype)
 
 
+class Observer(Protocol):
+    """What `backward` reports to: see `tracing.py`."""
+
+    def arrived(self, node: Node, g: Array) -> None:
+        """`node` has its complete gradient; its pullbacks run next."""
+
+    def sent(self, node: Node, parent: Node, result: Array, part: Array, total: Array) -> None:
+        """A pullback of `node` returned `result`; summed to the shape of `parent` it is `part`, and with the gradients
+        that arrived there before, `total`."""
+
+
+observer: Observer | None = None  # of the next call of `backward`
+
+
 def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
     """Propagate `gradient` from `root` to the leaves, and add each leaf's gradient to the `.grad` of its tensor.
 
@@ -218,10 +232,13 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
     grads: dict[int, Array] = {root.order: gradient}
     nodes: dict[int, Node] = {root.order: root}
     heap = [-root.order]
+    report = observer
     while heap:
         order = -heappop(heap)
         node, g = nodes.pop(order), grads.pop(order)
         g = node.accumulate_grad(g)
+        if report is not None:
+            report.arrived(node, g)
         for parent, result in node.gradients(g, retain_graph):
             part = unbroadcast(parent, result, node.name)
             if parent.order in grads:
@@ -229,6 +246,8 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
                 grads[parent.order] = parent.xp.add(grads[parent.order], part)
             else:
                 grads[parent.order] = part
+            if report is not None:
+                report.sent(node, parent, result, part, grads[parent.order])
             if parent.order not in nodes:
                 nodes[parent.order] = parent
                 heappush(heap, -parent.order)

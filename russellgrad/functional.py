@@ -1,7 +1,7 @@
 """Functions of tensors: of several operands (`where`, `maximum`), fused (`linear`, `attention`), and the methods.
 
-Each method of Tensor in `russellgrad/ops/` is a function, too: `exp(x)` is `x.exp()`, and `sum(x, axis=0)` is
-`x.sum(axis=0)`.
+Each method of Tensor in `russellgrad/ops/`, except `trace`, is a function, too: `exp(x)` is `x.exp()`, and
+`sum(x, axis=0)` is `x.sum(axis=0)`.
 """
 
 from collections.abc import Callable
@@ -213,7 +213,7 @@ pad = _function(Tensor.pad)
 tril = _function(Tensor.tril)
 triu = _function(Tensor.triu)
 diagonal = _function(Tensor.diagonal)
-trace = _function(Tensor.trace)
+# Not trace: russellgrad.trace records operations (tracing.py).
 # ops/sorting.py
 argsort = _function(Tensor.argsort)
 sort = _function(Tensor.sort)

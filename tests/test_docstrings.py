@@ -18,7 +18,9 @@ from russellgrad import (
     russelltransformer,
     serialization,
     tokenizer,
+    tracing,
 )
+from russellgrad.graph import document, events, layout, node, source, values
 from russellgrad.module import Module
 from russellgrad.tensor import Tensor
 
@@ -33,6 +35,13 @@ MODULES = (
     russelltransformer,
     serialization,
     tokenizer,
+    tracing,
+    document,
+    events,
+    layout,
+    node,
+    source,
+    values,
 )
 
 

@@ -33,6 +33,8 @@ def methods() -> dict[str, Any]:
 def test_every_method_that_computes_is_a_function_of_the_package() -> None:
     assert len(methods()) > 55
     for name, method in methods().items():
+        if name == "trace":  # russellgrad.trace records operations
+            continue
         function = getattr(rg, name)
         assert callable(function) and inspect.getdoc(function), name
         if name not in EXPLICIT:

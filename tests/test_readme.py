@@ -38,6 +38,7 @@ DOCUMENTS = [
     "docs/cuda.md",
     "docs/generation.md",
     "docs/torch.md",
+    "docs/trace.md",
     "docs/training.md",
     "docs/distributed.md",
     "docs/report.md",
