@@ -1,0 +1,34 @@
+"""Configuration of Sphinx. `nox -s docs` builds the pages in docs/_build/html, without a network."""
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
+
+import russellgrad  # noqa: E402
+
+project = "RussellGrad"
+author = "the RussellGrad authors"
+version = release = russellgrad.__version__
+html_title = f"RussellGrad {version}"
+html_show_copyright = False
+language = "en"
+
+extensions = ["myst_nb", "sphinx_design", "offline", "repository_links"]
+exclude_patterns = ["_build", "_ext"]
+source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
+
+# --- Pages in Markdown. Those with a notebook header are executed at each build.
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3  # links such as own_op.md#add-a-derived-primitive
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120  # seconds for a cell
+nb_merge_streams = True
+
+# --- HTML
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
