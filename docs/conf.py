@@ -15,7 +15,10 @@ html_title = f"RussellGrad {version}"
 html_show_copyright = False
 language = "en"
 
-extensions = ["myst_nb", "sphinx_design", "offline", "repository_links"]
+extensions = [
+    "myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode",
+    "offline", "one_line_examples", "plain_docstrings", "repository_links", "source_links",
+]  # fmt: skip
 exclude_patterns = ["_build", "_ext"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 
@@ -26,6 +29,15 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120  # seconds for a cell
 nb_merge_streams = True
+
+# --- The API reference, from docstrings
+default_role = "code"  # names in docstrings have single backticks
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 
 # --- HTML
 html_theme = "furo"
