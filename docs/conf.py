@@ -1,5 +1,6 @@
 """Configuration of Sphinx. `nox -s docs` builds the pages in docs/_build/html, without a network."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
 
 import russellgrad  # noqa: E402
+
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # not a line for each notebook
 
 project = "RussellGrad"
 author = "the RussellGrad authors"
@@ -17,7 +20,7 @@ language = "en"
 
 extensions = [
     "myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode",
-    "offline", "one_line_examples", "plain_docstrings", "repository_links", "source_links",
+    "lessons", "offline", "one_line_examples", "plain_docstrings", "repository_links", "source_links",
 ]  # fmt: skip
 exclude_patterns = ["_build", "_ext"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
