@@ -1,4 +1,4 @@
-"""The API reference describes every public name once. `nox -s docs` builds the site."""
+"""The API reference describes every public name once, and tables of names are right. `nox -s docs` builds the site."""
 
 import inspect
 import re
@@ -6,10 +6,11 @@ from collections import Counter
 from importlib import import_module
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import russellgrad
-from russellgrad import data, init, layers, optimizer, russelltransformer, tokenizer
+from russellgrad import Tensor, data, init, layers, optimizer, russelltransformer, tokenizer
 from tests.process import ROOT
 
 DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception):: russellgrad\.(\S+)$", re.MULTILINE)
@@ -45,3 +46,24 @@ def test_every_name_in_the_api_reference_exists() -> None:
     for name in DOCUMENTED:
         *parts, last = name.split(".")
         assert hasattr(import_module(".".join(["russellgrad", *parts])), last), name
+
+
+def rows(page: str, columns: int) -> list[tuple[str, ...]]:
+    """The code in the rows of the tables that have this number of columns of code."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    row = re.compile(rf"\|( `[^`]+` \|){{{columns}}}")
+    return [tuple(re.findall(r"`([^`]+)`", line)) for line in lines if row.fullmatch(line)]
+
+
+@pytest.mark.parametrize(("theirs", "here"), rows("docs/coming_from.md", 2))
+def test_numpy_names_in_the_table_match_the_names_here(theirs: str, here: str) -> None:
+    a = np.random.default_rng(0).normal(size=(3, 4))
+    wanted = eval(theirs, {"np": np, "a": a})
+    got = eval(here, {"rg": russellgrad, "Tensor": Tensor, "x": Tensor(a, backend="numpy")})
+    np.testing.assert_allclose(got if isinstance(got, np.ndarray) else got.numpy(), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("theirs", "here", "result"), rows("docs/coming_from.md", 3))
+def test_micrograd_names_in_the_table_have_the_results_shown(theirs: str, here: str, result: str) -> None:
+    a, b = Tensor(2.0, backend="numpy"), Tensor(-3.0, backend="numpy")
+    assert float(eval(here, {"rg": russellgrad, "Tensor": Tensor, "a": a, "b": b})) == float(result)
