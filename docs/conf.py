@@ -30,7 +30,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # links such as own_op.md#add-a-derived-primitive
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120  # seconds for a cell
+nb_execution_timeout = 300  # seconds for a cell
 nb_merge_streams = True
 
 # --- The API reference, from docstrings

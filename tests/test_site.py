@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,3 +68,27 @@ def test_numpy_names_in_the_table_match_the_names_here(theirs: str, here: str) -
 def test_micrograd_names_in_the_table_have_the_results_shown(theirs: str, here: str, result: str) -> None:
     a, b = Tensor(2.0, backend="numpy"), Tensor(-3.0, backend="numpy")
     assert float(eval(here, {"rg": russellgrad, "Tensor": Tensor, "a": a, "b": b})) == float(result)
+
+
+SHEET = "docs/course/teacher.md"
+
+
+@pytest.mark.parametrize("row", rows(SHEET, 3) + rows(SHEET, 4), ids=lambda row: row[0])
+def test_formulas_of_the_sheet_of_rules_match_the_library(row: tuple[str, ...]) -> None:
+    operation, result, *gradients = row
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(0.3, 1.5, size=(2, 3, 4))
+    x, y = Tensor(a, backend="numpy"), Tensor(b, backend="numpy")
+    names = {"np": np, "rg": russellgrad, "a": a, "b": b, "s": softmax, "m": a > b, "ids": np.array([0, 3, 1])}
+    out = eval(operation, {**names, "x": x, "y": y})
+    np.testing.assert_allclose(out.numpy(), eval(result, names), rtol=0, atol=1e-12)
+    g = rng.normal(size=out.shape)
+    out.backward(Tensor(g, backend="numpy"))
+    for tensor, formula in zip((x, y), gradients, strict=False):
+        assert tensor.grad is not None
+        np.testing.assert_allclose(tensor.grad, eval(formula, {**names, "g": g}), rtol=0, atol=1e-12)
+
+
+def softmax(a: np.ndarray) -> Any:
+    e = np.exp(a)
+    return e / e.sum(axis=-1, keepdims=True)

@@ -6,6 +6,7 @@ and an admonition becomes a paragraph.
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -17,6 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 INCLUDE = re.compile(r"^```\{literalinclude\} (\S+)\n((?::[\w-]+:.*\n)*)```$", re.MULTILINE)
 LESSON = re.compile(r"^```\{lesson\} (.+)\n```$", re.MULTILINE)
 ADMONITION = re.compile(r"^:::\{admonition\} (.+)\n(?::[\w-]+:.*\n)*([\s\S]*?)^:::$", re.MULTILINE)
+DOWNLOAD = re.compile(r"\{download\}(`[^`]+`)")
 PAGE_LINK = re.compile(r"\]\(((?!https?:)[^)#]+)\.(?:md|rst)(#[^)]*)?\)")
 
 
@@ -56,6 +58,7 @@ def for_jupyter(text: str, folder: Path) -> str:
     text = INCLUDE.sub(included, text)
     text = LESSON.sub(r"Time: \1.", text)
     text = ADMONITION.sub(r"**\1** \2", text)
+    text = DOWNLOAD.sub(r"\1", text)
     return PAGE_LINK.sub(r"](\1.html\2)", text)
 
 
@@ -74,6 +77,8 @@ def write_notebooks(app: Sphinx, exception: Exception | None) -> None:
     if exception is None and app.builder.format == "html":
         for page in sorted((Path(app.srcdir) / "course").glob("[0-9]*.md")):
             nbformat.write(notebook_of(page), Path(app.outdir) / "course" / f"{page.stem}.ipynb")
+        for text in (Path(app.srcdir) / "course").glob("*.txt"):
+            shutil.copy(text, Path(app.outdir) / "course")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
