@@ -17,7 +17,7 @@ import nox
 
 # pip, not uv: pip uses a CPU-only PyTorch from a configured index, uv would download CUDA with PyTorch.
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests-numpy", "tests-numba", "tests-cupy", "lint", "types", "build"]
+nox.options.sessions = ["tests-numpy", "tests-numba", "tests-cupy", "lint", "types", "build", "docs"]
 nox.options.error_on_external_run = True
 
 TORCH = "torch==2.13.0"
@@ -140,6 +140,21 @@ def bench(session: nox.Session) -> None:
     """The benchmarks against PyTorch on the CPU; not run by default. Arguments are passed to `python -m benchmarks`."""
     session.install(TORCH, "-e", ".[train,bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site in docs/_build/html: runs its notebooks and their exercises. Warnings are errors.
+
+    The Python blocks of the other pages run in tests/test_readme.py.
+    """
+    session.install("-e", ".[docs]")
+    shutil.rmtree("docs/_build", ignore_errors=True)
+    session.run(
+        "sphinx-build", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "docs", "docs/_build/html",
+        env={"RG_BACKEND": "numpy", **ONE_THREAD},
+    )  # fmt: skip
+    session.log("docs: open docs/_build/html/index.html")
 
 
 @nox.session

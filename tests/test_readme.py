@@ -29,6 +29,7 @@ DOCUMENTS = [
     "docs/backends.md",
     "docs/benchmarks.md",
     "docs/code.md",
+    "docs/coming_from.md",
     "docs/examples.md",
     "docs/layers.md",
     "docs/own_op.md",

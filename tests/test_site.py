@@ -1,0 +1,94 @@
+"""The API reference describes every public name once, and tables of names are right. `nox -s docs` builds the site."""
+
+import inspect
+import re
+from collections import Counter
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import russellgrad
+from russellgrad import Tensor, data, init, layers, optimizer, russelltransformer, tokenizer
+from tests.process import ROOT
+
+DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception):: russellgrad\.(\S+)$", re.MULTILINE)
+DOCUMENTED = Counter(
+    name
+    for page in sorted((ROOT / "docs" / "api").glob("*.rst"))
+    for name in DIRECTIVE.findall(page.read_text(encoding="utf-8"))
+)
+NOT_PUBLIC = {"optimizer.supports_flat", "tokenizer.TokenIds"}
+
+
+def public_names(module: ModuleType) -> set[str]:
+    """The functions and classes in __all__, else those that the module defines."""
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    names = [name for name in getattr(module, "__all__", own) if not name.startswith("_")]
+    prefix = module.__name__.removeprefix("russellgrad").lstrip(".")
+    found = {name: getattr(module, name) for name in names}
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for name, value in found.items()
+        if inspect.isfunction(value) or inspect.isclass(value)
+    } - NOT_PUBLIC
+
+
+@pytest.mark.parametrize(
+    "module", [russellgrad, data, init, layers, optimizer, russelltransformer, tokenizer], ids=lambda m: m.__name__
+)
+def test_the_api_reference_describes_every_public_name_once(module: ModuleType) -> None:
+    assert {name: DOCUMENTED[name] for name in public_names(module)} == dict.fromkeys(public_names(module), 1)
+
+
+def test_every_name_in_the_api_reference_exists() -> None:
+    for name in DOCUMENTED:
+        *parts, last = name.split(".")
+        assert hasattr(import_module(".".join(["russellgrad", *parts])), last), name
+
+
+def rows(page: str, columns: int) -> list[tuple[str, ...]]:
+    """The code in the rows of the tables that have this number of columns of code."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    row = re.compile(rf"\|( `[^`]+` \|){{{columns}}}")
+    return [tuple(re.findall(r"`([^`]+)`", line)) for line in lines if row.fullmatch(line)]
+
+
+@pytest.mark.parametrize(("theirs", "here"), rows("docs/coming_from.md", 2))
+def test_numpy_names_in_the_table_match_the_names_here(theirs: str, here: str) -> None:
+    a = np.random.default_rng(0).normal(size=(3, 4))
+    wanted = eval(theirs, {"np": np, "a": a})
+    got = eval(here, {"rg": russellgrad, "Tensor": Tensor, "x": Tensor(a, backend="numpy")})
+    np.testing.assert_allclose(got if isinstance(got, np.ndarray) else got.numpy(), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("theirs", "here", "result"), rows("docs/coming_from.md", 3))
+def test_micrograd_names_in_the_table_have_the_results_shown(theirs: str, here: str, result: str) -> None:
+    a, b = Tensor(2.0, backend="numpy"), Tensor(-3.0, backend="numpy")
+    assert float(eval(here, {"rg": russellgrad, "Tensor": Tensor, "a": a, "b": b})) == float(result)
+
+
+SHEET = "docs/course/teacher.md"
+
+
+@pytest.mark.parametrize("row", rows(SHEET, 3) + rows(SHEET, 4), ids=lambda row: row[0])
+def test_formulas_of_the_sheet_of_rules_match_the_library(row: tuple[str, ...]) -> None:
+    operation, result, *gradients = row
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(0.3, 1.5, size=(2, 3, 4))
+    x, y = Tensor(a, backend="numpy"), Tensor(b, backend="numpy")
+    names = {"np": np, "rg": russellgrad, "a": a, "b": b, "s": softmax, "m": a > b, "ids": np.array([0, 3, 1])}
+    out = eval(operation, {**names, "x": x, "y": y})
+    np.testing.assert_allclose(out.numpy(), eval(result, names), rtol=0, atol=1e-12)
+    g = rng.normal(size=out.shape)
+    out.backward(Tensor(g, backend="numpy"))
+    for tensor, formula in zip((x, y), gradients, strict=False):
+        assert tensor.grad is not None
+        np.testing.assert_allclose(tensor.grad, eval(formula, {**names, "g": g}), rtol=0, atol=1e-12)
+
+
+def softmax(a: np.ndarray) -> Any:
+    e = np.exp(a)
+    return e / e.sum(axis=-1, keepdims=True)
