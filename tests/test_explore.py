@@ -26,8 +26,9 @@ from tests.explore_page import (
     set_value,
     wait_for_text,
 )
+from tests.page import EVIL, Page
 from tests.process import run_python
-from tests.test_report import EVIL, Page, make_run
+from tests.test_report import make_run
 from train.explore import write_page
 
 pytest.importorskip("safetensors")

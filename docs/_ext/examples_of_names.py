@@ -120,7 +120,12 @@ EXAMPLES = {
     "tril": "rg.tril(rg.ones((2, 2)))",
     "triu": "rg.triu(rg.ones((2, 2)))",
     "diagonal": "rg.diagonal(Tensor([[1.0, 2.0], [3.0, 4.0]]))",
-    "trace": "rg.trace(Tensor([[1.0, 2.0], [3.0, 4.0]]))",
+    "draw": """x = Tensor([2.0], label="x")
+print(rg.draw((x ** 2).sum()).dot())""",
+    "trace": """x = Tensor([2.0], label="x")
+with rg.trace() as t:
+    y = x ** 2 + 3 * x
+print(t)""",
     "argsort": "rg.argsort(Tensor([3.0, 1.0, 2.0]))",
     "sort": "rg.sort(Tensor([3.0, 1.0, 2.0]))",
     "topk": "rg.topk(Tensor([3.0, 1.0, 2.0]), 2)",
