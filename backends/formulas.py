@@ -357,7 +357,7 @@ def layer_norm_backward(
 
 def _row_means(xp: Xp, a: Array) -> Array:
     """(..., C) -> (..., 1)."""
-    return xp.divide(xp.sum(a, axis=-1, keepdims=True), a.shape[-1])
+    return xp.divide(xp.sum(a, axis=-1, keepdims=True), max(a.shape[-1], 1))
 
 
 def embedding(xp: Xp, weight: Array, ids: Array) -> Array:

@@ -341,15 +341,16 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
     rows = _rows(x)
     n, width = rows.shape
     y, mean, rstd = (np.empty((n, columns), rows.dtype) for columns in (width, 1, 1))
+    count = max(width, 1)  # a row without elements has the mean 0
 
     def formula(block: slice) -> None:
         centered, m, r = y[block], mean[block], rstd[block]
-        np.divide(_row_sums(rows[block]), width, out=m)
+        np.divide(_row_sums(rows[block]), count, out=m)
         np.subtract(rows[block], m, out=centered)
         # The variance from x - mean: E[x^2] - E[x]^2 cancels if the mean is large.
-        np.divide(_row_sums(centered * centered), width, out=r)
+        np.divide(_row_sums(centered * centered), count, out=r)
         if np.any(m * m > r):  # the mean is large: correct its rounding error
-            error = _row_sums(centered) / width
+            error = _row_sums(centered) / count
             m += error
             centered -= error
             r -= error * error

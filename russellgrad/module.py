@@ -131,27 +131,29 @@ class Module:
     def train(self, mode: bool = True) -> Self:
         """Set training mode (or evaluation mode, if `mode` is False) for this module and all inside. Returns self.
 
-        Dropout is active in training mode only.
+        In training mode, `Dropout` is active, and `BatchNorm` normalizes by the batch.
         """
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Self:
-        """Set evaluation mode, in which dropout does nothing. Returns self."""
+        """Set evaluation mode: `Dropout` does nothing, `BatchNorm` uses its running averages. Returns self."""
         return self.train(False)
 
     def freeze(self) -> Self:
         """Make every parameter a buffer: it is no longer trained. Returns self.
 
-        Build the optimizer after this call. Layers that behave differently in training, such as dropout, still do: call
-        `eval` for these.
+        Build the optimizer after this call. It does not change the mode: call `eval` for layers such as
+        dropout and batch normalization.
 
             model.layers[0].freeze()
 
-        Raises RuntimeError if a parameter is the result of an operation, or the argument of a transform.
+        Raises RuntimeError if a parameter is the result of an operation, or the argument of a transform. Nothing
+        changes then.
         """
         parameters = dict(self.named_parameters())
+        self._check_leaves(parameters, "frozen")
         for module in self.modules():  # each, so that a part can be unfrozen alone
             module._frozen = tuple(dict.fromkeys((*module._frozen, *(name for name, _ in module.named_parameters()))))
         for parameter in parameters.values():
@@ -202,17 +204,7 @@ class Module:
     def _set_arrays(self, xp: Backend | None, arrays: Mapping[str, Array]) -> None:
         """Replace arrays, by name, with arrays of any dtype on backend `xp`. The Tensor objects stay the same."""
         own = dict(self._named_tensors())
-        for name in arrays:
-            if own[name].backend.in_transform:
-                raise RuntimeError(
-                    f"{type(self).__name__}: {name} is an argument of a transform, which would get no gradient if it "
-                    "were moved or cast in place; move or cast the module before the call"
-                )
-            if not own[name].is_leaf:
-                raise RuntimeError(
-                    f"{type(self).__name__}: {name} is the result of an operation, which cannot be moved or cast; "
-                    f"make it a parameter, Tensor(x.data), or keep the array x.data"
-                )
+        self._check_leaves({name: own[name] for name in arrays}, "moved or cast")
         for name, array in arrays.items():
             tensor = own[name]
             hooks = None if tensor._node is None else tensor._node.hooks
@@ -223,6 +215,20 @@ class Module:
             tensor.requires_grad = tracked
             if tensor._node is not None:
                 tensor._node.hooks = hooks
+
+    def _check_leaves(self, tensors: Mapping[str, Tensor], done: str) -> None:
+        """Raise RuntimeError for a Tensor that cannot be changed in place; `done` says what would be done to it."""
+        for name, tensor in tensors.items():
+            if tensor.backend.in_transform:
+                raise RuntimeError(
+                    f"{type(self).__name__}: {name} is an argument of a transform, which would get no gradient if it "
+                    f"were {done} in place; do that before the call"
+                )
+            if not tensor.is_leaf:
+                raise RuntimeError(
+                    f"{type(self).__name__}: {name} is the result of an operation, which cannot be {done}; make it a "
+                    "parameter, Tensor(x.data), or keep the array x.data"
+                )
 
 
 @contextmanager

@@ -275,7 +275,7 @@ class Transformer(Module):
         # Each block adds to the residual stream twice. Smaller output matrices keep its variance constant (GPT-2).
         output_std = _STD / math.sqrt(2 * n_layers)
         self.tokenizer = tokenizer
-        self.dropout = Dropout(dropout, None if seed is None else Generator(seed, DROPOUT))
+        self.dropout = Dropout(dropout, generator=None if seed is None else Generator(seed, DROPOUT))
         self.blocks = [
             Block(
                 AttentionLayer(n_attn_heads, hidden_size, output_projection=output_projection,

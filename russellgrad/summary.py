@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from .dtype import python_number
 from .tensor import Tensor
 
 
@@ -20,9 +21,10 @@ def summary(members: Iterable[tuple[str, Any]]) -> str:
 
     Modules of a list that print alike are printed once, as "blocks.0 to blocks.3: 4 x Block".
     """
+    members = list(members)
+    frozen = _frozen(members)
     rows: list[_Row] = []
     above: list[tuple[str, int]] = []  # the prefix of each module around this line, and its row
-    frozen: set[str] = set()
     for name, value in members:
         while above and not name.startswith(above[-1][0]):
             above.pop()
@@ -30,9 +32,8 @@ def summary(members: Iterable[tuple[str, Any]]) -> str:
         if not isinstance(value, Tensor):
             rows.append(_Row(len(above), own, _title(value), 0))
             above.append((f"{name}." if name else "", len(rows) - 1))
-            frozen.update(above[-1][0] + parameter for parameter in value._frozen)
             continue
-        kind = "" if value.requires_grad else " frozen" if name in frozen else f" {value.dtype} buffer"
+        kind = "" if value.requires_grad else " frozen" if id(value) in frozen else f" {value.dtype} buffer"
         count = value.size if value.requires_grad else 0
         rows.append(_Row(len(above), own, f"{value.shape}{kind}", count))
         for _, place in above:
@@ -40,17 +41,29 @@ def summary(members: Iterable[tuple[str, Any]]) -> str:
     return _table(_merged(rows))
 
 
+def _frozen(members: Iterable[tuple[str, Any]]) -> set[int]:
+    """The ids of the buffers that `Module.freeze` made, also of those that another module shares."""
+    modules = [member for _, member in members if not isinstance(member, Tensor) and member._frozen]
+    return {id(tensor) for m in modules for name, tensor in m._named_tensors() if name in set(m._frozen)}
+
+
 def _title(module: Any) -> str:
-    """The class of a module with its settings: public attributes that are numbers, strings, or tuples of numbers."""
-    plain = (bool, int, float, str)
+    """The class of a module with its settings: public attributes that are numbers, strings, or tuples of these."""
     settings = {
         name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and name != "training"
-        if isinstance(value, plain) or isinstance(value, tuple) and value and all(isinstance(v, plain) for v in value)
+        for name, value in ((name, _plain(value)) for name, value in vars(module).items())
+        if value is not None and not name.startswith("_") and name != "training"
     }
     arguments = ", ".join(f"{name}={_short(repr(value))}" for name, value in settings.items())
     return type(module).__name__ + (f"({arguments})" if arguments else "")
+
+
+def _plain(value: Any) -> Any:
+    """The value as a Python number, a string or a tuple of these; None for anything else."""
+    if isinstance(value, tuple):
+        parts = tuple(map(_plain, value))
+        return None if not parts or None in parts else parts
+    return str(value) if isinstance(value, str) else python_number(value)
 
 
 def _short(text: str) -> str:
@@ -59,28 +72,39 @@ def _short(text: str) -> str:
 
 def _merged(rows: list[_Row]) -> list[_Row]:
     """Merge each run of equal modules with names that end in consecutive numbers."""
-    merged: list[_Row] = []
-    while rows:
-        first, inside, rest = _split(rows)
-        last, n = first, 1
-        while rest:
-            following, same, after = _split(rest)
-            if following != last._replace(name=_next(last.name)) or same != inside or not inside:
-                break
-            last, n, rest = following, n + 1, after
+    ends, merged = _ends(rows), []
+    after: dict[int, int] = {}  # the row after the first module of a run -> the row after the run
+    i = 0
+    while i < len(rows):
+        first = last = rows[i]
+        end, n = ends[i], 1
+        while (
+            ends[i] - i > 1
+            and end < len(rows)
+            and rows[end] == last._replace(name=_next(last.name))
+            and rows[end + 1 : ends[end]] == rows[i + 1 : ends[i]]
+        ):
+            last, end, n = rows[end], ends[end], n + 1
         if n > 1:
+            after[ends[i]] = end
             first = first._replace(
                 name=f"{first.name} to {last.name}", text=f"{n} x {first.text}", trained=n * first.trained
             )
         merged.append(first)
-        rows = inside + rest
+        i += 1
+        while i in after:
+            i = after[i]
     return merged
 
 
-def _split(rows: list[_Row]) -> tuple[_Row, list[_Row], list[_Row]]:
-    """The first row, the rows inside it, and the rest."""
-    end = next((i for i, row in enumerate(rows) if i and row.depth <= rows[0].depth), len(rows))
-    return rows[0], rows[1:end], rows[end:]
+def _ends(rows: list[_Row]) -> list[int]:
+    """For each row, the index after the rows inside it."""
+    ends, around = [len(rows)] * len(rows), list[int]()
+    for i, row in enumerate(rows):
+        while around and rows[around[-1]].depth >= row.depth:
+            ends[around.pop()] = i
+        around.append(i)
+    return ends
 
 
 def _next(name: str) -> str:

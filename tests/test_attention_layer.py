@@ -245,3 +245,9 @@ def test_errors(backend: Backend) -> None:
         layer(good, good, good, attn_mask=np.zeros((L, L)))
     with pytest.raises(TypeError, match=r"^MultiHeadAttention: is_causal must be True or False, got 1"):
         layer(good, good, good, is_causal=1)
+
+
+def test_batch_first_is_not_positional() -> None:
+    """The fifth positional argument of PyTorch's layer is another one, `add_bias_kv`."""
+    with pytest.raises(TypeError, match="positional argument"):
+        MultiHeadAttention(8, 2, 0.0, True, True)  # type: ignore[call-arg]

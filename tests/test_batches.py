@@ -219,11 +219,11 @@ def test_states_that_do_not_fit(backend: Backend) -> None:
 
 def test_arrays_that_do_not_fit(backend: Backend) -> None:
     x = np.zeros((3, 2))
-    with pytest.raises(ValueError, match=r"^batches: the arrays must have .*: arrays\[0\] has 3, arrays\[1\] has 4$"):
+    with pytest.raises(ValueError, match=r"^batches: the arrays must .*, but arrays\[0\] has 3, arrays\[1\] has 4$"):
         batches((x, np.zeros(4)), 2)
     with pytest.raises(ValueError, match=r"arrays\['x'\] has 3, arrays\['y'\]\[0\] has 2"):
         batches({"x": x, "y": [Tensor(np.zeros(2))]}, 2)
-    with pytest.raises(ValueError, match=r"^batches: the arrays must have one number of rows: there are none"):
+    with pytest.raises(ValueError, match=r"^batches: the arrays must have the same number of rows, but there are none"):
         batches((), 2)
     with pytest.raises(ValueError, match=r"^batches: the arrays are empty"):
         batches(x[:0], 2)
@@ -261,3 +261,10 @@ def test_the_module_is_imported_at_first_use() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_epoch_is_read_only(backend: Backend) -> None:
+    """An assignment within an epoch would be off by one: the next loop begins the epoch after it."""
+    training = batches(np.arange(4), 2)
+    with pytest.raises(AttributeError):
+        training.epoch = 3  # type: ignore[misc]

@@ -110,7 +110,7 @@ def test_a_compiled_step_with_transforms_equals_the_plain_step(backend: Backend,
     for wrap in (lambda step: step, compile_step):
         weights = [Tensor(rng(i).normal(size=shape) / 3) for i, shape in enumerate(((3, 8), (8,)))]
         optimizer = SGDOptimizer(weights, lr=lambda taken: 0.1 / (taken + 1), momentum=0.9)
-        dropout = Dropout(0.3, Generator(5))
+        dropout = Dropout(0.3, generator=Generator(5))
 
         def critic(x: Tensor, weights: Any = weights, dropout: Dropout = dropout) -> Tensor:
             return (dropout((x @ weights[0]).gelu()) @ weights[1]).tanh().sum()
@@ -346,7 +346,7 @@ def test_a_schedule_that_fails_in_a_captured_step_changes_nothing(
                 raise value
             return value if failing[0] else 0.1 / (step + 1)
 
-        v, w, dropout = Tensor([1.0, 2.0]), Tensor([3.0, 4.0]), Dropout(0.5, Generator(1))
+        v, w, dropout = Tensor([1.0, 2.0]), Tensor([3.0, 4.0]), Dropout(0.5, generator=Generator(1))
         optimizers = AdamWOptimizer([v], lr=0.1), SGDOptimizer([w], rate)
 
         def work(x: Tensor, v: Any = v, w: Any = w, dropout: Any = dropout, optimizers: Any = optimizers) -> Tensor:

@@ -293,7 +293,8 @@ def test_every_control_has_a_name_and_regions_that_scroll_take_the_focus(browser
     scrolling = browser.evaluate(
         "[...document.querySelectorAll('main *')].filter(e => e.tabIndex < 0 && (s =>"
         " /auto|scroll/.test(s.overflowY) && e.scrollHeight > e.clientHeight + 1"
-        " || /auto|scroll/.test(s.overflowX) && e.scrollWidth > e.clientWidth)(getComputedStyle(e))).map(e => e.className)"
+        " || /auto|scroll/.test(s.overflowX) && e.scrollWidth > e.clientWidth)(getComputedStyle(e)))"
+        ".map(e => e.className)"
     )
     assert scrolling == []
     assert browser.evaluate("document.getElementById('said').getAttribute('role')") == "status"

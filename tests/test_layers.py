@@ -292,7 +292,21 @@ def test_sequential_is_a_list_of_layers() -> None:
     assert Sequential()(x) is x
 
 
+def test_an_error_in_a_sequential_names_the_layer() -> None:
+    model = Sequential(Linear(2, 3), Sequential(Tensor.tanh, Linear(4, 1)))
+    with pytest.raises(ValueError, match=r"^Linear: x has shape") as raised:
+        model(Tensor([[1.0, 2.0]]))
+    assert raised.value.__notes__ == [
+        "in layer 1 of a Sequential, Linear", "in layer 1 of a Sequential, Sequential",
+    ]  # fmt: skip
+
+
 # --- Initial values
+
+
+@pytest.mark.parametrize("make", [init.xavier_uniform, init.xavier_normal, init.kaiming_uniform, init.kaiming_normal])
+def test_initial_values_of_an_empty_parameter(make: Callable[..., Tensor]) -> None:
+    assert make((0, 0)).shape == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +374,7 @@ def test_linear_has_the_initial_distribution_of_pytorch() -> None:
 
 # --- Errors
 
-ANY: list[Any] = [2.5, 3, [Linear(1, 1)]]  # arguments that a type checker would refuse
+ANY: list[Any] = [2.5, 3, [Linear(1, 1)], Tensor([[1.0]])]  # arguments that a type checker would refuse
 
 
 @pytest.mark.parametrize(
@@ -375,6 +389,8 @@ ANY: list[Any] = [2.5, 3, [Linear(1, 1)]]  # arguments that a type checker would
         (lambda: Dropout(1.0), ValueError, r"^Dropout: p must be in \[0, 1\), got 1.0$"),
         (lambda: Sequential(Linear(1, 1), ANY[1]), TypeError, r"^Sequential: layer 1 is a int, expected a module$"),
         (lambda: Sequential(ANY[2]), TypeError, r"^Sequential: layer 0 .*; write Sequential\(\*layers"),
+        (lambda: init.xavier_normal(ANY[3]), TypeError, r"^init: needs a shape, got a Tensor; .*layer.weight.shape"),
+        (lambda: init.ones((2, ANY[0])), TypeError, r"^init: the lengths must be ints, "),
         (lambda: init.kaiming_normal((3,)), ValueError, r"at least two axes, got \(3,\)"),
         (lambda: init.kaiming_normal((3, 2), mode="in"), ValueError, r"mode must be 'fan_in' or 'fan_out', got 'in'"),
         (lambda: init.calculate_gain("gelu"), ValueError, r"unknown nonlinearity 'gelu'; known are linear, "),
@@ -394,7 +410,11 @@ def test_bad_arguments(make: Callable[[], object], error: type[Exception], messa
         (RMSNorm(4), (4, 3), r"^RMSNorm: x has shape \(4, 3\), expected \(\.\.\., 4\)$"),
         (GroupNorm(2, 4), (4,), r"^GroupNorm: x has shape \(4,\), expected \(N, 4, \.\.\.\)$"),
         (BatchNorm(4), (2, 3, 4), r"^BatchNorm: x has shape \(2, 3, 4\), expected \(N, 4, \.\.\.\)$"),
-        (BatchNorm(4), (1, 4), r"^BatchNorm: x \(1, 4\) has 1 values in each channel, .*; use a larger batch or eval"),
+        (
+            BatchNorm(4),
+            (1, 4),
+            r"^BatchNorm: x has shape \(1, 4\), with 1 values in .*; use a larger batch or eval",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit(layer: Module, shape: tuple[int, ...], message: str) -> None:
@@ -402,7 +422,9 @@ def test_inputs_that_do_not_fit(layer: Module, shape: tuple[int, ...], message: 
         layer(Tensor(np.ones(shape)))
 
 
-@pytest.mark.parametrize("layer", [Linear(3, 3), LayerNorm(3), RMSNorm(3), GroupNorm(1, 3), BatchNorm(3)])
+@pytest.mark.parametrize(
+    "layer", [Linear(3, 3), LayerNorm(3), RMSNorm(3), GroupNorm(1, 3), BatchNorm(3), ReLU(), Softmax()]
+)
 def test_an_array_as_input_is_an_error_that_says_what_to_write(layer: Module) -> None:
     with pytest.raises(TypeError, match=f"^{type(layer).__name__}: needs a Tensor, got a ndarray; write Tensor"):
         layer(np.ones((2, 3)))
@@ -434,3 +456,86 @@ def test_functional_call_reaches_the_parameters_of_a_sequential(backend: Backend
     model(x).sum().backward()
     for name, parameter in model.named_parameters():
         assert_close(found[name], parameter.grad, what=name)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_batch_norm_of_half_precision(backend: Backend, dtype: str) -> None:
+    """The variance of a batch may overflow in float16 where the running variance does not."""
+    if dtype not in backend.float_dtypes():
+        pytest.skip(f"{backend.name} has no {dtype}")
+    layer, theirs = BatchNorm(3).astype(dtype), nn.BatchNorm1d(3).double()
+    x = Tensor(rng(3).normal(20, 400, (64, 3)), requires_grad=False).astype(dtype)
+    exact = torch.from_numpy(x.astype("float64").numpy())
+    epsilon = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    for _ in range(2):
+        assert_close(layer(x).astype("float64"), theirs(exact), atol=4 * epsilon)
+    variance = layer.running_var
+    assert variance is not None and theirs.running_var is not None
+    np.testing.assert_allclose(variance.astype("float64").numpy(), theirs.running_var.numpy(), rtol=4 * epsilon)
+    layer.load_state_dict(theirs.state_dict())  # rounded once; the result is rounded once more
+    out = layer.eval()(x)
+    assert out.dtype == dtype
+    assert_close(out.astype("float64"), theirs.eval()(exact), atol=8 * epsilon)
+
+
+@pytest.mark.parametrize("layer", [lambda: GroupNorm(2, 4), lambda: LayerNorm((2, 3))], ids=["GroupNorm", "LayerNorm"])
+def test_normalization_of_no_elements(backend: Backend, layer: Callable[[], Module]) -> None:
+    made = layer()
+    shape = (3, 4, 0) if isinstance(made, GroupNorm) else (0, 2, 3)
+    x = Tensor(np.ones(shape))
+    made(x).sum().backward()
+    assert x.grad is not None and x.grad.shape == shape
+    for parameter in made.parameters():
+        assert_close(parameter.grad, np.zeros(parameter.shape))
+
+
+def test_what_a_sequential_gives_as_a_list_is_a_sequential(backend: Backend) -> None:
+    first, second = Linear(3, 3), ReLU()
+    net = Sequential(first, second)
+    for found, expected in (
+        (net + Sequential(Tanh()), 3), (net.__add__([Tanh()]), 3), (net * 2, 4), (2 * net, 4), (net.copy(), 2),
+        (copy.copy(net), 2), (net[:], 2),
+    ):  # fmt: skip
+        assert type(found) is Sequential and len(found) == expected and found[0] is first and found is not net
+        assert found(Tensor(np.ones((2, 3)))).shape == (2, 3)
+
+
+def test_a_layer_that_is_added_later_and_cannot_be_called_is_named(backend: Backend) -> None:
+    net = Sequential(Linear(3, 3))
+    net.append([ReLU()])
+    with pytest.raises(TypeError, match=r"^Sequential: layer 1 is a list, expected a module; write Sequential"):
+        net(Tensor(np.ones((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Linear(2, 3, Generator(0)), "^Linear: bias must be True or False, got "),  # type: ignore[arg-type]
+        (lambda: LayerNorm(2, bias="no"), "^LayerNorm: bias must be"),  # type: ignore[arg-type]
+        (lambda: RMSNorm(2, elementwise_affine=0), "^RMSNorm: elementwise_affine must"),  # type: ignore[arg-type]
+        (lambda: GroupNorm(2, 4, affine="no"), "^GroupNorm: affine must be"),  # type: ignore[arg-type]
+        (lambda: BatchNorm(2, affine="no"), "^BatchNorm: affine must be"),  # type: ignore[arg-type]
+        (lambda: BatchNorm(2, track_running_stats=1), "^BatchNorm: track_running"),  # type: ignore[arg-type]
+        (lambda: Dropout(0.5, True), "positional argument"),  # type: ignore[call-arg,arg-type]  # PyTorch's `inplace`
+    ],
+)
+def test_switches_are_bools(make: Callable[[], object], message: str) -> None:
+    with use_backend("numpy"), pytest.raises(TypeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("p", ["0.5", None, Tensor(0.5), float("nan")])
+def test_the_probability_of_dropout_is_a_number(p: Any) -> None:
+    with pytest.raises(ValueError, match=r"^Dropout: p must be in \[0, 1\), got "):
+        Dropout(p)
+
+
+def test_layer_norm_needs_an_axis() -> None:
+    with pytest.raises(ValueError, match=r"^LayerNorm: normalized_shape must have at least one length, got \(\)"):
+        LayerNorm(())
+
+
+@pytest.mark.parametrize("layer", [Flatten(), Dropout(0.5)], ids=["Flatten", "Dropout"])
+def test_an_array_as_the_input_of_a_first_layer(layer: Module) -> None:
+    with pytest.raises(TypeError, match="needs a Tensor, got a ndarray; write Tensor"):
+        layer(np.ones((2, 3, 4)))

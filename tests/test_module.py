@@ -575,3 +575,36 @@ def test_a_deeply_nested_module_is_printed() -> None:
     for _ in range(2000):
         model = Sequential(model)
     assert repr(model).count("Sequential") == 2000
+
+
+def test_freeze_of_a_result_of_an_operation_names_it_and_changes_nothing(backend: Backend) -> None:
+    module = Holder(w=Tensor([1.0]), scaled=Tensor([2.0]) * 0.5)
+    with pytest.raises(RuntimeError, match=r"^Holder: scaled is the result of an operation, which cannot be frozen"):
+        module.freeze()
+    assert len(module.parameters()) == 2 and not module._frozen
+
+
+def test_settings_are_printed_as_python_numbers() -> None:
+    module = Holder(
+        a=np.int64(3), b=np.float32(0.5), c=(np.float64(1.5), (2, "x")), d=np.bool_(True), array=np.ones(2), none=None,
+        empty=(), function=len, mixed=(1, None),
+    )  # fmt: skip
+    assert repr(module) == "Holder(a=3, b=0.5, c=(1.5, (2, 'x')), d=True)"
+
+
+def test_a_frozen_weight_that_two_layers_share_is_printed_as_frozen() -> None:
+    with use_backend("numpy"):
+        embedding, out = layers.Embedding(5, 4), Linear(4, 5, bias=False)
+        out.weight = embedding.weight
+        module = Holder(embedding=embedding, out=out)
+        out.freeze()
+    assert "weight: (5, 4) frozen" in repr(module)
+
+
+def test_runs_of_equal_blocks_inside_equal_blocks_are_merged() -> None:
+    with use_backend("numpy"):
+        block = [Sequential(Linear(2, 2), Linear(2, 2)) for _ in range(3)]
+        printed = repr(Sequential(*block, Linear(2, 2), Linear(2, 2), Linear(2, 1)))
+    names = [line.split(":")[0] for line in printed.split("\n")[1:]]
+    inner = ["    0 to 1", "      weight", "      bias"]
+    assert names == ["  0 to 2", *inner, "  3 to 4", "    weight", "    bias", "  5", "    weight", "    bias"]

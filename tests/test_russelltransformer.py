@@ -302,7 +302,7 @@ def test_generate_with_bad_arguments_raises(
 
 def test_dropout_masks_and_scales_reproducibly(backend: Backend) -> None:
     x = Tensor(np.ones((200, 50)))
-    dropout = Dropout(0.2, Generator(3))
+    dropout = Dropout(0.2, generator=Generator(3))
     y = dropout(x)
     values = y.numpy()
     assert set(np.unique(values)) == {0.0, 1.25}
@@ -310,7 +310,7 @@ def test_dropout_masks_and_scales_reproducibly(backend: Backend) -> None:
     y.backward(Tensor(np.full(y.shape, 3.0)))
     assert_close(x.grad, 3 * values)
     assert not np.array_equal(values, dropout(x).numpy())
-    assert np.array_equal(values, Dropout(0.2, Generator(3))(x).numpy())  # the same seed gives the same draws
+    assert np.array_equal(values, Dropout(0.2, generator=Generator(3))(x).numpy())  # the same seed gives the same draws
     assert dropout.eval()(x) is x
     with pytest.raises(ValueError, match=r"Dropout: p must be in \[0, 1\), got 1"):
         Dropout(1.0)

@@ -8,9 +8,8 @@ from ..backend import Shape
 from ..functional import attention, linear
 from ..module import Module
 from ..random import Generator
-from ..rules import check_bool
 from ..tensor import Mask, Tensor
-from .check import positive
+from .check import flags, positive
 from .dropout import Dropout
 from .linear import Linear
 
@@ -28,7 +27,7 @@ class MultiHeadAttention(Module):
         num_heads: H; must divide E.
         dropout: the probability of dropout of the attention weights.
         bias: whether the projections have biases.
-        batch_first: whether sequences are (N, L, E) instead of (L, N, E).
+        batch_first: whether sequences are (N, L, E) instead of (L, N, E). (In PyTorch, other arguments precede it.)
         generator: the generator of the initial weights; by default `random.default_generator()`.
 
     Attributes:
@@ -46,13 +45,12 @@ class MultiHeadAttention(Module):
         num_heads: int,
         dropout: float = 0.0,
         bias: bool = True,
-        batch_first: bool = False,
         *,
+        batch_first: bool = False,
         generator: Generator | None = None,
     ) -> None:
         positive("MultiHeadAttention", embed_dim=embed_dim, num_heads=num_heads)
-        for flag, value in (("bias", bias), ("batch_first", batch_first)):
-            check_bool(f"MultiHeadAttention: {flag}", value)
+        flags("MultiHeadAttention", bias=bias, batch_first=batch_first)
         if embed_dim % num_heads:
             raise ValueError(f"MultiHeadAttention: num_heads={num_heads} does not divide embed_dim={embed_dim}")
         self.embed_dim, self.num_heads, self.batch_first = embed_dim, num_heads, batch_first
@@ -76,25 +74,24 @@ class MultiHeadAttention(Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Queries (L, N, E), keys and values (S, N, E) -> output (L, N, E), weights (N, L, S) or None.
 
-        With batch_first, (N, L, E) and (N, S, E). Without the axis N, (L, E) and (S, E), nothing else has it either.
+        With batch_first, (N, L, E) and (N, S, E). For unbatched inputs, (L, E) and (S, E), no other shape has N.
 
         Args:
             query, key, value: the same Tensor three times for self-attention.
             key_padding_mask: bool (N, S), True at keys that are hidden from all queries.
-            need_weights: whether to return the attention weights. Without them, the attention is fused.
+            need_weights: whether to return the attention weights. False is faster: it uses the fused op `attention`.
             attn_mask: bool (L, S) or (N H, L, S), True where a key is hidden from a query. (PyTorch also has float
                 masks, which are added to the scores.)
-            average_attn_weights: whether the weights are the mean of all heads, instead of (N, H, L, S).
-            is_causal: whether query i sees the keys up to i only. `attn_mask` need not be given for it.
+            average_attn_weights: whether to return the mean of the weights over the heads, instead of (N, H, L, S).
+            is_causal: whether query i attends to keys 0 to i only. It needs no `attn_mask`.
 
-        A query from which all keys are hidden has weights 0. (In PyTorch, they are nan.)
+        The weights of a query are 0 if all keys are hidden from it; in PyTorch, they are nan.
 
         Raises:
             ValueError: the shapes do not fit. TypeError: an argument is not a Tensor, or a mask not bool.
         """
-        for flag, flag_value in (("need_weights", need_weights), ("average_attn_weights", average_attn_weights),
-                                 ("is_causal", is_causal)):  # fmt: skip
-            check_bool(f"MultiHeadAttention: {flag}", flag_value)
+        switches = {"need_weights": need_weights, "average_attn_weights": average_attn_weights, "is_causal": is_causal}
+        flags("MultiHeadAttention", **switches)
         self._check_inputs(query, key, value)
         is_batch = query.ndim == 3
         q, k, v = (self._heads(x, is_batch) for x in self._project(query, key, value))  # (N, H, L, D), (N, H, S, D)
@@ -105,16 +102,13 @@ class MultiHeadAttention(Module):
             out = weights @ v
         else:
             out = attention(q, k, v, hidden, is_causal)
-        out = out.swapaxes(1, 2)  # (N, L, H, D)
-        out = self.out_proj(out.reshape(*out.shape[:2], self.embed_dim))
+        out = self.out_proj(out.swapaxes(1, 2).flatten(2))  # (N, L, H, D) -> (N, L, E)
+        found = weights if need_weights else None
+        if found is not None and average_attn_weights:
+            found = found.mean(1)
         if not is_batch:
-            out = out[0]
-        elif not self.batch_first:
-            out = out.swapaxes(0, 1)
-        if not need_weights or weights is None:
-            return out, None
-        weights = weights.mean(1) if average_attn_weights else weights
-        return out, weights if is_batch else weights[0]
+            return out[0], None if found is None else found[0]
+        return out if self.batch_first else out.swapaxes(0, 1), found
 
     def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         for name, x in (("query", query), ("key", key), ("value", value)):
@@ -122,14 +116,13 @@ class MultiHeadAttention(Module):
                 raise TypeError(
                     f"MultiHeadAttention: {name} must be a Tensor, got a {type(x).__name__}; write Tensor(x)"
                 )
-        fits = query.ndim in (2, 3) and query.shape[-1] == self.embed_dim and key.shape == value.shape
-        batch = 0 if self.batch_first else 1
-        if fits and query.ndim == 3:
-            fits = key.ndim == 3 and key.shape[2] == self.embed_dim and key.shape[batch] == query.shape[batch]
-        elif fits:
-            fits = key.ndim == 2 and key.shape[1] == self.embed_dim
-        if not fits:
-            e = self.embed_dim
+        e, batch = self.embed_dim, 0 if self.batch_first else 1
+        if not (
+            query.ndim == key.ndim in (2, 3)
+            and query.shape[-1] == key.shape[-1] == e
+            and key.shape == value.shape
+            and (query.ndim == 2 or query.shape[batch] == key.shape[batch])
+        ):
             shapes = f"(N, L, {e}) and (N, S, {e})" if self.batch_first else f"(L, N, {e}) and (S, N, {e})"
             raise ValueError(
                 f"MultiHeadAttention: query {query.shape}, key {key.shape} and value {value.shape} do not fit; "
@@ -185,7 +178,7 @@ def _weights(q: Tensor, k: Tensor, hidden: Tensor | None, is_causal: bool) -> Te
     return scores.masked_fill(hidden & ~is_row_hidden, -math.inf).softmax().masked_fill(hidden, 0)
 
 
-def _mask(name: str, mask: Mask, like: Tensor, expected: tuple[Shape, ...]) -> Tensor:
+def _mask(name: str, mask: Any, like: Tensor, expected: tuple[Shape, ...]) -> Tensor:
     """The mask as a Tensor. Raises TypeError if it is not bool, ValueError for another shape."""
     if not isinstance(mask, Tensor):
         mask = Tensor(mask, requires_grad=False, backend=like.backend.root)

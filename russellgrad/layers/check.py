@@ -5,7 +5,7 @@ from typing import Any
 
 from ..backend import Shape
 from ..module import Module
-from ..rules import check_int
+from ..rules import check_bool, check_int
 from ..tensor import Tensor
 
 
@@ -17,14 +17,20 @@ def positive(layer: str, **sizes: Any) -> None:
             raise ValueError(f"{layer}: {name} must be positive, got {size}")
 
 
-def check_input(layer: Module, x: Any, fits: Callable[[Shape], bool], expected: str) -> None:
+def flags(layer: str, **values: Any) -> None:
+    """Check the switches of a layer. Raises TypeError for one that is not True or False."""
+    for name, value in values.items():
+        check_bool(f"{layer}: {name}", value)
+
+
+def check_input(layer: Module, x: Any, fits: Callable[[Shape], bool] | None = None, expected: str = "") -> None:
     """Check the input of a layer.
 
     Args:
         layer: the layer.
         x: the input.
-        fits: whether an input of this shape fits.
-        expected: what a shape that fits looks like, such as "(..., 4)".
+        fits: whether an input of this shape fits; by default every shape does.
+        expected: the expected shape, for the message, such as "(..., 4)".
 
     Raises:
         TypeError: x is not a Tensor. ValueError: it does not fit.
@@ -32,5 +38,5 @@ def check_input(layer: Module, x: Any, fits: Callable[[Shape], bool], expected: 
     name = type(layer).__name__
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: needs a Tensor, got a {type(x).__name__}; write Tensor(x)")
-    if not fits(x.shape):
+    if fits is not None and not fits(x.shape):
         raise ValueError(f"{name}: x has shape {x.shape}, expected {expected}")

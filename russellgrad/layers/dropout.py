@@ -1,27 +1,30 @@
-"""Dropout."""
+"""Dropout layer."""
 
+from ..dtype import python_number
 from ..module import Module
 from ..random import Generator, default_generator
 from ..tensor import Tensor
+from .check import check_input
 
 
 class Dropout(Module):
     """Dropout: in training mode, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
 
-    Srivastava et al., JMLR 15 (2014). The same seed drops the same elements on every backend.
+    As `torch.nn.Dropout`. Srivastava et al., JMLR 15 (2014). The same seed drops the same elements on every backend.
 
     Args:
         p: the probability, in [0, 1).
         generator: the generator of the random numbers; by default `random.default_generator()`.
 
     Raises:
-        ValueError: p is not in [0, 1).
+        ValueError: p is not a number in [0, 1).
     """
 
-    def __init__(self, p: float = 0.5, generator: Generator | None = None) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
-        self.p = p
+    def __init__(self, p: float = 0.5, *, generator: Generator | None = None) -> None:
+        number = python_number(p)
+        if number is None or not 0 <= number < 1:
+            raise ValueError(f"Dropout: p must be in [0, 1), got {p!r}")
+        self.p = float(number)
         self.generator = generator
 
     def start_batch(self, first_row: int = 0) -> None:
@@ -34,6 +37,7 @@ class Dropout(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) -> (...). In evaluation mode, or for p = 0, returns x itself."""
+        check_input(self, x)
         if not self.training or not self.p:
             return x
         generator = self.generator or default_generator()

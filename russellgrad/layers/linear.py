@@ -7,7 +7,7 @@ from ..functional import linear
 from ..module import Module
 from ..random import Generator
 from ..tensor import Tensor
-from .check import check_input, positive
+from .check import check_input, flags, positive
 
 
 class Linear(Module):
@@ -28,13 +28,14 @@ class Linear(Module):
         bias: (out_features,), or None.
 
     Raises:
-        ValueError: a size is not positive. TypeError: a size is not an int.
+        ValueError: a size is not positive. TypeError: a size is not an int, or bias not a bool.
     """
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, generator: Generator | None = None
     ) -> None:
         positive("Linear", in_features=in_features, out_features=out_features)
+        flags("Linear", bias=bias)
         self.in_features, self.out_features = in_features, out_features
         self.weight = init.kaiming_uniform((out_features, in_features), math.sqrt(5), generator=generator)
         bound = 1 / math.sqrt(in_features)

@@ -1,4 +1,4 @@
-"""Normalization layers. All but RMSNorm are the `layer_norm` of rows: the layers differ in what a row is."""
+"""Normalization layers. LayerNorm, GroupNorm and BatchNorm reshape their input to rows and call `layer_norm`."""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,7 +10,7 @@ from ..functional import layer_norm
 from ..module import Module
 from ..replay import run_in_every_step
 from ..tensor import Tensor
-from .check import check_input, positive
+from .check import check_input, flags, positive
 
 
 class LayerNorm(Module):
@@ -36,6 +36,7 @@ class LayerNorm(Module):
         bias: bool = True,
     ) -> None:
         self.normalized_shape = _shape("LayerNorm", normalized_shape)
+        flags("LayerNorm", elementwise_affine=elementwise_affine, bias=bias)
         self.eps = eps
         self.weight = init.ones(self.normalized_shape) if elementwise_affine else None
         self.bias = init.zeros(self.normalized_shape) if elementwise_affine and bias else None
@@ -68,13 +69,14 @@ class RMSNorm(Module):
         self, normalized_shape: int | Sequence[int], eps: float | None = None, elementwise_affine: bool = True
     ) -> None:
         self.normalized_shape = _shape("RMSNorm", normalized_shape)
+        flags("RMSNorm", elementwise_affine=elementwise_affine)
         self.eps = eps
         self.weight = init.ones(self.normalized_shape) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., *normalized_shape) -> the same. Raises ValueError for another shape."""
         _check_last(self, x, self.normalized_shape)
-        wide = x if x.dtype.itemsize > 2 else x.astype("float32")  # squares of half precision overflow
+        wide = _wide(x)
         eps = {8: 2.0**-52, 4: 2.0**-23}[wide.dtype.itemsize] if self.eps is None else self.eps
         axes = tuple(range(-len(self.normalized_shape), 0))
         out = (wide / (wide.square().mean(axes, keepdims=True) + eps).sqrt()).astype(x.dtype)
@@ -101,6 +103,7 @@ class GroupNorm(Module):
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         positive("GroupNorm", num_groups=num_groups, num_channels=num_channels)
+        flags("GroupNorm", affine=affine)
         if num_channels % num_groups:
             raise ValueError(f"GroupNorm: num_groups={num_groups} does not divide num_channels={num_channels}")
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
@@ -115,7 +118,7 @@ class GroupNorm(Module):
 
 
 class BatchNorm(Module):
-    """Batch normalization, as `torch.nn.BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`: one class for every input.
+    """Batch normalization, as `torch.nn.BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`, in one class.
 
     In training mode, each channel is normalized by its mean and variance over the batch and all positions. In
     evaluation mode, running averages of these are used. Ioffe & Szegedy, arXiv:1502.03167, algorithms 1 and 2.
@@ -142,6 +145,7 @@ class BatchNorm(Module):
         track_running_stats: bool = True,
     ) -> None:
         positive("BatchNorm", num_features=num_features)
+        flags("BatchNorm", affine=affine, track_running_stats=track_running_stats)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight = init.ones((num_features,)) if affine else None
         self.bias = init.zeros((num_features,)) if affine else None
@@ -154,24 +158,26 @@ class BatchNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) -> the same.
 
-        Raises ValueError for another shape, and in training mode for a batch with one value in each channel.
+        Raises ValueError for another shape, and, if the batch is used, for fewer than two values in each channel.
         """
         check_input(self, x, lambda shape: shape[1:2] == (self.num_features,), f"(N, {self.num_features}, ...)")
+        wide = _wide(x)
         if not self.training and self.running_mean is not None and self.running_var is not None:
-            scale = (self.running_var + self.eps) ** -0.5
-            normalized = (x - _as_channels(self.running_mean, x.ndim)) * _as_channels(scale, x.ndim)
-            return _per_channel(normalized, self.weight, self.bias)
-        channels = x.swapaxes(0, 1)  # (C, N, ...)
-        rows = channels.reshape(self.num_features, x.size // self.num_features)
-        if rows.shape[1] < 2:
-            raise ValueError(
-                f"BatchNorm: x {x.shape} has {rows.shape[1]} values in each channel, whose variance needs more; use a "
-                "larger batch or eval()"
-            )
-        if self.training:
-            self._track(rows.detach())
-        normalized = layer_norm(rows, eps=self.eps).reshape(channels.shape).swapaxes(0, 1)
-        return _per_channel(normalized, self.weight, self.bias)
+            scale = (_wide(self.running_var) + self.eps) ** -0.5
+            normalized = (wide - _as_channels(self.running_mean, x.ndim)) * _as_channels(scale, x.ndim)
+        else:
+            channels = wide.swapaxes(0, 1)  # (C, N, ...)
+            rows = channels.reshape(self.num_features, x.size // self.num_features)
+            if rows.shape[1] < 2:
+                raise ValueError(
+                    f"BatchNorm: x has shape {x.shape}, with {rows.shape[1]} values in each channel, whose variance "
+                    "needs at least two; use a larger batch or eval()"
+                )
+            if self.training:
+                self._track(rows.detach())
+            normalized = layer_norm(rows, eps=self.eps).reshape(channels.shape).swapaxes(0, 1)
+        out = _per_channel(normalized, self.weight, self.bias)
+        return out if wide is x else out.astype(x.dtype)
 
     def _track(self, rows: Tensor) -> None:
         """Update the running averages by a batch (C, values)."""
@@ -182,6 +188,12 @@ class BatchNorm(Module):
             factor = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
             for running, new in ((self.running_mean, rows.mean(1)), (self.running_var, rows.var(1, correction=1))):
                 _write(running, (running + (new - running) * factor).astype(running.dtype).data)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x, in float32 if it has half precision, in which squares overflow."""
+    wide: Tensor = x if x.dtype.itemsize > 2 else x.astype("float32")
+    return wide
 
 
 def _write(buffer: Tensor, array: Array) -> None:
@@ -205,11 +217,13 @@ def _as_channels(x: Tensor, ndim: int) -> Tensor:
 
 
 def _shape(layer: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """The lengths as a tuple. Raises as `positive` does."""
+    """The lengths as a tuple. Raises as `positive` does, and ValueError for no lengths."""
     lengths = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    if not lengths:
+        raise ValueError(f"{layer}: normalized_shape must have at least one length, got {normalized_shape!r}")
     for length in lengths:
         positive(layer, normalized_shape=length)
-    return lengths
+    return tuple(map(int, lengths))
 
 
 def _check_last(layer: Module, x: Tensor, lengths: tuple[int, ...]) -> None:
