@@ -281,8 +281,9 @@ def test_page_fits_in_light_and_dark(browser: Browser, tmp_path: Path, width: in
 
 def test_every_control_has_a_name_and_regions_that_scroll_take_the_focus(browser: Browser, tmp_path: Path) -> None:
     path, _, _ = written(network(), tmp_path)
-    browser.open(path)
+    browser.open(path, width=400)
     click(browser, "#turn")
+    click(browser, "#next")
     tree = browser.call("Accessibility.getFullAXTree")["nodes"]
     controls = [
         n for n in tree if n.get("role", {}).get("value") in ("button", "slider", "checkbox", "image", "region")
@@ -290,8 +291,10 @@ def test_every_control_has_a_name_and_regions_that_scroll_take_the_focus(browser
     assert len(controls) > 8
     assert all(n.get("name", {}).get("value") for n in controls)
     scrolling = browser.evaluate(
-        "[...document.querySelectorAll('main *')].filter(e => /auto|scroll/.test(getComputedStyle(e).overflowY)"
-        " && e.scrollHeight > e.clientHeight + 1 && e.tabIndex < 0).map(e => e.className)"
+        "[...document.querySelectorAll('main *')].filter(e => e.tabIndex < 0 && (s =>"
+        " /auto|scroll/.test(s.overflowY) && e.scrollHeight > e.clientHeight + 1"
+        " || /auto|scroll/.test(s.overflowX) && e.scrollWidth > e.clientWidth)(getComputedStyle(e)))"
+        ".map(e => e.className)"
     )
     assert scrolling == []
     assert browser.evaluate("document.getElementById('said').getAttribute('role')") == "status"

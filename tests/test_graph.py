@@ -10,7 +10,7 @@ import pytest
 
 import russellgrad as rg
 from russellgrad import Tensor, draw, layers, trace
-from russellgrad.graph.layout import NODE_HEIGHT, Placed, boxes_of, depth_to_open, lay_out, node_width
+from russellgrad.graph.layout import BENDS, NODE_HEIGHT, Placed, boxes_of, depth_to_open, lay_out, node_width
 from russellgrad.graph.node import Graph, GraphNode, common
 from russellgrad.graph.svg import svg_of, title_of
 from tests.helpers import once, rng
@@ -186,3 +186,15 @@ def test_empty_graphs_and_single_nodes() -> None:
 def test_a_layout_of_2000_nodes_in_one_box() -> None:
     graph = random_graph(0, size=2000, depth=0)
     assert len(list(rectangles(placed(graph, 0)))) == 2000
+
+
+def test_long_edges_of_a_large_box_have_no_bends() -> None:
+    """The first nodes are operands of all others, as the weights of a recurrent layer."""
+    nodes = [GraphNode(i, "leaf", "w", (), "float64") for i in range(30)]
+    for i in range(30, 1000):
+        nodes.append(GraphNode(i, "op", "op", (), "float64", [nodes[i % 30], nodes[i - 1]]))
+    whole = placed(Graph(list(nodes)), 0)
+    assert len(whole.wires) == 2 * 970
+    assert all(points[0][2] < points[-1][1] for _, points in whole.wires)
+    assert sum(len({*points[1:-1]}) for _, points in whole.wires) > BENDS / 2
+    assert len({(source, point) for source, points in whole.wires for point in points[1:-1]}) <= BENDS

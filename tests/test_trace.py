@@ -219,6 +219,22 @@ def test_rules_without_a_source_are_recorded() -> None:
     assert "".join(p.text for p in the(t, "<lambda>").pullbacks if p) == "lambda g: xp.multiply(g, 3)"
 
 
+@once
+def test_of_several_return_statements_the_one_that_ran_is_shown() -> None:
+    with trace() as t:
+        Tensor(np.ones((2, 3))).T.transpose((1, 0))
+    texts = [n.forward.text for n in t.nodes if n.name == "transpose" and n.forward]
+    assert texts == ["xp.transpose(a)", "xp.transpose(a, order)"]
+
+
+def test_arrays_are_operands(backend: Backend) -> None:
+    mask = backend.asarray([1.0, 0.0], "float64")
+    with trace() as t:
+        Tensor([2.0, 3.0]) * mask
+    assert [(n.kind, numbers(n)) for n in t.nodes] == [("leaf", [2, 3]), ("constant", [1, 0]), ("op", [2, 0])]
+    assert the(t, "multiply").operands == t.nodes[:2]
+
+
 # --- Modules
 
 
@@ -400,6 +416,16 @@ def test_import_does_not_load_traces() -> None:
     assert output_of("import russellgrad as rg, russellgrad.tracing; print(callable(rg.trace), callable(rg.draw))") == (
         "True True"
     )
+
+
+def test_compile_step_runs_its_step_within_a_trace(backend: Backend) -> None:
+    step = rg.compile_step(lambda x: x * 2 + 1)
+    x = Tensor([1.0], requires_grad=False)
+    for _ in range(4):  # where the backend captures, the last calls are replays
+        step(x)
+    with trace() as t:
+        np.testing.assert_array_equal(to_numpy(step(x)), [3])
+    assert names(t) == ["multiply", "add"]
 
 
 # --- Limits and bad input

@@ -118,9 +118,9 @@
   }
 
   /** The color of a number, by its share of the largest absolute value. */
-  function tint(x, largest) {
+  function tint(x, largest, strongest) {
     if (typeof x !== "number" || !largest) return "";
-    return `rgba(${x < 0 ? palette.negative : palette.positive}, ${(0.75 * Math.min(1, Math.abs(x) / largest)).toFixed(3)})`;
+    return `rgba(${x < 0 ? palette.negative : palette.positive}, ${(strongest * Math.min(1, Math.abs(x) / largest)).toFixed(3)})`;
   }
 
   function largestOf(value) {
@@ -153,7 +153,7 @@
         cell.textContent = numberText(x);
         cell.dataset.value = String(x);
         if (["nan", "inf", "-inf"].includes(x)) cell.className = "bad";
-        else if (numbers.length > 1) cell.style.backgroundColor = tint(x, largest);
+        else if (numbers.length > 1) cell.style.backgroundColor = tint(x, largest, 0.5); // the text stays readable
       }
     }
     return table;
@@ -171,7 +171,7 @@
     for (let i = 0; i < cells.length; i++) {
       const code = cells.charCodeAt(i);
       if (!colors.has(code))
-        colors.set(code, code === 255 ? palette.bad : tint(low + (code / 254) * (high - low), largest) || "transparent");
+        colors.set(code, code === 255 ? palette.bad : tint(low + (code / 254) * (high - low), largest, 0.75) || "transparent");
       context.fillStyle = colors.get(code);
       context.fillRect(i % columns, Math.floor(i / columns), 1, 1);
     }
@@ -307,6 +307,12 @@
       pane.scrollTop = Math.max(0, row.offsetTop - 40);
       pane.scrollLeft = 0;
     }
+    for (const pane of details.querySelectorAll(".scroll")) {
+      if (pane.scrollWidth <= pane.clientWidth) continue; // a wide table scrolls from the keyboard
+      pane.tabIndex = 0;
+      pane.setAttribute("role", "region");
+      pane.setAttribute("aria-label", `Numbers of ${pane.parentElement.querySelector("b").textContent}`);
+    }
     show(follow.checked ? nodes[step.node].scope : path);
   }
 
@@ -323,7 +329,7 @@
   });
 
   document.addEventListener("keydown", (event) => {
-    const pane = event.target.closest("input, .code, #views");
+    const pane = event.target.closest("input, .code, .scroll, #views");
     if (pane || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // these scroll by the same keys
     const to = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: steps.length - 1 }[event.key];
     if (to === undefined) return;

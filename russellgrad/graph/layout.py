@@ -22,6 +22,7 @@ CHARACTER, SMALL_CHARACTER = 7.3, 6.1  # widths in the two font sizes of a pictu
 NODE_HEIGHT, PADDING, TITLE = 36.0, 12.0, 24.0
 GAP, ROW_GAP = 18.0, 26.0  # between the items of a layer, and between layers
 ORDER_SWEEPS, POSITION_SWEEPS = 8, 40
+BENDS = 6_000  # in one box; the longest edges of a larger one go straight, behind the items, and do not move them
 NUDGE = 1e-4  # how much the place of an edge's end on its item counts in the order, per unit of length
 
 Key: TypeAlias = tuple[str, int] | tuple[str, int, int]
@@ -224,9 +225,15 @@ class _Layout:
     def _bend(self) -> None:
         self.routes: list[tuple[int, list[Key], float, float]] = []
         seen: set[tuple[Key, Key]] = set()
+        self.edges.sort(key=lambda edge: self.vertices[edge[1]].rank - self.vertices[edge[0]].rank)
+        most = len(self.vertices) + BENDS
         for start, to, source, out, into in self.edges:
             route: list[Key] = [start]
-            for rank in range(self.vertices[start].rank + 1, self.vertices[to].rank):
+            ranks = range(self.vertices[start].rank + 1, self.vertices[to].rank)
+            if len(self.vertices) + len(ranks) > most:
+                self.routes.append((source, [start, to], out, into))
+                continue
+            for rank in ranks:
                 key: Key = ("bend", source, rank)
                 if key not in self.vertices:
                     self.vertices[key] = _Vertex(4.0, 0.0, rank)
