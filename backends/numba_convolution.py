@@ -78,9 +78,9 @@ class CompiledWindows(Windows):
     With surplus columns, all rows of a sample at one place of the windows are one run, else each row is one.
     """
 
-    def __init__(self, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int) -> None:
-        super().__init__(np.ascontiguousarray(x), weight, stride, padding, dilation, groups)
-        self.is_by_channel = self.c == self.o == groups  # no product, but a sum of runs
+    def __init__(self, x: Array, weight: Array, *sizes: Any) -> None:
+        super().__init__(np.ascontiguousarray(x), weight, *sizes)
+        self.is_by_channel = self.c == self.o == self.groups  # no product, but a sum of runs
 
     def times(self, weight: Array, block: Block) -> Array:
         if not self.is_by_channel:

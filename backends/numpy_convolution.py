@@ -44,7 +44,10 @@ class Windows:
     # thread at each call of a NumPy function, which takes longer than a short call.
     block_bytes = 1 << 22
 
-    def __init__(self, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int) -> None:
+    def __init__(
+        self, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int,
+        may_have_surplus: bool = True,
+    ) -> None:  # fmt: skip
         self.x, self.groups, self.stride, self.dilation = x, groups, stride, dilation
         (self.n, self.c, *self.lengths), self.o, self.kernel = x.shape, weight.shape[0], weight.shape[2:]
         (self.top, _), (self.left, _) = padding
@@ -53,7 +56,7 @@ class Windows:
         self.out = tuple((n - span - 1) // s + 1 for n, span, s in zip(self.padded, spans, stride, strict=True))
         # The columns that are computed. Surplus columns make the runs of outputs short, instead of those of windows.
         is_worthwhile = self.c * prod(self.kernel) > self.o and self.padded[1] <= 1.5 * self.out[1]
-        self.width = self.padded[1] if stride == (1, 1) and is_worthwhile else self.out[1]
+        self.width = self.padded[1] if may_have_surplus and stride == (1, 1) and is_worthwhile else self.out[1]
         self.is_x = self.kernel == stride == (1, 1) and self.padded == tuple(self.lengths)
         self.size = self.c // groups * self.kernel[0] * self.kernel[1]  # of a window
 
@@ -211,7 +214,7 @@ def convolve(
 
 def convolve_backward(
     windows: type[Windows], g: Array, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape,
-    groups: int, needs: Sequence[bool],
+    groups: int, needs: Sequence[bool], may_have_surplus: bool = True,
 ) -> Any:  # fmt: skip
     """`conv_backward` with this class of windows."""
     if _is_half(g) or x.ndim > 4:
@@ -220,7 +223,7 @@ def convolve_backward(
         g, x, weight = _with_row(g, x, weight)
         gx, gw, gb = convolve_backward(windows, g, x, weight, *_with_axis(stride, padding, dilation), groups, needs)
         return None if gx is None else gx[:, :, 0], None if gw is None else gw[:, :, 0], gb
-    w = windows(x, weight, stride, padding, dilation, groups)
+    w = windows(x, weight, stride, padding, dilation, groups, may_have_surplus)
     matrices = weight.reshape(groups, w.o // groups, w.size)
     of_samples = w.blocks()
     shares = min(_SHARES, len(of_samples))
@@ -248,6 +251,9 @@ def convolve_backward(
                 one(share, blocks)
 
     run_parallel(shares, _cost(w, g.size, needs[0] + needs[1]), some)
+    if w.width > w.out[1] and not (np.isfinite(weight).all() and np.isfinite(gw).all()):
+        # In surplus columns g is 0, and 0 times inf is nan.
+        return convolve_backward(windows, g, x, weight, stride, padding, dilation, groups, needs, False)
     return (
         gx,
         sum(gw, axis=0).swapaxes(1, 2).reshape(weight.shape) if needs[1] else None,
@@ -292,9 +298,10 @@ def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, d
     small = np.uint8 if len(steps) < 256 else np.int64
     first = (firsts[0][:, None] * kernel[1] + firsts[1]).astype(small)
     length = max(1, (1 << 20) // (x.itemsize * max(1, height * width)))
+    lowest = -np.inf if x.dtype.kind == "f" else False if x.dtype.kind == "b" else np.iinfo(x.dtype).min
 
     def formula(block: slice) -> None:
-        padded = np.pad(planes[block], ((0, 0), *padding), constant_values=-np.inf) if is_padded else planes[block]
+        padded = np.pad(planes[block], ((0, 0), *padding), constant_values=lowest) if is_padded else planes[block]
         values = [padded[:, rows, columns] for rows, columns in product(*slices)]
         best = values[0].copy()
         for value in values[1:]:
@@ -308,8 +315,8 @@ def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, d
         if is_nan.any():
             for i, value in enumerate(values):
                 place[is_nan & (value != value)] = i
-        if is_padded:  # which may be the first among windows of -inf
-            np.copyto(place, first, where=best == -np.inf)
+        if is_padded:  # which may be the first in windows of the lowest value
+            np.copyto(place, first, where=best == lowest)
         found = np.take(steps, place, out=indices[block])
         found += begin
         found += (np.arange(block.start, block.stop) * (height * width))[:, None, None]

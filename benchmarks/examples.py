@@ -27,7 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # the arguments of each run
 }
 PICTURES = {
     "spirals": ("spirals.png", "The regions that the model predicts, and the training points"),
-    "vae": ("vae.png", "Left: where the encoder places each digit. Right: what the decoder makes of each point"),
+    "vae": ("vae.png", "Left: the encoder's mean for each image. Right: the decoder's image for each point of a grid"),
 }
 
 

@@ -1,9 +1,9 @@
 """Train an LSTM on a text, character by character: python examples/char_lstm.py
 
-A language model without attention: an embedding, an LSTM that reads the text in order, and a linear layer that gives
-the logits of the next character. The state of the LSTM is all that it knows of the text before; compare it with the
-transformer of gpt.py. By default the text is Shakespeare's plays; after 1,000 steps, about two minutes, the validation
-loss is 1.7.
+A language model without attention: an embedding, an LSTM, which reads the text in order, and a linear layer, which
+computes the logits of the next character. The state of the LSTM is its only memory of the preceding text. Compare it
+with the transformer in gpt.py. The default text is Shakespeare's plays. After 1,000 steps, about two minutes, the
+validation loss is 1.7.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from russellgrad.layers import LSTM, Embedding, Linear
 from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.schedules import cosine
 from train.datasets import load_text
-from train.progress import echo, escape_controls, exit_on_error  # echo is a print that a closed pipe does not end
+from train.progress import echo, escape_controls, exit_on_error  # echo: like print; a closed pipe is no error
 
 parser = argparse.ArgumentParser(description="Train an LSTM on a text, character by character.")
 parser.add_argument("--dataset", default="shakespeare", help="a UTF-8 text file, or shakespeare (the default)")
@@ -67,7 +67,7 @@ def get_loss(ids: np.ndarray) -> Tensor:
 
 
 def generate(prompt: str, n: int, temperature: float = 0.8) -> str:
-    """The prompt and n more characters, which are drawn one at a time."""
+    """The prompt and n more characters, sampled one at a time."""
     logits, state = model(np.array([[vocabulary.index(character) for character in prompt]]))
     for _ in range(n):
         p = (logits[0, -1] / temperature).softmax().numpy().astype("float64")

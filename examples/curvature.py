@@ -24,7 +24,7 @@ from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from train.data import batches, split
 from train.datasets import load_text
-from train.progress import echo, exit_on_error  # echo is a print that a closed pipe or a full disk does not end
+from train.progress import echo, exit_on_error  # echo: like print; a closed pipe is no error
 
 parser = argparse.ArgumentParser(description="The Hessian eigenvalue of largest absolute value, of a model's loss.")
 parser.add_argument("model", type=Path, nargs="?", help="a model.safetensors file, or the folder of a run")

@@ -1,8 +1,7 @@
 """The convolutional network of digits.py in PyTorch, line by line: python examples/digits_torch.py
 
-Compare it with digits.py. The layers have the same names, arguments and parameters. What differs: gradients are tracked
-by parameters only, so inputs need no `requires_grad=False`; shuffling is written out; the schedule is an object with a
-step of its own.
+Compare it with digits.py: the layers have the same names, arguments and parameters. The differences: the arrays
+become tensors first, the batches are written out, and the learning rate schedule is an object with its own `step`.
 """
 
 import argparse
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import train from the checkout
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Recognize handwritten digits with PyTorch.")
 parser.add_argument("--epochs", type=int, default=30, help="passes over the training images (default: 30)")
@@ -58,6 +57,6 @@ for epoch in range(args.epochs):
     if epoch % 5 == 4 or epoch == args.epochs - 1:
         model.eval()
         with torch.no_grad():
-            share = (model(test_images).argmax(1) == test_labels).float().mean()
-        echo(f"epoch {epoch + 1:2}: loss of the last batch {loss:.4f}, accuracy on the test set {share:.2%}")
+            test_accuracy = (model(test_images).argmax(1) == test_labels).float().mean()
+        echo(f"epoch {epoch + 1:2}: loss of the last batch {loss:.4f}, accuracy on the test set {test_accuracy:.2%}")
 echo(f"seed 0, {time.perf_counter() - start:.1f} s")

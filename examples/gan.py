@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import rus
 from russellgrad import Module, Tensor, grad, linear
 from russellgrad.optimizer import AdamOptimizer
 from russellgrad.schedules import cosine
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Train a GAN on points of a ring.")
 parser.add_argument("--steps", type=int, default=1000, help="steps of the generator (default: 1000)")

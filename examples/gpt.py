@@ -18,7 +18,7 @@ from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import cosine_with_warmup
 from russellgrad.tokenizer import Tokenizer
-from train.progress import echo, escape_controls  # echo is a print that a closed pipe or a full disk does not end
+from train.progress import echo, escape_controls  # echo: like print; a closed pipe is no error
 
 parser = argparse.ArgumentParser(description="Train a GPT on a text, character by character.")
 parser.add_argument("text", type=Path, help="a UTF-8 text file, such as Tiny Shakespeare")

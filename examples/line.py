@@ -1,8 +1,8 @@
 """Fit a line to points by gradient descent: python examples/line.py
 
 The points lie near y = 2 x + 1, with noise. The model has two parameters, slope and intercept. In each step, `backward`
-computes the gradient of the mean squared error, and the parameters move against it. After 100 steps they agree with the
-least-squares solution to five digits.
+computes the gradient of the mean squared error, and both parameters take a step against it. After 100 steps they agree
+with the least-squares solution to five digits.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import russellgrad from the checkout
 from russellgrad import Tensor
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Fit a line to points by gradient descent.")
 parser.add_argument("--steps", type=int, default=100, help="steps of gradient descent (default: 100)")

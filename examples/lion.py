@@ -1,12 +1,12 @@
 """Write an optimizer, Lion, and compare it with AdamW: python examples/lion.py
 
 Lion ("evolved sign momentum", Chen et al., arXiv:2302.06675, algorithm 2) moves each element of a parameter by exactly
-the learning rate, in the direction of the sign of a mean of gradients. It keeps one array for each parameter, where
-AdamW keeps two. Its steps are larger than AdamW's, so the paper (section 5) advises a learning rate 3 to 10 times
+the learning rate, in the direction of the sign of a moving average of gradients. It keeps one array for each
+parameter, AdamW two. Its steps are larger than AdamW's, so the paper (section 5) advises a learning rate 3 to 10 times
 smaller, and a weight decay larger by the same factor, because the decay in a step is their product.
 
-Here both train a small network to tell two spirals apart. With AdamW's learning rate, Lion keeps on jumping around the
-minimum. The losses are means over 100 steps.
+Here both train a small network to tell two spirals apart. With AdamW's learning rate, Lion oscillates around
+the minimum. The losses are means over 100 steps.
 """
 
 import argparse
@@ -20,11 +20,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import russellgrad from the checkout
 from russellgrad import Tensor, cross_entropy, linear, zeros_like
 from russellgrad.optimizer import AdamWOptimizer, Optimizer, Schedule
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 
 class Lion(Optimizer):
-    """Lion. The first beta weighs the mean of the gradients in a step, the second is its decay rate."""
+    """Lion. The first beta interpolates between the mean and the gradient, the second is the mean's decay rate."""
 
     elementwise = True  # with flat=True, one call updates a whole group
 

@@ -1,8 +1,8 @@
 """Logistic regression on two classes: python examples/logistic.py
 
-The points of each class are normally distributed, with the same covariance. The log odds of the classes are then a
-linear function of the point, which is known (Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.2.1).
-`Linear` learns this function from 2,000 points; on 10,000 others its accuracy is that of the known function.
+The points of each class are normally distributed, with the same covariance. The true log odds of the classes are then a
+linear function of the point (Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.2.1). `Linear` learns
+this function from 2,000 points. On 10,000 other points, its accuracy is that of the true function.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from russellgrad import binary_cross_entropy_with_logits, manual_seed
 from russellgrad.data import batches
 from russellgrad.layers import Linear
 from russellgrad.optimizer import SGDOptimizer
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Logistic regression on two classes.")
 parser.add_argument("--epochs", type=int, default=20, help="passes over the training points (default: 20)")
@@ -37,8 +37,8 @@ def sample(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 train_data, (test_points, test_classes) = sample(2000), sample(10_000)
-known_weight = np.linalg.solve(covariance, means[1] - means[0])
-known_bias = -known_weight @ means.mean(axis=0)
+true_weight = np.linalg.solve(covariance, means[1] - means[0])
+true_bias = -true_weight @ means.mean(axis=0)
 
 loader = batches(train_data, batch_size=50, seed=0)  # in a new order in each epoch
 model = Linear(2, 1)  # the log odds of class 1
@@ -56,10 +56,10 @@ seconds = time.perf_counter() - start
 
 
 def evaluate(name: str, weight: np.ndarray, bias: float) -> None:
-    share = ((test_points @ weight + bias > 0) == test_classes).mean()
-    echo(f"{name}: log odds {weight[0]:5.2f} x {weight[1]:+.2f} y {bias:+.2f}, accuracy {share:.1%}")
+    test_accuracy = ((test_points @ weight + bias > 0) == test_classes).mean()
+    echo(f"{name}: log odds {weight[0]:5.2f} x {weight[1]:+.2f} y {bias:+.2f}, accuracy {test_accuracy:.1%}")
 
 
 evaluate("learned", model.weight.numpy()[0], model.bias.item() if model.bias is not None else 0.0)
-evaluate("known  ", known_weight, known_bias)
+evaluate("true   ", true_weight, true_bias)
 echo(f"seed 0, {seconds:.1f} s")

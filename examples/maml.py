@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import russellgrad from the checkout
 from russellgrad import Module, Tensor, functional_call, grad, linear, no_grad
 from russellgrad.optimizer import AdamOptimizer
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Learn to fit sine waves to ten points.")
 parser.add_argument("--steps", type=int, default=1000, help="training steps of each method (default: 1000)")

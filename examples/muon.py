@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import russellgrad from the checkout
 from russellgrad import Tensor, zeros_like
 from russellgrad.optimizer import AdamWOptimizer, Optimizer, Schedule, SGDOptimizer, cosine
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -42,7 +42,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """Muon with Nesterov momentum; AdamW for the groups with use_muon=False, which has the betas and eps.
 
-    Raises ValueError for a parameter of a Muon group that is no matrix.
+    Raises ValueError for a parameter of a Muon group that is not a matrix.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import russellgrad from the checkout
 from russellgrad import Tensor, hessian, no_grad, value_and_grad
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Newton's method against gradient descent.")
 parser.add_argument("--steps", type=int, default=10_000, help="steps of gradient descent (default: 10000)")

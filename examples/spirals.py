@@ -1,8 +1,8 @@
 """Classify the points of three spirals: python examples/spirals.py
 
 A multilayer perceptron with two hidden layers of 64 units learns to which of three interleaved spirals a point belongs.
-After 60 epochs, it classifies 99 % of the points of a test set. The script draws the decision boundary, the regions in
-which the model predicts each class, into spirals.png, if Matplotlib is installed.
+After 60 epochs, its accuracy on a test set is above 99 %. If Matplotlib is installed, the script plots the predicted
+class of each point of the plane to spirals.png.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from russellgrad import Tensor, accuracy, cross_entropy, manual_seed, no_grad
 from russellgrad.data import batches
 from russellgrad.layers import Linear, ReLU, Sequential
 from russellgrad.optimizer import AdamOptimizer
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="Classify the points of three spirals.")
 parser.add_argument("--epochs", type=int, default=60, help="passes over the training points (default: 60)")
-parser.add_argument("--plot", default="spirals.png", help="the file of the picture (default: spirals.png)")
+parser.add_argument("--plot", default="spirals.png", help="file of the plot (default: spirals.png)")
 args = parser.parse_args()
 if args.epochs < 1:
     parser.error(f"--epochs must be positive, got {args.epochs}")
@@ -52,13 +52,13 @@ for epoch in range(args.epochs):
         optimizer.step()
     if epoch % 10 == 9 or epoch == args.epochs - 1:
         with no_grad():
-            share = accuracy(model(Tensor(test_points)), test_classes)
-        echo(f"epoch {epoch + 1:3}: loss of the last batch {loss:.4f}, accuracy on the test set {share:.1%}")
+            test_accuracy = accuracy(model(Tensor(test_points)), test_classes)
+        echo(f"epoch {epoch + 1:3}: loss of the last batch {loss:.4f}, accuracy on the test set {test_accuracy:.1%}")
 echo(f"seed 0, {time.perf_counter() - start:.1f} s")
 
 
 def draw(file: str) -> None:
-    """Draw the regions of the classes, with the training points."""
+    """Plot the predicted class of each point of the plane, and the training points."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,13 +71,15 @@ def draw(file: str) -> None:
     figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
     axes.contourf(x, y, logits.argmax(axis=1).numpy().reshape(x.shape), levels=[-0.5, 0.5, 1.5, 2.5], alpha=0.35)
     axes.scatter(*train_data[0].T, c=train_data[1], s=8)
-    axes.set(aspect="equal", xticks=[], yticks=[], title=f"{share:.1%} of the test set")
+    axes.set(aspect="equal", xticks=[], yticks=[], title=f"accuracy on the test set {test_accuracy:.1%}")
     figure.savefig(file, dpi=120, bbox_inches="tight")
 
 
 try:
     draw(args.plot)
 except ImportError:
-    echo('no picture: Matplotlib is not installed; pip install -e ".[examples]"')
+    echo('no plot: Matplotlib is not installed; pip install -e ".[examples]"')
+except (OSError, ValueError) as error:  # such as a missing folder, or an unknown format
+    sys.exit(f"no plot: {error}")
 else:
     echo(f"the decision boundary is in {args.plot}")

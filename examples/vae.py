@@ -1,9 +1,10 @@
 """A variational autoencoder of digits: python examples/vae.py
 
-The encoder maps an image to a normal distribution in a plane, the decoder maps a point of the plane to an image.
-Training maximizes the evidence lower bound: the decoder's log-likelihood of the image minus the divergence of the
-distribution from a standard normal one (Kingma & Welling, arXiv:1312.6114, equation 10 and appendix B). The script
-draws the plane into vae.png: where the encoder places each digit, and what the decoder makes of each point.
+The encoder maps an image to a normal distribution in a plane, the latent space. The decoder maps a point of the plane
+to an image. Training maximizes the evidence lower bound: the log-likelihood of the image under the decoder, minus the
+Kullback-Leibler divergence of the distribution from a standard normal one (Kingma & Welling, arXiv:1312.6114, equation
+10 and appendix B). If Matplotlib is installed, the script plots to vae.png where the encoder maps each digit, and the
+images that the decoder generates from a grid of points.
 """
 
 import argparse
@@ -20,11 +21,11 @@ from russellgrad.layers import Linear, ReLU, Sequential
 from russellgrad.loss import binary_cross_entropy_with_logits
 from russellgrad.optimizer import AdamOptimizer
 from russellgrad.schedules import cosine
-from train.progress import echo  # a print that a closed pipe or a full disk does not end
+from train.progress import echo  # like print; a closed pipe or a full disk is no error
 
 parser = argparse.ArgumentParser(description="A variational autoencoder of digits.")
 parser.add_argument("--epochs", type=int, default=100, help="passes over the images (default: 100)")
-parser.add_argument("--plot", default="vae.png", help="the file of the picture (default: vae.png)")
+parser.add_argument("--plot", default="vae.png", help="file of the plot (default: vae.png)")
 args = parser.parse_args()
 if args.epochs < 1:
     parser.error(f"--epochs must be positive, got {args.epochs}")
@@ -49,7 +50,7 @@ class VAE(Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_variance = self.encoder(x).split(2, axis=1)
         noise = randn(*mean.shape, requires_grad=False)
-        code = mean + noise * (log_variance / 2).exp()  # a function of the parameters: noise has none
+        code = mean + noise * (log_variance / 2).exp()  # reparameterized: differentiable in mean and log_variance
         return self.decoder(code), mean, log_variance
 
 
@@ -80,7 +81,7 @@ echo(f"seed 0, {time.perf_counter() - start:.1f} s")
 
 
 def draw(file: str) -> None:
-    """Draw the plane: the means of all images, and the decoder's images of a grid of points."""
+    """Plot the means of all images, and the decoder's images for a grid of points."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -95,16 +96,18 @@ def draw(file: str) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 5), layout="constrained")
     for digit in range(10):
         left.scatter(*means[labels == digit].T, s=6, color=f"C{digit}", label=str(digit))
-    left.set(aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), title="means of the images, by digit")
-    left.legend(markerscale=3)
+    left.set(aspect="equal", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), title="encoder: means of the images")
+    left.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=3)
     right.imshow(decoded.transpose(0, 2, 1, 3).reshape(10 * n, 10 * n), cmap="gray_r", extent=(-2.5, 2.5, -2.5, 2.5))
-    right.set(title="decoded points of the plane")
+    right.set(title="decoder: images of a grid of points")
     figure.savefig(file, dpi=110, bbox_inches="tight")
 
 
 try:
     draw(args.plot)
 except ImportError:
-    echo('no picture: Matplotlib is not installed; pip install -e ".[examples]"')
+    echo('no plot: Matplotlib is not installed; pip install -e ".[examples]"')
+except (OSError, ValueError) as error:  # such as a missing folder, or an unknown format
+    sys.exit(f"no plot: {error}")
 else:
     echo(f"the plane is in {args.plot}")

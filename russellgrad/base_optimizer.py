@@ -1,6 +1,7 @@
 """The base class of the optimizers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 from .backend import Array
@@ -53,8 +54,8 @@ class Optimizer:
         options: the defaults of the optimizer's options, for groups that do not set them.
 
     Attributes:
-        elementwise: an attribute of the class: whether each element of the new value depends on the same element of
-            the gradient and the state only, as in SGD and Adam. With flat=True, `update` then gets all parameters of a
+        elementwise: a class attribute: whether each element of the new value depends only on the same element of the
+            gradient and the state, as in SGD and Adam. With flat=True, `update` then gets all parameters of a
             group as one array (n,). Otherwise it gets one parameter at a time.
         params: all parameters, in order.
         groups: the parameter groups, with all options.
@@ -118,12 +119,29 @@ class Optimizer:
             f"{type(self).__name__}: an optimizer is not copied; build one on the copied model's parameters"
         )
 
+    def __repr__(self) -> str:
+        """The learning rate of the next step, and of each group the number of parameters and the options."""
+        try:
+            rate = f"{self.lr:g}"
+        except Exception:  # of the schedule
+            rate = "its schedule raises an error"
+        groups = []
+        for group in self.groups:
+            options = "".join(f", {name}={value}" for name, value in group.items() if name != "params")
+            n, elements = len(group["params"]), sum(p.size for p in group["params"])
+            groups.append(f"{n} parameter{'s' * (n != 1)} of {elements:,} elements{options}")
+        if len(groups) > 1:
+            groups = ["", *(f"group {i}: {text}" for i, text in enumerate(groups))]
+        return f"{type(self).__name__}(lr={rate}, steps_taken={self.steps_taken}" + (
+            f", {groups[0]})" if len(groups) == 1 else "\n  ".join(groups) + "\n)"
+        )
+
     def _check_options(self, group: dict[str, Any]) -> dict[str, Any]:
         """Convert a group's options to Python numbers and bools, in place, and return the group."""
         name = type(self).__name__
         if unknown := set(group) - {*self._known, "params"}:
             given, known = ", ".join(sorted(map(str, unknown))), ", ".join(self._known)
-            advice = "; lr is one for all groups, an argument of the optimizer" if "lr" in unknown else ""
+            advice = "; lr is the same for all groups: pass it to the optimizer" if "lr" in unknown else ""
             raise ValueError(f"{name}: unknown option {given}; known: {known}{advice}")
         group.update({key: OPTIONS[key](group[key], f"{name}: {key}") for key in self._known if key in OPTIONS})
         return group
@@ -180,7 +198,7 @@ class Optimizer:
             ValueError: a gradient's shape differs from its parameter's; max_norm is not positive; with max_norm, no
                 parameter has a gradient; with flat, some parameter has no gradient. Also, with TypeError, for an option
                 that was changed, or a learning rate that the schedule returned, as in the constructor. Nothing is
-                updated then.
+                updated then. If `update` raises, earlier parameters are updated, and `steps_taken` does not change.
         """
         self._check_grads()
         if max_norm is not None:
@@ -206,11 +224,12 @@ class Optimizer:
                 if half is not None:
                     state["master"] = new
                 unit.value = new if half is None else new_half
+                run_in_every_step(partial(self._mark_updated, place, unit))
         run_in_every_step(self._finish_step)
         return None if norm is None else Tensor._wrap(norm, xp)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, for a checkpoint. It does not include the parameters, the learning rate and options.
+        """The optimizer's state, for a checkpoint, without the parameters, the learning rate and the options.
 
         Returns:
             {"kind": class name, "steps_taken": int, "state": list with one dict for each parameter, in order}. Each
@@ -355,7 +374,7 @@ class Optimizer:
     def _master_copy(self, place: int, unit: Param | FlatGroup, state: dict[str, Any]) -> Array:
         """The float32 copy of the parameters, updated first if anything but a step has changed them."""
         xp = unit.params[0].backend
-        if not same_versions(self._master_versions.get(place), versions(unit)):
+        if "master" not in state or not same_versions(self._master_versions.get(place), versions(unit)):
             refuse_while_recording("a parameter in half precision was changed")
             if "master" in state and hasattr(xp, "assign"):  # in place: a recorded step may use it
                 xp.assign(state["master"], unit.value)
@@ -378,7 +397,7 @@ class Optimizer:
                 )
         for place, unit in enumerate(self._units):
             if "master" in self.state.get(place, {}) and not same_versions(
-                self._master_versions[place], versions(unit)
+                self._master_versions.get(place), versions(unit)
             ):
                 raise RuntimeError(
                     f"{name}: a parameter in half precision was changed after the step was captured, and its float32 "
@@ -404,11 +423,12 @@ class Optimizer:
 
         return restore
 
+    def _mark_updated(self, place: int, unit: Param | FlatGroup) -> None:
+        for p in unit.params:
+            p.changed_in_place()
+        self._master_versions[place] = versions(unit)
+
     def _finish_step(self) -> None:
-        for p in self.params:
-            if p.grad is not None:
-                p.changed_in_place()
-        self._master_versions = {place: versions(unit) for place, unit in enumerate(self._units)}
         self.steps_taken += 1
 
     def update(self, value: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> Tensor:

@@ -22,21 +22,21 @@ def batches(
                 ...
 
     Args:
-        arrays: an array (n, ...), or a tuple, list or dict of arrays with the same n, which may be nested: NumPy
-            arrays, memory-mapped ones too, Tensors, or arrays of the current backend.
-        batch_size: the number of rows in a batch. The last batch of an epoch has fewer if it does not divide n.
+        arrays: an array (n, ...), or a tuple, list or dict of arrays with the same n, which may be nested. An
+            array is a NumPy array, also a memory-mapped one, a Tensor, or an array of the current backend.
+        batch_size: the number of rows in a batch. The last batch of an epoch has fewer if batch_size does not divide n.
         seed: in [0, 2**64). The order of an epoch is a function of the seed and the number of the epoch: the same on
             every backend and machine.
-        shuffle: whether to draw a new order for each epoch; else it is that of the arrays.
+        shuffle: whether to draw a new order for each epoch. Otherwise the rows stay in order.
         drop_last: whether to leave out a last batch with fewer rows.
 
     Returns:
         A `Batches`. A batch has the structure of `arrays`, with Tensors that track no gradients and keep the dtypes.
-        They are copies of the rows: of a NumPy array, on the backend that is current then; of a Tensor, on its own.
+        They are copies of the rows: those of a NumPy array on the current backend, those of a Tensor on its own.
 
     Raises:
-        ValueError: the arrays have different lengths or none, are empty, batch_size is less than 1, drop_last leaves no
-            batch, or the seed is out of range.
+        ValueError: there are no arrays, their lengths differ, they are empty, batch_size is less than 1, drop_last
+            leaves no batch, or the seed is out of range.
         TypeError: an array is something else, such as a list of numbers, or an argument has a wrong type.
     """
     return Batches(arrays, batch_size, seed, shuffle=shuffle, drop_last=drop_last)
@@ -45,8 +45,8 @@ def batches(
 class Batches:
     """What `batches` returns: an iterable over the batches of one epoch. `len()` is their number.
 
-    A new loop begins the next epoch, also if the last loop was left early. Several iterators at once are independent:
-    each is an epoch of its own. The state is that of the one that began last.
+    A new loop begins the next epoch, even if the last loop was stopped early. Several iterators at once are
+    independent: each is an epoch of its own. `epoch` and `state_dict` describe the one that began last.
 
     """
 
@@ -60,7 +60,7 @@ class Batches:
         lengths = {name: _shape(name, leaf)[0] for name, leaf in leaves.items()}
         if len(set(lengths.values())) != 1:
             given = ", ".join(f"{name} has {n}" for name, n in lengths.items()) or "there are none"
-            raise ValueError(f"batches: the arrays must have one number of rows: {given}")
+            raise ValueError(f"batches: the arrays must have the same number of rows, but {given}")
         self._rows = next(iter(lengths.values()))
         if self._rows == 0:
             raise ValueError("batches: the arrays are empty; they need at least one row")
@@ -116,7 +116,7 @@ class Batches:
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was taken, and the settings: ints and bools, for JSON.
 
-        Save it with a checkpoint, also within a loop; after `load_state_dict`, the next loop continues there.
+        Save it with a checkpoint, also inside a loop; after `load_state_dict`, the next loop continues there.
         """
         position = {"seed": self._seed, "epoch": self.epoch, "batch": self._batch}
         return {**position, **self._settings()}
@@ -125,7 +125,7 @@ class Batches:
         """Continue at the position of a `state_dict`. The next loop is over the rest of its epoch. Sets the seed, too.
 
         Raises:
-            ValueError: the state is of another number of rows or other settings, or lacks an entry; names them.
+            ValueError: the state has another number of rows or other settings, or lacks an entry; names them.
             TypeError: it is not a mapping, or a number is not an int. Nothing changes then.
         """
         if not isinstance(state, Mapping):

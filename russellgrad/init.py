@@ -8,16 +8,18 @@ Each function takes a shape and returns a new parameter, in the default dtype on
 
 import math
 from math import prod
+from typing import Any
 
 from .backend import Shape, get_backend
 from .dtype import get_default_dtype
+from .ops.shapes import shape_from_args
 from .random import Generator, default_generator
 from .tensor import Tensor
 
 
 def constant(shape: Shape, value: float, *, label: str = "") -> Tensor:
     """A parameter with `value` everywhere."""
-    return Tensor(get_backend().full(shape, value, get_default_dtype()), requires_grad=True, label=label)
+    return Tensor(get_backend().full(_checked(shape), value, get_default_dtype()), requires_grad=True, label=label)
 
 
 def zeros(shape: Shape, *, label: str = "") -> Tensor:
@@ -35,7 +37,7 @@ def normal(
 ) -> Tensor:
     """A parameter drawn from the normal distribution N(mean, std^2)."""
     xp = get_backend()
-    values = xp.multiply((generator or default_generator()).normal(shape, get_default_dtype(), xp), std)
+    values = xp.multiply((generator or default_generator()).normal(_checked(shape), get_default_dtype(), xp), std)
     return Tensor(xp.add(values, mean) if mean else values, requires_grad=True, label=label)
 
 
@@ -44,7 +46,7 @@ def uniform(
 ) -> Tensor:
     """A parameter drawn from the uniform distribution on [a, b)."""
     xp = get_backend()
-    values = (generator or default_generator()).uniform(shape, get_default_dtype(), xp)
+    values = (generator or default_generator()).uniform(_checked(shape), get_default_dtype(), xp)
     return Tensor(xp.add(xp.multiply(values, b - a), a), requires_grad=True, label=label)
 
 
@@ -53,13 +55,13 @@ def xavier_uniform(shape: Shape, gain: float = 1.0, *, generator: Generator | No
 
     Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010, eq. 16.
     """
-    a = gain * math.sqrt(6 / sum(fan_in_and_fan_out(shape)))
-    return uniform(shape, -a, a, generator=generator)
+    bound = math.sqrt(3) * _xavier_std(shape, gain)
+    return uniform(shape, -bound, bound, generator=generator)
 
 
 def xavier_normal(shape: Shape, gain: float = 1.0, *, generator: Generator | None = None) -> Tensor:
-    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)): the variance of `xavier_uniform`."""
-    return normal(shape, 0.0, gain * math.sqrt(2 / sum(fan_in_and_fan_out(shape))), generator=generator)
+    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)), the variance of `xavier_uniform`."""
+    return normal(shape, 0.0, _xavier_std(shape, gain), generator=generator)
 
 
 def kaiming_uniform(
@@ -70,7 +72,7 @@ def kaiming_uniform(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Uniform on [-b, b) with b = gain sqrt(3 / fan), the variance of `kaiming_normal`. Arguments are those there."""
+    """Uniform on [-b, b) with b = gain sqrt(3 / fan), the variance of `kaiming_normal`. The arguments are the same."""
     bound = math.sqrt(3) * _kaiming_std(shape, a, mode, nonlinearity)
     return uniform(shape, -bound, bound, generator=generator)
 
@@ -83,7 +85,7 @@ def kaiming_normal(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Normal with standard deviation gain / sqrt(fan), which keeps the variance of a signal through the layers.
+    """Normal with standard deviation gain / sqrt(fan), which preserves the variance of activations across layers.
 
     He et al., arXiv:1502.01852, equations 10 and 14.
 
@@ -92,12 +94,17 @@ def kaiming_normal(
         a: the negative slope of "leaky_relu".
         mode: "fan_in" keeps the variance in the forward pass, "fan_out" in the backward pass.
         nonlinearity: the activation that follows the layer: see `calculate_gain`.
-        generator: the source of the random numbers.
+        generator: draws the values; by default `random.default_generator()`.
 
     Raises:
         ValueError: an unknown mode or nonlinearity, or a shape with fewer than two axes.
     """
     return normal(shape, 0.0, _kaiming_std(shape, a, mode, nonlinearity), generator=generator)
+
+
+def _xavier_std(shape: Shape, gain: float) -> float:
+    fans = sum(fan_in_and_fan_out(shape))
+    return gain * math.sqrt(2 / fans) if fans else 0.0
 
 
 def _kaiming_std(shape: Shape, a: float, mode: str, nonlinearity: str) -> float:
@@ -126,11 +133,21 @@ def calculate_gain(nonlinearity: str, param: float = 0.01) -> float:
 
 
 def fan_in_and_fan_out(shape: Shape) -> tuple[int, int]:
-    """The number of inputs of each output, and of outputs of each input, of a weight of shape (out, in, *kernel).
+    """fan_in and fan_out of a weight (out, in, *kernel): the number of inputs per output, and of outputs per input.
 
     Raises ValueError for a shape with fewer than two axes.
     """
-    if len(shape) < 2:
+    if len(_checked(shape)) < 2:
         raise ValueError(f"fan_in_and_fan_out: a shape (out, in, *kernel) has at least two axes, got {shape}")
     kernel = prod(shape[2:])
     return shape[1] * kernel, shape[0] * kernel
+
+
+def _checked(shape: Any) -> Shape:
+    """The shape. Raises TypeError if it is not a sequence of ints."""
+    if isinstance(shape, Tensor):
+        raise TypeError(
+            "init: needs a shape, got a Tensor; the functions return a new parameter, as in layer.weight = "
+            "init.kaiming_normal(layer.weight.shape)"
+        )
+    return shape_from_args("init", (shape,))

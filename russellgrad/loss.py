@@ -1,6 +1,6 @@
-"""Losses, with PyTorch's names and arguments, the accuracy, and the loss of a language model.
+"""Losses with PyTorch's names and arguments, accuracy, and the loss of a language model.
 
-x and target have one shape: a target that would be broadcast is refused. A loss has the dtype of x, and gives gradients
+x and target must have the same shape: the target is not broadcast. A loss has the dtype of x, and gives gradients
 to every operand that tracks them, the target included. `reduction` is "mean", "sum", or "none" for the losses of all
 elements.
 """
@@ -27,7 +27,7 @@ def mse_loss(x: Tensor, target: Operand, reduction: str = "mean") -> Tensor:
         reduction: "mean" or "sum" over all elements, or "none".
 
     Raises:
-        ValueError: another reduction, a target of another shape, or the mean of no elements.
+        ValueError: an unknown reduction, a target of another shape, or the mean of no elements.
         TypeError: x is not a float Tensor, or the target not an operand.
     """
     x, target = _operands("mse_loss", reduction, x, target)
@@ -48,8 +48,8 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     """The cross-entropy of two classes: -log sigmoid(x) for target 1, -log sigmoid(-x) for target 0.
 
-    Between 0 and 1, the target is the probability of the first case. Large logits do not overflow, and an infinite one
-    gives loss 0 where it is right; PyTorch's is nan there.
+    A target between 0 and 1 is the probability of class 1. Large logits do not overflow. An infinite logit of the right
+    sign gives loss 0; in PyTorch, nan.
 
     Args:
         x: logits, a float tensor (...).
@@ -60,7 +60,7 @@ def binary_cross_entropy_with_logits(
             broadcast to x's shape.
 
     Raises:
-        ValueError: another reduction, a target of another shape, a weight that does not broadcast, or the mean of no
+        ValueError: an unknown reduction, a target of another shape, a weight that does not broadcast, or the mean of no
             elements. TypeError: x is not a float Tensor, or another argument is not an operand.
     """
     op = "binary_cross_entropy_with_logits"
@@ -78,20 +78,20 @@ def binary_cross_entropy_with_logits(
 def kl_div(x: Tensor, target: Operand, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """The Kullback-Leibler divergence of x from the target: target (log target - x), for log-probabilities x.
 
-    The divergence of distributions is reduction="batchmean". "mean" divides by the number of all elements, as in
-    PyTorch.
+    For the mean divergence of a batch of distributions, use reduction="batchmean": as in PyTorch, "mean" divides by the
+    number of all elements.
 
     Args:
         x: log-probabilities (...), as `log_softmax` returns them.
         target: probabilities, of x's shape; log-probabilities if `log_target` is True.
         reduction: "batchmean", the sum over the length of the first axis; "mean", "sum" or "none".
-        log_target: what the target is.
+        log_target: whether the target is log-probabilities.
 
-    The loss is 0 where the probability is 0. The gradient of the target is -x there: its term target log target, which
-    has an infinite slope, counts as constant. (PyTorch's gradient is nan.)
+    The loss is 0 where the probability is 0. The gradient with respect to the target is -x there: the term
+    target log target, whose slope is infinite, counts as constant. (PyTorch's gradient is nan.)
 
     Raises:
-        ValueError: another reduction, "batchmean" of a 0-d x, a target of another shape, or the mean of no elements.
+        ValueError: an unknown reduction, "batchmean" of a 0-d x, a target of another shape, or the mean of no elements.
         TypeError: x is not a float Tensor, the target not an operand, or log_target not a bool.
     """
     rules.check_bool("kl_div: log_target", log_target)
@@ -119,17 +119,17 @@ def cross_entropy(
         logits: (..., C).
         ids: (...), integers in [0, C), checked as in `embedding`; give them on the host if you can. Or probabilities of
             the classes, a float Tensor of the shape of the logits.
-        ignore_index: ids of this value do not count; it need not be a class. By default all ids count.
-        weight: a factor for each class, (C,). The mean then divides by the sum of the weights of the ids; for
-            probabilities by the number of rows, as in PyTorch.
-        reduction: "mean" or "sum" over what counts, or "none" for the losses (...), 0 at ignored ids.
-        label_smoothing: in [0, 1]. The part of the probability that is spread over all classes evenly (Szegedy et al.,
+        ignore_index: ids with this value are ignored; it need not be a class. By default, none are.
+        weight: a factor for each class, (C,). The mean then divides by the sum of the weights of the ids; with
+            probabilities, by the number of rows, as in PyTorch.
+        reduction: "mean" or "sum" over the ids that are not ignored, or "none" for all losses (...), 0 at ignored ids.
+        label_smoothing: in [0, 1], the part of the probability that is spread evenly over all classes (Szegedy et al.,
             arXiv:1512.00567, section 7).
 
     Raises:
         IndexError: an id is out of range.
-        ValueError: the shapes do not match, another reduction, label_smoothing is not in [0, 1], no id counts in a
-            mean, or an ignore_index with probabilities.
+        ValueError: the shapes do not match, an unknown reduction, label_smoothing is not in [0, 1], the mean of no ids,
+            or an ignore_index with probabilities.
         TypeError: the ids are not integers, or another argument has a wrong type.
     """
     op = "cross_entropy"
@@ -175,27 +175,27 @@ def cross_entropy(
 
 
 def accuracy(logits: Tensor, ids: Any, ignore_index: int | None = None) -> Tensor:
-    """The fraction of the ids that are the class of the largest logit; of equal logits, the first counts.
+    """The fraction of the ids that equal the class with the largest logit, the first one for ties.
 
         accuracy(Tensor([[0.1, 0.9], [0.8, 0.2]]), [1, 1]).item()  # 0.5
 
     Args:
-        logits: (..., C), on the last axis the classes.
+        logits: (..., C), with the classes on the last axis.
         ids: (...), integers in [0, C).
-        ignore_index: ids of this value do not count.
+        ignore_index: ids with this value are ignored.
 
     Returns:
         A 0-d Tensor of the default dtype, without a gradient.
 
     Raises:
-        IndexError: an id is out of range. ValueError: the shapes do not match, or no id counts. TypeError: the ids are
-            not integers.
+        IndexError: an id is out of range. ValueError: the shapes do not match, or all ids are ignored. TypeError: the
+            ids are not integers.
     """
     if not isinstance(logits, Tensor):
         raise TypeError(f"accuracy: the logits must be a Tensor, got a {type(logits).__name__}; write Tensor(logits)")
     found, valid, rows = _checked_ids("accuracy", logits, ids, ignore_index)
     if rows == 0:
-        raise ValueError(f"accuracy: none of {found.size} ids counts; give at least one")
+        raise ValueError(f"accuracy: all {found.size} ids are ignored; at least one must be valid")
     hits = logits.detach().argmax(-1) == found
     return (hits if valid is None else hits & valid).sum() / rows
 
@@ -237,24 +237,24 @@ def cross_entropy_loss(predicted: Tensor, correct_indices: Any, pad_token_id: in
     )
 
 
-# --- What the losses share
+# --- Helpers of the losses
 
 
 def _check_reduction(op: str, reduction: str, *more: str) -> None:
-    """Raise ValueError for a reduction that the loss does not have."""
+    """Raise ValueError for an unknown reduction."""
     if reduction not in (*_REDUCTIONS, *more):
         known = ", ".join(map(repr, (*_REDUCTIONS, *more)))
         raise ValueError(f"{op}: reduction must be one of {known}, got {reduction!r}")
 
 
 def _operands(op: str, reduction: str, x: Any, target: Any, *more: str) -> tuple[Tensor, Tensor]:
-    """x and the target as Tensors of one dtype. Raises for a reduction, types or shapes that the loss does not take."""
+    """x and the target as Tensors of one dtype. Raises for an unknown reduction, types or shapes that do not fit."""
     _check_reduction(op, reduction, *more)
     x = _float_tensor(op, "x", x)
     target = _operand(op, "the target", target, x)
     if target.shape != x.shape:
         raise ValueError(
-            f"{op}: x {x.shape} and target {target.shape} must have one shape; reshape one of them, or write "
+            f"{op}: x {x.shape} and target {target.shape} must have the same shape; reshape one of them, or write "
             "target.broadcast_to(x.shape)"
         )
     return x, target

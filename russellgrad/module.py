@@ -131,21 +131,21 @@ class Module:
     def train(self, mode: bool = True) -> Self:
         """Set training mode (or evaluation mode, if `mode` is False) for this module and all inside. Returns self.
 
-        Dropout is active in training mode only.
+        In training mode, `Dropout` is active, and `BatchNorm` normalizes by the batch.
         """
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Self:
-        """Set evaluation mode, in which dropout does nothing. Returns self."""
+        """Set evaluation mode: `Dropout` does nothing, `BatchNorm` uses its running averages. Returns self."""
         return self.train(False)
 
     def freeze(self) -> Self:
         """Make every parameter a buffer: it is no longer trained. Returns self.
 
-        Build the optimizer after this call. Layers that behave differently in training, such as dropout, still do: call
-        `eval` for these.
+        Build the optimizer after this call. It does not change the mode: call `eval` for layers such as
+        dropout and batch normalization.
 
             model.layers[0].freeze()
 

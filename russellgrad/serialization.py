@@ -3,8 +3,10 @@
 The file holds arrays and their names and no code, so it is safe to open a file from an unknown source.
 """
 
+import errno
 import json
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +28,8 @@ def save(module: Module, path: str | os.PathLike[str]) -> Path:
 
     Each array keeps its name in `module.state_dict()`, its shape and its dtype, so `load` gives back the same bits.
     bfloat16 and float16 are written as they are. Equal states give equal files, byte for byte, on every backend. An
-    existing file is replaced atomically: after a crash, `path` holds the complete old file or the complete new one.
+    existing file is replaced atomically: after a crash, `path` holds the complete old file or the complete new one. It
+    keeps its permissions. If `path` is a symbolic link, the file it points to is replaced.
 
         rg.save(model, "model.safetensors")
         rg.load("model.safetensors", model)
@@ -41,6 +44,7 @@ def save(module: Module, path: str | os.PathLike[str]) -> Path:
     Raises:
         ImportError: `safetensors` is not installed.
         TypeError: `module` is not a Module, or has an array of a dtype that the format does not have; names it.
+        ValueError: an array is called "__metadata__", which the format does not allow.
         OSError: the file cannot be written.
     """
     safetensors = require_safetensors("save")
@@ -48,6 +52,8 @@ def save(module: Module, path: str | os.PathLike[str]) -> Path:
         hint = "; the module comes first, save(module, path)" if isinstance(path, Module) else ""
         raise TypeError(f"save: needs a Module, got a {type(module).__name__}{hint}")
     state = module.state_dict()
+    if "__metadata__" in state:
+        raise ValueError("save: an array is called '__metadata__', which safetensors files do not allow; rename it")
     for name, array in state.items():
         if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
             raise TypeError(f"save: {name} has dtype {array.dtype}, which safetensors files do not have")
@@ -135,10 +141,20 @@ def sort_metadata(content: bytes) -> bytes:
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a file atomically: write a temporary file in the same folder, sync it to the disk, and rename it.
 
-    If the process is killed before the rename, the temporary file remains; it is called `path` + process id + ".tmp".
+    The new file has the permissions of the old one. A symbolic link stays: the file it points to is replaced. If the
+    process is killed before the rename, the temporary file remains; it is called `path` + process id + thread id +
+    ".tmp".
+
+    Raises OSError if the file cannot be written, or `path` is a folder or a device.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file that can be replaced", str(path))
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
+        if path.exists():
+            temporary.touch()
+            temporary.chmod(path.stat().st_mode & 0o777)  # before the content is in it
         write_synced(temporary, content)
         os.replace(temporary, path)
     except BaseException:

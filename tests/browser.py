@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-SECONDS = 100  # timeout: the browser is killed after this time
+SECONDS = 100  # timeout: the browser is killed this time after the last page was opened
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--remote-debugging-pipe",
@@ -60,9 +60,7 @@ class Browser:
         os.close(read_there)
         os.close(write_there)
         self._commands, self._answers = os.fdopen(write_here, "wb"), os.fdopen(read_here, "rb")
-        self._watchdog = threading.Timer(SECONDS, self._process.kill)  # ends a browser that hangs
-        self._watchdog.daemon = True
-        self._watchdog.start()
+        self._start_watchdog()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -76,6 +74,12 @@ class Browser:
         self._commands.close()
         self._answers.close()
         self._profile.cleanup()
+
+    def _start_watchdog(self) -> None:
+        """Start the timer that ends a browser that hangs."""
+        self._watchdog = threading.Timer(SECONDS, self._process.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
 
     def call(self, method: str, **parameters: Any) -> Any:
         """Send a command and return its result. Raises RuntimeError if it fails or the browser has exited."""
@@ -93,6 +97,8 @@ class Browser:
 
     def open(self, page: Path, *, width: int = 1280, dark: bool = False) -> None:
         """Load a file in a viewport `width` CSS pixels wide, and wait until it has loaded."""
+        self._watchdog.cancel()
+        self._start_watchdog()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
@@ -138,3 +144,19 @@ class Browser:
             self.problems.append(f"exception: {found['exceptionDetails']}")
         elif method == "Log.entryAdded":
             self.problems.append(f"log: {found['entry']['text']}")
+
+
+def check_page_fits(browser: Browser, page: Path) -> None:
+    """Check that a page fits a wide and a narrow window, and is light or dark as the user prefers."""
+    for width in (1200, 390):
+        for dark in (False, True):
+            browser.open(page, width=width, dark=dark)
+            assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"too wide for {width}"
+            background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
+
+
+def check_no_requests(browser: Browser, *pages: Path) -> None:
+    """Check that the browser requested these pages and nothing else, and reported no problem."""
+    assert {url for url in browser.requests if not url.startswith("data:")} == {p.resolve().as_uri() for p in pages}
+    assert browser.problems == []

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.browser import Browser, find_browser
 from tests.helpers import TEXT, largest_differences
 from tests.process import adopt_orphans, end_children
 
@@ -42,6 +43,22 @@ def _no_process_left() -> Iterator[None]:
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with use_backend(request.param) as xp:
         yield xp
+
+
+@pytest.fixture(scope="module")
+def browser_process() -> Iterator[Browser]:
+    path = find_browser()
+    if path is None:
+        pytest.skip("found no Chromium or Chrome; set RG_BROWSER to the path of one")
+    with Browser(path) as process:
+        yield process
+
+
+@pytest.fixture
+def browser(browser_process: Browser) -> Browser:
+    """A browser, the same one for all tests of a file."""
+    browser_process.requests, browser_process.problems = [], []
+    return browser_process
 
 
 def pytest_report_header() -> str:

@@ -219,11 +219,11 @@ def test_states_that_do_not_fit(backend: Backend) -> None:
 
 def test_arrays_that_do_not_fit(backend: Backend) -> None:
     x = np.zeros((3, 2))
-    with pytest.raises(ValueError, match=r"^batches: the arrays must have .*: arrays\[0\] has 3, arrays\[1\] has 4$"):
+    with pytest.raises(ValueError, match=r"^batches: the arrays must .*, but arrays\[0\] has 3, arrays\[1\] has 4$"):
         batches((x, np.zeros(4)), 2)
     with pytest.raises(ValueError, match=r"arrays\['x'\] has 3, arrays\['y'\]\[0\] has 2"):
         batches({"x": x, "y": [Tensor(np.zeros(2))]}, 2)
-    with pytest.raises(ValueError, match=r"^batches: the arrays must have one number of rows: there are none"):
+    with pytest.raises(ValueError, match=r"^batches: the arrays must have the same number of rows, but there are none"):
         batches((), 2)
     with pytest.raises(ValueError, match=r"^batches: the arrays are empty"):
         batches(x[:0], 2)

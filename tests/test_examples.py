@@ -298,6 +298,16 @@ def test_char_lstm_example_reports_a_text_that_is_too_short(tmp_path: Path) -> N
     assert done.stderr == "char_lstm.py: error: short.txt is too short: it has 600 characters and needs 650\n"
 
 
+@once
+@pytest.mark.parametrize("name", ["spirals.py", "vae.py"])
+def test_a_plot_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path, name: str) -> None:
+    for package in ("sklearn", "matplotlib"):
+        pytest.importorskip(package)
+    plot = str(tmp_path / "missing" / "plot.png")
+    done = run_python(str(ROOT / "examples" / name), "--epochs", "1", "--plot", plot, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("no plot: ") and "Traceback" not in done.stderr
+
+
 def test_vae_example_raises_the_bound_and_draws_the_plane(run: Run, tmp_path: Path) -> None:
     for package in ("sklearn", "matplotlib"):
         pytest.importorskip(package)
@@ -320,9 +330,9 @@ def test_the_returns_and_the_physics_of_the_pole_example(run: Run) -> None:
     """The returns against their definition, and the first time step against the equations of motion at rest."""
     script, _ = run("pole.py", "--updates", "1")
     on = np.array([[True, True], [True, True], [False, True]])
-    script["returns"].__globals__["n_trials"] = 2
+    script["discounted_returns"].__globals__["n_episodes"] = 2
     expected = np.array([[1.99, 1 + 0.99 * 1.99], [1, 1.99], [0, 1]])
-    np.testing.assert_allclose(script["returns"](on), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(script["discounted_returns"](on), expected, rtol=0, atol=1e-12)
     state = script["advance"](np.zeros((1, 4)), np.array([True]))
     # At rest and upright: the cart accelerates by F / m - m_p l a cos / m with angular acceleration a.
     turning = -(10 / 1.1) / (0.5 * (4 / 3 - 0.1 / 1.1))

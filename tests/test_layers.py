@@ -292,7 +292,21 @@ def test_sequential_is_a_list_of_layers() -> None:
     assert Sequential()(x) is x
 
 
+def test_an_error_in_a_sequential_names_the_layer() -> None:
+    model = Sequential(Linear(2, 3), Sequential(Tensor.tanh, Linear(4, 1)))
+    with pytest.raises(ValueError, match=r"^Linear: x has shape") as raised:
+        model(Tensor([[1.0, 2.0]]))
+    assert raised.value.__notes__ == [
+        "in layer 1 of a Sequential, Linear", "in layer 1 of a Sequential, Sequential",
+    ]  # fmt: skip
+
+
 # --- Initial values
+
+
+@pytest.mark.parametrize("make", [init.xavier_uniform, init.xavier_normal, init.kaiming_uniform, init.kaiming_normal])
+def test_initial_values_of_an_empty_parameter(make: Callable[..., Tensor]) -> None:
+    assert make((0, 0)).shape == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +374,7 @@ def test_linear_has_the_initial_distribution_of_pytorch() -> None:
 
 # --- Errors
 
-ANY: list[Any] = [2.5, 3, [Linear(1, 1)]]  # arguments that a type checker would refuse
+ANY: list[Any] = [2.5, 3, [Linear(1, 1)], Tensor([[1.0]])]  # arguments that a type checker would refuse
 
 
 @pytest.mark.parametrize(
@@ -375,6 +389,8 @@ ANY: list[Any] = [2.5, 3, [Linear(1, 1)]]  # arguments that a type checker would
         (lambda: Dropout(1.0), ValueError, r"^Dropout: p must be in \[0, 1\), got 1.0$"),
         (lambda: Sequential(Linear(1, 1), ANY[1]), TypeError, r"^Sequential: layer 1 is a int, expected a module$"),
         (lambda: Sequential(ANY[2]), TypeError, r"^Sequential: layer 0 .*; write Sequential\(\*layers"),
+        (lambda: init.xavier_normal(ANY[3]), TypeError, r"^init: needs a shape, got a Tensor; .*layer.weight.shape"),
+        (lambda: init.ones((2, ANY[0])), TypeError, r"^init: the lengths must be ints, "),
         (lambda: init.kaiming_normal((3,)), ValueError, r"at least two axes, got \(3,\)"),
         (lambda: init.kaiming_normal((3, 2), mode="in"), ValueError, r"mode must be 'fan_in' or 'fan_out', got 'in'"),
         (lambda: init.calculate_gain("gelu"), ValueError, r"unknown nonlinearity 'gelu'; known are linear, "),
@@ -406,7 +422,9 @@ def test_inputs_that_do_not_fit(layer: Module, shape: tuple[int, ...], message: 
         layer(Tensor(np.ones(shape)))
 
 
-@pytest.mark.parametrize("layer", [Linear(3, 3), LayerNorm(3), RMSNorm(3), GroupNorm(1, 3), BatchNorm(3)])
+@pytest.mark.parametrize(
+    "layer", [Linear(3, 3), LayerNorm(3), RMSNorm(3), GroupNorm(1, 3), BatchNorm(3), ReLU(), Softmax()]
+)
 def test_an_array_as_input_is_an_error_that_says_what_to_write(layer: Module) -> None:
     with pytest.raises(TypeError, match=f"^{type(layer).__name__}: needs a Tensor, got a ndarray; write Tensor"):
         layer(np.ones((2, 3)))

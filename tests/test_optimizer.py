@@ -99,6 +99,28 @@ def test_parameter_groups_have_their_own_options(backend: Backend) -> None:
     check_steps(mine, reference, optimizer, other, 20)
 
 
+def test_repr_is_short(backend: Backend) -> None:
+    mine = [Tensor(np.zeros(shape)) for shape in ((2, 3), (3,), ())]
+    optimizer = SGDOptimizer(mine[:1], lr=lambda step: 0.5 / (step + 1), momentum=0.9)
+    assert repr(optimizer) == (
+        "SGDOptimizer(lr=0.5, steps_taken=0, 1 parameter of 6 elements, momentum=0.9, nesterov=False, weight_decay=0.0)"
+    )
+    mine[0].grad = mine[0].data
+    optimizer.step()
+    assert repr(optimizer).startswith("SGDOptimizer(lr=0.25, steps_taken=1, ")
+    groups: list[dict[str, Any]] = [{"params": mine[:1], "weight_decay": 0.5}, {"params": mine[1:]}]
+    assert repr(AdamWOptimizer(groups, lr=1e-3)) == (
+        "AdamWOptimizer(lr=0.001, steps_taken=0\n"
+        "  group 0: 1 parameter of 6 elements, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.5\n"
+        "  group 1: 2 parameters of 4 elements, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01\n)"
+    )
+
+
+def test_repr_of_a_schedule_that_raises(backend: Backend) -> None:
+    optimizer = SGDOptimizer([Tensor([1.0])], lr=lambda step: 1 / step)
+    assert "lr=its schedule raises an error, " in repr(optimizer)
+
+
 FORMULAS: list[tuple[Schedule, Callable[[int], float]]] = [
     (constant(0.1), lambda t: 0.1),
     (exponential(0.1, 0.95), lambda t: 0.1 * 0.95**t),
@@ -188,7 +210,7 @@ def test_step_between_forward_and_backward_raises(backend: Backend) -> None:
         (
             lambda p: AdamOptimizer([{"params": [p], "lr": 1}]),
             ValueError,
-            "unknown option lr; .*; lr is one for all gr",
+            "unknown option lr; .*; lr is the same for all gr",
         ),
         (lambda p: AdamOptimizer([{"eps": 1.0}]), ValueError, "a group lacks 'params'; it has eps"),
         (lambda p: AdamOptimizer([{}]), ValueError, "a group lacks 'params'; it has no entries"),

@@ -248,6 +248,62 @@ def test_entries_that_share_memory_are_kept_apart(backend: Backend) -> None:
     np.testing.assert_array_equal(optimizer.params[0].numpy(), np.full((2, 3), value))
 
 
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("n_steps", [0, 1])
+def test_a_state_of_parameters_that_took_no_step_loads(backend: Backend, flat: bool, n_steps: int) -> None:
+    """In half precision: it has no float32 copy."""
+    params = [Tensor(np.ones(2, "float16")) for _ in range(2)]
+    optimizer = SGDOptimizer(params, 0.5, flat=flat and n_steps == 0)
+    params[0].grad = backend.asarray(np.ones(2, "float16"))
+    if n_steps:
+        optimizer.step()
+    other = SGDOptimizer(params, 0.5, flat=optimizer.flat_grad is not None)
+    other.load_state_dict(optimizer.state_dict())
+    params[1].grad = backend.asarray(np.ones(2, "float16"))
+    other.step()
+    assert [p.tolist() for p in params] == [[0.5 - 0.5 * n_steps] * 2, [0.5] * 2]
+
+
+class FailsAtTheSecond(Optimizer):
+    """Raises for parameters of the value 2."""
+
+    def update(self, value: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> Tensor:
+        if value.item() == 2:
+            raise KeyError("second")
+        return value - options["lr"] * grad
+
+
+def test_a_failure_in_the_middle_of_a_step_is_not_hidden_from_backward(backend: Backend) -> None:
+    """A backward pass that needs the old value of a parameter that was updated raises."""
+    first, second = Tensor(1.0), Tensor(2.0)
+    optimizer = FailsAtTheSecond([first, second], 0.1)
+    loss = first * first * first + second
+    loss.backward(retain_graph=True)
+    with pytest.raises(KeyError, match="second"):
+        optimizer.step()
+    assert optimizer.steps_taken == 0 and first.item() == pytest.approx(0.7) and second.item() == 2
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(
+    "build", [lambda p: SGDOptimizer(p, 1.0), lambda p: SGD(p, 1.0, momentum=0.0, weight_decay=0.0)], ids=["SGD", "own"]
+)
+def test_a_change_of_a_parameter_without_a_gradient_is_not_lost(backend: Backend, build: Build) -> None:
+    """In half precision, also if another parameter was updated in between: the float32 copy is made again."""
+    first, second = (Tensor(np.ones(2, "float16")) for _ in range(2))
+    optimizer = build([first, second])
+    for p in (first, second):
+        p.grad = backend.zeros((2,), "float16")
+    optimizer.step()
+    second.data = backend.asarray(np.full(2, 5, "float16"))
+    second.grad = None
+    optimizer.step()  # of the first
+    second.grad = backend.asarray(np.ones(2, "float16"))
+    optimizer.step()
+    assert second.tolist() == [4, 4]
+
+
 def test_the_old_value_may_be_returned(backend: Backend) -> None:
     """As in an average of earlier values: the array that is returned is overwritten in the same step."""
 

@@ -42,6 +42,7 @@ DOCUMENTS = [
     "docs/training.md",
     "docs/distributed.md",
     "docs/report.md",
+    "docs/explore.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "benchmarks/README.md",
@@ -221,7 +222,9 @@ def test_nox_sessions_named_in_the_documents_exist() -> None:
     assert {"tests-numpy", "tests-cupy"} <= named
 
 
-@pytest.mark.parametrize("script", ["train/train_transformer.py", "train/generate.py", "train/report.py"])
+@pytest.mark.parametrize(
+    "script", ["train/train_transformer.py", "train/generate.py", "train/report.py", "train/explore.py"]
+)
 def test_options_named_in_the_documents_exist(script: str) -> None:
     commands = [line for line in shell_lines() if script in line]
     assert commands, f"no document shows {script}"

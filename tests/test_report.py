@@ -20,7 +20,7 @@ from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model, save_model
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
-from tests.browser import Browser, find_browser
+from tests.browser import Browser, check_no_requests, check_page_fits
 from tests.helpers import rng
 from tests.process import run_python
 from train.chart import BUCKETS, Axis, Chart, Series, downsample, format_number, value_axis
@@ -450,24 +450,13 @@ def test_command_line_errors_are_one_line(
 # --- In a browser
 
 
-def test_page_works_in_a_browser(tmp_path: Path) -> None:
-    path = find_browser()
-    if path is None:
-        pytest.skip("found no Chromium or Chrome; set RG_BROWSER to the path of one")
+def test_page_works_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     report = write_report(make_run(tmp_path, 600, sample=EVIL), EVIL[:12], png=False)
-    with Browser(path) as browser:
-        for width in (1280, 390):
-            for dark in (False, True):
-                browser.open(report, width=width, dark=dark)
-                assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"too wide for {width}"
-                background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-                assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
-        assert browser.evaluate("window.pwned") is None
-        assert browser.evaluate("document.querySelector('pre').textContent") == EVIL
-        check_value_readout(browser)
-        pages = {url for url in browser.requests if not url.startswith("data:")}
-        assert pages == {report.resolve().as_uri()}
-        assert browser.problems == []
+    check_page_fits(browser, report)
+    assert browser.evaluate("window.pwned") is None
+    assert browser.evaluate("document.querySelector('pre').textContent") == EVIL
+    check_value_readout(browser)
+    check_no_requests(browser, report)
 
 
 def check_value_readout(browser: Browser) -> None:
@@ -491,16 +480,12 @@ def check_value_readout(browser: Browser) -> None:
     assert browser.evaluate(f"{slider}.getAttribute('aria-valuetext')").startswith("step 94: ")
 
 
-def test_browser_reports_page_errors(tmp_path: Path) -> None:
-    path = find_browser()
-    if path is None:
-        pytest.skip("found no Chromium or Chrome; set RG_BROWSER to the path of one")
+def test_browser_reports_page_errors(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<img src='none.png'><script>console.log('said'); nonsense()</script>", encoding="utf-8")
-    with Browser(path) as browser:
-        browser.open(page)
-        browser.evaluate("1")
-        assert any(url.endswith("none.png") for url in browser.requests)
-        problems = "\n".join(browser.problems)
+    browser.open(page)
+    browser.evaluate("1")
+    assert any(url.endswith("none.png") for url in browser.requests)
+    problems = "\n".join(browser.problems)
     for part in ("request failed", "said", "nonsense is not defined"):
         assert part in problems

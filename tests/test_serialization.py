@@ -2,6 +2,7 @@
 
 import builtins
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,45 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space"):
         rg.save(Model(1), path)
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+@once
+def test_a_link_stays_and_a_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path, link = tmp_path / "model.safetensors", tmp_path / "latest.safetensors"
+    rg.save(Model(0), path)
+    path.chmod(0o600)
+    link.symlink_to(path.name)
+    rg.save(Model(1), link)
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+    assert bits(rg.load(path, Model(0))) == bits(Model(1))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@once
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (tmp_path, pipe, Path(".")):
+        with pytest.raises(OSError, match="not a file that can be replaced"):
+            rg.save(Model(), path)
+    assert list(tmp_path.iterdir()) == [pipe] and pipe.is_fifo()
+
+
+@once
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    path, models = tmp_path / "model.safetensors", [Model(seed) for seed in range(4)]
+    written = {rg.save(model, path).read_bytes() for model in models}
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda model: rg.save(model, path), models * 25))
+    assert path.read_bytes() in written and list(tmp_path.iterdir()) == [path]
+
+
+@once
+def test_the_name_of_the_metadata_is_refused(tmp_path: Path) -> None:
+    module = Module()
+    module.__dict__["__metadata__"] = Tensor(1.0)
+    with pytest.raises(ValueError, match="an array is called"):
+        rg.save(module, tmp_path / "model.safetensors")
 
 
 @once

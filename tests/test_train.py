@@ -3,7 +3,7 @@
 import re
 import signal
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,18 @@ def _no_step_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def small(text: str, out: Path, **options: Any) -> Result:
     return train(dataset=text, out=str(out), **{**SMALL, **options})
+
+
+def test_repr_of_a_result_is_short(backend: Backend, text: str, tmp_path: Path) -> None:
+    result = small(text, tmp_path)
+    _, loss, blocks = result.validations[-1]
+    shown = re.fullmatch(r"Result\((.*), \d+:\d\d, model in (.*)\)", repr(result))
+    assert shown is not None
+    assert shown.groups() == (
+        f"{result.steps} steps, validation loss {loss:.4f} over {blocks} blocks", str(tmp_path / "model.safetensors")
+    )  # fmt: skip
+    stopped = repr(replace(result, signal=signal.SIGINT, validations=[]))
+    assert stopped.startswith(f"Result({result.steps} steps, stopped by SIGINT, ")
 
 
 # --- Reduced precision

@@ -72,7 +72,7 @@ def generate(
     """
     if num_samples < 1:
         raise ValueError(f"generate: needs num_samples >= 1, got {num_samples}")
-    model = load_model(_model_file(Path(path)))
+    model = load_model(model_file(Path(path)))
     vocabulary = model.tokenizer.vocabulary
     default = "\n" if "\n" in vocabulary else vocabulary[0]
     texts = [prompt for prompt in prompts or [default] for _ in range(num_samples)]
@@ -88,7 +88,8 @@ def generate(
         yield SEPARATOR + text
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
+    """The model file that a path stands for: itself, or that of a folder. Raises FileNotFoundError as `generate`."""
     file = path / MODEL if path.is_dir() or not (path.is_file() or path.suffix) else path
     if not file.is_file():
         earlier = latest_earlier_run(file.parent, MODEL)

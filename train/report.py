@@ -6,10 +6,7 @@ how to read them. RG_BACKEND selects the backend that computes the attention.
 """
 
 import argparse
-import base64
-import hashlib
 import html
-import json
 import math
 import os
 import statistics
@@ -27,6 +24,7 @@ if __name__ == "__main__":
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
+from russellgrad.russelltransformer import Transformer
 from train.chart import (
     Chart,
     Floats,
@@ -40,6 +38,7 @@ from train.chart import (
 )
 from train.maps import VISIBLE, maps_html, write_maps_png
 from train.metrics import FILE, History, read_metrics
+from train.page import content_policy, facts_list, json_for_script, read_asset
 from train.progress import echo, exit_on_error, format_duration
 
 MODEL = "model.safetensors"
@@ -48,7 +47,6 @@ MAX_PROMPT = 48  # characters: the labels of more would be too small to read
 SAMPLES = 12  # on the page, evenly spaced over the run
 SAMPLE_CHARACTERS = 2000  # of each sample on the page
 ROWS = 20  # of each table of numbers
-ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,20 @@ def compute_attention(path: Path, history: History, prompt: str | None) -> Atten
         return None
     model = load_model(path)
     if prompt is None:
-        last = history.samples[-1][1].strip()[:PROMPT] if history.samples else ""
-        if not set(last) <= set(model.tokenizer.vocabulary):
-            raise ValueError(f"{path} lacks characters of the last sample, so it is of another run; give a prompt")
-        prompt = last or model.generate(model.tokenizer.vocabulary[0], PROMPT - 1, temperature=0)
+        prompt = default_prompt(model, history.samples, path)
     text = prompt[: min(MAX_PROMPT, model.tokenizer.max_seq_len)]
     return Attention(text, len(prompt) - len(text), model.attention_maps(text))
+
+
+def default_prompt(model: Transformer, samples: Sequence[tuple[int, str]], path: Path) -> str:
+    """The start of a run's last sample, or of generated text if there is none.
+
+    Raises ValueError if the vocabulary of the model, which is that in `path`, lacks a character of the sample.
+    """
+    last = samples[-1][1].strip()[:PROMPT] if samples else ""
+    if not set(last) <= set(model.tokenizer.vocabulary):
+        raise ValueError(f"{path} lacks characters of the last sample, so it is of another run; give a prompt")
+    return last or model.generate(model.tokenizer.vocabulary[0], PROMPT - 1, temperature=0)
 
 
 def make_charts(history: History) -> list[Chart]:
@@ -197,17 +203,15 @@ def page_html(name: str, history: History, charts: Sequence[Chart], attention: A
     """The page. Its Content-Security-Policy allows no requests, and no script but its own."""
     steps = step_axis(charts)
     title = html.escape(f"Training run: {name}")
-    style, script = ((ASSETS / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    data = json.dumps(script_data(charts, steps)).replace("<", "\\u003c")  # so that no text can close the element
+    style, script = read_asset("report.css"), read_asset("report.js")
+    data = json_for_script(script_data(charts, steps))
     figures = "".join(chart_html(chart, steps, describe(chart)) for chart in charts)
     notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in notes_on(history))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta http-equiv="Content-Security-Policy" content="{content_policy(script)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
@@ -248,8 +252,7 @@ def facts_html(history: History) -> str:
     if history.runs:
         facts.append(("parameters", f"{history.runs[-1][1].get('parameters', 0):,}"))
         facts.append(("backend", str(history.runs[-1][1].get("backend", ""))))
-    items = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts)
-    return f'<dl class="facts">{items}</dl>\n'
+    return facts_list(facts)
 
 
 def numbers_html(history: History) -> str:

@@ -84,6 +84,12 @@ class Result:
     steps: int  # taken in total, including those before a checkpoint
     signal: int | None  # the signal that stopped the run, or its last validation, early, such as SIGINT
 
+    def __repr__(self) -> str:
+        """The last line that a run prints, without its losses and settings."""
+        last = "".join(f", {_describe(found)}" for found in self.validations if found.step == self.steps)
+        stopped = "" if self.signal is None else f", stopped by {signal.Signals(self.signal).name}"
+        return f"Result({self.steps:,} steps{stopped}{last}, {format_duration(self.seconds)}, model in {self.path})"
+
     @property
     def validation_losses(self) -> list[tuple[int, float]]:
         """The number of steps taken, and the loss, of each validation."""

@@ -1,8 +1,8 @@
 """Layers with PyTorch's names, arguments, parameters and results.
 
 The `state_dict` of a layer has PyTorch's names and shapes: `layer.load_state_dict(torch_layer.state_dict())` works.
-PyTorch's arguments `device` and `dtype` are missing: parameters are made in the default dtype on the current backend,
-and `Module.to` and `astype` change that.
+There are no arguments `device` and `dtype`: parameters have the default dtype and are on the current backend.
+`Module.to` and `astype` convert a layer.
 """
 
 from .. import init

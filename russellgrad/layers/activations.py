@@ -1,10 +1,22 @@
 """Activations as modules, with PyTorch's names and arguments. Each is also a method of Tensor."""
 
+from typing import Any
+
 from ..module import Module
 from ..tensor import Tensor
+from .check import check_input
 
 
-class ReLU(Module):
+class _Activation(Module):
+    """An activation, which takes Tensors of every shape."""
+
+    def __call__(self, x: Any) -> Tensor:
+        check_input(self, x)
+        out: Tensor = self.forward(x)
+        return out
+
+
+class ReLU(_Activation):
     """max(x, 0)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -12,7 +24,7 @@ class ReLU(Module):
         return x.relu()
 
 
-class LeakyReLU(Module):
+class LeakyReLU(_Activation):
     """x where x > 0, else negative_slope x."""
 
     def __init__(self, negative_slope: float = 0.01) -> None:
@@ -23,7 +35,7 @@ class LeakyReLU(Module):
         return x.leaky_relu(self.negative_slope)
 
 
-class ELU(Module):
+class ELU(_Activation):
     """x where x > 0, else alpha (e^x - 1). Clevert et al., arXiv:1511.07289, equation 15."""
 
     def __init__(self, alpha: float = 1.0) -> None:
@@ -34,8 +46,8 @@ class ELU(Module):
         return x.elu(self.alpha)
 
 
-class GELU(Module):
-    """x Phi(x), with the normal distribution function Phi, or its approximation "tanh".
+class GELU(_Activation):
+    """x Phi(x), with Phi the cumulative distribution function of N(0, 1). approximate="tanh" approximates it.
 
     Hendrycks & Gimpel, arXiv:1606.08415, section 2.
     """
@@ -48,7 +60,7 @@ class GELU(Module):
         return x.gelu(self.approximate)
 
 
-class SiLU(Module):
+class SiLU(_Activation):
     """x sigmoid(x), also called swish. Ramachandran et al., arXiv:1710.05941."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +68,7 @@ class SiLU(Module):
         return x.silu()
 
 
-class Sigmoid(Module):
+class Sigmoid(_Activation):
     """1 / (1 + e^-x)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +76,7 @@ class Sigmoid(Module):
         return x.sigmoid()
 
 
-class Tanh(Module):
+class Tanh(_Activation):
     """Hyperbolic tangent."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +84,7 @@ class Tanh(Module):
         return x.tanh()
 
 
-class Softplus(Module):
+class Softplus(_Activation):
     """log(1 + e^(beta x)) / beta, a smooth `ReLU`; x itself where beta x > threshold."""
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
@@ -83,7 +95,7 @@ class Softplus(Module):
         return x.softplus(self.beta, self.threshold)
 
 
-class Softmax(Module):
+class Softmax(_Activation):
     """e^x / sum e^x along the axis `dim`."""
 
     def __init__(self, dim: int = -1) -> None:
@@ -94,7 +106,7 @@ class Softmax(Module):
         return x.softmax(self.dim)
 
 
-class LogSoftmax(Module):
+class LogSoftmax(_Activation):
     """x - log sum e^x along the axis `dim`."""
 
     def __init__(self, dim: int = -1) -> None:

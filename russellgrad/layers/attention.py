@@ -74,18 +74,18 @@ class MultiHeadAttention(Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Queries (L, N, E), keys and values (S, N, E) -> output (L, N, E), weights (N, L, S) or None.
 
-        With batch_first, (N, L, E) and (N, S, E). Without the axis N, (L, E) and (S, E), nothing else has it either.
+        With batch_first, (N, L, E) and (N, S, E). For unbatched inputs, (L, E) and (S, E), no other shape has N.
 
         Args:
             query, key, value: the same Tensor three times for self-attention.
             key_padding_mask: bool (N, S), True at keys that are hidden from all queries.
-            need_weights: whether to return the attention weights. Without them, the attention is fused.
+            need_weights: whether to return the attention weights. False is faster: it uses the fused op `attention`.
             attn_mask: bool (L, S) or (N H, L, S), True where a key is hidden from a query. (PyTorch also has float
                 masks, which are added to the scores.)
-            average_attn_weights: whether the weights are the mean of all heads, instead of (N, H, L, S).
-            is_causal: whether query i sees the keys up to i only. `attn_mask` need not be given for it.
+            average_attn_weights: whether to return the mean of the weights over the heads, instead of (N, H, L, S).
+            is_causal: whether query i attends to keys 0 to i only. It needs no `attn_mask`.
 
-        A query from which all keys are hidden has weights 0. (In PyTorch, they are nan.)
+        The weights of a query are 0 if all keys are hidden from it; in PyTorch, they are nan.
 
         Raises:
             ValueError: the shapes do not fit. TypeError: an argument is not a Tensor, or a mask not bool.

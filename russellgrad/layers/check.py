@@ -30,7 +30,7 @@ def check_input(layer: Module, x: Any, fits: Callable[[Shape], bool] | None = No
         layer: the layer.
         x: the input.
         fits: whether an input of this shape fits; by default every shape does.
-        expected: what a shape that fits looks like, such as "(..., 4)".
+        expected: the expected shape, for the message, such as "(..., 4)".
 
     Raises:
         TypeError: x is not a Tensor. ValueError: it does not fit.

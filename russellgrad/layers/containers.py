@@ -1,4 +1,4 @@
-"""Sequential, which composes layers, and layers that only change the shape."""
+"""Sequential, which composes layers, and layers without parameters: Flatten and Identity."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from .check import check_input
 
 
 class Sequential(Module, list[Any]):
-    """Layers that are applied one after the other, as `torch.nn.Sequential`. It is also a list of them.
+    """Apply layers one after the other, as `torch.nn.Sequential`. It is also a list of the layers.
 
         Sequential(Linear(2, 16), ReLU(), Linear(16, 1))
 
@@ -39,8 +39,12 @@ class Sequential(Module, list[Any]):
     def forward(self, x: Any) -> Any:
         """Apply all layers: the input of the first layer -> the output of the last."""
         self._check()
-        for layer in self:
-            x = layer(x)
+        for i, layer in enumerate(self):
+            try:
+                x = layer(x)
+            except Exception as error:
+                error.add_note(f"in layer {i} of a Sequential, {getattr(layer, '__name__', type(layer).__name__)}")
+                raise
         return x
 
     def __getitem__(self, index: Any) -> Any:

@@ -8,7 +8,7 @@ from ..module import Module
 from ..ops.convolution import Sizes, check_groups, convolve, paddings, sizes
 from ..random import Generator
 from ..tensor import Tensor
-from .check import positive
+from .check import flags, positive
 
 
 class _Conv(Module):
@@ -32,11 +32,14 @@ class _Conv(Module):
         name = type(self).__name__
         positive(name, in_channels=in_channels, out_channels=out_channels)
         check_groups(name, groups, in_channels, out_channels)
+        flags(name, bias=bias)
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = sizes(name, "kernel_size", kernel_size, self.n_axes, 1)
         self.stride = sizes(name, "stride", stride, self.n_axes, 1)
+        self.padding = padding
         self.dilation = sizes(name, "dilation", dilation, self.n_axes, 1)
         paddings(name, padding, self.kernel_size, self.stride, self.dilation)
-        self.in_channels, self.out_channels, self.padding, self.groups = in_channels, out_channels, padding, groups
+        self.groups = groups
         fan_in = in_channels // groups * math.prod(self.kernel_size)
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = init.kaiming_uniform(shape, math.sqrt(5), generator=generator)
@@ -44,7 +47,10 @@ class _Conv(Module):
         self.bias = init.uniform((out_channels,), -bound, bound, generator=generator) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, *spatial) or no N -> (N, out_channels, *spatial). Raises as the function does."""
+        """(N, in_channels, *spatial) -> (N, out_channels, *spatial), or both without N.
+
+        Raises ValueError for other shapes, and if the kernel is larger than the padded input.
+        """
         return convolve(
             type(self).__name__, self.n_axes, x, self.weight, self.bias, self.stride, self.padding, self.dilation,
             self.groups, "the layer",
@@ -52,9 +58,9 @@ class _Conv(Module):
 
 
 class Conv1d(_Conv):
-    """Convolution over the last axis, as `torch.nn.Conv1d`: (N, in_channels, L) or (in_channels, L) -> the same axes.
+    """Convolution over the last axis, as `torch.nn.Conv1d`: (N, in_channels, L) or (in_channels, L).
 
-    `conv1d` has the arguments. `padding_mode` is missing: the padding is zeros. The initial weight and bias are uniform
+    See `conv2d` for the formula. There is no `padding_mode`: padding is zeros. The initial weight and bias are uniform
     on [-b, b) with b = 1 / sqrt(in_channels / groups * kernel_size).
 
         Conv1d(3, 8, 5, padding="same")(Tensor(np.zeros((2, 3, 20)))).shape  # (2, 8, 20)
@@ -62,7 +68,8 @@ class Conv1d(_Conv):
     Args:
         in_channels, out_channels: channels of the input and the output.
         kernel_size, stride, padding, dilation: an int, or a tuple of one; padding may be "same" or "valid".
-        groups: the channels are in this many groups, and so are the outputs. Each output sees the inputs of its group.
+        groups: the number of groups that input and output channels are split into. An output channel depends on the
+            input channels of its group only. It must divide both numbers of channels.
         bias: whether to add a bias.
         generator: the generator of the initial weights; by default `random.default_generator()`.
 
@@ -79,17 +86,18 @@ class Conv1d(_Conv):
 
 
 class Conv2d(_Conv):
-    """Convolution over the last two axes, as `torch.nn.Conv2d`: (N, in_channels, H, W) or no N -> the same axes.
+    """Convolution over the last two axes, as `torch.nn.Conv2d`: (N, in_channels, H, W) or (in_channels, H, W).
 
-    `conv2d` has the arguments. `padding_mode` is missing: the padding is zeros. The initial weight and bias are uniform
+    See `conv2d` for the formula. There is no `padding_mode`: padding is zeros. The initial weight and bias are uniform
     on [-b, b) with b = 1 / sqrt(in_channels / groups * kh * kw).
 
         Conv2d(3, 8, 3, padding=1)(Tensor(np.zeros((2, 3, 32, 32)))).shape  # (2, 8, 32, 32)
 
     Args:
         in_channels, out_channels: channels of the input and the output.
-        kernel_size, stride, padding, dilation: an int, or two; padding may be "same" or "valid".
-        groups: the channels are in this many groups, and so are the outputs. Each output sees the inputs of its group.
+        kernel_size, stride, padding, dilation: an int for both axes, or one for each; padding may be "same" or "valid".
+        groups: the number of groups that input and output channels are split into. An output channel depends on the
+            input channels of its group only. It must divide both numbers of channels.
         bias: whether to add a bias.
         generator: the generator of the initial weights; by default `random.default_generator()`.
 

@@ -1,4 +1,4 @@
-"""Dropout."""
+"""Dropout layer."""
 
 from ..dtype import python_number
 from ..module import Module
@@ -10,7 +10,7 @@ from .check import check_input
 class Dropout(Module):
     """Dropout: in training mode, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
 
-    Srivastava et al., JMLR 15 (2014). The same seed drops the same elements on every backend.
+    As `torch.nn.Dropout`. Srivastava et al., JMLR 15 (2014). The same seed drops the same elements on every backend.
 
     Args:
         p: the probability, in [0, 1).

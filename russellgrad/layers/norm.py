@@ -1,4 +1,4 @@
-"""Normalization layers. All but RMSNorm are the `layer_norm` of rows: the layers differ in what a row is."""
+"""Normalization layers. LayerNorm, GroupNorm and BatchNorm reshape their input to rows and call `layer_norm`."""
 
 from collections.abc import Sequence
 from math import prod
@@ -118,7 +118,7 @@ class GroupNorm(Module):
 
 
 class BatchNorm(Module):
-    """Batch normalization, as `torch.nn.BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`: one class for every input.
+    """Batch normalization, as `torch.nn.BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`, in one class.
 
     In training mode, each channel is normalized by its mean and variance over the batch and all positions. In
     evaluation mode, running averages of these are used. Ioffe & Szegedy, arXiv:1502.03167, algorithms 1 and 2.
@@ -158,7 +158,7 @@ class BatchNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) -> the same.
 
-        Raises ValueError for another shape, and, if the batch is used, for less than two values in each channel.
+        Raises ValueError for another shape, and, if the batch is used, for fewer than two values in each channel.
         """
         check_input(self, x, lambda shape: shape[1:2] == (self.num_features,), f"(N, {self.num_features}, ...)")
         wide = _wide(x)

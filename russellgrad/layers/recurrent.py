@@ -20,7 +20,7 @@ _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class _Recurrent(Module):
-    """What GRU and LSTM share. A subclass has the number of its gates, and `_cell`, which computes one step."""
+    """Base class of GRU and LSTM. A subclass defines its number of gates, and `_cell`, which computes one step."""
 
     gates: int
     states: tuple[str, ...]
@@ -42,7 +42,8 @@ class _Recurrent(Module):
         flags(name, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         if dropout and num_layers == 1:
             raise ValueError(
-                f"{name}: dropout={dropout} is between layers, but num_layers=1; apply Dropout to the output"
+                f"{name}: dropout={dropout} needs num_layers > 1, because it is applied between layers; for one layer, "
+                "apply Dropout to the output"
             )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.bidirectional = batch_first, bidirectional
@@ -138,10 +139,11 @@ class GRU(_Recurrent):
     Args:
         input_size: I, the length of the input's last axis.
         hidden_size: H.
-        num_layers: L. The input of a further layer is the output of the one before.
+        num_layers: L, the number of stacked layers. Each takes the output of the one before.
         bias: whether to add biases.
-        batch_first: whether input and output are (B, T, ...); the state never is.
-        dropout: the probability of dropout between the layers.
+        batch_first: whether input and output are (B, T, ...) instead of (T, B, ...). The state is (L D, B, H)
+            in both cases.
+        dropout: the probability of dropout between layers; needs num_layers > 1.
         bidirectional: whether each layer also reads the sequence from its end. The outputs are concatenated.
         generator: the generator of the initial parameters; by default `random.default_generator()`.
 
@@ -159,8 +161,8 @@ class GRU(_Recurrent):
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(T, B, I), initial state (L D, B, H) or None for zeros -> output (T, B, D H), last state (L D, B, H).
 
-        (B, T, I) with batch_first. Without the axis B, (T, I), the other shapes have none either. Raises ValueError for
-        other shapes.
+        With batch_first, x is (B, T, I) and the output (B, T, D H). An unbatched x (T, I) gives (T, D H), with states
+        (L D, H). Raises ValueError for other shapes.
         """
         output, (h,) = self._run(x, None if hx is None else (hx,))
         return output, h
@@ -191,7 +193,7 @@ class LSTM(_Recurrent):
     def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As `GRU.forward`, with a state of two Tensors, (h, c)."""
         if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
-            raise ValueError(f"LSTM: hx must be two Tensors (h, c), got a {type(hx).__name__}")
+            raise ValueError(f"LSTM: hx must be a tuple of two Tensors, (h, c), got a {type(hx).__name__}")
         output, (h, c) = self._run(x, None if hx is None else tuple(hx))
         return output, (h, c)
 

@@ -49,9 +49,10 @@ def conv2d(
 
     Args:
         stride, dilation: an int, or one for each spatial axis.
-        padding: the zeros on both sides, an int, or one for each spatial axis; or "valid", which is 0, or "same", with
-            which the output has the size of x (stride 1 only; an odd number of zeros has one more at the end).
-        groups: the channels are in this many groups, and so are the outputs. Each output sees the inputs of its group.
+        padding: the number of zeros on each side: an int, or one for each spatial axis. "valid" is 0. "same" gives the
+            output the size of x, for stride 1 only; if the total is odd, the extra zero is at the end.
+        groups: the number of groups that input and output channels are split into. An output channel depends on the
+            input channels of its group only. It must divide both numbers of channels.
 
     Raises:
         ValueError: the shapes do not fit, the kernel is larger than the padded input, "same" with a stride above 1, or
@@ -70,14 +71,16 @@ def max_pool2d(
     dilation: Sizes = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The maximum of each window, as `torch.nn.functional.max_pool2d`: (N, C, H, W) or (C, H, W) -> the same, smaller.
+    """The maximum of each window, as `torch.nn.functional.max_pool2d`.
 
-    nan propagates. The gradient goes to the maximum; of equal elements, to the first.
+    Shapes: x (N, C, H, W) or (C, H, W) -> (N, C, H', W') or (C, H', W').
+
+    nan propagates. The gradient goes to the maximum; for ties, to the first.
 
     Args:
-        kernel_size, stride, padding, dilation: an int, or one for each spatial axis. The stride is by default the
+        kernel_size, stride, padding, dilation: an int, or one for each spatial axis. The default stride is the
             kernel size. Padding is never the maximum.
-        ceil_mode: whether a last window may reach over the end of x.
+        ceil_mode: whether a last window may extend beyond the end of x: H' and W' are then rounded up.
 
     Raises ValueError for sizes that do not fit and a padding of more than half the kernel, and TypeError for sizes that
     are not ints.
@@ -96,10 +99,12 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """The mean of each window, as `torch.nn.functional.avg_pool2d`: (N, C, H, W) or (C, H, W) -> the same, smaller.
+    """The mean of each window, as `torch.nn.functional.avg_pool2d`.
+
+    Shapes: x (N, C, H, W) or (C, H, W) -> (N, C, H', W') or (C, H', W').
 
     Args:
-        kernel_size, stride, padding, ceil_mode: as in `max_pool2d`. Padding is 0.
+        kernel_size, stride, padding, ceil_mode: as in `max_pool2d`. The padding is zeros.
         count_include_pad: whether the mean includes the padding.
         divisor_override: divide the sum of a window by this number.
 
@@ -128,11 +133,13 @@ def convolve(
     groups: int,
     expecting: str = "the weight",
 ) -> Tensor:
-    """Convolution over the last `n_axes` axes. In errors, `expecting` is what does not fit x."""
+    """Convolution over the last `n_axes` axes. Errors say that `expecting` expects another x."""
     shape = rules.shape_of(weight)
     if len(shape) != n_axes + 2:
         raise ValueError(f"{op}: weight {shape} must be {_shape_text('out', 'in / groups', _KERNEL, n_axes)}")
     n_out, n_in, *kernel = shape
+    if not n_in:
+        raise ValueError(f"{op}: weight {shape} has no input channels")
     check_groups(op, groups, groups * n_in, n_out)
     check_channels(op, x, n_axes, n_in * groups, expecting)
     if bias is not None and rules.shape_of(bias) != (n_out,):
@@ -201,7 +208,8 @@ def check_channels(op: str, x: Any, n_axes: int, channels: int | None = None, ex
         raise TypeError(f"{op}: needs a Tensor, got a {type(x).__name__}; write Tensor(x)")
     expected = _shape_text("N", "C" if channels is None else str(channels), _LETTERS, n_axes)
     if x.ndim not in (n_axes + 1, n_axes + 2):
-        raise ValueError(f"{op}: x {x.shape} has {x.ndim} axes, {expecting} expects {expected}, or no N")
+        unbatched = expected.replace("N, ", "")
+        raise ValueError(f"{op}: x {x.shape} has {x.ndim} axes, {expecting} expects {expected} or {unbatched}")
     found = x.shape[-n_axes - 1]
     if channels is not None and found != channels:
         raise ValueError(f"{op}: x {x.shape} has {found} channels, {expecting} expects {expected}")
@@ -215,7 +223,7 @@ def sizes(op: str, name: str, value: Any, n_axes: int, least: int) -> Shape:
     if len(given) == 1:  # as PyTorch: (3,) for both axes
         given *= n_axes
     if len(given) != n_axes:
-        raise ValueError(f"{op}: {name} must be an int or {n_axes} of them, got {value!r}")
+        raise ValueError(f"{op}: {name} must be an int or a tuple of length {n_axes}, got {value!r}")
     if any(number < least for number in given):
         raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
     return tuple(int(number) for number in given)
@@ -281,12 +289,6 @@ def output_lengths(
     lengths = x.shape[-len(kernel) :]
     padded = tuple(n + before + after for n, (before, after) in zip(lengths, padding, strict=True))
     spans = tuple(map(_span, kernel, dilation))
-    if any(span > n for span, n in zip(spans, padded, strict=True)) or 0 in lengths or 0 in kernel:
-        with_padding = "" if padded == lengths else f"padded to {padded}, "
-        raise ValueError(
-            f"{op}: x {x.shape}, {with_padding}gives no output: the kernel {_kernel_text(kernel, dilation)} needs at "
-            f"least {spans}"
-        )
     out = []
     for n, padded_n, (before, _), span, s in zip(lengths, padded, padding, spans, stride, strict=True):
         rest = padded_n - span
@@ -294,13 +296,19 @@ def output_lengths(
         if ceil_mode and (count - 1) * s >= n + before:  # the last window must not begin in the padding after x
             count -= 1
         out.append(count)
+    if min(out) < 1 or 0 in lengths or 0 in kernel:
+        with_padding = "" if padded == lengths else f", padded to {padded},"
+        raise ValueError(
+            f"{op}: x {x.shape}{with_padding} gives no output: the kernel {_kernel_text(kernel, dilation)} needs at "
+            f"least {spans}"
+        )
     return tuple(out)
 
 
 def _pooled_padding(
     op: str, x: Tensor, kernel: Shape, stride: Shape, pads: Shape, dilation: Shape, ceil_mode: bool
 ) -> Padding:
-    """The padding that windows reach: at the end it may be less than `pads`, or more with `ceil_mode`."""
+    """The padding that windows cover: at the end it may be less than `pads`, or more with `ceil_mode`."""
     both = tuple((pad, pad) for pad in pads)
     counts = output_lengths(op, x, kernel, stride, both, dilation, ceil_mode)
     ends = (
@@ -311,12 +319,12 @@ def _pooled_padding(
 
 
 def _check_elements(op: str, x: Tensor, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape) -> None:
-    """Raise ValueError if a window has padding alone, which only a dilated kernel can have."""
+    """Raise ValueError if a window contains padding only, which only a dilated kernel can have."""
     for n, k, s, (before, after), d in zip(x.shape[-2:], kernel, stride, padding, dilation, strict=True):
         if d > 1 and before:
             starts = range(-before, n + after - _span(k, d) + 1, s)
             if any(all(not 0 <= start + i * d < n for i in range(k)) for start in starts):
                 raise ValueError(
                     f"{op}: x {x.shape} with padding {padding}: a window of the kernel "
-                    f"{_kernel_text(kernel, dilation)} has padding alone"
+                    f"{_kernel_text(kernel, dilation)} contains padding only; use less padding"
                 )

@@ -1,0 +1,156 @@
+"""A trained model as a page: `python train/explore.py runs/shakespeare` writes `explore.html` to that folder.
+
+The page is one file that needs no network. It has the weights of the model, and computes in the browser: probabilities
+of the next character, text, attention weights, norms of the residual stream. docs/explore.md describes it. RG_BACKEND
+selects the backend that computes the first text, if the run has no sample.
+"""
+
+import argparse
+import base64
+import html
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
+
+from russellgrad import get_backend
+from russellgrad.checkpoint import load_model
+from russellgrad.russelltransformer import Transformer
+from russellgrad.serialization import replace_file
+from train.data import check_prompt
+from train.generate import model_file
+from train.metrics import FILE, read_metrics
+from train.page import content_policy, facts_list, json_for_script, read_asset
+from train.progress import command_line, echo, exit_on_error, option
+from train.report import default_prompt
+
+PAGE = "explore.html"
+DTYPES = ("float32", "float16")
+MAX_BYTES = 2**28  # of the weights: browsers cannot hold base64 of much more in one string
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    prompt: str | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """Write a page with the model in it, and return the page's path. An existing file is replaced atomically.
+
+    Args:
+        path: a model file, or the folder of a run or of a checkpoint.
+        prompt: the text that the page shows first; by default the start of the run's last sample.
+        output: the path of the page; by default explore.html in the model's folder.
+        dtype: "float32", or "float16" for a page of half the size. Its weights are rounded, and so are its logits.
+
+    Raises:
+        FileNotFoundError: there is no such model; names the model of an earlier run, or the command that trains one.
+        ValueError: the model's file is damaged; the model is of another run than the samples in its folder; the prompt
+            is empty or has characters that are not in its vocabulary; a weight is not finite in this dtype; or the
+            weights need more than 256 MiB.
+        ImportError: `safetensors` is not installed.
+        OSError: the page cannot be written.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"{option('dtype')}: unknown dtype {dtype!r}; a page has {' or '.join(DTYPES)}")
+    file = model_file(Path(path))
+    model = load_model(file)
+    if prompt is None:
+        metrics = file.with_name(FILE)
+        prompt = default_prompt(model, read_metrics(metrics).samples if metrics.exists() else (), file)
+    check_prompt(prompt, model.tokenizer)
+    if not set(prompt) & set(model.tokenizer.vocabulary):
+        raise ValueError(f"{option('prompt')}: it has no character of the model's vocabulary; give at least one")
+    page = file.with_name(PAGE) if output is None else Path(output)
+    text = page_html(file.resolve().parent.name, model, prompt, dtype)
+    try:
+        replace_file(page, text.encode("utf-8"))
+    except OSError as error:
+        raise OSError(
+            f"cannot write {page}: {error.strerror or error}; {option('output')} writes the page to another file"
+        ) from error
+    return page
+
+
+def page_html(name: str, model: Transformer, prompt: str, dtype: str) -> str:
+    """The page. Raises ValueError as `write_page` for the weights."""
+    tokenizer, options = model.tokenizer, model.config()
+    weights = _page_weights(model, dtype)
+    script, model_script = read_asset("explore.js"), read_asset("model.js")
+    config = {
+        **{key: options[key] for key in ("n_layers", "n_attn_heads", "activation")},
+        "embed_dim": tokenizer.embed_dim,
+        "max_seq_len": tokenizer.max_seq_len,
+        "eps": model.blocks[0].attention_norm.eps,
+        "vocabulary": tokenizer.vocabulary,
+        "strict": tokenizer.strict,
+        "prompt": prompt,
+        "dtype": dtype,
+        "parameters": [{"name": key, "shape": array.shape} for key, array in weights.items()],
+    }
+    facts = [
+        ("parameters", f"{sum(array.size for array in weights.values()):,}"),
+        ("layers", str(options["n_layers"])),
+        ("heads", str(options["n_attn_heads"])),
+        ("width", str(tokenizer.embed_dim)),
+        ("context", f"{tokenizer.max_seq_len} characters"),
+        ("vocabulary", f"{tokenizer.vocab_size} characters"),
+        ("activation", options["activation"]),
+        ("weights", dtype),
+    ]
+    return Template(read_asset("explore.html")).substitute(
+        title=html.escape(f"Model: {name}"),
+        policy=content_policy(model_script, script),
+        style=read_asset("explore.css"),
+        facts=facts_list(facts),
+        vocab_size=tokenizer.vocab_size,
+        config=json_for_script(config),
+        weights=base64.b64encode(b"".join(array.tobytes() for array in weights.values())).decode(),
+        model=model_script,
+        script=script,
+    )
+
+
+def _page_weights(model: Transformer, dtype: str) -> dict[str, Any]:
+    """The parameters, as little-endian arrays of this dtype. Matrices w_... are transposed, as in model.js."""
+    target = np.dtype(dtype).newbyteorder("<")
+    weights = {}
+    for name, array in model.state_dict().items():
+        with np.errstate(over="ignore"):  # reported here
+            cast = np.asarray(array).astype(target)
+        if not np.isfinite(cast).all():
+            remedy = f"; use {option('dtype')} float32" if dtype == "float16" and np.isfinite(array).all() else ""
+            raise ValueError(f"the parameter {name} has values that are not finite in {dtype}{remedy}")
+        weights[name] = np.ascontiguousarray(cast.T if name.rpartition(".")[2].startswith("w_") else cast)
+    if (size := sum(array.nbytes for array in weights.values())) > MAX_BYTES:
+        remedy = f"; use {option('dtype')} float16" if dtype == "float32" and size <= 2 * MAX_BYTES else ""
+        raise ValueError(f"the weights need {size / 2**20:,.0f} MiB, a page holds {MAX_BYTES // 2**20}{remedy}")
+    return weights
+
+
+# --- The command line
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Write a page that runs a trained model in the browser.")
+    parser.add_argument("model", help="a run's folder, or a model.safetensors file")
+    parser.add_argument("--prompt", help="the text shown first (default: the start of the run's last sample)")
+    parser.add_argument("--output", help=f"the page's file (default: {PAGE} in the model's folder)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="float16 halves the page (default: float32)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    options = parse()
+    with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
+        get_backend()
+    with command_line(), exit_on_error(ValueError, ImportError, OSError):
+        echo(str(write_page(options.model, options.prompt, output=options.output, dtype=options.dtype)))
