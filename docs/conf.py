@@ -47,3 +47,4 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_search_summary = False  # a page that is opened from a file cannot fetch others

@@ -7,6 +7,7 @@ and an admonition becomes a paragraph.
 import ast
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -43,7 +44,7 @@ def source_of(path: Path, name: str) -> str:
         (node,) = [node for node in body if isinstance(node, named) and node.name == part][-1:]
         body = node.body
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return "\n".join(code.splitlines()[first - 1 : node.end_lineno])
+    return textwrap.dedent("\n".join(code.splitlines()[first - 1 : node.end_lineno]))
 
 
 def for_jupyter(text: str, folder: Path) -> str:
