@@ -1,5 +1,6 @@
 """Shared test utilities: comparison with PyTorch, random arrays, backend modules for tests."""
 
+import builtins
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -29,6 +30,18 @@ def module_of(backend: Any, name: str, **changes: Any) -> ModuleType:
     own = {primitive: getattr(backend, primitive) for primitive in PRIMITIVES if hasattr(backend, primitive)}
     vars(module).update({**own, "name": name, **changes})
     return module
+
+
+def hide_package(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Make imports of a package and of its submodules fail, as if it were not installed."""
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith(package):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -1,6 +1,5 @@
 """Saving a model to a safetensors file and loading it."""
 
-import builtins
 import json
 import os
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.random import default_generator
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
+from tests.helpers import hide_package
 from train import checkpoints
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
@@ -331,14 +331,7 @@ def test_loading_a_damaged_file_raises(tmp_path: Path, changes: dict[str, Any], 
 
 def test_without_safetensors_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_model(tmp_path / "model.safetensors", small_model())
-    real_import = builtins.__import__
-
-    def absent(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("safetensors"):
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    hide_package(monkeypatch, "safetensors")
     with pytest.raises(ImportError, match=r'load_model: .* pip install "russellgrad\[train\]"'):
         load_model(path)
     with pytest.raises(ImportError, match=r'save_model: .* pip install "russellgrad\[train\]"'):

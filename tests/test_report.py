@@ -1,7 +1,6 @@
 """The report of a training run: the content of its page, its pictures, its errors, and its behavior in a browser."""
 
 import base64
-import builtins
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ from russellgrad.checkpoint import load_model, save_model
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.browser import Browser, check_no_requests, check_page_fits
-from tests.helpers import rng
+from tests.helpers import hide_package, rng
 from tests.page import EVIL, Page
 from tests.process import run_python
 from train.chart import BUCKETS, Axis, Chart, Series, downsample, format_number, value_axis
@@ -323,14 +322,8 @@ def test_png_files_are_written(tmp_path: Path) -> None:
 
 
 def test_missing_matplotlib_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, real = make_run(tmp_path), builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    folder = make_run(tmp_path)
+    hide_package(monkeypatch, "matplotlib")
     with pytest.raises(
         ImportError, match=r'PNG files need matplotlib; pip install "russellgrad\[report\]", or .*; --no-png writes'
     ):

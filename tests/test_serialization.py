@@ -1,6 +1,5 @@
 """rg.save and rg.load: parameters and buffers of any module, bit for bit, also to and from PyTorch's safetensors."""
 
-import builtins
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
-from tests.helpers import once, rng
+from tests.helpers import hide_package, once, rng
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
@@ -223,14 +222,7 @@ def test_the_name_of_the_metadata_is_refused(tmp_path: Path) -> None:
 
 @once
 def test_without_safetensors_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("safetensors"):
-            raise ImportError(name)
-        return imported(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    hide_package(monkeypatch, "safetensors")
     with pytest.raises(ImportError, match=r'save: needs the package safetensors; pip install "russellgrad\[train\]"'):
         rg.save(Model(), tmp_path / "m")
     with pytest.raises(ImportError, match="load: needs the package safetensors"):
