@@ -26,7 +26,7 @@ from . import apply as _apply
 from . import autograd
 from .autograd import Joint, Node
 from .backend import Array, Backend
-from .graph.document import Document
+from .graph.document import DRAWN, Document
 from .graph.events import Arrival, Contribution
 from .graph.node import Graph, GraphNode, Scope
 from .graph.source import Sources
@@ -36,7 +36,6 @@ from .rules import Rule
 from .tensor import Tensor
 
 OPERATIONS = 10_000  # recorded by a trace by default
-DRAWN = 2_000  # nodes in a picture
 _PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 _INNER = {_apply.apply.__code__, autograd.backward.__code__}  # operations below these frames are not recorded
 
@@ -47,7 +46,7 @@ class Trace(Document):
     In a notebook it is shown as a picture. `svg`, `dot` and `html` write it to files.
 
     Attributes:
-        nodes: the operations and their inputs.
+        nodes: the operations and their inputs, in the order in which they ran.
         arrivals: what happened in `backward`, in the order of the engine: one entry for each node visited.
     """
 
@@ -55,10 +54,9 @@ class Trace(Document):
         if isinstance(limit, Tensor):
             raise TypeError("trace: records operations, as in `with trace() as t:`; for a matrix, write x.trace()")
         _check_limit("trace", limit)
+        super().__init__(Graph())
         self._limit = limit
-        self._graph = Graph()
         self._operations = 0
-        self.arrivals: list[Arrival] = []
         self._thread = get_ident()
         self._sources = Sources()
         self._by_order: dict[int, GraphNode] = {}  # by the number of the autograd node
@@ -67,11 +65,6 @@ class Trace(Document):
         self._calls: list[tuple[FrameType, Module, Scope]] = []  # the running calls of modules, outermost first
         self._numbers: dict[tuple[Scope, str], int] = {}  # how often a module was called
         self._names: dict[int, dict[int, str]] = {}  # of the modules and tensors in each outermost module
-
-    @property
-    def nodes(self) -> list[GraphNode]:
-        """The operations and their inputs, in the order in which they ran."""
-        return self._graph.nodes
 
     def __repr__(self) -> str:
         visited = f", {len(self.arrivals)} nodes visited by backward" if self.arrivals else ""
@@ -236,12 +229,6 @@ class Trace(Document):
                 break
         return member, scope
 
-    def _drawing(self) -> Graph:
-        return self._graph
-
-    def _arrivals(self) -> list[Arrival]:
-        return self.arrivals
-
 
 class _Recorder:
     """Notes what the engine reports in one backward pass. Nodes from before the trace are left out."""
@@ -314,22 +301,8 @@ def trace(limit: int = OPERATIONS) -> Iterator[Trace]:
 class Drawing(Document):
     """The picture of a graph. Made by `draw`. In a notebook it is shown; `svg`, `dot` and `html` write it to files."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-
-    @property
-    def nodes(self) -> list[GraphNode]:
-        """The operations and leaves, every one after its operands."""
-        return self._graph.nodes
-
     def __repr__(self) -> str:
         return f"Drawing({len(self.nodes)} nodes{', ' + self._graph.note() if self._graph.omitted else ''})"
-
-    def _drawing(self) -> Graph:
-        return self._graph
-
-    def _arrivals(self) -> list[Arrival]:
-        return []
 
 
 def draw(tensor: Tensor, limit: int = DRAWN) -> Drawing:

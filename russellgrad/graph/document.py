@@ -1,26 +1,33 @@
 """What traces and drawings have in common: how they are shown in a notebook and written to files."""
 
 import os
-from abc import ABC, abstractmethod
 from pathlib import Path
 
 from .dot import dot_of
 from .events import Arrival
 from .html import fragment_of, page_of
-from .node import Graph
+from .node import Graph, GraphNode
 from .svg import svg_of
 
 DRAWN = 2_000  # nodes in a picture: more would be slow to show, and no one would read them
 
 
-class Document(ABC):
-    """A graph that can be shown and written."""
+class Document:
+    """A graph that can be shown and written, with the backward passes through it.
 
-    @abstractmethod
-    def _drawing(self) -> Graph: ...
+    Attributes:
+        nodes: the operations and their inputs.
+        arrivals: what happened in the backward passes, in the order of the engine: one entry for each node visited.
+    """
 
-    @abstractmethod
-    def _arrivals(self) -> list[Arrival]: ...
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self.arrivals: list[Arrival] = []
+
+    @property
+    def nodes(self) -> list[GraphNode]:
+        """The operations and their inputs, every one after its operands."""
+        return self._graph.nodes
 
     def svg(self, path: str | os.PathLike[str] | None = None, *, depth: int | None = None) -> str:
         """The picture as SVG text. Written to a file, too, if `path` is given.
@@ -35,28 +42,28 @@ class Document(ABC):
         """
         if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 0):
             raise ValueError(f"svg: depth must be an int of at least 0, got {depth!r}")
-        return _write(path, svg_of(self._drawing().last(DRAWN), depth))
+        return _write(path, svg_of(self._graph.last(DRAWN), depth))
 
     def dot(self, path: str | os.PathLike[str] | None = None) -> str:
         """The graph as text for Graphviz, with a cluster for each module. Written to a file, too, if `path` is given.
 
         Raises OSError if the file cannot be written.
         """
-        return _write(path, dot_of(self._drawing().last(DRAWN)))
+        return _write(path, dot_of(self._graph.last(DRAWN)))
 
     def html(self, path: str | os.PathLike[str]) -> Path:
         """Write a page to step through the operations and the backward pass in a browser. Return its path.
 
         The page is one file that needs no network. Raises OSError if it cannot be written.
         """
-        _write(path, page_of(self._drawing().last(DRAWN), self._arrivals()))
+        _write(path, page_of(self._graph.last(DRAWN), self.arrivals))
         return Path(path)
 
     def _repr_svg_(self) -> str:
         return self.svg()
 
     def _repr_html_(self) -> str:
-        return fragment_of(self._drawing().last(DRAWN))
+        return fragment_of(self._graph.last(DRAWN))
 
 
 def _write(path: str | os.PathLike[str] | None, text: str) -> str:

@@ -41,20 +41,17 @@ class Values:
 
     def text(self) -> str:
         """The numbers, or the range and mean of a large array."""
-        if self.numbers is None:
-            return f"{number_text(self.low)} to {number_text(self.high)}, mean {number_text(self.mean)}"
-        return ", ".join(map(number_text, self.numbers))
+        return self._range() if self.numbers is None else ", ".join(map(number_text, self.numbers))
 
     def summary(self) -> str:
         """The value in one line, with what is not finite."""
         if not self.size:
             return "no elements"
-        text = (
-            f"value {self.text()}"
-            if self.size <= 8
-            else (f"{number_text(self.low)} to {number_text(self.high)}, mean {number_text(self.mean)}")
-        )
+        text = f"value {self.text()}" if self.size <= 8 else self._range()
         return f"{text}{f', {self.not_finite} not finite' if self.not_finite else ''}"
+
+    def _range(self) -> str:
+        return f"{number_text(self.low)} to {number_text(self.high)}, mean {number_text(self.mean)}"
 
 
 def number_text(x: float) -> str:
@@ -94,13 +91,12 @@ def _heat_map(matrix: HostArray, low: float, high: float) -> tuple[bytes, int, i
         width = COLUMNS
         matrix = matrix[0, : matrix.shape[1] // width * width].reshape(-1, width)
     picked = matrix[:: -(-matrix.shape[0] // ROWS), :: -(-matrix.shape[1] // COLUMNS)]
+    if math.isnan(low):  # no element is finite
+        low = high = 0.0
     span = (high / 2 - low / 2) or 1.0  # halves: the difference may be infinite
     is_finite = abs(picked) < math.inf
     scaled = picked.copy()
-    scaled[~is_finite] = low if math.isfinite(low) else 0.0
-    scaled = (
-        (scaled / 2 - (low if math.isfinite(low) else 0.0) / 2) / (span if math.isfinite(span) else 1.0) * 254
-    ).round()
-    cells = scaled.astype("uint8")
+    scaled[~is_finite] = low
+    cells = ((scaled / 2 - low / 2) / span * 254).round().astype("uint8")
     cells[~is_finite] = NOT_FINITE
     return cells.tobytes(), cells.shape[0], cells.shape[1]
