@@ -222,7 +222,7 @@ class Optimizer:
                 scale = clip if clip is None or xp.dtype(clip) == dtype else xp.astype(clip, dtype)
                 new, new_half = self._update(value, unit.grad, scale, half, state, unit.options)
                 if half is not None:
-                    state["master"] = new
+                    state[MASTER] = new
                 unit.value = new if half is None else new_half
                 run_in_every_step(partial(self._mark_updated, place, unit))
         run_in_every_step(self._finish_step)
@@ -374,13 +374,13 @@ class Optimizer:
     def _master_copy(self, place: int, unit: Param | FlatGroup, state: dict[str, Any]) -> Array:
         """The float32 copy of the parameters, updated first if anything but a step has changed them."""
         xp = unit.params[0].backend
-        if "master" not in state or not same_versions(self._master_versions.get(place), versions(unit)):
+        if MASTER not in state or not same_versions(self._master_versions.get(place), versions(unit)):
             refuse_while_recording("a parameter in half precision was changed")
-            if "master" in state and hasattr(xp, "assign"):  # in place: a recorded step may use it
-                xp.assign(state["master"], unit.value)
+            if MASTER in state and hasattr(xp, "assign"):  # in place: a recorded step may use it
+                xp.assign(state[MASTER], unit.value)
             else:
-                state["master"] = xp.astype(unit.value, "float32")
-        return state["master"]
+                state[MASTER] = xp.astype(unit.value, "float32")
+        return state[MASTER]
 
     def _check_unchanged(self, arrays: list[Array]) -> None:
         """Check before a replay that parameters and master copies still are the recorded ones.
@@ -396,7 +396,7 @@ class Optimizer:
                     "call compile_step again"
                 )
         for place, unit in enumerate(self._units):
-            if "master" in self.state.get(place, {}) and not same_versions(
+            if MASTER in self.state.get(place, {}) and not same_versions(
                 self._master_versions.get(place), versions(unit)
             ):
                 raise RuntimeError(

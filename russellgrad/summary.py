@@ -42,9 +42,12 @@ def summary(members: Iterable[tuple[str, Any]]) -> str:
 
 
 def _frozen(members: Iterable[tuple[str, Any]]) -> set[int]:
-    """The ids of the buffers that `Module.freeze` made, also of those that another module shares."""
-    modules = [member for _, member in members if not isinstance(member, Tensor) and member._frozen]
-    return {id(tensor) for m in modules for name, tensor in m._named_tensors() if name in set(m._frozen)}
+    """The ids of the parameters that `Module.freeze` has frozen. A shared one may be printed in another module."""
+    found: set[int] = set()
+    for module in (member for _, member in members if not isinstance(member, Tensor) and member._frozen):
+        names = set(module._frozen)
+        found |= {id(tensor) for name, tensor in module._named_tensors() if name in names}
+    return found
 
 
 def _title(module: Any) -> str:

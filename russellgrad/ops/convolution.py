@@ -45,7 +45,7 @@ def conv2d(
     b dilation], where x is padded with zeros (Dumoulin & Visin, arXiv:1603.07285). The kernel is not flipped.
 
     Shapes: x (N, C, H, W) or (C, H, W), weight (O, C / groups, kh, kw), bias (O,) or None -> (N, O, H', W') or (O, H',
-    W'), with H' = (H + the padding - dilation (kh - 1) - 1) // stride + 1, and W' likewise.
+    W'), with H' = (H + the padding - dilation (kh - 1) - 1) // stride + 1. The formula of W' is the same.
 
     Args:
         stride, dilation: an int, or one for each spatial axis.
@@ -147,11 +147,9 @@ def convolve(
     strides, dilations = sizes(op, "stride", stride, n_axes, 1), sizes(op, "dilation", dilation, n_axes, 1)
     pads = paddings(op, padding, tuple(kernel), strides, dilations)
     output_lengths(op, x, tuple(kernel), strides, pads, dilations)
-    batch = x if x.ndim == n_axes + 2 else x.expand_dims(0)
-    out = apply(
-        rules.conv, batch, weight, bias, stride=strides, padding=pads, dilation=dilations, groups=int(groups)
-    )  # fmt: skip
-    return out if batch is x else out.reshape(out.shape[1:])
+    return _apply_to_batch(
+        rules.conv, n_axes, x, weight, bias, stride=strides, padding=pads, dilation=dilations, groups=int(groups)
+    )
 
 
 def max_pool(
@@ -162,9 +160,7 @@ def max_pool(
     kernel, strides, pads, dilations = pool_sizes(op, kernel_size, stride, padding, dilation, ceil_mode)
     padded = _pooled_padding(op, x, kernel, strides, pads, dilations, ceil_mode)
     _check_elements(op, x, kernel, strides, padded, dilations)
-    batch = x if x.ndim == 4 else x.expand_dims(0)
-    out = apply(rules.max_pool, batch, kernel=kernel, stride=strides, padding=padded, dilation=dilations)
-    return out if batch is x else out.reshape(out.shape[1:])
+    return _apply_to_batch(rules.max_pool, 2, x, kernel=kernel, stride=strides, padding=padded, dilation=dilations)
 
 
 def avg_pool(
@@ -185,12 +181,18 @@ def avg_pool(
     counted = tuple(
         (pad, min(pad, after)) if count_include_pad else (0, 0) for pad, (_, after) in zip(pads, padded, strict=True)
     )
-    batch = x if x.ndim == 4 else x.expand_dims(0)
-    out = apply(
-        rules.avg_pool, batch, kernel=kernel, stride=strides, padding=padded, counted=counted,
-        divisor=None if divisor_override is None else int(divisor_override),
-    )  # fmt: skip
-    return out if batch is x else out.reshape(out.shape[1:])
+    divisor = None if divisor_override is None else int(divisor_override)
+    return _apply_to_batch(
+        rules.avg_pool, 2, x, kernel=kernel, stride=strides, padding=padded, counted=counted, divisor=divisor
+    )
+
+
+def _apply_to_batch(rule: rules.Rule, n_axes: int, x: Tensor, *operands: Operand, **params: Any) -> Tensor:
+    """Apply a rule that takes (N, C, *spatial). An x without the axis N gets one, and the result does not have it."""
+    if x.ndim == n_axes + 2:
+        return apply(rule, x, *operands, **params)
+    out = apply(rule, x.expand_dims(0), *operands, **params)
+    return out.reshape(out.shape[1:])
 
 
 # --- Checks
