@@ -54,14 +54,14 @@ class Windows:
         self.padded = tuple(n + before + after for n, (before, after) in zip(self.lengths, padding, strict=True))
         spans = (d * (k - 1) for k, d in zip(self.kernel, dilation, strict=True))
         self.out = tuple((n - span - 1) // s + 1 for n, span, s in zip(self.padded, spans, stride, strict=True))
-        # The columns that are computed. Surplus columns make the runs of outputs short, instead of those of windows.
+        # The number of columns to compute. With surplus columns, the runs of windows are long, those of outputs short.
         is_worthwhile = self.c * prod(self.kernel) > self.o and self.padded[1] <= 1.5 * self.out[1]
         self.width = self.padded[1] if may_have_surplus and stride == (1, 1) and is_worthwhile else self.out[1]
         self.is_x = self.kernel == stride == (1, 1) and self.padded == tuple(self.lengths)
         self.size = self.c // groups * self.kernel[0] * self.kernel[1]  # of a window
 
     def blocks(self) -> list[list[Block]]:
-        """The blocks, in lists of those that have the same samples."""
+        """All blocks, as one list for each group of samples."""
         rows, row_bytes = self.out[0], self.groups * self.size * self.width * self.x.itemsize
         fitting = max(1, self.block_bytes // max(1, row_bytes))
         n_samples = 1 if self.is_x else max(1, min(fitting // rows, -(-self.n // 2)))  # two blocks for two threads

@@ -1,7 +1,7 @@
 """Runs the examples in full and writes their results to docs/examples.md: `python -m benchmarks.examples`.
 
-Each runs in a process of its own, one after the other. The pictures go to docs/. Names run some examples only, and
-leave the other sections of the page as they are: `python -m benchmarks.examples digits vae`.
+Each example runs in its own process, one after the other. The pictures are written to docs/. To run some examples and
+update only their sections of the page, name them: `python -m benchmarks.examples digits vae`.
 """
 
 import ast

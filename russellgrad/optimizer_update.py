@@ -53,8 +53,8 @@ def run_update(
         _check_same_entries(name, old, new)
     elif is_recording():
         raise RuntimeError(
-            f"{name}: a parameter of shape {value.shape} has its first step in a captured step, which would start its "
-            "state anew in each replay; take one step uncompiled, then call compile_step again"
+            f"{name}: a parameter of shape {value.shape} has its first step in a captured step, whose replays would "
+            "reset its state; take one step uncompiled, then call compile_step again"
         )
     # A result may be, or view, an array that is written below; such a one is copied first.
     shared = {id(x._version) for x in (given_value, given_grad, *old.values()) if isinstance(x, Tensor)}

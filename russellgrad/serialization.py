@@ -27,9 +27,9 @@ def save(module: Module, path: str | os.PathLike[str]) -> Path:
     """Write a module's parameters and buffers, frozen ones too, to a safetensors file and return the file's path.
 
     Each array keeps its name in `module.state_dict()`, its shape and its dtype, so `load` gives back the same bits.
-    bfloat16 and float16 are written as they are. Equal states give equal files, byte for byte, on every backend. An
-    existing file is replaced atomically: after a crash, `path` holds the complete old file or the complete new one. It
-    keeps its permissions. If `path` is a symbolic link, the file it points to is replaced.
+    bfloat16 and float16 are not converted. The same arrays give the same bytes on every backend. An existing file is
+    replaced atomically: after a crash, `path` holds the complete old file or the complete new one. It keeps its
+    permissions. If `path` is a symbolic link, the file it points to is replaced.
 
         rg.save(model, "model.safetensors")
         rg.load("model.safetensors", model)

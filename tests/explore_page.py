@@ -1,4 +1,4 @@
-"""What the tests of explore.py share: a small model, and its page in a browser."""
+"""Helpers for the tests of explore.py: a small model, and its page in a browser."""
 
 import json
 import time

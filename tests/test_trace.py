@@ -1,4 +1,4 @@
-"""Traces: what is recorded of operations, modules and backward passes, and what a trace must not change."""
+"""Traces: recorded operations, modules and backward passes. A trace does not change results or memory."""
 
 import contextlib
 import gc
