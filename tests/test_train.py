@@ -267,10 +267,8 @@ def test_interrupted_run_saves_its_model(
     assert result.signal == signal.SIGINT
     assert len(result.losses) == 3
     assert result.validation_losses == []
-    assert (
-        f"Stopped by SIGINT after step 3 of 6; resume with: python train/train_transformer.py --resume {tmp_path}"
-        in (capsys.readouterr().out)
-    )
+    resume = f"Stopped by SIGINT after step 3 of 6; resume with: train(resume={str(tmp_path)!r})\n"
+    assert resume in capsys.readouterr().out
     assert load_model(result.path).state_dict().keys() == result.model.state_dict().keys()
     assert signal.getsignal(signal.SIGINT) is handler
 

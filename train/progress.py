@@ -7,6 +7,7 @@ written as escapes such as \\u20ac. After an error, as when the terminal is gone
 import io
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
+import russellgrad
 from russellgrad.serialization import install_command
 
 PLAIN_LINES = 20  # about this many in a run
@@ -191,9 +193,23 @@ def command_line() -> Iterator[None]:
         _on_command_line.reset(token)
 
 
+def is_command_line() -> bool:
+    """Whether this is in a block of `command_line`."""
+    return _on_command_line.get()
+
+
 def option(name: str) -> str:
     """How messages call a field of Config: save_interval in Python, --save-interval on the command line."""
-    return "--" + name.replace("_", "-") if _on_command_line.get() else name
+    return "--" + name.replace("_", "-") if is_command_line() else name
+
+
+def command(script: str) -> str:
+    """The command that runs a file of this package: in a checkout by its path, else by the name of its module."""
+    file = Path(__file__).resolve().with_name(f"{script}.py")
+    if file.parent.parent == Path(russellgrad.__file__).resolve().parent:
+        return f"python -m russellgrad.train.{script}"
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return f"python {shlex.quote(str(shown))}"
 
 
 def format_duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ import argparse
 import html
 import math
 import os
+import runpy
 import statistics
 import sys
 from collections.abc import Sequence
@@ -19,13 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
+if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    runpy.run_module("russellgrad.train.report", run_name="__main__")
+    sys.exit()
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 from russellgrad.russelltransformer import Transformer
-from train.chart import (
+
+from .chart import (
     Chart,
     Floats,
     Series,
@@ -36,10 +40,10 @@ from train.chart import (
     step_axis,
     write_png,
 )
-from train.maps import VISIBLE, maps_html, write_maps_png
-from train.metrics import FILE, History, read_metrics
-from train.page import content_policy, facts_list, json_for_script, read_asset
-from train.progress import echo, exit_on_error, format_duration
+from .maps import VISIBLE, maps_html, write_maps_png
+from .metrics import FILE, History, read_metrics
+from .page import content_policy, facts_list, json_for_script, read_asset
+from .progress import echo, exit_on_error, format_duration
 
 MODEL = "model.safetensors"
 PROMPT = 32  # characters of the default prompt

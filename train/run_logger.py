@@ -15,11 +15,12 @@ from typing import Self
 from russellgrad import Tensor
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
-from train.checkpoints import explain_write_errors, latest_checkpoint
-from train.config import Config
-from train.distributed import ProcessGroup
-from train.metrics import Metrics
-from train.progress import Progress, escape_controls
+
+from .checkpoints import explain_write_errors, latest_checkpoint
+from .config import Config
+from .distributed import ProcessGroup
+from .metrics import Metrics
+from .progress import Progress, escape_controls
 
 READ_INTERVAL = 10  # steps: reading a loss waits for the device, so several losses are read at once
 
