@@ -372,9 +372,9 @@ def test_plain_output_has_step_and_validation_lines(
 def test_terminal_shows_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
     with Progress(10, terminal=True) as progress:
-        progress.update(5, 1.25, 1000)
+        progress.update(5, [1.25], 1000)
         progress.echo("[bold]not markup[/bold]")
-        progress.update(10, 1.25, 1000)
+        progress.update(10, [1.25], 1000)
     out = capsys.readouterr().out
     assert "10/10" in out
     assert "loss 1.2500  1,000 tokens/s" in out
@@ -386,7 +386,7 @@ def test_terminal_without_rich_prints_a_hint(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with Progress(10, terminal=True) as progress:
-        progress.update(10, 1.25, 1000)
+        progress.update(10, [1.25], 1000)
         progress.echo("plain text")
     hint, step, text = capsys.readouterr().out.splitlines()
     assert 'pip install "russellgrad[train]"' in hint
@@ -397,7 +397,7 @@ def test_terminal_without_rich_prints_a_hint(
 def test_long_run_prints_twenty_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(2000, terminal=False) as progress:
         for step in range(10, 2001, 10):
-            progress.update(step, 1.0, 1.0)
+            progress.update(step, [1.0], 1.0)
     assert len(capsys.readouterr().out.splitlines()) == 20
 
 

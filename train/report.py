@@ -123,15 +123,12 @@ def default_prompt(model: Transformer, samples: Sequence[tuple[int, str]], path:
 
 def make_charts(history: History) -> list[Chart]:
     """The charts of loss, learning rate, gradient norm and throughput."""
-    steps, losses = np.array(history.steps, float), np.array(history.losses, float)
-    validations = np.array([entry[:2] for entry in history.validations], float).reshape(-1, 2)
-    validation = Series("validation", validations[:, 0], validations[:, 1], "validation", dots=len(validations) <= 100)
+    steps = np.array(history.steps, float)
     clip = setting(history, "grad_clip")
     # Steps whose losses were read together have the same time and throughput: one point, at the last of them.
     read = [i for i in range(len(steps)) if i + 1 == len(steps) or history.seconds[i + 1] != history.seconds[i]]
     return [
-        Chart("loss", "Loss", "nats per character",
-              (*smoothed("each step's batch", steps, losses), *([validation] if len(validations) else []))),
+        loss_chart("loss", history),
         Chart("learning_rate", "Learning rate", "",
               (Series("learning rate", steps, np.array(history.learning_rates)),), from_zero=True),
         Chart("gradient_norm", "Gradient norm", "norm before clipping",
@@ -141,6 +138,17 @@ def make_charts(history: History) -> list[Chart]:
               smoothed("each reading", steps[read], np.array(history.tokens_per_second)[read], "readings"),
               from_zero=True),
     ]  # fmt: skip
+
+
+def loss_chart(key: str, history: History) -> Chart:
+    """The chart of the training and the validation loss."""
+    steps, losses = np.array(history.steps, float), np.array(history.losses, float)
+    series = smoothed("each step's batch", steps, losses)
+    if history.validations:
+        validations = np.array([entry[:2] for entry in history.validations], float)
+        few = len(validations) <= 100
+        series = *series, Series("validation", validations[:, 0], validations[:, 1], "validation", dots=few)
+    return Chart(key, "Loss", "nats per character", series)
 
 
 def smoothed(name: str, steps: Floats, values: Floats, what: str = "steps") -> tuple[Series, ...]:
@@ -207,7 +215,7 @@ def page_html(name: str, history: History, charts: Sequence[Chart], attention: A
     """The page. Its Content-Security-Policy allows no requests, and no script but its own."""
     steps = step_axis(charts)
     title = html.escape(f"Training run: {name}")
-    style, script = read_asset("report.css"), read_asset("report.js")
+    style, script = read_asset("chart.css") + read_asset("report.css"), read_asset("report.js")
     data = json_for_script(script_data(charts, steps))
     figures = "".join(chart_html(chart, steps, describe(chart)) for chart in charts)
     notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in notes_on(history))
