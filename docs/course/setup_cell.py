@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 set_matplotlib_formats("svg")
-GREY, BLUE, ORANGE, GREEN, PURPLE = "#888888", "#3b82d6", "#e07b39", "#3aa06b", "#b565c9"
+GREY, BLUE, ORANGE, GREEN, PURPLE = "#7a7a7a", "#3b82d6", "#e07b39", "#3aa06b", "#b565c9"
 plt.rcParams.update({"figure.figsize": (5, 2.8), "figure.facecolor": "none", "axes.facecolor": "none"})
 plt.rcParams["font.size"] = 11
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
