@@ -14,7 +14,7 @@ import pytest
 
 from russellgrad import Tensor
 from tests.helpers import once
-from tests.test_train import small
+from tests.test_train import interrupt_at_step, small
 from train import notebook, train_transformer
 from train.checkpoints import find
 from train.metrics import read_metrics
@@ -221,15 +221,7 @@ def test_an_interrupted_run_shows_where_it_stopped(
 ) -> None:
     """The stop button of a notebook sends SIGINT."""
     pytest.importorskip("safetensors")
-    train_step, taken = train_transformer.train_step, []
-
-    def interrupted_step(*args: Any, **kwargs: Any) -> Any:
-        taken.append(1)
-        if len(taken) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return train_step(*args, **kwargs)
-
-    monkeypatch.setattr(train_transformer, "train_step", interrupted_step)
+    interrupt_at_step(3, monkeypatch)
     assert small(text, tmp_path).signal == signal.SIGINT
     assert output.pages[-1]["text/plain"].startswith("3 of 6 steps in 0:")
     assert f"resume with: train(resume={str(tmp_path)!r})" in capsys.readouterr().out

@@ -250,19 +250,24 @@ def test_invalid_step_limit_raises(limit: str, monkeypatch: pytest.MonkeyPatch) 
         train()
 
 
-def test_interrupted_run_saves_its_model(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def interrupt_at_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send SIGINT to this process in that step of a run."""
     train_step, taken = train_transformer.train_step, []
-    handler = signal.getsignal(signal.SIGINT)
 
     def interrupted_step(*args: Any, **kwargs: Any) -> Any:
         taken.append(1)
-        if len(taken) == 3:
+        if len(taken) == step:
             signal.raise_signal(signal.SIGINT)
         return train_step(*args, **kwargs)
 
     monkeypatch.setattr(train_transformer, "train_step", interrupted_step)
+
+
+def test_interrupted_run_saves_its_model(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    interrupt_at_step(3, monkeypatch)
     result = small(text, tmp_path)
     assert result.signal == signal.SIGINT
     assert len(result.losses) == 3

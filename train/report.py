@@ -43,7 +43,7 @@ from .chart import (
 from .maps import VISIBLE, maps_html, write_maps_png
 from .metrics import FILE, History, read_metrics
 from .page import content_policy, facts_list, json_for_script, read_asset
-from .progress import echo, exit_on_error, format_duration
+from .progress import command_line, echo, exit_on_error, format_duration
 
 MODEL = "model.safetensors"
 PROMPT = 32  # characters of the default prompt
@@ -384,5 +384,5 @@ if __name__ == "__main__":
     options = parse()
     with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
-    with exit_on_error(ValueError, ImportError, OSError):
+    with command_line(), exit_on_error(ValueError, ImportError, OSError):
         echo(str(write_report(options.folder, options.prompt, png=options.png)))
