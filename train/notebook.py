@@ -63,8 +63,8 @@ class NotebookProgress(Progress):
         if self._step:
             try:
                 self._history = read_metrics(self._folder)
-            except (OSError, ValueError):  # the curve starts here
-                self._history = History()
+            except Exception:
+                self._history = History()  # the curve starts at the next step
         self._show(now=True)
         return self
 
