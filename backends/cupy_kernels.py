@@ -57,7 +57,8 @@ NAME_EXPRESSIONS: tuple[str, ...] = (
         for pack in _TYPES_AND_PACKS
         for activation in (*_GELU.values(), _LEAKY_RELU)
     ),
-    *(f"{name}{t}<{width}>" for name in _PER_WIDTH for t in ("", "_bf16") for width in _WIDTHS),
+    *(f"{name}<{width}>" for name in _PER_WIDTH for width in _WIDTHS),
+    *(f"{name}_mma<{t}, {width}>" for name in _PER_WIDTH for t in _PACKS for width in _WIDTHS),
 )
 
 
