@@ -841,7 +841,7 @@ struct Tiles {  // in dynamic shared memory, whose size cupy_kernels.py has to k
     static constexpr int ROWS = 64, THREADS = 2 * ROWS, TILE = D <= 64 ? 32 : 16;
     // Resident blocks per multiprocessor: as many as registers allow without spills.
     static constexpr int BLOCKS = D <= 64 ? 4 : 3;
-    static constexpr int BACK_Q_BLOCKS = D <= 64 ? 4 : 2, BACK_KV_BLOCKS = D == 32 ? 4 : D == 64 ? 3 : 2;
+    static constexpr int BACK_Q_BLOCKS = D <= 64 ? 4 : 2, BACK_KV_BLOCKS = D <= 64 ? 3 : 2;
 };
 
 __device__ inline bf16 to_factor(bf16 x) { return x; }
@@ -1244,6 +1244,12 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_KV_BLO
     int first = unseen > 0 ? unseen / QUERIES * QUERIES : 0;
     Loader<T, D, QUERIES> next_q(q + b * q_batch + h * q_head, q_row, n_queries, d);
     Loader<T, D, QUERIES> next_g(g + b * g_batch + h * g_head, g_row, n_queries, e);
+    const auto row_of = [&](int first) {  // log_sum of the thread's query, or delta in the threads from QUERIES on
+        const int query = first + threadIdx.x % QUERIES;
+        if (threadIdx.x < QUERIES) return query < n_queries ? log_sum[head * L + query] : infinity();
+        return gk && query < n_queries ? delta[head * L + query] : 0.0f;
+    };
+    float next_row = 0;
     if (first < n_queries) {  // else no barrier would separate this from store_rows
         Loader<T, D, ROWS> all_k(k + b * k_batch + h * k_head, k_row, n_keys, d);
         Loader<T, D, ROWS> all_v(v + b * v_batch + h * v_head, v_row, n_keys, e);
@@ -1251,6 +1257,7 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_KV_BLO
         all_v.load(start);
         next_q.load(first);
         next_g.load(first);
+        next_row = row_of(first);
         all_k.store(ks, start);
         all_v.store(vs, start);
     }
@@ -1259,11 +1266,8 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_KV_BLO
         __syncthreads();  // all threads are done with the previous tiles
         next_q.store(qs, first);
         next_g.store(gs, first);
-        if (threadIdx.x < QUERIES) {
-            const int query = first + threadIdx.x;
-            of_query[threadIdx.x] = query < n_queries ? log_sum[head * L + query] * LOG2_E : infinity();
-            taken_off[threadIdx.x] = gk && query < n_queries ? delta[head * L + query] : 0.0f;
-        }
+        if (threadIdx.x < QUERIES) of_query[threadIdx.x] = next_row * LOG2_E;
+        else if (threadIdx.x < 2 * QUERIES) taken_off[threadIdx.x - QUERIES] = next_row;
         __syncthreads();
         const bool more = first + QUERIES < n_queries;
         if (more) next_q.load(first + QUERIES);
@@ -1285,6 +1289,7 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_KV_BLO
             }
         }
         if (more) next_g.load(first + QUERIES);
+        if (more) next_row = row_of(first + QUERIES);
         if (gk) add_product<QUERIES>(ok, s, qs);
     }
     const long long to_k = b * gk_batch + h * gk_head, to_v = b * gv_batch + h * gv_head;
