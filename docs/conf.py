@@ -20,7 +20,7 @@ language = "en"
 
 extensions = [
     "myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode",
-    "lessons", "offline", "one_line_examples", "plain_docstrings", "repository_links", "source_links",
+    "lessons", "offline", "one_line_examples", "plain_docstrings", "repository_links", "signatures", "source_links",
 ]  # fmt: skip
 exclude_patterns = ["_build", "_ext"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
@@ -37,7 +37,7 @@ nb_merge_streams = True
 default_role = "code"  # names in docstrings have single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
