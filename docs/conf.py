@@ -35,11 +35,12 @@ nb_merge_streams = True
 
 # --- The API reference, from docstrings
 default_role = "code"  # names in docstrings have single backticks
+smartquotes = False  # "float32" is a string
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
-python_maximum_signature_line_length = 88
+python_maximum_signature_line_length = 76
 toc_object_entries_show_parents = "hide"
 
 # --- HTML

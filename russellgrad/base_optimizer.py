@@ -173,8 +173,9 @@ class Optimizer:
             p.zero_grad()
 
     def gather_grads(self) -> Array | None:
-        """Copy every parameter's gradient into the flat gradient array and return that array; None unless flat.
+        """Copy every parameter's gradient into the flat gradient array (n,) and return that array; None unless flat.
 
+        Between the gradients of two parameters there may be zeros, since each begins at a multiple of 8 elements.
         `step` calls this itself. Call it before `step` to modify all gradients at once, as an all-reduce does.
 
         Raises:

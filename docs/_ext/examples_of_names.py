@@ -292,8 +292,7 @@ EXAMPLES |= {
 
 GENERATOR = "generator = rg.random.Generator(seed=0); xp = rg.get_backend(); "
 EXAMPLES |= {
-    "random.Generator.start_batch": GENERATOR
-    + 'generator.start_batch(); generator.uniform((2,), "float64", xp).shape',
+    "random.Generator.start_batch": GENERATOR + 'generator.start_batch(); generator.uniform((2,), "float64", xp).shape',
     "random.Generator.continue_batch": GENERATOR
     + 'generator.start_batch(); whole = generator.uniform((4,), "float64", xp); generator.continue_batch(2); '
     'generator.uniform((2,), "float64", xp).tolist() == whole[2:].tolist()',
@@ -374,8 +373,7 @@ EXAMPLES |= {
     "russelltransformer.Transformer.stream": MODEL + 'len(list(model.stream("to be", 3)))',
     "russelltransformer.Transformer.attention_maps": MODEL + '[map.shape for map in model.attention_maps("to be")]',
     "russelltransformer.Transformer.to_torch_state_dict": MODEL + "list(model.to_torch_state_dict())[:2]",
-    "russelltransformer.Transformer.from_torch": MODEL
-    + "state = model.to_torch_state_dict(); "
+    "russelltransformer.Transformer.from_torch": MODEL + "state = model.to_torch_state_dict(); "
     'again = Transformer.from_torch(state, tokenizer, n_attn_heads=2, activation=model.config()["activation"]); '
     '(again(["to be"]) == model(["to be"])).all()',
     "russelltransformer.AttentionLayer.weights": TRANSFORMER.format("AttentionLayer")
@@ -383,10 +381,12 @@ EXAMPLES |= {
     "generation.KVCache": "from russellgrad.generation import KVCache; "
     + MODEL
     + 'cache = KVCache(model); logits = model(["to be"], cache); logits = model([" or"], cache); cache.length',
-    "checkpoint.save_model": (MODEL + SAVED).replace("; ", "\n") + """
+    "checkpoint.save_model": (MODEL + SAVED).replace("; ", "\n")
+    + """
 with tempfile.TemporaryDirectory() as folder:
     print(save_model(f"{folder}/model.safetensors", model).name)""",
-    "checkpoint.load_model": (MODEL + SAVED).replace("; ", "\n") + """
+    "checkpoint.load_model": (MODEL + SAVED).replace("; ", "\n")
+    + """
 with tempfile.TemporaryDirectory() as folder:
     path = save_model(f"{folder}/model.safetensors", model)
     print(load_model(path).tokenizer.vocabulary)""",
@@ -414,7 +414,8 @@ EXAMPLES |= {
     "tracing.Trace.nodes": TRACE + "[node.title for node in t.nodes]",
     "tracing.Trace.svg": TRACE + "t.svg()[:4]",
     "tracing.Trace.dot": TRACE + "t.dot()[:9]",
-    "tracing.Trace.html": TRACE + """import tempfile
+    "tracing.Trace.html": TRACE
+    + """import tempfile
 with tempfile.TemporaryDirectory() as folder:
     print(t.html(f"{folder}/page.html").name)""",
     "tracing.Drawing": "rg.draw(Tensor([2.0]) ** 2)",

@@ -191,7 +191,7 @@ class LSTM(_Recurrent):
     gates, states = 4, ("hx[0]", "hx[1]")
 
     def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As `GRU.forward`, with a state of two Tensors, (h, c)."""
+        """As `GRU.forward`, with a state of two Tensors, (h, c), of shape (L D, B, H) each. Raises as it does."""
         if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
             raise ValueError(f"LSTM: hx must be a tuple of two Tensors, (h, c), got a {type(hx).__name__}")
         output, (h, c) = self._run(x, None if hx is None else tuple(hx))
