@@ -35,7 +35,7 @@ nb_merge_streams = True
 
 # --- The API reference, from docstrings
 default_role = "code"  # names in docstrings have single backticks
-smartquotes = False  # "float32" is a string
+smartquotes_action = "D"  # dashes only: "float32" and (..., n) are code
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_custom_sections = [("Attributes", "params_style")]

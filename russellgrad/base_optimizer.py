@@ -233,9 +233,9 @@ class Optimizer:
         """The optimizer's state, for a checkpoint, without the parameters, the learning rate and the options.
 
         Returns:
-            {"kind": class name, "steps_taken": int, "state": list with one dict for each parameter, in order}. Each
-            dict maps names ("m", "v", ...) to numbers or to NumPy arrays. The format does not depend on flat or on the
-            backend.
+            A dict with the class name as "kind", the int "steps_taken", and "state", a list with one dict for each
+            parameter, in order. Each of these maps names ("m", "v", ...) to numbers or to NumPy arrays. The format does
+            not depend on flat or on the backend.
         """
         state: list[dict[str, Any]] = []
         for place, unit in enumerate(self._units):

@@ -21,12 +21,6 @@ DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception):: russellgrad\.(
 ARRAYS = re.compile(r"\b(Tensor|TensorT|Operand|Array|Mask|Pytree)\b")
 SHAPES = re.compile(r"shape|\bax[ie]s\b|->|\(\.\.\.|\([A-Z0-9]\w*, |\(n, |0-d|[Ee]lementwise|broadcast|scalar")
 ERRORS = re.compile(r"[Rr]aises|[Ee]rrors (are|of)")
-# What the library makes, and not a call of the user.
-MADE = {
-    "GradientError", "conformance.Case", "conformance.Outcome", "conformance.Report", "data.Batches",
-    "graph.events.Arrival", "graph.events.Contribution", "graph.node.GraphNode", "graph.values.Values",
-    "ops.indexing.At", "tracing.Drawing", "tracing.Trace",
-}  # fmt: skip
 NO_ARRAYS = {f"Tensor.{name}" for name in ("changed_in_place", "retain_grad", "zero_grad")}  # in or out
 NO_ERRORS = {
     "Module.train", "layers.Dropout.continue_batch", "layers.Dropout.start_batch", "layers.Identity.forward",
@@ -112,7 +106,7 @@ def test_every_entry_has_an_example_of_it_that_runs(name: str) -> None:
     code = examples.find_example(name)
     assert code is not None, f"{name} has no example in docs/_ext/examples_of_names.py"
     last = name.split(".")[-2 if name.endswith(".forward") else -1]
-    assert re.search(rf"(?<!\w){last}(?!\w)", code) or name in MADE
+    assert re.search(rf"(?<!\w){last}(?!\w)", code) or name in examples.MADE
     if os.environ.get("RG_BACKEND", "numpy") != "numpy":
         pytest.skip("the site is built with NumPy")
     if name == "conformance.check":
@@ -136,7 +130,7 @@ def test_an_entry_that_takes_arrays_states_shapes(name: str) -> None:
     assert SHAPES.search(inspect.getdoc(ENTRIES[name]) or "")
 
 
-CALLS = [name for name, value in ENTRIES.items() if parameters(value) and name not in MADE | NO_ERRORS]
+CALLS = [name for name, value in ENTRIES.items() if parameters(value) and name not in examples.MADE | NO_ERRORS]
 
 
 @pytest.mark.parametrize("name", CALLS)

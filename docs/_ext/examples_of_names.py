@@ -350,14 +350,10 @@ EXAMPLES |= {
 
 TOKENIZER = (
     "from russellgrad.tokenizer import Tokenizer; "
-    'tokenizer = Tokenizer.from_text("to be or not to be", max_seq_len=8, embed_dim=16); '
+    'tokenizer = Tokenizer.from_text("to be or not", max_seq_len=8, embed_dim=4); '
 )
 TRANSFORMER = "from russellgrad.russelltransformer import {0}; "
-MODEL = (
-    TRANSFORMER.format("Transformer")
-    + TOKENIZER
-    + "model = Transformer(tokenizer, n_layers=1, n_attn_heads=2, final_norm=True, output_projection=True); "
-)
+MODEL = TRANSFORMER.format("Transformer") + TOKENIZER + "model = Transformer(tokenizer, n_layers=1, n_attn_heads=2); "
 SAVED = "import tempfile; from russellgrad.checkpoint import load_model, save_model"
 EXAMPLES |= {
     "tokenizer.Tokenizer": TOKENIZER + 'tokenizer.encode("to be")',
@@ -374,7 +370,7 @@ EXAMPLES |= {
     "russelltransformer.Transformer.attention_maps": MODEL + '[map.shape for map in model.attention_maps("to be")]',
     "russelltransformer.Transformer.to_torch_state_dict": MODEL + "list(model.to_torch_state_dict())[:2]",
     "russelltransformer.Transformer.from_torch": MODEL + "state = model.to_torch_state_dict(); "
-    'again = Transformer.from_torch(state, tokenizer, n_attn_heads=2, activation=model.config()["activation"]); '
+    'again = Transformer.from_torch(state, tokenizer, n_attn_heads=2, activation="leaky_relu"); '
     '(again(["to be"]) == model(["to be"])).all()',
     "russelltransformer.AttentionLayer.weights": TRANSFORMER.format("AttentionLayer")
     + "AttentionLayer(2, 8).weights(rg.randn((1, 5, 8))).shape",
@@ -450,6 +446,13 @@ EXAMPLES |= {
     "conformance.Outcome.skipped": CASE + 'case.run("numpy").skipped',
     "conformance.Outcome.passed": CASE + 'case.run("numpy").passed',
 }
+
+# Classes of objects that the library makes, and not a call of the user.
+MADE = {
+    "GradientError", "conformance.Case", "conformance.Outcome", "conformance.Report", "data.Batches",
+    "graph.events.Arrival", "graph.events.Contribution", "graph.node.GraphNode", "graph.values.Values",
+    "ops.indexing.At", "tracing.Drawing", "tracing.Trace",
+}  # fmt: skip
 
 
 def find_example(name: str) -> str | None:

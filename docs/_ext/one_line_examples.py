@@ -19,7 +19,12 @@ BLOCK = re.compile(r"\.\. code-block:: python\n\n((?:[ ]+\S.*\n|\n)+)")
 
 
 def runs(block: str, session: list[str]) -> bool:
-    """Whether a session runs the code of a block in a docstring, apart from comments and `rg.`."""
+    """Whether a session runs the code of a block in a docstring, apart from comments and `rg.`.
+
+    It replaces a block of one line in any case: two examples of one line would show the same.
+    """
+    if len(block.split("\n")) < 4:  # the line and two line breaks
+        return True
 
     def words(code: str) -> str:
         return re.sub(r"#.*|\b(rg|russellgrad)\.|\s", "", code)
@@ -28,7 +33,7 @@ def runs(block: str, session: list[str]) -> bool:
 
 
 def add_example(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Append the example of a name to its docstring. It replaces a block of the docstring with the same code."""
+    """Append the example of a name to its docstring, in place of a block of code that it runs."""
     short = name.removeprefix("russellgrad.")
     if what not in KINDS or not inspect.getdoc(obj):
         return

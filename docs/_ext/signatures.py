@@ -1,7 +1,7 @@
 """Sphinx extension: signatures in the API reference have the annotations of the source.
 
 A type alias such as `Axis` keeps its name, which docs/api/index.rst explains. A function that is a method of Tensor has
-the parameter `x`.
+the parameter `x`. The constructors of classes that only the library calls are left out.
 """
 
 import ast
@@ -10,6 +10,7 @@ import re
 import textwrap
 from typing import Any
 
+from examples_of_names import MADE
 from sphinx.application import Sphinx
 
 LINKS = {"Generator": "random.Generator", "Tokenizer": "tokenizer.Tokenizer", "Report": "conformance.Report"}
@@ -52,6 +53,8 @@ def set_values(defaults: list[Any], names: dict[str, Any]) -> None:
 
 def signature_of(app: Sphinx, what: str, name: str, obj: Any, options: Any, *given: str) -> tuple[str, str] | None:
     """The signature and the return annotation, as `autodoc-process-signature` expects them."""
+    if what == "class" and name.removeprefix("russellgrad.") in MADE:
+        return "", ""
     node = definition_of(obj)
     if node is None or given == (None, None):
         return None

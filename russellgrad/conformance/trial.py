@@ -95,8 +95,10 @@ class Outcome:
 class Case:
     """One requirement of the contract on a primitive.
 
-    Args:
+    Attributes:
         primitive: its name in the contract; "Tensor" for what a Tensor requires of several.
+        title: what is required.
+        body: the function that checks it.
         needs: the names of other optional primitives that the case uses.
     """
 
