@@ -1,5 +1,6 @@
 """The API reference describes every public name once, and tables of names are right. `nox -s docs` builds the site."""
 
+import contextlib
 import inspect
 import re
 from collections import Counter
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import russellgrad
-from russellgrad import Tensor, data, init, layers, optimizer, russelltransformer, tokenizer
+from russellgrad import Tensor, data, init, layers, optimizer, russelltransformer, tokenizer, use_backend
 from tests.process import ROOT
 
 DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception):: russellgrad\.(\S+)$", re.MULTILINE)
@@ -68,6 +69,15 @@ def test_numpy_names_in_the_table_match_the_names_here(theirs: str, here: str) -
 def test_micrograd_names_in_the_table_have_the_results_shown(theirs: str, here: str, result: str) -> None:
     a, b = Tensor(2.0, backend="numpy"), Tensor(-3.0, backend="numpy")
     assert float(eval(here, {"rg": russellgrad, "Tensor": Tensor, "a": a, "b": b})) == float(result)
+
+
+def test_picture_of_a_trace_is_that_of_the_code_above_it() -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/trace.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    with use_backend("numpy"), contextlib.redirect_stdout(None):
+        exec(compile(code[1], "docs/trace.md", "exec"), names)
+    assert names["t"].svg() == (ROOT / "docs/trace.svg").read_text(encoding="utf-8")
 
 
 SHEET = "docs/course/teacher.md"
