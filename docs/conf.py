@@ -39,12 +39,14 @@ smartquotes_action = "D"  # dashes only: "float32" and (..., n) are code
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_custom_sections = [("Attributes", "params_style")]
+napoleon_use_param = False  # several parameters with one description stay together
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 76
 toc_object_entries_show_parents = "hide"
 
 # --- HTML
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # the default underlines names of modules, as if they were links
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False

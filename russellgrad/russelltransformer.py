@@ -69,7 +69,7 @@ class AttentionHead(Module):
     Args:
         d_kq: the length of keys and queries.
         d_v: the length of values.
-        hidden_size: C.
+        hidden_size: C, the length of the last axis of the input.
         generator: the generator of the initial weights; by default `random.default_generator()`.
 
     Raises:
@@ -110,7 +110,7 @@ class AttentionLayer(Module):
 
     Args:
         n_heads: the number of heads; must divide hidden_size.
-        hidden_size: C.
+        hidden_size: C, the length of the last axis of the input.
         output_projection: whether to multiply the output by a learned matrix (C, C), which mixes the heads.
         output_std: the standard deviation of that matrix's initial values.
         generator: the generator of the initial weights; by default `random.default_generator()`.
@@ -220,7 +220,7 @@ class Block(Module):
     Args:
         attention: the attention layer.
         feed_forward: the feed-forward layer.
-        hidden_size: C.
+        hidden_size: C, the length of the last axis of the input.
         dropout: applied to the output of both layers before the addition.
 
     Raises:

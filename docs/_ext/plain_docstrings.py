@@ -29,7 +29,7 @@ def escape(line: str) -> str:
         parts[i] = re.sub(r"(?<!^)([*|])|(?<=\w)(_)(?!\w)", r"\\\1\2", parts[i])
         if i == 0 and re.match(r"\s*[*|]", parts[i]):
             parts[i] = re.sub(r"([*|])", r"\\\1", parts[i], count=1)
-        parts[i] = PAGE.sub(r":doc:`/\1`", parts[i])
+        parts[i] = PAGE.sub(r":doc:`/\1`", parts[i]).replace("->", "→")  # an arrow does not break
     return re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", "".join(parts))  # `Tensor`s
 
 

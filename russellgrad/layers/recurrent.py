@@ -138,7 +138,7 @@ class GRU(_Recurrent):
 
     Args:
         input_size: I, the length of the input's last axis.
-        hidden_size: H.
+        hidden_size: H, the length of a state.
         num_layers: L, the number of stacked layers. Each takes the output of the one before.
         bias: whether to add biases.
         batch_first: whether input and output are (B, T, ...) instead of (T, B, ...). The state is (L D, B, H)
