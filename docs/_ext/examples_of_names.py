@@ -1,6 +1,7 @@
 """The examples of the API reference: statements for each public name. The value of the last one is shown."""
 
 import ast
+import inspect
 import io
 from contextlib import redirect_stdout
 from typing import Any
@@ -455,6 +456,16 @@ MADE = {
 }  # fmt: skip
 
 
+def as_method(code: str, name: str) -> str:
+    """The example with `x.exp()` in place of `rg.exp(x)`, and `Tensor.stack`, a static method, for `rg.stack`."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"rg.{name}":
+            is_static = isinstance(inspect.getattr_static(russellgrad.Tensor, name), staticmethod)
+            node.func = ast.Attribute(ast.Name("Tensor") if is_static else node.args.pop(0), name)
+    return ast.unparse(tree)
+
+
 def find_example(name: str) -> str | None:
     """The example of a name, without "russellgrad.". A method of Tensor may have the example of the function.
 
@@ -462,7 +473,7 @@ def find_example(name: str) -> str | None:
     """
     own, _, last = name.rpartition(".")
     if name not in EXAMPLES and own == "Tensor":
-        return EXAMPLES.get(last)
+        return as_method(EXAMPLES[last], last) if last in EXAMPLES else None
     return EXAMPLES.get(name) or (EXAMPLES.get(own) if last == "forward" else None)
 
 
