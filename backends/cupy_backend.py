@@ -512,7 +512,7 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | No
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
     if not cupy_kernels.attention_takes(q, k, v):
         return NotImplemented
-    return cupy_kernels.attention(q, k, v, mask, causal, offset)
+    return cupy_kernels.attention(q, k, v, mask, causal, offset, cublas.rounds_float32())
 
 
 def attention_backward(
@@ -529,7 +529,8 @@ def attention_backward(
 ) -> Any:
     if not cupy_kernels.attention_takes(q, k, v):
         return NotImplemented
-    return cupy_kernels.attention_backward(g, q, k, v, out, log_sum, mask, causal, offset, needs)
+    tf32 = cublas.rounds_float32()
+    return cupy_kernels.attention_backward(g, q, k, v, out, log_sum, mask, causal, offset, needs, tf32)
 
 
 # --- Optimizer steps

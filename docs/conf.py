@@ -50,4 +50,5 @@ pygments_dark_style = "github-dark"  # the default underlines names of modules, 
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_domain_indices = False  # the reference is by topic, not by module
 html_show_search_summary = False  # a page that is opened from a file cannot fetch others
