@@ -71,7 +71,7 @@ class Trace(Document):
         return f"Trace({self._operations} operations{visited})"
 
     def backward(self, loss: Tensor, gradient: "Array | Tensor | None" = None, retain_graph: bool = False) -> None:
-        """`loss.backward(gradient, retain_graph)`, recording every gradient.
+        """`loss.backward(gradient, retain_graph)`, recording every gradient. `gradient` has the shape of `loss`.
 
         Raises:
             ValueError: `loss` was not computed in the trace.
@@ -290,7 +290,8 @@ def trace(limit: int = OPERATIONS) -> Iterator[Trace]:
         limit: the number of operations to record. Later ones are counted; the picture says how many.
 
     Raises:
-        RuntimeError: another trace is active. ValueError: `limit` is not a positive int. TypeError: it is a Tensor.
+        RuntimeError: another trace is active. ValueError: `limit` is not a positive int. TypeError: `limit` is a
+            Tensor; the trace of a matrix is `x.trace()`.
     """
     recorded = Trace(limit)
     recorded._start()
