@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
 
+from . import apply
 from .autograd import no_grad
 from .backend import Backend, Shape
 from .module import Module
@@ -268,8 +269,11 @@ def _pieces(
     model: LanguageModel, texts: list[_Completion], max_new_tokens: int, sampling: Sampling
 ) -> Iterator[list[str]]:
     """Generate the pieces of text, one list for each step that completes a piece."""
-    decoder, active = _CachedDecoder(model), list(enumerate(texts))  # (row, text) of the texts that are not complete
+    decoder, active = _decoder(model), list(enumerate(texts))  # (row, text) of the texts that are not complete
+    observer = apply.observer
     for _ in range(max_new_tokens):
+        if apply.observer is not observer:  # a trace began or ended: it sees what Tensors compute
+            decoder, observer = _decoder(model), apply.observer
         pieces = [""] * len(texts)
         for (row, text), logits in zip(active, decoder.next_logits([text.ids for _, text in active]), strict=True):
             text.ids.append(sampling.draw(logits, text.draws))
@@ -283,6 +287,22 @@ def _pieces(
             return
     if any(rest := [text.flush() for text in texts]):
         yield rest
+
+
+class _NextLogits(Protocol):
+    """Computes the next token's logits for texts that grow by one token at a time."""
+
+    def next_logits(self, rows: list[list[int]]) -> list[list[float]]:
+        """The logits (vocab_size) of each row's next character. Each row has one token more than in the last call."""
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows of the last `next_logits`."""
+
+
+def _decoder(model: LanguageModel) -> _NextLogits:
+    """What the model's method `decoder` returns; if it has none, or that returns None, `forward` with a KVCache."""
+    own: _NextLogits | None = getattr(model, "decoder", lambda: None)()
+    return _CachedDecoder(model) if own is None else own
 
 
 class _CachedDecoder:
