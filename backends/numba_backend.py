@@ -289,7 +289,7 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
     """As in numpy_attention.py, with everything between the two products in one pass."""
-    if not is_float32(q, k, v):
+    if not is_float32(q, k, v) or numpy_attention.takes_one_query(q, k, v):
         return numpy_attention.attention(q, k, v, mask, causal, offset)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))

@@ -19,6 +19,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
     """The output, and the logsumexp of each query's scores, which is inf if all keys are hidden."""
     if _is_half(q):
         return NotImplemented
+    if takes_one_query(q, k, v):
+        return one_query(q, k, v, mask, causal, offset)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))  # with the memory layout of q
     log_sum = np.full((*heads.q.shape[:-1], 1), inf, q.dtype)
@@ -82,6 +84,50 @@ def attention_backward(
 
     heads.run_in_blocks(one, products=5)
     return tuple(None if gradient is None else heads.merge(gradient) for gradient in (gq, gk, gv))
+
+
+def takes_one_query(q: Array, k: Array, v: Array) -> bool:
+    """Whether `one_query` takes the operands: one query for each head, as in generation."""
+    return q.shape[-2] == 1 and q.ndim > 2 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.size > 0 < k.size
+
+
+_READ_TIME = 2e-4  # approximate time of both products for one element of the keys, in microseconds
+_LIMITS = {np.dtype(dtype): np.finfo(dtype) for dtype in (np.float32, np.float64)}
+
+
+def one_query(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
+    """As `attention`, for one query for each head: reading the keys and values takes the time, and no blocks help."""
+    *batch, n_keys, width = k.shape
+    if mask is not None:
+        mask = np.broadcast_to(mask, (*batch, 1, n_keys))
+    if causal and offset + 1 < n_keys:
+        hidden = np.arange(n_keys) > offset
+        mask = hidden[None] if mask is None else mask | hidden
+        mask = np.broadcast_to(mask, (*batch, 1, n_keys))
+    if batch[0] == 1:  # the next axis is split instead
+        first = None if mask is None else mask[0]
+        if len(batch) > 1:
+            out, log_sum = one_query(q[0], k[0], v[0], first, False, 0)
+            return out[None], log_sum[None]
+    out, log_sum = np.empty((*batch, 1, v.shape[-1]), q.dtype), np.empty((*batch, 1, 1), q.dtype)
+    limits, scale = _LIMITS[q.dtype], 1.0 / _sqrt(width)
+
+    def part(start: int, stop: int) -> None:
+        rows = slice(start, stop)
+        weights = np.matmul(q[rows] * scale, np.swapaxes(k[rows], -1, -2))
+        if mask is not None:
+            np.copyto(weights, -inf, where=mask[rows])
+        top = np.maximum.reduce(weights, axis=-1, keepdims=True, initial=limits.min)
+        weights -= top
+        np.exp(weights, out=weights)
+        # At least 1, to which `tiny` adds nothing; if all keys are hidden, the weights are 0.
+        total = np.add.reduce(weights, axis=-1, keepdims=True, initial=limits.tiny)
+        np.matmul(weights, v[rows], out=out[rows])
+        out[rows] /= total
+        log_sum[rows] = np.where(total < 1, inf, np.log(total) + top)
+
+    run_parallel(len(q), k.size * _READ_TIME, part)
+    return out, log_sum
 
 
 _BlockIndex: TypeAlias = tuple[slice, slice, slice]  # slices of the axes B, H, and L or S

@@ -14,7 +14,7 @@ import numpy as np
 
 from .cpu import run_parallel
 from .formulas import ERF_SMALL, ERFC_LARGE, ERFC_MIDDLE
-from .numpy_sums import sum
+from .numpy_sums import _ONE_THREAD, sum
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 DType: TypeAlias = Any
@@ -38,8 +38,8 @@ def _run_in_blocks(formula: Callable[[slice], None], passes: int, n: int, width:
 
     `passes` is the number of elementwise steps in the formula.
     """
-    if n == 0:
-        return
+    if n * width <= _ONE_THREAD:  # also for the BLAS, so that nothing needs to be set
+        return formula(slice(0, n)) if n else None
     length = _block_length(n, width)
 
     def part(start: int, stop: int) -> None:
@@ -134,6 +134,9 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Any:
         return NotImplemented
     rows = _rows(x)  # (N, i) @ (i, o): one product for all batch axes
     operands = (x, weight) if bias is None else (x, weight, bias)
+    if len(rows) == 1:  # as fast as the weight is read, for which the BLAS's threads share its columns
+        out = np.matmul(rows, weight)
+        return (out if bias is None else out + bias).reshape(*x.shape[:-1], weight.shape[1])
     out = np.empty((len(rows), weight.shape[1]), np.result_type(*operands))
 
     def part(start: int, stop: int) -> None:
@@ -336,7 +339,7 @@ def _apply_along_axis(axis: int, formula: Callable[..., None], passes: int, *arr
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
-    if _is_half(x):
+    if _is_half(x) or x.size <= _ONE_THREAD:  # of a small array, the formula takes half the time
         return NotImplemented
     rows = _rows(x)
     n, width = rows.shape
