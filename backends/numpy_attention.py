@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .cpu import run_parallel
+from .cpu import MIN_PART_TIME, run_parallel
 from .numpy_fused import _FLOP_TIME, Array, _block_length, _is_half, _row_sums
 
 # Attention (Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1), in blocks of queries. Weights
@@ -95,7 +95,30 @@ _READ_TIME = 2e-4  # approximate time of both products for one element of the ke
 _LIMITS = {np.dtype(dtype): np.finfo(dtype) for dtype in (np.float32, np.float64)}
 
 
-def one_query(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
+def _softmax_of(scores: Array) -> Array:
+    """Softmax of each row, in place, 0 if all are -inf. Returns the logsumexp, (..., 1), inf if all are -inf."""
+    limits = _LIMITS[scores.dtype]
+    top = np.maximum.reduce(scores, axis=-1, keepdims=True, initial=limits.min)
+    scores -= top
+    np.exp(scores, out=scores)
+    # At least 1, to which `tiny` adds nothing; if all keys are hidden, the weights are 0.
+    total = np.add.reduce(scores, axis=-1, keepdims=True, initial=limits.tiny)
+    scores /= total
+    log_sum: Array = np.log(total)
+    log_sum += top
+    log_sum[total < 1] = inf
+    return log_sum
+
+
+def one_query(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    causal: bool,
+    offset: int,
+    softmax_of: Callable[[Array], Array] = _softmax_of,
+) -> tuple[Array, Array]:
     """As `attention`, for one query for each head: reading the keys and values takes the time, and no blocks help."""
     *batch, n_keys, width = k.shape
     if mask is not None:
@@ -104,27 +127,23 @@ def one_query(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
         hidden = np.arange(n_keys) > offset
         mask = hidden[None] if mask is None else mask | hidden
         mask = np.broadcast_to(mask, (*batch, 1, n_keys))
-    if batch[0] == 1:  # the next axis is split instead
-        first = None if mask is None else mask[0]
-        if len(batch) > 1:
-            out, log_sum = one_query(q[0], k[0], v[0], first, False, 0)
-            return out[None], log_sum[None]
+    scale = 1.0 / _sqrt(width)
+
+    def formula(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
+        weights = np.matmul(q * scale, k.swapaxes(-1, -2))
+        if mask is not None:
+            np.copyto(weights, -inf, where=mask)
+        log_sum = softmax_of(weights)
+        return np.matmul(weights, v), log_sum
+
+    axis = next((i for i, n in enumerate(batch) if n > 1), 0)  # is split
+    if k.size * _READ_TIME < 2 * MIN_PART_TIME or axis:
+        return formula(q, k, v, mask)
     out, log_sum = np.empty((*batch, 1, v.shape[-1]), q.dtype), np.empty((*batch, 1, 1), q.dtype)
-    limits, scale = _LIMITS[q.dtype], 1.0 / _sqrt(width)
 
     def part(start: int, stop: int) -> None:
         rows = slice(start, stop)
-        weights = np.matmul(q[rows] * scale, np.swapaxes(k[rows], -1, -2))
-        if mask is not None:
-            np.copyto(weights, -inf, where=mask[rows])
-        top = np.maximum.reduce(weights, axis=-1, keepdims=True, initial=limits.min)
-        weights -= top
-        np.exp(weights, out=weights)
-        # At least 1, to which `tiny` adds nothing; if all keys are hidden, the weights are 0.
-        total = np.add.reduce(weights, axis=-1, keepdims=True, initial=limits.tiny)
-        np.matmul(weights, v[rows], out=out[rows])
-        out[rows] /= total
-        log_sum[rows] = np.where(total < 1, inf, np.log(total) + top)
+        out[rows], log_sum[rows] = formula(q[rows], k[rows], v[rows], None if mask is None else mask[rows])
 
     run_parallel(len(q), k.size * _READ_TIME, part)
     return out, log_sum

@@ -35,7 +35,7 @@ class Decoder:
         self.length = 0  # cached positions of each text, S; as many as max_seq_len when the cache is full
         self._n_tokens: list[int] = []  # of each text, without padding
         self._padding: Array | None = None  # (B, 1, 1, max_seq_len) bool, True at padding; None without padding
-        self._cache: list[Array] = []  # of each layer, keys and values (2, B, H, max_seq_len, D)
+        self._cache: list[Array] = []  # of each layer, keys and values (B, 2, H, max_seq_len, D)
 
     def next_logits(self, rows: list[list[int]]) -> list[list[float]]:
         """The logits (vocab_size) of each row's next character. Each row is a text's tokens so far.
@@ -62,7 +62,7 @@ class Decoder:
             return
         xp = self.xp
         for i, cached in enumerate(self._cache):
-            self._cache[i] = xp.getitem(cached, xp.prepare_index((slice(None), rows), cached.shape))
+            self._cache[i] = xp.getitem(cached, xp.prepare_index((rows,), cached.shape))
         if self._padding is not None:
             self._padding = xp.getitem(self._padding, xp.prepare_index((rows,), self._padding.shape))
         self._n_tokens = [self._n_tokens[row] for row in rows]
@@ -99,25 +99,36 @@ class Decoder:
     def _block(self, i: int, block: Any, x: Array, lengths: list[int] | None = None) -> Array:
         """(B, T, C) -> (B, T, C), as `Block.forward`; with lengths, of the last token of each row only, (B, 1, C)."""
         xp, attention, feed_forward = self.xp, block.attention, block.feed_forward
-        (b, t, c), h = x.shape, attention.n_heads
         qkv = xp.linear(self._normalized(block.attention_norm, x), attention.w_qkv.data, None)  # (B, T, 3 C)
-        q, kv = xp.getitem(qkv, (..., slice(0, c))), xp.getitem(qkv, (..., slice(c, 3 * c)))
-        kv = xp.transpose(xp.reshape(kv, (b, t, 2, h, c // h)), (2, 0, 3, 1, 4))
-        kv = self._extend(i, kv)  # (2, B, H, S + T, D)
-        if lengths is not None and t > 1:
-            q, x, t = self._last(q, lengths), self._last(x, lengths), 1
-        q = xp.transpose(xp.reshape(q, (b, t, h, c // h)), (0, 2, 1, 3))
+        heads = self._heads(qkv, attention.n_heads)
+        cached = self._extend(i, xp.getitem(heads, (slice(None), slice(1, 3))))  # (B, 2, H, S + T, D)
+        if lengths is not None and x.shape[1] > 1:
+            x, heads = self._last(x, lengths), self._heads(self._last(qkv, lengths), attention.n_heads)
         padding = self._padding
         if padding is not None:
-            padding = xp.getitem(padding, (..., slice(0, kv.shape[3])))
-        heads, _ = xp.attention(q, xp.getitem(kv, (0,)), xp.getitem(kv, (1,)), padding, t > 1, 0)
-        out = xp.reshape(xp.transpose(heads, (0, 2, 1, 3)), x.shape)
+            padding = xp.getitem(padding, (..., slice(0, cached.shape[3])))
+        q, k, v = (
+            xp.getitem(heads, (slice(None), 0)),
+            xp.getitem(cached, (slice(None), 0)),
+            xp.getitem(cached, (slice(None), 1)),
+        )
+        out, _ = xp.attention(q, k, v, padding, x.shape[1] > 1, 0)  # (B, H, T, D)
+        if x.shape[1] > 1:
+            out = xp.transpose(out, (0, 2, 1, 3))
+        out = xp.reshape(out, x.shape)
         if attention.w_out is not None:
             out = xp.linear(out, attention.w_out.data, None)
         x = xp.add(x, out)
         hidden = xp.linear(self._normalized(block.feed_forward_norm, x), feed_forward.w_in.data, feed_forward.b_in.data)
         hidden = _ACTIVATIONS[feed_forward.activation](xp, hidden)
         return xp.add(x, xp.linear(hidden, feed_forward.w_out.data, feed_forward.b_out.data))
+
+    def _heads(self, qkv: Array, n_heads: int) -> Array:
+        """(B, T, 3 C) -> queries, keys and values, (B, 3, H, T, D)."""
+        xp, (b, t, c) = self.xp, qkv.shape
+        if t == 1:
+            return xp.reshape(qkv, (b, 3, n_heads, 1, c // (3 * n_heads)))
+        return xp.transpose(xp.reshape(qkv, (b, t, 3, n_heads, c // (3 * n_heads))), (0, 2, 3, 1, 4))
 
     def _normalized(self, norm: Any, x: Array) -> Array:
         return self.xp.layer_norm(x, norm.gamma.data, norm.beta.data, norm.eps)[0]
@@ -139,7 +150,7 @@ class Decoder:
         return self.xp.asarray([[[[len(row) <= i < longest for i in range(most)]]] for row in rows], "bool")
 
     def _extend(self, i: int, new: Array) -> Array:
-        """Add keys and values of T tokens, (2, B, H, T, D), to layer i. Returns all of them, (2, B, H, S + T, D)."""
+        """Add keys and values of T tokens, (B, 2, H, T, D), to layer i. Returns all of them, (B, 2, H, S + T, D)."""
         xp, most, (*before, t, d) = self.xp, self.model.tokenizer.max_seq_len, new.shape
         end = self.length + t
         if t == most:  # the next call starts anew
