@@ -24,6 +24,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 _BLOCK = 1 << 17  # elements; smaller blocks would fit a faster cache, but need more calls
 _STEP_TIME = 2e-4  # approximate time of one elementwise step on one element, in microseconds, for `run_parallel`
+_SMALL_WEIGHT = 1 << 16  # elements; the BLAS's threads would go on spinning after a larger product
 _FLOP_TIME = 1e-5  # approximate time of one floating-point operation in a matrix product, in microseconds
 
 
@@ -38,9 +39,11 @@ def _run_in_blocks(formula: Callable[[slice], None], passes: int, n: int, width:
 
     `passes` is the number of elementwise steps in the formula.
     """
-    if n * width <= _ONE_THREAD:  # also for the BLAS, so that nothing needs to be set
-        return formula(slice(0, n)) if n else None
+    if n == 0:
+        return
     length = _block_length(n, width)
+    if length == n and n * width <= _ONE_THREAD:  # for the BLAS, too, so that nothing needs to be set
+        return formula(slice(0, n))
 
     def part(start: int, stop: int) -> None:
         for i in range(start, stop):
@@ -132,7 +135,7 @@ def matmul(a: Array, b: Array) -> Array:
 def linear(x: Array, weight: Array, bias: Array | None) -> Any:
     if _is_half(x):
         return NotImplemented
-    if x.size == x.shape[-1]:  # one row: reading the weight takes the time, which the BLAS's threads share
+    if x.size == x.shape[-1] and weight.size <= _SMALL_WEIGHT:  # one row, which the BLAS leaves to one thread
         out = np.matmul(x, weight)
         return out if bias is None else np.add(out, bias)
     rows = _rows(x)  # (N, i) @ (i, o): one product for all batch axes

@@ -398,10 +398,13 @@ class Transformer(Module):
         those of this file, such as a subclass; a method of one was replaced; the parameters differ in dtype or backend,
         or are arguments of a transform; or a `trace` is active.
         """
-        modules, tensors = list(self.modules()), [tensor for _, tensor in self._named_tensors()]
+        members = [member for _, member in self._members()]
+        tensors = [member for member in members if isinstance(member, Tensor)]
         backends = {tensor.backend for tensor in tensors}
-        is_plain = all(map(_is_original, modules)) and len({tensor.dtype for tensor in tensors}) == len(backends) == 1
-        return Decoder(self) if is_plain and not backends.pop().level and apply.observer is None else None
+        is_plain = all(_is_original(member) for member in members if isinstance(member, Module))
+        if not is_plain or len(backends) > 1 or len({tensor.dtype for tensor in tensors}) > 1:
+            return None
+        return Decoder(self) if apply.observer is None and not backends.pop().level else None
 
     def generate(
         self,
@@ -489,7 +492,7 @@ class Transformer(Module):
         return maps
 
 
-_METHODS = {
+_METHODS: dict[type[Module], dict[str, Any]] = {
     cls: {name: value for name, value in vars(cls).items() if callable(value)}
     for cls in (Transformer, Tokenizer, Block, AttentionLayer, FFLayer, LayerNorm, Dropout)
 }
