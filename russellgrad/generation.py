@@ -169,10 +169,11 @@ class Sampling:
         """
         if not math.isfinite(sum(logits)):
             raise ValueError("generate: the model's logits contain nan or inf; check its parameters")
-        ranked = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[: self.top_k]
         if self.temperature == 0:
-            return ranked[:1], [1.0]
-        weights = [math.exp((logits[i] - logits[ranked[0]]) / self.temperature) for i in ranked]
+            return [max(range(len(logits)), key=logits.__getitem__)], [1.0]  # of equal ones the first, as below
+        ranked = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[: self.top_k]
+        exp, largest, temperature = math.exp, logits[ranked[0]], self.temperature
+        weights = [exp((logits[i] - largest) / temperature) for i in ranked]
         if self.top_p is not None:
             nucleus = bisect_left(list(accumulate(weights)), self.top_p * sum(weights)) + 1
             return ranked[:nucleus], weights[:nucleus]
