@@ -21,7 +21,12 @@ from .tokenizer import Tokenizer
 
 
 class LanguageModel(Protocol):
-    """The interface of a model that can generate text, such as `russelltransformer.Transformer`."""
+    """The interface of a model that can generate text, such as `russelltransformer.Transformer`.
+
+    Generation calls `forward` with a `KVCache`. A model may have a faster way of its own: a method `decoder` that returns
+    an object with the methods `next_logits` and `select` of `decoder.Decoder`, or None, for `forward`. It is called at
+    the first piece of a text, and again when a `trace` begins or ends.
+    """
 
     tokenizer: Tokenizer
 
