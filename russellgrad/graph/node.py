@@ -17,10 +17,10 @@ class GraphNode:
 
     Attributes:
         index: the position in `Graph.nodes`.
-        kind: "op"; "leaf", an input that tracks gradients; "constant", one that does not; or "unrecorded", an operation
-            from before the trace.
+        kind: "op"; "leaf", an input that tracks gradients; "constant", one that does not; or "unrecorded", the result
+            of an operation from before the trace, or one that was changed in place.
         name: the name of the op, or the kind.
-        operands: the nodes of the operands, and numbers as text.
+        operands: the nodes of the operands; numbers, and None for an operand that was left out, as text.
         label: the name of the Tensor or parameter, if it has one.
         parameters: the parameters of the op as text, such as {"axis": "-1"}.
         value: the output, if it is known.
