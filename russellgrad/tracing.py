@@ -29,7 +29,7 @@ from .backend import Array, Backend
 from .dtype import python_number
 from .graph.document import DRAWN, Document
 from .graph.events import Arrival, Contribution
-from .graph.node import Graph, GraphNode, Scope
+from .graph.node import Graph, GraphNode, Scope, shortened
 from .graph.source import Sources
 from .graph.values import Values, values_of
 from .module import Module
@@ -260,7 +260,10 @@ class _Recorder:
             return
         if array is not g or value is None:  # the gradient of the root, or one that a hook has changed
             value = values_of(node.xp.to_host(g))
-        self._waiting = [(parent, i) for i, parent in enumerate(node.parents or ()) if parent is not None]
+        parents, pullbacks = node.parents or (), node.pullbacks or ()
+        is_joint = len(pullbacks) != len(parents)
+        self._waiting = [(parent, i) for i, parent in enumerate(parents)
+                         if parent is not None and (is_joint or pullbacks[i] is not None)]  # fmt: skip
         frees = bool(node.parents) and not self._retain_graph
         freed = list(found.saved) if frees else []
         fills = node.tensor_ref is not None and node.tensor_ref() is not None
@@ -422,7 +425,7 @@ def _text(value: Any) -> str:
         text = "..." if value is Ellipsis else repr(value)
     except Exception:  # of a parameter of a user's rule
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= 40 else text[:37] + "..."
+    return shortened(text, 40)
 
 
 def _saved(node: Node) -> list[str]:

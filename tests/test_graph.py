@@ -145,8 +145,31 @@ def test_text_is_escaped() -> None:
     for svg in (t.svg(), draw(y).svg(), t._repr_html_().replace('<div class="rg-document">', "<div>")):
         assert "<script" not in svg and "<img" not in svg
     root = ElementTree.fromstring(t.svg())
-    assert EVIL in [text.text for text in root.iter(f"{SVG}text")]
+    assert f"{EVIL[:59]}…" in [text.text for text in root.iter(f"{SVG}text")]
+    assert any(EVIL in (title.text or "") for title in root.iter(f"{SVG}title"))
+    x.label = '"a"\nb'
+    with trace() as t:
+        x * 2
     assert '\\"' in t.dot() and "\n" not in t.dot().split("[label=")[1].split("];")[0]
+
+
+def test_labels_that_xml_does_not_allow() -> None:
+    with trace() as t:
+        Tensor([1.0], label="a\x00b\x1b\ud800") * 2
+    root = ElementTree.fromstring(t.svg())
+    assert "a\ufffdb\ufffd\ufffd" in [text.text for text in root.iter(f"{SVG}text")]
+    for text in (t.svg(), t.dot(), t._repr_html_()):
+        assert "\x00" not in text and text.encode("utf-8")
+
+
+def test_long_labels_are_shortened_and_wide_characters_fit() -> None:
+    with trace() as t:
+        Tensor([1.0], label="w" * 10_000) * 2
+    root = ElementTree.fromstring(t.svg())
+    assert float(root.attrib["width"]) < 600
+    assert any("w" * 10_000 in (title.text or "") for title in root.iter(f"{SVG}title"))
+    wide, narrow = (GraphNode(0, "leaf", "leaf", (), "float64", label=label) for label in ("名前名前", "name"))
+    assert node_width(wide) > 1.5 * node_width(narrow)
 
 
 def test_pictures_have_names() -> None:

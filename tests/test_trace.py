@@ -1,6 +1,7 @@
 """Traces: recorded operations, modules and backward passes. A trace does not change results or memory."""
 
 import contextlib
+import errno
 import gc
 import inspect
 import math
@@ -508,5 +509,24 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     for write in (drawing.svg, drawing.dot, drawing.html):
         with pytest.raises(FileNotFoundError, match="missing"):
             write(tmp_path / "missing" / "graph")
+        with pytest.raises(OSError, match=f"not a file that can be replaced: '{tmp_path}'"):
+            write(tmp_path)
         write(tmp_path / "graph")
         assert (tmp_path / "graph").stat().st_size > 100
+
+
+@once
+def test_a_file_is_replaced_only_by_a_complete_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "graph"
+    path.write_text("before")
+
+    def full(temporary: Path, content: bytes) -> None:
+        temporary.write_bytes(content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
+
+    monkeypatch.setattr("russellgrad.serialization.write_synced", full)
+    drawing = draw(Tensor([1.0]) * 2)
+    for write in (drawing.svg, drawing.dot, drawing.html):
+        with pytest.raises(OSError, match=f"No space left on device: '{path}'$"):
+            write(path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

@@ -52,6 +52,15 @@ def test_an_operand_that_is_left_out_keeps_its_position(backend: Backend) -> Non
         assert all(arrival.node.operands[c.position] is c.target for c in arrival.contributions)
 
 
+def test_of_an_operand_twice_the_pullback_that_ran_is_named(backend: Backend) -> None:
+    second = custom_op(lambda xp, a, b: (xp.multiply(a, b), None, lambda g: xp.multiply(g, a)))
+    x = Tensor([3.0])
+    with trace() as t:
+        y = second(x, x)
+    t.backward(y)
+    assert [c.position for c in t.arrivals[0].contributions] == [1]
+
+
 def test_labels_of_outputs_are_recorded(backend: Backend) -> None:
     with trace() as t:
         hidden = Tensor([1.0]) * 2

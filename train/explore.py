@@ -72,7 +72,7 @@ def write_page(
     page = file.with_name(PAGE) if output is None else Path(output)
     text = page_html(file.resolve().parent.name, model, prompt, dtype)
     try:
-        replace_file(page, text.encode("utf-8"))
+        replace_file(page, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OSError(
             f"cannot write {page}: {error.strerror or error}; {option('output')} writes the page to another file"

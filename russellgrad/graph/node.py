@@ -1,7 +1,10 @@
 """The graph to draw: its nodes in the order in which they were made, and the modules that group them."""
 
+import re
 from dataclasses import dataclass, field
+from html import escape
 from typing import TypeAlias
+from urllib.parse import quote
 
 from .source import Span
 from .values import Values
@@ -9,6 +12,9 @@ from .values import Values
 # The modules in which an operation ran, from the outermost: ("Transformer", "blocks.0", "attention"). The second call
 # of a module within the same call of its parent is another scope: "dropout (2)".
 Scope: TypeAlias = tuple[str, ...]
+
+TITLE_LENGTH = 60  # longer labels and names of modules are shortened
+NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(eq=False)
@@ -52,12 +58,12 @@ class GraphNode:
 
     @property
     def title(self) -> str:
-        """The label of an input; the name of an op with the numbers among its operands, `power(·, 2)`."""
+        """The label of an input; the name of an op with the numbers among its operands, `power(·, 2)`. Shortened."""
         if self.kind in ("leaf", "constant"):
-            return self.label or self.name
+            return shortened(self.label or self.name)
         if all(isinstance(operand, GraphNode) for operand in self.operands) or not self.operands:
-            return self.name
-        return f"{self.name}({', '.join('·' if isinstance(o, GraphNode) else o for o in self.operands)})"
+            return shortened(self.name)
+        return shortened(f"{self.name}({', '.join('·' if isinstance(o, GraphNode) else o for o in self.operands)})")
 
     @property
     def detail(self) -> str:
@@ -74,6 +80,21 @@ class GraphNode:
         if self.label and self.label != text:
             facts.insert(0, self.label)
         return f"{text}: {', '.join(facts)}{'' if self.value is None else f'; {self.value.summary()}'}"
+
+
+def shortened(text: str, length: int = TITLE_LENGTH) -> str:
+    """The text, or its beginning and "…"."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def escaped(text: str) -> str:
+    """The text for XML and HTML. Characters that XML does not allow, such as NUL, are replaced."""
+    return escape(NOT_IN_XML.sub("\ufffd", text))
+
+
+def path_of(scope: Scope) -> str:
+    """The scope as a text, another one for each scope: a "/" in a name is escaped."""
+    return "/".join(quote(name, safe=" ()", errors="surrogatepass") for name in scope)
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
