@@ -3,6 +3,7 @@
 import base64
 import errno
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -175,6 +176,16 @@ def test_characters_outside_the_vocabulary_are_skipped_unless_strict(browser: Br
     assert "the text is empty" in browser.evaluate("document.getElementById('message').textContent")
 
 
+def test_a_vocabulary_of_70000_characters(browser: Browser, tmp_path: Path) -> None:
+    """More than the arguments that a function of JavaScript can have."""
+    vocabulary = "".join(map(chr, range(0x10000, 0x10000 + 70_000)))
+    page = write_page(make_model(tmp_path, vocabulary=vocabulary, n_layers=1), vocabulary[5])
+    open_page(browser, page)
+    assert browser.evaluate("document.getElementById('strip').textContent") == vocabulary[5]
+    assert browser.evaluate("document.querySelectorAll('#next tbody tr').length") == 12
+    check_no_requests(browser, page)
+
+
 # --- Errors, and the command line
 
 
@@ -222,6 +233,17 @@ def test_values_that_the_dtype_lacks_raise(tmp_path: Path) -> None:
         write_page(file, "a")
     with pytest.raises(ValueError, match="unknown dtype 'int8'; a page has float32 or float16"):
         write_page(file, "a", dtype="int8")
+    with pytest.raises(TypeError, match="prompt: needs a str, got a bytes"):
+        write_page(file, b"a")  # type: ignore[arg-type]
+
+
+def test_names_of_files_that_are_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    try:
+        folder.mkdir()
+    except OSError:  # the file system has only UTF-8
+        pytest.skip("no such names here")
+    assert write_page(make_model(folder), "a").stat().st_size > 1000
 
 
 def test_large_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,11 +56,13 @@ def write_page(
         ValueError: the model's file is damaged; the model is of another run than the samples in its folder; the prompt
             is empty or has characters that are not in its vocabulary; a weight is not finite in this dtype; or the
             weights need more than 256 MiB.
-        ImportError: `safetensors` is not installed.
+        TypeError: `prompt` is not a str. ImportError: `safetensors` is not installed.
         OSError: the page cannot be written.
     """
     if dtype not in DTYPES:
         raise ValueError(f"{option('dtype')}: unknown dtype {dtype!r}; a page has {' or '.join(DTYPES)}")
+    if prompt is not None and not isinstance(prompt, str):
+        raise TypeError(f"prompt: needs a str, got a {type(prompt).__name__}")
     file = model_file(Path(path))
     model = load_model(file)
     if prompt is None:
