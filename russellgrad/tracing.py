@@ -194,7 +194,9 @@ class Trace(Document):
             code = frame.f_code
             if place is None and not code.co_filename.startswith(_PACKAGE):
                 line = getline(code.co_filename, frame.f_lineno).strip()
-                place = Path(code.co_filename).name, frame.f_lineno, line
+                path = Path(code.co_filename)
+                is_cell = path.parent.name.startswith("ipykernel_")  # its file has a number as its name
+                place = "notebook cell" if is_cell else path.name, frame.f_lineno, line
             if code.co_argcount and code.co_varnames[0] == "self":
                 module = frame.f_locals.get("self")
                 if isinstance(module, Module):

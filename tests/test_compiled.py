@@ -11,6 +11,7 @@ import pytest
 from russellgrad import (
     Tensor,
     compile_step,
+    concatenate,
     einsum,
     functional_call,
     grad,
@@ -286,6 +287,8 @@ def test_operations_with_constants_can_be_recorded(backend: Backend) -> None:
         lambda x: x.at(slice(None, None, -1)).set(x * 2), lambda x: x.at((None, slice(1))).add(x[1:2]),
         lambda x: x.tril(), lambda x: x.diagonal(1), lambda x: x.roll(1, 0), lambda x: x.repeat(2, 1),
         lambda x: x.norm(3, 0), lambda x: x.prod(0), lambda x: x.logsumexp(), lambda x: einsum("ij,kj->ik", x, x),
+        lambda x: x.sort(0), lambda x: x.topk(2)[0], lambda x: x.cumsum(1), lambda x: x // 0.3, lambda x: x % 0.3,
+        lambda x: x.std(0), lambda x: x.argmax(1) + x.argsort(), lambda x: concatenate([x] * 3, 1),
     ]  # fmt: skip
     for work in works:
         step = compile_step(work)

@@ -59,6 +59,12 @@ def test_records_each_operation_with_its_operands_and_values(backend: Backend) -
     np.testing.assert_array_equal(to_numpy(y), numbers(last))
 
 
+def test_the_file_of_an_operation_in_a_notebook_is_its_cell(backend: Backend) -> None:
+    with trace() as t:
+        exec(compile("x * 2", "/tmp/ipykernel_12/1279845975.py", "exec"), {"x": Tensor([1.0])})
+    assert t.nodes[-1].place == ("notebook cell", 1, "")
+
+
 def test_inputs_are_leaves_constants_or_from_before_the_trace(backend: Backend) -> None:
     w, x = Tensor([1.0]), Tensor([2.0], requires_grad=False)
     before = w.exp()

@@ -20,6 +20,7 @@ INCLUDE = re.compile(r"^```\{literalinclude\} (\S+)\n((?::[\w-]+:.*\n)*)```$", r
 LESSON = re.compile(r"^```\{lesson\} (.+)\n```$", re.MULTILINE)
 ADMONITION = re.compile(r"^:::\{admonition\} (.+)\n(?::[\w-]+:.*\n)*([\s\S]*?)^:::$", re.MULTILINE)
 DOWNLOAD = re.compile(r"\{download\}(`[^`]+`)")
+LESSON_LINK = re.compile(r"\]\((\d\d_\w+)\.md(#[^)]*)?\)")  # to the notebook beside this one
 PAGE_LINK = re.compile(r"\]\(((?!https?:)[^)#]+)\.(?:md|rst)(#[^)]*)?\)")
 
 
@@ -60,6 +61,7 @@ def for_jupyter(text: str, folder: Path) -> str:
     text = LESSON.sub(r"Time: \1.", text)
     text = ADMONITION.sub(r"**\1** \2", text)
     text = DOWNLOAD.sub(r"\1", text)
+    text = LESSON_LINK.sub(r"](\1.ipynb\2)", text)
     return PAGE_LINK.sub(r"](\1.html\2)", text)
 
 
