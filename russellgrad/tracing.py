@@ -33,6 +33,7 @@ from .graph.node import Graph, GraphNode, Scope, shortened
 from .graph.source import Sources
 from .graph.values import Values, values_of
 from .module import Module
+from .replay import is_recording
 from .rules import Rule
 from .tensor import Tensor
 
@@ -98,6 +99,8 @@ class Trace(Document):
     def _start(self) -> None:
         if _apply.observer is not None:
             raise RuntimeError("trace: another trace is active; leave its block first")
+        if is_recording():
+            raise RuntimeError("trace: compile_step captures this step; trace the call of the compiled step instead")
         self._inner = _inner_calls(sys._getframe())
         _apply.observer = self._record
 
@@ -304,7 +307,8 @@ def trace(limit: int = OPERATIONS) -> AbstractContextManager[Trace]:
         limit: the number of operations to record. Later ones are counted; the picture says how many.
 
     Raises:
-        RuntimeError: another trace is active. ValueError: `limit` is not a positive int. TypeError: it is a Tensor.
+        RuntimeError: another trace is active, or `compile_step` captures the block. ValueError: `limit` is not a
+            positive int. TypeError: it is a Tensor.
     """
     return _recording(Trace(limit))  # a bad limit raises here, not at `with`
 

@@ -164,6 +164,24 @@ def test_a_pass_in_another_thread_is_not_recorded() -> None:
     assert [arrival.node.label or arrival.node.name for arrival in t.arrivals] == ["multiply", "x"]
 
 
+def test_a_trace_within_a_captured_step_raises(backend: Backend) -> None:
+    if not hasattr(backend, "capture"):
+        pytest.skip(f"{backend.name} captures no steps")
+
+    def step(x: Tensor) -> Tensor:
+        with trace():
+            return x * 2
+
+    compiled, x = rg.compile_step(step), Tensor([1.0], requires_grad=False)
+    for _ in range(2):
+        compiled(x)
+    with pytest.raises(RuntimeError, match="trace the call of the compiled step instead"):
+        compiled(x)  # captures the step
+    with trace() as t:
+        x * 3
+    assert t.nodes[-1].name == "multiply"
+
+
 def test_a_trace_can_be_copied_and_pickled(backend: Backend) -> None:
     x = y = Tensor([1.0], label="x")
     with trace() as t:
