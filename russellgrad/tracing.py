@@ -135,7 +135,8 @@ class Trace(Document):
         spans = [None if f is None else self._sources.pullback(f) for f in functions]
         node.forward = self._sources.forward(rule, spans)
         if out._node is not None:
-            node.pullbacks = spans
+            is_joint = len(pullbacks) == 1 and isinstance(pullbacks[0], Joint)
+            node.pullbacks = spans * len(operands) if is_joint else spans
             node.saved = _saved(out._node)
         self._operations += 1
 

@@ -51,9 +51,7 @@ class Explorer:
         node = arrival.node
         contributions = []
         for c in arrival.contributions:
-            # One joint pullback may serve all operands.
-            at = c.position if len(node.pullbacks) > 1 else 0
-            span = node.pullbacks[at] if at < len(node.pullbacks) else None
+            span = node.pullbacks[c.position] if node.pullbacks else None  # none of an operation before the trace
             contributions.append({
                 "operand": c.position, "to": c.target.index - self._graph.offset, "title": c.target.title,
                 "part": self._value(c.part), "before": self._value(c.before), "total": self._value(c.total),

@@ -31,7 +31,8 @@ class GraphNode:
         parameters: the parameters of the op as text, such as {"axis": "-1"}.
         value: the output, if it is known.
         forward: where the rule computes the output.
-        pullbacks: where the rule computes the gradient of each operand; None where there is none.
+        pullbacks: where the rule computes the gradient of each operand; None where there is none. A joint pullback,
+            which serves all operands, is there for each of them.
         saved: the arrays that the pullbacks hold until backward, as text.
         place: the line that called the operation: the name of its file, its number and its text.
     """
