@@ -30,7 +30,7 @@ from .dtype import python_number
 from .graph.document import DRAWN, Document
 from .graph.events import Arrival, Contribution
 from .graph.node import Graph, GraphNode, Scope, shortened
-from .graph.source import Sources
+from .graph.source import Sources, short_path
 from .graph.values import Values, values_of
 from .module import Module
 from .replay import is_recording
@@ -198,9 +198,7 @@ class Trace(Document):
             code = frame.f_code
             if place is None and not code.co_filename.startswith(_PACKAGE):
                 line = getline(code.co_filename, frame.f_lineno).strip()
-                path = Path(code.co_filename)
-                is_cell = path.parent.name.startswith("ipykernel_")  # its file has a number as its name
-                place = "notebook cell" if is_cell else path.name, frame.f_lineno, line
+                place = short_path(code.co_filename, 1), frame.f_lineno, line
             if code.co_argcount and code.co_varnames[0] == "self":
                 module = frame.f_locals.get("self")
                 if isinstance(module, Module):

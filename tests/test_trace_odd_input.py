@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import linecache
 import math
 import pickle
 import threading
@@ -107,6 +108,19 @@ def test_a_module_whose_members_have_no_names_is_traced(backend: Backend) -> Non
     with trace() as t:
         WithSet()(Tensor(np.ones((1, 2))))
     assert t.nodes[-1].scope == ("WithSet", "Linear")
+
+
+@once
+def test_the_source_of_a_rule_in_a_notebook_is_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, text = "/tmp/ipykernel_12/34.py", "def double(xp, a):\n    return xp.add(a, a), lambda g: xp.multiply(g, 2)\n"
+    monkeypatch.setitem(linecache.cache, file, (len(text), None, text.splitlines(keepends=True), file))
+    namespace: dict[str, Any] = {}
+    exec(compile(text, file, "exec"), namespace)
+    double = custom_op(namespace["double"])
+    with trace() as t:
+        double(Tensor([1.0]))
+    forward = t.nodes[-1].forward
+    assert forward is not None and forward.text == "xp.add(a, a)" and forward.source.file == "notebook cell"
 
 
 def test_a_trace_in_a_hook_records_the_block(backend: Backend) -> None:

@@ -120,6 +120,11 @@ class Sources:
         return _span(code.co_filename, lines, function, min(fitting, key=_length)) if fitting else None
 
 
+def short_path(file: str, parts: int) -> str:
+    """The last parts of a path. A cell of a notebook has a temporary file, whose name says nothing."""
+    return "notebook cell" if "ipykernel_" in file else "/".join(Path(file).parts[-parts:])
+
+
 def _code(function: Any) -> CodeType | None:
     code = getattr(function, "__code__", None)
     return code if isinstance(code, CodeType) else None
@@ -165,7 +170,7 @@ def _span(file: str, lines: list[str], function: Function, part: ast.expr | Func
     first = _first_line(function)
     text = [line.rstrip("\n") for line in lines[first - 1 : function.end_lineno]]
     indent = min((len(line) - len(line.lstrip()) for line in text if line.strip()), default=0)
-    source = Source("/".join(Path(file).parts[-2:]), first, "\n".join(line[indent:] for line in text))
+    source = Source(short_path(file, 2), first, "\n".join(line[indent:] for line in text))
 
     def place(line: int, column: int) -> tuple[int, int]:  # ast counts bytes
         return line - first, len(lines[line - 1].encode()[:column].decode()) - indent
