@@ -86,7 +86,7 @@ class Trace(Document):
             full = f"the trace is full: pass limit= to russellgrad.trace, now {self._limit}"
             reason = full if self._graph.omitted else "compute it inside `with russellgrad.trace() as t:`"
             raise ValueError(f"Trace.backward: this tensor was not recorded; {reason}")
-        if loss._node is not None and loss._node.order in self._by_order:
+        if loss.label and loss._node is not None:
             self._by_order[loss._node.order].label = loss.label
         token = autograd.observer.set(_Recorder(self, retain_graph))
         try:
