@@ -186,7 +186,14 @@ add = _of_large_arrays("ADD", cupy.add)
 subtract = _keeps_bfloat16(cupy.subtract)
 multiply = _of_large_arrays("MULTIPLY", cupy.multiply)
 divide = _keeps_bfloat16(cupy.divide)
-power = _keeps_bfloat16(cupy.power)
+_power, _exp2 = _keeps_bfloat16(cupy.power), _keeps_bfloat16(cupy.exp2)
+
+
+def power(a: Array, b: Array, /) -> Array:
+    """Powers of the number 2 from exp2: CUDA's pow(2, n) is not always a power of two for a whole n."""
+    return _exp2(b) if type(a) is float and a == 2.0 and b.dtype.kind not in "biu" else _power(a, b)
+
+
 negative = cupy.negative
 exp = cupy.exp
 expm1 = cupy.expm1

@@ -1,6 +1,7 @@
 """The API reference describes every public name once, and tables of names are right. `nox -s docs` builds the site."""
 
 import inspect
+import math
 import re
 from collections import Counter
 from importlib import import_module
@@ -70,25 +71,56 @@ def test_micrograd_names_in_the_table_have_the_results_shown(theirs: str, here: 
     assert float(eval(here, {"rg": russellgrad, "Tensor": Tensor, "a": a, "b": b})) == float(result)
 
 
-SHEET = "docs/course/teacher.md"
+SHEET = "docs/course/rules_sheet.md"
+# The sheet defines names in its text, as in `m = a > b`.
+DEFINED = re.findall(r"`(\w+) = ([^`]+)`", (ROOT / SHEET).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("row", rows(SHEET, 3) + rows(SHEET, 4), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", rows(SHEET, 3) + rows(SHEET, 4) + rows(SHEET, 5), ids=lambda row: row[0])
 def test_formulas_of_the_sheet_of_rules_match_the_library(row: tuple[str, ...]) -> None:
     operation, result, *gradients = row
     rng = np.random.default_rng(0)
-    a, b = rng.uniform(0.3, 1.5, size=(2, 3, 4))
-    x, y = Tensor(a, backend="numpy"), Tensor(b, backend="numpy")
-    names = {"np": np, "rg": russellgrad, "a": a, "b": b, "s": softmax, "m": a > b, "ids": np.array([0, 3, 1])}
-    out = eval(operation, {**names, "x": x, "y": y})
-    np.testing.assert_allclose(out.numpy(), eval(result, names), rtol=0, atol=1e-12)
-    g = rng.normal(size=out.shape)
-    out.backward(Tensor(g, backend="numpy"))
-    for tensor, formula in zip((x, y), gradients, strict=False):
+    shapes = [(1, 1, 8), (1, 1, 3)] if "conv1d" in operation else [(3, 4)] * 3
+    arrays = [rng.uniform(0.3, 1.5, size=shape) for shape in shapes]
+    tensors = [Tensor(array, backend="numpy") for array in arrays]
+    names: dict[str, Any] = {"np": np, "rg": russellgrad}
+    names |= {"s": softmax, "P": normal_cdf, "mean": row_mean, "std": row_std}
+    names |= {name: one_channel(array) for name, array in zip("abc", arrays, strict=False)}
+    names |= dict(zip("xyz", tensors, strict=False))
+
+    def evaluate(formula: str) -> Any:
+        for name, definition in DEFINED:
+            if name not in names and re.search(rf"\b{name}\b", formula):
+                names[name] = evaluate(definition)
+        return eval(formula, names)
+
+    out = evaluate(operation)
+    np.testing.assert_allclose(one_channel(out.numpy()), evaluate(result), rtol=0, atol=1e-12)
+    gradient = rng.normal(size=out.shape)
+    names["g"] = one_channel(gradient)
+    out.backward(Tensor(gradient, backend="numpy"))
+    for tensor, formula in zip(tensors, gradients, strict=False):
         assert tensor.grad is not None
-        np.testing.assert_allclose(tensor.grad, eval(formula, {**names, "g": g}), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(one_channel(tensor.grad), evaluate(formula), rtol=0, atol=1e-12)
+
+
+def one_channel(a: Any) -> Any:
+    """The array of a convolution, (1, 1, n), as (n,); another array unchanged."""
+    return a[0, 0] if a.shape[:2] == (1, 1) else a
 
 
 def softmax(a: np.ndarray) -> Any:
     e = np.exp(a)
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def normal_cdf(a: np.ndarray) -> Any:
+    return np.vectorize(lambda value: (1 + math.erf(value / math.sqrt(2))) / 2)(a)
+
+
+def row_mean(a: np.ndarray) -> Any:
+    return a.mean(axis=-1, keepdims=True)
+
+
+def row_std(a: np.ndarray) -> Any:
+    return np.sqrt(a.var(axis=-1, keepdims=True) + 1e-5)
