@@ -189,6 +189,16 @@ def test_dot_has_clusters_and_edges() -> None:
     assert text.count("->") == sum(len(node.sources) for node in t.nodes)
 
 
+def test_an_input_is_just_above_its_first_use() -> None:
+    a, b = (GraphNode(i, "leaf", "leaf", (), "float64", label="ab"[i]) for i in range(2))
+    first = GraphNode(2, "op", "first", (), "float64", [a])
+    second = GraphNode(3, "op", "second", (), "float64", [first])
+    third = GraphNode(4, "op", "third", (), "float64", [second, b])
+    last = GraphNode(5, "op", "last", (), "float64", [third, b])
+    tops = {item.title: top for item, _, top, *_ in rectangles(placed(Graph([a, b, first, second, third, last]), 0))}
+    assert tops["a"] < tops["first"] < tops["second"] == tops["b"] < tops["third"] < tops["last"]
+
+
 def test_an_edge_against_the_order_is_left_out() -> None:
     """Code that runs alternately inside and outside of one call cannot be drawn as one box with edges downward."""
     a = GraphNode(0, "leaf", "a", (), "float64", scope=("m",))

@@ -5,6 +5,7 @@ import errno
 import gc
 import inspect
 import math
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -507,7 +508,8 @@ def test_nan_is_shown(backend: Backend) -> None:
     t.backward(y, Tensor([1.0, 1.0]))
     value = the(t, "multiply").value
     assert value is not None and value.not_finite == 1
-    assert "not-finite" in t.svg()
+    classes = re.findall(r'class="node ([^"]*)"', t.svg())
+    assert classes == ["leaf not-finite", "op output not-finite"]
 
 
 @once
