@@ -10,6 +10,7 @@ import pytest
 
 import russellgrad as rg
 from russellgrad import Tensor, draw, layers, trace
+from russellgrad.graph import layout
 from russellgrad.graph.layout import BENDS, NODE_HEIGHT, Placed, boxes_of, depth_to_open, lay_out, node_width
 from russellgrad.graph.node import Graph, GraphNode, common
 from russellgrad.graph.svg import svg_of, title_of
@@ -197,6 +198,21 @@ def test_an_input_is_just_above_its_first_use() -> None:
     last = GraphNode(5, "op", "last", (), "float64", [third, b])
     tops = {item.title: top for item, _, top, *_ in rectangles(placed(Graph([a, b, first, second, third, last]), 0))}
     assert tops["a"] < tops["first"] < tops["second"] == tops["b"] < tops["third"] < tops["last"]
+
+
+def test_the_order_of_a_layer_avoids_crossings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crossings(sweeps: int) -> int:
+        monkeypatch.setattr(layout, "ORDER_SWEEPS", sweeps)
+        found = 0
+        for seed in range(6):
+            one = layout._Layout(boxes_of(random_graph(seed, depth=0))[()], {}, 0.0)
+            one._order()
+            one._number()
+            found += sum(map(layout._crossings, one.layers))
+        return found
+
+    none, first, all_of_them = crossings(0), crossings(1), crossings(8)
+    assert all_of_them < 0.9 * first < 0.5 * none
 
 
 def test_an_edge_against_the_order_is_left_out() -> None:
