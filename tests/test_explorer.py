@@ -16,7 +16,7 @@ import russellgrad as rg
 from russellgrad import Module, Tensor, draw, layers, trace
 from russellgrad.graph.document import Document
 from russellgrad.tracing import Trace
-from tests.browser import Browser, find_browser
+from tests.browser import Browser
 from tests.helpers import once, rng
 from tests.page import EVIL, Page
 
@@ -121,14 +121,11 @@ def test_text_is_escaped(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def browser() -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        pytest.skip("no Chromium or Chrome")
-    with Browser(path) as found:
-        yield found
-        assert found.problems == []
-        assert all(url.startswith("file:") for url in found.requests)
+def browser(browser: Browser) -> Iterator[Browser]:
+    """The browser of all tests, which must report no problem and no request for anything but the page."""
+    yield browser
+    assert browser.problems == []
+    assert all(url.startswith(("file:", "data:")) for url in browser.requests)
 
 
 def press(browser: Browser, key: str) -> None:
@@ -327,6 +324,52 @@ def test_every_control_has_a_name_and_regions_that_scroll_take_the_focus(browser
     )
     assert scrolling == []
     assert browser.evaluate("document.getElementById('said').getAttribute('role')") == "status"
+
+
+def test_the_picture_shows_what_is_computed_and_where_gradients_are(browser: Browser, tmp_path: Path) -> None:
+    browser.open(polynomial().html(tmp_path / "graph.html"))  # x, power, multiply, add, add
+
+    def nodes_with(name: str) -> list[int]:
+        return [int(i) for i in browser.evaluate(f"[...document.querySelectorAll('.{name}')].map(g => g.dataset.node)")]
+
+    assert (nodes_with("todo"), nodes_with("gradient"), nodes_with("current")) == ([2, 3, 4], [], [1])
+    click(browser, "#turn")
+    assert (nodes_with("todo"), nodes_with("gradient"), nodes_with("current")) == ([], [4], [4])
+    click(browser, "#last")
+    assert (nodes_with("todo"), nodes_with("gradient"), nodes_with("current")) == ([], [0, 1, 2, 3, 4], [0])
+
+
+def test_the_current_node_is_scrolled_into_view(browser: Browser, tmp_path: Path) -> None:
+    y = Tensor([1.0])
+    for _ in range(100):
+        y = y * 2
+    browser.open(draw(y).html(tmp_path / "graph.html"))
+    inside = (
+        "(() => { const pane = document.getElementById('views').getBoundingClientRect(),"
+        " box = document.querySelector('.current').getBoundingClientRect();"
+        " return box.top >= pane.top && box.bottom <= pane.bottom; })()"
+    )
+    for button in ("#last", "#first"):
+        click(browser, button)
+        assert browser.evaluate(inside), button
+
+
+def test_sums_of_gradients_are_explained(browser: Browser, tmp_path: Path) -> None:
+    x, b = Tensor(rng().normal(size=(2, 3)), label="x"), Tensor([1.0, 2.0, 3.0], label="b")
+    with trace() as t:
+        y = x * x + b
+    t.backward(y, Tensor(np.ones((2, 3)), requires_grad=False))
+    browser.open(t.html(tmp_path / "graph.html"))
+    click(browser, "#turn")
+    text = "document.getElementById('details').textContent"
+    broadcast = "The pullback returns (2, 3); it is summed to (3,), because the operand was broadcast."
+    twice = "A gradient has arrived there before. The two are added."
+    assert broadcast in browser.evaluate(text) and twice not in browser.evaluate(text)
+    for _ in range(2):
+        click(browser, "#next")
+        if "multiply" in said(browser):
+            break
+    assert twice in browser.evaluate(text) and broadcast not in browser.evaluate(text)
 
 
 class WithNames(Module):
