@@ -227,6 +227,7 @@ def test_an_edge_against_the_order_is_left_out() -> None:
 def test_empty_graphs_and_single_nodes() -> None:
     with trace() as t:
         pass
+    assert Graph(omitted=1).note() == "1 more node is left out."
     assert "0 operations" in t.svg() and t.dot().startswith("digraph")
     assert len(draw(Tensor([1.0])).nodes) == 1
     assert rg.draw(Tensor([1.0]))._repr_svg_().startswith("<svg")

@@ -123,7 +123,7 @@ class Graph:
 
     def note(self) -> str:
         """What the picture leaves out, as a sentence; empty if it is complete."""
-        return f"{self.omitted:,} more nodes are left out." if self.omitted else ""
+        return f"{self.omitted:,} more node{'s are' if self.omitted > 1 else ' is'} left out." if self.omitted else ""
 
     def last(self, limit: int) -> "Graph":
         """The graph of its last `limit` nodes, or itself. Operands before them become text: "..."."""
