@@ -111,16 +111,27 @@ def test_a_module_whose_members_have_no_names_is_traced(backend: Backend) -> Non
 
 
 @once
-def test_the_source_of_a_rule_in_a_notebook_is_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    file, text = "/tmp/ipykernel_12/34.py", "def double(xp, a):\n    return xp.add(a, a), lambda g: xp.multiply(g, 2)\n"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("def double(xp, a):\n    return xp.add(a, a), lambda g: xp.multiply(g, 2)\n", "xp.add(a, a)"),
+        (
+            "double = lambda xp, a: (xp.add(a, a), lambda g: xp.multiply(g, 2))",
+            "lambda xp, a: (xp.add(a, a), lambda g: xp.multiply(g, 2))",
+        ),
+    ],
+)
+def test_the_source_of_a_rule_in_a_notebook_is_its_cell(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = "/tmp/ipykernel_12/34.py"
     monkeypatch.setitem(linecache.cache, file, (len(text), None, text.splitlines(keepends=True), file))
     namespace: dict[str, Any] = {}
     exec(compile(text, file, "exec"), namespace)
     double = custom_op(namespace["double"])
     with trace() as t:
         double(Tensor([1.0]))
-    forward = t.nodes[-1].forward
-    assert forward is not None and forward.text == "xp.add(a, a)" and forward.source.file == "notebook cell"
+    forward, (pullback,) = t.nodes[-1].forward, t.nodes[-1].pullbacks
+    assert forward is not None and forward.text == shown and forward.source.file == "notebook cell"
+    assert pullback is not None and pullback.text == "lambda g: xp.multiply(g, 2)"
 
 
 def test_a_trace_in_a_hook_records_the_block(backend: Backend) -> None:
