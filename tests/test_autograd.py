@@ -817,6 +817,15 @@ def test_a_rule_must_return_a_pullback_for_each_operand(backend: Backend) -> Non
         lazy(Tensor([1.0]), Tensor([1.0]))
 
 
+def test_a_pullback_that_is_no_function_raises(backend: Backend) -> None:
+    @rg.custom_op
+    def eager(xp: Backend, a: Any) -> Any:
+        return xp.multiply(a, a), xp.multiply(a, 2)  # lacks the lambda
+
+    with pytest.raises(TypeError, match=r"^eager: a pullback must be None or a function of the output's gradient"):
+        eager(Tensor([1.0, 2.0]))
+
+
 def test_torch_tensors_as_operands_raise(backend: Backend) -> None:
     with pytest.raises(TypeError, match=r"^multiply: cannot take a torch.Tensor"):
         Tensor([1.0]) * torch.ones(1)
