@@ -118,6 +118,21 @@ def test_weights_can_be_read_by_pointer_and_keyboard(browser: Browser, tmp_path:
     )
 
 
+def test_the_selected_character_and_what_follows_it(browser: Browser, tmp_path: Path) -> None:
+    file = make_model(tmp_path)
+    open_page(browser, write_page(file, "bad face"))
+    window, actual = "document.getElementById('window').textContent", "document.querySelector('#next .actual')"
+    assert browser.evaluate(window) == "8 of at most 12 characters."
+    assert browser.evaluate(actual) is None  # nothing follows the last character
+    browser.evaluate("document.getElementById('all').click()")
+    browser.point_at(".heads canvas", 6.5 / 8, 3.5 / 8)  # above the diagonal: a character attends to no later one
+    assert browser.evaluate("['query', 'key'].map((id) => document.getElementById(id).value)") == ["4", "4"]
+    assert browser.evaluate(f"{actual}.textContent") == "f"
+    assert " In the text \u201cf\u201d follows: " in browser.evaluate("document.getElementById('after').textContent")
+    open_page(browser, write_page(file, "bad face bad face"))
+    assert browser.evaluate(window) == "The last 12 characters; the 5 before them are outside the model's context."
+
+
 def press(browser: Browser, name: str, key: str, code: int, **text: str) -> None:
     """Focus an element and press a key."""
     browser.evaluate(f"document.getElementById({json.dumps(name)}).focus()")
