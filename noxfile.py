@@ -38,7 +38,7 @@ NVRTC = {
 }
 
 
-MPI = ("mpi4py>=4.0", "mpich")
+OPTIONAL = ("mpi4py>=4.0", "mpich", "micrograd==0.1.0")  # micrograd for the table in docs/coming_from.md
 
 
 def run_tests(session: nox.Session, env: dict[str, str], arguments: Sequence[str] = (), *, workers: bool) -> None:
@@ -52,7 +52,7 @@ def run_tests(session: nox.Session, env: dict[str, str], arguments: Sequence[str
 def tests_numpy(session: nox.Session) -> None:
     """The test suite on NumPy; without arguments, then the most important tests on the strict backend too."""
     session.install(*TEST, "-e", ".[train,report,examples,tensorboard]")
-    for wheels in MPI:  # optional, since some systems have no wheel
+    for wheels in OPTIONAL:  # some systems have no wheel
         session.run("python", "-m", "pip", "install", wheels, success_codes=[0, 1], silent=True)
     run_tests(session, {"RG_BACKEND": "numpy"}, session.posargs, workers=not session.posargs)
     if not session.posargs:

@@ -34,6 +34,11 @@ def set_precision(level: str) -> None:
     _precision = level
 
 
+def rounds_float32() -> bool:
+    """Whether products may round float32 factors: the level is "high" or "medium"."""
+    return _precision != "highest"
+
+
 def takes(a: Array, b: Array) -> bool:
     """Whether `matmul` takes these: both have the same float dtype and at least one axis."""
     return a.dtype == b.dtype and a.dtype.name in _DATA_TYPES and a.ndim > 0 and b.ndim > 0

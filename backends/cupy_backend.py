@@ -186,14 +186,7 @@ add = _of_large_arrays("ADD", cupy.add)
 subtract = _keeps_bfloat16(cupy.subtract)
 multiply = _of_large_arrays("MULTIPLY", cupy.multiply)
 divide = _keeps_bfloat16(cupy.divide)
-_power, _exp2 = _keeps_bfloat16(cupy.power), _keeps_bfloat16(cupy.exp2)
-
-
-def power(a: Array, b: Array, /) -> Array:
-    """Powers of the number 2 from exp2: CUDA's pow(2, n) is not always a power of two for a whole n."""
-    return _exp2(b) if type(a) is float and a == 2.0 and b.dtype.kind not in "biu" else _power(a, b)
-
-
+power = _keeps_bfloat16(cupy.power)
 negative = cupy.negative
 exp = cupy.exp
 expm1 = cupy.expm1
@@ -512,7 +505,7 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | No
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
     if not cupy_kernels.attention_takes(q, k, v):
         return NotImplemented
-    return cupy_kernels.attention(q, k, v, mask, causal, offset)
+    return cupy_kernels.attention(q, k, v, mask, causal, offset, cublas.rounds_float32())
 
 
 def attention_backward(
@@ -529,7 +522,8 @@ def attention_backward(
 ) -> Any:
     if not cupy_kernels.attention_takes(q, k, v):
         return NotImplemented
-    return cupy_kernels.attention_backward(g, q, k, v, out, log_sum, mask, causal, offset, needs)
+    tf32 = cublas.rounds_float32()
+    return cupy_kernels.attention_backward(g, q, k, v, out, log_sum, mask, causal, offset, needs, tf32)
 
 
 # --- Optimizer steps

@@ -757,21 +757,22 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     }
 }
 
-// --- Attention in bfloat16, on tensor cores (since sm_80): the same kernels, but warps multiply tiles of bf16, as in
-// Dao, arXiv:2307.08691, algorithms 1 and 2. The weights and the gradients of the scores are rounded to bf16 for their
-// products; all sums are float. Exponentials have base 2: exp2f is one instruction, expf several.
+// --- Attention on tensor cores (since sm_80): the same kernels, but warps multiply tiles of bf16 or TF32, as in Dao,
+// arXiv:2307.08691, algorithms 1 and 2. T is bf16, or float, whose elements are rounded to TF32 (10 bits of fraction)
+// when they become factors. The weights and the gradients of the scores are rounded, too; all sums are float, and so is
+// everything that is not a factor. Exponentials have base 2: exp2f is one instruction, expf several.
 //
 // A block has ROWS queries (in the last kernel, keys), 16 for each warp, which has their rows of the result in its
 // registers. There, each lane holds a part of a matrix, its fragment (PTX ISA, "Matrix fragments for mma.m16n8k16 with
-// floating point type"): of a result (16, 8), lane l has columns 2 (l % 4) and the next, first in row l / 4, then in
-// row l / 4 + 8. So a row belongs to 4 lanes. Two results side by side, rounded, are the fragments of a left factor
-// (16, 16): the weights need not leave the registers.
+// floating point type" and "Matrix fragments for mma.m16n8k8"): of a result (16, 8), lane l has columns 2 (l % 4) and
+// the next, first in row l / 4, then in row l / 4 + 8. So a row belongs to 4 lanes, and the weights need not leave the
+// registers to become a left factor.
 
-#ifndef CUDA_ON_CPU  // tests/standin/cuda_on_cpu.h defines these four functions in C++
+#ifndef CUDA_ON_CPU  // tests/standin/cuda_on_cpu.h defines these functions in C++
 
-// c (16, 8) += a (16, 16) b (16, 8). a[0] has columns 2 (l % 4) and the next of row l / 4, a[1] those of row l / 4 + 8,
-// and a[2], a[3] those 8 columns on. b0 has rows 2 (l % 4) and the next of column l / 4, b1 those 8 rows on.
-__device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+// c (16, 8) += a (16, 16) b (16, 8) in bf16. a[0] has columns 2 (l % 4) and the next of row l / 4, a[1] those of row
+// l / 4 + 8, and a[2], a[3] those 8 columns on. b0 has rows 2 (l % 4) and the next of column l / 4, b1 those 8 rows on.
+__device__ inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
 #if __CUDA_ARCH__ >= 800  // attention_takes refuses earlier devices, which run the other kernels
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -782,17 +783,30 @@ __device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, u
 #endif
 }
 
-// Loads four 8 x 8 matrices from shared memory; lane l has the address of row l % 8 of matrix l / 8. to[i] becomes
-// columns 2 (l % 4) and the next of row l / 4 of matrix i.
-__device__ inline void ldmatrix(unsigned (&to)[4], const bf16* row) {
+// c (16, 8) += a (16, 8) b (8, 8) in TF32. a[0] has column l % 4 of row l / 4, a[1] that of row l / 4 + 8, and a[2],
+// a[3] those 4 columns on. b0 has row l % 4 of column l / 4, b1 the one 4 rows on.
+__device__ inline void mma_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    __trap();
+#endif
+}
+
+// Loads four matrices of 8 rows of 16 bytes from shared memory; lane l has the address of row l % 8 of matrix l / 8.
+// to[i] becomes bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4 of matrix i.
+__device__ inline void ldmatrix(unsigned (&to)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
                  : "memory");
 }
 
-// As ldmatrix, of the transposed matrices.
-__device__ inline void ldmatrix_trans(unsigned (&to)[4], const bf16* row) {
+// As ldmatrix, of the transposed matrices of 2-byte elements.
+__device__ inline void ldmatrix_trans(unsigned (&to)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
@@ -808,72 +822,119 @@ __device__ inline unsigned cvt_bf16x2(float x, float y) {
     return pair;
 }
 
+// x rounded to TF32, to nearest, ties away from zero. mma_tf32 would ignore the other bits, which rounds towards zero.
+__device__ inline unsigned cvt_tf32(float x) {
+    unsigned bits = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#endif
+    return bits;
+}
+
 #endif
 
 constexpr float LOG2_E = 1.4426950409f, LOG_2 = 0.6931471806f;
 
-template <int D>
-struct Tiles {  // have D + 8 columns, so that 8 rows read at once lie in different banks; they fit in 48 KiB
-    static constexpr int ROWS = 64, THREADS = 2 * ROWS, KEYS = D <= 64 ? 64 : 32, BACK_TILE = D <= 64 ? 32 : 16;
+template <typename T, int D>
+struct Tiles {  // in dynamic shared memory, whose size cupy_kernels.py has to know
+    static constexpr int PACK = 16 / sizeof(T), W = D + PACK;  // so 8 rows read at once lie in different banks
+    static constexpr int ROWS = 64, THREADS = 2 * ROWS, TILE = D <= 64 ? 32 : 16;
     // Resident blocks per multiprocessor: as many as registers allow without spills.
     static constexpr int BLOCKS = D <= 64 ? 4 : 3;
-    static constexpr int BACK_Q_BLOCKS = D <= 64 ? 4 : 2, BACK_KV_BLOCKS = D == 32 ? 4 : D == 64 ? 3 : 2;
+    static constexpr int BACK_Q_BLOCKS = D <= 64 ? 4 : 2, BACK_KV_BLOCKS = D <= 64 ? 3 : 2;
 };
 
-// Loads rows `start` to `start + ROWS` of (n, width) into shared memory, zero-padded.
-template <int THREADS, int ROWS, int W>
-__device__ inline void load_tile(bf16 (&tile)[ROWS][W], const bf16* from, long long stride, int start, int n,
-                                 int width) {
+__device__ inline bf16 to_factor(bf16 x) { return x; }
+__device__ inline float to_factor(float x) { return __uint_as_float(cvt_tf32(x)); }
+
+// N rows of (n, width) on their way from the device's memory to a tile in shared memory, zero-padded. `load` starts the
+// loads of 16 bytes, one every STEP rows for each thread; `store` waits for them. If rows are not aligned to 16 bytes,
+// `store` copies them, one element at a time.
+template <typename T, int D, int N>
+struct Loader {
+    static constexpr int PACK = Tiles<T, D>::PACK, W = Tiles<T, D>::W, PER_ROW = D / PACK;
+    static constexpr int STEP = Tiles<T, D>::THREADS / PER_ROW, EACH = N / STEP;
     typedef Pack<unsigned, 4> Bytes;
-    constexpr int D = W - 8, EACH = ROWS * D / 8 / THREADS, AT_ONCE = EACH < 4 ? EACH : 4;
-    if (width % 8 == 0 && stride % 8 == 0 && aligned(from, 16)) {
-#pragma unroll 1
-        for (int first = threadIdx.x; first < ROWS * D / 8; first += AT_ONCE * THREADS) {
-            Bytes bytes[AT_ONCE] = {};
+    const T* from;
+    long long stride;
+    int n, width;
+    Bytes bytes[EACH];
+
+    __device__ Loader(const T* from, long long stride, int n, int width)
+        : from(from), stride(stride), n(n), width(width) {}
+
+    __device__ static int row() { return threadIdx.x / PER_ROW; }
+    __device__ static int column() { return threadIdx.x % PER_ROW * PACK; }
+    __device__ bool whole() const { return width % PACK == 0 && stride % PACK == 0 && aligned(from, 16); }
+
+    __device__ void load(int start) {
+        if (!whole()) return;
+        const int end = column() < width ? n - row() : 0;
+        const T* at = from + (start + row()) * stride + column();
 #pragma unroll
-            for (int u = 0; u < AT_ONCE; u++) {  // all loads before the first store, which waits for its load
-                const int i = first + u * THREADS, row = i / (D / 8), column = i % (D / 8) * 8;
-                const bf16* at = from + (start + row) * stride + column;
-                if (start + row < n && column < width) bytes[u] = *reinterpret_cast<const Bytes*>(at);
-            }
-#pragma unroll
-            for (int u = 0; u < AT_ONCE; u++) {
-                const int i = first + u * THREADS;
-                *reinterpret_cast<Bytes*>(&tile[i / (D / 8)][i % (D / 8) * 8]) = bytes[u];
-            }
-        }
-    } else {
-        for (int i = threadIdx.x; i < ROWS * D; i += THREADS) {
-            const int row = i / D, column = i % D;
-            const bf16* at = from + (start + row) * stride + column;
-            tile[row][column] = start + row < n && column < width ? *at : bf16{};
+        for (int u = 0; u < EACH; u++, at += STEP * stride) {
+            bytes[u] = start + u * STEP < end ? *reinterpret_cast<const Bytes*>(at) : Bytes{};
         }
     }
+
+    template <bool ROUND = true>
+    __device__ void store(T (*tile)[W], int start) const {
+        T* to = &tile[row()][column()];
+        if (whole()) {
+#pragma unroll
+            for (int u = 0; u < EACH; u++) {
+                Bytes rounded = bytes[u];
+                if (ROUND && sizeof(T) == 4) {
+#pragma unroll
+                    for (int j = 0; j < 4; j++) rounded.at[j] = cvt_tf32(__uint_as_float(rounded.at[j]));
+                }
+                *reinterpret_cast<Bytes*>(to + u * STEP * W) = rounded;
+            }
+        } else {
+#pragma unroll 1
+            for (int u = 0; u < N; u += STEP) {
+                for (int j = 0; j < PACK; j++) {
+                    const int r = start + row() + u, c = column() + j;
+                    const T x = r < n && c < width ? from[r * stride + c] : T{};
+                    to[u * W + j] = ROUND ? to_factor(x) : x;
+                }
+            }
+        }
+    }
+};
+
+// c (16, 8) += a b, with 32 bytes of each row of a and each column of b.
+template <typename T>
+__device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    if (sizeof(T) == 2) mma_bf16(c, a, b0, b1);
+    else mma_tf32(c, a, b0, b1);
 }
 
-// s (16, N) = a b^T, where a is 16 rows of a tile, and b a tile of N rows. ldmatrix of a 16 x 16 block gives its
+// s (16, N) = a b^T, where a is 16 rows of a tile, and b N of them. ldmatrix of 16 rows of 32 bytes gives their
 // quarters: upper left, lower left, upper right, lower right. Columns of b^T are rows of b.
-template <int N, int W>
-__device__ inline void multiply_transposed(float (&s)[N / 8][4], const bf16 (*a)[W], const bf16 (&b)[N][W]) {
-    const int row = threadIdx.x % 16, column = threadIdx.x % 32 / 16 * 8;
+template <int N, typename T, int W>
+__device__ inline void multiply_transposed(float (&s)[N / 8][4], const T (*a)[W], const T (*b)[W]) {
+    constexpr int PACK = 16 / sizeof(T);
+    const int row = threadIdx.x % 16, column = threadIdx.x % 32 / 16 * PACK;
 #pragma unroll
     for (int n = 0; n < N / 8; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
 #pragma unroll
-    for (int k = 0; k < W - 8; k += 16) {
+    for (int k = 0; k < W - PACK; k += 2 * PACK) {
         unsigned x[4], y[4];
         ldmatrix(x, &a[row][k + column]);
 #pragma unroll
         for (int n = 0; n < N; n += 16) {
             ldmatrix(y, &b[n + row][k + column]);
-            mma(s[n / 8], x, y[0], y[2]);
-            mma(s[n / 8 + 1], x, y[1], y[3]);
+            mma<T>(s[n / 8], x, y[0], y[2]);
+            mma<T>(s[n / 8 + 1], x, y[1], y[3]);
         }
     }
 }
 
-// o (16, D) += p (16, N) b (N, D), where p is a result and b a tile.
+// o (16, D) += p (16, N) b (N, D), where p is a result and b N rows of a tile. Two results in bf16 side by side are the
+// fragments of a left factor (16, 16).
 template <int N, int W, int C>
-__device__ inline void add_product(float (&o)[C][4], const float (&p)[N / 8][4], const bf16 (&b)[N][W]) {
+__device__ inline void add_product(float (&o)[C][4], const float (&p)[N / 8][4], const bf16 (*b)[W]) {
     const int row = threadIdx.x % 16, column = threadIdx.x % 32 / 16 * 8;
 #pragma unroll
     for (int n = 0; n < N / 8; n += 2) {
@@ -883,8 +944,36 @@ __device__ inline void add_product(float (&o)[C][4], const float (&p)[N / 8][4],
         for (int c = 0; c < C; c += 2) {
             unsigned y[4];
             ldmatrix_trans(y, &b[8 * n + row][8 * c + column]);
-            mma(o[c], x, y[0], y[1]);
-            mma(o[c + 1], x, y[2], y[3]);
+            mma<bf16>(o[c], x, y[0], y[1]);
+            mma<bf16>(o[c + 1], x, y[2], y[3]);
+        }
+    }
+}
+
+// In TF32, a left factor has columns l % 4 and l % 4 + 4 where a result has 2 (l % 4) and the next. Their order does not
+// matter if the rows of b have the same: row l % 4 of each factor (8, 8) is row 2 (l % 4) of b, and row l % 4 + 4 the
+// next. A lane reads 4 columns of both rows at once, for 4 products. So of o, it has in o[4 i + j] not columns
+// 2 (l % 4) and the next of 8, but of each 32 columns first 4 (l % 4) + j, then 16 + 4 (l % 4 ^ 1) + j: lane l reads
+// columns `four_columns` and those after them. In this order, the lanes of a read are in different banks, and store_rows
+// writes 32 bytes side by side.
+__device__ inline int four_columns() {
+    const int column = threadIdx.x % 32 / 4;
+    return 4 * (column % 2 == 0 ? column / 2 : 4 + (column / 2 ^ 1));
+}
+
+template <int N, int W, int C>
+__device__ inline void add_product(float (&o)[C][4], const float (&p)[N / 8][4], const float (*b)[W]) {
+    const int row = threadIdx.x % 4 * 2, column = four_columns();
+#pragma unroll
+    for (int n = 0; n < N / 8; n++) {
+        const unsigned x[4] = {cvt_tf32(p[n][0]), cvt_tf32(p[n][2]), cvt_tf32(p[n][1]), cvt_tf32(p[n][3])};
+#pragma unroll
+        for (int c = 0; c < C; c += 4) {
+            float y[4], z[4];
+            load(y, &b[8 * n + row][8 * c + column]);
+            load(z, &b[8 * n + row + 1][8 * c + column]);
+#pragma unroll
+            for (int j = 0; j < 4; j++) mma_tf32(o[c + j], x, __float_as_uint(y[j]), __float_as_uint(z[j]));
         }
     }
 }
@@ -894,6 +983,19 @@ template <bool TRANSPOSED, int N>
 __device__ inline void hide(float (&s)[N][4], const Hiding& hidden, int query, int key) {
     if (hidden.none(query, key + (TRANSPOSED ? 16 : 8 * N))) return;  // most tiles
     const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int r = row + i / 2 * 8;
+        // A row that is a query sees the columns before `end`; one that is a key is seen by those from `begin` on.
+        const int end = hidden.keys_seen(query + r + 1) - key;
+        const int begin = key + r < hidden.n_keys ? key + r - hidden.offset - query : 8 * N;
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const int c = column + 8 * n + i % 2;
+            if (TRANSPOSED ? c < begin : c >= end) s[n][i] = -infinity();
+        }
+    }
+    if (!hidden.mask) return;
 #pragma unroll
     for (int n = 0; n < N; n++) {
 #pragma unroll
@@ -930,34 +1032,69 @@ __device__ inline void store_rows(bf16* to, long long stride, int start, int n, 
     }
 }
 
-template <int D>
-__global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BLOCKS)
-    attention_bf16(const bf16* q, const bf16* k, const bf16* v, const bool* mask, bf16* out, float* log_sum,
-                   long long H, long long L, long long S, long long d, long long e, long long offset, double scale,
-                   long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head,
-                   long long k_row, long long v_batch, long long v_head, long long v_row, long long mask_batch,
-                   long long mask_head, long long mask_row, long long mask_column, long long out_batch,
-                   long long out_head, long long out_row) {
-    constexpr int ROWS = Tiles<D>::ROWS, KEYS = Tiles<D>::KEYS, THREADS = Tiles<D>::THREADS;
-    alignas(16) __shared__ bf16 qs[ROWS][D + 8], ks[KEYS][D + 8], vs[KEYS][D + 8];
+// A result of TF32 factors has 4 columns side by side in each lane (see add_product).
+template <int C, int W>
+__device__ inline void store_rows(float* to, long long stride, int start, int n, int width, float (*)[W],
+                                  const float (&o)[C][4], float scale_of_first, float scale_of_second) {
+    const int lane = threadIdx.x % 32;
+    to += start * stride;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int row = lane / 4 + i / 2 * 8;
+        const float scale = i < 2 ? scale_of_first : scale_of_second;
+        if (row >= n - start) continue;
+#pragma unroll
+        for (int c = 0; c < C; c += 4) {
+            const int column = 8 * c + (i % 2 == 0 ? 4 * (lane % 4) : 16 + 4 * (lane % 4 ^ 1));
+            const float four[4] = {o[c][i] * scale, o[c + 1][i] * scale, o[c + 2][i] * scale, o[c + 3][i] * scale};
+            if (width % 4 == 0 && column < width) {  // rows are aligned: cupy_kernels.py allocates them
+                store(to + row * stride + column, four);
+            } else {
+#pragma unroll
+                for (int w = 0; w < 4; w++) {
+                    if (column + w < width) to[row * stride + column + w] = four[w];
+                }
+            }
+        }
+    }
+}
+
+template <typename T, int D>
+__global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BLOCKS)
+    attention_mma(const T* q, const T* k, const T* v, const bool* mask, T* out, float* log_sum, long long H,
+                  long long L, long long S, long long d, long long e, long long offset, double scale, long long q_batch,
+                  long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row,
+                  long long v_batch, long long v_head, long long v_row, long long mask_batch, long long mask_head,
+                  long long mask_row, long long mask_column, long long out_batch, long long out_head,
+                  long long out_row) {
+    constexpr int ROWS = Tiles<T, D>::ROWS, KEYS = Tiles<T, D>::TILE, W = Tiles<T, D>::W;
+    extern __shared__ Pack<unsigned, 4> memory[];
+    T (*qs)[W] = reinterpret_cast<T (*)[W]>(memory), (*ks)[W] = qs + ROWS, (*vs)[W] = ks + KEYS;
     const int n_queries = L, n_keys = S, tiles = (n_queries + ROWS - 1) / ROWS;
     const int start = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * ROWS;
     const int row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;  // row: the warp's first of the block
     const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
-    k += b * k_batch + h * k_head;
-    v += b * v_batch + h * v_head;
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
     const float unit = static_cast<float>(scale) * LOG2_E;
     const int seen = hidden.keys_seen(start + ROWS);
-    // Without a key, no barrier would separate this load from store_rows.
-    if (seen > 0) load_tile<THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
+    Loader<T, D, KEYS> next_k(k + b * k_batch + h * k_head, k_row, n_keys, d);
+    Loader<T, D, KEYS> next_v(v + b * v_batch + h * v_head, v_row, n_keys, e);
+    if (seen > 0) {  // else no barrier would separate this from store_rows
+        Loader<T, D, ROWS> all_q(q + b * q_batch + h * q_head, q_row, n_queries, d);
+        all_q.load(start);
+        next_k.load(0);
+        next_v.load(0);
+        all_q.store(qs, start);
+    }
     float top[2] = {LOWEST, LOWEST}, total[2] = {}, o[D / 8][4] = {};
     for (int first = 0; first < seen; first += KEYS) {
         __syncthreads();  // all threads are done with the previous tiles
-        load_tile<THREADS>(ks, k, k_row, first, n_keys, d);
-        load_tile<THREADS>(vs, v, v_row, first, n_keys, e);
+        next_k.store(ks, first);
+        next_v.store(vs, first);
         __syncthreads();
+        const bool more = first + KEYS < seen;
+        if (more) next_k.load(first + KEYS);
         float s[KEYS / 8][4];
         multiply_transposed<KEYS>(s, qs + row, ks);
         hide<false>(s, hidden, start + row, first);
@@ -983,6 +1120,7 @@ __global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BLOCKS)
 #pragma unroll
             for (int j = 0; j < D / 4; j++) o[j / 2][2 * i + j % 2] *= shrink;
         }
+        if (more) next_v.load(first + KEYS);
         add_product<KEYS>(o, s, vs);
     }
     float share[2];
@@ -999,54 +1137,69 @@ __global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BLOCKS)
     store_rows(out, out_row, start + row, n_queries, e, qs + row, o, share[0], share[1]);
 }
 
-template <int D>
-__global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BACK_Q_BLOCKS)
-    attention_backward_q_bf16(const bf16* g, const bf16* q, const bf16* k, const bf16* v, const bf16* out,
-                              const float* log_sum, const bool* mask, float* delta, bf16* gq, long long H, long long L,
-                              long long S, long long d, long long e, long long offset, double scale, long long g_batch,
-                              long long g_head, long long g_row, long long q_batch, long long q_head, long long q_row,
-                              long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
-                              long long v_row, long long out_batch, long long out_head, long long out_row,
-                              long long mask_batch, long long mask_head, long long mask_row, long long mask_column,
-                              long long gq_batch, long long gq_head, long long gq_row) {
-    constexpr int ROWS = Tiles<D>::ROWS, KEYS = Tiles<D>::BACK_TILE, THREADS = Tiles<D>::THREADS;
-    alignas(16) __shared__ bf16 gs[ROWS][D + 8], qs[ROWS][D + 8], ks[KEYS][D + 8], vs[KEYS][D + 8];
+template <typename T, int D>
+__global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_Q_BLOCKS)
+    attention_backward_q_mma(const T* g, const T* q, const T* k, const T* v, const T* out, const float* log_sum,
+                             const bool* mask, float* delta, T* gq, long long H, long long L, long long S, long long d,
+                             long long e, long long offset, double scale, long long g_batch, long long g_head,
+                             long long g_row, long long q_batch, long long q_head, long long q_row, long long k_batch,
+                             long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
+                             long long out_batch, long long out_head, long long out_row, long long mask_batch,
+                             long long mask_head, long long mask_row, long long mask_column, long long gq_batch,
+                             long long gq_head, long long gq_row) {
+    constexpr int ROWS = Tiles<T, D>::ROWS, KEYS = Tiles<T, D>::TILE, W = Tiles<T, D>::W;
+    constexpr int PART = 4 / sizeof(T);  // elements in 4 bytes, which a lane reads for delta
+    extern __shared__ Pack<unsigned, 4> memory[];
+    T (*gs)[W] = reinterpret_cast<T (*)[W]>(memory), (*qs)[W] = gs + ROWS, (*ks)[W] = qs + ROWS, (*vs)[W] = ks + KEYS;
     const int n_queries = L, n_keys = S, tiles = (n_queries + ROWS - 1) / ROWS;
     const int start = (tiles - 1 - static_cast<int>(blockIdx.x % tiles)) * ROWS;
     const int row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
-    k += b * k_batch + h * k_head;
-    v += b * v_batch + h * v_head;
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
     const float unit = static_cast<float>(scale) * LOG2_E;
-    load_tile<THREADS>(gs, g + b * g_batch + h * g_head, g_row, start, n_queries, e);
-    load_tile<THREADS>(qs, out + b * out_batch + h * out_head, out_row, start, n_queries, e);  // for delta only
+    Loader<T, D, ROWS> all_g(g + b * g_batch + h * g_head, g_row, n_queries, e);
+    Loader<T, D, ROWS> all_out(out + b * out_batch + h * out_head, out_row, n_queries, e);  // for delta only
+    all_g.load(start);
+    all_out.load(start);
+    all_g.template store<false>(gs, start);
+    all_out.template store<false>(qs, start);
     __syncthreads();
     float taken_off[2], of_row[2], o[D / 8][4] = {};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int at = row + lane / 4 + 8 * i, query = start + at;
-        float sum = 0, x[2], y[2];
+        float sum = 0, x[PART], y[PART];
 #pragma unroll
-        for (int c = lane % 4 * 2; c < D; c += 8) {
+        for (int c = lane % 4 * PART; c < D; c += 4 * PART) {
             load(x, &gs[at][c]);
             load(y, &qs[at][c]);
-            sum += x[0] * y[0] + x[1] * y[1];
+#pragma unroll
+            for (int j = 0; j < PART; j++) sum += x[j] * y[j];
         }
         taken_off[i] = lane_sum<4>(sum);
         of_row[i] = query < n_queries ? log_sum[head * L + query] * LOG2_E : infinity();
         if (lane % 4 == 0 && query < n_queries) delta[head * L + query] = taken_off[i];
     }
     if (!gq) return;
-    __syncthreads();  // all threads are done with out
-    load_tile<THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
+    Loader<T, D, ROWS> all_q(q + b * q_batch + h * q_head, q_row, n_queries, d);
+    Loader<T, D, KEYS> next_k(k + b * k_batch + h * k_head, k_row, n_keys, d);
+    Loader<T, D, KEYS> next_v(v + b * v_batch + h * v_head, v_row, n_keys, e);
     const int seen = hidden.keys_seen(start + ROWS);
+    all_q.load(start);
+    if (sizeof(T) == 4) all_g.load(start);
+    __syncthreads();  // all threads are done with out
+    all_q.store(qs, start);
+    if (sizeof(T) == 4) all_g.store(gs, start);  // rounded
+    if (seen > 0) next_k.load(0);
+    if (seen > 0) next_v.load(0);
     for (int first = 0; first < seen; first += KEYS) {
         __syncthreads();  // all threads are done with the previous tiles
-        load_tile<THREADS>(ks, k, k_row, first, n_keys, d);
-        load_tile<THREADS>(vs, v, v_row, first, n_keys, e);
+        next_k.store(ks, first);
+        next_v.store(vs, first);
         __syncthreads();
+        const bool more = first + KEYS < seen;
+        if (more) next_k.load(first + KEYS);
         float s[KEYS / 8][4], gp[KEYS / 8][4];
         multiply_transposed<KEYS>(s, qs + row, ks);
         multiply_transposed<KEYS>(gp, gs + row, vs);
@@ -1058,51 +1211,66 @@ __global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BACK_Q_BLOCKS)
                 s[j][i] = exp2f(s[j][i] * unit - of_row[i / 2]) * (gp[j][i] - taken_off[i / 2]);
             }
         }
+        if (more) next_v.load(first + KEYS);
         add_product<KEYS>(o, s, ks);
     }
     gq += b * gq_batch + h * gq_head;
     store_rows(gq, gq_row, start + row, n_queries, d, gs + row, o, scale, scale);
 }
 
-template <int D>
-__global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BACK_KV_BLOCKS)
-    attention_backward_kv_bf16(const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* log_sum,
-                               const float* delta, const bool* mask, bf16* gk, bf16* gv, long long H, long long L,
-                               long long S, long long d, long long e, long long offset, double scale, long long g_batch,
-                               long long g_head, long long g_row, long long q_batch, long long q_head, long long q_row,
-                               long long k_batch, long long k_head, long long k_row, long long v_batch,
-                               long long v_head, long long v_row, long long mask_batch, long long mask_head,
-                               long long mask_row, long long mask_column, long long gk_batch, long long gk_head,
-                               long long gk_row, long long gv_batch, long long gv_head, long long gv_row) {
-    constexpr int ROWS = Tiles<D>::ROWS, QUERIES = Tiles<D>::BACK_TILE, THREADS = Tiles<D>::THREADS;
-    alignas(16) __shared__ bf16 ks[ROWS][D + 8], vs[ROWS][D + 8], qs[QUERIES][D + 8], gs[QUERIES][D + 8];
+template <typename T, int D>
+__global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_KV_BLOCKS)
+    attention_backward_kv_mma(const T* g, const T* q, const T* k, const T* v, const float* log_sum, const float* delta,
+                              const bool* mask, T* gk, T* gv, long long H, long long L, long long S, long long d,
+                              long long e, long long offset, double scale, long long g_batch, long long g_head,
+                              long long g_row, long long q_batch, long long q_head, long long q_row, long long k_batch,
+                              long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
+                              long long mask_batch, long long mask_head, long long mask_row, long long mask_column,
+                              long long gk_batch, long long gk_head, long long gk_row, long long gv_batch,
+                              long long gv_head, long long gv_row) {
+    constexpr int ROWS = Tiles<T, D>::ROWS, QUERIES = Tiles<T, D>::TILE, W = Tiles<T, D>::W;
+    extern __shared__ Pack<unsigned, 4> memory[];
+    T (*ks)[W] = reinterpret_cast<T (*)[W]>(memory), (*vs)[W] = ks + ROWS, (*qs)[W] = vs + ROWS;
+    T (*gs)[W] = qs + QUERIES;
     __shared__ float of_query[QUERIES], taken_off[QUERIES];
     const int n_queries = L, n_keys = S, tiles = (n_keys + ROWS - 1) / ROWS;
     const int start = static_cast<int>(blockIdx.x % tiles) * ROWS;
     const int row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
-    q += b * q_batch + h * q_head;
-    g += b * g_batch + h * g_head;
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
     const float unit = static_cast<float>(scale) * LOG2_E;
     const int unseen = start - hidden.offset;  // earlier queries see no key of the block
     int first = unseen > 0 ? unseen / QUERIES * QUERIES : 0;
-    if (first < n_queries) {  // else no barrier would separate these loads from store_rows
-        load_tile<THREADS>(ks, k + b * k_batch + h * k_head, k_row, start, n_keys, d);
-        load_tile<THREADS>(vs, v + b * v_batch + h * v_head, v_row, start, n_keys, e);
+    Loader<T, D, QUERIES> next_q(q + b * q_batch + h * q_head, q_row, n_queries, d);
+    Loader<T, D, QUERIES> next_g(g + b * g_batch + h * g_head, g_row, n_queries, e);
+    const auto row_of = [&](int first) {  // log_sum of the thread's query, or delta in the threads from QUERIES on
+        const int query = first + threadIdx.x % QUERIES;
+        if (threadIdx.x < QUERIES) return query < n_queries ? log_sum[head * L + query] : infinity();
+        return gk && query < n_queries ? delta[head * L + query] : 0.0f;
+    };
+    float next_row = 0;
+    if (first < n_queries) {  // else no barrier would separate this from store_rows
+        Loader<T, D, ROWS> all_k(k + b * k_batch + h * k_head, k_row, n_keys, d);
+        Loader<T, D, ROWS> all_v(v + b * v_batch + h * v_head, v_row, n_keys, e);
+        all_k.load(start);
+        all_v.load(start);
+        next_q.load(first);
+        next_g.load(first);
+        next_row = row_of(first);
+        all_k.store(ks, start);
+        all_v.store(vs, start);
     }
     float ok[D / 8][4] = {}, ov[D / 8][4] = {};
     for (; first < n_queries; first += QUERIES) {
         __syncthreads();  // all threads are done with the previous tiles
-        load_tile<THREADS>(qs, q, q_row, first, n_queries, d);
-        load_tile<THREADS>(gs, g, g_row, first, n_queries, e);
-        if (threadIdx.x < QUERIES) {
-            const int query = first + threadIdx.x;
-            of_query[threadIdx.x] = query < n_queries ? log_sum[head * L + query] * LOG2_E : infinity();
-            taken_off[threadIdx.x] = gk && query < n_queries ? delta[head * L + query] : 0.0f;
-        }
+        next_q.store(qs, first);
+        next_g.store(gs, first);
+        if (threadIdx.x < QUERIES) of_query[threadIdx.x] = next_row * LOG2_E;
+        else if (threadIdx.x < 2 * QUERIES) taken_off[threadIdx.x - QUERIES] = next_row;
         __syncthreads();
+        const bool more = first + QUERIES < n_queries;
+        if (more) next_q.load(first + QUERIES);
         float s[QUERIES / 8][4], gp[QUERIES / 8][4];
         multiply_transposed<QUERIES>(s, ks + row, qs);
         hide<true>(s, hidden, first, start + row);
@@ -1112,14 +1280,17 @@ __global__ void __launch_bounds__(Tiles<D>::THREADS, Tiles<D>::BACK_KV_BLOCKS)
             for (int i = 0; i < 4; i++) s[j][i] = exp2f(s[j][i] * unit - of_query[8 * j + lane % 4 * 2 + i % 2]);
         }
         if (gv) add_product<QUERIES>(ov, s, gs);
-        if (!gk) continue;
-        multiply_transposed<QUERIES>(gp, vs + row, gs);
+        if (gk) {
+            multiply_transposed<QUERIES>(gp, vs + row, gs);
 #pragma unroll
-        for (int j = 0; j < QUERIES / 8; j++) {
+            for (int j = 0; j < QUERIES / 8; j++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[j][i] *= gp[j][i] - taken_off[8 * j + lane % 4 * 2 + i % 2];
+                for (int i = 0; i < 4; i++) s[j][i] *= gp[j][i] - taken_off[8 * j + lane % 4 * 2 + i % 2];
+            }
         }
-        add_product<QUERIES>(ok, s, qs);
+        if (more) next_g.load(first + QUERIES);
+        if (more) next_row = row_of(first + QUERIES);
+        if (gk) add_product<QUERIES>(ok, s, qs);
     }
     const long long to_k = b * gk_batch + h * gk_head, to_v = b * gv_batch + h * gv_head;
     if (gk) store_rows(gk + to_k, gk_row, start + row, n_keys, d, ks + row, ok, scale, scale);

@@ -5,7 +5,8 @@ kernels. The kernels take:
 
 - dtypes: all arrays float32, or all bfloat16 (of the package ml_dtypes). They compute in float32; means, log sums,
   losses, norms and Adam's state are float32. `takes` checks this. float64 is left to the formulas. Attention in
-  bfloat16 has kernels of its own, for the tensor cores that devices have since sm_80 (`attention_takes`).
+  bfloat16, or with factors rounded to TF32, has kernels of its own, for the tensor cores that devices have since sm_80
+  (`attention_takes`).
 - sizes: any, 0 too, with fewer than 2^31 rows; in attention L + S must be below 2^31.
 - layouts: any. An array that is not contiguous is copied first; attention needs only a contiguous last axis. Memory is
   read and written 16 bytes at a time where rows are a multiple of 16 bytes and arrays are aligned to 16.
@@ -57,7 +58,8 @@ NAME_EXPRESSIONS: tuple[str, ...] = (
         for pack in _TYPES_AND_PACKS
         for activation in (*_GELU.values(), _LEAKY_RELU)
     ),
-    *(f"{name}{t}<{width}>" for name in _PER_WIDTH for t in ("", "_bf16") for width in _WIDTHS),
+    *(f"{name}<{width}>" for name in _PER_WIDTH for width in _WIDTHS),
+    *(f"{name}_mma<{t}, {width}>" for name in _PER_WIDTH for t in _PACKS for width in _WIDTHS),
 )
 
 
@@ -71,9 +73,17 @@ def _kernel(name: str) -> Any:
     return _module().get_function(name)
 
 
-def _launch(name: str, grid: tuple[int, ...], threads: int, *args: Any) -> None:
-    """None is passed as a null pointer, which CuPy does not do."""
-    _kernel(name)(grid, (threads,), tuple(0 if arg is None else arg for arg in args))
+def _launch(name: str, grid: tuple[int, ...], threads: int, *args: Any, shared: int = 0) -> None:
+    """None is passed as a null pointer, which CuPy does not do. `shared`: bytes of dynamic shared memory."""
+    if shared:
+        _allow_shared(name, shared, cupy.cuda.Device().id)
+    _kernel(name)(grid, (threads,), tuple(0 if arg is None else arg for arg in args), shared_mem=shared)
+
+
+@cache  # once per device
+def _allow_shared(name: str, shared: int, device: int) -> None:
+    """Let a kernel have this much dynamic shared memory; without that, a launch fails above 48 KiB."""
+    _kernel(name).max_dynamic_shared_size_bytes = shared
 
 
 # --- What the kernels take
@@ -368,22 +378,26 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | No
 
 
 @cache
-def _has_bfloat16_tensor_cores() -> bool:
+def _has_tensor_cores() -> bool:
+    """Whether the device has those for bfloat16 and TF32."""
     return int(cupy.cuda.Device().compute_capability) >= 80
 
 
 def attention_takes(q: Array, k: Array, v: Array) -> bool:
     """Whether q and v have widths up to 128, all have one dtype of the kernels, and the device has its tensor cores."""
     fits = takes(q, k, v) and q.shape[-1] <= _WIDTHS[-1] and v.shape[-1] <= _WIDTHS[-1]
-    return fits and (q.dtype == np.float32 or _has_bfloat16_tensor_cores())
+    return fits and (q.dtype == np.float32 or _has_tensor_cores())
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> tuple[Array, Array]:
+def attention(
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, tf32: bool = False
+) -> tuple[Array, Array]:
     """(..., L, d) (..., S, d) (..., S, e) -> (..., L, e) in q's memory layout, and log sum exp (..., L, 1) float32.
 
-    `mask` is bool, True = hidden, and broadcasts to (..., L, S). Raises ValueError if d or e is above 128.
+    `mask` is bool, True = hidden, and broadcasts to (..., L, S). With `tf32`, the factors of float32 products are
+    rounded to TF32 if the device has tensor cores for it. Raises ValueError if d or e is above 128.
     """
-    heads = _Heads("attention", q, k, v, mask, causal, offset)
+    heads = _Heads("attention", q, k, v, mask, causal, offset, tf32)
     q, k, v, mask = heads.q, heads.k, heads.v, heads.mask
     out, log_sum = _empty_like(q, v.shape[-1]), cupy.empty((*q.shape[:3], 1), np.float32)
     if log_sum.size:
@@ -404,9 +418,10 @@ def attention_backward(
     causal: bool,
     offset: int,
     needs: Sequence[bool],
+    tf32: bool = False,
 ) -> tuple[Array | None, ...]:
     """Gradients of q, k and v, in their memory layout and with all batch axes; None for those `needs` leaves out."""
-    heads = _Heads("attention_backward", q, k, v, mask, causal, offset, g, out)
+    heads = _Heads("attention_backward", q, k, v, mask, causal, offset, tf32, g, out)
     _check("attention_backward", "float32", log_sum=log_sum)
     q, k, v, mask, (need_q, need_k, need_v) = heads.q, heads.k, heads.v, heads.mask, needs
     g, out, log_sum = heads.split(g), heads.split(out), _dense(log_sum)
@@ -427,9 +442,19 @@ class _Heads:
     """The operands of attention as (B, H, L or S, width), for any number of batch axes; launches its kernels."""
 
     def __init__(
-        self, op: str, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, *others: Array
+        self,
+        op: str,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None,
+        causal: bool,
+        offset: int,
+        tf32: bool,
+        *others: Array,
     ) -> None:
-        self.half = _common_type(op, q, k, v, *others) == "bf16"
+        self.type = _common_type(op, q, k, v, *others)
+        self.on_tensor_cores = self.type == "bf16" or (tf32 and _has_tensor_cores())
         _check(op, "bool", mask=mask)
         widest = max(q.shape[-1], v.shape[-1])
         if widest > _WIDTHS[-1]:
@@ -465,12 +490,15 @@ class _Heads:
     def launch(
         self, name: str, blocked: Array, rows: int, pointers: Sequence[Array | None], steps: Sequence[int]
     ) -> None:
-        """One block per head of `blocked` and `rows` of its rows, or 64 of them in bfloat16."""
+        """One block per head of `blocked` and `rows` of its rows, or 64 of them on tensor cores."""
         b, h, n, _ = blocked.shape
-        if self.half:
-            name, rows = f"{name}_bf16", 64
-        name = f"{name}<{self.width}>"
-        _launch(name, (b * h * -(-n // rows),), 2 * rows, *pointers, *self.sizes, *steps)
+        full_name, shared = f"{name}<{self.width}>", 0
+        if self.on_tensor_cores:
+            full_name, rows = f"{name}_mma<{self.type}, {self.width}>", 64
+            tile = 32 if self.width <= 64 else 16
+            rows_in_shared = (64 if name == "attention" else 128) + 2 * tile
+            shared = rows_in_shared * (self.width * blocked.itemsize + 16)  # as in the source
+        _launch(full_name, (b * h * -(-n // rows),), 2 * rows, *pointers, *self.sizes, *steps, shared=shared)
 
 
 def _steps(*arrays: Array | None, axes: int = 3) -> list[int]:

@@ -39,7 +39,7 @@ def main() -> None:
     for name in names:
         page = replace(page, name, section(name))
     PAGE.write_text(
-        replace(page, "machine", f"Times are of {circumstances(__name__)['processor']}, two threads.\n"),
+        replace(page, "machine", f"Measured on {circumstances(__name__)['processor']}, with two threads.\n"),
         encoding="utf-8",
     )
 

@@ -32,10 +32,10 @@ NOTES = [
     "within each turn: below 1, RussellGrad is better.",
     f"`{TORCH}` is eager, with scaled_dot_product_attention and AdamW(fused=True); `{TORCH_GRAPH}` is the same step as "
     "one torch.cuda.graph. RussellGrad uses AdamWOptimizer(flat=True).",
-    'fp32 is matmul precision "highest" of both libraries, tf32 is "high" (in RussellGrad it applies to matrix '
-    "products, not to attention). In bf16, parameters, activations and gradients are bfloat16 in both libraries, and "
-    "AdamW updates float32 copies of the parameters. In PyTorch this code keeps the copies with torch._foreach_copy_, "
-    "which is less work than autocast.",
+    'fp32 is matmul precision "highest" of both libraries, tf32 is "high", which in RussellGrad applies to attention, '
+    "too. In bf16, parameters, activations and gradients are bfloat16 in both libraries, and AdamW updates float32 "
+    "copies of the parameters. In PyTorch this code keeps the copies with torch._foreach_copy_, which is less work "
+    "than autocast.",
     f"Before timing, the losses of the first {CHECKED} steps were compared (relative tolerance: "
     + ", ".join(f"{precision} {tolerance:g}" for precision, tolerance in TOLERANCE.items())
     + f"), and the norm of each parameter's last gradient (tolerance {OF_NORMS:g}, relative to itself in fp32, else to "

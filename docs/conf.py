@@ -20,7 +20,7 @@ language = "en"
 
 extensions = [
     "myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode",
-    "lessons", "offline", "one_line_examples", "plain_docstrings", "repository_links", "source_links",
+    "lessons", "offline", "one_line_examples", "plain_docstrings", "repository_links", "signatures", "source_links",
 ]  # fmt: skip
 exclude_patterns = ["_build", "_ext"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
@@ -35,16 +35,20 @@ nb_merge_streams = True
 
 # --- The API reference, from docstrings
 default_role = "code"  # names in docstrings have single backticks
+smartquotes_action = "D"  # dashes only: "float32" and (..., n) are code
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
+napoleon_use_param = False  # several parameters with one description stay together
 napoleon_use_rtype = False
-python_maximum_signature_line_length = 88
+python_maximum_signature_line_length = 76
 toc_object_entries_show_parents = "hide"
 
 # --- HTML
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # the default underlines names of modules, as if they were links
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_domain_indices = False  # the reference is by topic, not by module
 html_show_search_summary = False  # a page that is opened from a file cannot fetch others

@@ -281,7 +281,7 @@ def no_grad(function: Callable[P, R] | None = None) -> Scope[None] | Callable[P,
 
     Operations inside record no graph, and new tensors do not require gradients. Decorates generator and coroutine
     functions, too: see `russellgrad.scope.Scope`. Transforms, such as `grad`, that are called inside work as outside;
-    their results track no gradients.
+    their results track no gradients. Raises TypeError for an argument that is not a function.
     """
     scope = Scope("no_grad", partial(record_from, inf))
     return scope if function is None else scope(function)

@@ -444,7 +444,9 @@ def _known_names() -> list[str]:
 def available_backends() -> tuple[str, ...]:
     """The names of the backends that can be used on this machine, built-in ones first.
 
-    available_backends()  # ("numpy", "strict")
+    A backend whose library is not installed, or whose device is missing, is left out.
+
+        available_backends()  # ("numpy", "strict")
     """
     usable = []
     for name in _known_names():

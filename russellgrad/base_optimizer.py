@@ -173,8 +173,9 @@ class Optimizer:
             p.zero_grad()
 
     def gather_grads(self) -> Array | None:
-        """Copy every parameter's gradient into the flat gradient array and return that array; None unless flat.
+        """Copy every parameter's gradient into the flat gradient array (n,) and return that array; None unless flat.
 
+        Between the gradients of two parameters there may be zeros, since each begins at a multiple of 8 elements.
         `step` calls this itself. Call it before `step` to modify all gradients at once, as an all-reduce does.
 
         Raises:
@@ -232,9 +233,9 @@ class Optimizer:
         """The optimizer's state, for a checkpoint, without the parameters, the learning rate and the options.
 
         Returns:
-            {"kind": class name, "steps_taken": int, "state": list with one dict for each parameter, in order}. Each
-            dict maps names ("m", "v", ...) to numbers or to NumPy arrays. The format does not depend on flat or on the
-            backend.
+            A dict with the class name as "kind", the int "steps_taken", and "state", a list with one dict for each
+            parameter, in order. Each of these maps names ("m", "v", ...) to numbers or to NumPy arrays. The format does
+            not depend on flat or on the backend.
         """
         state: list[dict[str, Any]] = []
         for place, unit in enumerate(self._units):

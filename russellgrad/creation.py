@@ -161,27 +161,42 @@ def rand(
 
 
 def full_like(x: Tensor, fill_value: Number, dtype: DType = None, **options: Any) -> Tensor:
-    """As `full`, with the shape and, by default, the dtype and the backend of x. `options` are those of `full`."""
+    """As `full`, with the shape and, by default, the dtype and the backend of x. `options` are those of `full`.
+
+    Raises as `full`, and TypeError if x is not a Tensor.
+    """
     return _like(full, x, dtype, options, fill_value)
 
 
 def zeros_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
-    """As `zeros`, with the shape and, by default, the dtype and the backend of x. `options` are those of `zeros`."""
+    """As `zeros`, with the shape and, by default, the dtype and the backend of x. `options` are those of `zeros`.
+
+    Raises as `zeros`, and TypeError if x is not a Tensor.
+    """
     return _like(zeros, x, dtype, options)
 
 
 def ones_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
-    """As `ones`, with the shape and, by default, the dtype and the backend of x. `options` are those of `ones`."""
+    """As `ones`, with the shape and, by default, the dtype and the backend of x. `options` are those of `ones`.
+
+    Raises as `ones`, and TypeError if x is not a Tensor.
+    """
     return _like(ones, x, dtype, options)
 
 
 def randn_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
-    """As `randn`, with the shape and, by default, the dtype and the backend of x. `options` are those of `randn`."""
+    """As `randn`, with the shape and, by default, the dtype and the backend of x. `options` are those of `randn`.
+
+    Raises as `randn`, and TypeError if x is not a Tensor.
+    """
     return _like(randn, x, dtype, options)
 
 
 def rand_like(x: Tensor, dtype: DType = None, **options: Any) -> Tensor:
-    """As `rand`, with the shape and, by default, the dtype and the backend of x. `options` are those of `rand`."""
+    """As `rand`, with the shape and, by default, the dtype and the backend of x. `options` are those of `rand`.
+
+    Raises as `rand`, and TypeError if x is not a Tensor.
+    """
     return _like(rand, x, dtype, options)
 
 

@@ -21,7 +21,7 @@ R = TypeVar("R")
 def where(condition: Mask, a: Operand, b: Operand) -> Tensor:
     """Elements of a where `condition` is True, else of b. The three operands are broadcast.
 
-    Raises TypeError for a condition that is not bool.
+    Raises TypeError for a condition that is not bool, ValueError for shapes that cannot be broadcast.
 
         where(x > 0, x, 0.0)
     """
@@ -29,17 +29,26 @@ def where(condition: Mask, a: Operand, b: Operand) -> Tensor:
 
 
 def maximum(a: Operand, b: Operand) -> Tensor:
-    """Elementwise maximum. nan propagates. Where a equals b, each gets half of the gradient."""
+    """Elementwise maximum. nan propagates. Where a equals b, each gets half of the gradient.
+
+    The operands are broadcast. Raises ValueError for shapes that cannot be.
+    """
     return apply(rules.maximum, a, b)
 
 
 def minimum(a: Operand, b: Operand) -> Tensor:
-    """Elementwise minimum. nan propagates. Where a equals b, each gets half of the gradient."""
+    """Elementwise minimum. nan propagates. Where a equals b, each gets half of the gradient.
+
+    The operands are broadcast. Raises ValueError for shapes that cannot be.
+    """
     return apply(rules.minimum, a, b)
 
 
 def arctan2(a: Operand, b: Operand) -> Tensor:
-    """The angle of the point (b, a) in radians, in [-pi, pi]: `arctan2(y, x)`. The operands are broadcast."""
+    """The angle of the point (b, a) in radians, in [-pi, pi]: `arctan2(y, x)`. The operands are broadcast.
+
+    Raises ValueError for shapes that cannot be broadcast.
+    """
     return apply(rules.arctan2, a, b)
 
 

@@ -64,6 +64,9 @@ class KVCache:
         logits = model(["to be"], cache)
         logits = model([" or"], cache)  # continues "to be"
 
+    The call of the model raises ValueError for another number of rows than before, and if the tokens exceed
+    max_seq_len.
+
     Args:
         model: the model. After a change of its parameters, start a new cache.
 

@@ -18,24 +18,24 @@ from .tensor import Tensor
 
 
 def constant(shape: Shape, value: float, *, label: str = "") -> Tensor:
-    """A parameter with `value` everywhere."""
+    """A parameter of this shape with `value` everywhere. Raises TypeError if the shape is not of ints."""
     return Tensor(get_backend().full(_checked(shape), value, get_default_dtype()), requires_grad=True, label=label)
 
 
 def zeros(shape: Shape, *, label: str = "") -> Tensor:
-    """A parameter of zeros."""
+    """A parameter of zeros. Arguments and errors are those of `constant`, with its shape."""
     return constant(shape, 0, label=label)
 
 
 def ones(shape: Shape, *, label: str = "") -> Tensor:
-    """A parameter of ones."""
+    """A parameter of ones. Arguments and errors are those of `constant`, with its shape."""
     return constant(shape, 1, label=label)
 
 
 def normal(
     shape: Shape, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None, label: str = ""
 ) -> Tensor:
-    """A parameter drawn from the normal distribution N(mean, std^2)."""
+    """A parameter drawn from the normal distribution N(mean, std^2). Raises TypeError if the shape is not of ints."""
     xp = get_backend()
     values = xp.multiply((generator or default_generator()).normal(_checked(shape), get_default_dtype(), xp), std)
     return Tensor(xp.add(values, mean) if mean else values, requires_grad=True, label=label)
@@ -44,7 +44,7 @@ def normal(
 def uniform(
     shape: Shape, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None, label: str = ""
 ) -> Tensor:
-    """A parameter drawn from the uniform distribution on [a, b)."""
+    """A parameter drawn from the uniform distribution on [a, b). Raises TypeError if the shape is not of ints."""
     xp = get_backend()
     values = (generator or default_generator()).uniform(_checked(shape), get_default_dtype(), xp)
     return Tensor(xp.add(xp.multiply(values, b - a), a), requires_grad=True, label=label)
@@ -54,13 +54,18 @@ def xavier_uniform(shape: Shape, gain: float = 1.0, *, generator: Generator | No
     """Uniform on [-a, a) with a = gain sqrt(6 / (fan_in + fan_out)).
 
     Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010, eq. 16.
+
+    Raises ValueError for a shape with fewer than two axes.
     """
     bound = math.sqrt(3) * _xavier_std(shape, gain)
     return uniform(shape, -bound, bound, generator=generator)
 
 
 def xavier_normal(shape: Shape, gain: float = 1.0, *, generator: Generator | None = None) -> Tensor:
-    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)), the variance of `xavier_uniform`."""
+    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)), the variance of `xavier_uniform`.
+
+    Raises ValueError for a shape with fewer than two axes.
+    """
     return normal(shape, 0.0, _xavier_std(shape, gain), generator=generator)
 
 
@@ -72,7 +77,10 @@ def kaiming_uniform(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Uniform on [-b, b) with b = gain sqrt(3 / fan), the variance of `kaiming_normal`. The arguments are the same."""
+    """Uniform on [-b, b) with b = gain sqrt(3 / fan), the variance of `kaiming_normal`.
+
+    Arguments, shapes and errors are those of `kaiming_normal`.
+    """
     bound = math.sqrt(3) * _kaiming_std(shape, a, mode, nonlinearity)
     return uniform(shape, -bound, bound, generator=generator)
 

@@ -37,7 +37,7 @@ def mse_loss(x: Tensor, target: Operand, reduction: str = "mean") -> Tensor:
 def l1_loss(x: Tensor, target: Operand, reduction: str = "mean") -> Tensor:
     """The mean absolute error: |x - target|. The gradient is 0 where they are equal.
 
-    Arguments and errors are those of `mse_loss`.
+    Arguments, shapes and errors are those of `mse_loss`.
     """
     x, target = _operands("l1_loss", reduction, x, target)
     return _reduced("l1_loss", (x - target).abs(), reduction)

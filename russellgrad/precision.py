@@ -14,7 +14,7 @@ def set_matmul_precision(level: str) -> None:
 
     Args:
         level: "highest" computes in float32, "high" rounds the factors to TF32 (10 fraction bits), "medium" rounds
-            them to bfloat16 (7 fraction bits).
+            them to bfloat16 (7 fraction bits). The products within `attention` are rounded to TF32 at both.
 
     Raises:
         ValueError: any other level.

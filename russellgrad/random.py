@@ -71,16 +71,25 @@ class Generator:
         self._first_row, self.counter = first_row, self._counter_of_batch
 
     def normal(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
-        """Draw an array of this shape and dtype from the standard normal distribution, on backend `xp`."""
+        """Draw an array of this shape and dtype from the standard normal distribution, on backend `xp`.
+
+        Raises TypeError for a shape that is not of ints, or an unknown dtype.
+        """
         return xp.normal(shape, self.seed, self._next(), dtype)
 
     def uniform(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
-        """Draw an array of this shape and dtype, uniform on [0, 1), on backend `xp`. The first axis is the batch's."""
+        """Draw an array of this shape and dtype, uniform on [0, 1), on backend `xp`. The first axis is the batch's.
+
+        Raises TypeError for a shape that is not of ints, or an unknown dtype.
+        """
         values = xp.uniform(shape, self._key(shape, xp), dtype)
         return xp.minimum(values, frexp(largest(xp.dtype(values)))[0])  # below 1: rounding to the dtype may give 1
 
     def dropout_mask(self, shape: Shape, p: float, dtype: DType, xp: Backend) -> Array:
-        """Draw a mask for dropout: 0 with probability p, else 1 / (1 - p). The first axis is the batch's."""
+        """Draw a mask for dropout: 0 with probability p, else 1 / (1 - p). The first axis is the batch's.
+
+        Raises TypeError for a shape that is not of ints, or an unknown dtype.
+        """
         return xp.dropout_mask(shape, self._key(shape, xp), p, dtype)
 
     def _key(self, shape: Shape, xp: Backend) -> Array:

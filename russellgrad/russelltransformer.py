@@ -45,6 +45,9 @@ class LayerNorm(Module):
     Args:
         dim: the length of the last axis.
         eps: added to the variance for numerical stability.
+
+    Raises:
+        TypeError: dim is not an int.
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
@@ -66,8 +69,11 @@ class AttentionHead(Module):
     Args:
         d_kq: the length of keys and queries.
         d_v: the length of values.
-        hidden_size: C.
+        hidden_size: C, the length of the last axis of the input.
         generator: the generator of the initial weights; by default `random.default_generator()`.
+
+    Raises:
+        TypeError: a length is not an int.
     """
 
     def __init__(self, d_kq: int, d_v: int, hidden_size: int, *, generator: Generator | None = None) -> None:
@@ -78,7 +84,8 @@ class AttentionHead(Module):
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, T, hidden_size) -> (B, T, d_v).
 
-        `padding` (B, T) is True at padding, which is hidden from all tokens. A row must not begin with padding.
+        `padding` (B, T) is True at padding, which is hidden from all tokens. A row must not begin with padding. Raises
+        ValueError for an input of another shape.
         """
         q, k, v = x @ self.w_q, x @ self.w_k, x @ self.w_v  # (B, T, d_kq), (B, T, d_kq), (B, T, d_v)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])  # (B, T, T): query by key
@@ -103,7 +110,7 @@ class AttentionLayer(Module):
 
     Args:
         n_heads: the number of heads; must divide hidden_size.
-        hidden_size: C.
+        hidden_size: C, the length of the last axis of the input.
         output_projection: whether to multiply the output by a learned matrix (C, C), which mixes the heads.
         output_std: the standard deviation of that matrix's initial values.
         generator: the generator of the initial weights; by default `random.default_generator()`.
@@ -139,6 +146,9 @@ class AttentionLayer(Module):
             padding: bool (B, T), True at padding, which is hidden from all tokens; None without padding.
             cache: the keys and values of the S tokens before x. The tokens of x see these tokens and are appended to
                 the cache. `padding` is then (B, S + T).
+
+        Raises:
+            ValueError: x has another number of channels than hidden_size.
         """
         mask = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
         qkv = linear(x, self.w_qkv)  # (B, T, 3 C)
@@ -154,7 +164,8 @@ class AttentionLayer(Module):
     def weights(self, x: Tensor) -> Tensor:
         """The attention weights softmax(q k^T / sqrt(D)): (B, T, C) -> (B, H, T, T), query by key. Each row sums to 1.
 
-        `forward` does not compute this array; its fused attention uses less memory.
+        `forward` does not compute this array; its fused attention uses less memory. Raises ValueError for an x with
+        another number of channels than hidden_size.
         """
         q, k, _ = self._heads(linear(x, self.w_qkv))  # (B, H, T, D)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
@@ -198,7 +209,7 @@ class FFLayer(Module):
         self.b_out = init.zeros((hidden_size,), label="b_out")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden_size) -> (..., hidden_size)."""
+        """(..., hidden_size) -> (..., hidden_size). Raises ValueError for an input of another shape."""
         hidden = _ACTIVATIONS[self.activation](linear(x, self.w_in, self.b_in))
         return linear(hidden, self.w_out, self.b_out)
 
@@ -209,8 +220,11 @@ class Block(Module):
     Args:
         attention: the attention layer.
         feed_forward: the feed-forward layer.
-        hidden_size: C.
+        hidden_size: C, the length of the last axis of the input.
         dropout: applied to the output of both layers before the addition.
+
+    Raises:
+        TypeError: hidden_size is not an int.
     """
 
     def __init__(self, attention: AttentionLayer, feed_forward: FFLayer, hidden_size: int, dropout: Dropout) -> None:
@@ -221,7 +235,7 @@ class Block(Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C). `padding` and `cache` are those of `AttentionLayer.forward`."""
+        """(B, T, C) -> (B, T, C). `padding`, `cache` and errors are those of `AttentionLayer.forward`."""
         x = x + self.dropout(self.attention(self.attention_norm(x), padding, cache))
         x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return x

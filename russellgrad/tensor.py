@@ -296,7 +296,8 @@ class Tensor(Rearranging, Sorting, Indexing):
     def register_hook(self, hook: Hook) -> Callable[[], None]:
         """Register a function `hook(gradient)` that `backward` calls with this tensor's complete gradient, an array.
 
-        The hook returns None, or an array that replaces the gradient. Hooks run in the order of registration.
+        The hook returns None, or an array of the same shape that replaces the gradient. Hooks run in the order of
+        registration.
 
             remove = x.register_hook(lambda g: print(g))
 
@@ -318,7 +319,7 @@ class Tensor(Rearranging, Sorting, Indexing):
         return lambda: cast(None, hooks.pop(key, None))
 
     def detach(self) -> "Tensor":
-        """A tensor that shares this tensor's array and tracks no gradients of any order."""
+        """A tensor of the same shape, which shares this tensor's array and tracks no gradients of any order."""
         if self.backend.level:
             return cast(Tensor, cast(Any, self.backend).detached(self._array))
         return Tensor._wrap(self._array, self.backend, version=self._version)
@@ -326,7 +327,7 @@ class Tensor(Rearranging, Sorting, Indexing):
     # --- Conversion
 
     def numpy(self) -> Any:
-        """A copy of the data as a NumPy array on the host. Waits for the device."""
+        """A copy of the data as a NumPy array of the same shape, on the host. Waits for the device."""
         return self.backend.to_host(self._array)
 
     def tolist(self) -> Any:
@@ -334,7 +335,7 @@ class Tensor(Rearranging, Sorting, Indexing):
         return self.numpy().tolist()
 
     def item(self) -> Any:
-        """The element of a tensor of size 1, as a Python number. Raises ValueError for any other size."""
+        """The element of a tensor with one element, of any shape, as a Python number. Raises ValueError for others."""
         return self._one_element("item")
 
     def _one_element(self, op: str) -> Any:
@@ -348,7 +349,7 @@ class Tensor(Rearranging, Sorting, Indexing):
     def to(self, backend: str | ModuleType | Backend) -> "Tensor":
         """Copy the tensor to another backend. Returns self if it is on that backend already.
 
-        The operation is differentiable: the gradient is copied back. Raises as `set_backend` does.
+        Shapes: (...) -> (...). The operation is differentiable: the gradient is copied back. Raises as `set_backend`.
 
             y = x.to("cupy")
         """
@@ -408,7 +409,7 @@ class Tensor(Rearranging, Sorting, Indexing):
     ) -> "Tensor":
         """Make a Tensor that shares the memory of `source`, any object with a `__dlpack__` method.
 
-        The Tensor is a leaf. After a write by the other library, call `changed_in_place()`.
+        The Tensor is a leaf, of the shape of `source`. After a write by the other library, call `changed_in_place()`.
 
             x = Tensor.from_dlpack(torch.ones(3))
 

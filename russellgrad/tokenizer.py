@@ -188,7 +188,8 @@ class Tokenizer(Module):
     def targets(self, batch: Any) -> list[list[int]]:
         """The training targets of a batch: at each position the id of the next token, (B, T). The last is padding.
 
-        `batch` is as in `ids`, but not TokenIds.
+        `batch` is as in `ids`, but not TokenIds. Raises TypeError for a single string, ValueError for an empty batch or
+        text, or a character that is not in the vocabulary.
         """
         rows = self._rows(batch)
         rows = rows.tolist() if hasattr(rows, "tolist") else rows
@@ -198,6 +199,8 @@ class Tokenizer(Module):
 
     def embed(self, ids: Array, first: int | Tensor = 0) -> Tensor:
         """Token embedding plus positional encoding of each token: (B, T) -> (B, T, C).
+
+        It raises no errors of its own: `ids` has checked the values.
 
         Args:
             ids: the `values` of TokenIds, which are not checked again.
@@ -211,7 +214,7 @@ class Tokenizer(Module):
         return tokens + apply(rules.embedding, self.positional_encoding, ids=positions, check=False)
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed a batch, which is as in `ids`.
+        """Embed a batch, which is as in `ids`. Raises as `ids` does.
 
         Returns:
             The embeddings (B, T, C), the ids (B, T), and the padding mask (B, T), True at padding.

@@ -74,7 +74,7 @@ class Trace(Document):
         return f"Trace({self._operations} operations{visited})"
 
     def backward(self, loss: Tensor, gradient: "Array | Tensor | None" = None, retain_graph: bool = False) -> None:
-        """`loss.backward(gradient, retain_graph)`, recording every gradient.
+        """`loss.backward(gradient, retain_graph)`, recording every gradient. `gradient` has the shape of `loss`.
 
         Raises:
             ValueError: `loss` was not computed in the trace.
@@ -307,7 +307,7 @@ def trace(limit: int = OPERATIONS) -> AbstractContextManager[Trace]:
 
     Raises:
         RuntimeError: another trace is active, or `compile_step` captures the block. ValueError: `limit` is not a
-            positive int. TypeError: it is a Tensor.
+            positive int. TypeError: `limit` is a Tensor; the trace of a matrix is `x.trace()`.
     """
     return _recording(Trace(limit))  # a bad limit raises here, not at `with`
 

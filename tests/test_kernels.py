@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ def assert_near(
     rtol = 2.0**-8 if actual.dtype.itemsize == 2 else 0.0
     actual = actual.astype(np.float64)
     if slack is not None:
-        actual = actual - np.clip(actual - expected, -slack, slack)
+        finite = np.isfinite(expected)
+        actual = actual - np.clip(np.subtract(actual, expected, out=np.zeros_like(actual), where=finite), -slack, slack)
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=what)
 
 
@@ -454,27 +456,65 @@ def test_cross_entropy_of_an_empty_batch_is_nan(kernels: Any) -> None:
 # --- Attention
 
 
-def rounding_of_factors(
-    arrays: Sequence[Array], log_sum: Array, mask: Array | None, causal: bool, offset: int
-) -> list[Array | None]:
-    """Bounds on the errors of out and of the gradients of q, k and v in bfloat16; `arrays` are g, q, k, v and out.
+@dataclass(frozen=True)
+class Attention:
+    """The kernels of attention for a dtype, with float32 factors or rounded ones."""
 
-    Tensor cores multiply bfloat16: the weights and the gradients of the scores are rounded (relative 2^-8) before their
-    products with v, g, k and q, as in Dao, arXiv:2307.08691, and PyTorch.
+    kernels: Any
+    dtype: Any
+    tf32: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        return bool(self.dtype == FLOAT32 and not self.tf32)
+
+    def forward(self, *args: Any) -> Any:
+        return self.kernels.attention(*args, tf32=self.tf32)
+
+    def backward(self, *args: Any) -> Any:
+        return self.kernels.attention_backward(*args, tf32=self.tf32)
+
+
+@pytest.fixture(params=["float32", "tf32", "bfloat16"])
+def attention(request: pytest.FixtureRequest, kernels: Any) -> Attention:
+    return attention_in(request.param, kernels)
+
+
+def attention_in(name: str, kernels: Any) -> Attention:
+    return Attention(kernels, bfloat16() if name == "bfloat16" else FLOAT32, name == "tf32")
+
+
+def rounding_of_factors(
+    attention: Attention, arrays: Sequence[Array], log_sum: Array, mask: Array | None, causal: bool, offset: int
+) -> list[Array | None]:
+    """Bounds on the errors of out, log_sum and the gradients of q, k and v; `arrays` are g, q, k, v and out.
+
+    Tensor cores round the factors of products: by at most 2^-8 of their size to bfloat16, 2^-11 to TF32. The weights
+    and the gradients of the scores are factors, as in Dao, arXiv:2307.08691, and PyTorch. Rounding q, k, v and g (which
+    in bfloat16 are given so) has an effect on the scores, too, and through them on the weights.
     """
     g, q, k, v, out = arrays
-    scale = 1 / np.sqrt(q.shape[-1])
+    scale, unit = 1 / np.sqrt(q.shape[-1]), 2.0**-11 if attention.tf32 else 2.0**-8
+    given = unit if attention.tf32 else 0.0  # how much q, k, v and g are rounded
     hidden = np.arange(k.shape[-2]) > np.arange(q.shape[-2])[:, None] + (offset if causal else k.shape[-2])
     hidden = hidden if mask is None else hidden | mask
     weights = np.exp(np.where(hidden, -np.inf, q @ np.swapaxes(k, -1, -2) * scale - log_sum))
-    g_scores = weights * np.abs(g @ np.swapaxes(v, -1, -2) - np.sum(g * out, -1, keepdims=True)) * scale
-    products = ((weights, v), (g_scores, k), (np.swapaxes(g_scores, -1, -2), q), (np.swapaxes(weights, -1, -2), g))
-    return [2.0**-8 * (a @ np.abs(b)) for a, b in products]
+    slopes = weights * np.abs(g @ np.swapaxes(v, -1, -2) - np.sum(g * out, -1, keepdims=True))
+    g, q, k, v = np.abs(g), np.abs(q), np.abs(k), np.abs(v)
+    relative = 2 * given * scale * (q @ np.swapaxes(k, -1, -2))  # the error of a weight, if its row has one sum
+    of_sum = np.sum(weights * relative, -1, keepdims=True)
+    of_weights, of_out = weights * (relative + unit + given), weights * (relative + of_sum + unit + given)
+    of_slopes = slopes * (relative + unit + given) + weights * 2 * given * (g @ np.swapaxes(v, -1, -2))
+    of_q, of_k, of_v = (
+        scale * of_slopes @ k,
+        scale * np.swapaxes(of_slopes, -1, -2) @ q,
+        np.swapaxes(of_weights, -1, -2) @ g,
+    )
+    return [of_out @ v, of_sum, of_q, of_k, of_v]
 
 
 def check_attention(
-    kernels: Any,
-    dtype: Any,
+    attention: Attention,
     qkv: Sequence[Array],
     mask: Array | None = None,
     causal: bool = False,
@@ -483,16 +523,16 @@ def check_attention(
 ) -> tuple[Any, Any]:
     """Compare forward and backward with the reference. `move` copies q, k, v, g and out to the device."""
     to = move or (lambda a: cupy.asarray(a))
-    (q, k, v), where = qkv, (mask, causal, offset)
+    (q, k, v), where, dtype = qkv, (mask, causal, offset), attention.dtype
     out, log_sum = numpy_backend.attention(*to_float64(q, k, v), *where)
     dq, dk, dv, dmask = to(q), to(k), to(v), device(mask)[0]
     g, rounded = random_array(out.shape, dtype, 9), out.astype(dtype)
-    slack: list[Array | None] = [None] * 4
-    if dtype.itemsize == 2:
-        slack = rounding_of_factors(to_float64(g, q, k, v, rounded), log_sum, *where)
-    actual, actual_sum = twice(lambda: kernels.attention(dq, dk, dv, dmask, causal, offset))
+    slack: list[Array | None] = [None] * 5
+    if not attention.is_exact:
+        slack = rounding_of_factors(attention, to_float64(g, q, k, v, rounded), log_sum, *where)
+    actual, actual_sum = twice(lambda: attention.forward(dq, dk, dv, dmask, causal, offset))
     assert_near(actual, out, dtype, what="out", slack=slack[0])
-    assert_near(actual_sum, log_sum, FLOAT32, what="log_sum")
+    assert_near(actual_sum, log_sum, FLOAT32, what="log_sum", slack=slack[1])
     out, log_sum = rounded, log_sum.astype(np.float32)
     expected = numpy_backend.attention_backward(*to_float64(g, q, k, v, out, log_sum), *where, (True, True, True))
     dg, dout, dlog_sum = to(g), to(out), cupy.asarray(log_sum)
@@ -500,8 +540,8 @@ def check_attention(
     for needs in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
         wanted = [gradient if need else None for gradient, need in zip(expected, needs, strict=True)]
         args = (dg, dq, dk, dv, dout, dlog_sum, dmask, causal, offset, needs)
-        check(partial(kernels.attention_backward, *args), wanted, dtype, atol=4e-5, slack=slack[1:])
-    return dq, kernels.attention(dq, dk, dv, dmask, causal, offset)[0]
+        check(partial(attention.backward, *args), wanted, dtype, atol=4e-5, slack=slack[2:])
+    return dq, attention.forward(dq, dk, dv, dmask, causal, offset)[0]
 
 
 def operands(batch: Sequence[int], n_queries: int, n_keys: int, d: int, e: int, dtype: Any) -> list[Array]:
@@ -511,8 +551,8 @@ def operands(batch: Sequence[int], n_queries: int, n_keys: int, d: int, e: int, 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 63, 64, 65, 200])
-def test_attention_matches_reference_at_tile_boundaries(kernels: Any, dtype: Any, n: int, causal: bool) -> None:
-    check_attention(kernels, dtype, operands((2,), n, n, 16, 16, dtype), causal=causal)
+def test_attention_matches_reference_at_tile_boundaries(attention: Attention, n: int, causal: bool) -> None:
+    check_attention(attention, operands((2,), n, n, 16, 16, attention.dtype), causal=causal)
 
 
 @pytest.mark.parametrize(
@@ -522,19 +562,19 @@ def test_attention_matches_reference_at_tile_boundaries(kernels: Any, dtype: Any
 )
 @pytest.mark.parametrize("lengths", [(5, 9), (40, 70)], ids=str)
 def test_attention_matches_reference_for_any_head_width(
-    kernels: Any, dtype: Any, widths: tuple[int, int], lengths: tuple[int, int]
+    attention: Attention, widths: tuple[int, int], lengths: tuple[int, int]
 ) -> None:
-    assert kernels.attention_takes(*device(*operands((), 1, 1, *widths, dtype)))
-    check_attention(kernels, dtype, operands((2,), *lengths, *widths, dtype), causal=True, offset=3)
+    assert attention.kernels.attention_takes(*device(*operands((), 1, 1, *widths, attention.dtype)))
+    check_attention(attention, operands((2,), *lengths, *widths, attention.dtype), causal=True, offset=3)
 
 
 @pytest.mark.parametrize("offset", [-200, -70, -33, -32, -1, 0, 1, 31, 32, 33, 70, 10**12, -(10**12)])
 @pytest.mark.parametrize("lengths", [(70, 70), (3, 70), (70, 3)], ids=str)
 def test_attention_with_an_offset_matches_reference(
-    kernels: Any, dtype: Any, lengths: tuple[int, int], offset: int
+    attention: Attention, lengths: tuple[int, int], offset: int
 ) -> None:
     """A negative offset masks all keys of the first queries; a large offset masks nothing."""
-    check_attention(kernels, dtype, operands((2,), *lengths, 8, 8, dtype), causal=True, offset=offset)
+    check_attention(attention, operands((2,), *lengths, 8, 8, attention.dtype), causal=True, offset=offset)
 
 
 @pytest.mark.parametrize("widths", [(20, 20), (40, 64), (100, 70)], ids=str)
@@ -543,19 +583,19 @@ def test_attention_with_an_offset_matches_reference(
     "shape", [(2, 3, 37, 41), (2, 1, 1, 41), (1, 3, 37, 1), (37, 41), (41,), (3, 37, 41), (1, 1, 1, 1), ()], ids=str
 )
 def test_attention_with_a_mask_matches_reference(
-    kernels: Any, dtype: Any, shape: Sequence[int], causal: bool, widths: tuple[int, int]
+    attention: Attention, shape: Sequence[int], causal: bool, widths: tuple[int, int]
 ) -> None:
     mask = rng(5).random(shape) < 0.4
-    check_attention(kernels, dtype, operands((2, 3), 37, 41, *widths, dtype), np.asarray(mask), causal)
+    check_attention(attention, operands((2, 3), 37, 41, *widths, attention.dtype), np.asarray(mask), causal)
 
 
-def test_attention_of_fully_masked_rows_is_zero(kernels: Any, dtype: Any) -> None:
+def test_attention_of_fully_masked_rows_is_zero(attention: Attention) -> None:
     """A fully masked row has an output of zeros, an infinite log_sum and zero gradients."""
     mask = np.zeros((2, 40, 40), bool)
     mask[0, 3], mask[1] = True, True
-    q, k, v = operands((2,), 40, 40, 8, 8, dtype)
-    check_attention(kernels, dtype, (q, k, v), mask, True)
-    out, log_sum = twice(lambda: kernels.attention(*device(q, k, v, mask), True, 0))
+    q, k, v = operands((2,), 40, 40, 8, 8, attention.dtype)
+    check_attention(attention, (q, k, v), mask, True)
+    out, log_sum = twice(lambda: attention.forward(*device(q, k, v, mask), True, 0))
     assert not out[0, 3].any() and not out[1].any()
     assert np.isinf(log_sum[0, 3]).all() and np.isinf(log_sum[1]).all() and np.isfinite(log_sum[0, 4:]).all()
 
@@ -572,30 +612,31 @@ def test_attention_of_fully_masked_rows_is_zero(kernels: Any, dtype: Any) -> Non
     ],
     ids=str,
 )
-def test_attention_broadcasts_batch_axes(kernels: Any, dtype: Any, batches: Sequence[Sequence[int]]) -> None:
+def test_attention_broadcasts_batch_axes(attention: Attention, batches: Sequence[Sequence[int]]) -> None:
     """The gradients keep all batch axes; they are not summed."""
     shapes = [(*batch, n, 6) for batch, n in zip(batches, (5, 7, 7), strict=True)]
-    q, k, v = (random_array(shape, dtype, seed) for seed, shape in enumerate(shapes))
-    check_attention(kernels, dtype, (q, k, v), np.arange(7) == 2)
+    q, k, v = (random_array(shape, attention.dtype, seed) for seed, shape in enumerate(shapes))
+    check_attention(attention, (q, k, v), np.arange(7) == 2)
 
 
 @pytest.mark.parametrize("lengths", [(0, 5), (5, 0), (0, 0)], ids=str)
-def test_attention_without_queries_or_keys_is_zero(kernels: Any, dtype: Any, lengths: tuple[int, int]) -> None:
-    q, k, v = operands((2, 3), *lengths, 4, 6, dtype)
-    g = random_array((2, 3, lengths[0], 6), dtype)
-    out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
+def test_attention_without_queries_or_keys_is_zero(attention: Attention, lengths: tuple[int, int]) -> None:
+    q, k, v = operands((2, 3), *lengths, 4, 6, attention.dtype)
+    g = random_array((2, 3, lengths[0], 6), attention.dtype)
+    out, log_sum = twice(lambda: attention.forward(*device(q, k, v), None, False, 0))
     assert out.shape == g.shape and not out.any()
     assert np.isposinf(log_sum).all() and log_sum.shape == (2, 3, lengths[0], 1)
     args = (*device(g, q, k, v, out, log_sum), None, False, 0, (True, True, True))
-    for gradient, operand in zip(twice(lambda: kernels.attention_backward(*args)), (q, k, v), strict=True):
+    for gradient, operand in zip(twice(lambda: attention.backward(*args)), (q, k, v), strict=True):
         assert gradient.shape == operand.shape and not gradient.any()
 
 
-def test_attention_of_zero_width_values_is_empty(kernels: Any, dtype: Any) -> None:
-    q, k, v = operands((2,), 5, 6, 4, 0, dtype)
-    out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
+def test_attention_of_zero_width_values_is_empty(attention: Attention) -> None:
+    q, k, v = operands((2,), 5, 6, 4, 0, attention.dtype)
+    out, log_sum = twice(lambda: attention.forward(*device(q, k, v), None, False, 0))
     assert out.shape == (2, 5, 0)
-    assert_near(log_sum, numpy_backend.attention(*to_float64(q, k, v), None, False, 0)[1], FLOAT32)
+    expected = numpy_backend.attention(*to_float64(q, k, v), None, False, 0)[1]
+    assert_near(log_sum, expected, FLOAT32, atol=1e-3 if attention.tf32 else 2e-5)
 
 
 def split_heads_view(a: Array) -> Array:
@@ -604,50 +645,51 @@ def split_heads_view(a: Array) -> Array:
 
 
 @pytest.mark.parametrize("width", [16, 5])
-def test_attention_output_keeps_the_strides_of_the_query(kernels: Any, dtype: Any, width: int) -> None:
-    q, k, v = operands((2, 3), 33, 33, width, width, dtype)
-    dq, out = check_attention(kernels, dtype, (q, k, v), causal=True, move=split_heads_view)
+def test_attention_output_keeps_the_strides_of_the_query(attention: Attention, width: int) -> None:
+    q, k, v = operands((2, 3), 33, 33, width, width, attention.dtype)
+    dq, out = check_attention(attention, (q, k, v), causal=True, move=split_heads_view)
     assert out.strides == dq.strides
-    _, out = check_attention(kernels, dtype, (q, k, v), causal=True)
+    _, out = check_attention(attention, (q, k, v), causal=True)
     assert out.flags.c_contiguous
 
 
 @pytest.mark.parametrize("width", [16, 5])
-def test_attention_accepts_any_layout(kernels: Any, dtype: Any, width: int, layout: Any) -> None:
-    check_attention(kernels, dtype, operands((2, 3), 9, 33, width, width, dtype), move=layout)
+def test_attention_accepts_any_layout(attention: Attention, width: int, layout: Any) -> None:
+    check_attention(attention, operands((2, 3), 9, 33, width, width, attention.dtype), move=layout)
 
 
-def test_attention_rescales_when_the_maximum_grows(kernels: Any, dtype: Any) -> None:
+def test_attention_rescales_when_the_maximum_grows(attention: Attention) -> None:
     """The scores grow from tile to tile and overflow unless the maximum is subtracted."""
-    q, k, v = operands((1,), 3, 200, 4, 4, dtype)
-    q[...], k[...] = 10.0, np.linspace(-9, 9, 200)[:, None]
+    q, k, v = operands((1,), 3, 200, 4, 4, attention.dtype)
+    q[...], k[...] = 10.0, np.arange(-100, 100)[:, None] / 8  # not rounded by TF32 or bfloat16
     out, log_sum = numpy_backend.attention(*to_float64(q, k, v), None, False, 0)
-    actual, actual_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
-    atol = 1e-4 if dtype == FLOAT32 else 2.0**-7  # scores of 180 already have errors of 2e-5
-    assert_near(actual, out, dtype, atol=atol)
+    actual, actual_sum = twice(lambda: attention.forward(*device(q, k, v), None, False, 0))
+    atol = 1e-4 if attention.is_exact else 2.0**-7  # scores of 250 already have errors of 3e-5
+    assert_near(actual, out, attention.dtype, atol=atol)
     assert_near(actual_sum, log_sum, FLOAT32, atol=1e-4)
 
 
-def test_attention_of_non_finite_scores_matches_reference(kernels: Any, dtype: Any) -> None:
+def test_attention_of_non_finite_scores_matches_reference(attention: Attention) -> None:
     """As in the reference, nan stays in its row, a score of inf gives nan, and -inf gives a weight of 0."""
-    q, k, v = operands((1,), 5, 40, 4, 4, dtype)
+    q, k, v = operands((1,), 5, 40, 4, 4, attention.dtype)
     k = np.abs(k)
     q[0, 1, 0], q[0, 2], q[0, 3] = np.nan, np.inf, -np.inf
     with np.errstate(all="ignore"):
         expected = numpy_backend.attention(*to_float64(q, k, v), None, False, 0)
     assert np.isnan(expected[0][0, 1:3]).all() and not expected[0][0, 3].any()
-    out, log_sum = twice(lambda: kernels.attention(*device(q, k, v), None, False, 0))
-    assert_near(out, expected[0], dtype, atol=2e-5 if dtype == FLOAT32 else 2.0**-7)
-    assert_near(log_sum, expected[1], FLOAT32)
+    out, log_sum = twice(lambda: attention.forward(*device(q, k, v), None, False, 0))
+    assert_near(out, expected[0], attention.dtype, atol=2e-5 if attention.is_exact else 2.0**-7)
+    assert_near(log_sum, expected[1], FLOAT32, atol=2.0**-7 if attention.tf32 else 2e-5)
 
 
 INSTRUCTIONS = """
+template <typename T>
 __global__ void product(const unsigned* a, const unsigned* b, float* c) {
     const int lane = threadIdx.x;
     unsigned x[4];
     float z[4];
     for (int i = 0; i < 4; i++) x[i] = a[4 * lane + i], z[i] = c[4 * lane + i];
-    mma(z, x, b[2 * lane], b[2 * lane + 1]);
+    mma<T>(z, x, b[2 * lane], b[2 * lane + 1]);
     for (int i = 0; i < 4; i++) c[4 * lane + i] = z[i];
 }
 
@@ -665,19 +707,21 @@ __global__ void matrices(const bf16* rows, unsigned* straight, unsigned* transpo
 __global__ void pairs(const float* x, const float* y, unsigned* out) {
     out[threadIdx.x] = cvt_bf16x2(x[threadIdx.x], y[threadIdx.x]);
 }
+
+__global__ void tf32(const float* x, unsigned* out) { out[threadIdx.x] = cvt_tf32(x[threadIdx.x]); }
 """
 
 
 @pytest.fixture(scope="module")
 def instruction(kernels: Any) -> Callable[[str], Any]:
     """The kernels of INSTRUCTIONS, by name, for one warp; on a device they test the indices against the hardware."""
-    names = ("product", "matrices", "pairs")
+    names = ("product<bf16>", "product<float>", "matrices", "pairs", "tf32")
     module = cupy.RawModule(code=kernels.SOURCE + INSTRUCTIONS, options=("-std=c++17",), name_expressions=names)
     return lambda name: partial(module.get_function(name), (1,), (32,))
 
 
 def in_registers(elements: Array) -> Array:
-    """(32, 2 n) bfloat16 -> (32, n) uint32: each lane's elements, the first of two in the lower half of a register."""
+    """(32, n) float32, or (32, 2 n) bfloat16, the first of two in the lower half of a register -> (32, n) uint32."""
     return np.ascontiguousarray(elements).view(np.uint32)
 
 
@@ -689,7 +733,7 @@ def result_indices() -> tuple[Array, Array]:
     return np.where(i < 2, GROUP, GROUP + 8), IN_GROUP * 2 + (i & 1)
 
 
-def factors() -> tuple[Array, Array, Array, Array, Array, Array]:
+def factors_bf16() -> Sequence[Array]:
     """Integers, whose sums are exact: a (16, 16), b (16, 8) and c (16, 8), and the lanes' fragments of them.
 
     The indices are those of the PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type".
@@ -704,11 +748,33 @@ def factors() -> tuple[Array, Array, Array, Array, Array, Array]:
     return a, b, c, in_registers(of_a), in_registers(of_b), c.astype(np.float32)[result_indices()]
 
 
-def test_mma_has_the_documented_fragments(instruction: Callable[[str], Any]) -> None:
+def factors_tf32() -> Sequence[Array]:
+    """As factors_bf16, with the indices of "Matrix fragments for mma.m16n8k8", and numbers of 11 bits, as TF32 has."""
+    a, b, c = (rng(seed).integers(-2047, 2048, shape) for seed, shape in enumerate([(16, 8), (8, 8), (16, 8)]))
+    a, b = a // 64 * 64 + 32, b % 64  # so sums are exact in float32
+    i = np.arange(4)
+    a_row, a_column = np.where(i % 2 == 0, GROUP, GROUP + 8), IN_GROUP + np.where(i >= 2, 4, 0)
+    of_a, of_b = a.astype(np.float32)[a_row, a_column], b.astype(np.float32)[IN_GROUP + 4 * np.arange(2), GROUP]
+    return a, b, c, in_registers(of_a), in_registers(of_b), c.astype(np.float32)[result_indices()]
+
+
+@pytest.mark.parametrize(("name", "factors"), [("bf16", factors_bf16), ("float", factors_tf32)], ids=["bf16", "tf32"])
+def test_mma_has_the_documented_fragments(
+    instruction: Callable[[str], Any], name: str, factors: Callable[[], Sequence[Array]]
+) -> None:
     a, b, c, *fragments = factors()
     of_a, of_b, of_c = device(*fragments)
-    instruction("product")((of_a, of_b, of_c))
+    instruction(f"product<{name}>")((of_a, of_b, of_c))
     np.testing.assert_array_equal(of_c.get(), (a @ b + c)[result_indices()])
+
+
+@only_on_stand_in
+def test_mma_of_a_factor_that_is_not_rounded_raises(instruction: Callable[[str], Any]) -> None:
+    """A device ignores the last 13 bits, which rounds towards zero."""
+    *_, of_a, of_b, of_c = factors_tf32()
+    of_b[5, 1] += 1
+    with pytest.raises(Misuse, match="a factor of mma_tf32 is not rounded to TF32: a device would truncate it"):
+        instruction("product<float>")(tuple(device(of_a, of_b, of_c)))
 
 
 def test_ldmatrix_has_the_documented_fragments(instruction: Callable[[str], Any]) -> None:
@@ -721,13 +787,45 @@ def test_ldmatrix_has_the_documented_fragments(instruction: Callable[[str], Any]
         np.testing.assert_array_equal(result.get(), in_registers(elements.swapaxes(0, 1).reshape(32, 8)))
 
 
-def test_cvt_rounds_to_nearest_even(instruction: Callable[[str], Any]) -> None:
+def test_cvt_bf16x2_rounds_to_nearest_even(instruction: Callable[[str], Any]) -> None:
     x, y = random_array((32,), FLOAT32), random_array((32,), FLOAT32, 1)
     x[:6] = [np.inf, -np.inf, 3.4e38, 1.00390625, 1.01171875, -0.0]  # the fourth and fifth are ties
     out = cupy.zeros((32, 1), np.uint32)
     instruction("pairs")((*device(x, y), out))
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(out.get(), in_registers(np.stack([x, y], 1).astype(bfloat16())))
+
+
+def test_cvt_tf32_rounds_ties_away_from_zero(instruction: Callable[[str], Any]) -> None:
+    """To 11 significant bits. A nan stays one."""
+    x = random_array((32,), FLOAT32)
+    x[:8] = [np.nan, np.inf, -np.inf, -0.0, 1 + 2.0**-11, 1 + 3 * 2.0**-11, -1 - 2.0**-11, 1 + 2.0**-11 - 2.0**-23]
+    out = cupy.zeros((32,), np.uint32)
+    instruction("tf32")((cupy.asarray(x), out))
+    rounded = out.get().view(np.float32)
+    fraction, exponent = np.frexp(x[8:].astype(np.float64))
+    expected = np.ldexp(np.sign(fraction) * np.floor(np.abs(fraction) * 2.0**11 + 0.5), exponent - 11)
+    np.testing.assert_array_equal(rounded[8:], expected.astype(np.float32))
+    up = 1 + 2.0**-10
+    expected = np.array([np.nan, np.inf, -np.inf, -0.0, up, up + 2.0**-10, -up, 1], np.float32)
+    np.testing.assert_array_equal(rounded[:8], expected)
+
+
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_attention_in_tf32_is_as_accurate_as_its_rounded_factors(kernels: Any, width: int) -> None:
+    """Six factors are rounded, in three products one after another. An error that is evenly distributed in +-2^-11 has
+    a standard deviation of 2^-11 / sqrt(3).
+    """
+    q, k, v = operands((3,), 150, 150, width, width, FLOAT32)
+    g, where = random_array(q.shape, FLOAT32, 9), (None, True, 0)
+    out, log_sum = numpy_backend.attention(*to_float64(q, k, v), *where)
+    actual = [kernels.attention(*device(q, k, v), *where, tf32=True)[0]]
+    given = (g, q, k, v, out.astype(np.float32), log_sum.astype(np.float32))
+    expected = [out, *numpy_backend.attention_backward(*to_float64(*given), *where, (True,) * 3)]
+    actual += kernels.attention_backward(*device(*given), *where, (True,) * 3, tf32=True)
+    for result, reference in zip(actual, expected, strict=True):
+        error = np.linalg.norm(result.get() - reference) / np.linalg.norm(reference)
+        assert 1e-4 < error < np.sqrt(6 / 3) * 2.0**-11
 
 
 @pytest.mark.parametrize("width", [32, 64, 128])
@@ -759,7 +857,7 @@ def test_attention_takes_bfloat16_only_with_tensor_cores_for_it(
 ) -> None:
     q, k, v = device(*operands((), 2, 2, 4, 4, dtype))
     assert kernels.attention_takes(q, k, v)
-    monkeypatch.setattr(kernels, "_has_bfloat16_tensor_cores", lambda: False)  # before sm_80
+    monkeypatch.setattr(kernels, "_has_tensor_cores", lambda: False)  # before sm_80
     assert kernels.attention_takes(q, k, v) == (dtype == FLOAT32)
 
 
@@ -939,42 +1037,49 @@ def test_unsupported_dtypes_raise(kernels: Any) -> None:
 
 # --- Injected errors, which these tests must detect
 
-FORWARD, FORWARD_BF16 = "attention<32>", "attention_bf16<32>"
-ATTENTION = (FORWARD, "attention_backward_q<32>", "attention_backward_kv<32>")
-ATTENTION_BF16 = (FORWARD_BF16, "attention_backward_q_bf16<32>", "attention_backward_kv_bf16<32>")
+FORWARD, FORWARD_BF16, FORWARD_TF32 = "attention<32>", "attention_mma<bf16, 32>", "attention_mma<float, 32>"
+OF_ATTENTION = ("attention{}<{}32>", "attention_backward_q{}<{}32>", "attention_backward_kv{}<{}32>")
+ATTENTION = {
+    "float32": [name.format("", "") for name in OF_ATTENTION],
+    "tf32": [name.format("_mma", "float, ") for name in OF_ATTENTION],
+    "bfloat16": [name.format("_mma", "bf16, ") for name in OF_ATTENTION],
+}
 START = "// q (B, H, L, d), k (B, H, S, d), v (B, H, S, e)"
-BARRIERS, N_BARRIERS = ("__syncthreads();", "__syncwarp();"), {"float32": 12, "bfloat16": 9}
+BARRIERS = ("__syncthreads();", "__syncwarp();")
+# TF32 runs the source of bfloat16, without the __syncwarp in store_rows.
+N_BARRIERS = {"float32": 12, "tf32": 8, "bfloat16": 9}
 
 
-def barriers(source: str, dtype: str) -> list[tuple[int, str]]:
+def barriers(source: str, name: str) -> list[tuple[int, str]]:
     """Position and text of each barrier in the attention kernels for a dtype."""
-    starts = [source.index(text) for text in (START, "// --- Attention in bfloat16", "// --- Embedding")]
-    part = range(*starts[:2]) if dtype == "float32" else range(*starts[1:])
-    return [(i, barrier) for i in part for barrier in BARRIERS if source.startswith(barrier, i)]
+    starts = [source.index(text) for text in (START, "// --- Attention on tensor cores", "// --- Embedding")]
+    part = range(*starts[:2]) if name == "float32" else range(*starts[1:])
+    used = BARRIERS[:1] if name == "tf32" else BARRIERS
+    return [(i, barrier) for i in part for barrier in used if source.startswith(barrier, i)]
 
 
-def attention_results(kernels: Any, dtype: Any) -> list[Array]:
-    q, k, v = (a[None] for a in operands((), 70, 70, 20, 20, dtype))
-    g = random_array(q.shape, dtype, 9)
+def attention_results(attention: Attention) -> list[Array]:
+    q, k, v = (a[None] for a in operands((), 70, 70, 20, 20, attention.dtype))
+    g = random_array(q.shape, attention.dtype, 9)
     dg, dq, dk, dv = device(g, q, k, v)
-    out, log_sum = kernels.attention(dq, dk, dv, None, True, 0)
-    gradients = kernels.attention_backward(dg, dq, dk, dv, out, log_sum, None, True, 0, (True, True, True))
+    out, log_sum = attention.forward(dq, dk, dv, None, True, 0)
+    gradients = attention.backward(dg, dq, dk, dv, out, log_sum, None, True, 0, (True, True, True))
     return [a.get() for a in (out, log_sum, *gradients)]
 
 
 @only_on_stand_in
 @pytest.mark.parametrize(("name", "n"), [(name, n) for name, count in N_BARRIERS.items() for n in range(count)])
 def test_missing_barrier_is_detected(name: str, n: int) -> None:
-    dtype, names = (FLOAT32, ATTENTION) if name == "float32" else (bfloat16(), ATTENTION_BF16)
-    source = load().SOURCE
+    names, source = ATTENTION[name], load().SOURCE
     assert len(barriers(source, name)) == N_BARRIERS[name]
     start, barrier = barriers(source, name)[n]
     wrong = load(lambda s: s[:start] + s[start + len(barrier) :], names)
-    right = attention_results(load(names=names), dtype)
+    right = attention_results(attention_in(name, load(names=names)))
 
     def differs(seed: int) -> bool:
         reseed(seed)
-        return any(a.tobytes() != b.tobytes() for a, b in zip(attention_results(wrong, dtype), right, strict=True))
+        results = attention_results(attention_in(name, wrong))
+        return any(a.tobytes() != b.tobytes() for a, b in zip(results, right, strict=True))
 
     assert any(differs(seed) for seed in range(20))
 
@@ -999,6 +1104,11 @@ def call_attention(kernels: Any) -> None:
 def call_attention_bf16(kernels: Any) -> None:
     a = cupy.zeros((1, 33, 32), bfloat16())
     kernels.attention(a, a, a, None, False, 0)
+
+
+def call_attention_tf32(kernels: Any) -> None:
+    a = cupy.zeros((1, 33, 32), "float32")
+    kernels.attention(a, a, a, None, False, 0, tf32=True)
 
 
 def call_masked_attention(kernels: Any) -> None:
@@ -1036,7 +1146,14 @@ BOUNDS_BUGS: dict[str, tuple[str, str, str, Callable[[Any], None]]] = {
         "if (query > n_queries) continue;",
         call_attention,
     ),
-    "one key too many in bfloat16": (FORWARD_BF16, "start + row < n &&", "start + row <= n &&", call_attention_bf16),
+    "one key too many in bfloat16": (FORWARD_BF16, "u * STEP < end", "u * STEP <= end", call_attention_bf16),
+    "one key too many in TF32": (FORWARD_TF32, "u * STEP < end", "u * STEP <= end", call_attention_tf32),
+    "one query too many in TF32": (
+        FORWARD_TF32,
+        "if (row >= n - start) continue;",
+        "if (row > n - start) continue;",
+        call_attention_tf32,
+    ),
     "one query too many in bfloat16": (
         FORWARD_BF16,
         "if (start + row >= n || column >= width) continue;",

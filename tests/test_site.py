@@ -1,5 +1,6 @@
 """The API reference describes every public name once, and tables of names are right. `nox -s docs` builds the site."""
 
+import contextlib
 import inspect
 import math
 import re
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import russellgrad
-from russellgrad import Tensor, data, init, layers, optimizer, russelltransformer, tokenizer
+from russellgrad import Tensor, data, init, layers, optimizer, russelltransformer, tokenizer, use_backend
 from tests.process import ROOT
 
 DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception):: russellgrad\.(\S+)$", re.MULTILINE)
@@ -65,10 +66,33 @@ def test_numpy_names_in_the_table_match_the_names_here(theirs: str, here: str) -
     np.testing.assert_allclose(got if isinstance(got, np.ndarray) else got.numpy(), wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("theirs", "here", "result"), rows("docs/coming_from.md", 3))
-def test_micrograd_names_in_the_table_have_the_results_shown(theirs: str, here: str, result: str) -> None:
+MICROGRAD = rows("docs/coming_from.md", 3)
+
+
+@pytest.mark.parametrize(("theirs", "here", "result"), MICROGRAD)
+def test_names_in_the_table_of_micrograd_have_the_results_shown(theirs: str, here: str, result: str) -> None:
     a, b = Tensor(2.0, backend="numpy"), Tensor(-3.0, backend="numpy")
     assert float(eval(here, {"rg": russellgrad, "Tensor": Tensor, "a": a, "b": b})) == float(result)
+
+
+@pytest.mark.parametrize(("theirs", "here", "result"), MICROGRAD)
+def test_micrograd_gives_the_results_in_the_table(theirs: str, here: str, result: str) -> None:
+    value = pytest.importorskip("micrograd.engine", reason="micrograd is not installed").Value
+    names = {"Value": value, "a": value(2.0), "b": value(-3.0)}
+    *statements, expression = theirs.split("; ")
+    for statement in statements:
+        exec(statement, names)
+    found = eval(expression, names)
+    assert float(getattr(found, "data", found)) == float(result)
+
+
+def test_picture_of_a_trace_is_that_of_the_code_above_it() -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/trace.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    with use_backend("numpy"), contextlib.redirect_stdout(None):
+        exec(compile(code[1], "docs/trace.md", "exec"), names)
+    assert names["t"].svg() == (ROOT / "docs/trace.svg").read_text(encoding="utf-8")
 
 
 SHEET = "docs/course/rules_sheet.md"

@@ -735,6 +735,25 @@ def test_matmul_precision_does_not_change_sums(xp: Any) -> None:
         xp.set_matmul_precision("highest")
 
 
+@pytest.mark.parametrize("level", ["high", "medium"])
+def test_attention_rounds_factors_to_tf32_below_the_highest_precision(xp: Any, level: str) -> None:
+    g, q, k, v = (cupy.asarray(rng(i).normal(size=(2, 9, 8)).astype("float32")) for i in range(4))
+
+    def results() -> list[Array]:
+        out, log_sum = xp.attention(q, k, v, None, True, 0)
+        return [a.get() for a in (out, *xp.attention_backward(g, q, k, v, out, log_sum, None, True, 0, (True,) * 3))]
+
+    exact = results()
+    xp.set_matmul_precision(level)
+    try:
+        rounded = results()
+    finally:
+        xp.set_matmul_precision("highest")
+    for a, b, again in zip(rounded, exact, results(), strict=True):
+        assert_close(again, b, atol=0)
+        assert 1e-4 < np.linalg.norm(a - b) / np.linalg.norm(b) < np.sqrt(2) * 2.0**-11  # test_kernels.py derives it
+
+
 def test_uniform_in_float16_matches_numpy(xp: Any) -> None:
     key = np.array([1, 2, 3, 4], np.uint64)
     drawn = xp.uniform((5,), cupy.asarray(key), "float16").get()

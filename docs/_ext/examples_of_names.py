@@ -1,9 +1,27 @@
 """The examples of the API reference: statements for each public name. The value of the last one is shown."""
 
+import ast
+import inspect
+import io
+from contextlib import redirect_stdout
+from typing import Any
+
+import russellgrad
+
 EXAMPLES = {
     # --- Tensor
     "Tensor": "x = Tensor([1.0, 2.0, 3.0]); (x * x).sum().backward(); x.grad",
+    "Tensor.data": "x = Tensor([1.0, 2.0]); x.data = x.data * 2; x",
+    "Tensor.requires_grad": "x = Tensor([1.0]); x.requires_grad = False; (x * x).requires_grad",
+    "Tensor.grad": "x = Tensor([1.0, 2.0]); (x * x).sum().backward(); x.grad",
+    "Tensor.trace": "Tensor([[1.0, 2.0], [3.0, 4.0]]).trace()",
     "Tensor.at": "Tensor([1.0, 2.0, 3.0]).at(0).set(5.0)",
+    "ops.indexing.At": "place = Tensor([1.0, 2.0, 3.0]).at(0); place.set(5.0)",
+    "ops.indexing.At.set": "Tensor([1.0, 2.0, 3.0]).at(0).set(5.0)",
+    "ops.indexing.At.add": "Tensor([1.0, 2.0, 3.0]).at([0, 0]).add(5.0)",
+    "manual_tensor.Tensor": (
+        "from russellgrad.manual_tensor import Tensor as Manual; x = Manual([2.0]); (x * x).sum().backward(); x.grad"
+    ),
     "Tensor.any": "Tensor([True, False]).any()",
     "Tensor.all": "Tensor([True, False]).all()",
     "Tensor.abs": "Tensor([-1.0, 2.0]).abs()",
@@ -177,16 +195,20 @@ print(t)""",
     ),
     "compile_step": ("step = rg.compile_step(lambda x: (x * x).sum()); step(Tensor([1.0, 2.0], requires_grad=False))"),
     # --- Modules, files, data
-    "Module": "rg.layers.Sequential(rg.layers.Linear(2, 3), rg.layers.ReLU())",
-    "save": (
-        "import tempfile; folder = tempfile.TemporaryDirectory(); "
-        'path = rg.save(rg.layers.Linear(2, 3), folder.name + "/layer.safetensors"); path.name'
-    ),
-    "load": (
-        "import tempfile; folder = tempfile.TemporaryDirectory(); "
-        'path = rg.save(rg.layers.Linear(2, 3), folder.name + "/layer.safetensors"); '
-        "layer = rg.load(path, rg.layers.Linear(2, 3))"
-    ),
+    "Module": """class Scale(rg.Module):
+    def __init__(self):
+        self.factor = Tensor(1.0)
+
+    def forward(self, x):
+        return x * self.factor
+Scale()(Tensor([1.0, 2.0]))""",
+    "save": """import tempfile
+with tempfile.TemporaryDirectory() as folder:
+    print(rg.save(rg.layers.Linear(2, 3), f"{folder}/layer.safetensors").name)""",
+    "load": """import tempfile
+with tempfile.TemporaryDirectory() as folder:
+    path = rg.save(rg.layers.Linear(2, 3), f"{folder}/layer.safetensors")
+    layer = rg.load(path, rg.layers.Linear(2, 3))""",
     "data.batches": "x = rg.arange(6); [batch.tolist() for (batch,) in rg.data.batches([x], 2, seed=0)]",
     "data.Batches": "batches = rg.data.batches([rg.arange(6)], 2, seed=0); len(batches), batches.epoch",
     # --- Backends, dtypes, random numbers
@@ -201,7 +223,6 @@ print(t)""",
     "manual_seed": "rg.manual_seed(0)",
     "random.Generator": "generator = rg.random.Generator(seed=0); rg.rand(3, generator=generator).shape",
     "random.default_generator": "from russellgrad.random import default_generator; default_generator().seed",
-    "random.manual_seed": "rg.random.manual_seed(0)",
     "conformance.check": 'from russellgrad import conformance; conformance.check("numpy").passed',
 }
 
@@ -243,6 +264,53 @@ EXAMPLES |= {
     "init.fan_in_and_fan_out": "rg.layers.init.fan_in_and_fan_out((4, 3))",
 }  # fmt: skip
 
+LAYER = "layer = rg.layers.Linear(2, 3); "
+EXAMPLES |= {
+    "Module.named_parameters": LAYER + "[name for name, _ in layer.named_parameters()]",
+    "Module.parameters": LAYER + "[parameter.shape for parameter in layer.parameters()]",
+    "Module.named_buffers": "[name for name, _ in rg.layers.BatchNorm(2).named_buffers()]",
+    "Module.buffers": "[buffer.shape for buffer in rg.layers.BatchNorm(2).buffers()]",
+    "Module.modules": "[type(module).__name__ for module in rg.layers.Sequential(rg.layers.ReLU()).modules()]",
+    "Module.state_dict": LAYER + "{name: array.shape for name, array in layer.state_dict().items()}",
+    "Module.load_state_dict": LAYER
+    + "other = rg.layers.Linear(2, 3); other.load_state_dict(layer.state_dict()); (other.weight == layer.weight).all()",
+    "Module.train": "rg.layers.Dropout(0.5).eval().train().training",
+    "Module.eval": "rg.layers.Dropout(0.5).eval()(Tensor([1.0, 2.0]))",
+    "Module.freeze": LAYER + "layer.freeze().parameters()",
+    "Module.unfreeze": LAYER + "len(layer.freeze().unfreeze().parameters())",
+    "Module.zero_grad": LAYER + "layer(rg.ones((1, 2))).sum().backward(); layer.zero_grad(); layer.bias.grad is None",
+    "Module.to": LAYER + 'layer.to("strict").weight.backend.name',
+    "Module.astype": LAYER + 'layer.astype("float32").weight.dtype',
+    "layers.Sequential.copy": "rg.layers.Sequential(rg.layers.ReLU()).copy()",
+    "layers.Dropout.start_batch": (
+        "dropout = rg.layers.Dropout(0.5); dropout.start_batch(); dropout(rg.ones(4, requires_grad=False))"
+    ),
+    "layers.Dropout.continue_batch": (
+        "dropout = rg.layers.Dropout(0.5); dropout.start_batch(); whole = dropout(rg.ones(4)); "
+        "dropout.continue_batch(2); (dropout(rg.ones(2)) == whole[2:]).all()"
+    ),
+}
+
+GENERATOR = "generator = rg.random.Generator(seed=0); xp = rg.get_backend(); "
+EXAMPLES |= {
+    "random.Generator.start_batch": GENERATOR + 'generator.start_batch(); generator.uniform((2,), "float64", xp).shape',
+    "random.Generator.continue_batch": GENERATOR
+    + 'generator.start_batch(); whole = generator.uniform((4,), "float64", xp); generator.continue_batch(2); '
+    'generator.uniform((2,), "float64", xp).tolist() == whole[2:].tolist()',
+    "random.Generator.normal": GENERATOR + 'generator.normal((2, 3), "float64", xp).shape',
+    "random.Generator.uniform": GENERATOR + 'generator.uniform((2, 3), "float64", xp).shape',
+    "random.Generator.dropout_mask": GENERATOR + 'generator.dropout_mask((4,), 0.5, "float64", xp)',
+}
+
+BATCHES = "batches = rg.data.batches([rg.arange(6)], 2, seed=0); "
+EXAMPLES |= {
+    "data.Batches.epoch": BATCHES + "first = list(batches); batches.epoch",
+    "data.Batches.state_dict": BATCHES + "first = next(iter(batches)); batches.state_dict()",
+    "data.Batches.load_state_dict": BATCHES
+    + "first = next(iter(batches)); state = batches.state_dict(); again = rg.data.batches([rg.arange(6)], 2); "
+    "again.load_state_dict(state); len(list(again))",
+}
+
 STEP = "from russellgrad.optimizer import {0}; w = Tensor([1.0]); optimizer = {0}([w], lr=0.1); "
 STEP += "(w * w).sum().backward(); optimizer.step(); w.data"
 EXAMPLES |= {f"optimizer.{name}": STEP.format(name) for name in ("SGDOptimizer", "AdamOptimizer", "AdamWOptimizer")}
@@ -253,10 +321,28 @@ EXAMPLES |= {
         "constant": "0.1", "exponential": "0.1, 0.9", "cosine": "0.1, 10", "cosine_with_warmup": "0.1, 2, 10",
     }.items()
 }  # fmt: skip
+SIGN = """from russellgrad.optimizer import Optimizer
+class SignOptimizer(Optimizer):
+    def update(self, value, grad, state, options):
+        return value - options["lr"] * grad.sign()
+w = Tensor([1.0])
+(w * w).sum().backward()
+SignOptimizer([w], lr=0.1).step()
+w.data"""
+SGD = "from russellgrad.optimizer import SGDOptimizer; w = Tensor([1.0]); "
+SGD += "optimizer = SGDOptimizer([w], lr=0.1, momentum=0.9); "
 EXAMPLES |= {
-    "optimizer.Optimizer": (
-        "from russellgrad.optimizer import Optimizer, SGDOptimizer; issubclass(SGDOptimizer, Optimizer)"
-    ),
+    "optimizer.Optimizer": SIGN,
+    "optimizer.Optimizer.update": SIGN,
+    "optimizer.Optimizer.lr": SGD + "optimizer.lr = 0.01; optimizer.lr",
+    "optimizer.Optimizer.zero_grad": SGD + "(w * w).sum().backward(); optimizer.zero_grad(); w.grad is None",
+    "optimizer.Optimizer.gather_grads": SGD.replace("momentum=0.9", "flat=True")
+    + "(w * w).sum().backward(); optimizer.gather_grads()",
+    "optimizer.Optimizer.step": SGD + "(w * w).sum().backward(); norm = optimizer.step(max_norm=1.0); norm, w.data",
+    "optimizer.Optimizer.state_dict": SGD + "(w * w).sum().backward(); optimizer.step(); optimizer.state_dict()",
+    "optimizer.Optimizer.load_state_dict": SGD
+    + "(w * w).sum().backward(); optimizer.step(); state = optimizer.state_dict(); "
+    "again = SGDOptimizer([w], lr=0.1, momentum=0.9); again.load_state_dict(state); again.steps_taken",
     "optimizer.clip_grad_norm": (
         "from russellgrad.optimizer import clip_grad_norm; w = Tensor([3.0, 4.0]); (w * w).sum().backward(); "
         "norm = clip_grad_norm([w], 1.0); w.grad"
@@ -265,11 +351,42 @@ EXAMPLES |= {
 
 TOKENIZER = (
     "from russellgrad.tokenizer import Tokenizer; "
-    'tokenizer = Tokenizer.from_text("to be or not to be", max_seq_len=8, embed_dim=16); '
+    'tokenizer = Tokenizer.from_text("to be or not", max_seq_len=8, embed_dim=4); '
 )
 TRANSFORMER = "from russellgrad.russelltransformer import {0}; "
+MODEL = TRANSFORMER.format("Transformer") + TOKENIZER + "model = Transformer(tokenizer, n_layers=1, n_attn_heads=2); "
+SAVED = "import tempfile; from russellgrad.checkpoint import load_model, save_model"
 EXAMPLES |= {
     "tokenizer.Tokenizer": TOKENIZER + 'tokenizer.encode("to be")',
+    "tokenizer.Tokenizer.from_text": TOKENIZER + "tokenizer.vocabulary",
+    "tokenizer.Tokenizer.encode": TOKENIZER + 'tokenizer.encode("to be")',
+    "tokenizer.Tokenizer.decode": TOKENIZER + 'tokenizer.decode(tokenizer.encode("to be"))',
+    "tokenizer.Tokenizer.ids": TOKENIZER + 'tokenizer.ids(["to be", "or"])',
+    "tokenizer.Tokenizer.targets": TOKENIZER + 'tokenizer.targets(["to be", "or"])',
+    "tokenizer.Tokenizer.embed": TOKENIZER + 'tokenizer.embed(tokenizer.ids(["to be"]).values).shape',
+    "tokenizer.Tokenizer.forward": TOKENIZER + '[part.shape for part in tokenizer(["to be", "or"])]',
+    "russelltransformer.Transformer.config": MODEL + "model.config()",
+    "russelltransformer.Transformer.generate": MODEL + 'len(model.generate("to be", 3))',
+    "russelltransformer.Transformer.stream": MODEL + 'len(list(model.stream("to be", 3)))',
+    "russelltransformer.Transformer.attention_maps": MODEL + '[map.shape for map in model.attention_maps("to be")]',
+    "russelltransformer.Transformer.to_torch_state_dict": MODEL + "list(model.to_torch_state_dict())[:2]",
+    "russelltransformer.Transformer.from_torch": MODEL + "state = model.to_torch_state_dict(); "
+    'again = Transformer.from_torch(state, tokenizer, n_attn_heads=2, activation="leaky_relu"); '
+    '(again(["to be"]) == model(["to be"])).all()',
+    "russelltransformer.AttentionLayer.weights": TRANSFORMER.format("AttentionLayer")
+    + "AttentionLayer(2, 8).weights(rg.randn((1, 5, 8))).shape",
+    "generation.KVCache": "from russellgrad.generation import KVCache; "
+    + MODEL
+    + 'cache = KVCache(model); logits = model(["to be"], cache); logits = model([" or"], cache); cache.length',
+    "checkpoint.save_model": (MODEL + SAVED).replace("; ", "\n")
+    + """
+with tempfile.TemporaryDirectory() as folder:
+    print(save_model(f"{folder}/model.safetensors", model).name)""",
+    "checkpoint.load_model": (MODEL + SAVED).replace("; ", "\n")
+    + """
+with tempfile.TemporaryDirectory() as folder:
+    path = save_model(f"{folder}/model.safetensors", model)
+    print(load_model(path).tokenizer.vocabulary)""",
     "russelltransformer.AttentionHead": TRANSFORMER.format("AttentionHead")
     + "AttentionHead(4, 4, 8)(rg.randn((2, 5, 8))).shape",
     "russelltransformer.AttentionLayer": TRANSFORMER.format("AttentionLayer")
@@ -282,3 +399,97 @@ EXAMPLES |= {
     + TOKENIZER
     + 'Transformer(tokenizer, n_layers=1, n_attn_heads=2)(["to be"]).shape',
 }
+
+TRACE = """x = Tensor([2.0], label="x")
+with rg.trace() as t:
+    y = (x ** 2).sum()
+t.backward(y)
+"""
+EXAMPLES |= {
+    "tracing.Trace": TRACE + "t",
+    "tracing.Trace.backward": TRACE + "[arrival.gradient.text() for arrival in t.arrivals]",
+    "tracing.Trace.nodes": TRACE + "[node.title for node in t.nodes]",
+    "tracing.Trace.svg": TRACE + "t.svg()[:4]",
+    "tracing.Trace.dot": TRACE + "t.dot()[:9]",
+    "tracing.Trace.html": TRACE
+    + """import tempfile
+with tempfile.TemporaryDirectory() as folder:
+    print(t.html(f"{folder}/page.html").name)""",
+    "tracing.Drawing": "rg.draw(Tensor([2.0]) ** 2)",
+    "graph.node.GraphNode": TRACE + "node = t.nodes[1]\nnode.name, node.shape, node.operands[1]",
+    "graph.node.GraphNode.sources": TRACE + "[node.title for node in t.nodes[1].sources]",
+    "graph.node.GraphNode.title": TRACE + "t.nodes[1].title",
+    "graph.node.GraphNode.description": TRACE + "t.nodes[1].description()",
+    "graph.events.Arrival": TRACE + "[(arrival.node.title, arrival.fills) for arrival in t.arrivals]",
+    "graph.events.Contribution": TRACE
+    + "[(c.target.title, c.total.text()) for arrival in t.arrivals for c in arrival.contributions]",
+    "graph.values.Values": TRACE + "value = t.nodes[0].value\nvalue.shape, value.numbers",
+    "graph.values.Values.size": TRACE + "t.nodes[0].value.size",
+    "graph.values.Values.text": TRACE + "t.nodes[0].value.text()",
+    "graph.values.Values.summary": TRACE + "t.nodes[0].value.summary()",
+}
+
+CASE = "from russellgrad import conformance; case = conformance.cases()[0]; "
+CHECK = CASE + 'report = conformance.Report("numpy", (case.run("numpy"),)); '
+EXAMPLES |= {
+    "conformance.cases": "from russellgrad import conformance; len(conformance.cases()) > 1000",
+    "conformance.Report": CHECK + "str(report).splitlines()[-1]",
+    "conformance.Report.passed": CHECK + "report.passed",
+    "conformance.Report.failures": CHECK + "report.failures",
+    "conformance.Report.skipped": CHECK + "report.skipped",
+    "conformance.Report.failed_primitives": CHECK + "report.failed_primitives",
+    "conformance.Report.missing": CHECK + "report.missing",
+    "conformance.Case": CASE + "str(case)",
+    "conformance.Case.run": CASE + 'case.run("numpy").passed',
+    "conformance.Case.check": CASE + 'case.check("numpy")',
+    "conformance.Outcome": CASE + 'str(case.run("numpy"))',
+    "conformance.Outcome.failed": CASE + 'case.run("numpy").failed',
+    "conformance.Outcome.skipped": CASE + 'case.run("numpy").skipped',
+    "conformance.Outcome.passed": CASE + 'case.run("numpy").passed',
+}
+
+# Classes of objects that the library makes, and not a call of the user.
+MADE = {
+    "GradientError", "conformance.Case", "conformance.Outcome", "conformance.Report", "data.Batches",
+    "graph.events.Arrival", "graph.events.Contribution", "graph.node.GraphNode", "graph.values.Values",
+    "ops.indexing.At", "tracing.Drawing", "tracing.Trace",
+}  # fmt: skip
+
+
+def as_method(code: str, name: str) -> str:
+    """The example with `x.exp()` in place of `rg.exp(x)`, and `Tensor.stack`, a static method, for `rg.stack`."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"rg.{name}":
+            is_static = isinstance(inspect.getattr_static(russellgrad.Tensor, name), staticmethod)
+            node.func = ast.Attribute(ast.Name("Tensor") if is_static else node.args.pop(0), name)
+    return ast.unparse(tree)
+
+
+def find_example(name: str) -> str | None:
+    """The example of a name, without "russellgrad.". A method of Tensor may have the example of the function.
+
+    Calling a layer runs its `forward`, so the example of a class is that of this method.
+    """
+    own, _, last = name.rpartition(".")
+    if name not in EXAMPLES and own == "Tensor":
+        return as_method(EXAMPLES[last], last) if last in EXAMPLES else None
+    return EXAMPLES.get(name) or (EXAMPLES.get(own) if last == "forward" else None)
+
+
+def run(code: str) -> list[str]:
+    """Run statements separated by "; " or by lines, and return the lines of an interactive session."""
+    russellgrad.manual_seed(0)
+    namespace: dict[str, Any] = {"rg": russellgrad, "Tensor": russellgrad.Tensor}
+    shown: list[str] = []
+    for statement in ast.parse(code).body:
+        first, *rest = (ast.get_source_segment(code, statement) or "").splitlines()
+        shown += [f">>> {first}", *(f"... {line}".rstrip() for line in rest)]
+        printed, value = io.StringIO(), None
+        with redirect_stdout(printed):
+            if isinstance(statement, ast.Expr):
+                value = eval(compile(ast.Expression(statement.value), "<example>", "eval"), namespace)
+            else:
+                exec(compile(ast.Module([statement], []), "<example>", "exec"), namespace)
+        shown += printed.getvalue().splitlines()
+    return shown if value is None else shown + repr(value).splitlines()

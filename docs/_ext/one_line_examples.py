@@ -3,59 +3,55 @@
 A name without an example, and an example that raises an error, are warnings.
 """
 
-import ast
 import inspect
+import re
 import textwrap
 from typing import Any
 
-import examples_of_names
+from examples_of_names import find_example, run
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-import russellgrad
-
 logger = logging.getLogger(__name__)
 
-
-def run(code: str) -> list[str]:
-    """Run statements separated by "; ", and return the lines of an interactive session."""
-    russellgrad.manual_seed(0)
-    namespace: dict[str, Any] = {"rg": russellgrad, "Tensor": russellgrad.Tensor}
-    *first, last = ast.parse(code).body
-    exec(compile(ast.Module(first, []), "<example>", "exec"), namespace)
-    shown = [f">>> {ast.get_source_segment(code, statement)}" for statement in (*first, last)]
-    if not isinstance(last, ast.Expr):
-        exec(compile(ast.Module([last], []), "<example>", "exec"), namespace)
-        return shown
-    value = eval(compile(ast.Expression(last.value), "<example>", "eval"), namespace)
-    return shown if value is None else shown + repr(value).splitlines()
+KINDS = ("function", "class", "exception", "method", "property")
+BLOCK = re.compile(r"\.\. code-block:: python\n\n((?:[ ]+\S.*\n|\n)+)")
 
 
-def find_example(name: str, what: str) -> str | None:
-    """The example of a name. A method of Tensor may have the example of the function."""
-    short = name.removeprefix("russellgrad.")
-    examples = examples_of_names.EXAMPLES
-    if what == "method" and short.startswith("Tensor."):
-        return examples.get(short, examples.get(short.removeprefix("Tensor.")))
-    return examples.get(short)
+def runs(block: str, session: list[str]) -> bool:
+    """Whether a session runs the code of a block in a docstring, apart from comments and `rg.`.
+
+    It replaces a block of one line in any case: two examples of one line would show the same.
+    """
+    if len(block.split("\n")) < 4:  # the line and two line breaks
+        return True
+
+    def words(code: str) -> str:
+        return re.sub(r"#.*|\b(rg|russellgrad)\.|\s", "", code)
+
+    return words(block) in words("\n".join(line[4:] for line in session if line[:3] in (">>>", "...")))
 
 
 def add_example(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Append the example of a function, a class or a method of Tensor to its docstring."""
-    is_method = what in ("method", "property", "attribute")
-    if what not in ("function", "class", "exception", "method", "property"):
+    """Append the example of a name to its docstring, in place of a block of code that it runs."""
+    short = name.removeprefix("russellgrad.")
+    if what not in KINDS or not inspect.getdoc(obj):
         return
-    code = find_example(name, what)
+    code = find_example(short)
     if code is None:
-        if not is_method and inspect.getdoc(obj):
-            logger.warning("%s has no example in docs/_ext/examples_of_names.py", name)
-        return
-    try:
-        session = run(code)
-    except Exception as error:
-        logger.warning("the example of %s raises %s: %s", name, type(error).__name__, error)
-        return
-    lines += ["", ".. code-block:: pycon", "", *textwrap.indent("\n".join(session), "   ").splitlines(), ""]
+        logger.warning("%s has no example in docs/_ext/examples_of_names.py", name)
+    elif not short.endswith(".forward"):
+        try:
+            session = run(code)
+        except Exception as error:
+            logger.warning("the example of %s raises %s: %s", name, type(error).__name__, error)
+            return
+        text = "\n".join(lines) + "\n"
+        for block in BLOCK.finditer(text):
+            if runs(block[1], session):
+                text = text.replace(block[0], "\n")
+        shown = textwrap.indent("\n".join(session), "   ")
+        lines[:] = f"{text}\n.. code-block:: pycon\n\n{shown}\n".splitlines()
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -15,6 +15,7 @@ SECTION = re.compile(r"^\s*(Args|Returns|Raises|Attributes|Yields):\s*$")
 NEXT_ERROR = re.compile(r"\. ([A-Z]\w+Error(?: \([^)]*\))?):")
 COLON = "\ue000"  # for private use: no text has it
 LITERAL = re.compile(r"(`[^`]*`)")
+PAGE = re.compile(r"docs/(\w+)\.md")
 
 
 def indent_of(line: str) -> int:
@@ -28,6 +29,7 @@ def escape(line: str) -> str:
         parts[i] = re.sub(r"(?<!^)([*|])|(?<=\w)(_)(?!\w)", r"\\\1\2", parts[i])
         if i == 0 and re.match(r"\s*[*|]", parts[i]):
             parts[i] = re.sub(r"([*|])", r"\\\1", parts[i], count=1)
+        parts[i] = PAGE.sub(r":doc:`/\1`", parts[i]).replace("->", "→")  # an arrow does not break
     return re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", "".join(parts))  # `Tensor`s
 
 

@@ -1,6 +1,7 @@
 """Sphinx extension: links from a page to files outside docs/ become downloads, so they work offline.
 
-The pages are also read in the repository, where `[text](../examples/lion.py)` opens the file.
+The pages are also read in the repository, where `[text](../examples/lion.py)` opens the file. There, the text of a link
+to a page may be its file name, `[cuda.md](cuda.md)`; on the site it is the title of the page or the section.
 """
 
 import re
@@ -8,11 +9,12 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
+FILE_NAME = re.compile(r"\[[\w./]+\.md\]\((?!\.\./)([\w./]+\.md(?:#[\w-]+)?)\)")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((\.\./[^)#\s]+)(?:#[^)]*)?\)")
 
 
 def rewrite_links(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Replace links to files by the download role, and links to folders by their text."""
+    """Replace links to files by the download role, links to folders by their text, and file names by titles."""
     folder = Path(app.env.doc2path(docname)).parent
 
     def replacement(match: re.Match[str]) -> str:
@@ -23,7 +25,7 @@ def rewrite_links(app: Sphinx, docname: str, source: list[str]) -> None:
         plain = text.replace("`", "")
         return f"{{download}}`{plain} <{target}>`" if path.is_file() else text
 
-    source[0] = LINK.sub(replacement, source[0])
+    source[0] = FILE_NAME.sub(r"[](\1)", LINK.sub(replacement, source[0]))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -14,6 +14,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 Tag = tuple[str, int, int]  # kind, first line, last line
+HEIRS = {"russellgrad.graph.document": "Trace"}  # the subclass in the reference, by the module of its base class
 
 
 def definitions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, Tag]]:
@@ -39,10 +40,13 @@ def find_source(app: Sphinx, modname: str) -> tuple[str, dict[str, Tag]] | None:
         return None
     code = Path(spec.origin).read_text(encoding="utf-8")
     tags = dict(reversed(list(definitions(ast.parse(code).body, ""))))  # the first definition counts: @overload
-    if modname.startswith("russellgrad.ops.") or modname == "russellgrad.apply":
-        for name, tag in list(tags.items()):
-            if "." in name:
-                tags.setdefault(f"Tensor.{name.split('.', 1)[1]}", tag)
+    of_tensor = modname.startswith("russellgrad.ops.") or modname == "russellgrad.apply"
+    heir = "Tensor" if of_tensor else HEIRS.get(modname)
+    for name, tag in list(tags.items()):
+        if heir and "." in name:
+            member = name.split(".", 1)[1]
+            tags.setdefault(f"{heir}.{member}", tag)
+            tags.setdefault(member, tag)  # the function of a static method
     return code, tags
 
 

@@ -29,17 +29,24 @@ def check(backend: str | ModuleType | Backend) -> "Report":
 
 @dataclass(frozen=True)
 class Report:
-    """The outcomes of the cases. As text: a table with a line for each primitive, then the failures, then a summary."""
+    """The outcomes of the cases. As text: a table with a line for each primitive, then the failures, then a summary.
+
+    Attributes:
+        backend: the name of the backend.
+        outcomes: one for each case.
+    """
 
     backend: str
     outcomes: tuple[Outcome, ...]
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
+        """The outcomes of the cases that failed."""
         return tuple(outcome for outcome in self.outcomes if outcome.failed)
 
     @property
     def skipped(self) -> tuple[Outcome, ...]:
+        """The outcomes of the cases that were skipped."""
         return tuple(outcome for outcome in self.outcomes if outcome.skipped)
 
     @property

@@ -52,25 +52,35 @@ class Mismatch(AssertionError):  # noqa: N818 - a finding of the suite, not an e
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a case: passed, failed or skipped."""
+    """The result of a case: passed, failed or skipped.
+
+    Attributes:
+        case: the case.
+        differences: the largest differences from the expected values, by dtype.
+        called, expected, got: what failed, as text; empty unless the case failed.
+        missing: the optional primitives that the case needs and the backend lacks.
+    """
 
     case: "Case"
-    differences: dict[str, float]  # the largest from the expected values, by dtype
-    called: str = ""  # these three are empty unless the case failed
+    differences: dict[str, float]
+    called: str = ""
     expected: str = ""
     got: str = ""
-    missing: tuple[str, ...] = ()  # optional primitives that the case needs and the backend lacks
+    missing: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
+        """Whether the backend's result differs from the expected one, or a primitive raised an error."""
         return bool(self.expected)
 
     @property
     def skipped(self) -> bool:
+        """Whether the backend lacks an optional primitive that the case needs."""
         return bool(self.missing)
 
     @property
     def passed(self) -> bool:
+        """Whether the case ran and did not fail."""
         return not (self.failed or self.skipped)
 
     def __str__(self) -> str:
@@ -85,8 +95,10 @@ class Outcome:
 class Case:
     """One requirement of the contract on a primitive.
 
-    Args:
+    Attributes:
         primitive: its name in the contract; "Tensor" for what a Tensor requires of several.
+        title: what is required.
+        body: the function that checks it.
         needs: the names of other optional primitives that the case uses.
     """
 

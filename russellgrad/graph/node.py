@@ -26,8 +26,10 @@ class GraphNode:
         kind: "op"; "leaf", an input that tracks gradients; "constant", one that does not; or "unrecorded", the result
             of an operation from before the trace, or one that was changed in place.
         name: the name of the op, or the kind.
+        shape, dtype: of the output.
         operands: the nodes of the operands; numbers, and None for an operand that was left out, as text.
         label: the name of the Tensor or parameter, if it has one.
+        scope: the names of the modules that it ran in, outermost first.
         parameters: the parameters of the op as text, such as {"axis": "-1"}.
         value: the output, if it is known.
         forward: where the rule computes the output.

@@ -16,6 +16,7 @@ class Values:
     """A copy or a summary of an array.
 
     Attributes:
+        shape, dtype: of the array.
         numbers: the elements in C order, if there are at most NUMBERS; else None.
         low, high, mean: of the finite elements; nan if there are none.
         not_finite: the number of elements that are nan or infinite.

@@ -37,7 +37,7 @@ class Sequential(Module, list[Any]):
                 raise TypeError(f"Sequential: layer {i} is a {type(layer).__name__}, expected a module{advice}")
 
     def forward(self, x: Any) -> Any:
-        """Apply all layers: the input of the first layer -> the output of the last."""
+        """Apply all layers: the input of the first layer -> the output of the last. Raises as the layers do."""
         self._check()
         for i, layer in enumerate(self):
             try:
@@ -68,7 +68,9 @@ class Sequential(Module, list[Any]):
 class Flatten(Module):
     """Merge the axes from start_dim to end_dim, as `torch.nn.Flatten`. By default, all but the first.
 
-    Flatten()(zeros((32, 8, 4, 4))).shape  # (32, 128)
+    The call raises IndexError for axes that x does not have.
+
+        Flatten()(zeros((32, 8, 4, 4))).shape  # (32, 128)
     """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:

@@ -67,7 +67,8 @@ class Conv1d(_Conv):
 
     Args:
         in_channels, out_channels: channels of the input and the output.
-        kernel_size, stride, padding, dilation: an int, or a tuple of one; padding may be "same" or "valid".
+        kernel_size, stride, dilation: an int, or a tuple of one.
+        padding: an int, a tuple of one, "same" or "valid".
         groups: the number of groups that input and output channels are split into. An output channel depends on the
             input channels of its group only. It must divide both numbers of channels.
         bias: whether to add a bias.
@@ -95,7 +96,8 @@ class Conv2d(_Conv):
 
     Args:
         in_channels, out_channels: channels of the input and the output.
-        kernel_size, stride, padding, dilation: an int for both axes, or one for each; padding may be "same" or "valid".
+        kernel_size, stride, dilation: an int for both axes, or one for each.
+        padding: an int for both axes, one for each, "same" or "valid".
         groups: the number of groups that input and output channels are split into. An output channel depends on the
             input channels of its group only. It must divide both numbers of channels.
         bias: whether to add a bias.

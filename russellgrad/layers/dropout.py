@@ -36,7 +36,7 @@ class Dropout(Module):
         (self.generator or default_generator()).continue_batch(first_row)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(...) -> (...). In evaluation mode, or for p = 0, returns x itself."""
+        """(...) -> (...). In evaluation mode, or for p = 0, returns x itself. Raises TypeError if x is not a Tensor."""
         check_input(self, x)
         if not self.training or not self.p:
             return x

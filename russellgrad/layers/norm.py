@@ -26,6 +26,9 @@ class LayerNorm(Module):
 
     Attributes:
         weight, bias: normalized_shape, initially ones and zeros; or None.
+
+    Raises:
+        ValueError: a length is not positive. TypeError: it is not an int.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class RMSNorm(Module):
 
     Attributes:
         weight: normalized_shape, initially ones; or None.
+
+    Raises:
+        ValueError: a length is not positive. TypeError: it is not an int.
     """
 
     def __init__(
@@ -134,6 +140,9 @@ class BatchNorm(Module):
         weight, bias: (C,), initially ones and zeros; or None.
         running_mean, running_var, num_batches_tracked: buffers (C,), (C,) and (); or None. The running variance is
             the unbiased one, as in PyTorch.
+
+    Raises:
+        ValueError: num_features is not positive. TypeError: it is not an int.
     """
 
     def __init__(

@@ -138,7 +138,7 @@ class GRU(_Recurrent):
 
     Args:
         input_size: I, the length of the input's last axis.
-        hidden_size: H.
+        hidden_size: H, the length of a state.
         num_layers: L, the number of stacked layers. Each takes the output of the one before.
         bias: whether to add biases.
         batch_first: whether input and output are (B, T, ...) instead of (T, B, ...). The state is (L D, B, H)
@@ -191,7 +191,7 @@ class LSTM(_Recurrent):
     gates, states = 4, ("hx[0]", "hx[1]")
 
     def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As `GRU.forward`, with a state of two Tensors, (h, c)."""
+        """As `GRU.forward`, with a state of two Tensors, (h, c), of shape (L D, B, H) each. Raises as it does."""
         if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
             raise ValueError(f"LSTM: hx must be a tuple of two Tensors, (h, c), got a {type(hx).__name__}")
         output, (h, c) = self._run(x, None if hx is None else tuple(hx))

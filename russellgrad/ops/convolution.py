@@ -23,7 +23,8 @@ def conv1d(
 ) -> Tensor:
     """Convolution over the last axis, as `torch.nn.functional.conv1d`; see `conv2d`.
 
-    Shapes: x (N, C, L) or (C, L), weight (O, C / groups, k), bias (O,) or None -> (N, O, L') or (O, L').
+    Shapes: x (N, C, L) or (C, L), weight (O, C / groups, k), bias (O,) or None -> (N, O, L') or (O, L'). Raises as
+    `conv2d`.
 
         conv1d(x, weight, padding="same")  # L' = L
     """

@@ -16,7 +16,8 @@ def _elementwise(rule: rules.Rule, doc: str) -> Callable[[TensorT], TensorT]:
     def method(self: TensorT) -> TensorT:
         return apply(rule, self)
 
-    method.__name__, method.__qualname__, method.__doc__ = rule.__name__, f"Tensor.{rule.__name__}", doc
+    method.__name__, method.__qualname__ = rule.__name__, f"Tensor.{rule.__name__}"
+    method.__doc__ = f"{doc}\n\nShapes: (...) -> (...)."
     return method
 
 
@@ -56,13 +57,16 @@ class Elementwise(TensorBase):
     silu = _elementwise(rules.silu, "x * sigmoid(x), also called swish (Ramachandran et al., arXiv:1710.05941).")
 
     def leaky_relu(self, alpha: float = 0.01) -> Self:
-        """x where x > 0, else alpha * x (Maas et al., ICML workshop 2013). The gradient at 0 is alpha."""
+        """x where x > 0, else alpha * x (Maas et al., ICML workshop 2013). The gradient at 0 is alpha.
+
+        Shapes: (...) -> (...). Raises TypeError if alpha is not a number.
+        """
         return apply(rules.leaky_relu, self, alpha=alpha)
 
     def gelu(self, approximate: str = "none") -> Self:
         """Gaussian error linear unit: x * Phi(x), where Phi is the standard normal distribution function.
 
-        Hendrycks & Gimpel, arXiv:1606.08415.
+        Hendrycks & Gimpel, arXiv:1606.08415. Shapes: (...) -> (...).
 
         Args:
             approximate: "none" for the exact function, "tanh" for the approximation. Raises ValueError for any other.
@@ -72,48 +76,63 @@ class Elementwise(TensorBase):
     def softplus(self, beta: float = 1, threshold: float = 20) -> Self:
         """log(1 + e ** (beta * x)) / beta, a smooth relu (Dugas et al., NIPS 2000).
 
-        Where beta * x > threshold, the result is x, as in PyTorch. Raises ValueError if beta is 0.
+        Where beta * x > threshold, the result is x, as in PyTorch. Shapes: (...) -> (...). Raises ValueError if beta
+        is 0.
         """
         return apply(rules.softplus, self, beta=beta, threshold=threshold)
 
     def elu(self, alpha: float = 1) -> Self:
-        """x where x > 0, else alpha * (e ** x - 1) (Clevert et al., arXiv:1511.07289). The gradient at 0 is alpha."""
+        """x where x > 0, else alpha * (e ** x - 1) (Clevert et al., arXiv:1511.07289). The gradient at 0 is alpha.
+
+        Shapes: (...) -> (...). Raises TypeError if alpha is not a number.
+        """
         return apply(rules.elu, self, alpha=alpha)
 
     def round(self, decimals: int = 0) -> Self:
         """Round to `decimals` decimal places; of two nearest numbers, to the even one. The gradient is 0.
 
-        Integers stay integers. Raises TypeError if decimals is not an int, or negative and x is of integers.
+        Shapes: (...) -> (...). Integers stay integers. Raises TypeError if decimals is not an int, or negative and x is
+        of integers.
 
             Tensor([0.5, 1.5, 2.25]).round()  # [0. 2. 2.]
         """
         return apply(rules.round, self, decimals=decimals)
 
     def arctan2(self, other: Operand) -> Self:
-        """The angle of the point (other, self) in radians, in [-pi, pi]: `y.arctan2(x)`. They are broadcast."""
+        """The angle of the point (other, self) in radians, in [-pi, pi]: `y.arctan2(x)`. They are broadcast.
+
+        Raises ValueError for shapes that cannot be broadcast.
+        """
         return apply(rules.arctan2, self, other)
 
     def nan_to_num(self, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Self:
         """Replace nan by `nan`, inf by `posinf` and -inf by `neginf`. The gradient of replaced elements is 0.
 
         By default, inf becomes the largest finite number of the dtype, and -inf its negative. Integers do not change.
+        Shapes: (...) -> (...). Raises TypeError if an argument is not a number.
         """
         posinf = largest(self.dtype) if posinf is None else posinf
         neginf = -largest(self.dtype) if neginf is None else neginf
         return apply(rules.nan_to_num, self, nan=nan, posinf=posinf, neginf=neginf)
 
     def maximum(self, other: Operand) -> Self:
-        """Elementwise maximum. nan propagates. Where both are equal, each gets half of the gradient."""
+        """Elementwise maximum. nan propagates. Where both are equal, each gets half of the gradient.
+
+        The operands are broadcast. Raises ValueError for shapes that cannot be.
+        """
         return apply(rules.maximum, self, other)
 
     def minimum(self, other: Operand) -> Self:
-        """Elementwise minimum. nan propagates. Where both are equal, each gets half of the gradient."""
+        """Elementwise minimum. nan propagates. Where both are equal, each gets half of the gradient.
+
+        The operands are broadcast. Raises ValueError for shapes that cannot be.
+        """
         return apply(rules.minimum, self, other)
 
     def astype(self, dtype: DType) -> Self:
         """Cast to another dtype. The gradient is cast back; integer and bool results track no gradients.
 
-        Raises TypeError for a dtype that is not of real numbers or bools.
+        Shapes: (...) -> (...). Raises TypeError for a dtype that is not of real numbers or bools.
 
             x.astype("float32")
         """
@@ -133,7 +152,8 @@ class Elementwise(TensorBase):
     def clip(self, min: Operand | None = None, max: Operand | None = None) -> Self:
         """Limit the elements to [min, max]. The bounds are numbers, tensors or None; the gradient is 1 at the bounds.
 
-        The result is `max` where min > max. Raises ValueError if both bounds are None.
+        The result is `max` where min > max. The operands are broadcast. Raises ValueError if both bounds are None, or
+        for shapes that cannot be broadcast.
         """
         if min is None and max is None:
             raise ValueError("clip: give min, max or both")

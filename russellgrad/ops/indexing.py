@@ -9,7 +9,10 @@ from ..dtype import host_number, is_float, python_number
 
 
 class At(Generic[TensorT]):
-    """`x.at(index)`: the place x[index] in new tensors. The value is cast to the dtype of x."""
+    """`x.at(index)`: the place x[index] in new tensors. The value is cast to the dtype of x.
+
+    An index that is out of range raises IndexError in `set` and `add`.
+    """
 
     def __init__(self, x: TensorT, index: Index) -> None:
         parts = index if isinstance(index, tuple) else (index,)
@@ -33,7 +36,7 @@ class At(Generic[TensorT]):
     def add(self, value: Operand) -> TensorT:
         """A copy of x with `value` added to x[index]. The values of an element that is selected several times add up.
 
-        `value` is as for `set`. Raises as `set` does, and TypeError for bool tensors.
+        `value` is as for `set`, and broadcasts in the same way. Raises as `set` does, and TypeError for bool tensors.
 
             Tensor([1.0, 2.0, 3.0]).at([0, 0]).add(5.0)  # [11. 2. 3.]
         """
@@ -67,7 +70,8 @@ class Indexing(TensorBase):
     def at(self, index: Index) -> "At[Self]":
         """The place x[index] in new tensors: `x.at(index).set(value)`, `x.at(index).add(value)`.
 
-        The index is that of x[index]. Write `numpy.s_[...]` for slices.
+        The index is that of x[index]. Write `numpy.s_[...]` for slices. Raises IndexError when it is used, if it is out
+        of range.
 
             x.at((0, 1)).set(5.0)
             x.at(numpy.s_[:, 0]).add(y)

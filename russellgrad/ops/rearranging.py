@@ -138,17 +138,21 @@ class Rearranging(Reductions):
 
     @numpy_names
     def tril(self, k: int = 0) -> Self:
-        """The lower triangle of matrices (..., n, m), with 0 above diagonal k. Raises ValueError for fewer than 2 axes.
+        """The lower triangle of matrices (..., n, m), with 0 above diagonal k.
 
-        x.tril()
+        Raises ValueError for fewer than 2 axes.
+
+            x.tril()
         """
         return _triangle("tril", self, k)
 
     @numpy_names
     def triu(self, k: int = 0) -> Self:
-        """The upper triangle of matrices (..., n, m), with 0 below diagonal k. Raises ValueError for fewer than 2 axes.
+        """The upper triangle of matrices (..., n, m), with 0 below diagonal k.
 
-        x.triu(1)
+        Raises ValueError for fewer than 2 axes.
+
+            x.triu(1)
         """
         return _triangle("triu", self, k)
 
@@ -165,9 +169,11 @@ class Rearranging(Reductions):
 
     @numpy_names
     def trace(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Self:
-        """The sum of `diagonal(offset, axis1, axis2)`. Raises as that does.
+        """The sum of `diagonal(offset, axis1, axis2)`.
 
-        Tensor([[1.0, 2.0], [3.0, 4.0]]).trace()  # 5.0
+        Shapes: (n, m) -> (). Raises as `diagonal`.
+
+            Tensor([[1.0, 2.0], [3.0, 4.0]]).trace()  # 5.0
         """
         return _diagonal("trace", self, offset, axis1, axis2).sum(-1)
 

@@ -111,7 +111,8 @@ class Reductions(Elementwise, Shapes, Operators):
     def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Self:
         """log(sum(exp(x))) over `axis`, as in `sum`, without overflow. Integers are cast to the default dtype.
 
-        The result is -inf where all elements are -inf, or there are none; the gradient is 0 there.
+        The result is -inf where all elements are -inf, or there are none; the gradient is 0 there. Raises IndexError as
+        `sum`.
 
             Tensor([1000.0, 1000.0]).logsumexp()  # 1000.6931
         """
@@ -132,7 +133,7 @@ class Reductions(Elementwise, Shapes, Operators):
 
         The elements are multiplied in pairs, the products again in pairs, and so on. There is no division by elements,
         so that derivatives of every order are right where elements are 0. A product of some elements may overflow where
-        NumPy's, from left to right, does not: [0, 1e200, 1, 1e200] gives nan.
+        NumPy's, from left to right, does not: [0, 1e200, 1, 1e200] gives nan. Raises IndexError as `sum`.
 
             Tensor([2.0, 3.0, 4.0]).prod()  # 24.0
         """
@@ -179,7 +180,9 @@ class Reductions(Elementwise, Shapes, Operators):
     def any(self, axis: Axis = None, keepdims: bool = False) -> Self:
         """Whether an element over `axis`, as in `sum`, is True or not 0: a bool tensor. False for no elements.
 
-        (x > 0).any()
+        Raises IndexError as `sum`.
+
+            (x > 0).any()
         """
         n_true = apply(rules.not_equal, self, 0).sum(rules.normalize_axes("any", axis, self.ndim), keepdims)
         return n_true > 0
@@ -188,7 +191,9 @@ class Reductions(Elementwise, Shapes, Operators):
     def all(self, axis: Axis = None, keepdims: bool = False) -> Self:
         """Whether all elements over `axis`, as in `sum`, are True or not 0: a bool tensor. True for no elements.
 
-        (x > 0).all()
+        Raises IndexError as `sum`.
+
+            (x > 0).all()
         """
         n_false = apply(rules.equal, self, 0).sum(rules.normalize_axes("all", axis, self.ndim), keepdims)
         return apply(rules.equal, n_false, 0)
@@ -211,7 +216,10 @@ class Reductions(Elementwise, Shapes, Operators):
 
     @numpy_names
     def argmax(self, axis: int | None = None, keepdims: bool = False) -> Self:
-        """The index (int64) of the first maximum along `axis`; in the flattened tensor if axis is None."""
+        """The index (int64) of the first maximum along `axis`; in the flattened tensor if axis is None.
+
+        Raises ValueError for an axis of length 0, IndexError for an axis that x does not have.
+        """
         return apply(rules.argmax, self, axis=axis, keepdims=keepdims)
 
     @numpy_names

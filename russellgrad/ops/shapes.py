@@ -68,16 +68,20 @@ class Shapes(TensorBase):
         return self.reshape((*self.shape[:first], joined, *self.shape[last + 1 :]))
 
     def ravel(self) -> Self:
-        """All elements in C order along one axis: (...) -> (n,).
+        """All elements in C order along one axis.
 
-        x.ravel()  # (2, 3) -> (6,)
+        Shapes: (...) -> (n,).
+
+            x.ravel()  # (2, 3) -> (6,)
         """
         return self.reshape(-1)
 
     def copy(self) -> Self:
         """A copy with memory of its own. The gradient is passed on; for a tensor without history, call `detach` first.
 
-        x.copy()
+        Shapes: (...) -> (...).
+
+            x.copy()
         """
         return apply(rules.copy, self)
 

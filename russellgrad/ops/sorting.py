@@ -29,7 +29,8 @@ class Sorting(Shapes, Operators):
     def sort(self, axis: int | None = -1) -> Self:
         """The elements in ascending order along `axis`; of the flattened tensor if axis is None. See `argsort`.
 
-        The gradient goes to the elements where they were. (`torch.sort` returns the indices, too.)
+        The gradient goes to the elements where they were. (`torch.sort` returns the indices, too.) Raises IndexError
+        for an axis that x does not have.
 
             Tensor([3.0, 1.0, 2.0]).sort()  # [1. 2. 3.]
         """

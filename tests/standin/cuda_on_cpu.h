@@ -92,7 +92,7 @@ struct Launch {  // mirrored in library.py
 };
 
 enum State : char { READY, EXCHANGING, AT_BARRIER, DONE };
-enum Kind : char { SHUFFLE, VOTE, SYNC, MMA, LDMATRIX };
+enum Kind : char { SHUFFLE, VOTE, SYNC, MMA_BF16, MMA_TF32, LDMATRIX };
 
 constexpr int MOST_THREADS = 1024;
 constexpr long STACK = 256 << 10, STACK_GUARD = 4 << 10;  // bytes; the guard is at the lower end
@@ -247,7 +247,8 @@ inline bool same_exchange(const Thread& a, const Thread& b) {
 }
 
 // --- Instructions of tensor cores. All lanes of a warp compute a product together; each has a fragment of its matrices.
-// The indices are those of the PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type" and "ldmatrix".
+// The indices are those of the PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type", "Matrix fragments
+// for mma.m16n8k8" and "ldmatrix".
 
 struct Fragments { const unsigned *a, *b; float* c; };  // of one lane
 struct MatrixRow { unsigned short row[8]; unsigned* to; bool transposed; };  // the row of the lane's address, and result
@@ -259,20 +260,38 @@ inline float bf16_in(const unsigned* registers, int i) {  // number i of two in 
     return value;
 }
 
+// TF32 has no infinities or nans of its own: it is a float whose last 13 bits the hardware ignores.
+inline bool is_tf32(unsigned bits) { return (bits & 0x1fff) == 0 || (bits & 0x7fffffff) > 0x7f800000; }
+
+inline float tf32_in(unsigned bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+template <int K>  // 16 factors in bf16, or 8 in TF32
 inline void multiply(const unsigned long long* given) {  // the lanes' Fragments
-    float a[16][16], b[16][8], c[16][8];
+    float a[16][K], b[K][8], c[16][8];
     for (int lane = 0; lane < 32; ++lane) {
         const Fragments& of = *(Fragments*)given[lane];
         int group = lane >> 2, in_group = lane % 4;
-        for (int i = 0; i < 8; ++i) {
-            bool first_rows = i < 2 || (4 <= i && i < 6);
-            a[first_rows ? group : group + 8][in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0)] = bf16_in(of.a, i);
+        if (K == 16) {
+            for (int i = 0; i < 8; ++i) {
+                bool first_rows = i < 2 || (4 <= i && i < 6);
+                a[first_rows ? group : group + 8][in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0)] = bf16_in(of.a, i);
+            }
+            for (int i = 0; i < 4; ++i) b[in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group] = bf16_in(of.b, i);
+        } else {
+            for (int i = 0; i < 4; ++i) {
+                bool first_rows = i == 0 || i == 2;
+                a[first_rows ? group : group + 8][in_group + (i >= 2 ? 4 : 0)] = tf32_in(of.a[i]);
+            }
+            for (int i = 0; i < 2; ++i) b[in_group + 4 * i][group] = tf32_in(of.b[i]);
         }
-        for (int i = 0; i < 4; ++i) b[in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group] = bf16_in(of.b, i);
         for (int i = 0; i < 4; ++i) c[i < 2 ? group : group + 8][in_group * 2 + (i & 1)] = of.c[i];
     }
     for (int m = 0; m < 16; ++m)
-        for (int k = 0; k < 16; ++k)
+        for (int k = 0; k < K; ++k)
             for (int n = 0; n < 8; ++n) c[m][n] += a[m][k] * b[k][n];
     for (int lane = 0; lane < 32; ++lane) {
         const Fragments& of = *(Fragments*)given[lane];
@@ -306,14 +325,26 @@ inline Status complete(int first, unsigned group) {
         votes |= (unsigned)(given[lane] != 0) << lane;
     }
     Kind kind = threads[first + __builtin_ctz(group)].kind;
-    if (kind == MMA || kind == LDMATRIX) {
+    if (kind == MMA_BF16 || kind == MMA_TF32 || kind == LDMATRIX) {
         if (group != 0xffffffff) {
             int absent = __builtin_ctz(~group);
             snprintf(launch->text, sizeof launch->text, "line %d: an instruction of a whole warp, without lane %d, %s",
                      threads[first + __builtin_ctz(group)].line, absent, describe_thread(first + absent));
             return stuck(first + __builtin_ctz(group));
         }
-        (kind == MMA ? multiply : load_matrices)(given);
+        if (kind == MMA_TF32) {
+            for (int lane = 0; lane < 32; ++lane) {
+                const Fragments& of = *(Fragments*)given[lane];
+                bool rounded = is_tf32(of.b[0]) && is_tf32(of.b[1]);
+                for (int i = 0; i < 4; ++i) rounded = rounded && is_tf32(of.a[i]);
+                if (rounded) continue;
+                snprintf(launch->text, sizeof launch->text,
+                         "line %d: a factor of mma_tf32 is not rounded to TF32: a device would truncate it",
+                         threads[first + lane].line);
+                return stuck(first + lane);
+            }
+        }
+        (kind == MMA_BF16 ? multiply<16> : kind == MMA_TF32 ? multiply<8> : load_matrices)(given);
     }
     for (int lane = 0; lane < 32; ++lane) {
         if (!(group >> lane & 1)) continue;
@@ -645,10 +676,15 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, int lin
 
 // ---------------------------------------------------------------- Tensor cores
 
-inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, int line = __builtin_LINE()) {
+inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, int line = __builtin_LINE()) {
     unsigned b[2] = {b0, b1};
     cuda_on_cpu::Fragments of = {a, b, c};
-    cuda_on_cpu::exchange(cuda_on_cpu::MMA, 0xffffffff, (unsigned long long)&of, 0, line);
+    cuda_on_cpu::exchange(cuda_on_cpu::MMA_BF16, 0xffffffff, (unsigned long long)&of, 0, line);
+}
+inline void mma_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, int line = __builtin_LINE()) {
+    unsigned b[2] = {b0, b1};
+    cuda_on_cpu::Fragments of = {a, b, c};
+    cuda_on_cpu::exchange(cuda_on_cpu::MMA_TF32, 0xffffffff, (unsigned long long)&of, 0, line);
 }
 
 namespace cuda_on_cpu {
@@ -679,6 +715,10 @@ inline unsigned cvt_bf16x2(float x, float y) {  // to nearest, ties to even; a n
         pair |= bits << 16 * i;
     }
     return pair;
+}
+
+inline unsigned cvt_tf32(float x) {  // to nearest, ties away from zero
+    return x != x ? 0x7fffffff : (cuda_on_cpu::bit_cast<unsigned>(x) + 0x1000) & ~0x1fffu;
 }
 
 // ---------------------------------------------------------------- Memory

@@ -35,8 +35,8 @@ from .stream import refuse_cublas, refuse_unknown, uploaded
 __all__ = [
     "absolute", "all", "any", "arange", "argmax", "argsort", "array", "asarray", "ascontiguousarray", "asnumpy",
     "bitwise_and", "bitwise_or", "bitwise_xor", "bool_", "broadcast_to", "clip", "concatenate", "count_nonzero",
-    "cumsum", "einsum", "empty", "empty_like", "exp2", "expand_dims", "float16", "float32", "float64", "fmod",
-    "from_dlpack", "full", "inf", "int32", "int64",
+    "cumsum", "einsum", "empty", "empty_like", "expand_dims", "float16", "float32", "float64", "fmod", "from_dlpack",
+    "full", "inf", "int32", "int64",
     "invert", "isfinite", "isinf", "isnan", "isneginf", "matmul", "max", "mean", "min", "nan", "ndarray", "newaxis",
     "ones", "pi", "prod", "ravel", "reshape", "sort", "squeeze", "stack", "sum", "swapaxes", "take", "transpose",
     "ufunc", "uint8", "where", "zeros", "zeros_like",
@@ -137,7 +137,6 @@ bitwise_and = ufunc("bitwise_and", 2, np.bitwise_and)
 bitwise_or = ufunc("bitwise_or", 2, np.bitwise_or)
 bitwise_xor = ufunc("bitwise_xor", 2, np.bitwise_xor)
 invert = ufunc("invert", 1, np.invert)
-exp2 = ufunc("exp2", 1, np.exp2)
 fmod = ufunc("fmod", 2, np.fmod)
 isnan = ufunc("isnan", 1, np.isnan)
 isinf = ufunc("isinf", 1, np.isinf)
