@@ -172,6 +172,15 @@ def build(session: nox.Session) -> None:
     session.run(python, "-m", "pip", "install", "--quiet", str(wheel), external=True)
     session.chdir(dist)  # in the checkout, its folders would be imported, not the wheel
     session.run(python, "-I", "-c", SMOKE, external=True)
+    session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[train]", external=True)
+    empty = dist.parent / "empty"
+    shutil.rmtree(empty, ignore_errors=True)
+    empty.mkdir()
+    session.chdir(empty)
+    (empty / "notes.txt").write_text("To be, or not to be, that is the question.\n" * 40, encoding="utf-8")
+    for name, *arguments in TRAIN:
+        session.run(python, "-I", "-m", f"russellgrad.train.{name}", *arguments, external=True)
+    session.log(f"build: in {empty}: {', '.join(sorted(path.name for path in Path('runs/notes').iterdir()))}")
 
 
 SMOKE = """
@@ -196,6 +205,14 @@ assert "site-packages" in russellgrad.backends.__file__, russellgrad.backends.__
 assert not {"torch", "cupy", "numba"} & set(sys.modules)
 print("the wheel works:", russellgrad.__version__, russellgrad.__file__)
 """
+
+
+TRAIN = (  # modules of russellgrad.train, and their arguments
+    ("train_transformer", "--dataset", "notes.txt", "--steps", "3", "--layers", "1", "--width", "32", "--block", "16"),
+    ("report", "runs/notes", "--no-png"),
+    ("explore", "runs/notes"),
+    ("generate", "runs/notes", "--tokens", "20"),
+)
 
 
 def cuda_of_driver() -> str | None:

@@ -54,6 +54,13 @@ def _openblas(action: str) -> Any:
     return next(filter(None, map(_blas_function, names)), None)
 
 
+def set_blas_threads(n: int) -> None:
+    """Let OpenBLAS use n threads. Does nothing with another BLAS."""
+    set_num_threads = _openblas("set_num_threads")
+    if set_num_threads:
+        set_num_threads(n)
+
+
 # --- Threads
 
 MIN_PART_TIME = 80.0  # microseconds: the least work for another thread; waking up a thread takes about 40

@@ -1,6 +1,7 @@
 """Configuration of Sphinx. `nox -s docs` builds the pages in docs/_build/html, without a network."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
 
 import russellgrad  # noqa: E402
 
+os.environ["JUPYTER_PATH"] = str(DOCS / "_jupyter")  # a kernel that only prints errors
 logging.getLogger("traitlets").setLevel(logging.WARNING)  # not a line for each notebook
 
 project = "RussellGrad"
@@ -22,7 +24,7 @@ extensions = [
     "myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode",
     "lessons", "offline", "one_line_examples", "plain_docstrings", "repository_links", "signatures", "source_links",
 ]  # fmt: skip
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "_jupyter"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 
 # --- Pages in Markdown. Those with a notebook header are executed at each build.

@@ -1,9 +1,7 @@
-"""Write an optimizer, Lion, and compare it with AdamW: python examples/lion.py
+"""Compare an optimizer of one's own, Lion, with AdamW: python examples/lion.py
 
-Lion ("evolved sign momentum", Chen et al., arXiv:2302.06675, algorithm 2) moves each element of a parameter by exactly
-the learning rate, in the direction of the sign of a moving average of gradients. It keeps one array for each
-parameter, AdamW two. Its steps are larger than AdamW's, so the paper (section 5) advises a learning rate 3 to 10 times
-smaller, and a weight decay larger by the same factor, because the decay in a step is their product.
+Lion (train/lion.py) moves each element of a parameter by exactly the learning rate, in the direction of the sign of a
+moving average of gradients.
 
 Here both train a small network to tell two spirals apart. With AdamW's learning rate, Lion oscillates around
 the minimum. The losses are means over 100 steps.
@@ -18,36 +16,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to import russellgrad from the checkout
-from russellgrad import Tensor, cross_entropy, linear, zeros_like
-from russellgrad.optimizer import AdamWOptimizer, Optimizer, Schedule
+from russellgrad import Tensor, cross_entropy, linear
+from russellgrad.optimizer import AdamWOptimizer
+from train.lion import Lion
 from train.progress import echo  # like print; a closed pipe or a full disk is no error
-
-
-class Lion(Optimizer):
-    """Lion. The first beta interpolates between the mean and the gradient, the second is the mean's decay rate."""
-
-    elementwise = True  # with flat=True, one call updates a whole group
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Schedule = 3e-4,
-        *,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        flat: bool = False,
-    ) -> None:
-        super().__init__(params, lr, flat=flat, betas=betas, weight_decay=weight_decay)
-
-    def update(self, value: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> Tensor:
-        """One step: value -= lr * (sign(beta1 * mean + (1 - beta1) * grad) + weight_decay * value)."""
-        lr: Tensor = options["lr"]  # 0-d
-        decay: float = options["weight_decay"]
-        beta1, beta2 = options["betas"]
-        mean = state["mean"] if state else zeros_like(value)
-        direction: Tensor = (beta1 * mean + (1 - beta1) * grad).sign()
-        state["mean"] = beta2 * mean + (1 - beta2) * grad
-        return value - lr * (direction + decay * value)
 
 
 def spirals(rng: np.random.Generator, n: int) -> tuple[Tensor, np.ndarray]:

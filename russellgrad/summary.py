@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from .dtype import python_number
 from .tensor import Tensor
 
+WIDTH = 72  # the numbers of longer lines are not aligned
+
 
 class _Row(NamedTuple):
     """A line of the tree."""
@@ -120,6 +122,6 @@ def _table(rows: list[_Row]) -> str:
     """The rows with indented names and aligned numbers."""
     lines = [f"{'  ' * row.depth}{row.name}{': ' if row.name else ''}{row.text}" for row in rows]
     counts = [f"{row.trained:,}" if row.trained else "" for row in rows]
-    width, digits = max(map(len, lines)), max(map(len, counts))
+    width, digits = max((n for line in lines if (n := len(line)) <= WIDTH), default=0), max(map(len, counts))
     table = [f"{line:{width}}  {count:>{digits}}".rstrip() for line, count in zip(lines, counts, strict=True)]
     return "\n".join([f"{table[0]} parameters" if counts[0] else table[0], *table[1:]])

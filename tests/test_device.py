@@ -306,11 +306,11 @@ FAULTS: dict[str, tuple[str, str]] = {
     ),
     "a mask without the lane": ("y[t] = __shfl_sync(0xff, 1.0f, 0);", "mask 0x000000ff lacks the lane itself, 8"),
     "a product without a lane": (
-        "unsigned a[4] = {}; float c[4] = {}; if (t % 32 != 3) mma(c, a, 0, 0); y[t] = c[0];",
+        "unsigned a[4] = {}; float c[4] = {}; if (t % 32 != 3) mma_bf16(c, a, 0, 0); y[t] = c[0];",
         "line 4: an instruction of a whole warp, without lane 3, which has returned",
     ),
     "a product while a lane waits": (
-        "unsigned a[4] = {}; float c[4] = {}; if (t % 32 != 3) mma(c, a, 0, 0);\n__syncwarp();",
+        "unsigned a[4] = {}; float c[4] = {}; if (t % 32 != 3) mma_bf16(c, a, 0, 0);\n__syncwarp();",
         "for lane 3, which waits at line 5",
     ),
     "an unaligned row of a matrix": (

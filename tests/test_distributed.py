@@ -21,6 +21,7 @@ from benchmarks.scaling import launcher
 from russellgrad import use_backend
 from tests.process import run_python, running
 from tests.test_train import SMALL, flags
+from train import distributed
 from train.checkpoints import find
 from train.data import split_batch
 from train.distributed import MpiProcessGroup
@@ -283,6 +284,23 @@ def test_a_missing_nccl_raises_before_any_communication(monkeypatch: pytest.Monk
     module = nccl(monkeypatch, ["a"], available=False)
     with pytest.raises(RuntimeError, match="need NCCL, and CuPy finds none; install it: pip install nvidia-nccl-cu13"):
         module.use_device(0)
+
+
+@pytest.mark.parametrize(("local_size", "threads"), [("4", 2), ("16", 1)])
+def test_the_cores_of_a_machine_are_divided(monkeypatch: pytest.MonkeyPatch, local_size: str, threads: int) -> None:
+    cpu, called = importlib.import_module("russellgrad.backends.cpu"), list[int]()
+    monkeypatch.setattr(cpu, "_openblas", lambda action: called.append if action == "set_num_threads" else None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("MPI_LOCALNRANKS", local_size)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "3")
+        distributed._divide_cores()
+        assert called == []  # the user's number applies
+        monkeypatch.delenv(name)
+    distributed._divide_cores()
+    assert called == [threads]
+    monkeypatch.setattr(cpu, "_openblas", lambda action: None)  # another BLAS
+    distributed._divide_cores()
 
 
 class Communicator:

@@ -1,4 +1,4 @@
-"""The optimizers in examples/, Lion and Muon, against PyTorch."""
+"""The optimizers in train/, Lion and Muon, against PyTorch."""
 
 import math
 from typing import Any
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from examples.lion import Lion
-from examples.muon import Muon, orthogonalize
 from russellgrad import Tensor
 from russellgrad.backend import Backend
 from russellgrad.optimizer import cosine_with_warmup, supports_flat
 from tests.helpers import assert_close, rng
+from train.lion import Lion
+from train.muon import Muon, orthogonalize
 
 SHAPES = [(3, 4), (6, 2), (5, 5), (1, 7), (4,), ()]
 

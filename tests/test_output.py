@@ -312,7 +312,7 @@ def test_a_long_validation_shows_its_progress(
 def test_the_progress_bar_shows_a_validation(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
     with Progress(10, terminal=True) as bar:
-        bar.update(5, 1.25, 1000)
+        bar.update(5, [1.25], 1000)
         bar.validating(0, 20)
         bar.validating(12, 20)
         assert bar._bar.tasks[0].fields["facts"] == "validation: 12 of 20 blocks"

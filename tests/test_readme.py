@@ -41,6 +41,7 @@ DOCUMENTS = [
     "docs/torch.md",
     "docs/trace.md",
     "docs/training.md",
+    "docs/notebooks.md",
     "docs/distributed.md",
     "docs/report.md",
     "docs/explore.md",

@@ -325,7 +325,7 @@ def test_missing_matplotlib_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = make_run(tmp_path)
     hide_package(monkeypatch, "matplotlib")
     with pytest.raises(
-        ImportError, match=r'PNG files need matplotlib; pip install "russellgrad\[report\]", or .*; --no-png writes'
+        ImportError, match=r'PNG files need matplotlib; pip install "russellgrad\[report\]", or .*; png=False writes'
     ):
         write_report(folder)
     assert not (folder / "report.html").exists()

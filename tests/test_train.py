@@ -250,27 +250,30 @@ def test_invalid_step_limit_raises(limit: str, monkeypatch: pytest.MonkeyPatch) 
         train()
 
 
-def test_interrupted_run_saves_its_model(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def interrupt_at_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send SIGINT to this process in that step of a run."""
     train_step, taken = train_transformer.train_step, []
-    handler = signal.getsignal(signal.SIGINT)
 
     def interrupted_step(*args: Any, **kwargs: Any) -> Any:
         taken.append(1)
-        if len(taken) == 3:
+        if len(taken) == step:
             signal.raise_signal(signal.SIGINT)
         return train_step(*args, **kwargs)
 
     monkeypatch.setattr(train_transformer, "train_step", interrupted_step)
+
+
+def test_interrupted_run_saves_its_model(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    interrupt_at_step(3, monkeypatch)
     result = small(text, tmp_path)
     assert result.signal == signal.SIGINT
     assert len(result.losses) == 3
     assert result.validation_losses == []
-    assert (
-        f"Stopped by SIGINT after step 3 of 6; resume with: python train/train_transformer.py --resume {tmp_path}"
-        in (capsys.readouterr().out)
-    )
+    resume = f"Stopped by SIGINT after step 3 of 6; resume with: train(resume={str(tmp_path)!r})\n"
+    assert resume in capsys.readouterr().out
     assert load_model(result.path).state_dict().keys() == result.model.state_dict().keys()
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -374,9 +377,9 @@ def test_plain_output_has_step_and_validation_lines(
 def test_terminal_shows_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
     with Progress(10, terminal=True) as progress:
-        progress.update(5, 1.25, 1000)
+        progress.update(5, [1.25], 1000)
         progress.echo("[bold]not markup[/bold]")
-        progress.update(10, 1.25, 1000)
+        progress.update(10, [1.25], 1000)
     out = capsys.readouterr().out
     assert "10/10" in out
     assert "loss 1.2500  1,000 tokens/s" in out
@@ -388,7 +391,7 @@ def test_terminal_without_rich_prints_a_hint(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with Progress(10, terminal=True) as progress:
-        progress.update(10, 1.25, 1000)
+        progress.update(10, [1.25], 1000)
         progress.echo("plain text")
     hint, step, text = capsys.readouterr().out.splitlines()
     assert 'pip install "russellgrad[train]"' in hint
@@ -399,7 +402,7 @@ def test_terminal_without_rich_prints_a_hint(
 def test_long_run_prints_twenty_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(2000, terminal=False) as progress:
         for step in range(10, 2001, 10):
-            progress.update(step, 1.0, 1.0)
+            progress.update(step, [1.0], 1.0)
     assert len(capsys.readouterr().out.splitlines()) == 20
 
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from russellgrad.serialization import install_command
 
+from .progress import is_command_line
+
 Floats = npt.NDArray[np.float64]
 
 BUCKETS = 400  # a long curve is downsampled to the minimum and the maximum of each bucket
@@ -231,8 +233,9 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
+        page_only = "--no-png" if is_command_line() else "png=False"
         raise ImportError(
-            f"report: the PNG files need matplotlib; {install_command('report')}; --no-png writes the page only"
+            f"report: the PNG files need matplotlib; {install_command('report')}; {page_only} writes the page only"
         ) from error
     return Figure
 

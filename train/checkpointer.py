@@ -22,12 +22,13 @@ from russellgrad.checkpoint import save_model
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import replace_file, require_safetensors
-from train import checkpoints
-from train.config import FIXED_ON_RESUME, Config
-from train.datasets import DATASETS
-from train.distributed import ProcessGroup
-from train.metrics import FILE, read_metrics, versions
-from train.progress import echo, option
+
+from . import checkpoints
+from .config import FIXED_ON_RESUME, Config
+from .datasets import DATASETS
+from .distributed import ProcessGroup
+from .metrics import FILE, read_metrics, versions
+from .progress import echo, option
 
 
 class Validation(NamedTuple):

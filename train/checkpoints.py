@@ -31,7 +31,8 @@ from russellgrad.checkpoint import load_model, save_model, upgrade_state
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import replace_file, sync_folder, write_synced
-from train.progress import echo, option
+
+from .progress import echo, option
 
 FORMAT = "russellgrad-checkpoint"
 VERSION = 2

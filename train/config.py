@@ -13,8 +13,8 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 import numpy as np
 
-from train.checkpoints import FOLDER, TEXT, Checkpoint, find
-from train.progress import command_line, option
+from .checkpoints import FOLDER, TEXT, Checkpoint, find
+from .progress import command_line, option
 
 _ACTIVATIONS = ("leaky_relu", "relu", "gelu", "gelu_tanh")
 DTYPES = ("float32", "float64", "bfloat16")

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from russellgrad.tokenizer import Tokenizer
-from train.progress import option
+
+from .progress import option
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 

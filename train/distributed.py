@@ -25,12 +25,13 @@ import numpy as np
 from russellgrad.backend import Array, Backend
 from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import install_command
-from train.checkpoints import latest_checkpoint
-from train.launch import env_int
+
+from .checkpoints import latest_checkpoint
 
 # The launchers of MPICH and Intel MPI, and of Open MPI, set the number of processes; Slurm only sets a rank.
 _WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 _PMIX_RANK = "PMIX_RANK"
+_LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")  # set by MPICH and Intel MPI, by Open MPI
 _STOP_INTERVAL = 10  # steps between two calls of `any_rank` that communicate: each takes the time of a small message
 
 
@@ -187,7 +188,7 @@ def init_process_group() -> ProcessGroup:
         RuntimeError: mpi4py is built on another MPI than the launcher's: each process would train alone and write the
             same files.
     """
-    launched = env_int(_WORLD_SIZES, default=1)
+    launched = _env_int(_WORLD_SIZES, default=1)
     if launched < 2 and _PMIX_RANK not in os.environ:
         return SINGLE_PROCESS
     try:
@@ -204,4 +205,24 @@ def init_process_group() -> ProcessGroup:
             f"{launched} processes were started, but mpi4py sees {size}: it is built on {library}, and the launcher "
             "belongs to another MPI; start the processes with the mpiexec of mpi4py's MPI"
         )
-    return MpiProcessGroup(MPI.COMM_WORLD) if size > 1 else SINGLE_PROCESS
+    if size < 2:
+        return SINGLE_PROCESS
+    _divide_cores()
+    return MpiProcessGroup(MPI.COMM_WORLD)
+
+
+def _divide_cores() -> None:
+    """Divide the machine's cores among the processes that `mpiexec` started on it.
+
+    Without this the OpenBLAS of each process uses one thread for each core, and the processes slow each other down.
+    Does nothing if OPENBLAS_NUM_THREADS or OMP_NUM_THREADS is set.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and "OPENBLAS_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // _env_int(_LOCAL_SIZES, default=1))
+        importlib.import_module("russellgrad.backends.cpu").set_blas_threads(threads)
+
+
+def _env_int(names: Sequence[str], default: int) -> int:
+    """The value of the first of these environment variables that is set to a number."""
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default)

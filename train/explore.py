@@ -9,6 +9,7 @@ import argparse
 import base64
 import html
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +18,22 @@ from typing import Any
 
 import numpy as np
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
+if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    runpy.run_module("russellgrad.train.explore", run_name="__main__")
+    sys.exit()
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import replace_file
-from train.data import check_prompt
-from train.generate import model_file
-from train.metrics import FILE, read_metrics
-from train.page import content_policy, facts_list, json_for_script, read_asset
-from train.progress import command_line, echo, exit_on_error, option
-from train.report import default_prompt
+
+from .data import check_prompt
+from .generate import model_file
+from .metrics import FILE, read_metrics
+from .page import content_policy, facts_list, json_for_script, read_asset
+from .progress import command_line, echo, exit_on_error, option
+from .report import default_prompt
 
 PAGE = "explore.html"
 DTYPES = ("float32", "float16")

@@ -5,18 +5,22 @@ RG_BACKEND selects the backend.
 
 import argparse
 import re
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
+if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    runpy.run_module("russellgrad.train.generate", run_name="__main__")
+    sys.exit()
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
-from train.checkpoints import MODEL, latest_earlier_run
-from train.data import check_prompt
-from train.progress import command_line, echo, escape_controls, exit_on_error, is_terminal, option
+
+from .checkpoints import MODEL, latest_earlier_run
+from .data import check_prompt
+from .progress import command, command_line, echo, escape_controls, exit_on_error, is_terminal, option
 
 _ARGUMENT = re.compile(r"(?<=needs )(tokens|num_samples|temperature|top_k|top_p)")
 SEPARATOR = "\n" + 15 * "-" + "\n"  # between two texts
@@ -96,7 +100,7 @@ def model_file(path: Path) -> Path:
         remedy = (
             f"the model of an earlier run is in {earlier}"
             if earlier
-            else "python train/train_transformer.py trains a model; --out sets its folder"
+            else f"{command('train_transformer')} trains a model; {option('out')} sets its folder"
         )
         raise FileNotFoundError(f"there is no file {file}; {remedy}")
     return file

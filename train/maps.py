@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from train.chart import figure_class
+from .chart import figure_class
 
 Map = npt.NDArray[np.floating[Any]]  # (T, T), query by key
 

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from examples.lion import Lion
-from examples.muon import Muon
 from russellgrad.optimizer import AdamWOptimizer, Optimizer, SGDOptimizer, supports_flat
 from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import Schedule, constant, cosine, cosine_with_warmup, exponential
-from train.config import Config
+
+from .config import Config
+from .lion import Lion
+from .muon import Muon
 
 
 def build_optimizer(config: Config, model: Transformer) -> Optimizer:

@@ -7,15 +7,17 @@ written as escapes such as \\u20ac. After an error, as when the terminal is gone
 import io
 import os
 import re
+import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
+import russellgrad
 from russellgrad.serialization import install_command
 
 PLAIN_LINES = 20  # about this many in a run
@@ -59,16 +61,19 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Show that `step` steps are done, the last of them with this loss."""
-        seconds_per_step = (time.perf_counter() - self._start_time) / (step - self._first_step)
-        left = format_duration(seconds_per_step * (self.n_steps - step))
-        self._facts = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {left} left"
+    def update(self, step: int, losses: Sequence[float], tokens_per_second: float) -> None:
+        """Show that `step` steps are done, the last of them with these losses."""
+        self._facts = self._describe(step, losses[-1], tokens_per_second)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, facts=self._facts)
         elif step // self._steps_per_line > self._lines_printed or step == self.n_steps:
             self._lines_printed = step // self._steps_per_line
             echo(f"step {step:,}/{self.n_steps:,}  {self._facts}")
+
+    def _describe(self, step: int, loss: float, tokens_per_second: float) -> str:
+        seconds_per_step = (time.perf_counter() - self._start_time) / (step - self._first_step)
+        left = format_duration(seconds_per_step * (self.n_steps - step))
+        return f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {left} left"
 
     def validating(self, blocks: int, n_blocks: int) -> None:
         """Show how many blocks of a validation are done. Call this at the start, with 0, and at the end, too."""
@@ -80,6 +85,14 @@ class Progress:
         elif now - self._last_line > VALIDATION_SECONDS and blocks < n_blocks:
             self._last_line = now
             echo(facts)
+
+    def validation(self, step: int, loss: float, n_blocks: int) -> None:
+        """Print a validation loss."""
+        self.echo(f"step {step:,}: validation loss {loss:.4f} over {n_blocks:,} blocks")
+
+    def sample(self, step: int, text: str) -> None:
+        """Print a text that the model generated after `step` steps, with escapes for control characters."""
+        self.echo("\n".join(f"    | {escape_controls(line)}" for line in text.strip("\n").split("\n")))
 
     def echo(self, text: str) -> None:
         """Print a text, above the bar if there is one."""
@@ -191,9 +204,23 @@ def command_line() -> Iterator[None]:
         _on_command_line.reset(token)
 
 
+def is_command_line() -> bool:
+    """Whether this is in a block of `command_line`."""
+    return _on_command_line.get()
+
+
 def option(name: str) -> str:
     """How messages call a field of Config: save_interval in Python, --save-interval on the command line."""
-    return "--" + name.replace("_", "-") if _on_command_line.get() else name
+    return "--" + name.replace("_", "-") if is_command_line() else name
+
+
+def command(script: str) -> str:
+    """The command that runs a file of this package: in a checkout by its path, else by the name of its module."""
+    file = Path(__file__).resolve().with_name(f"{script}.py")
+    if file.parent.parent == Path(russellgrad.__file__).resolve().parent:
+        return f"python -m russellgrad.train.{script}"
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return f"python {shlex.quote(str(shown))}"
 
 
 def format_duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ import argparse
 import html
 import math
 import os
+import runpy
 import statistics
 import sys
 from collections.abc import Sequence
@@ -19,13 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
+if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    runpy.run_module("russellgrad.train.report", run_name="__main__")
+    sys.exit()
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 from russellgrad.russelltransformer import Transformer
-from train.chart import (
+
+from .chart import (
     Chart,
     Floats,
     Series,
@@ -36,10 +40,10 @@ from train.chart import (
     step_axis,
     write_png,
 )
-from train.maps import VISIBLE, maps_html, write_maps_png
-from train.metrics import FILE, History, read_metrics
-from train.page import content_policy, facts_list, json_for_script, read_asset
-from train.progress import echo, exit_on_error, format_duration
+from .maps import VISIBLE, maps_html, write_maps_png
+from .metrics import FILE, History, read_metrics
+from .page import content_policy, facts_list, json_for_script, read_asset
+from .progress import command_line, echo, exit_on_error, format_duration
 
 MODEL = "model.safetensors"
 PROMPT = 32  # characters of the default prompt
@@ -119,15 +123,12 @@ def default_prompt(model: Transformer, samples: Sequence[tuple[int, str]], path:
 
 def make_charts(history: History) -> list[Chart]:
     """The charts of loss, learning rate, gradient norm and throughput."""
-    steps, losses = np.array(history.steps, float), np.array(history.losses, float)
-    validations = np.array([entry[:2] for entry in history.validations], float).reshape(-1, 2)
-    validation = Series("validation", validations[:, 0], validations[:, 1], "validation", dots=len(validations) <= 100)
+    steps = np.array(history.steps, float)
     clip = setting(history, "grad_clip")
     # Steps whose losses were read together have the same time and throughput: one point, at the last of them.
     read = [i for i in range(len(steps)) if i + 1 == len(steps) or history.seconds[i + 1] != history.seconds[i]]
     return [
-        Chart("loss", "Loss", "nats per character",
-              (*smoothed("each step's batch", steps, losses), *([validation] if len(validations) else []))),
+        loss_chart("loss", history),
         Chart("learning_rate", "Learning rate", "",
               (Series("learning rate", steps, np.array(history.learning_rates)),), from_zero=True),
         Chart("gradient_norm", "Gradient norm", "norm before clipping",
@@ -137,6 +138,17 @@ def make_charts(history: History) -> list[Chart]:
               smoothed("each reading", steps[read], np.array(history.tokens_per_second)[read], "readings"),
               from_zero=True),
     ]  # fmt: skip
+
+
+def loss_chart(key: str, history: History) -> Chart:
+    """The chart of the training and the validation loss."""
+    steps, losses = np.array(history.steps, float), np.array(history.losses, float)
+    series = smoothed("each step's batch", steps, losses)
+    if history.validations:
+        validations = np.array([entry[:2] for entry in history.validations], float)
+        few = len(validations) <= 100
+        series = *series, Series("validation", validations[:, 0], validations[:, 1], "validation", dots=few)
+    return Chart(key, "Loss", "nats per character", series)
 
 
 def smoothed(name: str, steps: Floats, values: Floats, what: str = "steps") -> tuple[Series, ...]:
@@ -203,7 +215,7 @@ def page_html(name: str, history: History, charts: Sequence[Chart], attention: A
     """The page. Its Content-Security-Policy allows no requests, and no script but its own."""
     steps = step_axis(charts)
     title = html.escape(f"Training run: {name}")
-    style, script = read_asset("report.css"), read_asset("report.js")
+    style, script = read_asset("chart.css") + read_asset("report.css"), read_asset("report.js")
     data = json_for_script(script_data(charts, steps))
     figures = "".join(chart_html(chart, steps, describe(chart)) for chart in charts)
     notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in notes_on(history))
@@ -372,5 +384,5 @@ if __name__ == "__main__":
     options = parse()
     with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
         get_backend()
-    with exit_on_error(ValueError, ImportError, OSError):
+    with command_line(), exit_on_error(ValueError, ImportError, OSError):
         echo(str(write_report(options.folder, options.prompt, png=options.png)))

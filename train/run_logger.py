@@ -1,4 +1,4 @@
-"""Logging of a run: metrics.jsonl, TensorBoard, and the terminal.
+"""Logging of a run: metrics.jsonl, TensorBoard, and the terminal or the notebook.
 
 If several processes train together, rank 0 alone writes and prints.
 """
@@ -15,11 +15,13 @@ from typing import Self
 from russellgrad import Tensor
 from russellgrad.optimizer import Optimizer
 from russellgrad.russelltransformer import Transformer
-from train.checkpoints import explain_write_errors, latest_checkpoint
-from train.config import Config
-from train.distributed import ProcessGroup
-from train.metrics import Metrics
-from train.progress import Progress, escape_controls
+
+from .checkpoints import explain_write_errors, latest_checkpoint
+from .config import Config
+from .distributed import ProcessGroup
+from .metrics import Metrics
+from .notebook import NotebookProgress, kernel_display
+from .progress import Progress
 
 READ_INTERVAL = 10  # steps: reading a loss waits for the device, so several losses are read at once
 
@@ -53,12 +55,17 @@ class RunLogger:
         if self._group.is_main:
             folder, parameters = self.config.folder, self._model.parameters()
             with ExitStack() as stack, explain_write_errors(folder, self._metrics.path):
-                self._progress = stack.enter_context(Progress(self.config.steps, first_step=self._start_step))
                 stack.enter_context(self._metrics)
                 self._metrics.run(
                     config=asdict(self.config),
                     parameters=sum(p.size for p in parameters),
                     backend=parameters[0].backend.name,
+                )
+                show = kernel_display()
+                self._progress = stack.enter_context(
+                    Progress(self.config.steps, first_step=self._start_step)
+                    if show is None
+                    else NotebookProgress(show, folder, self.config.steps, first_step=self._start_step)
                 )
                 if processes:
                     self._progress.echo(processes)
@@ -107,7 +114,7 @@ class RunLogger:
                 tokens_per_second=tokens_per_second,
                 seconds=time.perf_counter() - self._start_time,
             )
-            self._progress.update(first + n - 1, losses[n - 1], tokens_per_second)
+            self._progress.update(first + n - 1, losses[:n], tokens_per_second)
         for what, values in (("loss", losses), ("gradient norm", norms or [])):
             for value in values[n : n + 1]:
                 batch = f" on batch {first + n - 1} of seed {self.config.seed}"
@@ -124,14 +131,13 @@ class RunLogger:
         self.log_validating(n_blocks, n_blocks)
         if self._group.is_main:
             self._metrics.validation(step, loss, n_blocks)
-            self._progress.echo(f"step {step:,}: validation loss {loss:.4f} over {n_blocks:,} blocks")
+            self._progress.validation(step, loss, n_blocks)
 
     def log_sample(self, step: int, sample: str) -> None:
-        """Log a text that the model generated after `step` steps, and print it with escapes for control characters."""
+        """Log a text that the model generated after `step` steps."""
         if self._group.is_main:
             self._metrics.sample(step, sample)
-            lines = sample.strip("\n").split("\n")
-            self._progress.echo("\n".join(f"    | {escape_controls(line)}" for line in lines))
+            self._progress.sample(step, sample)
 
     def echo(self, text: str) -> None:
         """Print a text that is not empty, above the progress bar if there is one."""

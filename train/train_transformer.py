@@ -1,12 +1,13 @@
 """Train the transformer on a text, character by character.
 
-In Python, in the repository's root:
+In Python:
 
-    from train.train_transformer import train
+    from russellgrad.train.train_transformer import train
     train()                                # the defaults: Shakespeare's plays, a minute or two on two cores
-    train(dataset="notes.txt", steps=500)  # any field of train.config.Config
+    train(dataset="notes.txt", steps=500)  # any field of russellgrad.train.config.Config
 
-On the command line: `python train/train_transformer.py --help`, which also lists the environment variables.
+On the command line: `python -m russellgrad.train.train_transformer --help` or, in a checkout,
+`python train/train_transformer.py --help`, which also lists the environment variables.
 
 The same seed gives the same losses: bitwise with the same machine, backend, library builds and number of threads;
 within rounding on another backend. examples/gpt.py is a short version to read first.
@@ -14,6 +15,7 @@ within rounding on another backend. examples/gpt.py is a short version to read f
 
 import math
 import os
+import runpy
 import shlex
 import signal
 import sys
@@ -28,11 +30,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where `russellgrad` and `train` are
-    from train.launch import divide_cores
-
-    divide_cores()  # before NumPy starts its threads
+if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    runpy.run_module("russellgrad.train.train_transformer", run_name="__main__")
+    sys.exit()
 
 import numpy as np
 
@@ -51,15 +52,25 @@ from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import Optimizer, supports_flat
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
-from train import checkpoints
-from train.checkpointer import Checkpointer, Validation, best_validations
-from train.config import DTYPES, Config, check_names, configure, parse
-from train.data import Ids, MicroBatch, batches, check_prompt, split, split_batch, validation_blocks
-from train.datasets import load_text
-from train.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
-from train.optimizers import build_optimizer, build_schedule
-from train.progress import command_line, echo, exit_on_error, format_duration, option, peak_memory
-from train.run_logger import RunLogger, check_finite
+
+from . import checkpoints
+from .checkpointer import Checkpointer, Validation, best_validations
+from .config import DTYPES, Config, check_names, configure, parse
+from .data import Ids, MicroBatch, batches, check_prompt, split, split_batch, validation_blocks
+from .datasets import load_text
+from .distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
+from .optimizers import build_optimizer, build_schedule
+from .progress import (
+    command,
+    command_line,
+    echo,
+    exit_on_error,
+    format_duration,
+    is_command_line,
+    option,
+    peak_memory,
+)
+from .run_logger import RunLogger, check_finite
 
 ENVIRONMENT = (
     "Environment variables: RG_BACKEND selects the backend (numpy, numba, strict, cupy, or a module's dotted path). "
@@ -324,8 +335,10 @@ def summary(result: Result, n_processes: int = 1) -> str:
         launcher = f"mpiexec -n {n_processes} " if n_processes > 1 else ""
         what = f"Stopped by {signal.Signals(result.signal).name} after step {result.steps:,} of {config.steps:,}"
         what += " in its last validation, which is not finished" if result.steps == config.steps else ""
-        resume = f"python train/train_transformer.py --resume {shlex.quote(str(config.folder))}"
-        lines.append(f"{what}; resume with: {launcher}{resume}")
+        resume = f"train(resume={str(config.folder)!r})"
+        if is_command_line():
+            resume = f"{launcher}{command('train_transformer')} --resume {shlex.quote(str(config.folder))}"
+        lines.append(f"{what}; resume with: {resume}")
     for best in best_validations(result.validations):
         path = checkpoints.path_of(config.folder, best.step)
         where = str(path)
