@@ -222,7 +222,8 @@ class Observer(Protocol):
         that arrived there before, `total`."""
 
 
-observer: Observer | None = None  # of the next call of `backward`
+# Of the next call of `backward` in this thread.
+observer: ContextVar[Observer | None] = ContextVar("russellgrad_observer", default=None)
 
 
 def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
@@ -234,7 +235,7 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
     grads: dict[int, Array] = {root.order: gradient}
     nodes: dict[int, Node] = {root.order: root}
     heap = [-root.order]
-    report = observer
+    report = observer.get()
     while heap:
         order = -heappop(heap)
         node, g = nodes.pop(order), grads.pop(order)
