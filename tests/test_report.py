@@ -252,6 +252,12 @@ def test_trailing_mean_recovers_after_a_huge_value() -> None:
     np.testing.assert_array_equal(trailing_mean(values, 5)[9:], 0.5)
 
 
+def test_trailing_mean_of_a_million_values_takes_no_longer_for_a_wide_window() -> None:
+    """`train` draws the curve in a notebook again and again. A time that grows with the window would be minutes."""
+    n, window = 1_000_000, 50_000
+    np.testing.assert_allclose(trailing_mean(np.arange(n), window)[window:], np.arange(window, n) - (window - 1) / 2)
+
+
 @pytest.mark.parametrize(
     ("axis", "expected"),
     [
