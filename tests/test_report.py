@@ -339,6 +339,14 @@ def test_missing_matplotlib_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert write_report(folder, png=False).exists()
 
 
+def test_missing_matplotlib_on_the_command_line_names_its_option(tmp_path: Path) -> None:
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib/__init__.py").write_text("raise ImportError", encoding="utf-8")
+    done = run_python("train/report.py", str(make_run(tmp_path / "run")), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "; --no-png writes the page only\n" in done.stderr
+
+
 # --- Errors, and the command line
 
 
