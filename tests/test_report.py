@@ -250,6 +250,8 @@ def test_trailing_mean_recovers_after_a_huge_value() -> None:
     values = np.full(30, 0.5)
     values[4] = 1e30
     np.testing.assert_array_equal(trailing_mean(values, 5)[9:], 0.5)
+    values[3:6] = 1e308  # their sum is infinite, without a warning
+    np.testing.assert_array_equal(np.isfinite(trailing_mean(values, 5)), [*[True] * 4, *[False] * 5, *[True] * 21])
 
 
 def test_trailing_mean_of_a_million_values_takes_no_longer_for_a_wide_window() -> None:

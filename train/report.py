@@ -178,8 +178,9 @@ def _trailing_sum(values: Floats, window: int) -> Floats:
     n = len(values)
     parts = np.zeros((-(-n // window) + 1, window))
     parts.ravel()[window : window + n] = values
-    ends, starts = parts[:, ::-1].cumsum(axis=1)[:, ::-1], parts.cumsum(axis=1)
-    starts[1:, :-1] += ends[:-1, 1:]
+    with np.errstate(over="ignore"):
+        ends, starts = parts[:, ::-1].cumsum(axis=1)[:, ::-1], parts.cumsum(axis=1)
+        starts[1:, :-1] += ends[:-1, 1:]
     return starts[1:].ravel()[:n]
 
 
