@@ -312,6 +312,21 @@ def test_the_cores_of_a_machine_are_divided(monkeypatch: pytest.MonkeyPatch, loc
     distributed._divide_cores()
 
 
+@pytest.mark.parametrize(("size", "divided"), [("2", [None]), ("1", [])])
+def test_a_process_group_of_several_divides_the_cores(
+    monkeypatch: pytest.MonkeyPatch, size: str, divided: list[None]
+) -> None:
+    communicator = SimpleNamespace(Get_size=lambda: int(size), Get_rank=lambda: 0)
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=communicator)))
+    for name in ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PMI_SIZE", size)
+    called = list[None]()
+    monkeypatch.setattr(distributed, "_divide_cores", lambda: called.append(None))
+    assert distributed.init_process_group.__wrapped__().world_size == int(size)
+    assert called == divided
+
+
 class Communicator:
     """An MPI communicator, in which the other processes of this machine use the devices `others`."""
 
