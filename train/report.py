@@ -28,6 +28,7 @@ if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 from russellgrad.russelltransformer import Transformer
+from russellgrad.serialization import replace_file
 
 from .chart import (
     Chart,
@@ -86,7 +87,7 @@ def write_report(folder: str | os.PathLike[str], prompt: str | None = None, *, p
     attention = compute_attention(folder / MODEL, history, prompt)
     charts = make_charts(history)
     page = folder / "report.html"
-    page.write_text(page_html(folder.resolve().name, history, charts, attention), "utf-8", "backslashreplace", "\n")
+    replace_file(page, page_html(folder.resolve().name, history, charts, attention).encode("utf-8", "backslashreplace"))
     if png:
         steps = step_axis(charts)
         for chart in charts:
