@@ -188,9 +188,13 @@ def record(
     if len(pullbacks) != len(nodes):
         raise TypeError(f"{name}: the rule has {len(nodes)} operands but returned {len(pullbacks)} pullbacks")
     needed = [pull if node is not None else None for node, pull in zip(nodes, pullbacks, strict=True)]
-    if not any(map(callable, needed)):
-        if any(pull is not None for pull in needed):
+    found = False
+    for pull in needed:
+        if callable(pull):
+            found = True
+        elif pull is not None:
             raise TypeError(f"{name}: a pullback must be None or a function of the output's gradient, `lambda g: ...`")
+    if not found:
         return None  # the op has no gradient: a comparison, a cast to integers
     return Node(name, xp, out, nodes, needed, versions)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a file: run the module instead
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     runpy.run_module("russellgrad.train.explore", run_name="__main__")
     sys.exit()
