@@ -198,6 +198,7 @@ optimizer = SGDOptimizer(model.parameters(), lr=1e-2)
 batch = ["To be", "or not"]
 loss = cross_entropy_loss(model.forward(batch), model.tokenizer.targets(batch), pad_token_id)
 loss.backward(); optimizer.step()
+assert russellgrad.draw(Tensor([2.0]) * 3).svg().startswith("<svg")  # styles and scripts are in the wheel
 from russellgrad import conformance
 assert conformance.check("numpy").passed
 assert "site-packages" in russellgrad.backends.__file__, russellgrad.backends.__file__

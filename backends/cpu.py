@@ -55,10 +55,12 @@ def _openblas(action: str) -> Any:
 
 
 def set_blas_threads(n: int) -> None:
-    """Let OpenBLAS use n threads. Does nothing with another BLAS."""
+    """Let OpenBLAS use n threads, and the functions here as many by default. Does nothing with another BLAS."""
+    global _n_threads
     set_num_threads = _openblas("set_num_threads")
     if set_num_threads:
         set_num_threads(n)
+        _n_threads = None  # `n_threads` asks again: the backend may have been in use before this
 
 
 # --- Threads

@@ -130,8 +130,8 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Any:
         # Include the output's version, because some pullbacks hold the output (exp, softmax).
         node = record(name, xp, out, nodes, pullbacks, [version, *(tensor._version for tensor in tensors)])
     made = Tensor._wrap(out, xp, node, version)
-    if observer is not None:
-        observer(rule, operands, params, pullbacks, made)
+    if (record_operation := observer) is not None:  # another thread may leave the block of the trace now
+        record_operation(rule, operands, params, pullbacks, made)
     return made
 
 

@@ -188,9 +188,13 @@ def record(
     if len(pullbacks) != len(nodes):
         raise TypeError(f"{name}: the rule has {len(nodes)} operands but returned {len(pullbacks)} pullbacks")
     needed = [pull if node is not None else None for node, pull in zip(nodes, pullbacks, strict=True)]
-    if not any(map(callable, needed)):
-        if any(pull is not None for pull in needed):
+    found = False
+    for pull in needed:
+        if callable(pull):
+            found = True
+        elif pull is not None:
             raise TypeError(f"{name}: a pullback must be None or a function of the output's gradient, `lambda g: ...`")
+    if not found:
         return None  # the op has no gradient: a comparison, a cast to integers
     return Node(name, xp, out, nodes, needed, versions)
 
@@ -222,7 +226,8 @@ class Observer(Protocol):
         that arrived there before, `total`."""
 
 
-observer: Observer | None = None  # of the next call of `backward`
+# Of the next call of `backward` in this thread.
+observer: ContextVar[Observer | None] = ContextVar("russellgrad_observer", default=None)
 
 
 def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
@@ -234,7 +239,7 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
     grads: dict[int, Array] = {root.order: gradient}
     nodes: dict[int, Node] = {root.order: root}
     heap = [-root.order]
-    report = observer
+    report = observer.get()
     while heap:
         order = -heappop(heap)
         node, g = nodes.pop(order), grads.pop(order)

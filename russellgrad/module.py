@@ -132,7 +132,11 @@ class Module:
         """Set training mode (or evaluation mode, if `mode` is False) for this module and all inside. Returns self.
 
         In training mode, `Dropout` is active, and `BatchNorm` normalizes by the batch.
+
+        Raises TypeError if `mode` is not a bool.
         """
+        if not isinstance(mode, bool):
+            raise TypeError(f"train: mode must be True or False, got {mode!r}")
         for module in self.modules():
             module.training = mode
         return self

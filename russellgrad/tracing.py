@@ -13,7 +13,7 @@ Tensors of lower levels is not.
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from heapq import heappop, heappush
 from linecache import getline
 from pathlib import Path
@@ -26,12 +26,14 @@ from . import apply as _apply
 from . import autograd
 from .autograd import Joint, Node
 from .backend import Array, Backend
+from .dtype import python_number
 from .graph.document import DRAWN, Document
 from .graph.events import Arrival, Contribution
-from .graph.node import Graph, GraphNode, Scope
-from .graph.source import Sources
+from .graph.node import Graph, GraphNode, Scope, shortened
+from .graph.source import Sources, short_path
 from .graph.values import Values, values_of
 from .module import Module
+from .replay import is_recording
 from .rules import Rule
 from .tensor import Tensor
 
@@ -58,6 +60,7 @@ class Trace(Document):
         self._limit = limit
         self._operations = 0
         self._thread = get_ident()
+        self._inner = 0  # the calls of `apply` and `backward` around the block: of a trace in a hook
         self._sources = Sources()
         self._by_order: dict[int, GraphNode] = {}  # by the number of the autograd node
         self._versions: dict[int, tuple[list[int], int]] = {}  # of the arrays of inputs: by index
@@ -83,23 +86,29 @@ class Trace(Document):
             full = f"the trace is full: pass limit= to russellgrad.trace, now {self._limit}"
             reason = full if self._graph.omitted else "compute it inside `with russellgrad.trace() as t:`"
             raise ValueError(f"Trace.backward: this tensor was not recorded; {reason}")
-        autograd.observer = _Recorder(self, retain_graph)
+        if loss.label and loss._node is not None:
+            self._by_order[loss._node.order].label = loss.label
+        token = autograd.observer.set(_Recorder(self, retain_graph))
         try:
             loss.backward(gradient, retain_graph)
         finally:
-            autograd.observer = None
+            autograd.observer.reset(token)
 
     # --- Recording
 
     def _start(self) -> None:
         if _apply.observer is not None:
             raise RuntimeError("trace: another trace is active; leave its block first")
+        if is_recording():
+            raise RuntimeError("trace: compile_step captures this step; trace the call of the compiled step instead")
+        self._inner = _inner_calls(sys._getframe())
         _apply.observer = self._record
 
     def _stop(self) -> None:
         _apply.observer = None
-        self._calls.clear()
-        self._constants.clear()
+        for kept in (self._calls, self._constants, self._versions, self._names):
+            kept.clear()
+        self._sources = Sources()  # the syntax trees of whole files
         used = {source.index for node in self.nodes for source in node.sources}
         self._graph.outputs = [node for node in self.nodes if node.kind == "op" and node.index not in used]
 
@@ -108,14 +117,16 @@ class Trace(Document):
     ) -> None:
         """Called by `apply` at the end of each operation."""
         frame = sys._getframe(2)  # the caller of `apply`
-        if get_ident() != self._thread or _is_inner(frame):
+        if get_ident() != self._thread or _inner_calls(frame) > self._inner:
             return
         if self._operations >= self._limit:
             self._graph.omitted += 1
             return
         place = self._enter(frame)
         tensors = [value for value in parameters.values() if isinstance(value, Tensor)]
-        sources = [self._operand(value, out.backend) for value in (*operands, *tensors) if value is not None]
+        while operands and operands[-1] is None:  # one that was left out; others keep their position
+            operands = operands[:-1]
+        sources = [self._operand(value, out.backend) for value in (*operands, *tensors)]
         scope = self._calls[-1][2] if self._calls else ()
         texts = {name: _text(value) for name, value in parameters.items() if not isinstance(value, Tensor)}
         node = self._add("op", rule.__name__, out, scope)
@@ -124,7 +135,8 @@ class Trace(Document):
         spans = [None if f is None else self._sources.pullback(f) for f in functions]
         node.forward = self._sources.forward(rule, spans)
         if out._node is not None:
-            node.pullbacks = spans
+            is_joint = len(pullbacks) == 1 and isinstance(pullbacks[0], Joint)
+            node.pullbacks = spans * len(operands) if is_joint else spans
             node.saved = _saved(out._node)
         self._operations += 1
 
@@ -133,6 +145,7 @@ class Trace(Document):
         node = GraphNode(len(self.nodes), kind, name, tensor.shape, str(tensor.dtype), label=tensor.label, scope=scope,
                          value=value)  # fmt: skip
         self.nodes.append(node)
+        self._versions[node.index] = tensor._version, tensor._version[0]
         if tensor._node is not None:
             self._by_order[tensor._node.order] = node
         else:
@@ -143,7 +156,7 @@ class Trace(Document):
         self._constants[id(tensor)] = ref(tensor), node
 
     def _operand(self, value: Any, xp: Backend) -> "GraphNode | str":
-        """The node of an operand. An input is added when it is first used, and again after it was changed in place."""
+        """The node of an operand. An input is added when it is first used, and a Tensor again after `.data` changed."""
         if not isinstance(value, Tensor):
             return self._array(value, xp) if _apply.is_array(xp, value) else _text(value)
         while value._node is None and isinstance(value._array, Tensor):  # a constant within a transform
@@ -154,15 +167,15 @@ class Trace(Document):
             reference, found = self._constants.get(id(value), (None, None))
             found = found if reference is not None and reference() is value else None
         if found is not None:
-            version, number = self._versions.get(found.index, (value._version, value._version[0]))
+            version, number = self._versions[found.index]
             if version is value._version and version[0] == number:
+                found.label = value.label or found.label  # of an output, it is set after the operation
                 return found
         kind = "constant" if value._node is None else "leaf" if value.is_leaf else "unrecorded"
         name = value._node.name if kind == "unrecorded" and value._node is not None else kind
         member, scope = self._home(value)
         node = self._add(kind, name, value, scope)
         node.label = node.label or member.rpartition(".")[2]
-        self._versions[node.index] = value._version, value._version[0]
         return node
 
     def _array(self, array: Array, xp: Backend) -> GraphNode:
@@ -185,9 +198,7 @@ class Trace(Document):
             code = frame.f_code
             if place is None and not code.co_filename.startswith(_PACKAGE):
                 line = getline(code.co_filename, frame.f_lineno).strip()
-                path = Path(code.co_filename)
-                is_cell = path.parent.name.startswith("ipykernel_")  # its file has a number as its name
-                place = "notebook cell" if is_cell else path.name, frame.f_lineno, line
+                place = short_path(code.co_filename, 1), frame.f_lineno, line
             if code.co_argcount and code.co_varnames[0] == "self":
                 module = frame.f_locals.get("self")
                 if isinstance(module, Module):
@@ -209,7 +220,10 @@ class Trace(Document):
         kind = type(module).__name__
         parent: Scope = self._calls[-1][2] if self._calls else ()
         if not self._calls:
-            self._names = {id(module): {id(member): name for name, member in module._members()}}
+            try:
+                self._names = {id(module): {id(member): name for name, member in module._members()}}
+            except (TypeError, ValueError):  # a set of modules, or a name twice, which is no error in a forward pass
+                self._names = {id(module): {}}
             name = kind
         else:
             names = next(iter(self._names.values()))
@@ -242,7 +256,7 @@ class _Recorder:
         self._waiting: list[tuple[Node, int]] = []  # the operands of the current node that need a gradient
 
     def arrived(self, node: Node, g: Array) -> None:
-        autograd.observer = None  # it is for this pass alone, not for one that a hook starts
+        autograd.observer.set(None)  # it is for this pass alone, not for one that a hook starts
         array, value = self._totals.pop(node.order, (None, None))
         found = self._trace._by_order.get(node.order)
         self._current = None
@@ -250,7 +264,10 @@ class _Recorder:
             return
         if array is not g or value is None:  # the gradient of the root, or one that a hook has changed
             value = values_of(node.xp.to_host(g))
-        self._waiting = [(parent, i) for i, parent in enumerate(node.parents or ()) if parent is not None]
+        parents, pullbacks = node.parents or (), node.pullbacks or ()
+        is_joint = len(pullbacks) != len(parents)
+        self._waiting = [(parent, i) for i, parent in enumerate(parents)
+                         if parent is not None and (is_joint or pullbacks[i] is not None)]  # fmt: skip
         frees = bool(node.parents) and not self._retain_graph
         freed = list(found.saved) if frees else []
         fills = node.tensor_ref is not None and node.tensor_ref() is not None
@@ -273,8 +290,7 @@ class _Recorder:
             self._current.contributions.append(Contribution(position, target, value, before, whole, shape))
 
 
-@contextmanager
-def trace(limit: int = OPERATIONS) -> Iterator[Trace]:
+def trace(limit: int = OPERATIONS) -> AbstractContextManager[Trace]:
     """Record every operation of a block: names, operands, shapes, dtypes, values, and the source of the rules.
 
         with russellgrad.trace() as t:
@@ -290,10 +306,14 @@ def trace(limit: int = OPERATIONS) -> Iterator[Trace]:
         limit: the number of operations to record. Later ones are counted; the picture says how many.
 
     Raises:
-        RuntimeError: another trace is active. ValueError: `limit` is not a positive int. TypeError: `limit` is a
-            Tensor; the trace of a matrix is `x.trace()`.
+        RuntimeError: another trace is active, or `compile_step` captures the block. ValueError: `limit` is not a
+            positive int. TypeError: `limit` is a Tensor; the trace of a matrix is `x.trace()`.
     """
-    recorded = Trace(limit)
+    return _recording(Trace(limit))  # a bad limit raises here, not at `with`
+
+
+@contextmanager
+def _recording(recorded: Trace) -> Iterator[Trace]:
     recorded._start()
     try:
         yield recorded
@@ -361,13 +381,13 @@ def _check_limit(op: str, limit: int) -> None:
         raise ValueError(f"{op}: limit must be a positive int, got {limit!r}")
 
 
-def _is_inner(frame: FrameType | None) -> bool:
-    """Whether the operation was called by a rule or by a backward pass."""
+def _inner_calls(frame: FrameType | None) -> int:
+    """The number of running calls of `apply` and `backward`: what a rule or a backward pass calls is not recorded."""
+    found = 0
     while frame is not None:
-        if frame.f_code in _INNER:
-            return True
+        found += frame.f_code in _INNER
         frame = frame.f_back
-    return False
+    return found
 
 
 def _has_argument(frame: FrameType, tensor: Tensor) -> bool:
@@ -396,8 +416,8 @@ def _label(node: Node) -> str:
 
 def _text(value: Any) -> str:
     """A number, an index or another parameter as short text."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
+    if (number := python_number(value)) is not None:
+        return f"{number:.6g}" if isinstance(number, float) else str(number)
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return f"array of shape {shape}"
@@ -406,8 +426,11 @@ def _text(value: Any) -> str:
         return ":".join(parts if value.step is not None else parts[:2])
     if isinstance(value, (tuple, list)) and len(value) <= 8:
         return f"({', '.join(map(_text, value))}{',' if len(value) == 1 else ''})"
-    text = "..." if value is Ellipsis else repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    try:
+        text = "..." if value is Ellipsis else repr(value)
+    except Exception:  # of a parameter of a user's rule
+        text = f"<{type(value).__name__}>"
+    return shortened(text, 40)
 
 
 def _saved(node: Node) -> list[str]:

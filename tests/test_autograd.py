@@ -825,6 +825,16 @@ def test_a_pullback_that_is_no_function_raises(backend: Backend) -> None:
     with pytest.raises(TypeError, match=r"^eager: a pullback must be None or a function of the output's gradient"):
         eager(Tensor([1.0, 2.0]))
 
+    @rg.custom_op
+    def half_eager(xp: Backend, a: Any, b: Any) -> Any:
+        return xp.multiply(a, b), lambda g: xp.multiply(g, b), a
+
+    a, b = Tensor([1.0, 2.0]), Tensor([3.0, 4.0])
+    with pytest.raises(TypeError, match=r"^half_eager: a pullback must be None or a function"):
+        half_eager(a, b)
+    half_eager(a, Tensor([3.0, 4.0], requires_grad=False)).sum().backward()  # the pullback of b is not needed
+    assert to_numpy(a.grad).tolist() == [3.0, 4.0]
+
 
 def test_torch_tensors_as_operands_raise(backend: Backend) -> None:
     with pytest.raises(TypeError, match=r"^multiply: cannot take a torch.Tensor"):

@@ -291,16 +291,40 @@ def test_the_cores_of_a_machine_are_divided(monkeypatch: pytest.MonkeyPatch, loc
     cpu, called = importlib.import_module("russellgrad.backends.cpu"), list[int]()
     monkeypatch.setattr(cpu, "_openblas", lambda action: called.append if action == "set_num_threads" else None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setenv("MPI_LOCALNRANKS", local_size)
+    monkeypatch.setattr(cpu, "_n_threads", 8)  # as after a use of the backend
+    for name in ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "RG_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, "3")
+        monkeypatch.setenv("MPI_LOCALNRANKS", local_size)
         distributed._divide_cores()
+        monkeypatch.delenv("MPI_LOCALNRANKS")
         assert called == []  # the user's number applies
         monkeypatch.delenv(name)
     distributed._divide_cores()
+    assert called == []  # the number of processes on this machine is not known
+    monkeypatch.setenv("MPI_LOCALNRANKS", local_size)
+    distributed._divide_cores()
     assert called == [threads]
+    monkeypatch.setattr(cpu, "_openblas", lambda action: lambda *n: called.append(*n) if n else called[-1])
+    assert cpu.n_threads() == threads  # of the elementwise functions
     monkeypatch.setattr(cpu, "_openblas", lambda action: None)  # another BLAS
     distributed._divide_cores()
+
+
+@pytest.mark.parametrize(("size", "divided"), [("2", [None]), ("1", [])])
+def test_a_process_group_of_several_divides_the_cores(
+    monkeypatch: pytest.MonkeyPatch, size: str, divided: list[None]
+) -> None:
+    communicator = SimpleNamespace(Get_size=lambda: int(size), Get_rank=lambda: 0)
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=communicator)))
+    for name in ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PMI_SIZE", size)
+    called = list[None]()
+    monkeypatch.setattr(distributed, "_divide_cores", lambda: called.append(None))
+    assert distributed.init_process_group.__wrapped__().world_size == int(size)
+    assert called == divided
 
 
 class Communicator:

@@ -3,6 +3,7 @@
 import base64
 import errno
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_weights_can_be_read_by_pointer_and_keyboard(browser: Browser, tmp_path:
     )
 
 
+def test_the_selected_character_and_what_follows_it(browser: Browser, tmp_path: Path) -> None:
+    file = make_model(tmp_path)
+    open_page(browser, write_page(file, "bad face"))
+    window, actual = "document.getElementById('window').textContent", "document.querySelector('#next .actual')"
+    assert browser.evaluate(window) == "8 of at most 12 characters."
+    assert browser.evaluate(actual) is None  # nothing follows the last character
+    browser.evaluate("document.getElementById('all').click()")
+    browser.point_at(".heads canvas", 6.5 / 8, 3.5 / 8)  # above the diagonal: a character attends to no later one
+    assert browser.evaluate("['query', 'key'].map((id) => document.getElementById(id).value)") == ["4", "4"]
+    assert browser.evaluate(f"{actual}.textContent") == "f"
+    assert " In the text \u201cf\u201d follows: " in browser.evaluate("document.getElementById('after').textContent")
+    open_page(browser, write_page(file, "bad face bad face"))
+    assert browser.evaluate(window) == "The last 12 characters; the 5 before them are outside the model's context."
+
+
 def press(browser: Browser, name: str, key: str, code: int, **text: str) -> None:
     """Focus an element and press a key."""
     browser.evaluate(f"document.getElementById({json.dumps(name)}).focus()")
@@ -175,6 +191,16 @@ def test_characters_outside_the_vocabulary_are_skipped_unless_strict(browser: Br
     assert "the text is empty" in browser.evaluate("document.getElementById('message').textContent")
 
 
+def test_a_vocabulary_of_70000_characters(browser: Browser, tmp_path: Path) -> None:
+    """More than the arguments that a function of JavaScript can have."""
+    vocabulary = "".join(map(chr, range(0x10000, 0x10000 + 70_000)))
+    page = write_page(make_model(tmp_path, vocabulary=vocabulary, n_layers=1), vocabulary[5])
+    open_page(browser, page)
+    assert browser.evaluate("document.getElementById('strip').textContent") == vocabulary[5]
+    assert browser.evaluate("document.querySelectorAll('#next tbody tr').length") == 12
+    check_no_requests(browser, page)
+
+
 # --- Errors, and the command line
 
 
@@ -222,6 +248,17 @@ def test_values_that_the_dtype_lacks_raise(tmp_path: Path) -> None:
         write_page(file, "a")
     with pytest.raises(ValueError, match="unknown dtype 'int8'; a page has float32 or float16"):
         write_page(file, "a", dtype="int8")
+    with pytest.raises(TypeError, match="prompt: needs a str, got a bytes"):
+        write_page(file, b"a")  # type: ignore[arg-type]
+
+
+def test_names_of_files_that_are_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    try:
+        folder.mkdir()
+    except OSError:  # the file system has only UTF-8
+        pytest.skip("no such names here")
+    assert write_page(make_model(folder), "a").stat().st_size > 1000
 
 
 def test_large_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ def test_a_missing_model_file_names_the_model_of_the_last_earlier_run(model_file
         with pytest.raises(FileNotFoundError, match=f"there is no file {model_file}; the model of an .* is in .*-10$"):
             next(generate(path))
     assert next(generate(run / "earlier-10", ["a"], 5)) == "a"
-    with pytest.raises(FileNotFoundError, match=r"there is no file \S*none/model.safetensors; python train/train_tr"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file \S*none/model.safetensors; \S+\.train\(\) trains"):
         next(generate(run / "none"))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import russellgrad as rg
 from russellgrad import Tensor, draw, layers, trace
+from russellgrad.graph import layout
 from russellgrad.graph.layout import BENDS, NODE_HEIGHT, Placed, boxes_of, depth_to_open, lay_out, node_width
 from russellgrad.graph.node import Graph, GraphNode, common
 from russellgrad.graph.svg import svg_of, title_of
@@ -145,8 +146,31 @@ def test_text_is_escaped() -> None:
     for svg in (t.svg(), draw(y).svg(), t._repr_html_().replace('<div class="rg-document">', "<div>")):
         assert "<script" not in svg and "<img" not in svg
     root = ElementTree.fromstring(t.svg())
-    assert EVIL in [text.text for text in root.iter(f"{SVG}text")]
+    assert f"{EVIL[:59]}…" in [text.text for text in root.iter(f"{SVG}text")]
+    assert any(EVIL in (title.text or "") for title in root.iter(f"{SVG}title"))
+    x.label = '"a"\nb'
+    with trace() as t:
+        x * 2
     assert '\\"' in t.dot() and "\n" not in t.dot().split("[label=")[1].split("];")[0]
+
+
+def test_labels_that_xml_does_not_allow() -> None:
+    with trace() as t:
+        Tensor([1.0], label="a\x00b\x1b\ud800") * 2
+    root = ElementTree.fromstring(t.svg())
+    assert "a\ufffdb\ufffd\ufffd" in [text.text for text in root.iter(f"{SVG}text")]
+    for text in (t.svg(), t.dot(), t._repr_html_()):
+        assert "\x00" not in text and text.encode("utf-8")
+
+
+def test_long_labels_are_shortened_and_wide_characters_fit() -> None:
+    with trace() as t:
+        Tensor([1.0], label="w" * 10_000) * 2
+    root = ElementTree.fromstring(t.svg())
+    assert float(root.attrib["width"]) < 600
+    assert any("w" * 10_000 in (title.text or "") for title in root.iter(f"{SVG}title"))
+    wide, narrow = (GraphNode(0, "leaf", "leaf", (), "float64", label=label) for label in ("名前名前", "name"))
+    assert node_width(wide) > 1.5 * node_width(narrow)
 
 
 def test_pictures_have_names() -> None:
@@ -166,6 +190,31 @@ def test_dot_has_clusters_and_edges() -> None:
     assert text.count("->") == sum(len(node.sources) for node in t.nodes)
 
 
+def test_an_input_is_just_above_its_first_use() -> None:
+    a, b = (GraphNode(i, "leaf", "leaf", (), "float64", label="ab"[i]) for i in range(2))
+    first = GraphNode(2, "op", "first", (), "float64", [a])
+    second = GraphNode(3, "op", "second", (), "float64", [first])
+    third = GraphNode(4, "op", "third", (), "float64", [second, b])
+    last = GraphNode(5, "op", "last", (), "float64", [third, b])
+    tops = {item.title: top for item, _, top, *_ in rectangles(placed(Graph([a, b, first, second, third, last]), 0))}
+    assert tops["a"] < tops["first"] < tops["second"] == tops["b"] < tops["third"] < tops["last"]
+
+
+def test_the_order_of_a_layer_avoids_crossings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crossings(sweeps: int) -> int:
+        monkeypatch.setattr(layout, "ORDER_SWEEPS", sweeps)
+        found = 0
+        for seed in range(6):
+            one = layout._Layout(boxes_of(random_graph(seed, depth=0))[()], {}, 0.0)
+            one._order()
+            one._number()
+            found += sum(map(layout._crossings, one.layers))
+        return found
+
+    none, first, all_of_them = crossings(0), crossings(1), crossings(8)
+    assert all_of_them < 0.9 * first < 0.5 * none
+
+
 def test_an_edge_against_the_order_is_left_out() -> None:
     """Code that runs alternately inside and outside of one call cannot be drawn as one box with edges downward."""
     a = GraphNode(0, "leaf", "a", (), "float64", scope=("m",))
@@ -178,6 +227,7 @@ def test_an_edge_against_the_order_is_left_out() -> None:
 def test_empty_graphs_and_single_nodes() -> None:
     with trace() as t:
         pass
+    assert Graph(omitted=1).note() == "1 more node is left out."
     assert "0 operations" in t.svg() and t.dot().startswith("digraph")
     assert len(draw(Tensor([1.0])).nodes) == 1
     assert rg.draw(Tensor([1.0]))._repr_svg_().startswith("<svg")

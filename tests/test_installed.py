@@ -1,6 +1,7 @@
 """A checkout and an installed package each import their own files, and training works from any folder."""
 
 import importlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -79,6 +80,28 @@ def test_a_script_of_a_checkout_runs_from_any_folder(tmp_path: Path) -> None:
     script = str(ROOT / "train/generate.py")
     done = run_python(script, "nowhere", cwd=tmp_path)
     assert f"python {ROOT / 'train/train_transformer.py'} trains a model" in done.stderr
+
+
+@pytest.mark.parametrize("runner", [("-m", "cProfile"), ("-m", "trace", "--listfuncs"), ("-P",)])
+def test_a_script_runs_in_other_programs(runner: tuple[str, ...]) -> None:
+    """Profilers and debuggers, which run a file with names of their own: cProfile sets __spec__, trace does not."""
+    done = run_python(*runner, str(ROOT / "train/generate.py"), "--help")
+    assert "usage: generate.py" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("-m", "train.generate"), ("-mtrain.generate",)])
+def test_the_module_of_a_checkout_runs_by_its_short_name(arguments: tuple[str, ...]) -> None:
+    done = run_python("-W", "error", *arguments, "nowhere")
+    assert done.stderr.startswith("generate.py: error: there is no file")
+    code = "import sys, train.data; sys.argv[1:] = ['x']; print(train.data.__name__, 'train.generate' in sys.modules)"
+    assert output_of(code) == "russellgrad.train.data True"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems do not delete the current folder of a process")
+def test_the_command_of_a_script_is_known_without_a_current_folder(tmp_path: Path) -> None:
+    code = "from russellgrad.train.progress import command; import os; os.rmdir(os.getcwd()); print(command('report'))"
+    assert output_of(code, cwd=tmp_path, PYTHONPATH=str(ROOT)) == f"python {ROOT / 'train/report.py'}"
 
 
 def test_nothing_imports_a_package_named_train() -> None:

@@ -861,6 +861,22 @@ def test_attention_takes_bfloat16_only_with_tensor_cores_for_it(
     assert kernels.attention_takes(q, k, v) == (dtype == FLOAT32)
 
 
+def test_attention_in_tf32_is_that_of_float32_without_tensor_cores(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instructions of tensor cores would end the program on a device before sm_80."""
+    g, q, k, v = device(*(random_array((2, 5, 8), FLOAT32, seed) for seed in range(4)))
+    monkeypatch.setattr(kernels, "_has_tensor_cores", lambda: False)
+
+    def results(tf32: bool) -> list[Array]:
+        out, log_sum = kernels.attention(q, k, v, None, True, 0, tf32)
+        gradients = kernels.attention_backward(g, q, k, v, out, log_sum, None, True, 0, (True,) * 3, tf32)
+        return [a.get() for a in (out, log_sum, *gradients)]
+
+    for actual, expected in zip(results(True), results(False), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
 # --- Embedding
 
 

@@ -608,3 +608,10 @@ def test_runs_of_equal_blocks_inside_equal_blocks_are_merged() -> None:
     names = [line.split(":")[0] for line in printed.split("\n")[1:]]
     inner = ["    0 to 1", "      weight", "      bias"]
     assert names == ["  0 to 2", *inner, "  3 to 4", "    weight", "    bias", "  5", "    weight", "    bias"]
+
+
+def test_train_takes_a_bool() -> None:
+    module = Linear(2, 3)
+    with pytest.raises(TypeError, match=r"^train: mode must be True or False, got 'eval'$"):
+        module.train("eval")  # type: ignore[arg-type]
+    assert module.training

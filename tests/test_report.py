@@ -250,6 +250,15 @@ def test_trailing_mean_recovers_after_a_huge_value() -> None:
     values = np.full(30, 0.5)
     values[4] = 1e30
     np.testing.assert_array_equal(trailing_mean(values, 5)[9:], 0.5)
+    values[3:6] = 1e308  # their sum is infinite, without a warning
+    np.testing.assert_array_equal(np.isfinite(trailing_mean(values, 5)), [*[True] * 4, *[False] * 5, *[True] * 21])
+
+
+def test_trailing_mean_of_a_million_values_takes_no_longer_for_a_wide_window() -> None:
+    """`train` draws the curve in a notebook again and again. A time that grows with the window would be minutes."""
+    n, window = 1_000_000, 50_000
+    means = trailing_mean(np.arange(float(n)), window)
+    np.testing.assert_allclose(means[window:], np.arange(float(window), n) - (window - 1) / 2)
 
 
 @pytest.mark.parametrize(
@@ -330,6 +339,14 @@ def test_missing_matplotlib_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_report(folder)
     assert not (folder / "report.html").exists()
     assert write_report(folder, png=False).exists()
+
+
+def test_missing_matplotlib_on_the_command_line_names_its_option(tmp_path: Path) -> None:
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib/__init__.py").write_text("raise ImportError", encoding="utf-8")
+    done = run_python("train/report.py", str(make_run(tmp_path / "run")), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "; --no-png writes the page only\n" in done.stderr
 
 
 # --- Errors, and the command line

@@ -738,10 +738,11 @@ def test_matmul_precision_does_not_change_sums(xp: Any) -> None:
 @pytest.mark.parametrize("level", ["high", "medium"])
 def test_attention_rounds_factors_to_tf32_below_the_highest_precision(xp: Any, level: str) -> None:
     g, q, k, v = (cupy.asarray(rng(i).normal(size=(2, 9, 8)).astype("float32")) for i in range(4))
+    out, log_sum = xp.attention(q, k, v, None, True, 0)  # of both backward passes: only their own rounding differs
 
     def results() -> list[Array]:
-        out, log_sum = xp.attention(q, k, v, None, True, 0)
-        return [a.get() for a in (out, *xp.attention_backward(g, q, k, v, out, log_sum, None, True, 0, (True,) * 3))]
+        gradients = xp.attention_backward(g, q, k, v, out, log_sum, None, True, 0, (True,) * 3)
+        return [a.get() for a in (xp.attention(q, k, v, None, True, 0)[0], *gradients)]
 
     exact = results()
     xp.set_matmul_precision(level)
@@ -751,7 +752,7 @@ def test_attention_rounds_factors_to_tf32_below_the_highest_precision(xp: Any, l
         xp.set_matmul_precision("highest")
     for a, b, again in zip(rounded, exact, results(), strict=True):
         assert_close(again, b, atol=0)
-        assert 1e-4 < np.linalg.norm(a - b) / np.linalg.norm(b) < np.sqrt(2) * 2.0**-11  # test_kernels.py derives it
+        assert 1e-4 < np.linalg.norm(a - b) / np.linalg.norm(b) < 2.0**-10  # test_kernels.py has closer bounds
 
 
 def test_uniform_in_float16_matches_numpy(xp: Any) -> None:

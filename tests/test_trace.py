@@ -1,9 +1,11 @@
 """Traces: recorded operations, modules and backward passes. A trace does not change results or memory."""
 
 import contextlib
+import errno
 import gc
 import inspect
 import math
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -208,7 +210,8 @@ def test_every_rule_of_the_library_has_a_source() -> None:
             for pullback in filter(None, node.pullbacks):
                 assert pullback.text.startswith(("lambda", "def")), (node.name, pullback.text)
     for arrival in t.arrivals:
-        assert not arrival.contributions or any(arrival.node.pullbacks), arrival.node.name
+        for c in arrival.contributions:
+            assert arrival.node.pullbacks[c.position], arrival.node.name
 
 
 @once
@@ -505,7 +508,8 @@ def test_nan_is_shown(backend: Backend) -> None:
     t.backward(y, Tensor([1.0, 1.0]))
     value = the(t, "multiply").value
     assert value is not None and value.not_finite == 1
-    assert "not-finite" in t.svg()
+    classes = re.findall(r'class="node ([^"]*)"', t.svg())
+    assert classes == ["leaf not-finite", "op output not-finite"]
 
 
 @once
@@ -514,5 +518,24 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     for write in (drawing.svg, drawing.dot, drawing.html):
         with pytest.raises(FileNotFoundError, match="missing"):
             write(tmp_path / "missing" / "graph")
+        with pytest.raises(OSError, match=f"not a file that can be replaced: '{tmp_path}'"):
+            write(tmp_path)
         write(tmp_path / "graph")
         assert (tmp_path / "graph").stat().st_size > 100
+
+
+@once
+def test_a_file_is_replaced_only_by_a_complete_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "graph"
+    path.write_text("before")
+
+    def full(temporary: Path, content: bytes) -> None:
+        temporary.write_bytes(content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
+
+    monkeypatch.setattr("russellgrad.serialization.write_synced", full)
+    drawing = draw(Tensor([1.0]) * 2)
+    for write in (drawing.svg, drawing.dot, drawing.html):
+        with pytest.raises(OSError, match=f"No space left on device: '{path}'$"):
+            write(path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

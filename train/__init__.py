@@ -10,6 +10,9 @@ if __name__ == "train":
     from pkgutil import iter_modules
 
     package = import_module("russellgrad.train")
+    # `python -m train.report` looks for the module with this name itself; until then, sys.argv[0] is "-m".
+    run = sys.orig_argv[-len(sys.argv)].removeprefix("-m") if sys.argv[:1] == ["-m"] else None
     for module in iter_modules(package.__path__):
-        sys.modules[f"train.{module.name}"] = import_module(f"russellgrad.train.{module.name}")
+        if f"train.{module.name}" != run:
+            sys.modules[f"train.{module.name}"] = import_module(f"russellgrad.train.{module.name}")
     sys.modules["train"] = package

@@ -215,11 +215,12 @@ def _divide_cores() -> None:
     """Divide the machine's cores among the processes that `mpiexec` started on it.
 
     Without this the OpenBLAS of each process uses one thread for each core, and the processes slow each other down.
-    Does nothing if OPENBLAS_NUM_THREADS or OMP_NUM_THREADS is set.
+    Does nothing if OPENBLAS_NUM_THREADS or OMP_NUM_THREADS is set, or if the launcher does not tell their number.
     """
-    if "OMP_NUM_THREADS" not in os.environ and "OPENBLAS_NUM_THREADS" not in os.environ:
+    processes = _env_int(_LOCAL_SIZES, default=1)
+    if processes > 1 and "OMP_NUM_THREADS" not in os.environ and "OPENBLAS_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, cores // _env_int(_LOCAL_SIZES, default=1))
+        threads = max(1, cores // processes)
         importlib.import_module("russellgrad.backends.cpu").set_blas_threads(threads)
 
 

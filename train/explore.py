@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a file: run the module instead
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     runpy.run_module("russellgrad.train.explore", run_name="__main__")
     sys.exit()
@@ -60,11 +60,13 @@ def write_page(
         ValueError: the model's file is damaged; the model is of another run than the samples in its folder; the prompt
             is empty or has characters that are not in its vocabulary; a weight is not finite in this dtype; or the
             weights need more than 256 MiB.
-        ImportError: `safetensors` is not installed.
+        TypeError: `prompt` is not a str. ImportError: `safetensors` is not installed.
         OSError: the page cannot be written.
     """
     if dtype not in DTYPES:
         raise ValueError(f"{option('dtype')}: unknown dtype {dtype!r}; a page has {' or '.join(DTYPES)}")
+    if prompt is not None and not isinstance(prompt, str):
+        raise TypeError(f"prompt: needs a str, got a {type(prompt).__name__}")
     file = model_file(Path(path))
     model = load_model(file)
     if prompt is None:
@@ -76,7 +78,7 @@ def write_page(
     page = file.with_name(PAGE) if output is None else Path(output)
     text = page_html(file.resolve().parent.name, model, prompt, dtype)
     try:
-        replace_file(page, text.encode("utf-8"))
+        replace_file(page, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OSError(
             f"cannot write {page}: {error.strerror or error}; {option('output')} writes the page to another file"

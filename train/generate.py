@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a file: run the module instead
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     runpy.run_module("russellgrad.train.generate", run_name="__main__")
     sys.exit()
@@ -20,7 +20,7 @@ from russellgrad.checkpoint import load_model
 
 from .checkpoints import MODEL, latest_earlier_run
 from .data import check_prompt
-from .progress import command, command_line, echo, escape_controls, exit_on_error, is_terminal, option
+from .progress import command, command_line, echo, escape_controls, exit_on_error, is_command_line, is_terminal, option
 
 _ARGUMENT = re.compile(r"(?<=needs )(tokens|num_samples|temperature|top_k|top_p)")
 SEPARATOR = "\n" + 15 * "-" + "\n"  # between two texts
@@ -97,10 +97,11 @@ def model_file(path: Path) -> Path:
     file = path / MODEL if path.is_dir() or not (path.is_file() or path.suffix) else path
     if not file.is_file():
         earlier = latest_earlier_run(file.parent, MODEL)
+        trainer = command("train_transformer") if is_command_line() else "russellgrad.train.train_transformer.train()"
         remedy = (
             f"the model of an earlier run is in {earlier}"
             if earlier
-            else f"{command('train_transformer')} trains a model; {option('out')} sets its folder"
+            else f"{trainer} trains a model; {option('out')} sets its folder"
         )
         raise FileNotFoundError(f"there is no file {file}; {remedy}")
     return file

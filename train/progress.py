@@ -219,8 +219,9 @@ def command(script: str) -> str:
     file = Path(__file__).resolve().with_name(f"{script}.py")
     if file.parent.parent == Path(russellgrad.__file__).resolve().parent:
         return f"python -m russellgrad.train.{script}"
-    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-    return f"python {shlex.quote(str(shown))}"
+    with suppress(OSError, ValueError):  # the current folder may have been deleted, and the file may be elsewhere
+        file = file.relative_to(Path.cwd())
+    return f"python {shlex.quote(str(file))}"
 
 
 def format_duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a file: run the module instead
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     runpy.run_module("russellgrad.train.report", run_name="__main__")
     sys.exit()
@@ -28,6 +28,7 @@ if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 from russellgrad.russelltransformer import Transformer
+from russellgrad.serialization import replace_file
 
 from .chart import (
     Chart,
@@ -86,7 +87,7 @@ def write_report(folder: str | os.PathLike[str], prompt: str | None = None, *, p
     attention = compute_attention(folder / MODEL, history, prompt)
     charts = make_charts(history)
     page = folder / "report.html"
-    page.write_text(page_html(folder.resolve().name, history, charts, attention), "utf-8", "backslashreplace", "\n")
+    replace_file(page, page_html(folder.resolve().name, history, charts, attention).encode("utf-8", "backslashreplace"))
     if png:
         steps = step_axis(charts)
         for chart in charts:
@@ -162,12 +163,26 @@ def smoothed(name: str, steps: Floats, values: Floats, what: str = "steps") -> t
 
 def trailing_mean(values: Floats, window: int) -> Floats:
     """The mean of the finite ones among the last `window` values, (n,) -> (n,); nan if there is none."""
-    finite, ones = np.isfinite(values), np.ones(window)
-    # Not by differences of cumulative sums: there the rounding of one huge value stays in all later means.
-    sums = np.convolve(np.where(finite, values, 0.0), ones)[: len(values)]
-    counts = np.convolve(finite.astype(float), ones)[: len(values)]
+    finite = np.isfinite(values)
+    sums = _trailing_sum(np.where(finite, values, 0.0), window)
+    counts = _trailing_sum(finite.astype(float), window)
     means: Floats = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
     return means
+
+
+def _trailing_sum(values: Floats, window: int) -> Floats:
+    """The sum of the last `window` values, (n,) -> (n,), in time proportional to n.
+
+    Cut into parts of `window` values, it is the end of one part and the start of the next. Not the difference of two
+    cumulative sums: there the rounding of one huge value stays in all later sums.
+    """
+    n = len(values)
+    parts = np.zeros((-(-n // window) + 1, window))
+    parts.ravel()[window : window + n] = values
+    with np.errstate(over="ignore"):
+        ends, starts = parts[:, ::-1].cumsum(axis=1)[:, ::-1], parts.cumsum(axis=1)
+        starts[1:, :-1] += ends[:-1, 1:]
+    return starts[1:].ravel()[:n]
 
 
 def setting(history: History, name: str) -> Any:

@@ -30,7 +30,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-if __name__ == "__main__" and __spec__ is None:  # run as a file: run the module instead
+if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a file: run the module instead
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     runpy.run_module("russellgrad.train.train_transformer", run_name="__main__")
     sys.exit()
@@ -116,7 +116,7 @@ def train(config: Config | None = None, **settings: Any) -> Result:
     was never stopped.
 
     Args:
-        config: the configuration; by default `train.config.configure(**settings)`.
+        config: the configuration; by default `russellgrad.train.config.configure(**settings)`.
         settings: fields of Config, and `preset`. With a config, fields only, which replace its fields.
 
     Raises:
@@ -248,7 +248,7 @@ def train_step(
     grad_clip: float = 0.0,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor | None]:
-    """Take one optimizer step on a batch, which is given as micro-batches: see `train.data.split_batch`.
+    """Take one optimizer step on a batch, which is given as micro-batches: see `russellgrad.train.data.split_batch`.
 
     Args:
         grad_clip: the largest norm of the gradient; 0 does not clip.

@@ -14,11 +14,13 @@ import nbformat
 from docutils import nodes
 from myst_nb.core.read import read_myst_markdown_notebook
 from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 
 INCLUDE = re.compile(r"^```\{literalinclude\} (\S+)\n((?::[\w-]+:.*\n)*)```$", re.MULTILINE)
 LESSON = re.compile(r"^```\{lesson\} (.+)\n```$", re.MULTILINE)
 ADMONITION = re.compile(r"^:::\{admonition\} (.+)\n(?::[\w-]+:.*\n)*([\s\S]*?)^:::$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^[ \t]*(?:```|:::)+\{\S*|\{[a-z:]+\}(?=`)", re.MULTILINE)  # and roles
 DOWNLOAD = re.compile(r"\{download\}(`[^`]+`)")
 LESSON_LINK = re.compile(r"\]\((\d\d_\w+)\.md(#[^)]*)?\)")  # to the notebook beside this one
 PAGE_LINK = re.compile(r"\]\(((?!https?:)[^)#]+)\.(?:md|rst)(#[^)]*)?\)")
@@ -42,7 +44,10 @@ def source_of(path: Path, name: str) -> str:
     body = ast.parse(code).body
     for part in name.split("."):
         named = (ast.FunctionDef, ast.ClassDef)
-        (node,) = [node for node in body if isinstance(node, named) and node.name == part][-1:]
+        found = [node for node in body if isinstance(node, named) and node.name == part]
+        if not found:
+            raise SphinxError(f"literalinclude: {path} has no function or class {name}")
+        node = found[-1]
         body = node.body
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     return textwrap.dedent("\n".join(code.splitlines()[first - 1 : node.end_lineno]))
@@ -53,6 +58,8 @@ def for_jupyter(text: str, folder: Path) -> str:
 
     def included(match: re.Match[str]) -> str:
         path, options = match.groups()
+        if others := set(re.findall(r"^:([\w-]+):", options, re.MULTILINE)) - {"pyobject", "caption", "dedent"}:
+            raise SphinxError(f"literalinclude: notebooks do not know the option {', '.join(sorted(others))}")
         name = re.search(r":pyobject: (\S+)", options)
         code = source_of(folder / path, name[1]) if name else (folder / path).read_text(encoding="utf-8")
         return f"From `{path.replace('../', '')}`:\n\n```python\n{code}\n```"
@@ -62,6 +69,8 @@ def for_jupyter(text: str, folder: Path) -> str:
     text = ADMONITION.sub(r"**\1** \2", text)
     text = DOWNLOAD.sub(r"\1", text)
     text = LESSON_LINK.sub(r"](\1.ipynb\2)", text)
+    if left := DIRECTIVE.search(text):
+        raise SphinxError(f"a lesson has {left[0]!r}, which its notebook would show as text; see docs/_ext/lessons.py")
     return PAGE_LINK.sub(r"](\1.html\2)", text)
 
 

@@ -47,7 +47,7 @@ def written(annotation: ast.expr | None) -> ast.expr | None:
 def set_values(defaults: list[Any], names: dict[str, Any]) -> None:
     """Replace default values that are constants of the module, such as OPERATIONS, by what they are."""
     for i, default in enumerate(defaults):
-        if isinstance(default, ast.Name):
+        if isinstance(default, ast.Name) and default.id in names:  # not a built-in function
             defaults[i] = ast.Constant(names[default.id])
 
 

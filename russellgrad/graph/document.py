@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from ..serialization import replace_file
 from .dot import dot_of
 from .events import Arrival
 from .html import fragment_of, page_of
@@ -54,7 +55,8 @@ class Document:
     def html(self, path: str | os.PathLike[str]) -> Path:
         """Write a page to step through the operations and the backward pass in a browser. Return its path.
 
-        The page is one file that needs no network. Raises OSError if it cannot be written.
+        The page is one file that needs no network. An existing file is replaced atomically. Raises OSError if it cannot
+        be written.
         """
         _write(path, page_of(self._graph.last(DRAWN), self.arrivals))
         return Path(path)
@@ -67,6 +69,10 @@ class Document:
 
 
 def _write(path: str | os.PathLike[str] | None, text: str) -> str:
+    """Replace the file, if there is a path, and return the text. Raises OSError, which names the path."""
     if path is not None:
-        Path(path).write_text(text, "utf-8", "backslashreplace", "\n")
+        try:
+            replace_file(Path(path), text.encode("utf-8"))
+        except OSError as error:  # it may name the temporary file
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     return text

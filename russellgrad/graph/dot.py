@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from .layout import Box, boxes_of
-from .node import Graph, GraphNode
+from .node import NOT_IN_XML, Graph, GraphNode
 from .svg import title_of
 
 _STYLES = {
@@ -39,5 +39,5 @@ def _lines(graph: Graph, box: Box, indent: str) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    escaped = NOT_IN_XML.sub("\ufffd", text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

@@ -24,8 +24,9 @@
   function numberText(x) {
     if (typeof x !== "number") return String(x);
     if (Number.isInteger(x) && Math.abs(x) < 1e6) return String(x);
-    const text = Math.abs(x) < 1e-4 ? x.toExponential(4) : x.toPrecision(5);
-    return text.includes("e") ? text.replace(/\.?0+e/, "e") : text.replace(/\.?0+$/, "");
+    const [digits, exponent] = (Math.abs(x) < 1e-4 ? x.toExponential(4) : x.toPrecision(5)).split("e");
+    const shortest = digits.includes(".") ? digits.replace(/\.?0+$/, "") : digits;
+    return exponent === undefined ? shortest : `${shortest}e${exponent}`;
   }
 
   // --- When each node is computed, and when its gradient arrives
@@ -92,7 +93,7 @@
 
   function showPath() {
     const scope = boxes.find((box) => box.path === path).scope;
-    const parents = [["", "Graph"], ...scope.map((name, i) => [scope.slice(0, i + 1).join("/"), name])];
+    const parents = [["", "Graph"], ...scope.map((name, i) => [path.split("/").slice(0, i + 1).join("/"), name])];
     element("path").replaceChildren(...parents.flatMap(([of, name], i) => [
       ...(i ? [make("span", { "aria-hidden": "true" }, "/")] : []),
       openButton(of, name, i === parents.length - 1),
@@ -171,7 +172,7 @@
     for (let i = 0; i < cells.length; i++) {
       const code = cells.charCodeAt(i);
       if (!colors.has(code))
-        colors.set(code, code === 255 ? palette.bad : tint(low + (code / 254) * (high - low), largest, 0.75) || "transparent");
+        colors.set(code, code === 255 ? palette.bad : tint(low * (1 - code / 254) + high * (code / 254), largest, 0.75) || "transparent");
       context.fillStyle = colors.get(code);
       context.fillRect(i % columns, Math.floor(i / columns), 1, 1);
     }
@@ -224,7 +225,7 @@
   function heading(node, kind) {
     const name = node.label && node.label !== node.title ? `${node.title}, ${node.label}` : node.title;
     const facts = [];
-    if (node.scope) facts.push(node.scope.split("/").join(" / "));
+    if (node.scope) facts.push(boxes.find((box) => box.path === node.scope).scope.join(" / "));
     for (const [key, value] of Object.entries(node.parameters)) facts.push(`${key}=${value}`);
     const made = [make("h2", {}, make("span", { class: "kind" }, `${kind}: `), name)];
     if (facts.length) made.push(make("p", { class: "quiet" }, facts.join(" · ")));
@@ -256,9 +257,11 @@
     made.push(make("h3", {}, "The gradient that arrives"));
     made.push(make("div", { class: "values" }, valueFigure(step.gradient, `gradient of ${node.title}`)));
     if (step.fills) made.push(make("p", {}, "It is added to .grad of the tensor."));
-    if (!step.contributions.length) return made;
-    made.push(make("h3", {}, step.contributions.length > 1 ? "The pullbacks run" : "The pullback runs"));
-    made.push(...codeOf(step.contributions.map((c) => c.span)));
+    if (node.kind === "leaf") return made;
+    if (step.contributions.length) {
+      made.push(make("h3", {}, step.contributions.length > 1 ? "The pullbacks run" : "The pullback runs"));
+      made.push(...codeOf(step.contributions.map((c) => c.span)));
+    } else made.push(make("p", {}, "It sends no gradient to a recorded node."));
     for (const c of step.contributions) {
       const parts = [];
       if (c.before !== null) parts.push(valueFigure(c.before, "so far"), make("span", { class: "sign" }, "+"));
@@ -282,13 +285,16 @@
   function say(step) {
     const node = nodes[step.node], isBackward = "gradient" in step;
     const detail = isBackward && step.contributions.length ? `, sends gradients to ${step.contributions.map((c) => c.title).join(" and ")}`
-      : isBackward ? ", a leaf" : `, ${shapeText(node.shape)} ${node.dtype}`;
+      : isBackward ? (node.kind === "leaf" ? ", a leaf" : ", sends no gradient to a recorded node") : `, ${shapeText(node.shape)} ${node.dtype}`;
     return `Step ${current + 1} of ${steps.length}, ${isBackward ? "backward" : "forward"}: ${node.title}${detail}`;
   }
 
   function go(to) {
     current = Math.max(0, Math.min(steps.length - 1, to));
     slider.value = String(current);
+    // Not `disabled`, which would take the focus away.
+    for (const id of ["first", "back"]) element(id).ariaDisabled = String(current === 0);
+    for (const id of ["next", "last"]) element(id).ariaDisabled = String(current >= steps.length - 1);
     if (!steps.length) {
       element("said").textContent = "There are no steps.";
       show("");
@@ -299,8 +305,6 @@
     const said = say(step);
     element("said").textContent = said;
     slider.setAttribute("aria-valuetext", said);
-    for (const id of ["first", "back"]) element(id).disabled = current === 0;
-    for (const id of ["next", "last"]) element(id).disabled = current === steps.length - 1;
     details.replaceChildren(...(isBackward ? backwardDetails(step) : forwardDetails(step)));
     for (const pane of details.querySelectorAll("[data-scroll]")) {
       const row = pane.querySelector(".runs");
@@ -329,7 +333,7 @@
   });
 
   document.addEventListener("keydown", (event) => {
-    const pane = event.target.closest("input, .code, .scroll, #views");
+    const pane = event.target.closest("[type=range], .code, .scroll, #views");
     if (pane || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // these scroll by the same keys
     const to = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: steps.length - 1 }[event.key];
     if (to === undefined) return;

@@ -1,14 +1,14 @@
 """What the page needs to know of a graph and its backward passes, as JSON: nodes, steps, values and sources."""
 
 import base64
-import json
 import math
 from collections.abc import Callable
 from typing import Any
 
 from .events import Arrival
 from .layout import Box
-from .node import Graph, GraphNode
+from .node import Graph, GraphNode, path_of
+from .page import json_for_script
 from .source import Source, Span
 from .values import Values
 
@@ -34,15 +34,15 @@ class Explorer:
         """The data as text that can stand in a script element."""
         data = {
             "nodes": self.nodes, "steps": self.steps, "values": self._values, "sources": self._sources,
-            "boxes": [{"path": "/".join(box.scope), "scope": box.scope, "title": title(box)} for box in boxes],
+            "boxes": [{"path": path_of(box.scope), "scope": box.scope, "title": title(box)} for box in boxes],
             "note": self._graph.note(),
         }  # fmt: skip
-        return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        return json_for_script(data)
 
     def _node(self, node: GraphNode) -> dict[str, Any]:
         return {
             "kind": node.kind, "name": node.name, "title": node.title, "label": node.label, "shape": node.shape,
-            "dtype": node.dtype, "scope": "/".join(node.scope), "parameters": node.parameters, "saved": node.saved,
+            "dtype": node.dtype, "scope": path_of(node.scope), "parameters": node.parameters, "saved": node.saved,
             "operands": [o.index if isinstance(o, GraphNode) else o for o in node.operands],
             "value": self._value(node.value), "forward": self._span(node.forward), "place": node.place,
         }  # fmt: skip
@@ -51,9 +51,7 @@ class Explorer:
         node = arrival.node
         contributions = []
         for c in arrival.contributions:
-            # One joint pullback may serve all operands.
-            at = c.position if len(node.pullbacks) > 1 else 0
-            span = node.pullbacks[at] if at < len(node.pullbacks) else None
+            span = node.pullbacks[c.position] if node.pullbacks else None  # none of an operation before the trace
             contributions.append({
                 "operand": c.position, "to": c.target.index - self._graph.offset, "title": c.target.title,
                 "part": self._value(c.part), "before": self._value(c.before), "total": self._value(c.total),

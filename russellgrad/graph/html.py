@@ -3,16 +3,14 @@
 Each box is laid out once, with the boxes inside it closed. Opening one shows its own picture.
 """
 
-import base64
-import hashlib
 from collections.abc import Iterator
-from html import escape
 from importlib.resources import files
 
 from .events import Arrival
 from .explorer import Explorer
 from .layout import Box, boxes_of, lay_out
-from .node import Graph
+from .node import Graph, escaped, path_of
+from .page import content_policy
 from .svg import STYLE, picture, title_of
 
 PAGE_STYLE, SCRIPT = (
@@ -27,7 +25,7 @@ def fragment_of(graph: Graph) -> str:
 
 def _opened(graph: Graph, box: Box) -> str:
     inner = "".join(
-        f"<details><summary>{escape(title_of(graph, child))}</summary>{_opened(graph, child)}</details>"
+        f"<details><summary>{escaped(title_of(graph, child))}</summary>{_opened(graph, child)}</details>"
         for child in box.children
         if isinstance(child, Box)
     )
@@ -43,16 +41,14 @@ def page_of(graph: Graph, arrivals: list[Arrival]) -> str:
     boxes = list(_all_boxes(boxes_of(graph)[()]))
     explorer = Explorer(graph, arrivals)
     views = "\n".join(
-        f'<div class="view" data-path="{escape("/".join(box.scope))}"{" hidden" if box.scope else ""}>'
+        f'<div class="view" data-path="{path_of(box.scope)}"{" hidden" if box.scope else ""}>'
         f"{_picture(graph, box)}</div>"
         for box in boxes
     )
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     forward, backward = boxes[0].count(), len(explorer.steps) - boxes[0].count()
     facts = f"{boxes[0].size_text()} forward{f', {backward:,} steps backward' if backward else ''}. {graph.note()}"
     return _PAGE.format(
-        policy=policy, css=STYLE + PAGE_STYLE, facts=escape(facts.strip()), views=views,
+        policy=content_policy(SCRIPT), css=STYLE + PAGE_STYLE, facts=escaped(facts.strip()), views=views,
         data=explorer.json(boxes, lambda box: title_of(graph, box)), script=SCRIPT, last=max(0, forward + backward - 1),
     )  # fmt: skip
 
@@ -70,6 +66,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
 <title>Step through a graph</title>
 <style>{css}</style>
 </head>

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeAlias
+from unicodedata import east_asian_width
 
 from .node import Graph, GraphNode, Scope, common
 
@@ -113,17 +114,22 @@ def lay_out(box: Box, is_open: Callable[[Box], bool], title: Callable[[Box], str
     for child in box.children:
         if isinstance(child, Box):
             inside[id(child)] = lay_out(child, is_open, title) if is_open(child) else _closed(child, title(child))
-    return _Layout(box, inside, 2 * PADDING + CHARACTER * len(title(box)) if box.scope else 0.0).placed()
+    return _Layout(box, inside, 2 * PADDING + CHARACTER * columns(title(box)) if box.scope else 0.0).placed()
 
 
 def node_width(node: GraphNode) -> float:
     """The width of a node's rectangle."""
-    return max(CHARACTER * len(node.title), SMALL_CHARACTER * len(node.detail), 24.0) + 16.0
+    return max(CHARACTER * columns(node.title), SMALL_CHARACTER * columns(node.detail), 24.0) + 16.0
+
+
+def columns(text: str) -> int:
+    """The width of a text in characters: those of Chinese, for example, take two columns."""
+    return len(text) if text.isascii() else sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _closed(box: Box, title: str) -> Placed:
     detail = box.size_text()
-    width = max(CHARACTER * len(title), SMALL_CHARACTER * len(detail)) + 32.0
+    width = max(CHARACTER * columns(title), SMALL_CHARACTER * len(detail)) + 32.0
     entering, leaving = (dict.fromkeys(ports, width / 2) for ports in (box.entering, box.leaving))
     return Placed(box, width, NODE_HEIGHT, entering=entering, leaving=leaving, is_open=False)
 

@@ -1,7 +1,10 @@
 """The graph to draw: its nodes in the order in which they were made, and the modules that group them."""
 
+import re
 from dataclasses import dataclass, field
+from html import escape
 from typing import TypeAlias
+from urllib.parse import quote
 
 from .source import Span
 from .values import Values
@@ -10,6 +13,9 @@ from .values import Values
 # of a module within the same call of its parent is another scope: "dropout (2)".
 Scope: TypeAlias = tuple[str, ...]
 
+TITLE_LENGTH = 60  # longer labels and names of modules are shortened
+NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
 
 @dataclass(eq=False)
 class GraphNode:
@@ -17,17 +23,18 @@ class GraphNode:
 
     Attributes:
         index: the position in `Graph.nodes`.
-        kind: "op"; "leaf", an input that tracks gradients; "constant", one that does not; or "unrecorded", an operation
-            from before the trace.
+        kind: "op"; "leaf", an input that tracks gradients; "constant", one that does not; or "unrecorded", the result
+            of an operation from before the trace, or one that was changed in place.
         name: the name of the op, or the kind.
         shape, dtype: of the output.
-        operands: the nodes of the operands, and numbers as text.
+        operands: the nodes of the operands; numbers, and None for an operand that was left out, as text.
         label: the name of the Tensor or parameter, if it has one.
         scope: the names of the modules that it ran in, outermost first.
         parameters: the parameters of the op as text, such as {"axis": "-1"}.
         value: the output, if it is known.
         forward: where the rule computes the output.
-        pullbacks: where the rule computes the gradient of each operand; None where there is none.
+        pullbacks: where the rule computes the gradient of each operand; None where there is none. A joint pullback,
+            which serves all operands, is there for each of them.
         saved: the arrays that the pullbacks hold until backward, as text.
         place: the line that called the operation: the name of its file, its number and its text.
     """
@@ -54,12 +61,12 @@ class GraphNode:
 
     @property
     def title(self) -> str:
-        """The label of an input; the name of an op with the numbers among its operands, `power(·, 2)`."""
+        """The label of an input; the name of an op with the numbers among its operands, `power(·, 2)`. Shortened."""
         if self.kind in ("leaf", "constant"):
-            return self.label or self.name
+            return shortened(self.label or self.name)
         if all(isinstance(operand, GraphNode) for operand in self.operands) or not self.operands:
-            return self.name
-        return f"{self.name}({', '.join('·' if isinstance(o, GraphNode) else o for o in self.operands)})"
+            return shortened(self.name)
+        return shortened(f"{self.name}({', '.join('·' if isinstance(o, GraphNode) else o for o in self.operands)})")
 
     @property
     def detail(self) -> str:
@@ -76,6 +83,21 @@ class GraphNode:
         if self.label and self.label != text:
             facts.insert(0, self.label)
         return f"{text}: {', '.join(facts)}{'' if self.value is None else f'; {self.value.summary()}'}"
+
+
+def shortened(text: str, length: int = TITLE_LENGTH) -> str:
+    """The text, or its beginning and "…"."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def escaped(text: str) -> str:
+    """The text for XML and HTML. Characters that XML does not allow, such as NUL, are replaced."""
+    return escape(NOT_IN_XML.sub("\ufffd", text))
+
+
+def path_of(scope: Scope) -> str:
+    """The scope as a text, another one for each scope: a "/" in a name is escaped."""
+    return "/".join(quote(name, safe=" ()", errors="surrogatepass") for name in scope)
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -103,7 +125,7 @@ class Graph:
 
     def note(self) -> str:
         """What the picture leaves out, as a sentence; empty if it is complete."""
-        return f"{self.omitted:,} more nodes are left out." if self.omitted else ""
+        return f"{self.omitted:,} more node{'s are' if self.omitted > 1 else ' is'} left out." if self.omitted else ""
 
     def last(self, limit: int) -> "Graph":
         """The graph of its last `limit` nodes, or itself. Operands before them become text: "..."."""

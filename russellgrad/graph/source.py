@@ -46,7 +46,7 @@ class Sources:
     """Finds and keeps the sources of functions. Returns None for a function whose source is not to be had."""
 
     def __init__(self) -> None:
-        self._files: dict[str, tuple[list[str], list[Function]]] = {}
+        self._files: dict[str, tuple[list[str], list[Function], list[ast.stmt]]] = {}
         self._spans: dict[CodeType, Span | None] = {}
         self._outputs: dict[tuple[CodeType, tuple[Span | None, ...]], Span | None] = {}
 
@@ -72,25 +72,30 @@ class Sources:
             self._spans[code] = self._pullback(code)
         return self._spans[code]
 
-    def _functions(self, file: str) -> tuple[list[str], list[Function]]:
+    def _functions(self, file: str) -> tuple[list[str], list[Function], list[ast.stmt]]:
+        """The lines of a file, its functions, and the statements outside of functions."""
         if file not in self._files:
             lines = linecache.getlines(file)
             try:
-                tree: ast.AST = ast.parse("".join(lines))
-            except SyntaxError:
+                tree = ast.parse("".join(lines))
+            except (SyntaxError, ValueError):  # ValueError: it has null bytes
                 lines, tree = [], ast.Module([], [])
-            self._files[file] = lines, [node for node in ast.walk(tree) if isinstance(node, Function)]
+            functions = [node for node in ast.walk(tree) if isinstance(node, Function)]
+            self._files[file] = lines, functions, tree.body
         return self._files[file]
 
-    def _enclosing(self, code: CodeType) -> tuple[Function | None, list[str]]:
-        """The outermost function with the first line of the code, unless the code is a function by itself."""
-        lines, functions = self._functions(code.co_filename)
+    def _enclosing(self, code: CodeType) -> tuple[ast.stmt | None, list[str]]:
+        """The outermost function with the first line of the code; of a lambda outside of functions, the statement."""
+        lines, functions, statements = self._functions(code.co_filename)
         line = code.co_firstlineno
-        around = [f for f in functions if _first_line(f) <= line <= (f.end_lineno or 0)]
-        return min(around, key=_first_line, default=None), lines
+        for found in (functions, statements):
+            around = [f for f in found if _first_line(f) <= line <= (f.end_lineno or 0)]
+            if around:
+                return min(around, key=_first_line), lines
+        return None, lines
 
     def _forward(self, code: CodeType, pullbacks: list[Span]) -> Span | None:
-        lines, functions = self._functions(code.co_filename)
+        lines, functions, _ = self._functions(code.co_filename)
         mine = [f for f in functions if f.name == code.co_name and _first_line(f) == code.co_firstlineno]
         if not mine:
             return self._pullback(code)  # a lambda
@@ -120,13 +125,19 @@ class Sources:
         return _span(code.co_filename, lines, function, min(fitting, key=_length)) if fitting else None
 
 
+def short_path(file: str, parts: int) -> str:
+    """The last parts of a path. A cell of a notebook has a temporary file, whose name says nothing."""
+    return "notebook cell" if "ipykernel_" in file else "/".join(Path(file).parts[-parts:])
+
+
 def _code(function: Any) -> CodeType | None:
     code = getattr(function, "__code__", None)
     return code if isinstance(code, CodeType) else None
 
 
-def _first_line(function: Function) -> int:
-    return min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
+def _first_line(statement: ast.stmt) -> int:
+    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
+    return min([statement.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 def _own_nodes(function: Function) -> Iterator[ast.AST]:
@@ -161,11 +172,11 @@ def _length(node: ast.Lambda) -> tuple[int, int]:
     return lines, (node.body.end_col_offset or 0) - (0 if lines else node.body.col_offset)
 
 
-def _span(file: str, lines: list[str], function: Function, part: ast.expr | Function) -> Span:
+def _span(file: str, lines: list[str], function: ast.stmt, part: ast.expr | Function) -> Span:
     first = _first_line(function)
     text = [line.rstrip("\n") for line in lines[first - 1 : function.end_lineno]]
     indent = min((len(line) - len(line.lstrip()) for line in text if line.strip()), default=0)
-    source = Source("/".join(Path(file).parts[-2:]), first, "\n".join(line[indent:] for line in text))
+    source = Source(short_path(file, 2), first, "\n".join(line[indent:] for line in text))
 
     def place(line: int, column: int) -> tuple[int, int]:  # ast counts bytes
         return line - first, len(lines[line - 1].encode()[:column].decode()) - indent

@@ -1,12 +1,22 @@
 """A graph as SVG: one picture of a box, with the boxes inside it open or closed."""
 
 from collections.abc import Iterator
-from html import escape
 from importlib.resources import files
 from itertools import pairwise
 
-from .layout import NODE_HEIGHT, SMALL_CHARACTER, Box, Placed, Point, boxes_of, depth_to_open, lay_out, node_width
-from .node import Graph, GraphNode
+from .layout import (
+    NODE_HEIGHT,
+    SMALL_CHARACTER,
+    Box,
+    Placed,
+    Point,
+    boxes_of,
+    columns,
+    depth_to_open,
+    lay_out,
+    node_width,
+)
+from .node import Graph, GraphNode, escaped, path_of, shortened
 
 VISIBLE = 40  # by default, boxes are open to the depth at which at most this many items are in the picture
 STYLE = files(__package__).joinpath("graph.css").read_text(encoding="utf-8")
@@ -27,7 +37,7 @@ def title_of(graph: Graph, box: Box) -> str:
     if not box.scope:
         return ""
     name, kind = box.scope[-1], graph.classes.get(box.scope, "")
-    return name if name.split(" (")[0] == kind or not kind else f"{name}: {kind}"
+    return shortened(name if name.split(" (")[0] == kind or not kind else f"{name}: {kind}")
 
 
 def picture(graph: Graph, placed: Placed, style: str = "") -> str:
@@ -37,12 +47,12 @@ def picture(graph: Graph, placed: Placed, style: str = "") -> str:
     top = 18 if labels else 0
     of = f" of {title_of(graph, placed.box)}" if placed.box.scope else ""
     label = f"Graph{of}: {placed.box.size_text()}. {graph.note()}".strip()
-    note = f'<text class="note" x="8" y="{height - 8:.0f}">{escape(graph.note())}</text>' if graph.note() else ""
+    note = f'<text class="note" x="8" y="{height - 8:.0f}">{escaped(graph.note())}</text>' if graph.note() else ""
     width = max(width, 7 * len(graph.note()) + 16)
     css = f"<style>{style}</style>" if style else ""
     body = "\n".join(_contents(graph, placed))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="rg-graph" role="img" aria-label="{escape(label)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="rg-graph" role="img" aria-label="{escaped(label)}" '
         f'width="{width:.0f}" height="{height + top:.0f}" viewBox="0 {-top} {width:.0f} {height + top:.0f}">{css}\n'
         f"{labels}{body}\n{note}</svg>"
     )
@@ -53,9 +63,9 @@ def _port_labels(placed: Placed) -> Iterator[str]:
     right = 0.0
     for index, x in sorted(placed.entering.items(), key=lambda port: port[1]):
         title = placed.box.entering[index].title
-        half = SMALL_CHARACTER * len(title) / 2
+        half = SMALL_CHARACTER * columns(title) / 2
         if x - half >= right and x + half <= placed.width:
-            yield f'<text class="detail" x="{x:.1f}" y="-6">{escape(title)}</text>'
+            yield f'<text class="detail" x="{x:.1f}" y="-6">{escaped(title)}</text>'
             right = x + half + 6
 
 
@@ -81,9 +91,9 @@ def _contents(graph: Graph, placed: Placed) -> Iterator[str]:
 
 
 def _box(graph: Graph, placed: Placed, x: float, y: float) -> str:
-    box, title = placed.box, escape(title_of(graph, placed.box))
+    box, title = placed.box, escaped(title_of(graph, placed.box))
     frame = f'<rect width="{placed.width:.1f}" height="{placed.height:.1f}" rx="6"/>'
-    name = escape("/".join(box.scope))
+    name = path_of(box.scope)
     place = f'data-box="{name}" transform="translate({x:.1f},{y:.1f})"'
     if placed.is_open:
         inner = "\n".join(_contents(graph, placed))
@@ -105,10 +115,10 @@ def node_element(graph: Graph, node: GraphNode, x: float, y: float) -> str:
     radius = 4 if node.kind in ("op", "unrecorded") else NODE_HEIGHT / 2
     return (
         f'<g class="node {" ".join(kinds)}" data-node="{node.index}" transform="translate({x:.1f},{y:.1f})">'
-        f"<title>{escape(node.description())}</title>"
+        f"<title>{escaped(node.description())}</title>"
         f'<rect width="{width:.1f}" height="{NODE_HEIGHT:.0f}" rx="{radius:.0f}"/>'
-        f'<text x="{width / 2:.1f}" y="16">{escape(node.title)}</text>'
-        f'<text class="detail" x="{width / 2:.1f}" y="29">{escape(node.detail)}</text></g>'
+        f'<text x="{width / 2:.1f}" y="16">{escaped(node.title)}</text>'
+        f'<text class="detail" x="{width / 2:.1f}" y="29">{escaped(node.detail)}</text></g>'
     )
 
 

@@ -70,7 +70,7 @@ def values_of(array: HostArray) -> Values:
     if numbers is not None:
         finite = [float(x) for x in numbers if math.isfinite(x)]
         low, high = min(finite, default=math.nan), max(finite, default=math.nan)
-        mean = math.fsum(finite) / len(finite) if finite else math.nan
+        mean = _mean_of(finite) if finite else math.nan
         return Values(shape, dtype, numbers, low, high, mean, len(numbers) - len(finite), b"", 0, 0)
     wide = array.astype("float64").reshape(-1)
     finite_mask = abs(wide) < math.inf
@@ -78,6 +78,14 @@ def values_of(array: HostArray) -> Values:
     low, high, mean = (float(kept.min()), float(kept.max()), float(_mean(kept))) if len(kept) else (math.nan,) * 3
     grid, rows, columns = _heat_map(wide.reshape(-1, shape[-1]), low, high)
     return Values(shape, dtype, None, low, high, mean, len(wide) - len(kept), grid, rows, columns)
+
+
+def _mean_of(numbers: list[float]) -> float:
+    n = len(numbers)
+    try:
+        return math.fsum(numbers) / n
+    except OverflowError:  # the sum is not finite, but the mean is
+        return max(min(numbers), min(max(numbers), 2 * math.fsum(x / (2 * n) for x in numbers)))
 
 
 def _mean(kept: HostArray) -> Any:

@@ -141,14 +141,16 @@ const model = new Transformer(
     const sampled = element("form").checkValidity() ? samplingProbabilities(logits, temperature, topK) : probabilities;
     const ranked = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b);
     const all = element("all").ariaPressed === "true";
-    const most = Math.max(...probabilities, ...sampled);
-    element("next").tBodies[0].replaceChildren(...ranked.slice(0, all ? undefined : ROWS).map((id) => {
+    const most = Math.max(largest(probabilities), largest(sampled));
+    const body = element("next").tBodies[0];
+    body.replaceChildren();
+    for (const id of ranked.slice(0, all ? undefined : ROWS)) {
       const character = model.vocabulary[id];
       const row = tableRow(visible(character), named(character), [percent(probabilities[id]), percent(sampled[id])],
         sampled[id] / most, probabilities[id] / most);
       if (id === actual) row.firstChild.className = "actual";
-      return row;
-    }));
+      body.append(row);
+    }
     element("after").textContent = `After ${position(query)}.` +
       (actual === undefined ? "" : ` In the text ${named(model.vocabulary[actual])} follows: ${percent(probabilities[actual])}.`);
     element("all").hidden = logits.length <= ROWS;
@@ -157,7 +159,7 @@ const model = new Transformer(
   function renderNorms() {
     const C = model.hiddenSize;
     const norms = cache.residuals.map((rows) => Math.hypot(...rows.subarray(query * C, (query + 1) * C)));
-    const most = Math.max(...norms);
+    const most = largest(norms);
     element("norms").tBodies[0].replaceChildren(...norms.map((norm, i) => {
       const name = i ? `layer ${i}` : "embedding";
       return tableRow(name, name, [norm.toPrecision(3)], norm / most);

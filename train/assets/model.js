@@ -71,9 +71,14 @@ function layerNorm(x, gamma, beta, eps) {
   return out;
 }
 
+/** The maximum of a list of numbers of any length: Math.max(...values) has a limit. */
+function largest(values) {
+  return values.reduce((most, value) => Math.max(most, value), -Infinity);
+}
+
 /** e^x / sum e^x of a list of numbers. Subtracting the maximum first prevents overflow. */
 function softmax(values) {
-  const top = values.reduce((most, value) => Math.max(most, value), -Infinity);
+  const top = largest(values);
   const exponentials = values.map((value) => Math.exp(value - top));
   const sum = exponentials.reduce((total, value) => total + value, 0);
   return exponentials.map((value) => value / sum);
