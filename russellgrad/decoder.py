@@ -21,7 +21,7 @@ _ACTIVATIONS: dict[str, Callable[[Backend, Array], Array]] = {
 
 
 class Decoder:
-    """Computes the next token's logits for texts that grow by one token at a time. `Transformer.decoder` makes one.
+    """Computes the next token's logits for texts that grow by one token at a time; see `Transformer.make_decoder`.
 
     The logits are those of `Transformer.forward` in evaluation mode, within rounding. Parameters are read at each step.
 
@@ -32,6 +32,7 @@ class Decoder:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.xp: Backend = model.tokenizer.token_embedding.backend
+        self._dtype = model.tokenizer.token_embedding.dtype
         self.length = 0  # cached positions of each text, S; as many as max_seq_len when the cache is full
         self._n_tokens: list[int] = []  # of each text, without padding
         self._padding: Array | None = None  # (B, 1, 1, max_seq_len) bool, True at padding; None without padding
@@ -42,12 +43,12 @@ class Decoder:
 
         Each row has one token more than in the last call, which is all that is computed. When the cache is full, it is
         filled anew from the last max_seq_len tokens of each row, because the position of every token changes, and with
-        it every key and value.
+        it every key and value. So it is when the model was moved or cast since.
         """
-        tokenizer = self.model.tokenizer
+        tokenizer, table = self.model.tokenizer, self.model.tokenizer.token_embedding
         most = tokenizer.max_seq_len
-        if self.length == most:
-            self.length = 0
+        if self.length == most or table.backend is not self.xp or table.dtype != self._dtype:
+            self.length, self.xp, self._dtype = 0, table.backend, table.dtype
         if self.length:
             new = [row[-1:] for row in rows]
         else:
@@ -58,7 +59,7 @@ class Decoder:
 
     def select(self, rows: list[int]) -> None:
         """Keep only these rows of the last `next_logits`, in this order."""
-        if len(rows) == len(self._n_tokens):
+        if rows == list(range(len(self._n_tokens))):
             return
         xp = self.xp
         for i, cached in enumerate(self._cache):
@@ -144,6 +145,7 @@ class Decoder:
     # --- The cache
 
     def _padding_of(self, rows: list[list[int]]) -> Array | None:
+        """The mask of the padding on the right of shorter rows, (B, 1, 1, max_seq_len); None if there is none."""
         longest, most = max(map(len, rows)), self.model.tokenizer.max_seq_len
         if min(map(len, rows)) == longest:
             return None

@@ -23,9 +23,9 @@ from .tokenizer import Tokenizer
 class LanguageModel(Protocol):
     """The interface of a model that can generate text, such as `russelltransformer.Transformer`.
 
-    Generation calls `forward` with a `KVCache`. A model may have a faster way of its own: a method `decoder` that returns
-    an object with the methods `next_logits` and `select` of `decoder.Decoder`, or None, for `forward`. It is called at
-    the first piece of a text, and again when a `trace` begins or ends.
+    Generation calls `forward` with a `KVCache`. A model may have a faster way of its own: a method `make_decoder` that
+    returns an object with the methods `next_logits` and `select` of `decoder.Decoder`, or None, for `forward`. It is
+    called at the first piece of a text, and again when a `trace` begins or ends.
     """
 
     tokenizer: Tokenizer
@@ -306,8 +306,8 @@ class _NextLogits(Protocol):
 
 
 def _decoder(model: LanguageModel) -> _NextLogits:
-    """What the model's method `decoder` returns; if it has none, or that returns None, `forward` with a KVCache."""
-    own: _NextLogits | None = getattr(model, "decoder", lambda: None)()
+    """What the model's `make_decoder` returns; if it has none, or that returns None, `forward` with a KVCache."""
+    own: _NextLogits | None = getattr(model, "make_decoder", lambda: None)()
     return _CachedDecoder(model) if own is None else own
 
 

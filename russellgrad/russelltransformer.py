@@ -391,7 +391,7 @@ class Transformer(Module):
             x = self.final_norm(x)
         return linear(x, self.tokenizer.token_embedding.T)
 
-    def decoder(self) -> Decoder | None:
+    def make_decoder(self) -> Decoder | None:
         """What `stream` computes logits with: a `Decoder`, which runs on arrays, or None for `forward` with a cache.
 
         It is None if `forward` could compute something else, or is to be seen: a module is of another class than

@@ -367,8 +367,8 @@ EXAMPLES |= {
     "tokenizer.Tokenizer.forward": TOKENIZER + '[part.shape for part in tokenizer(["to be", "or"])]',
     "russelltransformer.Transformer.config": MODEL + "model.config()",
     "russelltransformer.Transformer.generate": MODEL + 'len(model.generate("to be", 3))',
-    "russelltransformer.Transformer.decoder": MODEL
-    + "decoder = model.decoder(); "
+    "russelltransformer.Transformer.make_decoder": MODEL
+    + "decoder = model.make_decoder(); "
     + 'len(decoder.next_logits([tokenizer.encode("to be")])[0])',
     "russelltransformer.Transformer.stream": MODEL + 'len(list(model.stream("to be", 3)))',
     "russelltransformer.Transformer.attention_maps": MODEL + '[map.shape for map in model.attention_maps("to be")]',
