@@ -328,7 +328,7 @@ def _attention_weights(scores: Array, log_sum: Array, seen_by_first: int) -> Non
 
 
 def _softmax_of(scores: Array) -> Array:
-    """Softmax of each row, in place. Returns the logsumexp of each row's scores, (..., 1)."""
+    """Softmax of each row of an array in C order, in place. Returns the logsumexp of each row's scores, (..., 1)."""
     log_sum = np.empty((*scores.shape[:-1], 1), _f)
     n_keys = scores.shape[-1]
     _attention_weights(scores.reshape(1, 1, -1, n_keys), log_sum.reshape(1, 1, -1), n_keys)

@@ -130,7 +130,7 @@ def one_query(
     scale = 1.0 / _sqrt(width)
 
     def formula(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
-        weights = np.matmul(q * scale, k.swapaxes(-1, -2))
+        weights = np.matmul(q * scale, k.swapaxes(-1, -2), order="C")
         if mask is not None:
             np.copyto(weights, -inf, where=mask)
         log_sum = softmax_of(weights)
