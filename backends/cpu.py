@@ -101,6 +101,9 @@ def run_parallel(n: int, cost: float, work: Callable[[int, int], None]) -> None:
     if threads == 1 or getattr(_thread_state, "is_worker", False):
         return work(0, n)
     parts = max(1, min(threads, n, int(cost / MIN_PART_TIME)))
+    if parts == 1:
+        with _one_blas_thread:
+            return work(0, n)
     bounds = [n * i // parts for i in range(parts + 1)]
     with _one_blas_thread:
         done: SimpleQueue[BaseException | None] = SimpleQueue()

@@ -291,6 +291,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
     """As in numpy_attention.py, with everything between the two products in one pass."""
     if not is_float32(q, k, v):
         return numpy_attention.attention(q, k, v, mask, causal, offset)
+    if numpy_attention.takes_one_query(q, k, v):
+        return numpy_attention.one_query(q, k, v, mask, causal, offset, _softmax_of)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))
     log_sum = np.full(heads.q.shape[:-1], inf, _f)
@@ -323,6 +325,14 @@ def _attention_weights(scores: Array, log_sum: Array, seen_by_first: int) -> Non
             row[j] *= inverse
         for j in range(seen, n_keys):
             row[j] = _ZERO
+
+
+def _softmax_of(scores: Array) -> Array:
+    """Softmax of each row of an array in C order, in place. Returns the logsumexp of each row's scores, (..., 1)."""
+    log_sum = np.empty((*scores.shape[:-1], 1), _f)
+    n_keys = scores.shape[-1]
+    _attention_weights(scores.reshape(1, 1, -1, n_keys), log_sum.reshape(1, 1, -1), n_keys)
+    return log_sum
 
 
 conv = numba_convolution.conv

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .cpu import run_parallel
+from .cpu import MIN_PART_TIME, run_parallel
 from .numpy_fused import _FLOP_TIME, Array, _block_length, _is_half, _row_sums
 
 # Attention (Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1), in blocks of queries. Weights
@@ -19,6 +19,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
     """The output, and the logsumexp of each query's scores, which is inf if all keys are hidden."""
     if _is_half(q):
         return NotImplemented
+    if takes_one_query(q, k, v):
+        return one_query(q, k, v, mask, causal, offset)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))  # with the memory layout of q
     log_sum = np.full((*heads.q.shape[:-1], 1), inf, q.dtype)
@@ -82,6 +84,69 @@ def attention_backward(
 
     heads.run_in_blocks(one, products=5)
     return tuple(None if gradient is None else heads.merge(gradient) for gradient in (gq, gk, gv))
+
+
+def takes_one_query(q: Array, k: Array, v: Array) -> bool:
+    """Whether `one_query` takes the operands: one query for each head, as in generation."""
+    return q.shape[-2] == 1 and q.ndim > 2 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.size > 0 < k.size
+
+
+_READ_TIME = 2e-4  # approximate time of both products for one element of the keys, in microseconds
+_LIMITS = {np.dtype(dtype): np.finfo(dtype) for dtype in (np.float32, np.float64)}
+
+
+def _softmax_of(scores: Array) -> Array:
+    """Softmax of each row, in place, 0 if all are -inf. Returns the logsumexp, (..., 1), inf if all are -inf."""
+    limits = _LIMITS[scores.dtype]
+    top = np.maximum.reduce(scores, axis=-1, keepdims=True, initial=limits.min)
+    scores -= top
+    np.exp(scores, out=scores)
+    # At least 1, to which `tiny` adds nothing; if all keys are hidden, the weights are 0.
+    total = np.add.reduce(scores, axis=-1, keepdims=True, initial=limits.tiny)
+    scores /= total
+    log_sum: Array = np.log(total)
+    log_sum += top
+    log_sum[total < 1] = inf
+    return log_sum
+
+
+def one_query(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    causal: bool,
+    offset: int,
+    softmax_of: Callable[[Array], Array] = _softmax_of,
+) -> tuple[Array, Array]:
+    """As `attention`, for one query for each head: reading the keys and values takes the time, and no blocks help."""
+    *batch, n_keys, width = k.shape
+    if mask is not None:
+        mask = np.broadcast_to(mask, (*batch, 1, n_keys))
+    if causal and offset + 1 < n_keys:
+        hidden = np.arange(n_keys) > offset
+        mask = hidden[None] if mask is None else mask | hidden
+        mask = np.broadcast_to(mask, (*batch, 1, n_keys))
+    scale = 1.0 / _sqrt(width)
+
+    def formula(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
+        weights = np.matmul(q * scale, k.swapaxes(-1, -2), order="C")
+        if mask is not None:
+            np.copyto(weights, -inf, where=mask)
+        log_sum = softmax_of(weights)
+        return np.matmul(weights, v), log_sum
+
+    axis = next((i for i, n in enumerate(batch) if n > 1), 0)  # is split
+    if k.size * _READ_TIME < 2 * MIN_PART_TIME or axis:
+        return formula(q, k, v, mask)
+    out, log_sum = np.empty((*batch, 1, v.shape[-1]), q.dtype), np.empty((*batch, 1, 1), q.dtype)
+
+    def part(start: int, stop: int) -> None:
+        rows = slice(start, stop)
+        out[rows], log_sum[rows] = formula(q[rows], k[rows], v[rows], None if mask is None else mask[rows])
+
+    run_parallel(len(q), k.size * _READ_TIME, part)
+    return out, log_sum
 
 
 _BlockIndex: TypeAlias = tuple[slice, slice, slice]  # slices of the axes B, H, and L or S

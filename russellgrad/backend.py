@@ -224,7 +224,9 @@ class Optional(Protocol):
     """The primitives that a backend may lack: sharing memory, writing in place, flat buffers, capturing a step."""
 
     def from_dlpack(self, x: Any) -> Array: ...                                  # shares memory with the exporter
-    def assign(self, target: Array, source: Array) -> None: ...                  # target[...] = source, cast to its dtype
+    # target[...] = source, cast to its dtype. Of a backend with `assign`, `getitem` of slices and integers is a view, so that
+    # the target may be a part of an array
+    def assign(self, target: Array, source: Array) -> None: ...
     def split_flat(self, flat: Array, shapes: Sequence[Shape]) -> list[Array]: ...  # (n,) -> consecutive views of these shapes
     def update_scalars(self, target: Array, values: Sequence[float]) -> None: ...  # target[:] = values, n numbers on the host
     # records the device work of work() without running it -> replay(); RuntimeError names an op that cannot be recorded

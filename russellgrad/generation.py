@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
 
+from . import apply
 from .autograd import no_grad
 from .backend import Backend, Shape
 from .module import Module
@@ -20,7 +21,12 @@ from .tokenizer import Tokenizer
 
 
 class LanguageModel(Protocol):
-    """The interface of a model that can generate text, such as `russelltransformer.Transformer`."""
+    """The interface of a model that can generate text, such as `russelltransformer.Transformer`.
+
+    Generation calls `forward` with a `KVCache`. A model may have a faster way of its own: a method `make_decoder` that
+    returns an object with the methods `next_logits` and `select` of `decoder.Decoder`, or None, for `forward`. It is
+    called at the first piece of a text, and again when a `trace` begins or ends.
+    """
 
     tokenizer: Tokenizer
 
@@ -168,10 +174,11 @@ class Sampling:
         """
         if not math.isfinite(sum(logits)):
             raise ValueError("generate: the model's logits contain nan or inf; check its parameters")
-        ranked = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[: self.top_k]
         if self.temperature == 0:
-            return ranked[:1], [1.0]
-        weights = [math.exp((logits[i] - logits[ranked[0]]) / self.temperature) for i in ranked]
+            return [max(range(len(logits)), key=logits.__getitem__)], [1.0]  # of equal ones the first, as below
+        ranked = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[: self.top_k]
+        exp, largest, temperature = math.exp, logits[ranked[0]], self.temperature
+        weights = [exp((logits[i] - largest) / temperature) for i in ranked]
         if self.top_p is not None:
             nucleus = bisect_left(list(accumulate(weights)), self.top_p * sum(weights)) + 1
             return ranked[:nucleus], weights[:nucleus]
@@ -268,8 +275,11 @@ def _pieces(
     model: LanguageModel, texts: list[_Completion], max_new_tokens: int, sampling: Sampling
 ) -> Iterator[list[str]]:
     """Generate the pieces of text, one list for each step that completes a piece."""
-    decoder, active = _CachedDecoder(model), list(enumerate(texts))  # (row, text) of the texts that are not complete
+    decoder, active = _decoder(model), list(enumerate(texts))  # (row, text) of the texts that are not complete
+    observer = apply.observer
     for _ in range(max_new_tokens):
+        if apply.observer is not observer:  # a trace began or ended: it sees what Tensors compute
+            decoder, observer = _decoder(model), apply.observer
         pieces = [""] * len(texts)
         for (row, text), logits in zip(active, decoder.next_logits([text.ids for _, text in active]), strict=True):
             text.ids.append(sampling.draw(logits, text.draws))
@@ -283,6 +293,22 @@ def _pieces(
             return
     if any(rest := [text.flush() for text in texts]):
         yield rest
+
+
+class _NextLogits(Protocol):
+    """Computes the next token's logits for texts that grow by one token at a time."""
+
+    def next_logits(self, rows: list[list[int]]) -> list[list[float]]:
+        """The logits (vocab_size) of each row's next character. Each row has one token more than in the last call."""
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows of the last `next_logits`."""
+
+
+def _decoder(model: LanguageModel) -> _NextLogits:
+    """What the model's `make_decoder` returns; if it has none, or that returns None, `forward` with a KVCache."""
+    own: _NextLogits | None = getattr(model, "make_decoder", lambda: None)()
+    return _CachedDecoder(model) if own is None else own
 
 
 class _CachedDecoder:

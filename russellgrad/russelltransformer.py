@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
-from . import generation, init, interchange
+from . import apply, generation, init, interchange
 from .autograd import no_grad
 from .backend import Shape
+from .decoder import Decoder
 from .functional import attention, attention_qkvpacked, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
 from .layers import Dropout
@@ -390,6 +391,21 @@ class Transformer(Module):
             x = self.final_norm(x)
         return linear(x, self.tokenizer.token_embedding.T)
 
+    def make_decoder(self) -> Decoder | None:
+        """What `stream` computes logits with: a `Decoder`, which runs on arrays, or None for `forward` with a cache.
+
+        It is None if `forward` could compute something else, or is to be seen: a module is of another class than
+        those of this file, such as a subclass; a method of one was replaced; the parameters differ in dtype or backend,
+        or are arguments of a transform; or a `trace` is active.
+        """
+        members = [member for _, member in self._members()]
+        tensors = [member for member in members if isinstance(member, Tensor)]
+        backends = {tensor.backend for tensor in tensors}
+        is_plain = all(_is_original(member) for member in members if isinstance(member, Module))
+        if not is_plain or len(backends) > 1 or len({tensor.dtype for tensor in tensors}) > 1:
+            return None
+        return Decoder(self) if apply.observer is None and not backends.pop().level else None
+
     def generate(
         self,
         prompt: Prompt,
@@ -474,3 +490,17 @@ class Transformer(Module):
         finally:
             self.train(was_training)
         return maps
+
+
+_METHODS: dict[type[Module], dict[str, Any]] = {
+    cls: {name: value for name, value in vars(cls).items() if callable(value)}
+    for cls in (Transformer, Tokenizer, Block, AttentionLayer, FFLayer, LayerNorm, Dropout)
+}
+
+
+def _is_original(module: Module) -> bool:
+    """Whether a module is of one of the classes above itself, and neither it nor the class has a replaced method."""
+    methods = _METHODS.get(type(module))
+    return methods is not None and not any(
+        name in vars(module) or vars(type(module))[name] is not method for name, method in methods.items()
+    )

@@ -163,10 +163,13 @@ def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, 
     everything.main()
     data = json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))
     text = (tmp_path / "some.md").read_text(encoding="utf-8")
-    assert list(data["tables"]) == ["generate_cached", "generate", "generate_memory"]
-    cached, past, peak = (Table(**table) for table in data["tables"].values())
+    assert list(data["tables"]) == ["generate_cached", "generate", "generate_batch", "generate_memory"]
+    cached, past, batched, peak = (Table(**table) for table in data["tables"].values())
     ways = {TORCH, generate.OURS_UNCACHED, generate.TORCH_UNCACHED}
-    for table, cases, others in ((cached, 1, ways), (past, 1, {TORCH}), (peak, STATUS.exists(), ways)):
+    mixed = {TORCH, generate.OURS_MIXED}
+    for table, cases, others in (
+        (cached, 1, ways), (past, 1, {TORCH}), (batched, 1, mixed), (peak, STATUS.exists(), ways),
+    ):  # fmt: skip
         check_table(table, cases, others)
         assert table.markdown() in text
     assert data["command"] == "python -m benchmarks --quick --only generate --name some"

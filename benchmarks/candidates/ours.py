@@ -36,28 +36,35 @@ def train_step(size: str) -> Callable[[], float]:
     return step
 
 
-def generate(size: str, n_prompt: str, tokens: str, kind: str) -> Callable[[], Callable[[], list[int]]]:
-    """Greedy generation of `tokens` tokens after a prompt of `n_prompt` characters.
+def generate(size: str, n_prompt: str, tokens: str, kind: str) -> Callable[[], Callable[[], list[list[int]]]]:
+    """Greedy generation of `tokens` tokens after each of the batch's prompts, which have `n_prompt` characters.
 
-    `kind` is "cached" (`Transformer.generate`) or "recomputed" (the whole context for every token, as in nanoGPT).
+    `kind` is "cached" (`Transformer.generate`), "mixed" (the same, of prompts of half to all of these characters), or
+    "recomputed" (the whole context for every token, as in nanoGPT).
     """
     model = build_model(Size.parse(size))
     tokenizer = model.tokenizer
-    prompt = next(batches(Size.parse(size)))[0][0, : int(n_prompt)].tolist()
+    prompts = next(batches(Size.parse(size)))[0][:, : int(n_prompt)].tolist()
+    if kind == "mixed":
+        prompts = [prompt[row % (len(prompt) // 2 + 1) :] for row, prompt in enumerate(prompts)]
 
-    def cached() -> Callable[[], list[int]]:
-        text = model.generate(tokenizer.decode(prompt), int(tokens), temperature=0)
-        return lambda: tokenizer.encode(text)[len(prompt) :]
+    def new(rows: list[list[int]]) -> list[list[int]]:
+        return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
-    def recomputed() -> Callable[[], list[int]]:
-        ids = list(prompt)
+    def cached() -> Callable[[], list[list[int]]]:
+        texts = model.generate([tokenizer.decode(prompt) for prompt in prompts], int(tokens), temperature=0)
+        return lambda: new([tokenizer.encode(text) for text in texts])
+
+    def recomputed() -> Callable[[], list[list[int]]]:
+        rows = [list(prompt) for prompt in prompts]
         with no_grad():
             for _ in range(int(tokens)):
-                logits = model([ids[-tokenizer.max_seq_len :]])[0, -1, : tokenizer.vocab_size]
-                ids.append(int(logits.argmax()))
-        return lambda: ids[len(prompt) :]
+                logits = model([row[-tokenizer.max_seq_len :] for row in rows])[:, -1, : tokenizer.vocab_size]
+                for row, token in zip(rows, logits.argmax(axis=-1).tolist(), strict=True):
+                    row.append(token)
+        return lambda: new(rows)
 
-    return {"cached": cached, "recomputed": recomputed}[kind]
+    return {"cached": cached, "mixed": cached, "recomputed": recomputed}[kind]
 
 
 def op(name: str, size: str) -> Callable[[], Callable[[], list[float]]]:

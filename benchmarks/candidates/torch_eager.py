@@ -86,20 +86,20 @@ def train_step(size: str, kind: str) -> Callable[[], float]:
     return step
 
 
-def generate(size: str, n_prompt: str, tokens: str, kind: str) -> Callable[[], Callable[[], list[int]]]:
+def generate(size: str, n_prompt: str, tokens: str, kind: str) -> Callable[[], Callable[[], list[list[int]]]]:
     """Greedy generation after `n_prompt` characters; `kind`: "cached", or "recomputed" (the context at every token)."""
     _, forward = model(Size.parse(size))
-    prompt = next(batches(Size.parse(size)))[0][0, : int(n_prompt)].tolist()
+    prompts = torch.from_numpy(next(batches(Size.parse(size)))[0][:, : int(n_prompt)])
     window = Size.parse(size).length
 
     @torch.inference_mode()
-    def call() -> Callable[[], list[int]]:
-        ids = list(prompt)
+    def call() -> Callable[[], list[list[int]]]:
+        ids = prompts
         cache: Cache | None = {} if kind == "cached" else None
         for _ in range(int(tokens)):
-            new = ids[-1:] if cache else ids[-window:]
-            ids.append(int(forward(torch.tensor([new]), cache)[0, -1].argmax()))
-        return lambda: ids[len(prompt) :]
+            new = ids[:, -1:] if cache else ids[:, -window:]
+            ids = torch.cat([ids, forward(new, cache)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+        return lambda: ids[:, int(n_prompt) :].tolist()
 
     return call
 

@@ -367,6 +367,9 @@ EXAMPLES |= {
     "tokenizer.Tokenizer.forward": TOKENIZER + '[part.shape for part in tokenizer(["to be", "or"])]',
     "russelltransformer.Transformer.config": MODEL + "model.config()",
     "russelltransformer.Transformer.generate": MODEL + 'len(model.generate("to be", 3))',
+    "russelltransformer.Transformer.make_decoder": MODEL
+    + "decoder = model.make_decoder(); "
+    + 'len(decoder.next_logits([tokenizer.encode("to be")])[0])',
     "russelltransformer.Transformer.stream": MODEL + 'len(list(model.stream("to be", 3)))',
     "russelltransformer.Transformer.attention_maps": MODEL + '[map.shape for map in model.attention_maps("to be")]',
     "russelltransformer.Transformer.to_torch_state_dict": MODEL + "list(model.to_torch_state_dict())[:2]",

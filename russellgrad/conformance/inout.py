@@ -32,6 +32,7 @@ def cases() -> Iterator[Case]:
     yield Case("host_scalars", "each dtype", scalars_on_the_backend)
     yield Case("update_scalars", "overwrites in place", scalars_are_updated)
     yield Case("assign", "in place, broadcast, cast to the dtype of the target", assign_writes)
+    yield Case("assign", "writes into an array through its slices", assign_writes_through_slices)
     yield Case("split_flat", "the elements one after the other", parts_of_a_flat_array)
     yield Case("split_flat", "shares memory with the flat array", parts_share_memory, needs=("assign",))
     yield Case("set_matmul_precision", "takes every level", takes_every_level)
@@ -188,6 +189,16 @@ def assign_writes(t: Trial) -> None:
             written = t.backend.copy(t.backend.asarray(target))
             t.xp.assign(written, t.move(source))
             t.same(written, np.broadcast_to(source, (2, 3)).astype(target.dtype), atol=0.0)
+
+
+def assign_writes_through_slices(t: Trial) -> None:
+    """A part that slices select is a view, so that writing into it changes the array."""
+    for index in ((slice(1, 2),), (..., slice(0, 2), slice(None)), (slice(None), 0)):
+        expected = normal(3, 2, 4, 2)
+        whole = t.backend.copy(t.backend.asarray(expected))
+        t.xp.assign(t.xp.getitem(whole, index), t.backend.full(expected[index].shape, 7.0, "float64"))
+        expected[index] = 7.0
+        t.same(whole, expected, atol=0.0)
 
 
 PART_SHAPES: list[Shape] = [(3,), (), (0, 2), (1, 3)]

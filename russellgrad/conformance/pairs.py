@@ -409,6 +409,7 @@ def _operands(q: Shape, k: Shape, v: Shape) -> tuple[HostArray, ...]:
 plain = _operands((2, 4, 3), (2, 5, 3), (2, 5, 2))
 heads = _operands((2, 3, 4, 2), (2, 3, 5, 2), (2, 3, 5, 2))
 long_rows = _operands((2, 130, 8), (2, 150, 8), (2, 150, 8))
+one_query = _operands((2, 3, 1, 2), (2, 3, 5, 2), (2, 3, 5, 2))
 far = (np.array([[1000.0, 0.0], [0.0, -1000.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), normal(3, 2))
 
 
@@ -441,6 +442,13 @@ attention = Pair(
         SampleInput("a mask, causal", heads, (_mask(4, 5), True, 1)),
         SampleInput("a mask with more batch axes than queries",
                   _operands((4, 3), (2, 3, 5, 3), (5, 2)), (_mask(2, 3, 4, 5), False, 0)),
+        SampleInput("one query", one_query, OPEN),
+        SampleInput("one query, one row", _operands((1, 3, 1, 2), (1, 3, 5, 2), (1, 3, 5, 4)), OPEN),
+        *(SampleInput(f"one query, causal, offset {n}", one_query, (_mask(2, 1, 1, 5), True, n)) for n in (-1, 0, 3)),
+        *(SampleInput(f"one query, a mask of shape {m.shape}", one_query, (m, False, 0))
+          for m in (_mask(5), _mask(2, 1, 1, 5), _mask(2, 3, 1, 1))),
+        SampleInput("one query, long rows", _operands((7, 1, 64), (7, 2048, 64), (7, 2048, 64)),
+                  (_mask(7, 1, 2048), False, 0), differences=False),
         SampleInput("long", long_rows, OPEN, differences=False),
         SampleInput("long, causal", long_rows, (None, True, 0), differences=False),
         SampleInput("long, causal, a mask, offset 20", long_rows, (_mask(130, 150), True, 20), differences=False),
