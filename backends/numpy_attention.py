@@ -121,11 +121,10 @@ def one_query(
 ) -> tuple[Array, Array]:
     """As `attention`, for one query for each head: reading the keys and values takes the time, and no blocks help."""
     *batch, n_keys, width = k.shape
-    if mask is not None:
-        mask = np.broadcast_to(mask, (*batch, 1, n_keys))
     if causal and offset + 1 < n_keys:
         hidden = np.arange(n_keys) > offset
-        mask = hidden[None] if mask is None else mask | hidden
+        mask = hidden if mask is None else mask | hidden
+    if mask is not None:
         mask = np.broadcast_to(mask, (*batch, 1, n_keys))
     scale = 1.0 / _sqrt(width)
 

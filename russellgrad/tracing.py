@@ -67,7 +67,7 @@ class Trace(Document):
         self._constants: dict[int, tuple[Any, GraphNode]] = {}  # by id, with a weak reference to the tensor
         self._calls: list[tuple[FrameType, Module, Scope]] = []  # the running calls of modules, outermost first
         self._numbers: dict[tuple[Scope, str], int] = {}  # how often a module was called
-        self._names: dict[int, dict[int, str]] = {}  # of the modules and tensors in each outermost module
+        self._names: dict[int, str] = {}  # of the modules and tensors in the outermost module, by id
 
     def __repr__(self) -> str:
         visited = f", {len(self.arrivals)} nodes visited by backward" if self.arrivals else ""
@@ -221,13 +221,12 @@ class Trace(Document):
         parent: Scope = self._calls[-1][2] if self._calls else ()
         if not self._calls:
             try:
-                self._names = {id(module): {id(member): name for name, member in module._members()}}
+                self._names = {id(member): name for name, member in module._members()}
             except (TypeError, ValueError):  # a set of modules, or a name twice, which is no error in a forward pass
-                self._names = {id(module): {}}
+                self._names = {}
             name = kind
         else:
-            names = next(iter(self._names.values()))
-            own, around = names.get(id(module), kind), names.get(id(self._calls[-1][1]), "")
+            own, around = self._names.get(id(module), kind), self._names.get(id(self._calls[-1][1]), "")
             name = own.removeprefix(f"{around}.") if around else own
         number = self._numbers[parent, name] = self._numbers.get((parent, name), 0) + 1
         scope = (*parent, name if number == 1 else f"{name} ({number})")
@@ -236,8 +235,7 @@ class Trace(Document):
 
     def _home(self, tensor: Tensor) -> tuple[str, Scope]:
         """The name of a new input in the outermost module, and its scope, outside the calls that it is passed to."""
-        names: dict[int, str] = next(iter(self._names.values()), {}) if self._calls else {}
-        member = names.get(id(tensor), "")
+        member = self._names.get(id(tensor), "") if self._calls else ""
         scope: Scope = ()
         for frame, _, own in self._calls[::-1]:
             if member or not _has_argument(frame, tensor):

@@ -45,11 +45,12 @@ def page_of(graph: Graph, arrivals: list[Arrival]) -> str:
         f"{_picture(graph, box)}</div>"
         for box in boxes
     )
-    forward, backward = boxes[0].count(), len(explorer.steps) - boxes[0].count()
+    backward = len(explorer.steps) - boxes[0].count()
     facts = f"{boxes[0].size_text()} forward{f', {backward:,} steps backward' if backward else ''}. {graph.note()}"
     return _PAGE.format(
         policy=content_policy(SCRIPT), css=STYLE + PAGE_STYLE, facts=escaped(facts.strip()), views=views,
-        data=explorer.json(boxes, lambda box: title_of(graph, box)), script=SCRIPT, last=max(0, forward + backward - 1),
+        data=explorer.json(boxes, lambda box: title_of(graph, box)), script=SCRIPT,
+        last=max(0, len(explorer.steps) - 1),
     )  # fmt: skip
 
 
