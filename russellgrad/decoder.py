@@ -41,9 +41,9 @@ class Decoder:
     def next_logits(self, rows: list[list[int]]) -> list[list[float]]:
         """The logits (vocab_size) of each row's next character. Each row is a text's tokens so far.
 
-        Each row has one token more than in the last call, which is all that is computed. When the cache is full, it is
-        filled anew from the last max_seq_len tokens of each row, because the position of every token changes, and with
-        it every key and value. So it is when the model was moved or cast since.
+        Each row has one token more than in the last call, and only that token is computed. When the cache is full, it
+        is filled again from the last max_seq_len tokens of each row, because the position of every token changes, and
+        so do all keys and values. It is also filled again after the model was moved to another backend or dtype.
         """
         tokenizer, table = self.model.tokenizer, self.model.tokenizer.token_embedding
         most = tokenizer.max_seq_len
@@ -155,7 +155,7 @@ class Decoder:
         """Add keys and values of T tokens, (B, 2, H, T, D), to layer i. Returns all of them, (B, 2, H, S + T, D)."""
         xp, most, (*before, t, d) = self.xp, self.model.tokenizer.max_seq_len, new.shape
         end = self.length + t
-        if t == most:  # the next call starts anew
+        if t == most:  # the cache is full: the next call fills it again
             return new
         if not hasattr(xp, "assign"):
             if self.length:

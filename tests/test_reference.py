@@ -40,7 +40,7 @@ examples = load_examples()
 
 
 def resolve(name: str) -> Any:
-    """What the name of an entry stands for: a function, a class, or the member of a class as it is defined there."""
+    """The object that an entry documents: a function, a class, or a member of a class as the class defines it."""
     value: Any = russellgrad
     *parents, last = name.split(".")
     for part in parents:

@@ -175,7 +175,7 @@ def test_a_pass_in_another_thread_is_not_recorded() -> None:
         y, z = x * 2, other * 2
     real = autograd.backward
 
-    def meanwhile(*arguments: Any) -> None:
+    def backward_after_another(*arguments: Any) -> None:
         assert z._node is not None
         thread = threading.Thread(target=real, args=(z._node, np.ones(1), False))
         thread.start()
@@ -183,7 +183,7 @@ def test_a_pass_in_another_thread_is_not_recorded() -> None:
         real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("russellgrad.tensor.backward", meanwhile)
+        patch.setattr("russellgrad.tensor.backward", backward_after_another)
         t.backward(y)
     assert to_numpy(other.grad) == [2]
     assert [arrival.node.label or arrival.node.name for arrival in t.arrivals] == ["multiply", "x"]

@@ -1,4 +1,4 @@
-"""What a page of one file needs that has data and scripts in it: JSON in an element, and a policy against requests.
+"""Helpers for HTML pages of a single file: data as JSON in a script element, and a Content-Security-Policy.
 
 `train/page.py` uses it, too.
 """
