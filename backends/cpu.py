@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from itertools import pairwise
 from queue import SimpleQueue
@@ -111,8 +111,10 @@ def run_parallel(n: int, cost: float, work: Callable[[int, int], None]) -> None:
         for start, stop in others:
             _task_queue(threads).put((copy_context(), work, start, stop, done))
         try:
+            _thread_state.is_worker = True
             work(0, bounds[1])
         finally:
+            _thread_state.is_worker = False
             errors = [done.get() for _ in others]
     try:
         for error in errors:
@@ -120,6 +122,16 @@ def run_parallel(n: int, cost: float, work: Callable[[int, int], None]) -> None:
                 raise error
     finally:
         del errors  # breaks the reference cycle error -> traceback -> this frame, which holds the arrays of `work`
+
+
+def run_tasks(tasks: Sequence[Callable[[], None]]) -> None:
+    """Call the functions, consecutive ones in one thread. As `run_parallel`, whatever their time is."""
+
+    def part(start: int, stop: int) -> None:
+        for task in tasks[start:stop]:
+            task()
+
+    run_parallel(len(tasks), len(tasks) * MIN_PART_TIME, part)
 
 
 class _OneBlasThread:

@@ -11,8 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host, numpy_attention, numpy_convolution, numpy_fused, numpy_sums
-from .cpu import keep_freed_memory, n_threads
+from . import cpu, host, numpy_attention, numpy_convolution, numpy_fused, numpy_sums
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 DType: TypeAlias = Any
@@ -25,8 +24,8 @@ name = "numpy"
 
 def require_usable() -> None:
     """Set up memory and threads. Raises ValueError for an RG_NUM_THREADS that is not a positive whole number."""
-    n_threads()
-    keep_freed_memory()
+    cpu.n_threads()
+    cpu.keep_freed_memory()
 
 
 def float_dtypes() -> tuple[str, ...]:
@@ -196,3 +195,8 @@ def assign(target: Array, source: Array) -> None:
 
 
 split_flat = host.split_flat
+
+# --- Threads
+
+run_tasks = cpu.run_tasks
+n_threads = cpu.n_threads

@@ -43,6 +43,7 @@ from .loss import accuracy, binary_cross_entropy_with_logits, cross_entropy, kl_
 from .module import Module
 from .ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from .ops.einsum import einsum, outer, tensordot
+from .parallel import parallel_backward
 from .precision import get_matmul_precision, set_matmul_precision
 from .random import manual_seed
 from .serialization import load, save
@@ -108,6 +109,7 @@ __all__ = [
     "ones",
     "ones_like",
     "outer",
+    "parallel_backward",
     "rand",
     "rand_like",
     "randn",

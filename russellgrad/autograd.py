@@ -10,7 +10,7 @@ nodes by decreasing number, so it visits a node after all nodes that depend on i
 of the graph is not limited.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -35,6 +35,7 @@ Version: TypeAlias = list[int]
 
 _order = count()
 _filled_grads: "ContextVar[dict[int, HasGrad] | None]" = ContextVar("russellgrad_filled", default=None)
+_collected: "ContextVar[dict[int, CollectedGrad] | None]" = ContextVar("russellgrad_collected", default=None)
 # Operations at this level and above are recorded (`Backend.level`): at 0 all of them, in no_grad() none.
 _recorded_from: ContextVar[float] = ContextVar("russellgrad_recorded_from", default=0)
 
@@ -136,11 +137,54 @@ class Node:
                 g = unbroadcast(self, changed, "register_hook")
         tensor = self.tensor_ref() if self.tensor_ref else None
         if tensor is not None:
-            _note_filled(tensor)
-            # g may be a view or shared with another tensor, so .grad gets a copy.
-            old = tensor._grad
-            tensor._grad = self.xp.copy(g) if old is None else self.xp.asarray(self.xp.add(old, g))
+            collected = _collected.get()
+            if collected is not None:
+                old = collected[id(tensor)].grad if id(tensor) in collected else None
+                collected[id(tensor)] = CollectedGrad(tensor, self.xp, _sum_of_grads(self.xp, old, g))
+            else:
+                _note_filled(tensor)
+                tensor._grad = _sum_of_grads(self.xp, tensor._grad, g)
         return g
+
+
+def _sum_of_grads(xp: Backend, old: Array | None, g: Array) -> Array:
+    """g may be a view or shared with another tensor, so the result is a new array."""
+    return xp.copy(g) if old is None else xp.asarray(xp.add(old, g))
+
+
+class CollectedGrad(NamedTuple):
+    """A leaf's gradient that is not yet in its tensor's `.grad`."""
+
+    tensor: HasGrad
+    xp: Backend
+    grad: Array
+
+
+@contextmanager
+def collect_grads() -> "Iterator[dict[int, CollectedGrad]]":
+    """Inside the block, backward adds each leaf's gradient to the dict, by id of the tensor, instead of to `.grad`."""
+    collected: dict[int, CollectedGrad] = {}
+    token = _collected.set(collected)
+    try:
+        yield collected
+    finally:
+        _collected.reset(token)
+
+
+def is_collecting() -> bool:
+    """Whether the caller is inside `collect_grads`, as a part of `parallel_backward` is that has a thread."""
+    return _collected.get() is not None
+
+
+def add_collected(collected: Mapping[int, CollectedGrad]) -> None:
+    """Add the gradients of a `collect_grads` to the `.grad` of their tensors, or to those of the block around it."""
+    outer = _collected.get()
+    for key, found in collected.items():
+        tensor, xp, grad = found
+        if outer is not None:
+            outer[key] = found._replace(grad=xp.asarray(xp.add(outer[key].grad, grad))) if key in outer else found
+        else:
+            tensor._grad = grad if tensor._grad is None else xp.asarray(xp.add(tensor._grad, grad))
 
 
 @contextmanager

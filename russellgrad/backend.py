@@ -221,7 +221,7 @@ class Derived(Protocol):
 
 
 class Optional(Protocol):
-    """The primitives that a backend may lack: sharing memory, writing in place, flat buffers, capturing a step."""
+    """The primitives that a backend may lack: sharing memory, writing in place, flat buffers, capturing a step, threads."""
 
     def from_dlpack(self, x: Any) -> Array: ...                                  # shares memory with the exporter
     # target[...] = source, cast to its dtype. Of a backend with `assign`, `getitem` of slices and integers is a view, so that
@@ -231,6 +231,10 @@ class Optional(Protocol):
     def update_scalars(self, target: Array, values: Sequence[float]) -> None: ...  # target[:] = values, n numbers on the host
     # records the device work of work() without running it -> replay(); RuntimeError names an op that cannot be recorded
     def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...
+    # calls the functions, several at once; returns when all are done, or raises the error of one. The caller's context
+    # variables have their values in each
+    def run_tasks(self, tasks: Sequence[Callable[[], None]]) -> None: ...
+    def n_threads(self) -> int: ...                                              # how many tasks run at once
 
 
 class Backend(Core, Derived, Optional, Protocol):

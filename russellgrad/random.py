@@ -4,7 +4,10 @@ The numbers come from a counter-based generator on the host. A draw (one array o
 the seed, the stream and the number of the draw, so the state of a `Generator` is three integers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from math import frexp, prod
 
 from .backend import Array, Backend, DType, Shape
@@ -12,6 +15,48 @@ from .dtype import largest
 from .replay import host_scalars, restore_on_failure, run_in_every_step
 
 WEIGHTS, EMBEDDINGS, DROPOUT, BATCHES = range(4)  # streams: independent sequences of one seed, one for each purpose
+
+
+@dataclass
+class _State:
+    counter: int = 0
+    first_row: int = 0
+    counter_of_batch: int = 0
+
+
+# The states of the generators inside `copied_states`.
+_copies: "ContextVar[dict[Generator, _State] | None]" = ContextVar("russellgrad_generators", default=None)
+
+
+@contextmanager
+def copied_states() -> "Iterator[dict[Generator, _State]]":
+    """Inside the block, every generator draws from a copy of its state, which is made at its first use."""
+    copies: dict[Generator, _State] = {}
+    token = _copies.set(copies)
+    try:
+        yield copies
+    finally:
+        _copies.reset(token)
+
+
+def keep_last_states(op: str, parts: "Sequence[Mapping[Generator, _State]]") -> None:
+    """Give the generators the states that they had at the end of the last one of several `copied_states`.
+
+    Raises RuntimeError if two of these blocks drew the same numbers from a generator.
+    """
+    for copies in parts:
+        for generator in copies:
+            drawn = [other[generator] for other in parts if generator in other]
+            rows = [other.first_row for other in drawn if other.counter != generator._state.counter]
+            if len(set(rows)) < len(rows):
+                raise RuntimeError(
+                    f"{op}: several parts drew the same random numbers; before each part's forward pass, say which "
+                    "row of the batch is its first, with Dropout.continue_batch(first_row) or "
+                    "Generator.continue_batch(first_row)"
+                )
+    for copies in parts:
+        for generator, state in copies.items():
+            vars(generator._state).update(vars(state))
 
 
 class Generator:
@@ -38,9 +83,26 @@ class Generator:
             raise ValueError(f"Generator: the seed must be in [0, 2**64), got {seed}")
         self.seed = int(seed)
         self.stream = stream
-        self.counter = 0
-        self._first_row = 0
-        self._counter_of_batch = 0
+        self._own_state = _State()
+
+    @property
+    def counter(self) -> int:
+        """The number of the next draw."""
+        return self._state.counter
+
+    @counter.setter
+    def counter(self, number: int) -> None:
+        self._state.counter = number
+
+    @property
+    def _state(self) -> "_State":
+        """The state, which is a copy inside `copied_states`."""
+        copies = _copies.get()
+        if copies is None:
+            return self._own_state
+        if self not in copies:
+            copies[self] = replace(self._own_state)
+        return copies[self]
 
     def start_batch(self, first_row: int = 0) -> None:
         """Start a new batch. The next draws are for its rows `first_row`, `first_row` + 1, ..."""
@@ -57,24 +119,27 @@ class Generator:
         run_in_every_step(lambda: self._continue_batch(first_row))
 
     def _snapshot(self) -> Callable[[], None]:
-        before = self.counter, self._first_row, self._counter_of_batch
+        before = replace(self._state)
 
         def restore() -> None:
-            self.counter, self._first_row, self._counter_of_batch = before
+            self._own_state = replace(before)
 
         return restore
 
     def _start_batch(self, first_row: int) -> None:
-        self._first_row, self._counter_of_batch = first_row, self.counter
+        self._state.first_row, self._state.counter_of_batch = first_row, self._state.counter
 
     def _continue_batch(self, first_row: int) -> None:
-        self._first_row, self.counter = first_row, self._counter_of_batch
+        self._state.first_row, self._state.counter = first_row, self._state.counter_of_batch
 
     def normal(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
         """Draw an array of this shape and dtype from the standard normal distribution, on backend `xp`.
 
-        Raises TypeError for a shape that is not of ints, or an unknown dtype.
+        Raises TypeError for a shape that is not of ints, or an unknown dtype, and RuntimeError within a part of
+        `parallel_backward`: the numbers do not depend on the row, so all parts would get the same ones.
         """
+        if _copies.get() is not None:
+            raise RuntimeError("normal: all parts of parallel_backward would get the same numbers; draw them before it")
         return xp.normal(shape, self.seed, self._next(), dtype)
 
     def uniform(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
@@ -99,13 +164,14 @@ class Generator:
 
         def key() -> tuple[int, int, int, int]:
             number = self._next()
-            return self.seed, number % 2**64, number >> 64, self._first_row * row_size
+            return self.seed, number % 2**64, number >> 64, self._state.first_row * row_size
 
         return host_scalars(xp.root, key, "uint64")  # a replay updates it, and it has no gradient
 
     def _next(self) -> int:
-        number = self.stream << 64 | self.counter
-        self.counter += 1
+        state = self._state
+        number = self.stream << 64 | state.counter
+        state.counter += 1
         return number
 
 

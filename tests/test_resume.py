@@ -1,6 +1,7 @@
 """Resumed training is bitwise identical to uninterrupted training; gradient accumulation equals the whole batch."""
 
 import signal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,44 @@ def test_checkpoint_resumes_on_another_backend(
         with use_backend(name):
             rest = train(resume=str(tmp_path / name))
         np.testing.assert_allclose(rest.losses, whole.losses[6:], rtol=0, atol=1e-10)
+
+
+# --- Threads
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "optimizer": "sgd"}], ids=str)
+def test_training_in_several_threads(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Each thread computes its rows. The result is that of one thread, and a resumed run has the same bits."""
+    cpu = import_module("russellgrad.backends.cpu")
+    n_parts: list[int] = []
+
+    def counted(inputs: Any, targets: Any, parts: int, *others: Any) -> Any:
+        n_parts.append(parts)
+        return split_batch(inputs, targets, parts, *others)
+
+    monkeypatch.setattr(train_transformer, "split_batch", counted)
+    options = {"dtype": "float64", "dropout": 0.3, "batch": 6, **options}
+    results = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(cpu, "_n_threads", threads)
+        monkeypatch.setattr(cpu, "_queue", None)
+        n_parts.clear()
+        results.append(run(text, tmp_path / str(threads), **options))
+        rows = 6 // options.get("accumulate", 1)
+        most = max(n for n in range(1, threads + 1) if rows % n == 0) if hasattr(backend, "n_threads") else 1
+        assert set(n_parts) == {most * options.get("accumulate", 1)}
+    for result in results[1:]:
+        np.testing.assert_allclose(result.losses, results[0].losses, rtol=0, atol=1e-10)
+        for name, array in results[0].model.state_dict().items():
+            np.testing.assert_allclose(result.model.state_dict()[name], array, rtol=0, atol=1e-10)
+    monkeypatch.setenv("RG_TRAIN_STEPS", "5")
+    first = run(text, tmp_path / "parts", **options)
+    monkeypatch.delenv("RG_TRAIN_STEPS")
+    rest = train(resume=str(tmp_path / "parts"))
+    assert first.losses + rest.losses == results[-1].losses
+    assert parameters(rest.path) == parameters(results[-1].path)
 
 
 # --- Gradient accumulation

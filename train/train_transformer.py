@@ -50,6 +50,7 @@ from russellgrad import (
 )
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import Optimizer, supports_flat
+from russellgrad.parallel import parallel_backward
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 
@@ -257,18 +258,15 @@ def train_step(
         This process's part of the batch's loss before the step, and the norm of the gradient, or None if it is not
         clipped. Both are 0-d Tensors, still on the device: reading them waits for it.
     """
+
+    def loss_of(part: MicroBatch) -> Tensor:
+        model.dropout.continue_batch(part.first_row)
+        loss = cross_entropy_loss(model.forward(part.inputs), part.targets, model.tokenizer.pad_token_id)
+        return loss if part.loss_weight is None else loss * part.loss_weight
+
     optimizer.zero_grad()
-    losses = []
-    for i, (inputs, targets, first_row, loss_weight) in enumerate(micro_batches):
-        if i == 0:
-            model.dropout.start_batch(first_row)
-        else:
-            model.dropout.continue_batch(first_row)
-        loss = cross_entropy_loss(model.forward(inputs), targets, model.tokenizer.pad_token_id)
-        if loss_weight is not None:
-            loss = loss * loss_weight
-        loss.backward()
-        losses.append(loss.detach())
+    model.dropout.start_batch()
+    losses = parallel_backward(loss_of, micro_batches)
     if group.world_size > 1:
         group.all_reduce(optimizer.gather_grads(), get_backend())
     gradient_norm = optimizer.step(max_norm=grad_clip or None)
@@ -280,7 +278,11 @@ def _micro_batches(
 ) -> Iterator[MicroBatch]:
     """This process's rows of a batch, checked on the host and moved to the device."""
     ids, pad_token_id = model.tokenizer.ids, model.tokenizer.pad_token_id
-    for part in split_batch(inputs, targets, config.accumulate, pad_token_id, group.rank, group.world_size):
+    rows, xp = len(inputs) // (config.accumulate * group.world_size), get_backend()  # of a micro-batch
+    threads = min(rows, xp.n_threads()) if hasattr(xp, "n_threads") else 1
+    while rows % threads:  # parts of equal size
+        threads -= 1
+    for part in split_batch(inputs, targets, config.accumulate * threads, pad_token_id, group.rank, group.world_size):
         yield part._replace(inputs=ids(part.inputs), targets=ids(part.targets))
 
 

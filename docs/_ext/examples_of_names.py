@@ -194,6 +194,10 @@ print(t)""",
         "rg.custom_op(rule)(Tensor(3.0))"
     ),
     "compile_step": ("step = rg.compile_step(lambda x: (x * x).sum()); step(Tensor([1.0, 2.0], requires_grad=False))"),
+    "parallel_backward": (
+        "w = Tensor([1.0, 2.0], requires_grad=True); "
+        "rg.parallel_backward(lambda rows: (rows * w).sum(), [rg.ones((3, 2)), rg.ones((3, 2))]); w.grad"
+    ),
     # --- Modules, files, data
     "Module": """class Scale(rg.Module):
     def __init__(self):
@@ -297,6 +301,7 @@ EXAMPLES |= {
     "random.Generator.continue_batch": GENERATOR
     + 'generator.start_batch(); whole = generator.uniform((4,), "float64", xp); generator.continue_batch(2); '
     'generator.uniform((2,), "float64", xp).tolist() == whole[2:].tolist()',
+    "random.Generator.counter": GENERATOR + "generator.uniform((2,), 'float64', xp); generator.counter",
     "random.Generator.normal": GENERATOR + 'generator.normal((2, 3), "float64", xp).shape',
     "random.Generator.uniform": GENERATOR + 'generator.uniform((2, 3), "float64", xp).shape',
     "random.Generator.dropout_mask": GENERATOR + 'generator.dropout_mask((4,), 0.5, "float64", xp)',

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import prod
 
 from .. import init
-from ..autograd import no_grad
+from ..autograd import is_collecting, no_grad
 from ..backend import Array, get_backend
 from ..functional import layer_norm
 from ..module import Module
@@ -192,6 +192,11 @@ class BatchNorm(Module):
         """Update the running averages by a batch (C, values)."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
+        if is_collecting():
+            raise RuntimeError(
+                f"{type(self).__name__}: the running averages are those of whole batches, and parallel_backward has "
+                "parts in several threads; set track_running_stats=False, or call eval() first"
+            )
         with no_grad():
             _write(self.num_batches_tracked, (self.num_batches_tracked + 1).data)
             factor = 1 / self.num_batches_tracked if self.momentum is None else self.momentum

@@ -1,0 +1,73 @@
+"""Data parallelism in the threads of one process: the gradient of a batch, a part of it in each thread.
+
+The backends divide large operations over threads. Dividing the batch instead takes fewer switches between threads: each
+thread runs the whole forward and backward pass of its part, and waits for the others once.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from . import apply
+from .autograd import CollectedGrad, add_collected, collect_grads
+from .backend import get_backend
+from .random import copied_states, keep_last_states
+from .tensor import Tensor
+
+PartT = TypeVar("PartT")
+
+
+def parallel_backward(loss_of: Callable[[PartT], Tensor], parts: Iterable[PartT]) -> list[Tensor]:
+    """Call `loss_of(part).backward()` for each part of a batch, in several threads, and return the detached losses.
+
+        halves = [(x[:32], y[:32]), (x[32:], y[32:])]
+        losses = parallel_backward(lambda part: cross_entropy(model(part[0]), part[1]) * 0.5, halves)
+
+    It adds to the `.grad` of the leaves what the calls one after another would add, within rounding: a thread takes
+    consecutive parts, and the sums of the threads are added in the order of the parts. The result is a function of the
+    parts and the number of threads, bit for bit. The losses of the parts must add up to that of the batch: for a mean,
+    multiply each one by its share of the batch. After an exception, no `.grad` has changed.
+
+    Dropout: in every thread, a `random.Generator` starts with its state from before the call. `loss_of` must say which
+    row of the batch is the first of the part, `model.dropout.continue_batch(first_row)`, before its forward pass. The
+    part then gets the same random numbers as in the whole batch.
+
+    The number of threads is that of the backend (`RG_NUM_THREADS` on NumPy and Numba). With one thread, on a backend
+    without threads, and inside `trace`, the parts run one after another in the caller's thread.
+
+    Args:
+        loss_of: computes the loss of a part, a 0-d Tensor.
+        parts: the parts of a batch, of about equal size: anything that `loss_of` takes.
+
+    Raises:
+        RuntimeError: two threads drew the same random numbers, because `loss_of` did not call `continue_batch`; or
+            `loss_of` drew from a normal distribution.
+        Exception: that of `loss_of` or of backward.
+    """
+    parts = list(parts)
+    losses: list[Any] = [None] * len(parts)
+
+    def run(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            loss = loss_of(parts[i])
+            loss.backward()
+            losses[i] = loss.detach()
+
+    xp = get_backend()
+    threads = min(len(parts), xp.n_threads()) if hasattr(xp, "run_tasks") and apply.observer is None else 1
+    if threads < 2:
+        run(0, len(parts))
+        return losses
+    collected: list[Mapping[int, CollectedGrad]] = [{}] * threads
+    states: list[Any] = [{}] * threads
+
+    def task(i: int) -> None:
+        with collect_grads() as grads, copied_states() as copies:
+            run(len(parts) * i // threads, len(parts) * (i + 1) // threads)
+        collected[i], states[i] = grads, copies
+
+    xp.run_tasks([partial(task, i) for i in range(threads)])
+    keep_last_states("parallel_backward", states)
+    for grads in collected:
+        add_collected(grads)
+    return losses
