@@ -7,7 +7,7 @@ commit. A new results file therefore needs no manual edit of the page.
 import json
 from typing import Any
 
-from benchmarks.measure import OURS, RESULTS, ROOT
+from benchmarks.measure import OURS, RESULTS, ROOT, to_markdown
 from benchmarks.train_step import TORCH, TORCH_FUSED
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -69,10 +69,6 @@ def load_runs() -> dict[str, Run]:
 def rows(run: Run, table: str) -> dict[str, dict[str, Any]]:
     """The rows of a table by case; empty if the run does not have the table."""
     return {row["case"]: row for row in run["tables"].get(table, {"rows": []})["rows"]}
-
-
-def to_markdown(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 
 def summary_table(runs: dict[str, Run]) -> str:
