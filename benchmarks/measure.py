@@ -254,17 +254,21 @@ HOW_TO_READ = (
 )
 
 
-def write(
-    name: str, tables: Sequence[Table | Rows], facts: Mapping[str, Any], *, before: str | None = None
-) -> None:
-    """Write benchmarks/results/<name>.json and <name>.md, with figures of the run `before`: by default, of that name."""
+def write(name: str, tables: Sequence[Table | Rows], facts: Mapping[str, Any], *, before: str | None = None) -> None:
+    """Write benchmarks/results/<name>.json and <name>.md, beside the figures of the run `before` (default: `name`).
+
+    Raises FileNotFoundError if `before` is given and has no results.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{before or name}.json"
     if before and not path.exists():
         raise FileNotFoundError(f"benchmarks: --before {before}: there is no {path}")
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        facts = {**facts, "before": f"{before or name}, {earlier['date'][:10]}, {earlier['commit']}, {earlier['processor']}"}
+        facts = {
+            **facts,
+            "before": f"{before or name}, {earlier['date'][:10]}, {earlier['commit']}, {earlier['processor']}",
+        }
         for table in tables:
             if isinstance(table, Table):
                 table.compare(earlier)

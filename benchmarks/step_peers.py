@@ -66,21 +66,22 @@ QUOTED = {
 }
 NOTES = [
     "Forward, backward and AdamW of the same model, in float32, from the same weights and on the same batches, in each "
-    f"library's own way: eager PyTorch; `torch.compile` of the loss; JAX, MLX and tinygrad with the whole step compiled "
+    "library's own way: eager PyTorch; `torch.compile` of the loss; JAX, MLX and tinygrad with the whole step compiled "
     f"(`jit`, `mx.compile`, `TinyJit` without `BEAM`). The losses of the first {CHECKED} steps agree within a relative "
     "1e-5. Steps in which a library compiles are not timed.",
     "JAX, MLX, tinygrad, autograd and mygrad have one model, written with NumPy's functions "
-    "(`benchmarks/candidates/numpy_gpt.py`). AdamW is MLX's and tinygrad's own, in the step that is compiled for JAX, and "
-    "in NumPy for autograd and mygrad. MyGrad has no erf: its GELU is a custom operation. Its memory guarding is off.",
+    "(`benchmarks/candidates/numpy_gpt.py`). AdamW is MLX's and tinygrad's own, a part of the compiled step in JAX, "
+    "and in NumPy for autograd and mygrad. MyGrad has no erf: its GELU is a custom operation. Its memory guarding is "
+    "off.",
     "MLX's wheel for Linux has the reference BLAS, which is not optimized; `mlx, OpenBLAS` preloads another.",
-    f"The libraries take turns, each in a process of its own, with {BURST} s of steps of its own in each turn (at least "
-    "one), after as many untimed ones if a step takes less than half a second. A ratio is the library's time divided by "
-    "PyTorch's (eager, default AdamW): the median of the ratios within each turn. "
-    f"A library whose step takes more than {SLOW:.0f} s is left out at that size.",
-    "llm.c is not measured. No figure of its own documents is for a model of these sizes or this processor. The one quoted "
-    "is the nearest: the median, least and greatest of the five steps that are printed, of GPT-2 with 124 million "
-    "parameters. Its pull request 411, which was merged, gives 3,500 ms for the same on an Intel Core i3-9100F, and says "
-    "that PyTorch takes a third of that.",
+    f"The libraries take turns, each in a process of its own. A turn is {BURST} s of steps, at least one, after as "
+    "many untimed ones if a step takes less than half a second. A ratio is the library's time divided by PyTorch's (eager, "
+    "default AdamW): the median of the ratios within each turn. Below 1, the library is faster than PyTorch. A library "
+    f"whose step takes more than {SLOW:.0f} s is left out at that size.",
+    "llm.c is not measured. None of the figures in its own documents is for a model of these sizes or this processor. "
+    "The nearest is quoted: the median, least and greatest of the five steps that its README prints, of GPT-2 with 124 "
+    "million parameters. Its pull request 411, which was merged, gives 3,500 ms for the same on an Intel Core "
+    "i3-9100F, and says that PyTorch takes a third of that.",
 ]
 
 
@@ -137,7 +138,9 @@ def table(
 def main() -> None:
     parser = Options("Time a training step in RussellGrad and in other libraries.", "step-peers")
     add_python(parser)
-    parser.add_argument("--only", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), help="libraries (default: all)")
+    parser.add_argument(
+        "--only", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), help="libraries (default: all)"
+    )
     parser.add_argument("--sizes", nargs="+", type=Size.parse, help=f"{SIZE_HEAD} (default: {' '.join(SIZES)})")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns for each size (default: {ROUNDS})")
     given = parser.given()

@@ -34,6 +34,7 @@ NOTES = [
     "products of the step, in NumPy; those of attention are full (T x T), although causal attention needs half.",
 ]
 
+
 def candidates(size: str) -> dict[str, Candidate]:
     """RussellGrad and PyTorch."""
     return {

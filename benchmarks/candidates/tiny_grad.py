@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from tinygrad import Context, Tensor, TinyJit, nn
 
 from benchmarks.candidates.model import LEARNING_RATE, WEIGHT_DECAY, Size, batches, build_model
-from benchmarks.candidates.numpy_gpt import Library, Value, loss_of
+from benchmarks.candidates.numpy_gpt import Library, loss_of
 
 NUMPY = SimpleNamespace(
     reshape=Tensor.reshape,

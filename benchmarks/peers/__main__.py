@@ -207,7 +207,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="libraries (default: all)")
     given = parser.given()
     require_cpu()
-    write(given.name, table(given.only, interpreters(parser, given.python, PEERS), given.quick), circumstances("benchmarks.peers"))
+    write(
+        given.name,
+        table(given.only, interpreters(parser, given.python, PEERS), given.quick),
+        circumstances("benchmarks.peers"),
+    )
 
 
 if __name__ == "__main__":
