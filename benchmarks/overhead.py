@@ -40,20 +40,23 @@ def import_seconds(module: str, first: str) -> float:
     return float(done.stdout)
 
 
-def import_table(rounds: int) -> Table:
-    notes = ["In a new process each time, after `import numpy` and without it."]
-    result = Table("import", "Importing it", "what", "milliseconds", notes)
-    for case, first in {"import": "time, numpy", "import, with NumPy": "time"}.items():
-        times: dict[str, list[float]] = {OURS: [], TORCH: []}
-        for _ in range(rounds):
-            for module, seconds in times.items():
-                seconds.append(import_seconds(module, first))
-        result.add(case, times)
+def import_table(name: str, first: str, note: str, rounds: int) -> Table:
+    result = Table(name, "Importing it", "what", "milliseconds", [f"In a new process each time, {note}."])
+    times: dict[str, list[float]] = {OURS: [], TORCH: []}
+    for _ in range(rounds):
+        for module, seconds in times.items():
+            seconds.append(import_seconds(module, first))
+    result.add("import", times)
     return result
 
 
 def tables(quick: bool = False) -> list[Table]:
-    return [op_table(1, 0.0), import_table(1)] if quick else [op_table(ROUNDS, BURST), import_table(ROUNDS)]
+    rounds, burst = (1, 0.0) if quick else (ROUNDS, BURST)
+    return [
+        op_table(rounds, burst),
+        import_table("import", "time, numpy", "after `import numpy`", rounds),
+        import_table("import_all", "time", "with what it imports", rounds),
+    ]
 
 
 if __name__ == "__main__":

@@ -75,9 +75,9 @@ NOTES = [
     "off.",
     "MLX's wheel for Linux has the reference BLAS, which is not optimized; `mlx, OpenBLAS` preloads another.",
     f"The libraries take turns, each in a process of its own. A turn is {BURST} s of steps, at least one, after as "
-    "many untimed ones if a step takes less than half a second. A ratio is the library's time divided by PyTorch's (eager, "
-    "default AdamW): the median of the ratios within each turn. Below 1, the library is faster than PyTorch. A library "
-    f"whose step takes more than {SLOW:.0f} s is left out at that size.",
+    "many untimed ones if a step takes less than half a second. A ratio is the library's time divided by PyTorch's "
+    "(eager, default AdamW): the median of the ratios within each turn. Below 1, the library is faster than PyTorch. A "
+    f"library whose step takes more than {SLOW:.0f} s is left out at that size.",
     "llm.c is not measured. None of the figures in its own documents is for a model of these sizes or this processor. "
     "The nearest is quoted: the median, least and greatest of the five steps that its README prints, of GPT-2 with 124 "
     "million parameters. Its pull request 411, which was merged, gives 3,500 ms for the same on an Intel Core "

@@ -188,9 +188,11 @@ def test_peers_of_an_op_that_are_not_installed_are_skipped_and_named(monkeypatch
 def test_overhead_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "MODES", {"both": "forward and backward"})
     monkeypatch.setattr(overhead, "OPS", ("add",))
-    table, imports = overhead.tables(quick=True)
+    table, *imports = overhead.tables(quick=True)
     check_table(table, 1, {TORCH, *numpy_peers()})
-    check_table(imports, 2, {TORCH})
+    for one in imports:
+        check_table(one, 1, {TORCH})
+    assert [one.name for one in imports] == ["import", "import_all"]
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="the benchmark reads the peak memory from Linux's /proc")
@@ -474,6 +476,34 @@ def test_a_new_results_file_appears_on_the_page(monkeypatch: pytest.MonkeyPatch,
     text = readme.figures()
     assert f"{runs['laptop']['date'][:10]}, abc1234 | Other, " in text
     assert f"| {TINY} | laptop | numpy | 1.0 ms | 0.50 | 0.25 | 2.00 | - | - |" in text
+
+
+def test_limits_and_peers_of_the_step_appear_on_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert readme.step_peers_parts() == readme.limit_parts() == []
+    facts = {**measure.circumstances("benchmarks"), "commit": "abc1234", "processor": "Other"}
+    rows = [
+        {"case": size, "library": library, "how": "measured", "ratio": ratio, "milliseconds": {"median": ms}}
+        for size, library, ratio, ms in (("a", OURS, 0.5, 1.0), ("a", TORCH, 1.0, 2.0), ("b", TORCH, 1.0, 30.0))
+    ]
+    table = measure.Rows("train_step_peers", "", {}, ["A note."], [*rows, step_peers.QUOTED])
+    monkeypatch.setattr(measure.Rows, "markdown", lambda table: "\n\n| limits |")
+    measure.write("step-peers", [table], facts)
+    text = "\n".join(readme.step_peers_parts())
+    assert f"| {OURS} | measured | 1.00 ms, 0.50 | - |\n| {TORCH} | measured | 2.00 ms, 1.00 | 30.0 ms, 1.00 |" in text
+    assert "8 threads: 1324 ms at 12/12/768/64/4, 50,257 tokens | - | - |" in text
+    assert "A note." in text and "abc1234, Other" in text
+    limits = measure.Rows("limits", "", {}, ["Why.", "This machine."], [{"case": "a"}, {"case": "b"}])
+    first = [{"case": limit.PYTHON, "ms": 2.0, "limit": 0.0}, {"case": "linear", "ms": 1.0, "limit": 0.25}]
+    second = [{"case": "add", "ms": 3.0, "limit": 1.0}, {"case": limit.OTHERS, "ms": 4.0, "limit": 1.0}]
+    sizes = [measure.Rows(f"limit {size}", "", {}, [], rows) for size, rows in {"a": first, "b": second}.items()]
+    for name in ("limit", "limit-numba"):
+        measure.write(name, [limits, *sizes], facts)
+    text = "\n".join(readme.limit_parts())
+    assert text.count("Why.") == 1 and text.count("| limits |") == text.count("This machine.") == 2
+    assert "| linear | 1.00 (0.25) | - |\n| add | - | 3.00 (1) |\n" in text
+    for last in (f"| {limit.PYTHON} | 2.00 (0) | - |", f"| {limit.OTHERS} | - | 4.00 (1) |"):
+        assert text.rindex(last) > text.rindex("| add |")
 
 
 def test_the_summary_has_the_ratios_of_the_tables_and_a_dash_for_a_missing_run() -> None:
