@@ -1,7 +1,7 @@
 """Writes the tables of docs/benchmarks.md from benchmarks/results/*.json: `python -m benchmarks.readme`.
 
-The tables of `limit*.json` and `step-peers.json` are written if there are such files. The others list every results file
-that has a training step, overhead, generation or growth, with its machine, date and commit. A new results file
+The tables of `limit*.json` and `step-peers.json` are written if there are such files. The others list every results
+file that has a training step, overhead, generation or growth, with its machine, date and commit. A new results file
 therefore needs no manual edit of the page.
 """
 

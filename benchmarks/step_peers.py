@@ -20,6 +20,7 @@ COMPILED = "torch.compile, fused AdamW"
 ROUNDS = 7
 CHECKED = 6  # steps whose losses are compared
 SLOW = 4.0  # seconds: a library whose step takes longer is left out at that size
+COMPILING = 2  # steps: the first one, and the second, too, in tinygrad
 
 NO_MALLOC = {"RG_MALLOC": "0"}  # the model's weights come from russellgrad, its memory allocator settings must not
 LIBRARIES = {
@@ -77,7 +78,7 @@ NOTES = [
     f"The libraries take turns, each in a process of its own. A turn is {BURST} s of steps, at least one, after as "
     "many untimed ones if a step takes less than half a second. A ratio is the library's time divided by PyTorch's "
     "(eager, default AdamW): the median of the ratios within each turn. Below 1, the library is faster than PyTorch. A "
-    f"library whose step takes more than {SLOW:.0f} s is left out at that size.",
+    f"library whose step takes more than {SLOW:.0f} s, or would by its times at other sizes, is left out at that size.",
     "llm.c is not measured. None of the figures in its own documents is for a model of these sizes or this processor. "
     "The nearest is quoted: the median, least and greatest of the five steps that its README prints, of GPT-2 with 124 "
     "million parameters. Its pull request 411, which was merged, gives 3,500 ms for the same on an Intel Core "
@@ -89,7 +90,8 @@ def measure_size(
     size: str, libraries: Mapping[str, tuple[str, dict[str, str]]], rounds: int, burst: float
 ) -> dict[str, list[float]]:
     """Seconds per step, by library and turn. Raises RuntimeError if the losses differ."""
-    losses, timed, before = {}, {}, {}
+    losses: dict[str, list[float]] = {}
+    timed, before = {}, {}
     times: dict[str, list[float]] = {}
     with ExitStack() as stack:
         workers = {}
@@ -97,8 +99,12 @@ def measure_size(
             peer = LIBRARIES[name]
             candidate = (peer.module, "train_step", size, *peer.arguments)
             worker = stack.enter_context(Worker(candidate, python, variables))
-            losses[name] = [worker.call()[1] for _ in range(CHECKED)]
-            seconds = worker.call()[0]
+            losses[name] = []
+            for step in range(CHECKED):
+                seconds, loss, _ = worker.call()
+                losses[name].append(loss)
+                if step >= COMPILING and seconds > SLOW:
+                    break
             print(f"train_step_peers {size}: {name} takes {1e3 * seconds:.1f} ms", flush=True)
             if seconds > SLOW:
                 worker.__exit__(None, None, None)
@@ -106,12 +112,23 @@ def measure_size(
             workers[name], times[name] = worker, []
             timed[name] = max(1, round(burst / seconds))
             before[name] = timed[name] if seconds < 0.5 else 0
-        check_close(f"train_step_peers {size}", 1e-5)(losses)
+        steps = min(map(len, losses.values()))
+        check_close(f"train_step_peers {size}", 1e-5)({name: found[:steps] for name, found in losses.items()})
         for _ in range(rounds):
             for name, worker in workers.items():
                 time.sleep(measure.REST)
                 times[name].append(worker.call(before[name], timed[name])[0])
     return times
+
+
+def expected_seconds(size: str, medians: Mapping[str, float]) -> float:
+    """A library's seconds per step, from those at other sizes and the products of the linear layers; 0 if unknown."""
+
+    def work(text: str) -> int:
+        s = Size.parse(text)
+        return s.layers * s.width**2 * s.length * s.batch
+
+    return min((seconds * work(size) / work(other) for other, seconds in medians.items()), default=0.0)
 
 
 def table(
@@ -125,9 +142,12 @@ def table(
         chosen = {name: peer for name, peer in LIBRARIES.items() if name in {TORCH, *names}}
         libraries, notes = usable(chosen, python, folder)
         result.notes += notes
+        medians: dict[str, dict[str, float]] = {name: {} for name in libraries}
         for size in sizes:
-            times = measure_size(size, libraries, rounds, burst)
+            fast = [name for name in libraries if expected_seconds(size, medians[name]) < 2 * SLOW]
+            times = measure_size(size, {name: libraries[name] for name in fast}, rounds, burst)
             for name, seconds in times.items():
+                medians[name][size] = statistics.median(seconds)
                 ratio = statistics.median(a / b for a, b in zip(seconds, times[TORCH], strict=True))
                 row = {"case": size, "library": name, "how": "measured", "ratio": ratio, "turns": len(seconds)}
                 result.rows.append({**row, "milliseconds": spread([1e3 * x for x in seconds])})

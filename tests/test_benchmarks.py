@@ -97,6 +97,8 @@ def test_other_losses_are_an_error_and_a_slow_library_is_left_out(monkeypatch: p
     libraries = {name: (sys.executable, dict(step_peers.LIBRARIES[name].environment)) for name in (OURS, TORCH)}
     monkeypatch.setattr(step_peers, "SLOW", 0.0)
     assert step_peers.measure_size(TINY, libraries, 1, 0.0) == {}
+    assert step_peers.expected_seconds("2/2/16/4/2", {}) == 0
+    assert step_peers.expected_seconds("2/2/16/4/2", {TINY: 1.0, "4/2/16/8/2": 20.0}) == 5.0  # of 8 and 20 / 4
     other = replace(step_peers.LIBRARIES[TORCH], module="products", arguments=())
     monkeypatch.setattr(step_peers, "LIBRARIES", {**step_peers.LIBRARIES, TORCH: other})
     monkeypatch.setattr(Worker, "call", lambda worker, *counts: (1e-3, 1.0 + worker.candidate[0].count("d"), 0.0))
