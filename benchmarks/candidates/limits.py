@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import prod
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -20,13 +21,13 @@ COPIED = 256 << 20  # bytes
 Step: TypeAlias = tuple[float, dict[str, list[float]]]
 
 
-def product() -> Callable[[], None]:
-    """A product of ROWS x ROWS, in the threads of the BLAS."""
+def product(threads: str) -> Callable[[], None]:
+    """A product of ROWS x ROWS, in the threads of the "BLAS", or in those of the "library" (its `linear`)."""
     a, b = random(ROWS, ROWS), random(ROWS, ROWS, seed=1)
-    out = np.empty_like(a)
+    multiply: Callable[..., Any] = np.matmul if threads == "BLAS" else partial(get_backend().linear, bias=None)
 
     def call() -> None:
-        np.matmul(a, b, out=out)
+        multiply(a, b)
 
     return call
 
