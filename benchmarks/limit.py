@@ -23,7 +23,8 @@ MACHINE_NOTE = (
     "in memory, both in the fastest of many calls (a product in the BLAS's threads or the library's, a copy in one "
     "thread or two). Each primitive of forward, backward and AdamW reads its operands once and writes its results "
     "once: fewer and larger primitives would move fewer bytes. Causal attention counts half of its scores, and its "
-    "backward four products. Caches are faster than memory: small arrays may take less than `memory`. `limit` adds up the larger of both for each primitive."
+    "backward four products. Caches are faster than memory: small arrays may take less than `memory`. `limit` adds up "
+    "the larger of both for each primitive."
 )
 STEP_NOTE = (
     "`products, NumPy` are the products in their own shapes, as in `benchmarks.train_step`, with all scores of "
