@@ -75,7 +75,7 @@ def rates(rounds: int) -> tuple[float, float]:
 def steps(size: str, rounds: int, burst: float) -> tuple[float, float, list[Step]]:
     """Seconds of a step and of its products in NumPy, the medians of all turns; and all steps with timers."""
     everyone: dict[str, Candidate] = {
-        "step": ("ours", "train_step", size),
+        "step": ("ours", "train_step", size, "whole"),
         "products": ("products", "train_step", size),
         "timed": ("limits", "primitives", size, "timed"),
     }

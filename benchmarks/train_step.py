@@ -24,12 +24,15 @@ SIZES = ("4/4/128/64/12", "4/4/64/64/64", "6/6/384/256/16", "8/8/384/64/64")
 TINY = "1/2/8/4/2"
 SIZE_HEAD = "layers/heads/width/length/batch"
 TORCH, TORCH_FUSED = "torch", "torch, fused AdamW"
+WHOLE = "russellgrad, whole batch"
 ROUNDS, SECONDS = 20, 30.0
 BURST = 0.4  # seconds of consecutive steps: the first steps after a pause are slower, and training has no pauses
 
 NOTES = [
     "Forward, backward and AdamW of the same model, from the same weights and on the same batches. The losses agree "
     "within a relative 1e-4 in the first turn, after about ten steps at the small sizes.",
+    "`russellgrad` divides the batch over the threads with `parallel_backward`, as training does. `russellgrad, whole "
+    "batch` is one forward and one backward, whose operations are divided over the threads.",
     "`torch` is eager, with scaled_dot_product_attention and its default AdamW. `matrix products` are only the matrix "
     "products of the step, in NumPy; those of attention are full (T x T), although causal attention needs half.",
 ]
@@ -54,7 +57,10 @@ def measure(size: str, everyone: dict[str, Candidate], rounds: int, seconds: flo
 def table(sizes: Sequence[str], rounds: int = ROUNDS, seconds: float = SECONDS) -> Table:
     result = Table("train_step", "A training step", SIZE_HEAD, "milliseconds", NOTES)
     for size in sizes:
-        everyone = candidates(size) | {"matrix products": ("products", "train_step", size)}
+        everyone = candidates(size) | {
+            WHOLE: ("ours", "train_step", size, "whole"),
+            "matrix products": ("products", "train_step", size),
+        }
         result.add(size, measure(size, everyone, rounds, seconds))
     return result
 

@@ -49,7 +49,7 @@ def primitives(size: str, kind: str) -> Callable[[], Callable[[], list[Step]]]:
 
     A primitive that another one calls is a part of it.
     """
-    step = ours.train_step(size)
+    step = ours.train_step(size, "whole")  # the timers are of one thread
     step()  # the optimizer's first step prepares its arrays
     steps: list[Step] = []
     record: dict[str, list[float]] = {}
