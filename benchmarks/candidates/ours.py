@@ -20,7 +20,6 @@ from russellgrad import (
     attention,
     cross_entropy,
     embedding,
-    get_backend,
     layer_norm,
     linear,
     no_grad,
@@ -28,6 +27,7 @@ from russellgrad import (
 )
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer
+from russellgrad.parallel import n_parts
 
 
 def train_step(size: str, kind: str = "parallel") -> Callable[[], float]:
@@ -35,19 +35,19 @@ def train_step(size: str, kind: str = "parallel") -> Callable[[], float]:
     model = build_model(Size.parse(size))
     optimizer = AdamWOptimizer(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     data, pad = batches(Size.parse(size)), model.tokenizer.pad_token_id
-    rows, xp = Size.parse(size).batch, get_backend()
-    threads = xp.n_threads() if kind == "parallel" and hasattr(xp, "n_threads") else 1
-    n_parts = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= threads)
+    rows, n_tokens = Size.parse(size).batch, Size.parse(size).batch * Size.parse(size).length
+    flops = 6 * sum(p.size for p in model.parameters()) * n_tokens
+    parts = n_parts(rows, flops) if kind == "parallel" else 1
 
     def loss_of(part: tuple[Array, Array]) -> Tensor:
         inputs, targets = part
         loss = cross_entropy_loss(model(inputs), targets, pad)
-        return loss if n_parts == 1 else loss * (1 / n_parts)
+        return loss if parts == 1 else loss * (1 / parts)
 
     def step() -> float:
         inputs, targets = next(data)
         optimizer.zero_grad()
-        losses = parallel_backward(loss_of, zip(np.split(inputs, n_parts), np.split(targets, n_parts), strict=True))
+        losses = parallel_backward(loss_of, zip(np.split(inputs, parts), np.split(targets, parts), strict=True))
         optimizer.step()
         return sum(map(float, losses))
 
