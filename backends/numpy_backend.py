@@ -164,6 +164,7 @@ linear_backward = numpy_fused.linear_backward
 erf = numpy_fused.erf
 gelu = numpy_fused.gelu
 gelu_backward = numpy_fused.gelu_backward
+gelu_value = numpy_fused.gelu_value
 leaky_relu = numpy_fused.leaky_relu
 leaky_relu_backward = numpy_fused.leaky_relu_backward
 softmax = numpy_fused.softmax

@@ -153,6 +153,7 @@ class Derived(Protocol):
     # a Phi(a), Phi the normal distribution function ("none") or its tanh approximation ("tanh"); an array for backward
     def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...
     def gelu_backward(self, g: Array, saved: Array, approximate: str) -> Array: ...
+    def gelu_value(self, a: Array, approximate: str) -> Array: ...               # the first of gelu's results, where no backward follows
 
     # Products
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array: ...  # (..., i) (i, o) (o,) -> (..., o)

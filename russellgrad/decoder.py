@@ -15,8 +15,8 @@ from .backend import Array, Backend
 _ACTIVATIONS: dict[str, Callable[[Backend, Array], Array]] = {
     "leaky_relu": lambda xp, x: xp.leaky_relu(x, 0.01),
     "relu": lambda xp, x: xp.relu(x),
-    "gelu": lambda xp, x: xp.gelu(x, "none")[0],
-    "gelu_tanh": lambda xp, x: xp.gelu(x, "tanh")[0],
+    "gelu": lambda xp, x: xp.gelu_value(x, "none"),
+    "gelu_tanh": lambda xp, x: xp.gelu_value(x, "tanh"),
 }
 
 
