@@ -6,7 +6,7 @@ instructions. The kernels are for float32, the usual dtype for training; other d
 threads, which may abort the process if two Python threads use them at the same time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, pi
 from math import sqrt as _sqrt
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from . import numba_convolution, numpy_attention, numpy_fused
-from .cpu import run_parallel
+from .cpu import MIN_PART_TIME, run_parallel
 from .numba_compile import compiled, is_float32
 from .numpy_attention import _AttentionOperands, _BlockIndex
 from .numpy_backend import *  # noqa: F403 - all primitives that are not redefined below
-from .numpy_fused import Array, _rows, _run_in_blocks
+from .numpy_fused import Array, _rows
 from .numpy_sums import sum
 
 name = "numba"
@@ -52,6 +52,20 @@ def _exp(x: Any) -> Any:
     return e_r * np.int32(bits_of_2_n).view(np.float32)
 
 
+def _run(kernel: Callable[..., None], cost: float, rows: Sequence[Array], *others: Any) -> None:
+    """Call kernel(*rows, *others), or in several threads if there is enough work, each with its part of the `rows`.
+
+    `cost` is the approximate time in one thread, in microseconds. One part needs no setting of the BLAS's threads.
+    """
+    if cost < 2 * MIN_PART_TIME:
+        return kernel(*rows, *others)
+
+    def part(start: int, stop: int) -> None:
+        kernel(*(array[start:stop] for array in rows), *others)
+
+    run_parallel(len(rows[0]), cost, part)
+
+
 # --- Fused: activations
 
 
@@ -60,13 +74,12 @@ def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
         return numpy_fused.gelu(a, approximate)
     flat = np.ascontiguousarray(a).reshape(-1)
     out, slope = np.empty_like(flat), np.empty_like(flat)
-    kernel = _gelu_exact if approximate == "none" else _gelu_tanh
-
-    def part(start: int, stop: int) -> None:
-        kernel(flat[start:stop], out[start:stop], slope[start:stop])
-
-    run_parallel(flat.size, flat.size * 3.3e-4, part)
+    _run(_gelu_exact if approximate == "none" else _gelu_tanh, flat.size * 3.3e-4, (flat, out, slope))
     return out.reshape(a.shape), slope.reshape(a.shape)
+
+
+def gelu_value(a: Array, approximate: str) -> Array:
+    return gelu(a, approximate)[0]
 
 
 _SQRT_HALF, _DENSITY_AT_0 = _f(_sqrt(0.5)), _f(1.0 / _sqrt(2.0 * pi))
@@ -118,11 +131,7 @@ def softmax(a: Array, axis: int) -> Any:
 def _softmax_in_place(rows: Array) -> tuple[Array, Array]:
     """Softmax of each row, in place. Returns each row's maximum and its sum of e^(row - maximum), both (N,)."""
     top, total = np.empty(len(rows), _f), np.empty(len(rows), _f)
-
-    def part(start: int, stop: int) -> None:
-        _softmax(rows[start:stop], top[start:stop], total[start:stop])
-
-    run_parallel(len(rows), rows.size * 7e-4, part)
+    _run(_softmax, rows.size * 7e-4, (rows, top, total))
     return top, total
 
 
@@ -173,11 +182,7 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
     n, width = rows.shape
     y, mean, rstd = np.empty_like(rows), np.empty(n, _f), np.empty(n, _f)
     scale, shift = _or_full(gamma, width, 1.0), _or_full(beta, width, 0.0)
-
-    def formula(block: slice) -> None:
-        _layer_norm(rows[block], scale, shift, _f(eps), y[block], mean[block], rstd[block])
-
-    _run_in_blocks(formula, 1, n, width)
+    _run(_layer_norm, x.size * 1.6e-4, (rows, y, mean, rstd), scale, shift, _f(eps))
     per_row = (*x.shape[:-1], 1)
     return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
 
@@ -188,7 +193,7 @@ def _or_full(a: Array | None, n: int, value: float) -> Array:
 
 
 @compiled("contract", "reassoc")
-def _layer_norm(x: Array, gamma: Array, beta: Array, eps: Any, y: Array, mean: Array, rstd: Array) -> None:
+def _layer_norm(x: Array, y: Array, mean: Array, rstd: Array, gamma: Array, beta: Array, eps: Any) -> None:
     n, width = x.shape
     for i in range(n):
         total = _ZERO
@@ -364,11 +369,7 @@ def adam_step(
     shrink = 1.0 - decay if decoupled else 1.0
     numbers = [_f(x) for x in (grow, shrink, beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, eps, rate)]
     arrays = [array.reshape(-1) for array in (p, g, m, v)]
-
-    def part(start: int, stop: int) -> None:
-        _adam_step(*(array[start:stop] for array in arrays), *numbers)
-
-    run_parallel(p.size, p.size * 2e-4, part)
+    _run(_adam_step, p.size * 2e-4, arrays, *numbers)
     if p_half is not None:
         p_half[...] = p
     return p, m, v, p_half
