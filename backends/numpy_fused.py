@@ -428,8 +428,8 @@ def _layer_norm_row(x: Array, gamma: Array | None, beta: Array | None, eps: floa
         y *= gamma
     if beta is not None:
         y += beta
-    per_row = (*x.shape[:-1], 1)
-    return y.reshape(x.shape), mean.astype(x.dtype).reshape(per_row), rstd.astype(x.dtype).reshape(per_row)
+    mean, rstd = np.array((mean, rstd), x.dtype).reshape(2, *x.shape[:-1], 1)
+    return y.reshape(x.shape), mean, rstd
 
 
 def _layer_norm_small(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
