@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .cpu import MIN_PART_TIME, run_parallel
-from .numpy_fused import _FLOP_TIME, Array, _block_length, _is_half, _row_sums
+from .numpy_fused import _FLOP_TIME, Array, _block_length, _is_half, _row_max, _row_sums
 
 # Attention (Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1), in blocks of queries. Weights
 # are not stored. Backward recomputes them from each row's logsumexp (Dao et al., "FlashAttention", arXiv:2205.14135,
@@ -27,7 +27,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
 
     def one(queries: _BlockIndex, keys: _BlockIndex) -> None:
         weights = heads.scores(queries, keys)
-        top = np.max(weights, axis=-1, keepdims=True)
+        top = _row_max(weights)
         np.maximum(top, np.finfo(top.dtype).min, out=top)  # if all keys are hidden, the weights are 0, not nan
         weights -= top
         np.exp(weights, out=weights)

@@ -200,6 +200,14 @@ def _row_sums(a: Array) -> Array:
     return np.asarray(a @ np.ones((a.shape[-1], 1), a.dtype))
 
 
+def _row_max(a: Array) -> Array:
+    """(..., C) -> (..., 1), of an array in C order with C > 0. np.max takes up to five times as long for short rows."""
+    rows = _rows(a)
+    index = np.argmax(rows, axis=1)  # nan is the largest, as in np.max
+    index += np.arange(0, rows.size, rows.shape[1])
+    return rows.ravel()[index].reshape(*a.shape[:-1], 1)
+
+
 def _is_half(a: Array) -> bool:
     """Whether `a` is in half precision, for which the formulas run: they compute in float32."""
     return a.dtype.itemsize < 4
@@ -323,9 +331,9 @@ def softmax(a: Array, axis: int) -> Any:
         return NotImplemented
 
     def formula(axis: int, a: Array, out: Array) -> None:
-        np.subtract(a, np.max(a, axis=axis, keepdims=True), out=out)  # prevents overflow
+        np.subtract(a, _max(a, axis), out=out)  # prevents overflow
         np.exp(out, out=out)
-        out /= sum(out, axis=axis, keepdims=True)
+        out /= _sum(out, axis)
 
     return _apply_along_axis(axis, formula, 12, a)
 
@@ -335,7 +343,7 @@ def softmax_backward(g: Array, y: Array, axis: int) -> Any:
         return NotImplemented
 
     def formula(axis: int, g: Array, y: Array, out: Array) -> None:
-        np.subtract(g, sum(g * y, axis=axis, keepdims=True), out=out)
+        np.subtract(g, _sum(g * y, axis), out=out)
         out *= y
 
     return _apply_along_axis(axis, formula, 5, g, y)
@@ -346,8 +354,8 @@ def log_softmax(a: Array, axis: int) -> Any:
         return NotImplemented
 
     def formula(axis: int, a: Array, out: Array) -> None:
-        np.subtract(a, np.max(a, axis=axis, keepdims=True), out=out)
-        out -= np.log(sum(np.exp(out), axis=axis, keepdims=True))
+        np.subtract(a, _max(a, axis), out=out)
+        out -= np.log(_sum(np.exp(out), axis))
 
     return _apply_along_axis(axis, formula, 12, a)
 
@@ -358,10 +366,18 @@ def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:
 
     def formula(axis: int, g: Array, y: Array, out: Array) -> None:
         np.exp(y, out=out)
-        out *= sum(g, axis=axis, keepdims=True)
+        out *= _sum(g, axis)
         np.subtract(g, out, out=out)
 
     return _apply_along_axis(axis, formula, 10, g, y)
+
+
+def _max(a: Array, axis: int) -> Array:
+    return _row_max(a) if axis == -1 and a.flags.c_contiguous else np.max(a, axis=axis, keepdims=True)
+
+
+def _sum(a: Array, axis: int) -> Array:
+    return _row_sums(a) if axis == -1 else np.asarray(sum(a, axis=axis, keepdims=True))
 
 
 def _apply_along_axis(axis: int, formula: Callable[..., None], passes: int, *arrays: Array) -> Array:
@@ -524,10 +540,10 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
     z = np.array(logits)  # (N, C)
     if excluded_class is not None:
         z[:, excluded_class] = -np.inf
-    z -= np.max(z, axis=1, keepdims=True)
+    z -= _row_max(z)
     target = z[np.arange(len(ids)), ids]  # (N,)
     probs = np.exp(z, out=z)
-    total = np.sum(probs, axis=1, keepdims=True)  # (N, 1)
+    total = _row_sums(probs)  # (N, 1)
     losses = np.log(total[:, 0]) - target
     probs /= total
     if valid is None:
