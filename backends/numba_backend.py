@@ -123,27 +123,52 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 def softmax(a: Array, axis: int) -> Any:
     if not is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
         return numpy_fused.softmax(a, axis)
-    out = np.array(a, order="C")
-    _softmax_in_place(_rows(out))
-    return out
+    rows = np.ascontiguousarray(_rows(a))
+    out = np.empty_like(rows)
+    _softmax_of_rows(rows, out)
+    return out.reshape(a.shape)
 
 
-def _softmax_in_place(rows: Array) -> tuple[Array, Array]:
-    """Softmax of each row, in place. Returns each row's maximum and its sum of e^(row - maximum), both (N,)."""
+def _softmax_of_rows(rows: Array, out: Array) -> tuple[Array, Array]:
+    """Write the softmax of each row into `out`, which may be `rows`.
+
+    Returns each row's maximum and its sum of e^(row - maximum), both (N,).
+    """
     top, total = np.empty(len(rows), _f), np.empty(len(rows), _f)
-    _run(_softmax, rows.size * 7e-4, (rows, top, total))
+    _run(_softmax, rows.size * 7e-4, (rows, out, top, total))
     return top, total
 
 
 @compiled("contract", "reassoc")
-def _softmax(rows: Array, top: Array, total: Array) -> None:
+def _softmax(rows: Array, out: Array, top: Array, total: Array) -> None:
     lanes = np.empty(_LANES, _f)
     for i in range(len(rows)):
-        row = rows[i]
+        row = out[i]
+        for j in range(row.size):
+            row[j] = rows[i, j]
         top[i], total[i] = _exp_of_row(row, lanes)
         inverse = _ONE / total[i]
         for j in range(row.size):
             row[j] *= inverse
+
+
+def softmax_backward(g: Array, y: Array, axis: int) -> Any:
+    if not is_float32(g, y) or g.size == 0 or axis not in (-1, g.ndim - 1):
+        return numpy_fused.softmax_backward(g, y, axis)
+    gs, ys = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(y))
+    out = np.empty_like(gs)
+    _run(_softmax_backward, gs.size * 3.3e-4, (gs, ys, out))
+    return out.reshape(g.shape)
+
+
+@compiled("contract", "reassoc")
+def _softmax_backward(g: Array, y: Array, out: Array) -> None:
+    for i in range(len(g)):
+        along = _ZERO
+        for j in range(g.shape[1]):
+            along += g[i, j] * y[i, j]
+        for j in range(g.shape[1]):
+            out[i, j] = y[i, j] * (g[i, j] - along)
 
 
 _LANES = 16  # independent maxima, so that the loop is vectorized
@@ -285,7 +310,7 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
     if excluded_class is not None:
         probs[:, excluded_class] = -inf
     target = probs[np.arange(len(ids)), ids]  # (N,)
-    top, total = _softmax_in_place(probs)
+    top, total = _softmax_of_rows(probs, probs)
     losses = np.log(total) - (target - top)
     if valid is None:
         return np.asarray(np.mean(losses)), probs
