@@ -28,6 +28,7 @@ _BLOCK = 1 << 17  # elements; smaller blocks would fit a faster cache, but need 
 _STEP_TIME = 2e-4  # approximate time of one elementwise step on one element, in microseconds, for `run_parallel`
 _SMALL_WEIGHT = 1 << 16  # elements; the BLAS's threads would go on spinning after a larger product
 _FLOP_TIME = 1e-5  # approximate time of one floating-point operation in a matrix product, in microseconds
+_SMALL_PRODUCT = 1 << 18  # multiplications; OpenBLAS uses one thread for a product of no more
 
 
 def _block_length(n: int, width: int) -> int:
@@ -131,6 +132,8 @@ def matmul(a: Array, b: Array) -> Array:
     *batch, n, k = a.shape
     if batch and batch[0] == 1:  # split the next axis instead
         return matmul(a[0], b[0])[None]
+    if not batch and n * k * b.shape[-1] <= _SMALL_PRODUCT:
+        return np.asarray(np.matmul(a, b))
     out = np.empty((*batch, n, b.shape[-1]), np.result_type(a, b))
 
     def part(start: int, stop: int) -> None:  # of the batch, or of the rows
@@ -147,6 +150,10 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Any:
         out = np.matmul(x, weight)
         return out if bias is None else np.add(out, bias)
     rows = _rows(x)  # (N, i) @ (i, o): one product for all batch axes
+    if len(rows) * weight.size <= _SMALL_PRODUCT:
+        out = np.matmul(rows, weight)
+        out = out if bias is None else np.add(out, bias)
+        return out.reshape(*x.shape[:-1], weight.shape[1])
     operands = (x, weight) if bias is None else (x, weight, bias)
     out = np.empty((len(rows), weight.shape[1]), np.result_type(*operands))
 
@@ -529,7 +536,9 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
         return NotImplemented
     flat, rows = ids.ravel(), _rows(g)
     out = np.zeros((n_rows, g.shape[-1]), g.dtype)
-    if flat.size:
+    if g.size <= 4096:
+        np.add.at(out, flat, rows)
+    else:
         order = np.argsort(flat, kind="stable")
         in_order, rows = flat[order], rows.take(order, axis=0)
         starts = np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1])))
