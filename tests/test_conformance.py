@@ -355,6 +355,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "max pooling treats padding as 0": ("max_pool_indices", maximum_of_zeros),
     "gelu always uses the tanh approximation": given("gelu", approximate="tanh"),
     "gelu_backward has the wrong sign": gives("gelu_backward", negated),
+    "gelu_value always uses the tanh approximation": given("gelu_value", approximate="tanh"),
     "leaky_relu has the wrong slope": given("leaky_relu", alpha=0.02),
     "leaky_relu_backward is halved": gives("leaky_relu_backward", halved),
     "softmax ignores axis": given("softmax", axis=-1),
