@@ -77,8 +77,8 @@ def erf(a: Array) -> Array:
     error is below 1.4e-7.
     """
     if a.dtype.itemsize <= 4:
-        x = np.asarray(a, dtype=np.float32)
-        return _erf_single(x, np.minimum(x * x, _LARGE), _ERF_OF_X).astype(a.dtype, copy=False)
+        single: Array = np.asarray(a, dtype=np.float32)
+        return _erf_single(single, np.minimum(single * single, _LARGE), _ERF_OF_X).astype(a.dtype, copy=False)
     wide = np.atleast_1d(a).astype(np.float64, copy=False)
     y = np.abs(wide)
     result = np.sign(wide)  # erf is 1 in double precision beyond 6
@@ -119,7 +119,7 @@ def _erf_single(x: Array, square: Array, coefficients: tuple[Array, ...]) -> Arr
         value *= square
     value += coefficients[-1]
     value *= x
-    return np.tanh(value, out=value)
+    return np.asarray(np.tanh(value, out=value))
 
 
 # --- Products
@@ -132,7 +132,7 @@ def matmul(a: Array, b: Array) -> Array:
     *batch, n, k = a.shape
     if batch and batch[0] == 1:  # split the next axis instead
         return matmul(a[0], b[0])[None]
-    if not batch and n * k * b.shape[-1] <= _SMALL_PRODUCT:
+    if a.size * b.shape[-1] <= _SMALL_PRODUCT:
         return np.asarray(np.matmul(a, b))
     out = np.empty((*batch, n, b.shape[-1]), np.result_type(a, b))
 
@@ -213,7 +213,7 @@ def _row_max(a: Array) -> Array:
     rows = _rows(a)
     index = np.argmax(rows, axis=1)  # nan is the largest, as in np.max
     index += np.arange(0, rows.size, rows.shape[1])
-    return rows.ravel()[index].reshape(*a.shape[:-1], 1)
+    return np.asarray(rows.ravel()[index].reshape(*a.shape[:-1], 1))
 
 
 def _is_half(a: Array) -> bool:

@@ -91,10 +91,11 @@ def test_peers_that_are_not_installed_are_skipped_and_named(monkeypatch: pytest.
 
 def test_ops_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "OPS", {"attention": "attention"})
-    (table,) = ops.tables(quick=True)
+    table, small = ops.tables(quick=True)
     optimizer = table.rows.pop()
     assert set(optimizer["ratio"]) == {TORCH, TORCH_FUSED}
     check_table(table, 1, {TORCH})
+    check_table(small, 1, {ops.FORMULAS, TORCH})
 
 
 def test_every_op_gives_the_same_norms_as_pytorch() -> None:
