@@ -365,6 +365,96 @@ def _softmax_of(scores: Array) -> Array:
     return log_sum
 
 
+# --- Generation: one token of one text through a block, in one call
+
+
+def token_block(
+    x: Array,
+    norms: Sequence[tuple[Array, Array, float]],
+    weights: Sequence[Array | None],
+    activation: str,
+    cache: Array,
+    position: int,
+) -> Any:
+    (gamma, beta, eps), (gamma_2, beta_2, eps_2) = norms
+    w_qkv, w_out, w_in, b_in, w_down, b_down = (_NO_WEIGHT if weight is None else weight for weight in weights)
+    arrays = x, gamma, beta, gamma_2, beta_2, cache, w_qkv, w_out, w_in, b_in, w_down, b_down
+    if x.size != x.shape[-1] or not is_float32(*arrays) or not all(a.flags.c_contiguous for a in arrays):
+        return NotImplemented
+    out = np.empty_like(x)
+    _token_block(
+        x.reshape(1, -1), gamma, beta, _f(eps), gamma_2, beta_2, _f(eps_2), w_qkv, w_out, w_in, b_in, w_down, b_down,
+        _ACTIVATIONS.index(activation), cache[0], position, out.reshape(1, -1),
+    )  # fmt: skip
+    return out
+
+
+_NO_WEIGHT = np.zeros((0, 0), _f)
+_ACTIVATIONS = "gelu", "gelu_tanh", "relu", "leaky_relu"
+
+
+@compiled("contract", "reassoc")
+def _token_block(
+    x: Array, gamma: Array, beta: Array, eps: Any, gamma_2: Array, beta_2: Array, eps_2: Any, w_qkv: Array,
+    w_out: Array, w_in: Array, b_in: Array, w_down: Array, b_down: Array, activation: int, cache: Array, position: int,
+    out: Array,
+) -> None:  # fmt: skip
+    width, (n_heads, _, d) = x.size, cache.shape[1:]
+    normed, mean, rstd = np.empty_like(x), np.empty(1, _f), np.empty(1, _f)
+    _layer_norm(x, normed, mean, rstd, gamma, beta, eps)
+    qkv, attended = np.zeros(3 * width, _f), np.zeros(width, _f)
+    _add_product(normed[0], w_qkv, qkv)
+    lanes, weights = np.empty(_LANES, _f), np.empty(position + 1, _f)
+    for h in range(n_heads):
+        keys, values, start = cache[0, h], cache[1, h], h * d
+        query, head = qkv[start : start + d], attended[start : start + d]
+        for i in range(d):
+            keys[position, i] = qkv[width + start + i]
+            values[position, i] = qkv[2 * width + start + i]
+        for j in range(position + 1):
+            score = _ZERO
+            for i in range(d):
+                score += query[i] * keys[j, i]
+            weights[j] = score / np.sqrt(_f(d))
+        _, total = _exp_of_row(weights, lanes)
+        for j in range(position + 1):
+            weight = weights[j] / total
+            for i in range(d):
+                head[i] += weight * values[j, i]
+    out[:] = x
+    if w_out.size:
+        _add_product(attended, w_out, out[0])
+    else:
+        out[0] += attended
+    _layer_norm(out, normed, mean, rstd, gamma_2, beta_2, eps_2)
+    hidden = b_in.copy()
+    _add_product(normed[0], w_in, hidden)
+    if activation == 0:
+        _gelu_exact(hidden, hidden, np.empty_like(hidden))
+    elif activation == 1:
+        _gelu_tanh(hidden, hidden, np.empty_like(hidden))
+    else:
+        for i in range(hidden.size):
+            if hidden[i] < _ZERO:
+                hidden[i] = _ZERO if activation == 2 else hidden[i] * _f(0.01)
+    out[0] += b_down
+    _add_product(hidden, w_down, out[0])
+
+
+@compiled("contract", "reassoc")
+def _add_product(row: Array, weight: Array, out: Array) -> None:
+    """out += row @ weight. Four rows of the weight at a time, so that `out` is read and written less often."""
+    n, width = weight.shape
+    whole = n - n % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = row[i], row[i + 1], row[i + 2], row[i + 3]
+        for j in range(width):
+            out[j] += a * weight[i, j] + b * weight[i + 1, j] + c * weight[i + 2, j] + d * weight[i + 3, j]
+    for i in range(whole, n):
+        for j in range(width):
+            out[j] += row[i] * weight[i, j]
+
+
 conv = numba_convolution.conv
 conv_backward = numba_convolution.conv_backward
 

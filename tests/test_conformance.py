@@ -391,6 +391,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "adam_step computes in half precision": ("adam_step", adam_step_in_half),
     "clip_scale computes in half precision": ("clip_scale", clip_scale_in_half),
     # Optional primitives
+    "token_block returns its operand": ("token_block", lambda x, *rest: x),
     "assign writes into a copy": given("assign", target=np.copy),
     "split_flat copies": ("split_flat", lambda flat, shapes: [a.copy() for a in numpy.split_flat(flat, shapes)]),
     "host_scalars ignores dtype": ("host_scalars", lambda values, dtype: np.array(values)),
