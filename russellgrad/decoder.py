@@ -100,7 +100,7 @@ class Decoder:
     def _block(self, i: int, block: Any, x: Array, lengths: list[int] | None = None) -> Array:
         """(B, T, C) -> (B, T, C), as `Block.forward`; with lengths, of the last token of each row only, (B, 1, C)."""
         xp, attention, feed_forward = self.xp, block.attention, block.feed_forward
-        if self.length and x.shape[:2] == (1, 1) and hasattr(xp, "token_block"):
+        if self.length and x.shape[:2] == (1, 1) and self._padding is None and hasattr(xp, "token_block"):
             out = self._token_block(i, block, x)
             if out is not NotImplemented:
                 return out

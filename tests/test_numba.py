@@ -208,7 +208,12 @@ def test_one_token_in_one_call_gives_the_logits_of_forward(
             row.append(step)
         assert len(results) == 2 * 4 and NotImplemented not in [type(result) for result in results]
         assert all(isinstance(result, np.ndarray) for result in results)
-        decoder.next_logits([row, row])  # two texts
+        decoder = model.make_decoder()
+        assert isinstance(decoder, Decoder)
+        decoder.next_logits([[1, 2, 3], [4]])  # two texts
+        decoder.select([1])  # whose keys include padding
+        (found,) = decoder.next_logits([[4, 5]])
+        np.testing.assert_allclose(found, model([[4, 5]]).numpy()[0, -1, :-1], rtol=0, atol=1e-5)
         assert len(results) == 2 * 4
 
 
