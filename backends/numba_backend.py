@@ -380,7 +380,7 @@ def token_block(
     w_qkv, w_out, w_in, b_in, w_down, b_down = (_NO_WEIGHT if weight is None else weight for weight in weights)
     arrays = x, gamma, beta, gamma_2, beta_2, cache, w_qkv, w_out, w_in, b_in, w_down, b_down
     if x.size != x.shape[-1] or not is_float32(*arrays) or not all(a.flags.c_contiguous for a in arrays):
-        return NotImplemented
+        return numpy_fused.token_block(x, norms, weights, activation, cache, position)
     out = np.empty_like(x)
     _token_block(
         x.reshape(1, -1), gamma, beta, _f(eps), gamma_2, beta_2, _f(eps_2), w_qkv, w_out, w_in, b_in, w_down, b_down,

@@ -182,6 +182,7 @@ conv_backward = numpy_convolution.conv_backward
 max_pool_indices = numpy_convolution.max_pool_indices
 attention = numpy_attention.attention
 attention_backward = numpy_attention.attention_backward
+token_block = numpy_fused.token_block
 sgd_step = numpy_fused.sgd_step
 adam_step = numpy_fused.adam_step
 

@@ -443,10 +443,7 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
 def _layer_norm_row(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """As `_layer_norm_small`, for one row, whose mean and variance are scalars: NumPy computes faster with these."""
     row = x.astype(np.float64).reshape(-1)
-    mean = row.dot(_average(len(row))[:, 0])
-    row -= mean
-    rstd = 1.0 / np.sqrt(row.dot(row) / len(row) + eps)
-    row *= rstd
+    mean, rstd = _standardize(row, eps)
     y = row.astype(x.dtype, copy=False)
     if gamma is not None:
         y *= gamma
@@ -454,6 +451,15 @@ def _layer_norm_row(x: Array, gamma: Array | None, beta: Array | None, eps: floa
         y += beta
     mean, rstd = np.array((mean, rstd), x.dtype).reshape(2, *x.shape[:-1], 1)
     return y.reshape(x.shape), mean, rstd
+
+
+def _standardize(row: Array, eps: float) -> tuple[Any, Any]:
+    """Subtract the mean of a float64 row (C,) and divide by its standard deviation, in place. Returns mean, 1/std."""
+    mean = row.dot(_average(len(row))[:, 0])
+    row -= mean
+    rstd = 1.0 / np.sqrt(row.dot(row) / len(row) + eps)
+    row *= rstd
+    return mean, rstd
 
 
 def _layer_norm_small(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
@@ -579,6 +585,56 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | No
     out[np.arange(len(ids)), ids] -= scale[:, 0]
     return out
 
+
+# --- Generation
+
+
+def token_block(
+    x: Array,
+    norms: Sequence[tuple[Array, Array, float]],
+    weights: Sequence[Any],
+    activation: str,
+    cache: Array,
+    position: int,
+) -> Any:
+    """On rows (C,) and on (H, S, D), with as few calls as possible: they take most of the time."""
+    w_qkv, w_out, w_in, b_in, w_down, b_down = weights
+    if x.size != x.shape[-1] or _is_half(x) or w_in.size > _SMALL_WEIGHT:
+        return NotImplemented
+    row = x.reshape(-1)
+    qkv = _normalized(row, *norms[0]).dot(w_qkv).reshape(3, cache.shape[2], 1, cache.shape[4])
+    cache[0, :, :, position : position + 1] = qkv[1:]
+    keys, values = cache[0, :, :, : position + 1]
+    scores = np.matmul(qkv[0] * (1.0 / _sqrt(qkv.shape[-1])), keys.swapaxes(1, 2))  # (H, 1, S)
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= np.add.reduce(scores, axis=-1, keepdims=True)
+    attended = np.matmul(scores, values).reshape(-1)
+    row = row + (attended if w_out is None else attended.dot(w_out))
+    hidden = _normalized(row, *norms[1]).dot(w_in)
+    hidden += b_in
+    out = _ACTIVATIONS[activation](hidden).dot(w_down)
+    out += b_down
+    out += row
+    return out.reshape(x.shape)
+
+
+def _normalized(x: Array, gamma: Array, beta: Array, eps: float) -> Array:
+    """Layer norm of a row (C,)."""
+    row = x.astype(np.float64)
+    _standardize(row, eps)
+    y = row.astype(x.dtype, copy=False)
+    y *= gamma
+    y += beta
+    return y
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda a: gelu_value(a, "none"),
+    "gelu_tanh": lambda a: gelu_value(a, "tanh"),
+    "relu": lambda a: np.maximum(a, 0),
+    "leaky_relu": lambda a: leaky_relu(a, 0.01),
+}
 
 # --- Optimizer steps, in place
 

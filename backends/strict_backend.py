@@ -25,6 +25,7 @@ from .strict_array import (
 )
 
 name = "strict"
+token_block: Any = None  # generation runs the primitives instead, which are checked
 
 # For each primitive that is not elementwise, the positions of the arguments that are arrays.
 _ARRAYS: dict[str, Sequence[int]] = {
