@@ -247,6 +247,11 @@ def gelu_backward(xp: Xp, g: Array, saved: Array, approximate: str) -> Array:
     return _cast(xp, xp.multiply(g, xp.add(cdf, a_slope)), xp.dtype(g))
 
 
+def gelu_value(xp: Xp, a: Array, approximate: str) -> Array:
+    """The first result of `gelu`. A backend whose `gelu` computes its slope, too, has less to do here."""
+    return xp.gelu(a, approximate)[0]
+
+
 def _normal_cdf(xp: Xp, a: Array, approximate: str) -> Array:
     """The standard normal distribution function, or its tanh approximation."""
     if approximate == "none":

@@ -6,7 +6,7 @@ instructions. The kernels are for float32, the usual dtype for training; other d
 threads, which may abort the process if two Python threads use them at the same time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, pi
 from math import sqrt as _sqrt
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from . import numba_convolution, numpy_attention, numpy_fused
-from .cpu import run_parallel
+from .cpu import MIN_PART_TIME, run_parallel
 from .numba_compile import compiled, is_float32
 from .numpy_attention import _AttentionOperands, _BlockIndex
 from .numpy_backend import *  # noqa: F403 - all primitives that are not redefined below
-from .numpy_fused import Array, _rows, _run_in_blocks
+from .numpy_fused import Array, _rows
 from .numpy_sums import sum
 
 name = "numba"
@@ -52,6 +52,20 @@ def _exp(x: Any) -> Any:
     return e_r * np.int32(bits_of_2_n).view(np.float32)
 
 
+def _run(kernel: Callable[..., None], cost: float, rows: Sequence[Array], *others: Any) -> None:
+    """Call kernel(*rows, *others), or in several threads if there is enough work, each with its part of the `rows`.
+
+    `cost` is the approximate time in one thread, in microseconds. One part needs no setting of the BLAS's threads.
+    """
+    if cost < 2 * MIN_PART_TIME:
+        return kernel(*rows, *others)
+
+    def part(start: int, stop: int) -> None:
+        kernel(*(array[start:stop] for array in rows), *others)
+
+    run_parallel(len(rows[0]), cost, part)
+
+
 # --- Fused: activations
 
 
@@ -60,13 +74,12 @@ def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
         return numpy_fused.gelu(a, approximate)
     flat = np.ascontiguousarray(a).reshape(-1)
     out, slope = np.empty_like(flat), np.empty_like(flat)
-    kernel = _gelu_exact if approximate == "none" else _gelu_tanh
-
-    def part(start: int, stop: int) -> None:
-        kernel(flat[start:stop], out[start:stop], slope[start:stop])
-
-    run_parallel(flat.size, flat.size * 3.3e-4, part)
+    _run(_gelu_exact if approximate == "none" else _gelu_tanh, flat.size * 3.3e-4, (flat, out, slope))
     return out.reshape(a.shape), slope.reshape(a.shape)
+
+
+def gelu_value(a: Array, approximate: str) -> Array:
+    return gelu(a, approximate)[0]
 
 
 _SQRT_HALF, _DENSITY_AT_0 = _f(_sqrt(0.5)), _f(1.0 / _sqrt(2.0 * pi))
@@ -110,31 +123,52 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 def softmax(a: Array, axis: int) -> Any:
     if not is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
         return numpy_fused.softmax(a, axis)
-    out = np.array(a, order="C")
-    _softmax_in_place(_rows(out))
-    return out
+    rows = np.ascontiguousarray(_rows(a))
+    out = np.empty_like(rows)
+    _softmax_of_rows(rows, out)
+    return out.reshape(a.shape)
 
 
-def _softmax_in_place(rows: Array) -> tuple[Array, Array]:
-    """Softmax of each row, in place. Returns each row's maximum and its sum of e^(row - maximum), both (N,)."""
+def _softmax_of_rows(rows: Array, out: Array) -> tuple[Array, Array]:
+    """Write the softmax of each row into `out`, which may be `rows`.
+
+    Returns each row's maximum and its sum of e^(row - maximum), both (N,).
+    """
     top, total = np.empty(len(rows), _f), np.empty(len(rows), _f)
-
-    def part(start: int, stop: int) -> None:
-        _softmax(rows[start:stop], top[start:stop], total[start:stop])
-
-    run_parallel(len(rows), rows.size * 7e-4, part)
+    _run(_softmax, rows.size * 7e-4, (rows, out, top, total))
     return top, total
 
 
 @compiled("contract", "reassoc")
-def _softmax(rows: Array, top: Array, total: Array) -> None:
+def _softmax(rows: Array, out: Array, top: Array, total: Array) -> None:
     lanes = np.empty(_LANES, _f)
     for i in range(len(rows)):
-        row = rows[i]
+        row = out[i]
+        for j in range(row.size):
+            row[j] = rows[i, j]
         top[i], total[i] = _exp_of_row(row, lanes)
         inverse = _ONE / total[i]
         for j in range(row.size):
             row[j] *= inverse
+
+
+def softmax_backward(g: Array, y: Array, axis: int) -> Any:
+    if not is_float32(g, y) or g.size == 0 or axis not in (-1, g.ndim - 1):
+        return numpy_fused.softmax_backward(g, y, axis)
+    gs, ys = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(y))
+    out = np.empty_like(gs)
+    _run(_softmax_backward, gs.size * 3.3e-4, (gs, ys, out))
+    return out.reshape(g.shape)
+
+
+@compiled("contract", "reassoc")
+def _softmax_backward(g: Array, y: Array, out: Array) -> None:
+    for i in range(len(g)):
+        along = _ZERO
+        for j in range(g.shape[1]):
+            along += g[i, j] * y[i, j]
+        for j in range(g.shape[1]):
+            out[i, j] = y[i, j] * (g[i, j] - along)
 
 
 _LANES = 16  # independent maxima, so that the loop is vectorized
@@ -173,11 +207,7 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
     n, width = rows.shape
     y, mean, rstd = np.empty_like(rows), np.empty(n, _f), np.empty(n, _f)
     scale, shift = _or_full(gamma, width, 1.0), _or_full(beta, width, 0.0)
-
-    def formula(block: slice) -> None:
-        _layer_norm(rows[block], scale, shift, _f(eps), y[block], mean[block], rstd[block])
-
-    _run_in_blocks(formula, 1, n, width)
+    _run(_layer_norm, x.size * 1.6e-4, (rows, y, mean, rstd), scale, shift, _f(eps))
     per_row = (*x.shape[:-1], 1)
     return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
 
@@ -188,7 +218,7 @@ def _or_full(a: Array | None, n: int, value: float) -> Array:
 
 
 @compiled("contract", "reassoc")
-def _layer_norm(x: Array, gamma: Array, beta: Array, eps: Any, y: Array, mean: Array, rstd: Array) -> None:
+def _layer_norm(x: Array, y: Array, mean: Array, rstd: Array, gamma: Array, beta: Array, eps: Any) -> None:
     n, width = x.shape
     for i in range(n):
         total = _ZERO
@@ -280,7 +310,7 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
     if excluded_class is not None:
         probs[:, excluded_class] = -inf
     target = probs[np.arange(len(ids)), ids]  # (N,)
-    top, total = _softmax_in_place(probs)
+    top, total = _softmax_of_rows(probs, probs)
     losses = np.log(total) - (target - top)
     if valid is None:
         return np.asarray(np.mean(losses)), probs
@@ -335,6 +365,96 @@ def _softmax_of(scores: Array) -> Array:
     return log_sum
 
 
+# --- Generation: one token of one text through a block, in one call
+
+
+def token_block(
+    x: Array,
+    norms: Sequence[tuple[Array, Array, float]],
+    weights: Sequence[Array | None],
+    activation: str,
+    cache: Array,
+    position: int,
+) -> Any:
+    (gamma, beta, eps), (gamma_2, beta_2, eps_2) = norms
+    w_qkv, w_out, w_in, b_in, w_down, b_down = (_NO_WEIGHT if weight is None else weight for weight in weights)
+    arrays = x, gamma, beta, gamma_2, beta_2, cache, w_qkv, w_out, w_in, b_in, w_down, b_down
+    if x.size != x.shape[-1] or not is_float32(*arrays) or not all(a.flags.c_contiguous for a in arrays):
+        return numpy_fused.token_block(x, norms, weights, activation, cache, position)
+    out = np.empty_like(x)
+    _token_block(
+        x.reshape(1, -1), gamma, beta, _f(eps), gamma_2, beta_2, _f(eps_2), w_qkv, w_out, w_in, b_in, w_down, b_down,
+        _ACTIVATIONS.index(activation), cache[0], position, out.reshape(1, -1),
+    )  # fmt: skip
+    return out
+
+
+_NO_WEIGHT = np.zeros((0, 0), _f)
+_ACTIVATIONS = "gelu", "gelu_tanh", "relu", "leaky_relu"
+
+
+@compiled("contract", "reassoc")
+def _token_block(
+    x: Array, gamma: Array, beta: Array, eps: Any, gamma_2: Array, beta_2: Array, eps_2: Any, w_qkv: Array,
+    w_out: Array, w_in: Array, b_in: Array, w_down: Array, b_down: Array, activation: int, cache: Array, position: int,
+    out: Array,
+) -> None:  # fmt: skip
+    width, (n_heads, _, d) = x.size, cache.shape[1:]
+    normed, mean, rstd = np.empty_like(x), np.empty(1, _f), np.empty(1, _f)
+    _layer_norm(x, normed, mean, rstd, gamma, beta, eps)
+    qkv, attended = np.zeros(3 * width, _f), np.zeros(width, _f)
+    _add_product(normed[0], w_qkv, qkv)
+    lanes, weights = np.empty(_LANES, _f), np.empty(position + 1, _f)
+    for h in range(n_heads):
+        keys, values, start = cache[0, h], cache[1, h], h * d
+        query, head = qkv[start : start + d], attended[start : start + d]
+        for i in range(d):
+            keys[position, i] = qkv[width + start + i]
+            values[position, i] = qkv[2 * width + start + i]
+        for j in range(position + 1):
+            score = _ZERO
+            for i in range(d):
+                score += query[i] * keys[j, i]
+            weights[j] = score / np.sqrt(_f(d))
+        _, total = _exp_of_row(weights, lanes)
+        for j in range(position + 1):
+            weight = weights[j] / total
+            for i in range(d):
+                head[i] += weight * values[j, i]
+    out[:] = x
+    if w_out.size:
+        _add_product(attended, w_out, out[0])
+    else:
+        out[0] += attended
+    _layer_norm(out, normed, mean, rstd, gamma_2, beta_2, eps_2)
+    hidden = b_in.copy()
+    _add_product(normed[0], w_in, hidden)
+    if activation == 0:
+        _gelu_exact(hidden, hidden, np.empty_like(hidden))
+    elif activation == 1:
+        _gelu_tanh(hidden, hidden, np.empty_like(hidden))
+    else:
+        for i in range(hidden.size):
+            if hidden[i] < _ZERO:
+                hidden[i] = _ZERO if activation == 2 else hidden[i] * _f(0.01)
+    out[0] += b_down
+    _add_product(hidden, w_down, out[0])
+
+
+@compiled("contract", "reassoc")
+def _add_product(row: Array, weight: Array, out: Array) -> None:
+    """out += row @ weight. Four rows of the weight at a time, so that `out` is read and written less often."""
+    n, width = weight.shape
+    whole = n - n % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = row[i], row[i + 1], row[i + 2], row[i + 3]
+        for j in range(width):
+            out[j] += a * weight[i, j] + b * weight[i + 1, j] + c * weight[i + 2, j] + d * weight[i + 3, j]
+    for i in range(whole, n):
+        for j in range(width):
+            out[j] += row[i] * weight[i, j]
+
+
 conv = numba_convolution.conv
 conv_backward = numba_convolution.conv_backward
 
@@ -364,11 +484,7 @@ def adam_step(
     shrink = 1.0 - decay if decoupled else 1.0
     numbers = [_f(x) for x in (grow, shrink, beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, eps, rate)]
     arrays = [array.reshape(-1) for array in (p, g, m, v)]
-
-    def part(start: int, stop: int) -> None:
-        _adam_step(*(array[start:stop] for array in arrays), *numbers)
-
-    run_parallel(p.size, p.size * 2e-4, part)
+    _run(_adam_step, p.size * 2e-4, arrays, *numbers)
     if p_half is not None:
         p_half[...] = p
     return p, m, v, p_half

@@ -35,6 +35,12 @@ def compiled(*fastmath: str) -> Callable[[_Kernel], _Kernel]:
     return decorate
 
 
+_FLOAT32 = np.dtype(np.float32)
+
+
 def is_float32(*arrays: Array | None) -> bool:
     """Whether all arrays that are given are float32."""
-    return all(array is None or array.dtype == np.float32 for array in arrays)
+    for array in arrays:  # noqa: SIM110 - takes half the time of all()
+        if array is not None and array.dtype != _FLOAT32:
+            return False
+    return True

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .cpu import MIN_PART_TIME, run_parallel
-from .numpy_fused import _FLOP_TIME, Array, _block_length, _is_half, _row_sums
+from .numpy_fused import _FLOP_TIME, Array, _block_length, _is_half, _row_max, _row_sums
 
 # Attention (Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1), in blocks of queries. Weights
 # are not stored. Backward recomputes them from each row's logsumexp (Dao et al., "FlashAttention", arXiv:2205.14135,
@@ -27,7 +27,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
 
     def one(queries: _BlockIndex, keys: _BlockIndex) -> None:
         weights = heads.scores(queries, keys)
-        top = np.max(weights, axis=-1, keepdims=True)
+        top = _row_max(weights)
         np.maximum(top, np.finfo(top.dtype).min, out=top)  # if all keys are hidden, the weights are 0, not nan
         weights -= top
         np.exp(weights, out=weights)
@@ -55,7 +55,7 @@ def attention_backward(
     needs: Sequence[bool],
 ) -> Any:
     """The gradients have all batch axes, including those along which an operand was broadcast."""
-    if _is_half(q):
+    if _is_half(q) or prod(out.shape[:-1]) * k.shape[-2] <= _FEW_SCORES:
         return NotImplemented
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     g, out, log_sum = heads.split(g), heads.split(out), heads.split(log_sum)
@@ -84,6 +84,9 @@ def attention_backward(
 
     heads.run_in_blocks(one, products=5)
     return tuple(None if gradient is None else heads.merge(gradient) for gradient in (gq, gk, gv))
+
+
+_FEW_SCORES = 4096  # for which preparing the blocks takes longer than all of the formula
 
 
 def takes_one_query(q: Array, k: Array, v: Array) -> bool:
@@ -157,7 +160,9 @@ class _AttentionOperands:
     query_block_size = 64
 
     def __init__(self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> None:
-        self.batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        self.batch = q.shape[:-2]
+        if not self.batch == k.shape[:-2] == v.shape[:-2]:
+            self.batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
         self.q, self.k, self.v = self.split(q), self.split(k), self.split(v)
         self.scale = 1.0 / _sqrt(q.shape[-1])
         scores = (*self.batch, q.shape[-2], k.shape[-2])
@@ -168,7 +173,7 @@ class _AttentionOperands:
 
     def split(self, a: Array) -> Array:
         """(..., n, width) -> (B, H, n, width), a view if possible."""
-        full = np.broadcast_to(a, (*self.batch, *a.shape[-2:]))
+        full = a if a.shape[:-2] == self.batch else np.broadcast_to(a, (*self.batch, *a.shape[-2:]))
         if full.ndim < 4:
             return full[(None,) * (4 - full.ndim)]
         return full.reshape(prod(full.shape[:-3]), *full.shape[-3:])

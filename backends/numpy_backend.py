@@ -163,6 +163,7 @@ linear_backward = numpy_fused.linear_backward
 erf = numpy_fused.erf
 gelu = numpy_fused.gelu
 gelu_backward = numpy_fused.gelu_backward
+gelu_value = numpy_fused.gelu_value
 leaky_relu = numpy_fused.leaky_relu
 leaky_relu_backward = numpy_fused.leaky_relu_backward
 softmax = numpy_fused.softmax
@@ -180,6 +181,7 @@ conv_backward = numpy_convolution.conv_backward
 max_pool_indices = numpy_convolution.max_pool_indices
 attention = numpy_attention.attention
 attention_backward = numpy_attention.attention_backward
+token_block = numpy_fused.token_block
 sgd_step = numpy_fused.sgd_step
 adam_step = numpy_fused.adam_step
 

@@ -7,6 +7,7 @@ and distribute the blocks over threads. The function of the same name in `formul
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from math import pi, prod
 from math import sqrt as _sqrt
 from typing import Any, TypeAlias
@@ -27,6 +28,7 @@ _BLOCK = 1 << 17  # elements; smaller blocks would fit a faster cache, but need 
 _STEP_TIME = 2e-4  # approximate time of one elementwise step on one element, in microseconds, for `run_parallel`
 _SMALL_WEIGHT = 1 << 16  # elements; the BLAS's threads would go on spinning after a larger product
 _FLOP_TIME = 1e-5  # approximate time of one floating-point operation in a matrix product, in microseconds
+_SMALL_PRODUCT = 1 << 18  # multiplications; OpenBLAS uses one thread for a product of no more
 
 
 def _block_length(n: int, width: int) -> int:
@@ -75,7 +77,8 @@ def erf(a: Array) -> Array:
     error is below 1.4e-7.
     """
     if a.dtype.itemsize <= 4:
-        return _erf_single(a)
+        single: Array = np.asarray(a, dtype=np.float32)
+        return _erf_single(single, np.minimum(single * single, _LARGE), _ERF_OF_X).astype(a.dtype, copy=False)
     wide = np.atleast_1d(a).astype(np.float64, copy=False)
     y = np.abs(wide)
     result = np.sign(wide)  # erf is 1 in double precision beyond 6
@@ -93,25 +96,30 @@ def erf(a: Array) -> Array:
     return np.asarray(result.reshape(a.shape), dtype=a.dtype)
 
 
+def _single(*numbers: float) -> tuple[Array, ...]:
+    """The numbers as 0-d arrays in float32. NumPy takes twice as long with a Python number and a small array."""
+    return tuple(np.array(number, np.float32) for number in numbers)
+
+
 # Coefficients, highest power first, of a polynomial in x^2 that approximates atanh(erf(x)) / x on 0 < x <= 4. Fitted
 # by least squares, weighted to minimize the maximum error of erf, which is 6e-8.
 _ERF_SINGLE = (
     1.58950415e-7, -5.98555505e-6, 8.97119216e-5, -6.25718141e-4, -1.84385045e-4, 1.02765482e-1, 1.12837971,
 )  # fmt: skip
+_ERF_OF_X = _single(*_ERF_SINGLE)
+_ERF_OF_SCALED = _single(*(c * 0.5 ** (6.5 - i) for i, c in enumerate(_ERF_SINGLE)))  # of x / sqrt(2), in x
+_ONE, _HALF, _MINUS_HALF, _DENSITY_AT_0, _LARGE = _single(1.0, 0.5, -0.5, 1.0 / _sqrt(2.0 * pi), 256.0)
 
 
-def _erf_single(a: Array) -> Array:
-    """erf in float32, as tanh of a polynomial."""
-    x = np.asarray(a, dtype=np.float32)
-    z = x * x
-    value = z * _ERF_SINGLE[0]
-    with np.errstate(over="ignore"):  # the polynomial may overflow for large x; tanh is 1 there
-        for c in _ERF_SINGLE[1:-1]:
-            value += c
-            value *= z
-        value += _ERF_SINGLE[-1]
-        value *= x
-    return np.asarray(np.tanh(value), dtype=a.dtype)
+def _erf_single(x: Array, square: Array, coefficients: tuple[Array, ...]) -> Array:
+    """erf in float32, as tanh of a polynomial. `square` is at most 256, where the polynomial does not overflow."""
+    value = np.asarray(square * coefficients[0])
+    for c in coefficients[1:-1]:
+        value += c
+        value *= square
+    value += coefficients[-1]
+    value *= x
+    return np.asarray(np.tanh(value, out=value))
 
 
 # --- Products
@@ -124,6 +132,8 @@ def matmul(a: Array, b: Array) -> Array:
     *batch, n, k = a.shape
     if batch and batch[0] == 1:  # split the next axis instead
         return matmul(a[0], b[0])[None]
+    if a.size * b.shape[-1] <= _SMALL_PRODUCT:
+        return np.asarray(np.matmul(a, b))
     out = np.empty((*batch, n, b.shape[-1]), np.result_type(a, b))
 
     def part(start: int, stop: int) -> None:  # of the batch, or of the rows
@@ -140,6 +150,10 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Any:
         out = np.matmul(x, weight)
         return out if bias is None else np.add(out, bias)
     rows = _rows(x)  # (N, i) @ (i, o): one product for all batch axes
+    if len(rows) * weight.size <= _SMALL_PRODUCT:
+        out = np.matmul(rows, weight)
+        out = out if bias is None else np.add(out, bias)
+        return out.reshape(*x.shape[:-1], weight.shape[1])
     operands = (x, weight) if bias is None else (x, weight, bias)
     out = np.empty((len(rows), weight.shape[1]), np.result_type(*operands))
 
@@ -194,6 +208,14 @@ def _row_sums(a: Array) -> Array:
     return np.asarray(a @ np.ones((a.shape[-1], 1), a.dtype))
 
 
+def _row_max(a: Array) -> Array:
+    """(..., C) -> (..., 1), of an array in C order with C > 0. np.max takes up to five times as long for short rows."""
+    rows = _rows(a)
+    index = np.argmax(rows, axis=1)  # nan is the largest, as in np.max
+    index += np.arange(0, rows.size, rows.shape[1])
+    return np.asarray(rows.ravel()[index].reshape(*a.shape[:-1], 1))
+
+
 def _is_half(a: Array) -> bool:
     """Whether `a` is in half precision, for which the formulas run: they compute in float32."""
     return a.dtype.itemsize < 4
@@ -206,12 +228,27 @@ _GELU_C = _sqrt(2.0 / pi)
 
 def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
     """a Phi(a), and its derivative Phi(a) + a Phi'(a), computed together while a is in the cache."""
+    out, slope = _gelu(a, approximate, True)
+    assert slope is not None
+    return out, slope
+
+
+def gelu_value(a: Array, approximate: str) -> Array:
+    return _gelu(a, approximate, False)[0]
+
+
+def _gelu(a: Array, approximate: str, with_slope: bool) -> tuple[Array, Array | None]:
     if a.dtype.itemsize < 4:  # squares overflow in half precision
-        out, slope = gelu(a.astype(np.float32), approximate)
-        return out.astype(a.dtype), slope.astype(a.dtype)
-    formula = _gelu_exact if approximate == "none" else _gelu_tanh
+        results = _gelu(a.astype(np.float32), approximate, with_slope)
+        return results[0].astype(a.dtype), None if results[1] is None else results[1].astype(a.dtype)
+    exact = _gelu_exact_single if a.dtype.itemsize == 4 else _gelu_exact
+    formula = exact if approximate == "none" else _gelu_tanh
     flat = a.reshape(-1)
-    out, slope = np.empty(flat.shape, a.dtype), np.empty(flat.shape, a.dtype)
+    out = np.empty(flat.shape, a.dtype)
+    if not with_slope:
+        _run_in_blocks(lambda block: formula(flat[block], out[block], None), 19, flat.size)
+        return out.reshape(a.shape), None
+    slope = np.empty(flat.shape, a.dtype)
     _run_in_blocks(lambda block: formula(flat[block], out[block], slope[block]), 25, flat.size)
     return out.reshape(a.shape), slope.reshape(a.shape)
 
@@ -220,21 +257,37 @@ def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
     return _multiply(g, saved)
 
 
-def _gelu_exact(a: Array, out: Array, slope: Array) -> None:
-    """Phi is the standard normal distribution function, Phi' its density."""
+def _gelu_exact_single(a: Array, out: Array, slope: Array | None) -> None:
+    """Phi is the standard normal distribution function, Phi' its density. In float32."""
+    square = a * a
+    np.minimum(square, _LARGE, out=square)
+    cdf = _erf_single(a, square, _ERF_OF_SCALED)
+    cdf += _ONE
+    cdf *= _HALF
+    np.multiply(a, cdf, out=out)
+    if slope is not None:
+        np.multiply(square, _MINUS_HALF, out=slope)
+        np.exp(slope, out=slope)
+        slope *= a
+        slope *= _DENSITY_AT_0
+        slope += cdf
+
+
+def _gelu_exact(a: Array, out: Array, slope: Array | None) -> None:
     cdf = erf(a * _sqrt(0.5))
     cdf += 1.0
     cdf *= 0.5
     np.multiply(a, cdf, out=out)
-    density = np.multiply(a, a, out=slope)
-    density *= -0.5
-    np.exp(density, out=density)
-    density *= a
-    density *= 1.0 / _sqrt(2.0 * pi)
-    slope += cdf
+    if slope is not None:
+        np.multiply(a, a, out=slope)
+        slope *= -0.5
+        np.exp(slope, out=slope)
+        slope *= a
+        slope *= 1.0 / _sqrt(2.0 * pi)
+        slope += cdf
 
 
-def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
+def _gelu_tanh(a: Array, out: Array, slope: Array | None) -> None:
     """Phi = (1 + tanh(c (a + 0.044715 a^3))) / 2, so Phi' = 2 Phi (1 - Phi) c (1 + 3 * 0.044715 a^2)."""
     square = a * a
     cdf = np.multiply(square, _GELU_C * 0.044715)
@@ -244,12 +297,13 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
     cdf += 1.0
     cdf *= 0.5
     np.multiply(a, cdf, out=out)
-    np.subtract(1.0, cdf, out=slope)
-    slope *= out  # a Phi (1 - Phi), which is 0 for large |a|, before the square overflows
-    square *= 6.0 * _GELU_C * 0.044715
-    square += 2.0 * _GELU_C
-    slope *= square
-    slope += cdf
+    if slope is not None:
+        np.subtract(1.0, cdf, out=slope)
+        slope *= out  # a Phi (1 - Phi), which is 0 for large |a|, before the square overflows
+        square *= 6.0 * _GELU_C * 0.044715
+        square += 2.0 * _GELU_C
+        slope *= square
+        slope += cdf
 
 
 # Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML workshop 2013, section 2.
@@ -285,9 +339,9 @@ def softmax(a: Array, axis: int) -> Any:
         return NotImplemented
 
     def formula(axis: int, a: Array, out: Array) -> None:
-        np.subtract(a, np.max(a, axis=axis, keepdims=True), out=out)  # prevents overflow
+        np.subtract(a, _max(a, axis), out=out)  # prevents overflow
         np.exp(out, out=out)
-        out /= sum(out, axis=axis, keepdims=True)
+        out /= _sum(out, axis)
 
     return _apply_along_axis(axis, formula, 12, a)
 
@@ -297,7 +351,7 @@ def softmax_backward(g: Array, y: Array, axis: int) -> Any:
         return NotImplemented
 
     def formula(axis: int, g: Array, y: Array, out: Array) -> None:
-        np.subtract(g, sum(g * y, axis=axis, keepdims=True), out=out)
+        np.subtract(g, _sum(g * y, axis), out=out)
         out *= y
 
     return _apply_along_axis(axis, formula, 5, g, y)
@@ -308,8 +362,8 @@ def log_softmax(a: Array, axis: int) -> Any:
         return NotImplemented
 
     def formula(axis: int, a: Array, out: Array) -> None:
-        np.subtract(a, np.max(a, axis=axis, keepdims=True), out=out)
-        out -= np.log(sum(np.exp(out), axis=axis, keepdims=True))
+        np.subtract(a, _max(a, axis), out=out)
+        out -= np.log(_sum(np.exp(out), axis))
 
     return _apply_along_axis(axis, formula, 12, a)
 
@@ -320,10 +374,18 @@ def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:
 
     def formula(axis: int, g: Array, y: Array, out: Array) -> None:
         np.exp(y, out=out)
-        out *= sum(g, axis=axis, keepdims=True)
+        out *= _sum(g, axis)
         np.subtract(g, out, out=out)
 
     return _apply_along_axis(axis, formula, 10, g, y)
+
+
+def _max(a: Array, axis: int) -> Array:
+    return _row_max(a) if axis == -1 and a.flags.c_contiguous else np.max(a, axis=axis, keepdims=True)
+
+
+def _sum(a: Array, axis: int) -> Array:
+    return _row_sums(a) if axis == -1 else np.asarray(sum(a, axis=axis, keepdims=True))
 
 
 def _apply_along_axis(axis: int, formula: Callable[..., None], passes: int, *arrays: Array) -> Array:
@@ -346,7 +408,8 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
     if _is_half(x):
         return NotImplemented
     if 0 < x.size <= _ONE_THREAD:
-        return _layer_norm_small(x, gamma, beta, eps)
+        formula_of_small = _layer_norm_row if x.size == x.shape[-1] else _layer_norm_small
+        return formula_of_small(x, gamma, beta, eps)
     rows = _rows(x)
     n, width = rows.shape
     y, mean, rstd = (np.empty((n, columns), rows.dtype) for columns in (width, 1, 1))
@@ -375,6 +438,28 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
     _run_in_blocks(formula, 8, n, width)
     per_row = (*x.shape[:-1], 1)
     return y.reshape(x.shape), mean.reshape(per_row), rstd.reshape(per_row)
+
+
+def _layer_norm_row(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
+    """As `_layer_norm_small`, for one row, whose mean and variance are scalars: NumPy computes faster with these."""
+    row = x.astype(np.float64).reshape(-1)
+    mean, rstd = _standardize(row, eps)
+    y = row.astype(x.dtype, copy=False)
+    if gamma is not None:
+        y *= gamma
+    if beta is not None:
+        y += beta
+    mean, rstd = np.array((mean, rstd), x.dtype).reshape(2, *x.shape[:-1], 1)
+    return y.reshape(x.shape), mean, rstd
+
+
+def _standardize(row: Array, eps: float) -> tuple[Any, Any]:
+    """Subtract the mean of a float64 row (C,) and divide by its standard deviation, in place. Returns mean, 1/std."""
+    mean = row.dot(_average(len(row))[:, 0])
+    row -= mean
+    rstd = 1.0 / np.sqrt(row.dot(row) / len(row) + eps)
+    row *= rstd
+    return mean, rstd
 
 
 def _layer_norm_small(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
@@ -449,16 +534,25 @@ def embedding(weight: Array, ids: Array) -> Array:
 
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
-    """The sum of the rows of g for each id: sort by id, then sum each run of equal ids. np.add.at is slower."""
+    """The sum of the rows of g for each id: sort by id, then sum each run of equal ids. np.add.at is slower.
+
+    For long runs, one call for each takes less time than np.add.reduceat.
+    """
     if _is_half(g):
         return NotImplemented
     flat, rows = ids.ravel(), _rows(g)
     out = np.zeros((n_rows, g.shape[-1]), g.dtype)
-    if flat.size:
+    if g.size <= 4096:
+        np.add.at(out, flat, rows)
+    else:
         order = np.argsort(flat, kind="stable")
-        in_order = flat[order]
+        in_order, rows = flat[order], rows.take(order, axis=0)
         starts = np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1])))
-        out[in_order[starts]] = np.add.reduceat(rows[order], starts, axis=0)
+        if len(flat) < 16 * len(starts):
+            out[in_order[starts]] = np.add.reduceat(rows, starts, axis=0)
+        else:
+            for start, stop in pairwise((*starts.tolist(), len(flat))):
+                np.add.reduce(rows[start:stop], axis=0, out=out[in_order[start]])
     return out
 
 
@@ -469,10 +563,10 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
     z = np.array(logits)  # (N, C)
     if excluded_class is not None:
         z[:, excluded_class] = -np.inf
-    z -= np.max(z, axis=1, keepdims=True)
+    z -= _row_max(z)
     target = z[np.arange(len(ids)), ids]  # (N,)
     probs = np.exp(z, out=z)
-    total = np.sum(probs, axis=1, keepdims=True)  # (N, 1)
+    total = _row_sums(probs)  # (N, 1)
     losses = np.log(total[:, 0]) - target
     probs /= total
     if valid is None:
@@ -483,14 +577,64 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
 def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | None) -> Any:
     if _is_half(g):
         return NotImplemented
-    out = np.array(probs)  # (N, C): (softmax - one-hot) / number of valid rows
-    out[np.arange(len(ids)), ids] -= 1
     if valid is None:
-        out *= g / len(ids)
+        scale = np.full((1, 1), g / len(ids), probs.dtype)
     else:
-        out *= (valid * (g / np.count_nonzero(valid))).astype(g.dtype)[:, None]
+        scale = (valid * (g / np.count_nonzero(valid))).astype(probs.dtype)[:, None]
+    out = probs * scale  # (N, C): (softmax - one-hot) / number of valid rows
+    out[np.arange(len(ids)), ids] -= scale[:, 0]
     return out
 
+
+# --- Generation
+
+
+def token_block(
+    x: Array,
+    norms: Sequence[tuple[Array, Array, float]],
+    weights: Sequence[Any],
+    activation: str,
+    cache: Array,
+    position: int,
+) -> Any:
+    """On rows (C,) and on (H, S, D), with as few calls as possible: they take most of the time."""
+    w_qkv, w_out, w_in, b_in, w_down, b_down = weights
+    if x.size != x.shape[-1] or _is_half(x) or w_in.size > _SMALL_WEIGHT:
+        return NotImplemented
+    row = x.reshape(-1)
+    qkv = _normalized(row, *norms[0]).dot(w_qkv).reshape(3, cache.shape[2], 1, cache.shape[4])
+    cache[0, :, :, position : position + 1] = qkv[1:]
+    keys, values = cache[0, :, :, : position + 1]
+    scores = np.matmul(qkv[0] * (1.0 / _sqrt(qkv.shape[-1])), keys.swapaxes(1, 2))  # (H, 1, S)
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= np.add.reduce(scores, axis=-1, keepdims=True)
+    attended = np.matmul(scores, values).reshape(-1)
+    row = row + (attended if w_out is None else attended.dot(w_out))
+    hidden = _normalized(row, *norms[1]).dot(w_in)
+    hidden += b_in
+    out = _ACTIVATIONS[activation](hidden).dot(w_down)
+    out += b_down
+    out += row
+    return out.reshape(x.shape)
+
+
+def _normalized(x: Array, gamma: Array, beta: Array, eps: float) -> Array:
+    """Layer norm of a row (C,)."""
+    row = x.astype(np.float64)
+    _standardize(row, eps)
+    y = row.astype(x.dtype, copy=False)
+    y *= gamma
+    y += beta
+    return y
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda a: gelu_value(a, "none"),
+    "gelu_tanh": lambda a: gelu_value(a, "tanh"),
+    "relu": lambda a: np.maximum(a, 0),
+    "leaky_relu": lambda a: leaky_relu(a, 0.01),
+}
 
 # --- Optimizer steps, in place
 

@@ -25,6 +25,7 @@ from .strict_array import (
 )
 
 name = "strict"
+token_block: Any = None  # generation runs the primitives instead, which are checked
 
 # For each primitive that is not elementwise, the positions of the arguments that are arrays.
 _ARRAYS: dict[str, Sequence[int]] = {
@@ -33,6 +34,7 @@ _ARRAYS: dict[str, Sequence[int]] = {
     "reshape": (0,), "transpose": (0,), "broadcast_to": (0,), "expand_dims": (0,), "concatenate": (0,),
     "getitem": (0,), "getitem_backward": (0,), "matmul": (0, 1), "full": (), "zeros": (), "arange": (),
     "erf": (0,), "leaky_relu": (0,), "leaky_relu_backward": (0, 1), "gelu": (0,), "gelu_backward": (0, 1),
+    "gelu_value": (0,),
     "linear": (0, 1, 2), "linear_backward": (0, 1, 2), "softmax": (0,), "softmax_backward": (0, 1),
     "log_softmax": (0,), "log_softmax_backward": (0, 1), "layer_norm": (0, 1, 2),
     "layer_norm_backward": (0, 1, 2, 3, 4), "embedding": (0, 1), "embedding_backward": (0, 1),

@@ -17,6 +17,8 @@ OPS = {
     "sum": "sum over C",
 }
 ROUNDS, SECONDS, BURST = 7, 20.0, 0.03
+SMALL = "2/2/32/16/4"
+FORMULAS = f"{OURS}, formulas alone"
 
 
 def candidates(op: str, size: str) -> dict[str, Candidate]:
@@ -45,8 +47,26 @@ def table(size: str, rounds: int, burst: float) -> Table:
     return result
 
 
+def small_table(size: str, rounds: int, burst: float) -> Table:
+    notes = [
+        "In float64, where calls take the time and not arithmetic. `formulas alone` is NumPy's core primitives, with "
+        "the formulas of `backends/formulas.py` for all others. The losses agree within a relative 1e-9."
+    ]
+    result = Table("ops small", "A training step on small arrays", SIZE_HEAD, "milliseconds", notes)
+    everyone: dict[str, Candidate] = {
+        OURS: ("small_ours", "train_step", size, "current"),
+        FORMULAS: ("small_ours", "train_step", size, "formulas"),
+        TORCH: ("small_torch", "train_step", size),
+    }
+    check = check_close(f"small step {size}", 1e-9)
+    result.add(size, take_turns(everyone, rounds, seconds=SECONDS, burst=burst, check=check))
+    return result
+
+
 def tables(quick: bool = False) -> list[Table]:
-    return [table(TINY, 1, 0.0)] if quick else [table(size, ROUNDS, BURST) for size in SIZES]
+    if quick:
+        return [table(TINY, 1, 0.0), small_table(TINY, 1, 0.0)]
+    return [*(table(size, ROUNDS, BURST) for size in SIZES), small_table(SMALL, ROUNDS, BURST)]
 
 
 if __name__ == "__main__":

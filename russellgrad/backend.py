@@ -153,6 +153,7 @@ class Derived(Protocol):
     # a Phi(a), Phi the normal distribution function ("none") or its tanh approximation ("tanh"); an array for backward
     def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...
     def gelu_backward(self, g: Array, saved: Array, approximate: str) -> Array: ...
+    def gelu_value(self, a: Array, approximate: str) -> Array: ...               # the first of gelu's results, where no backward follows
 
     # Products
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array: ...  # (..., i) (i, o) (o,) -> (..., o)
@@ -221,7 +222,7 @@ class Derived(Protocol):
 
 
 class Optional(Protocol):
-    """The primitives that a backend may lack: sharing memory, writing in place, flat buffers, capturing a step, threads."""
+    """The primitives that a backend may lack: writing in place, sharing memory, capturing a step, threads, a whole block."""
 
     def from_dlpack(self, x: Any) -> Array: ...                                  # shares memory with the exporter
     # target[...] = source, cast to its dtype. Of a backend with `assign`, `getitem` of slices and integers is a view, so that
@@ -229,6 +230,13 @@ class Optional(Protocol):
     def assign(self, target: Array, source: Array) -> None: ...
     def split_flat(self, flat: Array, shapes: Sequence[Shape]) -> list[Array]: ...  # (n,) -> consecutive views of these shapes
     def update_scalars(self, target: Array, values: Sequence[float]) -> None: ...  # target[:] = values, n numbers on the host
+    # One more token of one text through a block of the model, as `Decoder._block` computes it: (1, 1, C) -> (1, 1, C).
+    # norms: gamma, beta and eps of both layer norms; weights: w_qkv, w_out or None, and w_in, b_in, w_out, b_out of the
+    # feed-forward layer. Writes keys and values into the cache (1, 2, H, S, D) at `position`. May return NotImplemented.
+    def token_block(
+        self, x: Array, norms: Sequence[tuple[Array, Array, float]], weights: Sequence[Array | None], activation: str,
+        cache: Array, position: int,
+    ) -> Array: ...
     # records the device work of work() without running it -> replay(); RuntimeError names an op that cannot be recorded
     def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...
     # calls the functions, several at once, each in a copy of the caller's context. When none runs any more, returns or raises

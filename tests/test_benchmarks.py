@@ -148,10 +148,11 @@ def test_bytes_are_those_of_operands_and_results() -> None:
 
 def test_ops_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "OPS", {"attention": "attention"})
-    (table,) = ops.tables(quick=True)
+    table, small = ops.tables(quick=True)
     optimizer = table.rows.pop()
     assert set(optimizer["ratio"]) == {TORCH, TORCH_FUSED}
     check_table(table, 1, {TORCH})
+    check_table(small, 1, {ops.FORMULAS, TORCH})
 
 
 def test_every_op_gives_the_same_norms_as_pytorch() -> None:

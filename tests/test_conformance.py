@@ -364,6 +364,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "max pooling treats padding as 0": ("max_pool_indices", maximum_of_zeros),
     "gelu always uses the tanh approximation": given("gelu", approximate="tanh"),
     "gelu_backward has the wrong sign": gives("gelu_backward", negated),
+    "gelu_value always uses the tanh approximation": given("gelu_value", approximate="tanh"),
     "leaky_relu has the wrong slope": given("leaky_relu", alpha=0.02),
     "leaky_relu_backward is halved": gives("leaky_relu_backward", halved),
     "softmax ignores axis": given("softmax", axis=-1),
@@ -399,6 +400,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "adam_step computes in half precision": ("adam_step", adam_step_in_half),
     "clip_scale computes in half precision": ("clip_scale", clip_scale_in_half),
     # Optional primitives
+    "token_block returns its operand": ("token_block", lambda x, *rest: x),
     "assign writes into a copy": given("assign", target=np.copy),
     "split_flat copies": ("split_flat", lambda flat, shapes: [a.copy() for a in numpy.split_flat(flat, shapes)]),
     "host_scalars ignores dtype": ("host_scalars", lambda values, dtype: np.array(values)),

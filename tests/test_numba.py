@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import russellgrad as rg
 from russellgrad import available_backends
 from russellgrad.backend import load_backend
+from russellgrad.decoder import Decoder
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
 from tests.helpers import Array, rng
 from tests.process import ROOT, output_of, run_python
 
@@ -162,6 +166,69 @@ def test_attention_of_non_finite_values_matches_numpy() -> None:
     q, k, v = normal(8, 2), normal(8, 2, seed=1), normal(8, 2, seed=2)
     k[3], q[6, 0] = np.inf, np.nan
     check("attention", q, k, v, None, True, 0)
+
+
+# --- Other functions
+
+
+@pytest.mark.parametrize("primitive", ["softmax_backward", "gelu_value"])
+def test_other_elementwise_kernels_match_numpy(threads: int, primitive: str) -> None:
+    for a in (normal(5, 7), normal(3, 4, 33)[:, ::2], normal(2, 0), normal(6, 4).T):
+        args = (a, "none") if primitive == "gelu_value" else (a, a + a, -1)
+        check(primitive, *args, atol=4e-6)
+    if primitive == "softmax_backward":
+        check(primitive, normal(5, 7), normal(5, 7, seed=1), 0)
+
+
+# --- Generation
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "leaky_relu"])
+@pytest.mark.parametrize("projection", [True, False])
+def test_one_token_in_one_call_gives_the_logits_of_forward(
+    activation: str, projection: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, backend = [], load_backend("numba")
+
+    def watched(*args: Any) -> Any:
+        results.append(numba_backend.token_block(*args))
+        return results[-1]
+
+    monkeypatch.setattr(backend, "token_block", watched)
+    with rg.use_backend("numba"):
+        # 18 columns, which are no multiple of the rows that a product takes at once.
+        tokenizer = Tokenizer.from_text("abcdefgh", max_seq_len=6, embed_dim=18, seed=0)
+        model = Transformer(tokenizer, 2, 3, activation=activation, output_projection=projection, seed=0)
+        model = model.astype("float32")
+        decoder, row = model.make_decoder(), [1, 2]
+        assert isinstance(decoder, Decoder)
+        for step in range(6):  # the first, and from the fifth on, fill the cache
+            (found,) = decoder.next_logits([row])
+            np.testing.assert_allclose(found, model([row[-6:]]).numpy()[0, -1, :-1], rtol=0, atol=1e-5)
+            row.append(step)
+        assert len(results) == 2 * 4 and NotImplemented not in [type(result) for result in results]
+        assert all(isinstance(result, np.ndarray) for result in results)
+        decoder = model.make_decoder()
+        assert isinstance(decoder, Decoder)
+        decoder.next_logits([[1, 2, 3], [4]])  # two texts
+        decoder.select([1])  # whose keys include padding
+        (found,) = decoder.next_logits([[4, 5]])
+        np.testing.assert_allclose(found, model([[4, 5]]).numpy()[0, -1, :-1], rtol=0, atol=1e-5)
+        assert len(results) == 2 * 4
+
+
+def test_token_block_leaves_transposed_weights_and_float64_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_backend.numpy_fused, "token_block", lambda *args: NotImplemented)
+
+    def call(dtype: str, order: Any) -> Any:
+        x, gamma, cache = normal(1, 1, 8).astype(dtype), np.ones(8, dtype), np.zeros((1, 2, 2, 5, 4), dtype)
+        shapes: list[tuple[int, ...]] = [(8, 24), (8, 8), (8, 12), (12,), (12, 8), (8,)]
+        weights = [np.array(normal(*shape), dtype, order=order) for shape in shapes]
+        return numba_backend.token_block(x, [(gamma, gamma, 1e-5)] * 2, weights, "relu", cache, 0)
+
+    assert call("float64", "C") is NotImplemented
+    assert call("float32", "F") is NotImplemented
+    assert call("float32", "C").shape == (1, 1, 8)
 
 
 # --- Adam

@@ -496,6 +496,7 @@ DERIVED_CALLS: dict[str, Callable[[Any, Operands], Any]] = {
     "leaky_relu": lambda xp, o: xp.leaky_relu(o.x, 0.1),
     "leaky_relu_backward": lambda xp, o: xp.leaky_relu_backward(o.g, o.x, 0.1),
     "gelu": lambda xp, o: xp.gelu(o.x, "none"),
+    "gelu_value": lambda xp, o: xp.gelu_value(o.x, "none"),
     "gelu_backward": lambda xp, o: xp.gelu_backward(o.g, xp.gelu(o.x, "tanh")[1], "tanh"),
     "linear": lambda xp, o: xp.linear(o.x, o.weight, o.g_out[0]),
     "linear_backward": lambda xp, o: xp.linear_backward(o.g_out, o.x, o.weight, (True, True, True)),

@@ -4,15 +4,16 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array, Shape
 from ..precision import get_matmul_precision
-from .trial import Case, Trial
+from .trial import Case, Trial, reference
 from .values import inf, nan, normal, special, values
-from .views import HostArray
+from .views import HostArray, typed
 
 
 def cases() -> Iterator[Case]:
@@ -37,6 +38,7 @@ def cases() -> Iterator[Case]:
     yield Case("assign", "writes into an array through its slices", assign_writes_through_slices)
     yield Case("split_flat", "the elements one after the other", parts_of_a_flat_array)
     yield Case("split_flat", "shares memory with the flat array", parts_share_memory, needs=("assign",))
+    yield Case("token_block", "the result of the primitives that it replaces", token_block_is_a_block)
     yield Case("set_matmul_precision", "takes every level", takes_every_level)
     yield Case("capture", "records without running, and replays repeatedly", capture_replays, needs=("assign",))
     yield Case("capture", "host_scalars keep their values", capture_keeps_scalars, needs=("assign", "update_scalars"))
@@ -204,6 +206,45 @@ def assign_writes_through_slices(t: Trial) -> None:
         t.xp.assign(t.xp.getitem(whole, index), t.backend.full(expected[index].shape, 7.0, "float64"))
         expected[index] = 7.0
         t.same(whole, expected, atol=0.0)
+
+
+BLOCK_SHAPES: list[Shape] = [(8, 24), (8, 8), (8, 12), (12,), (12, 8), (8,)]  # of w_qkv, w_out, w_in, b_in ...
+
+
+def token_block_is_a_block(t: Trial) -> None:
+    for dtype, activation, with_w_out in product(("float64", "float32"), ("gelu", "relu"), (True, False)):
+        arrays = [normal(*shape, seed=i) for i, shape in enumerate([(1, 1, 8), *[(8,)] * 4, *BLOCK_SHAPES])]
+        x, gamma, beta, gamma_2, beta_2, *weights = typed(tuple(arrays), dtype)
+        if not with_w_out:
+            weights[1] = None
+        old = typed((normal(1, 2, 2, 5, 4),), dtype)[0]
+        for position in (0, 3):
+            cache = t.backend.copy(t.backend.asarray(old))
+            norms = [(t.move(gamma), t.move(beta), 1e-5), (t.move(gamma_2), t.move(beta_2), 0.1)]
+            found = t.xp.token_block(
+                t.move(x), norms, [None if w is None else t.move(w) for w in weights], activation, cache, position
+            )
+            if found is not NotImplemented:
+                want, wanted_cache = _block_of(x, (gamma, beta), (gamma_2, beta_2), weights, activation, old, position)
+                t.same(found, want)
+                t.same(cache, wanted_cache)
+
+
+def _block_of(
+    x: HostArray, norm: Any, norm_2: Any, weights: Any, activation: str, old: HostArray, position: int
+) -> tuple[HostArray, HostArray]:
+    """The expected result, and the cache after it."""
+    xp, (w_qkv, w_out, w_in, b_in, w_down, b_down) = reference, weights
+    (gamma, beta), (gamma_2, beta_2) = norm, norm_2
+    qkv = xp.linear(xp.layer_norm(x, gamma, beta, 1e-5)[0], w_qkv, None).reshape(1, 3, 2, 1, 4)
+    cache = old.copy()
+    cache[:, :, :, position : position + 1] = qkv[:, 1:]
+    keys, values = cache[:, 0, :, : position + 1], cache[:, 1, :, : position + 1]
+    attended = xp.attention(qkv[:, 0], keys, values, None, False, 0)[0].reshape(x.shape)
+    x = x + (attended if w_out is None else xp.linear(attended, w_out, None))
+    hidden = xp.linear(xp.layer_norm(x, gamma_2, beta_2, 0.1)[0], w_in, b_in)
+    hidden = xp.gelu(hidden, "none")[0] if activation == "gelu" else xp.relu(hidden)
+    return x + xp.linear(hidden, w_down, b_down), cache
 
 
 PART_SHAPES: list[Shape] = [(3,), (), (0, 2), (1, 3)]

@@ -19,7 +19,7 @@ import numpy as np
 from ..backend import Array, Backend, Shape
 from .primitives import INDICES, cube, picked, ties
 from .trial import Case, Trial, expected
-from .values import dtypes_of, inf, nan, normal, titled
+from .values import dtypes_of, inf, nan, normal, titled, values
 from .views import HostArray, typed
 
 Arrays: TypeAlias = tuple[Any, ...]  # of the backend, or None
@@ -67,6 +67,8 @@ class Pair:
 
 def cases() -> Iterator[Case]:
     yield Case("embedding_backward", "the same bits every time", embedding_backward_is_deterministic)
+    for choice, (title, a) in product(("none", "tanh"), ACTIVATED.items()):
+        yield from values("gelu_value", f"{title}, {choice}", a, choice)
     for pair in (gelu, leaky_relu, softmax, log_softmax, layer_norm, linear, conv, embedding, cross_entropy,
                  attention, *getitem):  # fmt: skip
         for sample in pair.samples:
