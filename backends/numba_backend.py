@@ -321,7 +321,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
     """As in numpy_attention.py, with everything between the two products in one pass."""
     if not is_float32(q, k, v):
         return numpy_attention.attention(q, k, v, mask, causal, offset)
-    if numpy_attention.takes_one_query(q, k, v):
+    if numpy_attention.takes_one_query(q, k, v, causal, offset):
         return numpy_attention.one_query(q, k, v, mask, causal, offset, _softmax_of)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))

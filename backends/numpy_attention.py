@@ -19,7 +19,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
     """The output, and the logsumexp of each query's scores, which is inf if all keys are hidden."""
     if _is_half(q):
         return NotImplemented
-    if takes_one_query(q, k, v):
+    if takes_one_query(q, k, v, causal, offset):
         return one_query(q, k, v, mask, causal, offset)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))  # with the memory layout of q
@@ -89,8 +89,10 @@ def attention_backward(
 _FEW_SCORES = 4096  # for which preparing the blocks takes longer than all of the formula
 
 
-def takes_one_query(q: Array, k: Array, v: Array) -> bool:
-    """Whether `one_query` takes the operands: one query for each head, as in generation."""
+def takes_one_query(q: Array, k: Array, v: Array, causal: bool, offset: int) -> bool:
+    """Whether `one_query` takes the operands: one query for each head, as in generation, that sees a key."""
+    if causal and offset < 0:
+        return False
     return q.shape[-2] == 1 and q.ndim > 2 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.size > 0 < k.size
 
 
@@ -124,11 +126,11 @@ def one_query(
 ) -> tuple[Array, Array]:
     """As `attention`, for one query for each head: reading the keys and values takes the time, and no blocks help."""
     *batch, n_keys, width = k.shape
-    if causal and offset + 1 < n_keys:
-        hidden = np.arange(n_keys) > offset
-        mask = hidden if mask is None else mask | hidden
     if mask is not None:
         mask = np.broadcast_to(mask, (*batch, 1, n_keys))
+    if causal and offset + 1 < n_keys:
+        seen = slice(0, offset + 1)
+        k, v, mask = k[..., seen, :], v[..., seen, :], None if mask is None else mask[..., seen]
     scale = 1.0 / _sqrt(width)
 
     def formula(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:

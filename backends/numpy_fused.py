@@ -455,20 +455,32 @@ def _layer_norm_row(x: Array, gamma: Array | None, beta: Array | None, eps: floa
 
 def _standardize(row: Array, eps: float) -> tuple[Any, Any]:
     """Subtract the mean of a float64 row (C,) and divide by its standard deviation, in place. Returns mean, 1/std."""
-    mean = row.dot(_average(len(row))[:, 0])
+    average = _average(len(row))[:, 0]
+    mean = row.dot(average)
     row -= mean
-    rstd = 1.0 / np.sqrt(row.dot(row) / len(row) + eps)
+    variance = row.dot(row) / len(row)
+    if mean * mean > variance:  # the mean is large: correct its rounding error
+        error = row.dot(average)
+        mean += error
+        row -= error
+        variance -= error * error
+    rstd = 1.0 / np.sqrt(variance + eps)
     row *= rstd
     return mean, rstd
 
 
 def _layer_norm_small(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    """As the formula, with fewer calls, which take all the time of a small array. In float64, where nothing cancels."""
+    """As the formula, with fewer calls, which take all the time of a small array. In float64."""
     average = _average(x.shape[-1])
     y = x.astype(np.float64)
     mean = np.matmul(y, average)
     y -= mean
     rstd = np.matmul(y * y, average)
+    if x.dtype == np.float64 and np.any(mean * mean > rstd):  # as in the formula: the mean is large
+        error = np.matmul(y, average)
+        mean += error
+        y -= error
+        rstd -= error * error
     rstd += eps
     np.sqrt(rstd, out=rstd)
     np.divide(1.0, rstd, out=rstd)

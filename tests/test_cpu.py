@@ -16,7 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's convention
 
 import russellgrad as rg
 from russellgrad import Tensor, use_backend
-from tests.helpers import check_against_torch, rng
+from russellgrad.backend import Backend
+from tests.helpers import assert_close, check_against_torch, rng
 from tests.process import output_of, run_python
 
 cpu: Any = importlib.import_module("russellgrad.backends.cpu")
@@ -112,6 +113,37 @@ def test_layer_norm_does_not_depend_on_the_number_of_threads(monkeypatch: pytest
     for x_grad, gamma_grad in found[1:]:
         assert np.array_equal(x_grad, found[0][0])
         assert np.array_equal(gamma_grad, found[0][1])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("rows", [1, 3, 2000])
+def test_layer_norm_of_rows_with_a_large_mean(backend: Backend, rows: int, dtype: str) -> None:
+    """One row, few rows and many rows take different functions. A constant row gives 0; others are as in PyTorch."""
+    constant = np.full((rows, 384), 1e6, dtype)
+    assert_close(
+        rg.layer_norm(Tensor(constant)).numpy(),
+        np.zeros_like(constant),
+        atol={"float64": 1e-12, "float32": 1e-5}[dtype],
+    )
+    x = 1e3 + rng().normal(size=(rows, 384))
+    check_against_torch(
+        lambda x: rg.layer_norm(x), lambda x: F.layer_norm(x, (384,)), x, dtype=dtype,
+        atol={"float64": 1e-11, "float32": 2e-3}[dtype],
+    )  # fmt: skip
+
+
+def test_attention_of_one_query_ignores_hidden_keys_and_values(backend: Backend) -> None:
+    """nan and infinity at hidden keys have no effect, and a query that sees no key gives 0."""
+    q, k, v = (normal(2, 3, n, 4, seed=n) for n in (1, 5, 5))
+    for offset in (-1, 0, 2):
+        expected = rg.attention(Tensor(q), Tensor(k), Tensor(v), causal=True, offset=offset).numpy()
+        hidden_k, hidden_v = k.copy(), v.copy()
+        hidden_k[..., offset + 1 :, :], hidden_v[..., offset + 1 :, :] = np.inf, np.nan
+        with np.errstate(invalid="ignore"):
+            found = rg.attention(Tensor(q), Tensor(hidden_k), Tensor(hidden_v), causal=True, offset=offset).numpy()
+        if backend.name in ("numpy", "numba"):
+            assert np.array_equal(found, expected)
+        assert (offset >= 0) or not expected.any()
 
 
 # --- Threads

@@ -446,7 +446,8 @@ attention = Pair(
                   _operands((4, 3), (2, 3, 5, 3), (5, 2)), (_mask(2, 3, 4, 5), False, 0)),
         SampleInput("one query", one_query, OPEN),
         SampleInput("one query, one row", _operands((1, 3, 1, 2), (1, 3, 5, 2), (1, 3, 5, 4)), OPEN),
-        *(SampleInput(f"one query, causal, offset {n}", one_query, (_mask(2, 1, 1, 5), True, n)) for n in (-1, 0, 3)),
+        *(SampleInput(f"one query, {'' if mask is None else 'a mask, '}causal, offset {n}", one_query, (mask, True, n))
+          for mask, n in ((_mask(2, 1, 1, 5), -1), (_mask(2, 1, 1, 5), 3), *((None, n) for n in (-2, 0, 2, 4)))),
         *(SampleInput(f"one query, a mask of shape {m.shape}", one_query, (m, False, 0))
           for m in (_mask(5), _mask(2, 1, 1, 5), _mask(2, 3, 1, 1))),
         SampleInput("one query, long rows", _operands((7, 1, 64), (7, 2048, 64), (7, 2048, 64)),
