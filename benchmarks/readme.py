@@ -41,7 +41,7 @@ OTHERS = {
     "growth_memory_width": ("MiB", "MiB", "memory at width {} (4 layers, length 64, batch 12)"),
 }
 
-NEWEST = "cpu-contract", "cpu-contract-numba"  # runs of the training step, on NumPy and on Numba
+NEWEST = "cpu-parallel", "cpu-parallel-numba"  # runs of the training step, on NumPy and on Numba
 # The summary: what it compares, its table and case, the run on NumPy and the run on Numba.
 SUMMARY = (
     ("time of a training step, 4/4/128/64/12", "train_step", "4/4/128/64/12", *NEWEST),
