@@ -37,6 +37,7 @@ class CopiedStates(dict["Generator", _State]):
         self.drawn: set[tuple[Generator, int, int]] = set()  # numbers of draws, with their first rows
 
     def add_draw(self, draw: "tuple[Generator, int, int]") -> None:
+        """Note a draw. Raises RuntimeError if it was noted before."""
         if draw in self.drawn:
             raise RuntimeError(_SAME_NUMBERS)
         self.drawn.add(draw)
