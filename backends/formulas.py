@@ -129,7 +129,8 @@ def prepare_index(xp: Xp, index: Any, shape: Shape) -> Any:
             prepared.append(part)
             continue
         host.check_index_array(part, axis, shape)
-        prepared.extend(np.nonzero(part) if part.dtype.kind == "b" else [part])
+        # int64 in every case: PyTorch takes an array of uint8 for a mask.
+        prepared.extend(np.nonzero(part) if part.dtype.kind == "b" else [part.astype(np.int64)])
     host.check_broadcast([part.shape for part in prepared if isinstance(part, np.ndarray)])
     return tuple(xp.asarray(part) if isinstance(part, np.ndarray) else part for part in prepared)
 

@@ -49,7 +49,7 @@ class TensorBase:
     @property
     def shape(self) -> Shape:
         """The length of each axis, a tuple of ints."""
-        return cast(Shape, self._array.shape)
+        return tuple(self._array.shape)  # PyTorch's is a subclass with a repr of its own
 
     @property
     def ndim(self) -> int:

@@ -255,7 +255,7 @@ DERIVED: tuple[str, ...] = tuple(name for name in vars(Derived) if not name.star
 OPTIONAL: tuple[str, ...] = tuple(name for name in vars(Optional) if not name.startswith("_"))
 PRIMITIVES = (*CORE, *DERIVED, *OPTIONAL)
 ELEMENTWISE = CORE[CORE.index("add") : CORE.index("where")]
-BUILTIN = ("numpy", "numba", "strict", "cupy")
+BUILTIN = ("numpy", "numba", "strict", "cupy", "torch")
 ENTRY_POINT_GROUP = "russellgrad.backends"
 
 _loaded: dict[str, Backend] = {}
@@ -351,9 +351,10 @@ def _build(module: ModuleType, name: str) -> Backend:
     own = module.name
     if not isinstance(own, str) or not own:
         raise ValueError(f"backend {name!r}: the name in module {module.__name__} must be a string, got {own!r}")
-    builtin = f"{__package__}.backends.{own}_backend"
+    library = own.partition(":")[0]
+    builtin = f"{__package__}.backends.{library}_backend"
     others = [other.__name__ for other, backend in _modules.items() if backend.name == own]
-    others += [builtin] if own in BUILTIN else []
+    others += [builtin] if library in BUILTIN else []
     others = [other for other in others if other != module.__name__]  # the module may be imported again
     if others:
         raise ValueError(
@@ -387,6 +388,8 @@ def load_backend(name: str) -> Backend:
             return _loaded.setdefault(name, made)
         if name in BUILTIN:
             module = importlib.import_module(f"{__package__}.backends.{name}_backend")
+        elif kind == "torch":  # "torch:cpu": its module for a device
+            module = importlib.import_module(f"{__package__}.backends.torch_backend").on_device(root)
         elif points := _entry_points().select(name=name):
             module = next(iter(points)).load()
         elif "." in name:

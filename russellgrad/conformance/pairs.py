@@ -232,7 +232,7 @@ log_softmax = Pair(
 )
 
 gamma, beta, eps = normal(4, seed=1), normal(4, seed=2), 1e-5
-shifted = np.random.default_rng(3).integers(-4, 5, (3, 8)) + 2.0**20  # sums are exact, in float32 too
+shifted = np.round(normal(3, 8, seed=3), 2) + 100  # E[x^2] - E[x]^2 would not be exact enough
 layer_norm = Pair(
     "layer_norm",
     "layer_norm_backward",
@@ -246,7 +246,7 @@ layer_norm = Pair(
         SampleInput("neither", (cube, None, None), (eps,)),
         SampleInput("a large eps", (cube, gamma, beta), (0.5,)),
         SampleInput("long rows", (normal(3, 70), normal(70, seed=1), normal(70, seed=2)), (eps,), differences=False),
-        SampleInput("many rows", (normal(2, 75, 4), gamma, beta), (eps,), differences=False),
+        SampleInput("many rows", (normal(2, 75, 8), normal(8), normal(8, seed=1)), (eps,), differences=False),
         SampleInput("rows of one element", (normal(3, 1), gamma[:1], beta[:1]), (0.1,), differences=False),
         SampleInput("rows of equal elements", (np.full((2, 4), 3.0), gamma, beta), (0.1,), differences=False),
         SampleInput("a large mean", (shifted, normal(8), None), (eps,), differences=False),

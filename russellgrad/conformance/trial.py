@@ -224,9 +224,9 @@ class Trial:
             scalar = not shape and may_be_scalar and hasattr(found, "shape")
             self.require(scalar, wanted, f"{type(found).__module__}.{type(found).__name__}: {self.described(found)}")
         found_dtype = self.backend.dtype(found)
-        facts = (type(found.shape), found.shape, found.ndim, str(found_dtype))
+        facts = (isinstance(found.shape, tuple), found.shape, found.ndim, str(found_dtype))
         wrong = f"{found_dtype} {found.shape!r}, ndim {found.ndim}"
-        self.require(facts == (tuple, shape, len(shape), dtype), wanted, wrong)
+        self.require(facts == (True, shape, len(shape), dtype), wanted, wrong)
         self.require(isinstance(found_dtype, np.dtype), f"{what}numpy.dtype({dtype!r}) as dtype", repr(found_dtype))
 
     def same_values(

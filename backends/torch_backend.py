@@ -1,0 +1,361 @@
+"""The PyTorch backend: its arrays are torch.Tensors, on the accelerator that PyTorch finds, else on the CPU.
+
+The core primitives are PyTorch's functions; the derived ones of `torch_fused.py` call its fused functions. PyTorch's
+autograd never records: no array requires a gradient, and `asarray` refuses one that does.
+
+The module is the backend of the default device. `on_device` gives the same primitives for another one.
+"""
+
+import builtins
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from math import prod
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from . import host
+
+try:
+    import torch
+
+    _accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+except (ImportError, AttributeError) as error:  # AttributeError: before version 2.6 there is no torch.accelerator
+    raise ImportError(
+        f"backend 'torch': no PyTorch 2.6 or later can be imported ({error}); pip install 'russellgrad[torch]', in a "
+        "checkout pip install -e '.[torch]', or the build for your GPU from https://pytorch.org"
+    ) from error
+
+from . import torch_fused
+
+Array: TypeAlias = Any  # torch.Tensor
+DType: TypeAlias = Any
+Shape: TypeAlias = tuple[int, ...]
+Axis: TypeAlias = int | tuple[int, ...] | None
+
+_MORE_DTYPES = ("bfloat16",) if importlib.util.find_spec("ml_dtypes") else ()
+if _MORE_DTYPES:
+    importlib.import_module("ml_dtypes")  # adds bfloat16 to NumPy
+_DTYPES = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64".split()
+_TO_NUMPY = {getattr(torch, dtype): np.dtype(dtype) for dtype in (*_DTYPES, *_MORE_DTYPES)}
+_TO_TORCH: dict[Any, Any] = {key: ours for ours, dtype in _TO_NUMPY.items() for key in (dtype, dtype.name)}
+
+
+def _torch_dtype(dtype: DType, device: str = "") -> Any:
+    """PyTorch's dtype. Raises TypeError if it is not of real numbers, or the device does not have it."""
+    found = _TO_TORCH.get(dtype) or _TO_TORCH[host.real_dtype(dtype, _MORE_DTYPES)]
+    if device == "mps" and found == torch.float64:
+        raise TypeError("asarray: cannot make an array of dtype float64, which MPS devices do not have; use float32")
+    return found
+
+
+# --- What depends on the device
+
+
+class Device:
+    """The primitives that create arrays on a device: "cpu", "cuda", "mps", "xpu" or another type that PyTorch has."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.name = kind, f"torch:{kind}"
+        self.capture = _capture if kind == "cuda" else None
+
+    def require_usable(self) -> None:
+        """Raises RuntimeError if PyTorch finds no such device."""
+        if self.kind not in ("cpu", _DEFAULT):
+            raise RuntimeError(
+                f"backend {self.name!r}: PyTorch {torch.__version__} finds no {self.kind!r} device; install its build "
+                f"for that device from https://pytorch.org, or set RG_BACKEND=torch:{_DEFAULT}"
+            )
+
+    def float_dtypes(self) -> tuple[str, ...]:
+        return ("float16", "float32", *(("float64",) if self.kind != "mps" else ()), *_MORE_DTYPES)
+
+    def is_array(self, x: Any, /) -> bool:  # the keys of random draws, which are uint64, stay on the host
+        return isinstance(x, torch.Tensor) and (x.device.type == self.kind or x.dtype == torch.uint64)
+
+    def asarray(self, data: Any, /, dtype: DType = None) -> Array:
+        if isinstance(data, torch.Tensor):
+            if data.requires_grad:
+                raise TypeError("asarray: this torch.Tensor requires gradients; pass x.detach()")
+            if data.dtype not in _TO_NUMPY or data.layout != torch.strided:
+                raise TypeError(f"asarray: cannot make an array of {data.dtype}, {data.layout}; pass dense real numbers")
+            return data.to(self.kind, _torch_dtype(_TO_NUMPY[data.dtype] if dtype is None else dtype, self.kind))
+        array = host.real_array(data, dtype, _MORE_DTYPES)
+        wanted = _torch_dtype(array.dtype, self.kind)
+        if not array.flags.writeable or any(n < 0 for n in array.strides):  # PyTorch has no such arrays
+            array = array.copy()
+        if wanted == torch.bfloat16:
+            array = array.view(np.int16)
+        return torch.from_numpy(array).view(wanted).to(self.kind)
+
+    def from_dlpack(self, x: Any) -> Array:
+        host.check_unmasked(x, "from_dlpack")
+        array = torch.from_dlpack(x)
+        if array.device.type != self.kind:
+            raise TypeError(f"from_dlpack: memory of {array.device} cannot be shared with {self.name!r}; copy it there")
+        return self.asarray(array)
+
+    def full(self, shape: Shape, value: float, /, dtype: DType) -> Array:
+        return torch.full(shape, value, dtype=_torch_dtype(dtype, self.kind), device=self.kind)
+
+    def arange(self, n: int, /) -> Array:
+        return torch.arange(n, device=self.kind)
+
+    def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
+        return self.asarray(host.normal(shape, seed, counter).astype(dtype))
+
+    def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array:
+        seed, low, high, start = key.tolist()
+        return self.asarray(host.uniform(shape, seed, high << 64 | low, start).astype(dtype))
+
+    def host_scalars(self, values: Sequence[float], dtype: DType) -> Array:
+        if np.dtype(dtype) == np.uint64:
+            return torch.from_numpy(np.array(values, dtype))
+        if self.kind == "cuda" and torch.cuda.is_current_stream_capturing():  # a capture refuses copies from the host
+            # `update_scalars` writes to it before each replay. Allocated on another stream, it does not share memory
+            # with the graph's temporary arrays.
+            with torch.cuda.stream(torch.cuda.Stream()):
+                return torch.empty(len(values), dtype=_torch_dtype(dtype), device=self.kind)
+        return self.asarray(np.array(values, dtype))
+
+
+def _capture(work: Callable[[], None]) -> Callable[[], None]:
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except Exception as error:
+        raise RuntimeError(
+            f"compile_step: the step cannot be recorded in a CUDA graph ({error}); do what copies from or to the host "
+            "outside the step, or call the step without compile_step"
+        ) from error
+    return graph.replay  # type: ignore[no-any-return, unused-ignore]
+
+
+_DEFAULT = "cpu" if _accelerator is None else _accelerator.type
+_device = Device(_DEFAULT)
+name, require_usable, float_dtypes, capture = _device.name, _device.require_usable, _device.float_dtypes, _device.capture
+is_array, asarray, from_dlpack, full = _device.is_array, _device.asarray, _device.from_dlpack, _device.full
+arange, normal, uniform, host_scalars = _device.arange, _device.normal, _device.uniform, _device.host_scalars
+
+
+@cache
+def on_device(kind: str) -> ModuleType:
+    """The backend's module for a type of device. Raises ValueError if PyTorch has no such type."""
+    try:
+        known = torch.device(kind).type == kind
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ValueError(
+            f"unknown backend 'torch:{kind}': write torch:cpu, torch:cuda, torch:mps or torch:xpu, or torch for the "
+            "device that PyTorch finds; CUDA_VISIBLE_DEVICES selects one of several"
+        )
+    module, device = ModuleType(__name__), Device(kind)
+    vars(module).update({name: getattr(device, name, value) for name, value in globals().items()})
+    return sys.modules[__name__] if kind == _DEFAULT else module
+
+
+# --- Conversion
+
+
+def to_host(a: Array, /) -> Any:
+    if a.dtype == torch.bfloat16:
+        return to_host(a.contiguous().view(torch.int16)).view("bfloat16")
+    return np.array(a.numpy(force=True), order="C")
+
+
+def copy(a: Array, /) -> Array:
+    return a.clone(memory_format=torch.contiguous_format)
+
+
+def dtype(a: Array, /) -> Any:
+    return _TO_NUMPY[a.dtype]
+
+
+def astype(a: Array, dtype: DType, /) -> Array:
+    return a.to(_torch_dtype(dtype, a.device.type), copy=True)
+
+
+def assign(target: Array, source: Array) -> None:
+    target.copy_(source)
+
+
+def update_scalars(target: Array, values: Sequence[float]) -> None:
+    target.copy_(torch.from_numpy(np.array(values, dtype(target))))
+
+
+split_flat, set_matmul_precision = host.split_flat, torch.set_float32_matmul_precision
+
+# --- Elementwise
+
+
+def _explaining(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function`, but PyTorch's RuntimeError for bad operands becomes the exception that NumPy raises."""
+
+    def primitive(*args: Any) -> Array:
+        try:
+            return function(*args)
+        except RuntimeError as error:
+            text = str(error).partition("\n")[0].rstrip(".")
+            if isinstance(error, NotImplementedError) or "not supported" in text:
+                raise TypeError(f"{text}; cast to another dtype") from error
+            if type(error) is not RuntimeError:  # out of memory, an error of the device
+                raise
+            raise ValueError(f"shapes do not broadcast: {text}" if "must match" in text else text) from error
+
+    return primitive
+
+
+def _binary(function: Callable[..., Array], takes_number: bool = True) -> Callable[..., Array]:
+    """`function` for a Python number as either operand: PyTorch takes none as the first, and some functions no number."""
+
+    def elementwise(a: Array, b: Array, /) -> Array:
+        if not isinstance(a, torch.Tensor):
+            a = torch.full((), a, dtype=b.dtype, device=b.device)
+        elif not takes_number and not isinstance(b, torch.Tensor):
+            b = torch.full((), b, dtype=a.dtype, device=a.device)
+        return function(a, b)
+
+    return _explaining(elementwise)
+
+
+add, subtract, multiply, divide = map(_binary, (torch.add, torch.subtract, torch.multiply, torch.divide))
+floor_divide, remainder, power = map(_binary, (torch.floor_divide, torch.remainder, torch.pow))
+equal, not_equal, less, less_equal = map(_binary, (torch.eq, torch.ne, torch.lt, torch.le))
+greater, greater_equal, arctan2 = _binary(torch.gt), _binary(torch.ge), _binary(torch.arctan2, False)
+maximum, minimum = _binary(torch.maximum, False), _binary(torch.minimum, False)
+logical_and, logical_or = _binary(torch.logical_and, False), _binary(torch.logical_or, False)
+logical_not, negative = torch.logical_not, _explaining(torch.negative)
+exp, expm1, log, log1p, log2, log10 = torch.exp, torch.expm1, torch.log, torch.log1p, torch.log2, torch.log10
+sqrt, tanh, sinh, cosh, sin, cos = torch.sqrt, torch.tanh, torch.sinh, torch.cosh, torch.sin, torch.cos
+arcsin, arccos, arctan, floor, ceil, rint = torch.asin, torch.acos, torch.atan, torch.floor, torch.ceil, torch.round
+abs, erf, sigmoid, relu = torch.abs, torch.erf, torch.sigmoid, torch.relu
+
+
+def sign(a: Array, /) -> Array:
+    return torch.where(a == a, torch.sign(a), a)  # torch.sign(nan) is 0
+
+
+@_explaining
+def where(condition: Array, a: Array, b: Array, /) -> Array:
+    if isinstance(a, float) and not isinstance(b, torch.Tensor):
+        a = torch.full((), a, dtype=torch.float64, device=condition.device)
+    return torch.where(condition, a, b)
+
+
+# --- Reductions, and along one axis
+
+
+def _reduced(function: Callable[..., Array], a: Array, axis: Axis, keepdims: bool) -> Array:
+    if axis == ():  # all axes in PyTorch, none in NumPy
+        return function(a.unsqueeze(0), 0)
+    return function(a, tuple(range(a.ndim)) if axis is None else axis, keepdims)
+
+
+def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+    return _reduced(torch.sum, a, axis, keepdims)
+
+
+def max(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+    return _reduced(torch.amax, a, axis, keepdims)
+
+
+def min(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+    return _reduced(torch.amin, a, axis, keepdims)
+
+
+def argmax(a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
+    return torch.argmax(a.to(torch.uint8) if a.dtype == torch.bool else a, axis, keepdims)
+
+
+def argsort(a: Array, axis: int, /) -> Array:
+    return torch.argsort(a, dim=axis, stable=True)
+
+
+def cumsum(a: Array, axis: int, /) -> Array:
+    if not a.is_floating_point():
+        return torch.cumsum(a, axis, dtype=torch.int64)
+    return torch.cumsum(a, axis, dtype=torch.float64).to(a.dtype)
+
+
+# --- Shapes, indices, products
+
+reshape, broadcast_to, matmul = map(_explaining, (torch.reshape, torch.broadcast_to, torch.matmul))
+
+
+def transpose(a: Array, axes: Sequence[int] | None = None, /) -> Array:
+    return a.permute(tuple(range(a.ndim)[::-1] if axes is None else axes))
+
+
+def expand_dims(a: Array, axis: int | tuple[int, ...], /) -> Array:
+    axes = (axis,) if isinstance(axis, int) else axis
+    for i in sorted(range(a.ndim + len(axes))[i] for i in axes):
+        a = a.unsqueeze(i)
+    return a
+
+
+@_explaining
+def concatenate(arrays: Sequence[Array], axis: int, /) -> Array:
+    return torch.cat(tuple(arrays), axis)
+
+
+def _is_negative(part: Any) -> bool:
+    return isinstance(part, slice) and part.step is not None and part.step < 0
+
+
+def getitem(a: Array, index: Any, /) -> Array:
+    parts = list(index)
+    if any(map(_is_negative, parts)):  # PyTorch has no slices with negative steps
+        plain = tuple(0 if isinstance(part, torch.Tensor) else part for part in parts)
+        for i, axis in enumerate(host.index_axes(plain, a.ndim)):
+            if _is_negative(parts[i]):
+                taken = torch.tensor(range(a.shape[axis])[parts[i]], dtype=torch.int64, device=a.device)
+                a, parts[i] = a[(slice(None),) * axis + (taken,)], slice(None)
+    return a[_with_arrays(parts)]
+
+
+def _with_arrays(index: Sequence[Any]) -> tuple[Any, ...]:
+    """The index for PyTorch. NumPy makes arrays of ints that stand beside arrays."""
+    arrays = [part for part in index if isinstance(part, torch.Tensor)]
+    if not arrays or len(arrays) == len(index):
+        return tuple(index)
+    return tuple(torch.full((1,), i, device=arrays[0].device) if isinstance(i, int) else i for i in index)
+
+
+def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
+    if any(map(_is_negative, index)):
+        places = getitem(torch.arange(prod(shape), device=g.device).reshape(shape), index)
+        return getitem_backward(g, (places,), (prod(shape),)).reshape(shape)
+    # On the CPU, several threads add float32 by atomics, in any order; one thread adds float64.
+    wide = torch.float64 if g.device.type == "cpu" else torch.float32 if g.dtype in torch_fused.HALF else g.dtype
+    out = torch.zeros(shape, dtype=wide if g.is_floating_point() else g.dtype, device=g.device)
+    if host.is_basic(index):
+        out = out.to(g.dtype)
+        out[index] = g  # selects no element twice
+        return out
+    slices, arrays, rest = [], [], len(shape) - builtins.sum(part is not None and part is not ... for part in index)
+    for part in _with_arrays(index):
+        is_array = isinstance(part, torch.Tensor)
+        slices.append(slice(None) if is_array else part)
+        arrays += [None] * rest if part is ... else [part if is_array else None]
+    torch.ops.aten.index_put_(out[tuple(slices)], arrays, g.to(out.dtype), True)
+    return out.to(g.dtype)
+
+
+# --- Faster derived primitives
+
+linear, linear_backward = torch_fused.linear, torch_fused.linear_backward
+leaky_relu, leaky_relu_backward = torch_fused.leaky_relu, torch_fused.leaky_relu_backward
+gelu, gelu_backward = torch_fused.gelu, torch_fused.gelu_backward
+softmax, softmax_backward = torch_fused.softmax, torch_fused.softmax_backward
+log_softmax, log_softmax_backward = torch_fused.log_softmax, torch_fused.log_softmax_backward
+layer_norm, layer_norm_backward = torch_fused.layer_norm, torch_fused.layer_norm_backward
+embedding, embedding_backward = torch_fused.embedding, torch_fused.embedding_backward
+cross_entropy, cross_entropy_backward = torch_fused.cross_entropy, torch_fused.cross_entropy_backward
+attention, attention_backward = torch_fused.attention, torch_fused.attention_backward
+conv, conv_backward = torch_fused.conv, torch_fused.conv_backward
+max_pool_indices, adam_step = torch_fused.max_pool_indices, torch_fused.adam_step
