@@ -44,12 +44,9 @@ _TO_NUMPY = {getattr(torch, dtype): np.dtype(dtype) for dtype in (*_DTYPES, *_MO
 _TO_TORCH: dict[Any, Any] = {key: ours for ours, dtype in _TO_NUMPY.items() for key in (dtype, dtype.name)}
 
 
-def _torch_dtype(dtype: DType, device: str = "") -> Any:
-    """PyTorch's dtype. Raises TypeError if it is not of real numbers, or the device does not have it."""
-    found = _TO_TORCH.get(dtype) or _TO_TORCH[host.real_dtype(dtype, _MORE_DTYPES)]
-    if device == "mps" and found == torch.float64:
-        raise TypeError("asarray: cannot make an array of dtype float64, which MPS devices do not have; use float32")
-    return found
+def _torch_dtype(dtype: DType) -> Any:
+    """PyTorch's dtype. Raises TypeError if it is not of real numbers."""
+    return _TO_TORCH.get(dtype) or _TO_TORCH[host.real_dtype(dtype, _MORE_DTYPES)]
 
 
 # --- What depends on the device
@@ -59,22 +56,29 @@ class Device:
     """The primitives that create arrays on a device: "cpu", "cuda", "mps", "xpu" or another type that PyTorch has."""
 
     def __init__(self, kind: str) -> None:
-        self.kind, self.name = kind, f"torch:{kind}"
+        self.kind, self.name, self.device = kind, f"torch:{kind}", torch.device(kind)
         self.capture = _capture if kind == "cuda" else None
+        self.floats = ("float16", "float32", "float64", *_MORE_DTYPES)
 
     def require_usable(self) -> None:
         """Raises RuntimeError if PyTorch finds no such device."""
-        if self.kind not in ("cpu", _DEFAULT):
+        if self.kind not in _FOUND:
             raise RuntimeError(
                 f"backend {self.name!r}: PyTorch {torch.__version__} finds no {self.kind!r} device; install its build "
-                f"for that device from https://pytorch.org, or set RG_BACKEND=torch:{_DEFAULT}"
+                f"for that device from https://pytorch.org, or set RG_BACKEND=torch"
             )
+        if self.kind != "cpu":
+            self.device = torch.device(self.kind, torch.accelerator.current_device_index())
+        try:
+            torch.ones(1, dtype=torch.float64, device=self.device).add(1)
+        except (TypeError, RuntimeError):  # MPS, and some GPUs of Intel
+            self.floats = ("float16", "float32", *_MORE_DTYPES)
 
     def float_dtypes(self) -> tuple[str, ...]:
-        return ("float16", "float32", *(("float64",) if self.kind != "mps" else ()), *_MORE_DTYPES)
+        return self.floats
 
-    def is_array(self, x: Any, /) -> bool:  # the keys of random draws, which are uint64, stay on the host
-        return isinstance(x, torch.Tensor) and (x.device.type == self.kind or x.dtype == torch.uint64)
+    def is_array(self, x: Any, /) -> bool:  # uint64, the dtype of the keys of random draws, stays on the host
+        return isinstance(x, torch.Tensor) and (x.device == self.device or x.dtype == torch.uint64)
 
     def asarray(self, data: Any, /, dtype: DType = None) -> Array:
         if isinstance(data, torch.Tensor):
@@ -82,27 +86,37 @@ class Device:
                 raise TypeError("asarray: this torch.Tensor requires gradients; pass x.detach()")
             if data.dtype not in _TO_NUMPY or data.layout != torch.strided:
                 raise TypeError(f"asarray: cannot make an array of {data.dtype}, {data.layout}; pass dense real numbers")
-            return data.to(self.kind, _torch_dtype(_TO_NUMPY[data.dtype] if dtype is None else dtype, self.kind))
+            return data.to(self.device, self._checked(data.dtype if dtype is None else _torch_dtype(dtype)))
         array = host.real_array(data, dtype, _MORE_DTYPES)
-        wanted = _torch_dtype(array.dtype, self.kind)
+        wanted = self._checked(_TO_TORCH[array.dtype])
         if not array.flags.writeable or any(n < 0 for n in array.strides):  # PyTorch has no such arrays
             array = array.copy()
         if wanted == torch.bfloat16:
             array = array.view(np.int16)
-        return torch.from_numpy(array).view(wanted).to(self.kind)
+        moved = torch.from_numpy(array).view(wanted)
+        return moved if wanted == torch.uint64 else moved.to(self.device)
+
+    def _checked(self, dtype: Any) -> Any:
+        """PyTorch's dtype itself. Raises TypeError if the device does not have it."""
+        if dtype == torch.float64 and "float64" not in self.floats:
+            raise TypeError(f"asarray: {self.device} has no float64; cast to float32")
+        return dtype
 
     def from_dlpack(self, x: Any) -> Array:
         host.check_unmasked(x, "from_dlpack")
         array = torch.from_dlpack(x)
-        if array.device.type != self.kind:
+        if array.device != self.device:
             raise TypeError(f"from_dlpack: memory of {array.device} cannot be shared with {self.name!r}; copy it there")
         return self.asarray(array)
 
     def full(self, shape: Shape, value: float, /, dtype: DType) -> Array:
-        return torch.full(shape, value, dtype=_torch_dtype(dtype, self.kind), device=self.kind)
+        return torch.full(shape, value, dtype=self._checked(_torch_dtype(dtype)), device=self.device)
+
+    def astype(self, a: Array, dtype: DType, /) -> Array:
+        return a.to(self._checked(_torch_dtype(dtype)), copy=True)
 
     def arange(self, n: int, /) -> Array:
-        return torch.arange(n, device=self.kind)
+        return torch.arange(n, device=self.device)
 
     def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
         return self.asarray(host.normal(shape, seed, counter).astype(dtype))
@@ -112,13 +126,11 @@ class Device:
         return self.asarray(host.uniform(shape, seed, high << 64 | low, start).astype(dtype))
 
     def host_scalars(self, values: Sequence[float], dtype: DType) -> Array:
-        if np.dtype(dtype) == np.uint64:
-            return torch.from_numpy(np.array(values, dtype))
         if self.kind == "cuda" and torch.cuda.is_current_stream_capturing():  # a capture refuses copies from the host
             # `update_scalars` writes to it before each replay. Allocated on another stream, it does not share memory
             # with the graph's temporary arrays.
             with torch.cuda.stream(torch.cuda.Stream()):
-                return torch.empty(len(values), dtype=_torch_dtype(dtype), device=self.kind)
+                return torch.empty(len(values), dtype=_torch_dtype(dtype), device=self.device)
         return self.asarray(np.array(values, dtype))
 
 
@@ -135,10 +147,11 @@ def _capture(work: Callable[[], None]) -> Callable[[], None]:
     return graph.replay  # type: ignore[no-any-return, unused-ignore]
 
 
-_DEFAULT = "cpu" if _accelerator is None else _accelerator.type
-_device = Device(_DEFAULT)
+_FOUND = ("cpu",) if _accelerator is None else (_accelerator.type, "cpu")
+_device = Device(_FOUND[0])
 name, require_usable, float_dtypes, capture = _device.name, _device.require_usable, _device.float_dtypes, _device.capture
 is_array, asarray, from_dlpack, full = _device.is_array, _device.asarray, _device.from_dlpack, _device.full
+astype = _device.astype
 arange, normal, uniform, host_scalars = _device.arange, _device.normal, _device.uniform, _device.host_scalars
 
 
@@ -156,7 +169,7 @@ def on_device(kind: str) -> ModuleType:
         )
     module, device = ModuleType(__name__), Device(kind)
     vars(module).update({name: getattr(device, name, value) for name, value in globals().items()})
-    return sys.modules[__name__] if kind == _DEFAULT else module
+    return sys.modules[__name__] if kind == _FOUND[0] else module
 
 
 # --- Conversion
@@ -165,7 +178,7 @@ def on_device(kind: str) -> ModuleType:
 def to_host(a: Array, /) -> Any:
     if a.dtype == torch.bfloat16:
         return to_host(a.contiguous().view(torch.int16)).view("bfloat16")
-    return np.array(a.numpy(force=True), order="C")
+    return np.array(a.cpu().resolve_neg().numpy(), order="C")
 
 
 def copy(a: Array, /) -> Array:
@@ -174,10 +187,6 @@ def copy(a: Array, /) -> Array:
 
 def dtype(a: Array, /) -> Any:
     return _TO_NUMPY[a.dtype]
-
-
-def astype(a: Array, dtype: DType, /) -> Array:
-    return a.to(_torch_dtype(dtype, a.device.type), copy=True)
 
 
 def assign(target: Array, source: Array) -> None:
@@ -279,7 +288,7 @@ def argsort(a: Array, axis: int, /) -> Array:
 def cumsum(a: Array, axis: int, /) -> Array:
     if not a.is_floating_point():
         return torch.cumsum(a, axis, dtype=torch.int64)
-    return torch.cumsum(a, axis, dtype=torch.float64).to(a.dtype)
+    return torch.cumsum(a, axis, dtype=None if a.device.type == "mps" else torch.float64).to(a.dtype)
 
 
 # --- Shapes, indices, products
@@ -313,7 +322,7 @@ def getitem(a: Array, index: Any, /) -> Array:
         plain = tuple(0 if isinstance(part, torch.Tensor) else part for part in parts)
         for i, axis in enumerate(host.index_axes(plain, a.ndim)):
             if _is_negative(parts[i]):
-                taken = torch.tensor(range(a.shape[axis])[parts[i]], dtype=torch.int64, device=a.device)
+                taken = torch.tensor(range(a.shape[axis])[parts[i]], dtype=torch.int64).to(a.device)
                 a, parts[i] = a[(slice(None),) * axis + (taken,)], slice(None)
     return a[_with_arrays(parts)]
 

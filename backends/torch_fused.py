@@ -78,24 +78,25 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
     return NotImplemented if _is_rounded(x) else torch.native_layer_norm(x, x.shape[-1:], gamma, beta, eps)
 
 
-_ROWS = 1024  # that PyTorch adds one by one to the gradients of gamma and beta
-
-
 def layer_norm_backward(
     g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
 ) -> Any:
+    """The gradient of x by PyTorch; the other two here, since PyTorch adds the rows one by one in float32."""
     if _is_rounded(x) or not x.numel():
         return NotImplemented
-    # PyTorch's function reads contiguous memory, whatever the strides. Of beta, it reads the dtype.
-    gamma, beta = None if gamma is None else gamma.contiguous(), mean.new_empty(x.shape[-1]) if needs[2] else None
-    n = _ROWS if needs[1] or needs[2] else prod(x.shape)
-    rows = [a.reshape(-1, a.shape[-1]).contiguous().split(n) for a in (g, x, mean, rstd)]
-    found = [
-        _aten.native_layer_norm_backward(part, *rest[:1], x.shape[-1:], *rest[1:], gamma, beta, list(needs))
-        for part, *rest in zip(*rows, strict=True)
-    ]
-    gx, *others = ([part for part in parts if part is not None] for parts in zip(*found, strict=True))
-    return torch.cat(gx).reshape(x.shape) if gx else None, *(torch.stack(a).sum(0) if a else None for a in others)
+    gx = ggamma = gbeta = None
+    if needs[0]:  # its function ignores strides
+        parts = (a if a is None else a.contiguous() for a in (g, x, mean, rstd, gamma))
+        g, x, mean, rstd, gamma = parts
+        mask = [True, False, False]
+        gx = _aten.native_layer_norm_backward(g, x, x.shape[-1:], mean, rstd, gamma, None, mask)[0]
+    rows = tuple(range(x.ndim - 1))
+    if needs[1]:
+        product = torch.sub(x, mean).mul_(rstd).mul_(g)
+        ggamma = product.sum(rows) if rows else product
+    if needs[2]:
+        gbeta = g.sum(rows) if rows else g.clone()
+    return gx, ggamma, gbeta
 
 
 def embedding(weight: Array, ids: Array) -> Array:

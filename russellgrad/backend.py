@@ -269,7 +269,7 @@ _override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", defaul
 class LoadedBackend:
     """A backend as the library uses it: a module's primitives, and formulas for the derived primitives that it lacks.
 
-    A module is read once, when it is loaded. There is one backend for each module, and a copy is the backend itself.
+    A module is read once, when it is loaded. There is one backend for each module (a module has one device), and a copy is the backend itself.
     """
 
     level = 0
@@ -370,7 +370,8 @@ def _build(module: ModuleType, name: str) -> Backend:
 def load_backend(name: str) -> Backend:
     """Load a backend by its name: a built-in backend, an entry point, or the dotted path of a module.
 
-    Entry points are those of the group `russellgrad.backends`.
+    Entry points are those of the group `russellgrad.backends`. "torch" takes the device that PyTorch finds, and a type of
+    device selects another one, "torch:cpu". There is one backend for each device.
 
     Raises:
         ValueError: there is no backend of that name (lists the known names), or the module's `name` belongs to another
@@ -432,7 +433,7 @@ def _import_dotted(path: str) -> ModuleType:
 
 def _suggestion(name: str) -> str:
     """A suggestion for an unknown name, or "". PyTorch's names of devices are known."""
-    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy"}.get(name.lower().partition(":")[0])
+    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy", "mps": "torch", "xpu": "torch"}.get(name.lower().partition(":")[0])
     if name.strip("0123456789") in ("float", "bfloat", "int", "uint", "bool"):
         return f"to cast, write x.astype({name!r}); "
     close = [device] if device else get_close_matches(name.lower(), _known_names(), 1)
@@ -530,9 +531,10 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
     # mypy does not follow the mapping of backends/ to russellgrad.backends. This import checks them against the contract.
-    from backends import cupy_backend, numba_backend, numpy_backend, strict_backend
+    from backends import cupy_backend, numba_backend, numpy_backend, strict_backend, torch_backend
 
     _numpy: Core = numpy_backend
     _numba: Core = numba_backend
     _strict: Core = strict_backend
     _cupy: Core = cupy_backend
+    _torch: Core = torch_backend

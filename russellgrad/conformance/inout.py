@@ -16,7 +16,7 @@ from .views import HostArray
 def cases() -> Iterator[Case]:
     yield Case("name", "a string", name_is_a_string)
     yield Case("require_usable", "returns on a usable backend", require_usable_returns)
-    yield Case("float_dtypes", "names, float32 and float64 among them", float_dtypes_are_names)
+    yield Case("float_dtypes", "names, float32 among them", float_dtypes_are_names)
     yield Case("float_dtypes", "each can be computed in", float_dtypes_are_usable)
     yield Case("is_array", "of its own arrays only", is_array_of_its_own)
     yield Case("dtype", "a numpy.dtype", dtype_is_numpys)
@@ -65,11 +65,12 @@ def require_usable_returns(t: Trial) -> None:
 
 def float_dtypes_are_names(t: Trial) -> None:
     found = t.xp.float_dtypes()
-    t.require({"float32", "float64"} <= set(found), "float32 and float64 among them", repr(found))
+    is_so = all(isinstance(name, str) for name in found)
+    t.require(is_so and "float32" in found, "names, float32 among them", repr(found))
 
 
 def float_dtypes_are_usable(t: Trial) -> None:
-    one_and_two = t.backend.asarray(np.array([1.0, 2.0]))
+    one_and_two = t.backend.asarray(np.array([1.0, 2.0], np.float32))
     for dtype in t.xp.float_dtypes():
         a = t.backend.astype(one_and_two, dtype)
         t.is_array(a, (2,), dtype, f"astype to {dtype}: ")
@@ -81,7 +82,7 @@ def float_dtypes_are_usable(t: Trial) -> None:
             ("2 minus it", t.backend.subtract(2, a), [1.0, 0.0]),
         ):
             t.is_array(found, (2,), dtype, f"{title}, {dtype}: ")
-            t.same(t.backend.astype(found, "float64"), np.array(wanted), what=f"{title}, {dtype}: ")
+            t.same(t.backend.astype(found, "float32"), np.array(wanted, np.float32), what=f"{title}, {dtype}: ")
 
 
 def dtype_is_numpys(t: Trial) -> None:

@@ -5,13 +5,14 @@ Everything here goes through the contract alone, so it works for the arrays of a
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any, cast
 from unittest import SkipTest
 
 import numpy as np
 
-from ..backend import CORE, DERIVED, OPTIONAL, Array, Backend, Shape, load_backend, resolve_backend
+from ..backend import CORE, DERIVED, OPTIONAL, Array, Backend, LoadedBackend, Shape, load_backend, resolve_backend
 from .views import CONTIGUOUS, VIEWS, HostArray, arrays_in, each, typed
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # for data of the order of 1; other dtypes must be equal
@@ -42,6 +43,10 @@ def _rounded(x: Any, dtype: str) -> Any:
     return typed(np.asarray(x), dtype) if isinstance(x, (np.ndarray, np.generic)) else x
 
 
+class _NoFloat64(Exception):  # noqa: N818 - the case does not apply
+    """The case uses float64, which the backend's device does not have."""
+
+
 class Mismatch(AssertionError):  # noqa: N818 - a finding of the suite, not an error in it
     """The result of the backend differs from the expected one."""
 
@@ -58,7 +63,7 @@ class Outcome:
         case: the case.
         differences: the largest differences from the expected values, by dtype.
         called, expected, got: what failed, as text; empty unless the case failed.
-        missing: the optional primitives that the case needs and the backend lacks.
+        missing: the optional primitives that the case needs and the backend lacks; "float64" if its device has none.
     """
 
     case: "Case"
@@ -75,7 +80,7 @@ class Outcome:
 
     @property
     def skipped(self) -> bool:
-        """Whether the backend lacks an optional primitive that the case needs."""
+        """Whether the backend lacks an optional primitive, or float64, that the case needs."""
         return bool(self.missing)
 
     @property
@@ -115,12 +120,14 @@ class Case:
         xp = resolve_backend(backend)
         needed = (self.primitive, *self.needs) if self.primitive in OPTIONAL else self.needs
         missing = tuple(name for name in needed if not hasattr(xp, name))
-        trial = Trial(xp)
+        trial = Trial(xp if "float64" in xp.float_dtypes() else cast(Backend, _WithoutFloat64(xp)))
         if missing:
             return Outcome(self, {}, missing=missing)
         try:
             with np.errstate(all="ignore"):  # some cases compute nan and inf
                 self.body(trial)
+        except _NoFloat64:
+            return Outcome(self, {}, missing=("float64",))
         except Mismatch as mismatch:
             return Outcome(self, trial.differences, trial.called(), mismatch.expected, mismatch.got)
         except Exception as error:
@@ -297,6 +304,27 @@ class Trial:
             return f"{words} {elements.tolist()}" if values and 0 < elements.size <= 8 else words
         except Exception:  # is_array, dtype or to_host may be what is wrong
             return f"{type(x).__name__} {getattr(x, 'shape', '')}".rstrip()
+
+
+class _WithoutFloat64(LoadedBackend):
+    """A backend without float64. A call that asks for float64 ends the case."""
+
+    def __init__(self, backend: Backend) -> None:
+        vars(self).update(vars(backend))
+        for name in ("asarray", "astype", "full", "zeros", "normal", "uniform", "dropout_mask", "host_scalars"):
+            vars(self)[name] = partial(self._checked, name, getattr(backend, name))
+
+    def _checked(self, name: str, primitive: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        dtypes = [x for x in (*args, *kwargs.values()) if isinstance(x, (str, np.dtype, type))]
+        try:
+            if name == "asarray" and not dtypes and not cast(Any, self).is_array(args[0]):
+                dtypes.append(np.asarray(args[0]).dtype)
+            is_float64 = any(np.dtype(x) == np.float64 for x in dtypes)
+        except (TypeError, ValueError):  # a case of what the primitive refuses
+            is_float64 = False
+        if is_float64:
+            raise _NoFloat64
+        return primitive(*args, **kwargs)
 
 
 class _Noting:
