@@ -15,12 +15,13 @@ PARTS = {
 
 
 def main() -> None:
-    parser = Options("Measure everything against PyTorch on the CPU.", "cpu")
+    parser = Options("Measure everything against PyTorch on the CPU.", "cpu", before=True)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
     given = parser.given()
     require_cpu()
     facts = circumstances("benchmarks")
-    write(given.name, [table for name in given.only for table in PARTS[name].tables(given.quick)], facts)
+    tables = [table for name in given.only for table in PARTS[name].tables(given.quick)]
+    write(given.name, tables, facts, before=given.before)
 
 
 if __name__ == "__main__":

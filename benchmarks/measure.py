@@ -151,6 +151,7 @@ class Table:
         head: the head of the first column, which names the cases.
         unit: a key of UNITS.
         notes: paragraphs above the table that explain the measurement.
+        before: RussellGrad's medians of an earlier run by case, and the ratios to the second candidate: see `compare`.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Table:
     unit: str
     notes: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    before: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, case: str, measured: Mapping[str, Sequence[float]]) -> None:
         """Add a row from each candidate's numbers by turn, in seconds or bytes. A ratio is RussellGrad / the other."""
@@ -167,9 +169,7 @@ class Table:
         self.rows.append({
             "case": case,
             "turns": len(ours),
-            self.unit: {
-                name: {"median": statistics.median(x), "least": min(x), "most": max(x)} for name, x in shown.items()
-            },
+            self.unit: {name: spread(x) for name, x in shown.items()},
             "ratio": {
                 name: statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
                 for name, theirs in measured.items()
@@ -180,22 +180,64 @@ class Table:
         median = f"{three_digits(self.rows[-1][self.unit][OURS]['median'])} {UNITS[self.unit][0]}"
         print(f"{self.name} {case}: {', '.join([median, *ratios])}", flush=True)
 
+    def compare(self, earlier: Mapping[str, Any]) -> None:
+        """Add the figures of an earlier run: the content of its JSON file. Nothing if it has no such table."""
+        for row in earlier["tables"].get(self.name, {"rows": []})["rows"]:
+            if self.unit in row and row["ratio"]:
+                self.before[row["case"]] = [row[self.unit][OURS]["median"], next(iter(row["ratio"].values()))]
+
     def markdown(self) -> str:
         names = list(dict.fromkeys(name for row in self.rows for name in row[self.unit]))
         unit = UNITS[self.unit][0]
         head = [self.head, *(f"{name}, {unit}" for name in names), *(f"ratio to {name}" for name in names[1:]), "turns"]
-        lines = [head, ["---"] * len(head)]
+        if self.before:
+            head += [f"{OURS} before, {unit}", f"ratio to {names[1]} before"]
+        lines = []
         for row in self.rows:
             measured = [_spread(row[self.unit][name]) if name in row[self.unit] else "-" for name in names]
             ratios = [f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "-" for name in names[1:]]
             lines.append([row["case"], *measured, *ratios, str(row["turns"])])
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return "\n\n".join([f"## {self.title}", *self.notes, table])
+            if self.before:
+                median, ratio = self.before.get(row["case"], (None, None))
+                lines[-1] += ["-" if median is None else three_digits(median), "-" if ratio is None else f"{ratio:.2f}"]
+        return "\n\n".join([f"## {self.title}", *self.notes, to_markdown(head, lines)])
+
+
+@dataclass
+class Rows:
+    """A table of any columns: `columns` maps keys of a row to the heads. Numbers are shown with three digits."""
+
+    name: str
+    title: str
+    columns: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        lines = [[_cell(row.get(key)) for key in self.columns] for row in self.rows]
+        return "\n\n".join([f"## {self.title}", *self.notes, to_markdown(list(self.columns.values()), lines)])
+
+
+def to_markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def _cell(value: Any) -> str:
+    """A string, an integer, a float, a spread, or None for a cell without a value."""
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return _spread(value)
+    return three_digits(value) if isinstance(value, float) else str(value)
+
+
+def spread(numbers: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(numbers), "least": min(numbers), "most": max(numbers)}
 
 
 def three_digits(x: float) -> str:
     """Three significant digits, or all digits of the integer part."""
-    return f"{x:.{max(0, 2 - math.floor(math.log10(x)))}f}"
+    return f"{x:.{max(0, 2 - math.floor(math.log10(abs(x))))}f}" if x else "0"
 
 
 def _spread(numbers: Mapping[str, float]) -> str:
@@ -212,12 +254,28 @@ HOW_TO_READ = (
 )
 
 
-def write(name: str, tables: Sequence[Table], facts: Mapping[str, Any]) -> None:
-    """Write benchmarks/results/<name>.json and <name>.md."""
+def write(name: str, tables: Sequence[Table | Rows], facts: Mapping[str, Any], *, before: str | None = None) -> None:
+    """Write benchmarks/results/<name>.json and <name>.md, beside the figures of the run `before` (default: `name`).
+
+    Raises FileNotFoundError if `before` is given and has no results.
+    """
     RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{before or name}.json"
+    if before and not path.exists():
+        raise FileNotFoundError(f"benchmarks: --before {before}: there is no {path}")
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        facts = {
+            **facts,
+            "before": f"{before or name}, {earlier['date'][:10]}, {earlier['commit']}, {earlier['processor']}",
+        }
+        for table in tables:
+            if isinstance(table, Table):
+                table.compare(earlier)
     data = {**facts, "tables": {table.name: asdict(table) for table in tables}}
     text = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    parts = ["# RussellGrad, measured", HOW_TO_READ, *(table.markdown() for table in tables), "## Circumstances", text]
+    how_to_read = [HOW_TO_READ] if any(isinstance(table, Table) for table in tables) else []
+    parts = ["# RussellGrad, measured", *how_to_read, *(table.markdown() for table in tables), "## Circumstances", text]
     write_atomically(RESULTS / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False))
     write_atomically(RESULTS / f"{name}.md", "\n\n".join(parts))
     print(f"written: {RESULTS / name}.json and .md")
@@ -234,12 +292,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class Options(argparse.ArgumentParser):
-    """A parser with the options that all parts share."""
+    """A parser with the options that all parts share; `before` for those that compare their tables with a run."""
 
-    def __init__(self, description: str, name: str) -> None:
+    def __init__(self, description: str, name: str, *, before: bool = False) -> None:
         super().__init__(description=description)
         self._name = name
         self.add_argument("--name", help=f"name of the files in benchmarks/results (default: {name} or {name}-quick)")
+        if before:
+            self.add_argument("--before", help="the run whose figures are shown beside the new ones (default: --name)")
         self.add_argument("--quick", action="store_true", help="tiny sizes and one turn, to check that it runs")
 
     def given(self) -> argparse.Namespace:
@@ -248,11 +308,11 @@ class Options(argparse.ArgumentParser):
         return given
 
 
-def run_alone(part: Callable[[bool], list[Table]], name: str, description: str) -> None:
+def run_alone(part: Callable[[bool], Sequence[Table | Rows]], name: str, description: str) -> None:
     """The command line of one part."""
-    given = Options(description, name).given()
+    given = Options(description, name, before=True).given()
     require_cpu()
-    write(given.name, part(given.quick), circumstances(f"benchmarks.{name}"))
+    write(given.name, part(given.quick), circumstances(f"benchmarks.{name}"), before=given.before)
 
 
 def require_cpu() -> None:

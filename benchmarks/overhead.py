@@ -3,13 +3,18 @@
 import subprocess
 import sys
 
-from benchmarks.measure import OURS, ROOT, Table, left_out, run_alone, take_turns
-from benchmarks.train_step import NUMPY_PEERS, TORCH, numpy_peers
+from benchmarks.measure import OURS, ROOT, Table, installed, left_out, run_alone, take_turns
+from benchmarks.train_step import TORCH
 
+NUMPY_PEERS = {"autograd": "hips_autograd", "mygrad": "my_grad"}
 MODULES = {OURS: "ours", TORCH: "torch_eager", **NUMPY_PEERS}
 MODES = {"plain": "forward, no gradients", "recorded": "forward, recorded", "both": "forward and backward"}
 OPS = ("add", "multiply")
 ROUNDS, BURST = 7, 0.05
+
+
+def numpy_peers() -> list[str]:
+    return [name for name in NUMPY_PEERS if installed(name) and installed("scipy")]
 
 
 def op_table(rounds: int, burst: float) -> Table:
@@ -28,27 +33,30 @@ def op_table(rounds: int, burst: float) -> Table:
     return result
 
 
-def import_seconds(module: str) -> float:
-    """Seconds to import `module` in a new process that has imported NumPy."""
-    code = f"import numpy, time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+def import_seconds(module: str, first: str) -> float:
+    """Seconds to import `module` in a new process, which has imported the modules `first`."""
+    code = f"import {first}; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-def import_table(rounds: int) -> Table:
-    result = Table(
-        "import", "Importing it", "what", "milliseconds", ["After `import numpy`, in a new process each time."]
-    )
+def import_table(name: str, first: str, note: str, rounds: int) -> Table:
+    result = Table(name, "Importing it", "what", "milliseconds", [f"In a new process each time, {note}."])
     times: dict[str, list[float]] = {OURS: [], TORCH: []}
     for _ in range(rounds):
         for module, seconds in times.items():
-            seconds.append(import_seconds(module))
+            seconds.append(import_seconds(module, first))
     result.add("import", times)
     return result
 
 
 def tables(quick: bool = False) -> list[Table]:
-    return [op_table(1, 0.0), import_table(1)] if quick else [op_table(ROUNDS, BURST), import_table(ROUNDS)]
+    rounds, burst = (1, 0.0) if quick else (ROUNDS, BURST)
+    return [
+        op_table(rounds, burst),
+        import_table("import", "time, numpy", "after `import numpy`", rounds),
+        import_table("import_all", "time", "with what it imports", rounds),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Writes the tables of docs/benchmarks.md from benchmarks/results/*.json: `python -m benchmarks.readme`.
 
-The tables list every results file that has a training step, overhead, generation or growth, with its machine, date and
-commit. A new results file therefore needs no manual edit of the page.
+The tables of `limit*.json` and `step-peers.json` are written if there are such files. The others list every results
+file that has a training step, overhead, generation or growth, with its machine, date and commit. A new results file
+therefore needs no manual edit of the page.
 """
 
 import json
 from typing import Any
 
-from benchmarks.measure import OURS, RESULTS, ROOT
+from benchmarks.limit import OTHERS as OTHER_PRIMITIVES
+from benchmarks.limit import PYTHON
+from benchmarks.measure import OURS, RESULTS, ROOT, Rows, three_digits, to_markdown
 from benchmarks.train_step import TORCH, TORCH_FUSED
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -27,10 +30,15 @@ FIRST = (
 OTHERS = {
     "overhead": ("microseconds", "µs", "{}, 4 elements"),
     "import": ("milliseconds", "ms", "{} beyond NumPy"),
+    "import_all": ("milliseconds", "ms", "{} with NumPy"),
     "generate_cached": ("tokens per second", "tokens/s", "generating within the context, {}"),
     "generate": ("tokens per second", "tokens/s", "generating past the context, {}"),
     "growth_length": ("milliseconds", "ms", "step at length {} (4/4/128, batch 4)"),
     "growth_batch": ("milliseconds", "ms", "step at batch {} (4/4/128/64)"),
+    "growth_width": ("milliseconds", "ms", "step at width {} (4 layers, length 64, batch 12)"),
+    "growth_memory": ("MiB", "MiB", "memory at length {} (4/4/128, batch 4)"),
+    "growth_memory_batch": ("MiB", "MiB", "memory at batch {} (4/4/128/64)"),
+    "growth_memory_width": ("MiB", "MiB", "memory at width {} (4 layers, length 64, batch 12)"),
 }
 
 NEWEST = "cpu-contract", "cpu-contract-numba"  # runs of the training step, on NumPy and on Numba
@@ -55,6 +63,8 @@ SUMMARY = (
     ),
 )
 
+LAST = OTHER_PRIMITIVES, PYTHON  # the rows at the end of the table of primitives
+
 Run = dict[str, Any]  # the content of a file of results
 
 
@@ -69,10 +79,6 @@ def load_runs() -> dict[str, Run]:
 def rows(run: Run, table: str) -> dict[str, dict[str, Any]]:
     """The rows of a table by case; empty if the run does not have the table."""
     return {row["case"]: row for row in run["tables"].get(table, {"rows": []})["rows"]}
-
-
-def to_markdown(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 
 def summary_table(runs: dict[str, Run]) -> str:
@@ -129,14 +135,71 @@ def other_table(runs: dict[str, Run]) -> str:
                 if row := rows(run, table).get(case):
                     measured = f"{row[unit][OURS]['median']:.1f} {symbol}"
                     lines.append([text.format(case), name, run["backend"], measured, f"{row['ratio'][TORCH]:.2f}"])
-    return to_markdown(["what", "run", "backend", "RussellGrad", "time / PyTorch's time"], lines)
+    return to_markdown(["what", "run", "backend", "RussellGrad", "time or memory / PyTorch's"], lines)
+
+
+def step_peers_parts() -> list[str]:
+    """Results/step-peers.json: a row for each library, with the time and the ratio to PyTorch at each size."""
+    path = RESULTS / "step-peers.json"
+    if not path.exists():
+        return []
+    run = json.loads(path.read_text(encoding="utf-8"))
+    table = run["tables"]["train_step_peers"]
+    measured = [row for row in table["rows"] if "ratio" in row]
+    sizes = list(dict.fromkeys(row["case"] for row in measured))
+    cells = {
+        (row["library"], row["case"]): f"{three_digits(row['milliseconds']['median'])} ms, {row['ratio']:.2f}"
+        for row in measured
+    }
+    lines = [
+        [library, "measured", *(cells.get((library, size), "-") for size in sizes)]
+        for library in dict.fromkeys(row["library"] for row in measured)
+    ]
+    for row in table["rows"]:
+        if row not in measured:
+            text = f"{row['how']}: {row['milliseconds']['median']:.0f} ms at {row['case']}"
+            lines.append([row["library"], text, *("-" for _ in sizes)])
+    return [
+        "### A training step in other libraries",
+        *table["notes"],
+        to_markdown(["library", "measured or quoted", *(f"{size}: step, step / PyTorch's" for size in sizes)], lines),
+        _of(path.stem, run),
+    ]
+
+
+def limit_parts() -> list[str]:
+    """Results/limit*.json: of each run the limits by size, and the time and limit of each primitive by size."""
+    parts: list[str] = []
+    for path in sorted(RESULTS.glob("limit*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        limits, *sizes = [Rows(**table) for table in run["tables"].values()]
+        *notes, machine = limits.notes
+        if not parts:
+            parts += ["### Against the limits of the machine", *notes]
+        parts += [f"On {run['backend']}. {machine}", limits.markdown().rpartition("\n\n")[2]]
+        by_size = [{row["case"]: row for row in table.rows} for table in sizes]
+        names = sorted(dict.fromkeys(name for rows in by_size for name in rows), key=lambda name: name in LAST)
+        lines = [[name, *(_of_its_limit(rows.get(name)) for rows in by_size)] for name in names]
+        parts += [to_markdown(["ms (limit)", *(row["case"] for row in limits.rows)], lines), _of(path.stem, run)]
+    return parts
+
+
+def _of_its_limit(row: dict[str, Any] | None) -> str:
+    return f"{three_digits(row['ms'])} ({row['limit']:.2g})" if row else "-"
+
+
+def _of(name: str, run: Run) -> str:
+    """The origin of a table."""
+    where = f"{run['processor']}, {run['cores']} cores"
+    return f"[{name}](../benchmarks/results/{name}.md): {run['date'][:10]}, commit {run['commit']}, {where}."
 
 
 def figures() -> str:
     """The text between BEGIN and END on the page."""
     runs = load_runs()
     parts = ["### Summary", summary_table(runs), "### The runs", runs_table(runs)]
-    parts += ["### A training step", step_table(runs), "### Overhead, generation, growth", other_table(runs)]
+    parts += ["### A training step", step_table(runs), *step_peers_parts(), *limit_parts()]
+    parts += ["### Overhead, generation, growth", other_table(runs)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Time of a training step against PyTorch (eager), other autograd libraries and the matrix products alone.
+"""Time of a training step against PyTorch (eager) and the matrix products alone; benchmarks.step_peers has others.
 
 python -m benchmarks.train_step                  all sizes: a few minutes
 python -m benchmarks.train_step --sizes 4/4/128/64/12 --rounds 30
@@ -9,38 +9,32 @@ from collections.abc import Sequence
 
 from benchmarks.candidates.model import Size
 from benchmarks.measure import (
-    LEAST_TURNS,
     OURS,
     Candidate,
     Options,
     Table,
     check_close,
     circumstances,
-    installed,
-    left_out,
     require_cpu,
     take_turns,
     write,
 )
 
 SIZES = ("4/4/128/64/12", "4/4/64/64/64", "6/6/384/256/16", "8/8/384/64/64")
-SMALL = SIZES[:2]  # the sizes for the other NumPy libraries, which are slow
 TINY = "1/2/8/4/2"
 SIZE_HEAD = "layers/heads/width/length/batch"
 TORCH, TORCH_FUSED = "torch", "torch, fused AdamW"
+WHOLE = "russellgrad, whole batch"
 ROUNDS, SECONDS = 20, 30.0
 BURST = 0.4  # seconds of consecutive steps: the first steps after a pause are slower, and training has no pauses
 
-NUMPY_PEERS = {"autograd": "hips_autograd", "mygrad": "my_grad"}
 NOTES = [
     "Forward, backward and AdamW of the same model, from the same weights and on the same batches. The losses agree "
     "within a relative 1e-4 in the first turn, after about ten steps at the small sizes.",
+    "`russellgrad` divides the batch over the threads with `parallel_backward`, as training does. `russellgrad, whole "
+    "batch` is one forward and one backward, whose operations are divided over the threads.",
     "`torch` is eager, with scaled_dot_product_attention and its default AdamW. `matrix products` are only the matrix "
     "products of the step, in NumPy; those of attention are full (T x T), although causal attention needs half.",
-]
-PEER_NOTES = [
-    "`autograd` and `mygrad` are measured at the two small sizes, with AdamW written in NumPy; their gradients are "
-    "float32. MyGrad has no erf: its exact GELU is a custom operation with SciPy's erf. Its memory guarding is off.",
 ]
 
 
@@ -53,10 +47,6 @@ def candidates(size: str) -> dict[str, Candidate]:
     }
 
 
-def numpy_peers() -> list[str]:
-    return [name for name in NUMPY_PEERS if installed(name) and installed("scipy")]
-
-
 def measure(size: str, everyone: dict[str, Candidate], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Seconds per step, by candidate and turn. Raises RuntimeError if the losses of the candidates differ."""
     check = check_close(f"train_step {size}", 1e-4)
@@ -67,28 +57,20 @@ def measure(size: str, everyone: dict[str, Candidate], rounds: int, seconds: flo
 def table(sizes: Sequence[str], rounds: int = ROUNDS, seconds: float = SECONDS) -> Table:
     result = Table("train_step", "A training step", SIZE_HEAD, "milliseconds", NOTES)
     for size in sizes:
-        everyone = candidates(size) | {"matrix products": ("products", "train_step", size)}
+        everyone = candidates(size) | {
+            WHOLE: ("ours", "train_step", size, "whole"),
+            "matrix products": ("products", "train_step", size),
+        }
         result.add(size, measure(size, everyone, rounds, seconds))
     return result
 
 
-def peers_table(sizes: Sequence[str], rounds: int = LEAST_TURNS) -> Table:
-    """A separate table, since the slowest candidate sets the number of steps in each burst."""
-    missing = [name for name in NUMPY_PEERS if name not in numpy_peers()]
-    title = "A training step in other libraries over NumPy"
-    result = Table("train_step_peers", title, SIZE_HEAD, "milliseconds", [*PEER_NOTES, *left_out(missing)])
-    for size in sizes if len(missing) < len(NUMPY_PEERS) else ():
-        peers: dict[str, Candidate] = {name: (NUMPY_PEERS[name], "train_step", size) for name in numpy_peers()}
-        result.add(size, measure(size, {OURS: candidates(size)[OURS]} | peers, rounds, math.inf))
-    return result
-
-
 def tables(quick: bool = False) -> list[Table]:
-    return [table([TINY], 1), peers_table([TINY], 1)] if quick else [table(SIZES), peers_table(SMALL)]
+    return [table([TINY], 1)] if quick else [table(SIZES)]
 
 
 def main() -> None:
-    parser = Options("Time a training step against PyTorch, in one run.", "train_step")
+    parser = Options("Time a training step against PyTorch, in one run.", "train_step", before=True)
     parser.add_argument("--sizes", nargs="+", type=Size.parse, help=f"{SIZE_HEAD} (default: {' '.join(SIZES)})")
     parser.add_argument(
         "--rounds", type=int, help=f"turns for each size (default: {ROUNDS}, or fewer after {SECONDS:.0f} s)"
@@ -98,7 +80,7 @@ def main() -> None:
     sizes = [str(size) for size in given.sizes or ()] or ([TINY] if given.quick else SIZES)
     rounds = given.rounds or (1 if given.quick else ROUNDS)
     result = table(sizes, rounds, math.inf if given.rounds else SECONDS)
-    write(given.name, [result], circumstances("benchmarks.train_step"))
+    write(given.name, [result], circumstances("benchmarks.train_step"), before=given.before)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,10 @@ def _map_tensors(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
             return f(Tensor._wrap(array, value.backend)).data
 
         return TokenIds(map_array(ids), None if padding is None else map_array(padding), value.upper, value.backend)
-    return tuple(_map_tensors(part, f) for part in value) if isinstance(value, tuple) else value
+    if not isinstance(value, tuple):
+        return value
+    parts = [_map_tensors(part, f) for part in value]
+    return type(value)._make(parts) if hasattr(value, "_make") else tuple(parts)  # _make: of a NamedTuple
 
 
 def _detach(result: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from .backend import Array, Backend
 
-_ACTIVATIONS: dict[str, Callable[[Backend, Array], Array]] = {
+ACTIVATIONS: dict[str, Callable[[Backend, Array], Array]] = {
     "leaky_relu": lambda xp, x: xp.leaky_relu(x, 0.01),
     "relu": lambda xp, x: xp.relu(x),
     "gelu": lambda xp, x: xp.gelu(x, "none")[0],
@@ -121,7 +121,7 @@ class Decoder:
             out = xp.linear(out, attention.w_out.data, None)
         x = xp.add(x, out)
         hidden = xp.linear(self._normalized(block.feed_forward_norm, x), feed_forward.w_in.data, feed_forward.b_in.data)
-        hidden = _ACTIVATIONS[feed_forward.activation](xp, hidden)
+        hidden = ACTIVATIONS[feed_forward.activation](xp, hidden)
         return xp.add(x, xp.linear(hidden, feed_forward.w_out.data, feed_forward.b_out.data))
 
     def _heads(self, qkv: Array, n_heads: int) -> Array:

@@ -17,6 +17,28 @@ from .tensor import Tensor
 PartT = TypeVar("PartT")
 
 
+MIN_FLOPS = 1.5e9  # of a part: below it, Python's interpreter lock costs more than the threads bring
+
+
+def n_parts(rows: int, flops: float) -> int:
+    """The number of equal parts into which to divide a batch of `rows` rows for `parallel_backward`.
+
+    It divides `rows`. It is at most the number of threads of the current backend, and at most as large that each part
+    has 1.5 GFLOP. (Threads of Python run one at a time between the operations on arrays. In smaller parts that costs
+    more than the second thread brings: benchmarks/README.md.)
+
+        n_parts(12, 6 * n_parameters * n_tokens)
+
+    Args:
+        rows: the number of rows of the batch.
+        flops: the floating-point operations of the step: about 6 for each parameter and token in a transformer (Kaplan
+            et al., "Scaling laws for neural language models", arXiv:2001.08361, section 2.1).
+    """
+    xp = get_backend()
+    most = min(xp.n_threads(), int(flops / MIN_FLOPS)) if hasattr(xp, "n_threads") else 1
+    return max((n for n in range(1, min(rows, most) + 1) if rows % n == 0), default=1)
+
+
 def parallel_backward(loss_of: Callable[[PartT], Tensor], parts: Iterable[PartT]) -> list[Tensor]:
     """Call `loss_of(part).backward()` for each part of a batch, in several threads, and return the detached losses.
 

@@ -8,12 +8,13 @@ Shapes: B texts of T tokens, C = embed_dim = hidden_size, H heads of width D = C
 
 import math
 from collections.abc import Callable, Iterator
+from inspect import isfunction
 from typing import Any, Self, TypeVar
 
 from . import apply, generation, init, interchange
 from .autograd import no_grad
 from .backend import Shape
-from .decoder import Decoder
+from .decoder import ACTIVATIONS, Decoder
 from .functional import attention, attention_qkvpacked, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
 from .layers import Dropout
@@ -394,17 +395,15 @@ class Transformer(Module):
     def make_decoder(self) -> Decoder | None:
         """What `stream` computes logits with: a `Decoder`, which runs on arrays, or None for `forward` with a cache.
 
-        It is None if `forward` could compute something else, or is to be seen: a module is of another class than
-        those of this file, such as a subclass; a method of one was replaced; the parameters differ in dtype or backend,
-        or are arguments of a transform; or a `trace` is active.
+        It is None if `forward` could compute something else, or is to be seen: a part of the model is of another class
+        than the constructor's, such as a subclass or a function; a method of one was replaced; a parameter is missing;
+        the parameters differ in dtype or backend, or are arguments of a transform; or a `trace` is active.
         """
-        members = [member for _, member in self._members()]
-        tensors = [member for member in members if isinstance(member, Tensor)]
-        backends = {tensor.backend for tensor in tensors}
-        is_plain = all(_is_original(member) for member in members if isinstance(member, Module))
-        if not is_plain or len(backends) > 1 or len({tensor.dtype for tensor in tensors}) > 1:
+        kinds = {None if p is None else (p.backend, p.dtype) for p in _parameters_of(self, Transformer)}
+        (kind, *others) = kinds
+        if kind is None or others or kind[0].level or apply.observer is not None:
             return None
-        return Decoder(self) if apply.observer is None and not backends.pop().level else None
+        return Decoder(self)
 
     def generate(
         self,
@@ -492,15 +491,43 @@ class Transformer(Module):
         return maps
 
 
-_METHODS: dict[type[Module], dict[str, Any]] = {
-    cls: {name: value for name, value in vars(cls).items() if callable(value)}
-    for cls in (Transformer, Tokenizer, Block, AttentionLayer, FFLayer, LayerNorm, Dropout)
-}
+# What the decoder reads of a module of each class, with its class; those of _MAY_BE_NONE may be None.
+_READ: dict[type[Module], dict[str, type]] = {
+    Transformer: {"tokenizer": Tokenizer, "dropout": Dropout, "final_norm": LayerNorm},
+    Tokenizer: {"token_embedding": Tensor, "positional_encoding": Tensor},
+    Block: {
+        "attention_norm": LayerNorm, "attention": AttentionLayer, "feed_forward_norm": LayerNorm,
+        "feed_forward": FFLayer, "dropout": Dropout,
+    },
+    AttentionLayer: {"w_qkv": Tensor, "w_out": Tensor},
+    FFLayer: {"w_in": Tensor, "b_in": Tensor, "w_out": Tensor, "b_out": Tensor},
+    LayerNorm: {"gamma": Tensor, "beta": Tensor},
+    Dropout: {},
+}  # fmt: skip
+_MAY_BE_NONE = {(Transformer, "final_norm"), (AttentionLayer, "w_out")}
+_METHODS = {cls: {name: getattr(cls, name) for name in ("__call__", *vars(cls)) if isfunction(getattr(cls, name))}
+            for cls in _READ}  # fmt: skip
 
 
-def _is_original(module: Module) -> bool:
-    """Whether a module is of one of the classes above itself, and neither it nor the class has a replaced method."""
-    methods = _METHODS.get(type(module))
-    return methods is not None and not any(
-        name in vars(module) or vars(type(module))[name] is not method for name, method in methods.items()
-    )
+def _parameters_of(value: Any, cls: type[Any]) -> Iterator[Tensor | None]:
+    """The Tensors that the decoder reads of a value of class `cls`: itself, or those of a module.
+
+    None is among them if the value is not of this class, has a replaced method, or cannot be decoded.
+    """
+    if cls is Tensor:
+        yield value if isinstance(value, Tensor) else None
+        return
+    if type(value) is not cls or any(
+        name in vars(value) or getattr(cls, name, None) is not method for name, method in _METHODS[cls].items()
+    ):
+        yield None
+        return
+    for name, part in _READ[cls].items():
+        found = vars(value).get(name)
+        if found is not None or (cls, name) not in _MAY_BE_NONE:
+            yield from _parameters_of(found, part)
+    if cls is FFLayer and value.activation not in ACTIVATIONS:
+        yield None
+    if cls is Transformer:
+        for block in value.blocks or [None]:
+            yield from _parameters_of(block, Block)

@@ -18,19 +18,22 @@ from benchmarks import (
     convolution,
     generate,
     growth,
+    limit,
     measure,
     memory,
     ops,
     overhead,
     readme,
     second_derivatives,
+    step_peers,
     train_step,
 )
+from benchmarks.candidates import limits
 from benchmarks.measure import OURS, Candidate, Table, Worker, check_close
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import with_torch
 from benchmarks.peers.tasks import TASKS
-from benchmarks.train_step import NUMPY_PEERS, TINY, TORCH, TORCH_FUSED
+from benchmarks.train_step import TINY, TORCH, TORCH_FUSED
 from benchmarks.worker import STATUS
 from tests.process import ROOT, run_python
 
@@ -62,31 +65,85 @@ def check_table(table: Table, cases: int, peers: set[str]) -> None:
 
 
 def numpy_peers() -> set[str]:
-    return set(train_step.numpy_peers())
+    return set(overhead.numpy_peers())
 
 
-def test_train_step_tables() -> None:
+def test_train_step_table() -> None:
     """The benchmark itself compares the losses of the candidates."""
-    table, peers = train_step.tables(quick=True)
+    (table,) = train_step.tables(quick=True)
     check_table(table, 1, {TORCH, TORCH_FUSED, "matrix products"})
-    check_table(peers, bool(numpy_peers()), numpy_peers())
 
 
-@pytest.mark.parametrize("peer", NUMPY_PEERS)
-def test_other_libraries_give_the_same_losses(peer: str) -> None:
-    """Compares the losses of several steps, which depend on the gradients and on AdamW."""
-    pytest.importorskip(peer)
-    pytest.importorskip("scipy")
-    ours, theirs = ("ours", "train_step", TINY), (NUMPY_PEERS[peer], "train_step", TINY)
-    with Worker(ours) as a, Worker(theirs) as b:
-        for _ in range(6):
-            assert a.call()[1] == pytest.approx(b.call()[1], rel=1e-5)
+def test_other_libraries_give_the_same_losses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those that are installed: the benchmark compares the losses, which depend on the gradients and on AdamW."""
+    others = [name for name in step_peers.LIBRARIES if name not in (f"{OURS}, Numba", step_peers.COMPILED)]
+    monkeypatch.setattr("sys.argv", ["step_peers", "--quick", "--name", "some", "--only", *others])
+    step_peers.main()
+    table = json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))["tables"]["train_step_peers"]
+    *measured, quoted = table["rows"]
+    assert quoted["library"].startswith("llm.c") and quoted["how"].startswith("quoted: its README")
+    missing = [name for name in others if any(note.startswith(f"Not measured: {name} (") for note in table["notes"])]
+    assert {OURS, TORCH, TORCH_FUSED}.isdisjoint(missing)
+    assert [row["library"] for row in measured] == [name for name in others if name not in missing]
+    for row in measured:
+        assert row["how"] == "measured" and row["case"] == TINY
+        assert 0 < row["ratio"] < math.inf and 0 < row["milliseconds"]["median"] < math.inf
+    text = (tmp_path / "some.md").read_text(encoding="utf-8")
+    assert f"\n| {TINY} | {TORCH} | measured | " in text and f"\n| {quoted['case']} | {quoted['library']} | " in text
+    assert measure.HOW_TO_READ not in text  # the ratios are to PyTorch
 
 
-def test_peers_that_are_not_installed_are_skipped_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_step, "installed", lambda name: False)
-    assert train_step.numpy_peers() == []
-    assert "autograd, mygrad" in train_step.peers_table([TINY]).notes[-1]
+def test_other_losses_are_an_error_and_a_slow_library_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = {name: (sys.executable, dict(step_peers.LIBRARIES[name].environment)) for name in (OURS, TORCH)}
+    monkeypatch.setattr(step_peers, "SLOW", 0.0)
+    assert step_peers.measure_size(TINY, libraries, 1, 0.0) == {}
+    assert step_peers.expected_seconds("2/2/16/4/2", {}) == 0
+    assert step_peers.expected_seconds("2/2/16/4/2", {TINY: 1.0, "4/2/16/8/2": 20.0}) == 5.0  # of 8 and 20 / 4
+    other = replace(step_peers.LIBRARIES[TORCH], module="products", arguments=())
+    monkeypatch.setattr(step_peers, "LIBRARIES", {**step_peers.LIBRARIES, TORCH: other})
+    monkeypatch.setattr(Worker, "call", lambda worker, *counts: (1e-3, 1.0 + worker.candidate[0].count("d"), 0.0))
+    with pytest.raises(RuntimeError, match="the candidates did not do the same"):
+        step_peers.measure_size(TINY, libraries, 1, 0.0)
+
+
+def test_limit_tables() -> None:
+    whole, parts = limit.tables(quick=True)
+    (row,) = whole.rows
+    numbers = {key: value for key, value in row.items() if key != "case"}
+    assert all(0 < value < math.inf for value in numbers.values())
+    assert max(row["peak"], row["memory"]) <= row["limit"] < row["primitives"]
+    assert sum(part["ms"] for part in parts.rows) == pytest.approx(row["timed"])
+    assert sum(part["share"] for part in parts.rows) == pytest.approx(100)
+    assert {"linear", "linear_backward", "attention_backward", limit.OTHERS, limit.PYTHON} <= {
+        part["case"] for part in parts.rows
+    }
+    for table in (whole, parts):
+        assert f"\n| {table.rows[0]['case']} | " in table.markdown()
+        json.dumps(table.rows, allow_nan=False)
+
+
+def test_the_operations_of_a_step_are_those_of_its_products() -> None:
+    """Forward and backward of the linear layers and the logits are 6 operations for each weight and token."""
+    work = limit.counted(TINY)
+    layers, heads, width, length, batch = map(int, TINY.split("/"))
+    tokens, inner, classes = batch * length, width // heads, 66
+    weights = layers * 12 * width**2
+    scores = batch * heads * length * (length + 1) // 2
+    assert work["attention"][2] == layers * 2 * 2 * scores * inner
+    assert work["attention_backward"][2] == layers * 4 * 2 * scores * inner
+    total = sum(operations for _, _, operations, _ in work.values())
+    assert total == 6 * tokens * (weights + width * classes) + layers * 6 * 2 * scores * inner
+
+
+def test_bytes_are_those_of_operands_and_results() -> None:
+    a, row = np.zeros((3, 4), np.float32), np.zeros(4, np.float32)
+    assert limits.bytes_moved((a, row), a + row) == 48 + 16 + 48
+    assert limits.bytes_moved((a, a), a * a) == 48 + 48  # one operand
+    assert limits.bytes_moved((a, (4, 3)), a.T) == 0  # a view
+    assert limits.bytes_moved((a, np.broadcast_to(row, (3, 4))), a) == 48 + 16 + 48  # in place
+    assert limits.bytes_moved((a,), a.dtype) == 0
+    assert limits.bytes_moved((a, np.ones_like(a)), None) == 48 + 48  # assign
+    assert limits.bytes_moved(([a, row], 1.0), (np.zeros(2), None)) == 48 + 16 + 16
 
 
 def test_ops_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +181,20 @@ def test_every_convolution_gives_the_same_norms_as_pytorch() -> None:
             check_close(f"{case}, {mode}", 1e-4)(outcomes)
 
 
+def test_peers_of_an_op_that_are_not_installed_are_skipped_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "installed", lambda name: False)
+    monkeypatch.setattr(overhead, "OPS", ())
+    assert "autograd, mygrad" in overhead.op_table(1, 0.0).notes[-1]
+
+
 def test_overhead_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "MODES", {"both": "forward and backward"})
     monkeypatch.setattr(overhead, "OPS", ("add",))
-    table, imports = overhead.tables(quick=True)
+    table, *imports = overhead.tables(quick=True)
     check_table(table, 1, {TORCH, *numpy_peers()})
-    check_table(imports, 1, {TORCH})
+    for one in imports:
+        check_table(one, 1, {TORCH})
+    assert [one.name for one in imports] == ["import", "import_all"]
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="the benchmark reads the peak memory from Linux's /proc")
@@ -152,10 +217,35 @@ def test_growth_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """The measurements are replaced by constants; the tests above cover them."""
     monkeypatch.setattr(growth, "measure", lambda size, candidates, *limits: {name: [1.0] for name in candidates})
     monkeypatch.setattr(memory, "peak", lambda candidate: 1.0)
-    by_length, by_batch, memory_by_length = growth.tables(quick=True)
-    check_table(by_length, 2, {TORCH, TORCH_FUSED})
-    check_table(by_batch, 2, {TORCH, TORCH_FUSED})
-    check_table(memory_by_length, 2 * STATUS.exists(), {TORCH})
+    tables = growth.tables(quick=True)
+    for table in tables[:3]:
+        check_table(table, 2, {TORCH, TORCH_FUSED})
+    for table in tables[3:]:
+        check_table(table, 2 * STATUS.exists(), {TORCH})
+    names = ["growth_length", "growth_batch", "growth_width"]
+    assert [table.name for table in tables] == [*names, "growth_memory", "growth_memory_batch", "growth_memory_width"]
+
+
+def test_figures_of_an_earlier_run_are_shown(tmp_path: Path) -> None:
+    """Of the run of the same name, or of the one that is given; a case that it lacks gets a dash."""
+    facts = measure.circumstances("benchmarks")
+    for name, seconds in {"some": 0.004, "other": 0.003}.items():
+        table = Table("step", "", "size", "milliseconds")
+        table.add("a", {OURS: [seconds], TORCH: [0.002]})
+        measure.write(name, [table], {**facts, "commit": name, "date": "2026-01-02T03"})
+        assert "before" not in (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+    for before, shown in {None: "4.00 | 2.00", "other": "3.00 | 1.50"}.items():
+        table = Table("step", "", "size", "milliseconds")
+        for case in ("a", "b"):
+            table.add(case, {OURS: [0.001], TORCH: [0.002]})
+        measure.write("new" if before else "some", [table], facts, before=before)
+        text = (tmp_path / ("new.md" if before else "some.md")).read_text(encoding="utf-8")
+        assert f"| ratio to torch | turns | {OURS} before, ms | ratio to torch before |" in text
+        assert f"| a | 1.00 | 2.00 | 0.50 | 1 | {shown} |" in text
+        assert "| b | 1.00 | 2.00 | 0.50 | 1 | - | - |" in text
+        assert f"\n- before: {before or 'some'}, 2026-01-02, {before or 'some'}, {facts['processor']}" in text
+    with pytest.raises(FileNotFoundError, match="--before no_such"):
+        measure.write("new", [], facts, before="no_such")
 
 
 def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -391,6 +481,34 @@ def test_a_new_results_file_appears_on_the_page(monkeypatch: pytest.MonkeyPatch,
     text = readme.figures()
     assert f"{runs['laptop']['date'][:10]}, abc1234 | Other, " in text
     assert f"| {TINY} | laptop | numpy | 1.0 ms | 0.50 | 0.25 | 2.00 | - | - |" in text
+
+
+def test_limits_and_peers_of_the_step_appear_on_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert readme.step_peers_parts() == readme.limit_parts() == []
+    facts = {**measure.circumstances("benchmarks"), "commit": "abc1234", "processor": "Other"}
+    rows = [
+        {"case": size, "library": library, "how": "measured", "ratio": ratio, "milliseconds": {"median": ms}}
+        for size, library, ratio, ms in (("a", OURS, 0.5, 1.0), ("a", TORCH, 1.0, 2.0), ("b", TORCH, 1.0, 30.0))
+    ]
+    table = measure.Rows("train_step_peers", "", {}, ["A note."], [*rows, step_peers.QUOTED])
+    monkeypatch.setattr(measure.Rows, "markdown", lambda table: "\n\n| limits |")
+    measure.write("step-peers", [table], facts)
+    text = "\n".join(readme.step_peers_parts())
+    assert f"| {OURS} | measured | 1.00 ms, 0.50 | - |\n| {TORCH} | measured | 2.00 ms, 1.00 | 30.0 ms, 1.00 |" in text
+    assert "8 threads: 1324 ms at 12/12/768/64/4, 50,257 tokens | - | - |" in text
+    assert "A note." in text and "abc1234, Other" in text
+    limits = measure.Rows("limits", "", {}, ["Why.", "This machine."], [{"case": "a"}, {"case": "b"}])
+    first = [{"case": limit.PYTHON, "ms": 2.0, "limit": 0.0}, {"case": "linear", "ms": 1.0, "limit": 0.25}]
+    second = [{"case": "add", "ms": 3.0, "limit": 1.0}, {"case": limit.OTHERS, "ms": 4.0, "limit": 1.0}]
+    sizes = [measure.Rows(f"limit {size}", "", {}, [], rows) for size, rows in {"a": first, "b": second}.items()]
+    for name in ("limit", "limit-numba"):
+        measure.write(name, [limits, *sizes], facts)
+    text = "\n".join(readme.limit_parts())
+    assert text.count("Why.") == 1 and text.count("| limits |") == text.count("This machine.") == 2
+    assert "| linear | 1.00 (0.25) | - |\n| add | - | 3.00 (1) |\n" in text
+    for last in (f"| {limit.PYTHON} | 2.00 (0) | - |", f"| {limit.OTHERS} | - | 4.00 (1) |"):
+        assert text.rindex(last) > text.rindex("| add |")
 
 
 def test_the_summary_has_the_ratios_of_the_tables_and_a_dash_for_a_missing_run() -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -496,3 +496,18 @@ def test_an_interrupted_recording_leaves_the_step_usable(backend: Backend) -> No
         step(x)
     assert_close(step(x), np.array(2.0))
     assert_close(x @ x, np.array(2.0))
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+def test_named_tuples_keep_their_type(backend: Backend) -> None:
+    step = compile_step(lambda pair: Pair(pair.left + pair.right, pair.left * pair.right))
+    for i in range(4):
+        left, right = (Tensor([1.0 + i, x], requires_grad=False) for x in (2.0, 3.0))
+        found = step(Pair(left, right))
+        assert type(found) is Pair
+        assert_close(found.left, [2.0 + 2 * i, 5.0])
+        assert_close(found.right, [(1.0 + i) ** 2, 6.0])

@@ -11,7 +11,7 @@ import pytest
 import russellgrad as rg
 from russellgrad import Tensor, layers, no_grad
 from russellgrad.backend import Backend
-from russellgrad.parallel import parallel_backward
+from russellgrad.parallel import n_parts, parallel_backward
 from russellgrad.random import Generator, default_generator
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
@@ -202,3 +202,14 @@ def test_a_trace_sees_the_parts_one_after_another(backend: Backend, threads: int
         parallel_backward(loss_of, [1.0, 2.0, 3.0])
     assert "6 operations" in str(trace)
     assert grad_of(x) == [6.0, 6.0]
+
+
+def test_the_number_of_parts(backend: Backend, threads: int) -> None:
+    """It divides the rows, and is limited by the threads and by the work."""
+    most = threads if runs_in_threads(backend, threads) else 1
+    assert n_parts(12, 1e12) == most
+    assert n_parts(7, 1e12) == 1
+    assert n_parts(1, 1e12) == 1
+    assert n_parts(4, 1e12) == min(most, 2)  # 3 does not divide 4
+    assert n_parts(12, 2.9e9) == n_parts(12, 0) == 1
+    assert n_parts(12, 3.1e9) == min(most, 2)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from russellgrad import Tensor
+from russellgrad import Tensor, parallel
 from russellgrad.backend import Backend, available_backends, use_backend
 from russellgrad.checkpoint import load_model
 from russellgrad.optimizer import SGDOptimizer
@@ -122,23 +122,24 @@ def test_training_in_several_threads(
 ) -> None:
     """Each thread computes its rows. The result is that of one thread, and a resumed run has the same bits."""
     cpu = import_module("russellgrad.backends.cpu")
-    n_parts: list[int] = []
+    counts: list[int] = []
 
     def counted(inputs: Any, targets: Any, parts: int, *others: Any) -> Any:
-        n_parts.append(parts)
+        counts.append(parts)
         return split_batch(inputs, targets, parts, *others)
 
     monkeypatch.setattr(train_transformer, "split_batch", counted)
+    monkeypatch.setattr(parallel, "MIN_FLOPS", 1.0)  # or a small model would have one part
     options = {"dtype": "float64", "dropout": 0.3, "batch": 6, **options}
     results = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(cpu, "_n_threads", threads)
         monkeypatch.setattr(cpu, "_queue", None)
-        n_parts.clear()
+        counts.clear()
         results.append(run(text, tmp_path / str(threads), **options))
         rows = 6 // options.get("accumulate", 1)
         most = max(n for n in range(1, threads + 1) if rows % n == 0) if hasattr(backend, "n_threads") else 1
-        assert set(n_parts) == {most * options.get("accumulate", 1)}
+        assert set(counts) == {most * options.get("accumulate", 1)}
     for result in results[1:]:
         np.testing.assert_allclose(result.losses, results[0].losses, rtol=0, atol=1e-10)
         for name, array in results[0].model.state_dict().items():

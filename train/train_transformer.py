@@ -50,7 +50,7 @@ from russellgrad import (
 )
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import Optimizer, supports_flat
-from russellgrad.parallel import parallel_backward
+from russellgrad.parallel import n_parts, parallel_backward
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 
@@ -170,6 +170,8 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
     )
     if group.world_size == 1:  # communication between processes cannot be captured
         take_step = compile_step(take_step)
+    rows, n_parameters = config.batch // (config.accumulate * group.world_size), sum(p.size for p in model.parameters())
+    parts = n_parts(rows, 6 * n_parameters * rows * config.block)  # of a micro-batch, one for each thread
     eval_inputs, eval_targets = validation_blocks(validation_ids, config.block, config.eval_blocks or None)
     step, stopping = checkpointer.start_step, False
 
@@ -209,7 +211,7 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
             logger.resume_clock()
         train_batches = batches(train_ids, config.batch, config.block, config.seed, start=step)
         for inputs, targets in islice(train_batches, 0 if stopping else max(0, last_step - step)):
-            loss, gradient_norm = take_step(*_micro_batches(config, model, inputs, targets, group))
+            loss, gradient_norm = take_step(*_micro_batches(config, model, inputs, targets, group, parts))
             step += 1
             stopping = step < last_step and group.any_rank(signals.received is not None, step)
             finished = step == last_step or stopping
@@ -274,15 +276,11 @@ def train_step(
 
 
 def _micro_batches(
-    config: Config, model: Transformer, inputs: Ids, targets: Ids, group: ProcessGroup
+    config: Config, model: Transformer, inputs: Ids, targets: Ids, group: ProcessGroup, parts: int
 ) -> Iterator[MicroBatch]:
-    """This process's rows of a batch, checked on the host and moved to the device."""
+    """This process's rows of a batch, checked on the host and moved to the device, in `accumulate` x `parts` parts."""
     ids, pad_token_id = model.tokenizer.ids, model.tokenizer.pad_token_id
-    rows, xp = len(inputs) // (config.accumulate * group.world_size), get_backend()  # of a micro-batch
-    threads = min(rows, xp.n_threads()) if hasattr(xp, "n_threads") else 1
-    while rows % threads:  # parts of equal size
-        threads -= 1
-    for part in split_batch(inputs, targets, config.accumulate * threads, pad_token_id, group.rank, group.world_size):
+    for part in split_batch(inputs, targets, config.accumulate * parts, pad_token_id, group.rank, group.world_size):
         yield part._replace(inputs=ids(part.inputs), targets=ids(part.targets))
 
 

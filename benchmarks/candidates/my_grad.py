@@ -17,7 +17,7 @@ from benchmarks.candidates.numpy_gpt import SQRT_HALF, AdamW, Library, Value, lo
 mygrad.turn_memory_guarding_off()  # MyGrad's documentation recommends it for speed
 
 
-class _Gelu(Operation):  # type: ignore[misc]  # MyGrad has no erf, and Operation has no types
+class _Gelu(Operation):  # MyGrad has no erf
     def __call__(self, x: Value) -> Value:
         self.variables = (x,)
         self.cdf = 0.5 * (1 + erf(x.data * SQRT_HALF))

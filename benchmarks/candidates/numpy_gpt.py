@@ -1,4 +1,4 @@
-"""The training step for other NumPy autograd libraries, which have neither layers nor AdamW.
+"""The model for libraries with NumPy's functions, and AdamW for those that have none.
 
 The model uses only operations that these libraries share. Activations are (B * T, C), since matrix products are faster
 than batched products in these libraries. A mean is a sum times 1/n, since the gradient of their `mean` divides by a
@@ -27,6 +27,7 @@ class Library:
     gelu: Callable[[Value], Value]
     softmax: Callable[[Value], Value]  # along the last axis
     cross_entropy: Callable[[Value, Array], Value]  # logits (N, classes), targets (N,) -> the mean
+    constant: Callable[[Array], Value] = lambda array: array  # a NumPy array as an operand
 
 
 def loss_of(library: Library, p: Mapping[str, Value], size: Size, inputs: Array, targets: Array) -> Value:
@@ -60,7 +61,7 @@ def _layer_norm(xp: Any, x: Value, gamma: Value, beta: Value) -> Value:
 def _attention(library: Library, h: Value, w: Mapping[str, Value], size: Size) -> Value:
     """Causal self-attention of all heads: (B * T, C) -> (B * T, C)."""
     xp, inner = library.numpy, size.width // size.heads
-    later = np.triu(np.full((size.length, size.length), -np.inf, np.float32), 1)
+    later = library.constant(np.triu(np.full((size.length, size.length), -np.inf, np.float32), 1))
 
     qkv = xp.reshape(xp.matmul(h, w["attention.w_qkv"]), (size.batch, size.length, 3, size.heads, inner))
     q, k, v = (xp.transpose(qkv[:, :, i], (0, 2, 1, 3)) for i in range(3))

@@ -15,23 +15,41 @@ from benchmarks.candidates.model import (
     op_operands,
     random,
 )
-from russellgrad import Tensor, attention, cross_entropy, embedding, layer_norm, linear, no_grad
+from russellgrad import (
+    Tensor,
+    attention,
+    cross_entropy,
+    embedding,
+    layer_norm,
+    linear,
+    no_grad,
+    parallel_backward,
+)
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer
+from russellgrad.parallel import n_parts
 
 
-def train_step(size: str) -> Callable[[], float]:
+def train_step(size: str, kind: str = "parallel") -> Callable[[], float]:
+    """A training step; `kind`: "parallel", a part of the batch in each thread as in training, or "whole"."""
     model = build_model(Size.parse(size))
     optimizer = AdamWOptimizer(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     data, pad = batches(Size.parse(size)), model.tokenizer.pad_token_id
+    rows, n_tokens = Size.parse(size).batch, Size.parse(size).batch * Size.parse(size).length
+    flops = 6 * sum(p.size for p in model.parameters()) * n_tokens
+    parts = n_parts(rows, flops) if kind == "parallel" else 1
+
+    def loss_of(part: tuple[Array, Array]) -> Tensor:
+        inputs, targets = part
+        loss = cross_entropy_loss(model(inputs), targets, pad)
+        return loss if parts == 1 else loss * (1 / parts)
 
     def step() -> float:
         inputs, targets = next(data)
         optimizer.zero_grad()
-        loss = cross_entropy_loss(model(inputs), targets, pad)
-        loss.backward()
+        losses = parallel_backward(loss_of, zip(np.split(inputs, parts), np.split(targets, parts), strict=True))
         optimizer.step()
-        return float(loss)
+        return sum(map(float, losses))
 
     return step
 

@@ -69,16 +69,22 @@ def _adamw(parameters: list[torch.Tensor], kind: str) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=kind == "fused")
 
 
-def train_step(size: str, kind: str) -> Callable[[], float]:
-    """A training step; `kind` of AdamW is "default" or "fused"."""
+def train_step(size: str, kind: str, mode: str = "eager") -> Callable[[], float]:
+    """A training step; `kind` of AdamW is "default" or "fused", `mode` "eager" or "compiled" (`torch.compile`)."""
     parameters, forward = model(Size.parse(size))
     optimizer = _adamw(parameters, kind)
     data = batches(Size.parse(size))
 
+    def loss_of(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(forward(inputs).flatten(0, 1), targets.flatten())
+
+    if mode == "compiled":
+        loss_of = torch.compile(loss_of)
+
     def step() -> float:
         inputs, targets = map(torch.from_numpy, next(data))
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(forward(inputs).flatten(0, 1), targets.flatten())
+        loss = loss_of(inputs, targets)
         loss.backward()
         optimizer.step()
         return float(loss.detach())

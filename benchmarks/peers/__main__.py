@@ -7,10 +7,7 @@ python -m benchmarks.peers --quick            one step or epoch, to check that i
 
 import ast
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,29 +20,11 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import OURS, Options, Worker, circumstances, require_cpu
+from benchmarks.peers.libraries import Peer, add_python, interpreters, usable
 from benchmarks.peers.tasks import TASKS
 
 TORCH = "torch"
 ROUNDS, SECONDS = 7, 60.0
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A library.
-
-    Args:
-        module: its programs, benchmarks/peers/<module>.py.
-        check: code that fails unless the library is installed and works.
-        install: how to install it.
-        packages: the packages whose versions are reported.
-        environment: variables of its process.
-    """
-
-    module: str
-    check: str
-    install: str
-    packages: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 PEERS = {
@@ -119,25 +98,6 @@ def _first_line(node: ast.stmt) -> int:
 
 
 # --- Time and result
-
-
-def environment(peer: Peer, python: str, folder: str) -> dict[str, str]:
-    """Variables of a library's process. The folder is for compiled kernels."""
-    path = os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", "")])  # as in an activated environment
-    return {"PATH": path, "CACHEDB": str(Path(folder) / "tinygrad.db"), **peer.environment}
-
-
-def installed_versions(peer: Peer, python: str, variables: Mapping[str, str]) -> tuple[bool, str]:
-    """Whether the library is installed and works; the versions of Python and of its packages, or else the error."""
-    code = f"""
-{peer.check}
-import platform
-from importlib.metadata import version
-print(", ".join(["Python " + platform.python_version(), *(name + " " + version(name) for name in {peer.packages})]))
-"""
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, env={**os.environ, **variables})
-    works = done.returncode == 0
-    return works, (done.stdout if works else done.stderr).strip().rpartition("\n")[2]
 
 
 def measure_task(
@@ -221,16 +181,8 @@ def table(names: Sequence[str], python: Mapping[str, str], quick: bool = False) 
     """Measure PyTorch and the libraries `names`, each with the interpreter `python[name]` or this one."""
     result = PeersTable(list(NOTES))
     with tempfile.TemporaryDirectory() as folder:
-        candidates = {}
-        for name in [name for name in PEERS if name in {TORCH, *names}]:
-            interpreter = os.path.abspath(python.get(name, sys.executable))  # workers run in the repository's root
-            variables = environment(PEERS[name], interpreter, folder)
-            works, text = installed_versions(PEERS[name], interpreter, variables)
-            if works:
-                candidates[name] = interpreter, variables
-            note = f"{name}: {text}." if works else f"Not measured: {name} ({text}). Install: {PEERS[name].install}."
-            print(note, flush=True)
-            result.notes.append(note)
+        candidates, notes = usable({name: PEERS[name] for name in PEERS if name in {TORCH, *names}}, python, folder)
+        result.notes += notes
         for task in TASKS:
             for row in measure_task(task, candidates, folder, quick):
                 print({**row, "seconds": row["seconds"]["median"]}, flush=True)
@@ -251,16 +203,15 @@ def write(name: str, result: PeersTable, facts: Mapping[str, Any]) -> None:
 
 def main() -> None:
     parser = Options("Train four models in RussellGrad and in its peers.", "peers")
-    parser.add_argument("--python", action="append", default=[], metavar="LIBRARY=PATH", help="a library's interpreter")
+    add_python(parser)
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="libraries (default: all)")
     given = parser.given()
-    python = {}
-    for argument in given.python:
-        library, _, python[library] = argument.partition("=")
-        if library not in PEERS or not Path(python[library]).is_file():
-            parser.error(f"--python {argument}: needs a library ({', '.join(PEERS)}) and the path of an interpreter")
     require_cpu()
-    write(given.name, table(given.only, python, given.quick), circumstances("benchmarks.peers"))
+    write(
+        given.name,
+        table(given.only, interpreters(parser, given.python, PEERS), given.quick),
+        circumstances("benchmarks.peers"),
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Cases of setup, creation and conversion, random draws, ids and indices, and of writing in place."""
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,9 @@ def cases() -> Iterator[Case]:
     yield Case("set_matmul_precision", "takes every level", takes_every_level)
     yield Case("capture", "records without running, and replays repeatedly", capture_replays, needs=("assign",))
     yield Case("capture", "host_scalars keep their values", capture_keeps_scalars, needs=("assign", "update_scalars"))
+    yield Case("run_tasks", "calls each task once, in the context of the caller", tasks_run)
+    yield Case("run_tasks", "raises the error of a task after all have ended", task_errors_are_raised)
+    yield Case("n_threads", "a positive int", n_threads_is_positive)
     yield Case("check_ids", "int64, from the host and from the device", ids_in_range)
     yield Case("check_ids", "raises errors that name the op", ids_are_checked)
     yield Case("check_ids", "a copy: later changes of the given array have no effect", ids_are_copied)
@@ -256,6 +260,48 @@ def capture_keeps_scalars(t: Trial) -> None:
         t.xp.update_scalars(scalars[-1], values)
         replay()
         t.same(a, np.array(wanted), what="after a replay: ")
+
+
+_CONTEXT: ContextVar[int] = ContextVar("conformance", default=0)
+
+
+def tasks_run(t: Trial) -> None:
+    results: list[Any] = [None] * 5
+
+    def task(i: int) -> None:
+        results[i] = t.backend.add(t.backend.asarray([1.0 * i]), _CONTEXT.get())
+
+    token = _CONTEXT.set(7)
+    try:
+        t.xp.run_tasks([partial(task, i) for i in range(5)])
+        t.xp.run_tasks([])
+    finally:
+        _CONTEXT.reset(token)
+    for i, result in enumerate(results):
+        t.require(result is not None, "a call of each task", f"none of task {i}")
+        t.same(result, np.array([i + 7.0]), what=f"task {i}: ")
+
+
+def task_errors_are_raised(t: Trial) -> None:
+    done = []
+
+    def task(i: int) -> None:
+        if i == 1:
+            raise KeyError("task 1")
+        done.append(i)
+
+    try:
+        t.xp.run_tasks([partial(task, i) for i in range(2)])
+    except KeyError as error:
+        t.require(error.args == ("task 1",), "the error of task 1", repr(error))
+    else:
+        t.require(False, "KeyError", "no error")
+    t.require(done == [0], "the other task to have ended", repr(done))
+
+
+def n_threads_is_positive(t: Trial) -> None:
+    found = t.xp.n_threads()
+    t.require(isinstance(found, int) and found > 0, "a positive int", repr(found))
 
 
 def to_host_is_owned(t: Trial) -> None:
