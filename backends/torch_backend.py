@@ -82,19 +82,20 @@ class Device:
 
     def asarray(self, data: Any, /, dtype: DType = None) -> Array:
         if isinstance(data, torch.Tensor):
-            if data.requires_grad:
-                raise TypeError("asarray: this torch.Tensor requires gradients; pass x.detach()")
-            if data.dtype not in _TO_NUMPY or data.layout != torch.strided:
-                raise TypeError(f"asarray: cannot make an array of {data.dtype}, {data.layout}; pass dense real numbers")
-            return data.to(self.device, self._checked(data.dtype if dtype is None else _torch_dtype(dtype)))
-        array = host.real_array(data, dtype, _MORE_DTYPES)
+            if data.requires_grad or data.dtype not in _TO_NUMPY or data.layout != torch.strided:
+                what = "requires gradients" if data.requires_grad else f"has {data.dtype}, {data.layout}"
+                raise TypeError(
+                    f"asarray: this torch.Tensor {what}; pass x.detach(), or x.detach().float() of bfloat16, dense and "
+                    "of real numbers"
+                )
+            wanted = self._checked(data.dtype if dtype is None else _torch_dtype(dtype))
+            if wanted == data.dtype or data.device.type != "cpu":
+                return data.to(self.device, wanted)
+            data = to_host(data)  # checks that the numbers fit
+        array = np.array(host.real_array(data, dtype, _MORE_DTYPES), order="C")  # a copy: PyTorch has no read-only arrays
         wanted = self._checked(_TO_TORCH[array.dtype])
-        if not array.flags.writeable or any(n < 0 for n in array.strides):  # PyTorch has no such arrays
-            array = array.copy()
-        if wanted == torch.bfloat16:
-            array = array.view(np.int16)
-        moved = torch.from_numpy(array).view(wanted)
-        return moved if wanted == torch.uint64 else moved.to(self.device)
+        bits = "int16" if wanted == torch.bfloat16 else array.dtype.name  # a name, as NumPy has several types of int64
+        return torch.from_numpy(array.view(bits)).view(wanted).to(self.device)
 
     def _checked(self, dtype: Any) -> Any:
         """PyTorch's dtype itself. Raises TypeError if the device does not have it."""
@@ -104,6 +105,8 @@ class Device:
 
     def from_dlpack(self, x: Any) -> Array:
         host.check_unmasked(x, "from_dlpack")
+        if isinstance(x, np.ndarray) and not x.flags.writeable:  # PyTorch would write into it
+            raise BufferError("the memory is read-only, which PyTorch does not support")
         array = torch.from_dlpack(x)
         if array.device != self.device:
             raise TypeError(f"from_dlpack: memory of {array.device} cannot be shared with {self.name!r}; copy it there")
@@ -113,7 +116,9 @@ class Device:
         return torch.full(shape, value, dtype=self._checked(_torch_dtype(dtype)), device=self.device)
 
     def astype(self, a: Array, dtype: DType, /) -> Array:
-        return a.to(self._checked(_torch_dtype(dtype)), copy=True)
+        if (dtype := np.dtype(dtype).newbyteorder("=")) not in _TO_TORCH:
+            raise TypeError(f"astype: a tensor holds real numbers or bools, not {dtype}; cast to 'float64' or narrower")
+        return a.to(self._checked(_TO_TORCH[dtype]), copy=True)
 
     def arange(self, n: int, /) -> Array:
         return torch.arange(n, device=self.device)
@@ -131,7 +136,14 @@ class Device:
             # with the graph's temporary arrays.
             with torch.cuda.stream(torch.cuda.Stream()):
                 return torch.empty(len(values), dtype=_torch_dtype(dtype), device=self.device)
-        return self.asarray(np.array(values, dtype))
+        made = torch.from_numpy(np.array(values, dtype))
+        return made if made.dtype == torch.uint64 else made.to(self.device)
+
+    def cumsum(self, a: Array, axis: int, /) -> Array:
+        wide = torch.float64 if "float64" in self.floats else torch.float32
+        return torch.cumsum(a, axis, dtype=wide if a.is_floating_point() else torch.int64).to(
+            a.dtype if a.is_floating_point() else torch.int64
+        )
 
 
 def _capture(work: Callable[[], None]) -> Callable[[], None]:
@@ -151,7 +163,7 @@ _FOUND = ("cpu",) if _accelerator is None else (_accelerator.type, "cpu")
 _device = Device(_FOUND[0])
 name, require_usable, float_dtypes, capture = _device.name, _device.require_usable, _device.float_dtypes, _device.capture
 is_array, asarray, from_dlpack, full = _device.is_array, _device.asarray, _device.from_dlpack, _device.full
-astype = _device.astype
+astype, cumsum = _device.astype, _device.cumsum
 arange, normal, uniform, host_scalars = _device.arange, _device.normal, _device.uniform, _device.host_scalars
 
 
@@ -219,14 +231,27 @@ def _explaining(function: Callable[..., Array]) -> Callable[..., Array]:
     return primitive
 
 
+def _number(x: float, beside: Array) -> Array:
+    """A Python number as an array without axes, of the dtype of the array that it stands beside."""
+    if not isinstance(beside, torch.Tensor):
+        return torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None)
+    dtype = beside.dtype
+    if isinstance(x, int) and not dtype.is_floating_point and dtype != torch.bool:
+        if not torch.iinfo(dtype).min <= x <= torch.iinfo(dtype).max:  # PyTorch would wrap it around
+            raise OverflowError(f"{x} is out of bounds for {dtype}")
+    elif not isinstance(x, bool) and dtype == torch.bool:
+        dtype = torch.int64 if isinstance(x, int) else torch.float64
+    return torch.full((), x, dtype=dtype, device=beside.device)
+
+
 def _binary(function: Callable[..., Array], takes_number: bool = True) -> Callable[..., Array]:
     """`function` for a Python number as either operand: PyTorch takes none as the first, and some functions no number."""
 
     def elementwise(a: Array, b: Array, /) -> Array:
         if not isinstance(a, torch.Tensor):
-            a = torch.full((), a, dtype=b.dtype, device=b.device)
-        elif not takes_number and not isinstance(b, torch.Tensor):
-            b = torch.full((), b, dtype=a.dtype, device=a.device)
+            a = _number(a, b)
+        elif not isinstance(b, torch.Tensor) and not (takes_number and (a.is_floating_point() or type(b) is float)):
+            b = _number(b, a)
         return function(a, b)
 
     return _explaining(elementwise)
@@ -242,7 +267,11 @@ logical_not, negative = torch.logical_not, _explaining(torch.negative)
 exp, expm1, log, log1p, log2, log10 = torch.exp, torch.expm1, torch.log, torch.log1p, torch.log2, torch.log10
 sqrt, tanh, sinh, cosh, sin, cos = torch.sqrt, torch.tanh, torch.sinh, torch.cosh, torch.sin, torch.cos
 arcsin, arccos, arctan, floor, ceil, rint = torch.asin, torch.acos, torch.atan, torch.floor, torch.ceil, torch.round
-abs, erf, sigmoid, relu = torch.abs, torch.erf, torch.sigmoid, torch.relu
+erf, sigmoid, relu = torch.erf, torch.sigmoid, torch.relu
+
+
+def abs(a: Array, /) -> Array:
+    return torch.abs(a) if a.dtype != torch.bool else a.clone()
 
 
 def sign(a: Array, /) -> Array:
@@ -262,6 +291,8 @@ def where(condition: Array, a: Array, b: Array, /) -> Array:
 def _reduced(function: Callable[..., Array], a: Array, axis: Axis, keepdims: bool) -> Array:
     if axis == ():  # all axes in PyTorch, none in NumPy
         return function(a.unsqueeze(0), 0)
+    if not (axis is None or isinstance(axis, int)) and not a.is_contiguous():
+        a = a.contiguous()  # along several axes of other strides, PyTorch's sums are less accurate
     return function(a, tuple(range(a.ndim)) if axis is None else axis, keepdims)
 
 
@@ -278,17 +309,13 @@ def min(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def argmax(a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
+    if axis is None and not a.numel():
+        raise ValueError("there are no elements, of which one would be chosen")
     return torch.argmax(a.to(torch.uint8) if a.dtype == torch.bool else a, axis, keepdims)
 
 
 def argsort(a: Array, axis: int, /) -> Array:
     return torch.argsort(a, dim=axis, stable=True)
-
-
-def cumsum(a: Array, axis: int, /) -> Array:
-    if not a.is_floating_point():
-        return torch.cumsum(a, axis, dtype=torch.int64)
-    return torch.cumsum(a, axis, dtype=None if a.device.type == "mps" else torch.float64).to(a.dtype)
 
 
 # --- Shapes, indices, products

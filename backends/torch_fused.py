@@ -58,24 +58,33 @@ def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
     return _aten.gelu_backward(g, saved, approximate=approximate)
 
 
+def _last(a: Array, axis: int) -> bool:
+    """Whether PyTorch's softmax is used. Along other axes than the last one, it adds the elements one by one."""
+    return axis in (-1, a.ndim - 1) and not _is_rounded(a)
+
+
 def softmax(a: Array, axis: int) -> Any:
-    return NotImplemented if _is_rounded(a) else torch.softmax(a, axis)
+    return NotImplemented if not _last(a, axis) else torch.softmax(a, axis)
 
 
 def softmax_backward(g: Array, y: Array, axis: int) -> Any:
-    return NotImplemented if _is_rounded(y) else _aten._softmax_backward_data(g, y, axis, y.dtype)
+    return NotImplemented if not _last(y, axis) else _aten._softmax_backward_data(g, y, axis, y.dtype)
 
 
 def log_softmax(a: Array, axis: int) -> Any:
-    return NotImplemented if _is_rounded(a) else torch.log_softmax(a, axis)
+    return NotImplemented if not _last(a, axis) else torch.log_softmax(a, axis)
 
 
 def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:
-    return NotImplemented if _is_rounded(y) else _aten._log_softmax_backward_data(g, y, axis, y.dtype)
+    return NotImplemented if not _last(y, axis) else _aten._log_softmax_backward_data(g, y, axis, y.dtype)
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
-    return NotImplemented if _is_rounded(x) else torch.native_layer_norm(x, x.shape[-1:], gamma, beta, eps)
+    if _is_rounded(x) or not x.numel():
+        return NotImplemented
+    mean = x.mean(-1, keepdim=True)  # PyTorch's function alone is not accurate for a mean that is large
+    out, rest, rstd = torch.native_layer_norm(x - mean, x.shape[-1:], gamma, beta, eps)
+    return out, mean.add_(rest), rstd
 
 
 def layer_norm_backward(
@@ -85,14 +94,14 @@ def layer_norm_backward(
     if _is_rounded(x) or not x.numel():
         return NotImplemented
     gx = ggamma = gbeta = None
-    if needs[0]:  # its function ignores strides
-        parts = (a if a is None else a.contiguous() for a in (g, x, mean, rstd, gamma))
-        g, x, mean, rstd, gamma = parts
-        mask = [True, False, False]
-        gx = _aten.native_layer_norm_backward(g, x, x.shape[-1:], mean, rstd, gamma, None, mask)[0]
+    centered = torch.sub(x, mean).contiguous()  # for a mean that is large, as in layer_norm
+    if needs[0]:  # PyTorch's function ignores strides
+        gamma = None if gamma is None else gamma.contiguous()
+        rest = (torch.zeros_like(mean), rstd.contiguous(), gamma, None, [True, False, False])
+        gx = _aten.native_layer_norm_backward(g.contiguous(), centered, x.shape[-1:], *rest)[0]
     rows = tuple(range(x.ndim - 1))
     if needs[1]:
-        product = torch.sub(x, mean).mul_(rstd).mul_(g)
+        product = centered.mul_(rstd).mul_(g)
         ggamma = product.sum(rows) if rows else product
     if needs[2]:
         gbeta = g.sum(rows) if rows else g.clone()
@@ -195,7 +204,7 @@ def conv_backward(
 
 def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape) -> Any:
     pads = [before for before, after in padding if before == after]
-    if len(kernel) != 2 or len(pads) != 2 or any(2 * n > k for n, k in zip(pads, kernel, strict=True)):
+    if not x.is_floating_point() or len(kernel) != 2 or len(pads) != 2 or any(2 * n > k for n, k in zip(pads, kernel, strict=True)):
         return NotImplemented
     found = _aten.max_pool2d_with_indices(x, kernel, stride, pads, dilation)[1]
     plane = torch.arange(prod(x.shape[:2]), device=x.device).reshape(*x.shape[:2], 1, 1)

@@ -239,7 +239,7 @@ def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
 
 def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, Any], error: Exception) -> Exception:
     """The array library's error with the op's name, the shapes and, if known, a remedy."""
-    shapes = " and ".join(str(a.shape) if hasattr(a, "shape") else repr(a) for a in arrays)
+    shapes = " and ".join(str(tuple(a.shape)) if hasattr(a, "shape") else repr(a) for a in arrays)
     given = "".join(f", {key}={value!r}" for key, value in params.items() if not hasattr(value, "shape"))
     remedy = getattr(rule, "remedy", "")
     if not remedy and "broadcast" in str(error):
