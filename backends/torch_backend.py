@@ -10,7 +10,7 @@ import builtins
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from math import prod
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -42,6 +42,7 @@ if _MORE_DTYPES:
 _DTYPES = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64".split()
 _TO_NUMPY = {getattr(torch, dtype): np.dtype(dtype) for dtype in (*_DTYPES, *_MORE_DTYPES)}
 _TO_TORCH: dict[Any, Any] = {key: ours for ours, dtype in _TO_NUMPY.items() for key in (dtype, dtype.name)}
+_NOT_EVERYWHERE = (torch.float64, torch.uint16, torch.uint32, torch.uint64)  # MPS, and some GPUs of Intel
 
 
 def _torch_dtype(dtype: DType) -> Any:
@@ -58,7 +59,8 @@ class Device:
     def __init__(self, kind: str) -> None:
         self.kind, self.name, self.device = kind, f"torch:{kind}", torch.device(kind)
         self.capture = _capture if kind == "cuda" else None
-        self.floats = ("float16", "float32", "float64", *_MORE_DTYPES)
+        self.lacking: set[Any] = set()
+        self.wide = torch.float64
 
     def require_usable(self) -> None:
         """Raises RuntimeError if PyTorch finds no such device."""
@@ -69,13 +71,18 @@ class Device:
             )
         if self.kind != "cpu":
             self.device = torch.device(self.kind, torch.accelerator.current_device_index())
+        self.lacking = {dtype for dtype in _NOT_EVERYWHERE if not self._has(dtype)}
+        self.wide = torch.float32 if torch.float64 in self.lacking else torch.float64
+
+    def _has(self, dtype: Any) -> bool:
         try:
-            torch.ones(1, dtype=torch.float64, device=self.device).add(1)
-        except (TypeError, RuntimeError):  # MPS, and some GPUs of Intel
-            self.floats = ("float16", "float32", *_MORE_DTYPES)
+            torch.ones(1, dtype=dtype, device=self.device)
+        except (TypeError, RuntimeError):
+            return False
+        return True
 
     def float_dtypes(self) -> tuple[str, ...]:
-        return self.floats
+        return ("float16", "float32", *(() if torch.float64 in self.lacking else ("float64",)), *_MORE_DTYPES)
 
     def is_array(self, x: Any, /) -> bool:  # uint64, the dtype of the keys of random draws, stays on the host
         return isinstance(x, torch.Tensor) and (x.device == self.device or x.dtype == torch.uint64)
@@ -99,8 +106,8 @@ class Device:
 
     def _checked(self, dtype: Any) -> Any:
         """PyTorch's dtype itself. Raises TypeError if the device does not have it."""
-        if dtype == torch.float64 and "float64" not in self.floats:
-            raise TypeError(f"asarray: {self.device} has no float64; cast to float32")
+        if dtype in self.lacking:
+            raise TypeError(f"asarray: device {self.device} has no {_TO_NUMPY[dtype]}; cast to float32 or int64")
         return dtype
 
     def from_dlpack(self, x: Any) -> Array:
@@ -137,13 +144,17 @@ class Device:
             with torch.cuda.stream(torch.cuda.Stream()):
                 return torch.empty(len(values), dtype=_torch_dtype(dtype), device=self.device)
         made = torch.from_numpy(np.array(values, dtype))
-        return made if made.dtype == torch.uint64 else made.to(self.device)
+        return made if made.dtype == torch.uint64 else made.to(self.device, self._checked(made.dtype))
+
+    def where(self, condition: Array, a: Array, b: Array, /) -> Array:
+        if isinstance(a, float) and not isinstance(b, torch.Tensor):
+            a = torch.full((), a, dtype=self.wide, device=self.device)
+        return _explained(torch.where, condition, a, b)
 
     def cumsum(self, a: Array, axis: int, /) -> Array:
-        wide = torch.float64 if "float64" in self.floats else torch.float32
-        return torch.cumsum(a, axis, dtype=wide if a.is_floating_point() else torch.int64).to(
-            a.dtype if a.is_floating_point() else torch.int64
-        )
+        if not a.is_floating_point():
+            return torch.cumsum(a, axis, dtype=torch.int64)
+        return torch.cumsum(a, axis, dtype=self.wide).to(a.dtype)
 
 
 def _capture(work: Callable[[], None]) -> Callable[[], None]:
@@ -163,7 +174,7 @@ _FOUND = ("cpu",) if _accelerator is None else (_accelerator.type, "cpu")
 _device = Device(_FOUND[0])
 name, require_usable, float_dtypes, capture = _device.name, _device.require_usable, _device.float_dtypes, _device.capture
 is_array, asarray, from_dlpack, full = _device.is_array, _device.asarray, _device.from_dlpack, _device.full
-astype, cumsum = _device.astype, _device.cumsum
+astype, where, cumsum = _device.astype, _device.where, _device.cumsum
 arange, normal, uniform, host_scalars = _device.arange, _device.normal, _device.uniform, _device.host_scalars
 
 
@@ -214,21 +225,21 @@ split_flat, set_matmul_precision = host.split_flat, torch.set_float32_matmul_pre
 # --- Elementwise
 
 
+def _explained(function: Callable[..., Array], *args: Any) -> Array:
+    """function(*args), but PyTorch's RuntimeError for bad operands becomes the exception that NumPy raises."""
+    try:
+        return function(*args)
+    except RuntimeError as error:
+        text = str(error).partition("\n")[0].rstrip(".")
+        if isinstance(error, NotImplementedError) or "not supported" in text:
+            raise TypeError(f"{text}; cast to another dtype") from error
+        if type(error) is not RuntimeError:  # out of memory, an error of the device
+            raise
+        raise ValueError(f"shapes do not broadcast: {text}" if "must match" in text else text) from error
+
+
 def _explaining(function: Callable[..., Array]) -> Callable[..., Array]:
-    """`function`, but PyTorch's RuntimeError for bad operands becomes the exception that NumPy raises."""
-
-    def primitive(*args: Any) -> Array:
-        try:
-            return function(*args)
-        except RuntimeError as error:
-            text = str(error).partition("\n")[0].rstrip(".")
-            if isinstance(error, NotImplementedError) or "not supported" in text:
-                raise TypeError(f"{text}; cast to another dtype") from error
-            if type(error) is not RuntimeError:  # out of memory, an error of the device
-                raise
-            raise ValueError(f"shapes do not broadcast: {text}" if "must match" in text else text) from error
-
-    return primitive
+    return partial(_explained, function)
 
 
 def _number(x: float, beside: Array) -> Array:
@@ -276,13 +287,6 @@ def abs(a: Array, /) -> Array:
 
 def sign(a: Array, /) -> Array:
     return torch.where(a == a, torch.sign(a), a)  # torch.sign(nan) is 0
-
-
-@_explaining
-def where(condition: Array, a: Array, b: Array, /) -> Array:
-    if isinstance(a, float) and not isinstance(b, torch.Tensor):
-        a = torch.full((), a, dtype=torch.float64, device=condition.device)
-    return torch.where(condition, a, b)
 
 
 # --- Reductions, and along one axis

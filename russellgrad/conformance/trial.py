@@ -43,8 +43,8 @@ def _rounded(x: Any, dtype: str) -> Any:
     return typed(np.asarray(x), dtype) if isinstance(x, (np.ndarray, np.generic)) else x
 
 
-class _NoFloat64(Exception):  # noqa: N818 - the case does not apply
-    """The case uses float64, which the backend's device does not have."""
+class _Missing(Exception):  # noqa: N818 - the case does not apply
+    """The case uses a dtype which the backend's device does not have; `args` has its name."""
 
 
 class Mismatch(AssertionError):  # noqa: N818 - a finding of the suite, not an error in it
@@ -63,7 +63,7 @@ class Outcome:
         case: the case.
         differences: the largest differences from the expected values, by dtype.
         called, expected, got: what failed, as text; empty unless the case failed.
-        missing: the optional primitives that the case needs and the backend lacks; "float64" if its device has none.
+        missing: the optional primitives and dtypes that the case needs and the backend lacks.
     """
 
     case: "Case"
@@ -80,7 +80,7 @@ class Outcome:
 
     @property
     def skipped(self) -> bool:
-        """Whether the backend lacks an optional primitive, or float64, that the case needs."""
+        """Whether the backend lacks an optional primitive, or a dtype, that the case needs."""
         return bool(self.missing)
 
     @property
@@ -126,8 +126,8 @@ class Case:
         try:
             with np.errstate(all="ignore"):  # some cases compute nan and inf
                 self.body(trial)
-        except _NoFloat64:
-            return Outcome(self, {}, missing=("float64",))
+        except _Missing as lacking:
+            return Outcome(self, {}, missing=lacking.args)
         except Mismatch as mismatch:
             return Outcome(self, trial.differences, trial.called(), mismatch.expected, mismatch.got)
         except Exception as error:
@@ -176,6 +176,8 @@ class Trial:
         """Host arrays to the backend's: one, or those in a tuple or list. Everything else is returned unchanged."""
 
         def laid_out(a: HostArray) -> Array:
+            if a.dtype == np.uint64 and a.ndim == 1:  # a key of a draw, made as the library makes it
+                return self.backend.host_scalars(a.tolist(), "uint64")
             moved = self.view.lay(self.backend, a) if a.ndim else CONTIGUOUS.lay(self.backend, a)
             if watched:
                 self._watched.append((np.array(a), moved))
@@ -217,6 +219,8 @@ class Trial:
             self.require(found is None, f"{what}None", self.described(found))
         else:
             wanted = np.asarray(expected)
+            if wanted.dtype == np.float64 and isinstance(self.backend, _WithoutFloat64):
+                raise _Missing("float64")
             self.is_array(found, wanted.shape, str(wanted.dtype), what)
             gaps = self.same_values(self.host(found), wanted, what=what, atol=atol, signs=signs, relative=relative)
             if wanted.dtype.kind == "f":
@@ -307,24 +311,24 @@ class Trial:
 
 
 class _WithoutFloat64(LoadedBackend):
-    """A backend without float64. A call that asks for float64 ends the case."""
+    """A backend whose device has no float64, and maybe no unsigned integers.
+
+    A call by a case that asks for them, where the backend's error says so, ends the case.
+    """
 
     def __init__(self, backend: Backend) -> None:
         vars(self).update(vars(backend))
         for name in ("asarray", "astype", "full", "zeros", "normal", "uniform", "dropout_mask", "host_scalars"):
-            vars(self)[name] = partial(self._checked, name, getattr(backend, name))
+            vars(self)[name] = partial(self._checked, getattr(backend, name))
 
-    def _checked(self, name: str, primitive: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        dtypes = [x for x in (*args, *kwargs.values()) if isinstance(x, (str, np.dtype, type))]
+    def _checked(self, primitive: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            if name == "asarray" and not dtypes and not cast(Any, self).is_array(args[0]):
-                dtypes.append(np.asarray(args[0]).dtype)
-            is_float64 = any(np.dtype(x) == np.float64 for x in dtypes)
-        except (TypeError, ValueError):  # a case of what the primitive refuses
-            is_float64 = False
-        if is_float64:
-            raise _NoFloat64
-        return primitive(*args, **kwargs)
+            return primitive(*args, **kwargs)
+        except TypeError as error:
+            lacking = [dtype for dtype in ("float64", "uint16", "uint32", "uint64") if f"has no {dtype}" in str(error)]
+            if lacking:
+                raise _Missing(*lacking) from error
+            raise
 
 
 class _Noting:
