@@ -6,12 +6,10 @@ autograd never records: no array requires a gradient, and `asarray` refuses one 
 The module is the backend of the default device. `on_device` gives the same primitives for another one.
 """
 
-import builtins
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from math import prod
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -21,6 +19,7 @@ from . import host
 
 try:
     import torch
+    from torch.utils import dlpack
 
     _accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 except (ImportError, AttributeError) as error:  # AttributeError: before version 2.6 there is no torch.accelerator
@@ -29,7 +28,7 @@ except (ImportError, AttributeError) as error:  # AttributeError: before version
         "checkout pip install -e '.[torch]', or the build for your GPU from https://pytorch.org"
     ) from error
 
-from . import torch_fused
+from . import torch_fused, torch_indexing
 
 Array: TypeAlias = Any  # torch.Tensor
 DType: TypeAlias = Any
@@ -39,8 +38,9 @@ Axis: TypeAlias = int | tuple[int, ...] | None
 _MORE_DTYPES = ("bfloat16",) if importlib.util.find_spec("ml_dtypes") else ()
 if _MORE_DTYPES:
     importlib.import_module("ml_dtypes")  # adds bfloat16 to NumPy
-_DTYPES = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64".split()
-_TO_NUMPY = {getattr(torch, dtype): np.dtype(dtype) for dtype in (*_DTYPES, *_MORE_DTYPES)}
+_INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+_FLOATS = ("float16", "float32", "float64", *_MORE_DTYPES)
+_TO_NUMPY = {getattr(torch, dtype): np.dtype(dtype) for dtype in ("bool", *_INTEGERS, *_FLOATS)}
 _TO_TORCH: dict[Any, Any] = {key: ours for ours, dtype in _TO_NUMPY.items() for key in (dtype, dtype.name)}
 _NOT_EVERYWHERE = (torch.float64, torch.uint16, torch.uint32, torch.uint64)  # MPS, and some GPUs of Intel
 
@@ -82,7 +82,7 @@ class Device:
         return True
 
     def float_dtypes(self) -> tuple[str, ...]:
-        return ("float16", "float32", *(() if torch.float64 in self.lacking else ("float64",)), *_MORE_DTYPES)
+        return tuple(dtype for dtype in _FLOATS if _TO_TORCH[dtype] not in self.lacking)
 
     def is_array(self, x: Any, /) -> bool:  # uint64, the dtype of the keys of random draws, stays on the host
         return isinstance(x, torch.Tensor) and (x.device == self.device or x.dtype == torch.uint64)
@@ -99,7 +99,9 @@ class Device:
             if wanted == data.dtype or data.device.type != "cpu":
                 return data.to(self.device, wanted)
             data = to_host(data)  # checks that the numbers fit
-        array = np.array(host.real_array(data, dtype, _MORE_DTYPES), order="C")  # a copy: PyTorch has no read-only arrays
+        array = np.array(
+            host.real_array(data, dtype, _MORE_DTYPES), order="C"
+        )  # a copy: PyTorch has no read-only arrays
         wanted = self._checked(_TO_TORCH[array.dtype])
         bits = "int16" if wanted == torch.bfloat16 else array.dtype.name  # a name, as NumPy has several types of int64
         return torch.from_numpy(array.view(bits)).view(wanted).to(self.device)
@@ -114,7 +116,7 @@ class Device:
         host.check_unmasked(x, "from_dlpack")
         if isinstance(x, np.ndarray) and not x.flags.writeable:  # PyTorch would write into it
             raise BufferError("the memory is read-only, which PyTorch does not support")
-        array = torch.from_dlpack(x)
+        array = dlpack.from_dlpack(x)
         if array.device != self.device:
             raise TypeError(f"from_dlpack: memory of {array.device} cannot be shared with {self.name!r}; copy it there")
         return self.asarray(array)
@@ -141,7 +143,7 @@ class Device:
         if self.kind == "cuda" and torch.cuda.is_current_stream_capturing():  # a capture refuses copies from the host
             # `update_scalars` writes to it before each replay. Allocated on another stream, it does not share memory
             # with the graph's temporary arrays.
-            with torch.cuda.stream(torch.cuda.Stream()):
+            with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call, unused-ignore]
                 return torch.empty(len(values), dtype=_torch_dtype(dtype), device=self.device)
         made = torch.from_numpy(np.array(values, dtype))
         return made if made.dtype == torch.uint64 else made.to(self.device, self._checked(made.dtype))
@@ -172,7 +174,12 @@ def _capture(work: Callable[[], None]) -> Callable[[], None]:
 
 _FOUND = ("cpu",) if _accelerator is None else (_accelerator.type, "cpu")
 _device = Device(_FOUND[0])
-name, require_usable, float_dtypes, capture = _device.name, _device.require_usable, _device.float_dtypes, _device.capture
+name, require_usable, float_dtypes, capture = (
+    _device.name,
+    _device.require_usable,
+    _device.float_dtypes,
+    _device.capture,
+)
 is_array, asarray, from_dlpack, full = _device.is_array, _device.asarray, _device.from_dlpack, _device.full
 astype, where, cumsum = _device.astype, _device.where, _device.cumsum
 arange, normal, uniform, host_scalars = _device.arange, _device.normal, _device.uniform, _device.host_scalars
@@ -256,7 +263,7 @@ def _number(x: float, beside: Array) -> Array:
 
 
 def _binary(function: Callable[..., Array], takes_number: bool = True) -> Callable[..., Array]:
-    """`function` for a Python number as either operand: PyTorch takes none as the first, and some functions no number."""
+    """`function` for a Python number as either operand. PyTorch takes none as the first, and some functions none."""
 
     def elementwise(a: Array, b: Array, /) -> Array:
         if not isinstance(a, torch.Tensor):
@@ -268,9 +275,9 @@ def _binary(function: Callable[..., Array], takes_number: bool = True) -> Callab
     return _explaining(elementwise)
 
 
-add, subtract, multiply, divide = map(_binary, (torch.add, torch.subtract, torch.multiply, torch.divide))
-floor_divide, remainder, power = map(_binary, (torch.floor_divide, torch.remainder, torch.pow))
-equal, not_equal, less, less_equal = map(_binary, (torch.eq, torch.ne, torch.lt, torch.le))
+add, subtract, multiply, divide = (_binary(f) for f in (torch.add, torch.subtract, torch.multiply, torch.divide))
+floor_divide, remainder = _binary(torch.floor_divide), _binary(torch.remainder)
+equal, not_equal, less, less_equal = (_binary(f) for f in (torch.eq, torch.ne, torch.lt, torch.le))
 greater, greater_equal, arctan2 = _binary(torch.gt), _binary(torch.ge), _binary(torch.arctan2, False)
 maximum, minimum = _binary(torch.maximum, False), _binary(torch.minimum, False)
 logical_and, logical_or = _binary(torch.logical_and, False), _binary(torch.logical_or, False)
@@ -283,6 +290,13 @@ erf, sigmoid, relu = torch.erf, torch.sigmoid, torch.relu
 
 def abs(a: Array, /) -> Array:
     return torch.abs(a) if a.dtype != torch.bool else a.clone()
+
+
+@_binary
+def power(a: Array, b: Array, /) -> Array:
+    if not (a.is_floating_point() or b.is_floating_point()) and b.device.type == "cpu" and bool((b < 0).any()):
+        raise ValueError("integers to negative integer powers are not allowed")  # PyTorch gives 0
+    return torch.pow(a, b)
 
 
 def sign(a: Array, /) -> Array:
@@ -324,7 +338,8 @@ def argsort(a: Array, axis: int, /) -> Array:
 
 # --- Shapes, indices, products
 
-reshape, broadcast_to, matmul = map(_explaining, (torch.reshape, torch.broadcast_to, torch.matmul))
+reshape, broadcast_to = _explaining(torch.reshape), _explaining(torch.broadcast_to)
+matmul = _explaining(torch.matmul)
 
 
 def transpose(a: Array, axes: Sequence[int] | None = None, /) -> Array:
@@ -343,48 +358,7 @@ def concatenate(arrays: Sequence[Array], axis: int, /) -> Array:
     return torch.cat(tuple(arrays), axis)
 
 
-def _is_negative(part: Any) -> bool:
-    return isinstance(part, slice) and part.step is not None and part.step < 0
-
-
-def getitem(a: Array, index: Any, /) -> Array:
-    parts = list(index)
-    if any(map(_is_negative, parts)):  # PyTorch has no slices with negative steps
-        plain = tuple(0 if isinstance(part, torch.Tensor) else part for part in parts)
-        for i, axis in enumerate(host.index_axes(plain, a.ndim)):
-            if _is_negative(parts[i]):
-                taken = torch.tensor(range(a.shape[axis])[parts[i]], dtype=torch.int64).to(a.device)
-                a, parts[i] = a[(slice(None),) * axis + (taken,)], slice(None)
-    return a[_with_arrays(parts)]
-
-
-def _with_arrays(index: Sequence[Any]) -> tuple[Any, ...]:
-    """The index for PyTorch. NumPy makes arrays of ints that stand beside arrays."""
-    arrays = [part for part in index if isinstance(part, torch.Tensor)]
-    if not arrays or len(arrays) == len(index):
-        return tuple(index)
-    return tuple(torch.full((1,), i, device=arrays[0].device) if isinstance(i, int) else i for i in index)
-
-
-def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
-    if any(map(_is_negative, index)):
-        places = getitem(torch.arange(prod(shape), device=g.device).reshape(shape), index)
-        return getitem_backward(g, (places,), (prod(shape),)).reshape(shape)
-    # On the CPU, several threads add float32 by atomics, in any order; one thread adds float64.
-    wide = torch.float64 if g.device.type == "cpu" else torch.float32 if g.dtype in torch_fused.HALF else g.dtype
-    out = torch.zeros(shape, dtype=wide if g.is_floating_point() else g.dtype, device=g.device)
-    if host.is_basic(index):
-        out = out.to(g.dtype)
-        out[index] = g  # selects no element twice
-        return out
-    slices, arrays, rest = [], [], len(shape) - builtins.sum(part is not None and part is not ... for part in index)
-    for part in _with_arrays(index):
-        is_array = isinstance(part, torch.Tensor)
-        slices.append(slice(None) if is_array else part)
-        arrays += [None] * rest if part is ... else [part if is_array else None]
-    torch.ops.aten.index_put_(out[tuple(slices)], arrays, g.to(out.dtype), True)
-    return out.to(g.dtype)
-
+getitem, getitem_backward = torch_indexing.getitem, torch_indexing.getitem_backward
 
 # --- Faster derived primitives
 

@@ -204,7 +204,12 @@ def conv_backward(
 
 def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape) -> Any:
     pads = [before for before, after in padding if before == after]
-    if not x.is_floating_point() or len(kernel) != 2 or len(pads) != 2 or any(2 * n > k for n, k in zip(pads, kernel, strict=True)):
+    if (
+        not x.is_floating_point()
+        or len(kernel) != 2
+        or len(pads) != 2
+        or any(2 * n > k for n, k in zip(pads, kernel, strict=True))
+    ):
         return NotImplemented
     found = _aten.max_pool2d_with_indices(x, kernel, stride, pads, dilation)[1]
     plane = torch.arange(prod(x.shape[:2]), device=x.device).reshape(*x.shape[:2], 1, 1)

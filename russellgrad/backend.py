@@ -433,7 +433,9 @@ def _import_dotted(path: str) -> ModuleType:
 
 def _suggestion(name: str) -> str:
     """A suggestion for an unknown name, or "". PyTorch's names of devices are known."""
-    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy", "mps": "torch", "xpu": "torch"}.get(name.lower().partition(":")[0])
+    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy", "mps": "torch", "xpu": "torch"}.get(
+        name.lower().partition(":")[0]
+    )
     if name.strip("0123456789") in ("float", "bfloat", "int", "uint", "bool"):
         return f"to cast, write x.astype({name!r}); "
     close = [device] if device else get_close_matches(name.lower(), _known_names(), 1)

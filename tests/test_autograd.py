@@ -842,7 +842,9 @@ def test_a_pullback_that_is_no_function_raises(backend: Backend) -> None:
 
 def test_torch_tensors_as_operands_raise(backend: Backend) -> None:
     theirs = torch.ones(1, requires_grad=True)
-    with pytest.raises(TypeError, match=r"^multiply: (cannot take a torch.Tensor|this torch.Tensor requires gradients)"):
+    with pytest.raises(
+        TypeError, match=r"^multiply: (cannot take a torch.Tensor|this torch.Tensor requires gradients)"
+    ):
         Tensor([1.0]) * theirs
 
 

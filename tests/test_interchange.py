@@ -651,7 +651,9 @@ def test_dlpack_refuses_tensors_that_require_grad(on_host: Backend) -> None:
         torch_from_dlpack(Tensor([1.0]))
     leaf = torch.ones(3, requires_grad=True)
     for theirs in (leaf, leaf * 2, torch.nn.Parameter(torch.ones(3))):
-        with pytest.raises(BufferError, match=r"^from_dlpack: backend '[\w:]+' cannot share.* requires? grad.*\.detach\(\)"):
+        with pytest.raises(
+            BufferError, match=r"^from_dlpack: backend '[\w:]+' cannot share.* requires? grad.*\.detach\(\)"
+        ):
             Tensor.from_dlpack(theirs)
     x = Tensor.from_dlpack(leaf.detach())
     (x * x).sum().backward()

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 KIND = "meta"
@@ -33,18 +33,18 @@ class DeviceTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> "DeviceTensor":
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, device=DEVICE
         )
         made.held = held
-        return made  # type: ignore[no-any-return]
+        return made
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"DeviceTensor({self.held!r})"
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError(f"{function}: a tensor of the device outlived it")
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{func}: a tensor of the device outlived it")
 
 
 class FakeDevice(TorchDispatchMode):
@@ -84,11 +84,12 @@ class FakeDevice(TorchDispatchMode):
         to_device = torch.device(target).type == KIND if target is not None else bool(on_device)
         copies = function in (_aten._to_copy.default, _aten.copy_.default)
         if on_device and len(on_device) < len(tensors) and not copies:
-            self._refuse(RuntimeError, function, "Expected all tensors to be on the same device, but found cpu and the device")
-        from_device = on_device and not (copies and isinstance(args[0], DeviceTensor) and to_device)
-        if from_device and (function in WAITING or not to_device or copies and not isinstance(args[0], DeviceTensor)):
-            if not self.may_copy_to_host:
-                self._refuse(TypeError, function, "a copy to the host, which waits for the device")
+            self._refuse(
+                RuntimeError, function, "Expected all tensors to be on the same device, but found cpu and the device"
+            )
+        to_host = on_device and (not to_device or copies and not isinstance(args[0], DeviceTensor))
+        if (to_host or on_device and function in WAITING) and not self.may_copy_to_host:
+            self._refuse(TypeError, function, "a copy to the host, which waits for the device")
         if function in INDEXING and any(x.dtype in (torch.bool, torch.uint8) for x in args[1] if x is not None):
             self._refuse(TypeError, function, "a mask as an index, whose result has a shape that the host waits for")
         if "device" in kwargs:
