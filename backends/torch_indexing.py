@@ -39,19 +39,13 @@ def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
     if any(map(_is_negative, index)):
         places = getitem(torch.arange(prod(shape), device=g.device).reshape(shape), index)
         return getitem_backward(g, (places,), (prod(shape),)).reshape(shape)
-    # On the CPU, several threads add float32 by atomics, in any order; one thread adds float64.
-    wide = (
-        torch.float64
-        if g.device.type == "cpu"
-        else torch.float32
-        if g.dtype in (torch.float16, torch.bfloat16)
-        else g.dtype
-    )
-    out = torch.zeros(shape, dtype=wide if g.is_floating_point() else g.dtype, device=g.device)
     if host.is_basic(index):
-        out = out.to(g.dtype)
+        out = torch.zeros(shape, dtype=g.dtype, device=g.device)
         out[index] = g  # selects no element twice
         return out
+    # On the CPU, several threads add float32 by atomics, in any order; one thread adds float64.
+    wide = torch.float64 if g.device.type == "cpu" else torch.promote_types(g.dtype, torch.float32)
+    out = torch.zeros(shape, dtype=wide if g.is_floating_point() else g.dtype, device=g.device)
     slices: list[Any] = []
     arrays: list[Array | None] = []
     rest = len(shape) - sum(part is not None and part is not ... for part in index)

@@ -228,8 +228,8 @@ class Tensor(Rearranging, Sorting, Indexing):
         array = real_array(xp, gradient, op)
         if array.shape != self.shape:
             raise ValueError(
-                f"{op}: gradient has shape {tuple(array.shape)}, this tensor {self.shape}; they must agree: reshape the "
-                "gradient, or sum it over the axes that were broadcast"
+                f"{op}: gradient has shape {tuple(array.shape)}, this tensor {self.shape}; they must agree: reshape "
+                "the gradient, or sum it over the axes that were broadcast"
             )
         return array if xp.dtype(array) == self.dtype else xp.astype(array, self.dtype)
 

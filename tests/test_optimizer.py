@@ -241,7 +241,7 @@ NOT_NUMBERS: list[tuple[Any, type[Exception], str]] = [
     (np.array([0.1, 0.2]), TypeError, r"must be a number, got a ndarray of shape \(2,\)"),
     (np.array([0.1]), TypeError, r"must be a number, got a ndarray of shape \(1,\)"),
     (np.ma.masked, TypeError, "must be a number, got a MaskedConstant"),
-    (torch.tensor(0.1), TypeError, r"must be a number, got a Tensor; pass its \.item\(\)"),
+    (torch.tensor(0.1, requires_grad=True), TypeError, r"must be a number, got a Tensor; pass its \.item\(\)"),
     (math.nan, ValueError, "must be finite, got nan"),
     (np.float32(math.nan), ValueError, "must be finite, got nan"),
     (np.array(math.nan), ValueError, "must be finite, got nan"),

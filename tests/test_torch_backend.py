@@ -257,7 +257,7 @@ def test_out_of_memory_stays_an_error_of_its_own() -> None:
     def fails(*args: Any) -> Any:
         raise torch.OutOfMemoryError("no memory")
 
-    with pytest.raises(torch.OutOfMemoryError, match="^no memory$"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"^no memory$"):
         torch_backend._explaining(fails)()
 
 

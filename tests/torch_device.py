@@ -1,4 +1,4 @@
-"""A PyTorch device that is not here: tensors that say they are on PyTorch's device "meta" and hold their elements on the CPU.
+"""A PyTorch device that is not here: tensors that say they are on the device "meta", with their elements on the CPU.
 
 It refuses what PyTorch refuses on such a device, or what makes a program wait for it:
 
@@ -43,7 +43,9 @@ class DeviceTensor(torch.Tensor):
         return f"DeviceTensor({self.held!r})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise AssertionError(f"{func}: a tensor of the device outlived it")
 
 
