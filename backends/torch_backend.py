@@ -21,10 +21,11 @@ try:
     import torch
     from torch.utils import dlpack
 
+    torch.accelerator.current_device_index  # noqa: B018
     _accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-except (ImportError, AttributeError) as error:  # AttributeError: before version 2.6 there is no torch.accelerator
+except (ImportError, AttributeError) as error:  # AttributeError: before version 2.7 there is no such function
     raise ImportError(
-        f"backend 'torch': no PyTorch 2.6 or later can be imported ({error}); pip install 'russellgrad[torch]', in a "
+        f"backend 'torch': no PyTorch 2.7 or later can be imported ({error}); pip install 'russellgrad[torch]', in a "
         "checkout pip install -e '.[torch]', or the build for your GPU from https://pytorch.org"
     ) from error
 

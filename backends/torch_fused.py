@@ -20,8 +20,8 @@ _aten = torch.ops.aten
 
 
 def _is_rounded(a: Array) -> bool:
-    """Whether PyTorch's functions round sums, or what they keep for backward, to half precision: on the CPU they do."""
-    return a.dtype in HALF and a.device.type == "cpu"
+    """Whether PyTorch may round sums to half precision; on CUDA it sums in float32."""
+    return a.dtype in HALF and a.device.type != "cuda"
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Any:
@@ -80,7 +80,7 @@ def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
-    if _is_rounded(x) or not x.numel():
+    if x.dtype in HALF or not x.numel():
         return NotImplemented
     mean = x.mean(-1, keepdim=True)  # PyTorch's function alone is not accurate for a mean that is large
     out, rest, rstd = torch.native_layer_norm(x - mean, x.shape[-1:], gamma, beta, eps)
@@ -91,7 +91,7 @@ def layer_norm_backward(
     g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
 ) -> Any:
     """The gradient of x by PyTorch; the other two here, since PyTorch adds the rows one by one in float32."""
-    if _is_rounded(x) or not x.numel():
+    if x.dtype in HALF or not x.numel():
         return NotImplemented
     gx = ggamma = gbeta = None
     centered = torch.sub(x, mean).contiguous()  # for a mean that is large, as in layer_norm
@@ -117,7 +117,7 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
 
 
 def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> Any:
-    if _is_rounded(logits):
+    if logits.dtype in HALF:
         return NotImplemented
     if excluded_class is not None:
         logits = logits.clone()
@@ -141,7 +141,7 @@ def _flash(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offse
     """Whether PyTorch's attention on the CPU takes the arguments. Other devices have none with a backward for all."""
     return (
         q.device.type == "cpu" and mask is None and not (causal and offset) and 0 not in (*q.shape, *k.shape)
-        and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == v.shape[-1] and not _is_rounded(q)
+        and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == v.shape[-1] and q.dtype not in HALF
     )  # fmt: skip
 
 
