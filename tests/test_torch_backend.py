@@ -1,5 +1,5 @@
 """The PyTorch backend: its devices, its errors, no recording by PyTorch, exchange of runs with NumPy, and a device
-that is not here (`tests/torch_device.py`)."""
+that is not here (`tests/fake_device.py`)."""
 
 import importlib
 import os
@@ -22,13 +22,14 @@ from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
+from tests.fake_device import DEVICE, KIND, DeviceTensor, FakeDevice
 from tests.helpers import assert_close, hide_package, rng
 from tests.process import run_python
 from tests.test_resume import RUN, run_until_signal
-from tests.torch_device import DEVICE, KIND, DeviceTensor, FakeDevice
 from train.train_transformer import train
 
 torch_backend: Any = importlib.import_module("russellgrad.backends.torch_backend")
+torch_arrays: Any = importlib.import_module("russellgrad.backends.torch_arrays")
 
 Array = Any
 pytestmark = pytest.mark.skipif(
@@ -42,7 +43,7 @@ def _forget_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dtype, "_default", dtype._default)
     monkeypatch.setattr(selection, "_loaded", dict(selection._loaded))
     monkeypatch.setattr(selection, "_modules", dict(selection._modules))
-    monkeypatch.setattr(torch_backend, "_FOUND", torch_backend._FOUND)
+    monkeypatch.setattr(torch_arrays, "FOUND", torch_arrays.FOUND)
     monkeypatch.delenv("RG_TRAIN_STEPS", raising=False)
     yield
     torch_backend.on_device.cache_clear()
@@ -58,7 +59,7 @@ def xp() -> Iterator[Backend]:
 
 
 def test_a_device_has_one_backend_whatever_its_name() -> None:
-    found = torch_backend._FOUND[0]
+    found = torch_arrays.FOUND[0]
     assert load_backend("torch") is load_backend(f"torch:{found}")
     assert repr(load_backend("torch:cpu")) == "<backend 'torch:cpu'>"
     assert Tensor([1.0], backend="torch:cpu").backend.name == "torch:cpu"
@@ -91,9 +92,10 @@ def test_errors_at_start_are_one_line_that_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("reason", ["absent", "old"])
 def test_without_a_recent_pytorch_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    name = torch_backend.__name__
     monkeypatch.delitem(selection._loaded, "torch", raising=False)
-    monkeypatch.delitem(sys.modules, name)
+    for module in (torch_backend, torch_arrays):
+        monkeypatch.delitem(sys.modules, module.__name__)
+        monkeypatch.delattr(importlib.import_module("russellgrad.backends"), module.__name__.split(".")[-1])
     if reason == "absent":
         hide_package(monkeypatch, "torch")
     else:
@@ -312,20 +314,20 @@ def begun(calls: list[str]) -> Any:
 
 
 def test_capture_is_offered_on_cuda_alone_and_names_what_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert torch_backend.Device("cuda").capture is not None
-    assert torch_backend.Device("cpu").capture is None and torch_backend.Device("mps").capture is None
+    assert torch_arrays.Device("cuda").capture is not None
+    assert torch_arrays.Device("cpu").capture is None and torch_arrays.Device("mps").capture is None
     assert not hasattr(load_backend("torch:cpu"), "capture")
     calls: list[str] = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: begun(calls))
-    replay = torch_backend._capture(lambda: calls.append("work"))
+    replay = torch_arrays.capture_graph(lambda: calls.append("work"))
     assert calls == ["begin", "work"] and replay.__name__ == "replay"
 
     def fails() -> None:
         raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
 
     with pytest.raises(RuntimeError, match=r"^compile_step: the step cannot be recorded in a CUDA graph \(Cannot copy"):
-        torch_backend._capture(fails)
+        torch_arrays.capture_graph(fails)
 
 
 # --- A device that is not here
@@ -334,7 +336,7 @@ def test_capture_is_offered_on_cuda_alone_and_names_what_cannot_be_recorded(monk
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
     """A device without float64, selected as the backend torch:meta, which refuses what devices refuse."""
-    monkeypatch.setattr(torch_backend, "_FOUND", ("cpu", KIND))
+    monkeypatch.setattr(torch_arrays, "FOUND", ("cpu", KIND))
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: DEVICE.index)
     dtype._warn_of_float32.cache_clear()
     with FakeDevice() as fake:
