@@ -121,7 +121,8 @@ def run_parallel(n: int, cost: float, work: Callable[[int, int], None]) -> None:
             if error is not None:
                 raise error
     finally:
-        del errors  # breaks the reference cycle error -> traceback -> this frame, which holds the arrays of `work`
+        error = None  # breaks the reference cycle error -> traceback -> this frame, which holds the arrays of `work`
+        del errors
 
 
 def run_tasks(tasks: Sequence[Callable[[], None]]) -> None:

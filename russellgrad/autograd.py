@@ -10,7 +10,7 @@ nodes by decreasing number, so it visits a node after all nodes that depend on i
 of the graph is not limited.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -35,7 +35,7 @@ Version: TypeAlias = list[int]
 
 _order = count()
 _filled_grads: "ContextVar[dict[int, HasGrad] | None]" = ContextVar("russellgrad_filled", default=None)
-_collected: "ContextVar[dict[int, CollectedGrad] | None]" = ContextVar("russellgrad_collected", default=None)
+_collected: "ContextVar[CollectedGrads | None]" = ContextVar("russellgrad_collected", default=None)
 # Operations at this level and above are recorded (`Backend.level`): at 0 all of them, in no_grad() none.
 _recorded_from: ContextVar[float] = ContextVar("russellgrad_recorded_from", default=0)
 
@@ -138,9 +138,9 @@ class Node:
         tensor = self.tensor_ref() if self.tensor_ref else None
         if tensor is not None:
             collected = _collected.get()
-            if collected is not None:
+            if collected is not None and self.order < collected.since:
                 old = collected[id(tensor)].grad if id(tensor) in collected else None
-                collected[id(tensor)] = CollectedGrad(tensor, self.xp, _sum_of_grads(self.xp, old, g))
+                collected[id(tensor)] = CollectedGrad(tensor, self.order, self.xp, _sum_of_grads(self.xp, old, g))
             else:
                 _note_filled(tensor)
                 tensor._grad = _sum_of_grads(self.xp, tensor._grad, g)
@@ -156,14 +156,23 @@ class CollectedGrad(NamedTuple):
     """A leaf's gradient that is not yet in its tensor's `.grad`."""
 
     tensor: HasGrad
+    order: int  # of its node
     xp: Backend
     grad: Array
 
 
+class CollectedGrads(dict[int, CollectedGrad]):
+    """The gradients of a `collect_grads`, by id of the tensor. Those of tensors made inside go to their `.grad`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since = next(_order)
+
+
 @contextmanager
-def collect_grads() -> "Iterator[dict[int, CollectedGrad]]":
-    """Inside the block, backward adds each leaf's gradient to the dict, by id of the tensor, instead of to `.grad`."""
-    collected: dict[int, CollectedGrad] = {}
+def collect_grads() -> Iterator[CollectedGrads]:
+    """Inside the block, backward adds the gradients of leaves from before it to the result, instead of to `.grad`."""
+    collected = CollectedGrads()
     token = _collected.set(collected)
     try:
         yield collected
@@ -176,12 +185,16 @@ def is_collecting() -> bool:
     return _collected.get() is not None
 
 
-def add_collected(collected: Mapping[int, CollectedGrad]) -> None:
-    """Add the gradients of a `collect_grads` to the `.grad` of their tensors, or to those of the block around it."""
+def add_collected(collected: CollectedGrads) -> None:
+    """Move the gradients of a `collect_grads` to the `.grad` of their tensors, or to the block around it.
+
+    Each one is freed right after its addition.
+    """
     outer = _collected.get()
-    for key, found in collected.items():
-        tensor, xp, grad = found
-        if outer is not None:
+    while collected:
+        key, found = collected.popitem()
+        tensor, order, xp, grad = found
+        if outer is not None and order < outer.since:
             outer[key] = found._replace(grad=xp.asarray(xp.add(outer[key].grad, grad))) if key in outer else found
         else:
             tensor._grad = grad if tensor._grad is None else xp.asarray(xp.add(tensor._grad, grad))

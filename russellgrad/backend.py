@@ -231,8 +231,8 @@ class Optional(Protocol):
     def update_scalars(self, target: Array, values: Sequence[float]) -> None: ...  # target[:] = values, n numbers on the host
     # records the device work of work() without running it -> replay(); RuntimeError names an op that cannot be recorded
     def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...
-    # calls the functions, several at once; returns when all are done, or raises the error of one. The caller's context
-    # variables have their values in each
+    # calls the functions, several at once, each in a copy of the caller's context. When none runs any more, returns or raises
+    # the error of one; then others may not have been called
     def run_tasks(self, tasks: Sequence[Callable[[], None]]) -> None: ...
     def n_threads(self) -> int: ...                                              # how many tasks run at once
 

@@ -4,14 +4,15 @@ The backends divide large operations over threads. Dividing the batch instead ta
 thread runs the whole forward and backward pass of its part, and waits for the others once.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
 from . import apply
-from .autograd import CollectedGrad, add_collected, collect_grads
+from .autograd import CollectedGrads, add_collected, collect_grads
 from .backend import get_backend
-from .random import copied_states, keep_last_states
+from .random import CopiedStates, copied_states, keep_last_states
+from .replay import is_recording
 from .tensor import Tensor
 
 PartT = TypeVar("PartT")
@@ -48,22 +49,25 @@ def parallel_backward(loss_of: Callable[[PartT], Tensor], parts: Iterable[PartT]
     It adds to the `.grad` of the leaves what the calls one after another would add, within rounding: a thread takes
     consecutive parts, and the sums of the threads are added in the order of the parts. The result is a function of the
     parts and the number of threads, bit for bit. The losses of the parts must add up to that of the batch: for a mean,
-    multiply each one by its share of the batch. After an exception, no `.grad` has changed.
+    multiply each one by its share of the batch.
 
-    Dropout: in every thread, a `random.Generator` starts with its state from before the call. `loss_of` must say which
-    row of the batch is the first of the part, `model.dropout.continue_batch(first_row)`, before its forward pass. The
-    part then gets the same random numbers as in the whole batch.
+    Dropout: every thread starts with a copy of the state of each `random.Generator`. Call `start_batch()` before, and
+    in `loss_of`, before the forward pass, `model.dropout.continue_batch(first_row)` with the row of the batch that is
+    the part's first. The part then gets the same random numbers as in the whole batch.
 
-    The number of threads is that of the backend (`RG_NUM_THREADS` on NumPy and Numba). With one thread, on a backend
-    without threads, and inside `trace`, the parts run one after another in the caller's thread.
+    The number of threads is at most that of the backend (`RG_NUM_THREADS` on NumPy and Numba). With one thread, on a
+    backend without threads, and inside `trace` or `compile_step`, the parts run one after another in the caller's
+    thread. Each thread needs memory for a gradient of every parameter. In `loss_of`, the `.grad` of a leaf from before
+    the call does not have the gradients of the parts yet, and `zero_grad` does not remove them. After an exception,
+    some `.grad`s may have changed.
 
     Args:
         loss_of: computes the loss of a part, a 0-d Tensor.
         parts: the parts of a batch, of about equal size: anything that `loss_of` takes.
 
     Raises:
-        RuntimeError: two threads drew the same random numbers, because `loss_of` did not call `continue_batch`; or
-            `loss_of` drew from a normal distribution.
+        RuntimeError: in several threads, two parts drew the same random numbers, because `loss_of` did not call
+            `continue_batch`; `loss_of` drew from a normal distribution; or it updated a `BatchNorm`'s running averages.
         Exception: that of `loss_of` or of backward.
     """
     parts = list(parts)
@@ -76,20 +80,21 @@ def parallel_backward(loss_of: Callable[[PartT], Tensor], parts: Iterable[PartT]
             losses[i] = loss.detach()
 
     xp = get_backend()
-    threads = min(len(parts), xp.n_threads()) if hasattr(xp, "run_tasks") and apply.observer is None else 1
+    threads = min(len(parts), xp.n_threads()) if hasattr(xp, "run_tasks") else 1
+    if apply.observer is not None or is_recording():
+        threads = 1
     if threads < 2:
         run(0, len(parts))
         return losses
-    collected: list[Mapping[int, CollectedGrad]] = [{}] * threads
-    states: list[Any] = [{}] * threads
+    collected: dict[int, CollectedGrads] = {}
+    states: dict[int, CopiedStates] = {}
 
     def task(i: int) -> None:
-        with collect_grads() as grads, copied_states() as copies:
+        with collect_grads() as collected[i], copied_states() as states[i]:
             run(len(parts) * i // threads, len(parts) * (i + 1) // threads)
-        collected[i], states[i] = grads, copies
 
     xp.run_tasks([partial(task, i) for i in range(threads)])
-    keep_last_states("parallel_backward", states)
-    for grads in collected:
-        add_collected(grads)
+    keep_last_states([states[i] for i in range(threads)])
+    for i in range(threads):
+        add_collected(collected[i])
     return losses

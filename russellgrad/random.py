@@ -4,7 +4,7 @@ The numbers come from a counter-based generator on the host. A draw (one array o
 the seed, the stream and the number of the draw, so the state of a `Generator` is three integers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -24,14 +24,38 @@ class _State:
     counter_of_batch: int = 0
 
 
-# The states of the generators inside `copied_states`.
-_copies: "ContextVar[dict[Generator, _State] | None]" = ContextVar("russellgrad_generators", default=None)
+class CopiedStates(dict["Generator", _State]):
+    """The states of the generators that changed in a `copied_states`, and what was drawn there.
+
+    Args:
+        outer: that of the block around it.
+    """
+
+    def __init__(self, outer: "CopiedStates | None") -> None:
+        super().__init__()
+        self.outer = outer
+        self.drawn: set[tuple[Generator, int, int]] = set()  # numbers of draws, with their first rows
+
+    def add_draw(self, draw: "tuple[Generator, int, int]") -> None:
+        if draw in self.drawn:
+            raise RuntimeError(_SAME_NUMBERS)
+        self.drawn.add(draw)
+
+
+_SAME_NUMBERS = (
+    "parallel_backward: two parts drew the same random numbers; before each part's forward pass, say which row of the "
+    "batch is its first, with Dropout.continue_batch(first_row) or Generator.continue_batch(first_row)"
+)
+_copies: ContextVar[CopiedStates | None] = ContextVar("russellgrad_generators", default=None)
 
 
 @contextmanager
-def copied_states() -> "Iterator[dict[Generator, _State]]":
-    """Inside the block, every generator draws from a copy of its state, which is made at its first use."""
-    copies: dict[Generator, _State] = {}
+def copied_states() -> Iterator[CopiedStates]:
+    """Inside the block, a change of a generator's state changes a copy of it.
+
+    Raises RuntimeError for a draw, with the same first row, that the block has had before.
+    """
+    copies = CopiedStates(_copies.get())
     token = _copies.set(copies)
     try:
         yield copies
@@ -39,21 +63,18 @@ def copied_states() -> "Iterator[dict[Generator, _State]]":
         _copies.reset(token)
 
 
-def keep_last_states(op: str, parts: "Sequence[Mapping[Generator, _State]]") -> None:
-    """Give the generators the states that they had at the end of the last one of several `copied_states`.
+def keep_last_states(parts: Sequence[CopiedStates]) -> None:
+    """Give each generator the state that it had at the end of the last of several `copied_states` that changed it.
 
-    Raises RuntimeError if two of these blocks drew the same numbers from a generator.
+    Raises RuntimeError if two of these blocks drew the same numbers. No state changes then.
     """
+    drawn = CopiedStates(None)
     for copies in parts:
-        for generator in copies:
-            drawn = [other[generator] for other in parts if generator in other]
-            rows = [other.first_row for other in drawn if other.counter != generator._state.counter]
-            if len(set(rows)) < len(rows):
-                raise RuntimeError(
-                    f"{op}: several parts drew the same random numbers; before each part's forward pass, say which "
-                    "row of the batch is its first, with Dropout.continue_batch(first_row) or "
-                    "Generator.continue_batch(first_row)"
-                )
+        for draw in copies.drawn:
+            drawn.add_draw(draw)
+    if (outer := _copies.get()) is not None:
+        for draw in drawn.drawn:
+            outer.add_draw(draw)
     for copies in parts:
         for generator, state in copies.items():
             vars(generator._state).update(vars(state))
@@ -88,21 +109,28 @@ class Generator:
     @property
     def counter(self) -> int:
         """The number of the next draw."""
-        return self._state.counter
+        return self._state_in(_copies.get()).counter
 
     @counter.setter
     def counter(self, number: int) -> None:
         self._state.counter = number
 
     @property
-    def _state(self) -> "_State":
-        """The state, which is a copy inside `copied_states`."""
+    def _state(self) -> _State:
+        """The state to change: a copy inside `copied_states`."""
         copies = _copies.get()
         if copies is None:
             return self._own_state
         if self not in copies:
-            copies[self] = replace(self._own_state)
+            copies[self] = replace(self._state_in(copies.outer))
         return copies[self]
+
+    def _state_in(self, copies: CopiedStates | None) -> _State:
+        while copies is not None:
+            if self in copies:
+                return copies[self]
+            copies = copies.outer
+        return self._own_state
 
     def start_batch(self, first_row: int = 0) -> None:
         """Start a new batch. The next draws are for its rows `first_row`, `first_row` + 1, ..."""
@@ -119,10 +147,10 @@ class Generator:
         run_in_every_step(lambda: self._continue_batch(first_row))
 
     def _snapshot(self) -> Callable[[], None]:
-        before = replace(self._state)
+        before = replace(self._state_in(_copies.get()))
 
         def restore() -> None:
-            self._own_state = replace(before)
+            vars(self._state).update(vars(before))
 
         return restore
 
@@ -170,6 +198,8 @@ class Generator:
 
     def _next(self) -> int:
         state = self._state
+        if (copies := _copies.get()) is not None:
+            copies.add_draw((self, state.counter, state.first_row))
         number = self.stream << 64 | state.counter
         state.counter += 1
         return number

@@ -529,5 +529,6 @@ def _parameters_of(value: Any, cls: type[Any]) -> Iterator[Tensor | None]:
     if cls is FFLayer and value.activation not in ACTIVATIONS:
         yield None
     if cls is Transformer:
-        for block in value.blocks or [None]:
+        blocks = vars(value).get("blocks")
+        for block in blocks if isinstance(blocks, (list, tuple)) and blocks else [None]:
             yield from _parameters_of(block, Block)

@@ -1,9 +1,11 @@
 """The NumPy backend's thread pool, block-wise primitives and malloc settings."""
 
+import gc
 import importlib
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -170,6 +172,39 @@ def test_run_parallel_can_be_nested(threads: int) -> None:
 
     cpu.run_parallel(10, 1.0, lambda *outer: cpu.run_parallel(100, 1.0, inner))
     assert len(set(counts)) == 1  # every outer part ran the whole inner range
+
+
+def test_run_parallel_within_a_part_stays_in_its_thread(threads: int) -> None:
+    """Also within the part of the caller's thread: the other threads may be busy for long."""
+
+    def outer(*_: int) -> None:
+        thread, inner = threading.get_ident(), []
+        cpu.run_parallel(100, 1.0, lambda start, stop: inner.append((threading.get_ident(), start, stop)))
+        assert inner == [(thread, 0, 100)]
+
+    cpu.run_parallel(10, 1.0, outer)
+    seen: list[int] = []
+    cpu.run_parallel(10, 1.0, lambda *_: seen.append(threading.get_ident()))
+    assert len(seen) == threads  # the caller may use the threads again
+
+
+def test_an_error_of_a_part_keeps_no_array_alive(threads: int) -> None:
+    class Kept:
+        pass
+
+    def fail(start: int, stop: int) -> None:
+        kept = Kept()
+        references.append(weakref.ref(kept))
+        raise KeyError(start)
+
+    references: list[Any] = []
+    gc.disable()
+    try:
+        with pytest.raises(KeyError):
+            cpu.run_parallel(10, 1.0, fail)
+        assert references and all(reference() is None for reference in references)
+    finally:
+        gc.enable()
 
 
 def test_run_parallel_sets_one_blas_thread_and_restores_the_number(threads: int) -> None:

@@ -318,6 +318,19 @@ def test_a_changed_model_generates_with_its_forward(
     assert not np.allclose(model(["the"]).numpy(), same(["the"]).numpy(), atol=1e-3)
 
 
+def test_every_part_that_the_decoder_reads_is_checked(backend: Backend) -> None:
+    model = small_model(activation="gelu", output_projection=True, final_norm=True)
+    decoder_of(model)
+    modules = {type(module): module for module in model.modules()}
+    for cls, parts in russelltransformer._READ.items():
+        for name in parts:
+            kept = getattr(modules[cls], name)
+            setattr(modules[cls], name, object())
+            assert model.make_decoder() is None, f"{cls.__name__}.{name}"
+            setattr(modules[cls], name, kept)
+    decoder_of(model)
+
+
 def test_a_method_replaced_in_a_class_is_used(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
     forward = Block.forward

@@ -146,6 +146,51 @@ def test_nested_calls_and_later_backward(backend: Backend, threads: int) -> None
     assert grad_of(x) == [3 * 112.0 + 1] * 2
 
 
+def test_an_error_after_a_nested_call_changes_no_gradient(backend: Backend, threads: int) -> None:
+    if not runs_in_threads(backend, threads):
+        return
+    x = Tensor([1.0, 2.0], requires_grad=True)
+
+    def loss_of(i: int) -> Tensor:
+        parallel_backward(lambda j: (x * j).sum(), [1.0, 2.0, 3.0])
+        raise KeyError(i)
+
+    with pytest.raises(KeyError):
+        parallel_backward(loss_of, range(3))
+    assert x.grad is None
+
+
+def test_transforms_and_leaves_of_a_part(backend: Backend, threads: int) -> None:
+    """Derivatives that a part computes, and backward of leaves that it makes, are as outside."""
+    x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+
+    def cubes(x: Tensor) -> Tensor:
+        return (x**3).sum()
+
+    def loss_of(i: float) -> Tensor:
+        inner = Tensor([4.0], requires_grad=True)
+        (inner * i).sum().backward()
+        (inner * i).sum().backward()
+        assert grad_of(inner) == [2 * i]
+        inner.zero_grad()
+        assert inner.grad is None
+        product = rg.grad(cubes)(x)
+        return (product * product).sum() * i  # 9 x^4
+
+    parallel_backward(loss_of, [1.0, 2.0, 3.0])
+    assert_close(x.grad, 6.0 * 36 * np.array([1.0, 8.0, 27.0]))
+
+
+def test_the_sums_of_the_threads_are_added_in_order(backend: Backend, threads: int) -> None:
+    values = [1.0, 3e16, -3e16, 7.0, 1e16, -2.0, -1e16]
+    x = Tensor([1.0], requires_grad=True)
+    parallel_backward(lambda i: (x * i).sum(), values)
+    n = threads if runs_in_threads(backend, threads) else 1
+    bounds = [len(values) * i // n for i in range(n + 1)]
+    expected = sum(sum(values[a:b]) for a, b in pairwise(bounds))
+    assert grad_of(x) == [expected]
+
+
 def test_no_parts_and_one_part(backend: Backend, threads: int) -> None:
     x = Tensor([2.0], requires_grad=True)
     assert parallel_backward(lambda part: x.sum(), []) == [] and x.grad is None
@@ -170,7 +215,7 @@ def test_random_numbers_that_would_be_the_same_in_several_parts(backend: Backend
     if not runs_in_threads(backend, threads):
         parallel_backward(lambda rows: drop(x[rows]).sum(), [slice(0, 6), slice(6, 12)])
         return
-    with pytest.raises(RuntimeError, match=r"parallel_backward: several parts drew the same random numbers.*continue"):
+    with pytest.raises(RuntimeError, match=r"parallel_backward: two parts drew the same random numbers.*continue"):
         parallel_backward(lambda rows: drop(x[rows]).sum(), [slice(0, 6), slice(6, 12)])
     assert x.grad is None
     with pytest.raises(RuntimeError, match="normal: all parts of parallel_backward would get the same numbers"):
@@ -178,6 +223,45 @@ def test_random_numbers_that_would_be_the_same_in_several_parts(backend: Backend
     before = default_generator().counter
     rg.randn(2)
     assert default_generator().counter == before + 1
+
+    def draws(parts: list[tuple[int, int]]) -> int:
+        """The counter after parts with a first row and a number of draws."""
+        generator = Generator(1)
+        generator.start_batch()
+
+        def loss_of(part: tuple[int, int]) -> Tensor:
+            generator.continue_batch(part[0])
+            for _ in range(part[1]):
+                generator.uniform((2,), "float64", backend)
+            return x.sum()
+
+        parallel_backward(loss_of, parts)
+        return generator.counter
+
+    assert draws([(0, 3), (4, 2), (8, 1)]) == 1  # the last part's
+    assert draws([(0, 0), (0, 0), (0, 0)]) == 0
+    for parts in ([(0, 1), (0, 1), (8, 1)], [(0, 1), (4, 1), (0, 1), (8, 1)], [(0, 1), (4, 1), (8, 1), (8, 1)]):
+        with pytest.raises(RuntimeError, match="two parts drew the same random numbers"):
+            draws(parts)
+
+
+def test_a_nested_call_has_the_random_state_of_the_part_around_it(backend: Backend, threads: int) -> None:
+    x, generator = Tensor([1.0], requires_grad=True), Generator(0)
+
+    def loss_of(i: int) -> Tensor:
+        generator.counter = 5 + i
+
+        def inner(j: int) -> Tensor:
+            assert generator.counter == 5 + i
+            generator.start_batch(j)
+            return x.sum()
+
+        parallel_backward(inner, range(4))
+        assert generator.counter == 5 + i
+        return x.sum()
+
+    parallel_backward(loss_of, range(3))
+    assert generator.counter == 7
 
 
 def test_batch_norm_keeps_no_running_averages_of_parts(backend: Backend, threads: int) -> None:

@@ -152,6 +152,28 @@ def test_training_in_several_threads(
     assert parameters(rest.path) == parameters(results[-1].path)
 
 
+def test_micro_batches_run_one_after_another(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, text: str, tmp_path: Path
+) -> None:
+    """Only the parts of one micro-batch are in memory at the same time, whatever the number of threads."""
+    monkeypatch.setattr(import_module("russellgrad.backends.cpu"), "_n_threads", 3)
+    monkeypatch.setattr(import_module("russellgrad.backends.cpu"), "_queue", None)
+    calls = []
+
+    def counted(loss_of: Any, parts: Any) -> Any:
+        calls.append(len(parts))
+        return parallel.parallel_backward(loss_of, parts)
+
+    monkeypatch.setattr(train_transformer, "parallel_backward", counted)
+    run(text, tmp_path, batch=6, accumulate=3, steps=2, warmup=0)
+    assert calls == [1] * 6 if not hasattr(backend, "capture") else set(calls) == {1}
+    if hasattr(backend, "n_threads"):
+        calls.clear()
+        monkeypatch.setattr(parallel, "MIN_FLOPS", 1.0)
+        run(text, tmp_path, batch=6, accumulate=2, steps=2, warmup=0)
+        assert calls == [3] * 4
+
+
 # --- Gradient accumulation
 
 

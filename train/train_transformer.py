@@ -166,13 +166,13 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
     prompt = _sample_prompt(config, model, text)
     checkpointer = Checkpointer(config, text, model, optimizer, group, last_step)
     logger = RunLogger(config, model, optimizer, group, checkpointer.start_step)
+    rows, n_parameters = config.batch // (config.accumulate * group.world_size), sum(p.size for p in model.parameters())
+    parts = n_parts(rows, 6 * n_parameters * rows * config.block)  # of a micro-batch, one for each thread
     take_step: Callable[..., tuple[Tensor, Tensor | None]] = partial(
-        train_step, model, optimizer, grad_clip=config.grad_clip, group=group
+        train_step, model, optimizer, parts=parts, grad_clip=config.grad_clip, group=group
     )
     if group.world_size == 1:  # communication between processes cannot be captured
         take_step = compile_step(take_step)
-    rows, n_parameters = config.batch // (config.accumulate * group.world_size), sum(p.size for p in model.parameters())
-    parts = n_parts(rows, 6 * n_parameters * rows * config.block)  # of a micro-batch, one for each thread
     eval_inputs, eval_targets = validation_blocks(validation_ids, config.block, config.eval_blocks or None)
     step, stopping = checkpointer.start_step, False
 
@@ -249,12 +249,14 @@ def train_step(
     model: Transformer,
     optimizer: Optimizer,
     *micro_batches: MicroBatch,
+    parts: int = 1,
     grad_clip: float = 0.0,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor | None]:
     """Take one optimizer step on a batch, which is given as micro-batches: see `russellgrad.train.data.split_batch`.
 
     Args:
+        parts: how many consecutive micro-batches `parallel_backward` computes at the same time.
         grad_clip: the largest norm of the gradient; 0 does not clip.
 
     Returns:
@@ -269,7 +271,9 @@ def train_step(
 
     optimizer.zero_grad()
     model.dropout.start_batch()
-    losses = parallel_backward(loss_of, micro_batches)
+    losses: list[Tensor] = []
+    for i in range(0, len(micro_batches), parts):
+        losses += parallel_backward(loss_of, micro_batches[i : i + parts])
     if group.world_size > 1:
         group.all_reduce(optimizer.gather_grads(), get_backend())
     gradient_norm = optimizer.step(max_norm=grad_clip or None)
