@@ -45,7 +45,7 @@ class Core(Protocol):
     def name(self) -> str: ...                                                   # "numpy", "cupy", ...; unique
 
     # Conversion and creation
-    def float_dtypes(self) -> tuple[str, ...]: ...                               # names of the float dtypes it supports
+    def float_dtypes(self) -> tuple[str, ...]: ...                               # names of the float dtypes it supports; float32 among them
     def is_array(self, x: Any, /) -> bool: ...                                   # whether x is one of this backend's arrays
     # numbers, lists, host arrays, own arrays; copies only if needed; TypeError for anything but real numbers and bools
     def asarray(self, data: Any, /, dtype: DType = None) -> Array: ...
