@@ -17,7 +17,7 @@ import nox
 
 # pip, not uv: pip uses a CPU-only PyTorch from a configured index, uv would download CUDA with PyTorch.
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["tests-numpy", "tests-numba", "tests-cupy", "lint", "types", "build", "docs"]
+nox.options.sessions = ["tests-numpy", "tests-numba", "tests-cupy", "tests-torch", "lint", "types", "build", "docs"]
 nox.options.error_on_external_run = True
 
 TORCH = "torch==2.13.0"
@@ -65,6 +65,13 @@ def tests_numba(session: nox.Session) -> None:
     """The test suite on the Numba backend."""
     session.install(*TEST, "-e", ".[train,fast]")
     run_tests(session, {"RG_BACKEND": "numba"}, session.posargs, workers=not session.posargs)
+
+
+@nox.session(name="tests-torch")
+def tests_torch(session: nox.Session) -> None:
+    """The test suite on PyTorch's arrays, on the accelerator that PyTorch finds, else on the CPU."""
+    session.install(*TEST, "-e", ".[train]")
+    run_tests(session, {"RG_BACKEND": "torch"}, session.posargs, workers=not session.posargs)
 
 
 @nox.session(name="tests-cupy")

@@ -129,7 +129,9 @@ def prepare_index(xp: Xp, index: Any, shape: Shape) -> Any:
             prepared.append(part)
             continue
         host.check_index_array(part, axis, shape)
-        prepared.extend(np.nonzero(part) if part.dtype.kind == "b" else [part])
+        # Ints or int64: PyTorch takes an array of uint8 for a mask, and reads an array without axes on the host.
+        arrays = np.nonzero(part) if part.dtype.kind == "b" else [part.astype(np.int64)]
+        prepared.extend(array if array.ndim else int(array) for array in arrays)
     host.check_broadcast([part.shape for part in prepared if isinstance(part, np.ndarray)])
     return tuple(xp.asarray(part) if isinstance(part, np.ndarray) else part for part in prepared)
 

@@ -318,7 +318,7 @@ def run_alone(part: Callable[[bool], Sequence[Table | Rows]], name: str, descrip
 def require_cpu() -> None:
     """Exit with an error if the active backend computes on a GPU, since the timing does not synchronize."""
     name = russellgrad.get_backend().name
-    if name == "cupy":
+    if name == "cupy" or name.startswith("torch:") and name != "torch:cpu":
         raise SystemExit(
             f"benchmarks: the comparison is with PyTorch on the CPU, but the backend is {name!r}; set RG_BACKEND=numpy"
         )

@@ -49,7 +49,7 @@ class TensorBase:
     @property
     def shape(self) -> Shape:
         """The length of each axis, a tuple of ints."""
-        return cast(Shape, self._array.shape)
+        return tuple(self._array.shape)  # PyTorch's is a subclass with a repr of its own
 
     @property
     def ndim(self) -> int:
@@ -108,7 +108,7 @@ def apply(rule: rules.Rule, *operands: Operand, **params: Any) -> Any:
         arrays = _promote(xp, arrays)
     has_float_result, is_view = rules.marks(rule)
     if has_float_result and not any(is_float(xp.dtype(a)) for a in arrays if xp.is_array(a)):
-        arrays = [xp.astype(a, get_default_dtype()) if xp.is_array(a) else a for a in arrays]
+        arrays = [xp.astype(a, get_default_dtype(xp)) if xp.is_array(a) else a for a in arrays]
     plain = _parameters(rule, params, xp, keep) if params else params
     try:
         result = rule(xp, *arrays, **plain)
@@ -231,7 +231,7 @@ def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
     if common is None:
         if not any(type(a) is float for a in arrays):
             return arrays
-        common = get_default_dtype()
+        common = get_default_dtype(xp)
     if not typed:  # numbers only: where(mask, 1.0, 0.0)
         return [xp.asarray(a, common) for a in arrays]
     return [xp.astype(a, common) if hasattr(a, "shape") and xp.dtype(a) != common else a for a in arrays]
@@ -239,7 +239,7 @@ def _promote(xp: Backend, arrays: list[Any]) -> list[Any]:
 
 def _explain_error(rule: rules.Rule, arrays: Sequence[Any], params: dict[str, Any], error: Exception) -> Exception:
     """The array library's error with the op's name, the shapes and, if known, a remedy."""
-    shapes = " and ".join(str(a.shape) if hasattr(a, "shape") else repr(a) for a in arrays)
+    shapes = " and ".join(str(tuple(a.shape)) if hasattr(a, "shape") else repr(a) for a in arrays)
     given = "".join(f", {key}={value!r}" for key, value in params.items() if not hasattr(value, "shape"))
     remedy = getattr(rule, "remedy", "")
     if not remedy and "broadcast" in str(error):

@@ -79,7 +79,7 @@ class Node:
     ) -> None:
         self.name = name
         self.xp = xp
-        self.shape: Shape = array.shape
+        self.shape: Shape = tuple(array.shape)
         self.dtype: DType = xp.dtype(array)
         self.order = next(_order)
         # One entry for each operand, None where it needs no gradient. Backward sets both to None to free the node.
@@ -266,7 +266,9 @@ def unbroadcast(operand: Node, g: Array, op: str) -> Array:
     if g.shape != shape:
         extra = g.ndim - len(shape)
         if extra < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[extra:], strict=True)):
-            raise ValueError(f"backward: {op!r} gave a gradient of shape {g.shape} for an operand of shape {shape}")
+            raise ValueError(
+                f"backward: {op!r} gave a gradient of shape {tuple(g.shape)} for an operand of shape {shape}"
+            )
         stretched = [i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1]
         g = xp.reshape(xp.sum(g, axis=(*range(extra), *stretched)), shape)
     return g if xp.dtype(g) == operand.dtype else xp.astype(g, operand.dtype)

@@ -45,7 +45,7 @@ class Core(Protocol):
     def name(self) -> str: ...                                                   # "numpy", "cupy", ...; unique
 
     # Conversion and creation
-    def float_dtypes(self) -> tuple[str, ...]: ...                               # names of the float dtypes it supports
+    def float_dtypes(self) -> tuple[str, ...]: ...                               # names of the float dtypes it supports; float32 among them
     def is_array(self, x: Any, /) -> bool: ...                                   # whether x is one of this backend's arrays
     # numbers, lists, host arrays, own arrays; copies only if needed; TypeError for anything but real numbers and bools
     def asarray(self, data: Any, /, dtype: DType = None) -> Array: ...
@@ -263,7 +263,7 @@ DERIVED: tuple[str, ...] = tuple(name for name in vars(Derived) if not name.star
 OPTIONAL: tuple[str, ...] = tuple(name for name in vars(Optional) if not name.startswith("_"))
 PRIMITIVES = (*CORE, *DERIVED, *OPTIONAL)
 ELEMENTWISE = CORE[CORE.index("add") : CORE.index("where")]
-BUILTIN = ("numpy", "numba", "strict", "cupy")
+BUILTIN = ("numpy", "numba", "strict", "cupy", "torch")
 ENTRY_POINT_GROUP = "russellgrad.backends"
 
 _loaded: dict[str, Backend] = {}
@@ -277,7 +277,7 @@ _override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", defaul
 class LoadedBackend:
     """A backend as the library uses it: a module's primitives, and formulas for the derived primitives that it lacks.
 
-    A module is read once, when it is loaded. There is one backend for each module, and a copy is the backend itself.
+    A module is read once, when it is loaded. There is one backend for each module (a module has one device), and a copy is the backend itself.
     """
 
     level = 0
@@ -359,9 +359,10 @@ def _build(module: ModuleType, name: str) -> Backend:
     own = module.name
     if not isinstance(own, str) or not own:
         raise ValueError(f"backend {name!r}: the name in module {module.__name__} must be a string, got {own!r}")
-    builtin = f"{__package__}.backends.{own}_backend"
+    library = own.partition(":")[0]
+    builtin = f"{__package__}.backends.{library}_backend"
     others = [other.__name__ for other, backend in _modules.items() if backend.name == own]
-    others += [builtin] if own in BUILTIN else []
+    others += [builtin] if library in BUILTIN else []
     others = [other for other in others if other != module.__name__]  # the module may be imported again
     if others:
         raise ValueError(
@@ -377,7 +378,8 @@ def _build(module: ModuleType, name: str) -> Backend:
 def load_backend(name: str) -> Backend:
     """Load a backend by its name: a built-in backend, an entry point, or the dotted path of a module.
 
-    Entry points are those of the group `russellgrad.backends`.
+    Entry points are those of the group `russellgrad.backends`. "torch" takes the device that PyTorch finds, and a type of
+    device selects another one, "torch:cpu". There is one backend for each device.
 
     Raises:
         ValueError: there is no backend of that name (lists the known names), or the module's `name` belongs to another
@@ -395,6 +397,8 @@ def load_backend(name: str) -> Backend:
             return _loaded.setdefault(name, made)
         if name in BUILTIN:
             module = importlib.import_module(f"{__package__}.backends.{name}_backend")
+        elif kind == "torch":  # "torch:cpu": its module for a device
+            module = importlib.import_module(f"{__package__}.backends.torch_backend").on_device(root)
         elif points := _entry_points().select(name=name):
             module = next(iter(points)).load()
         elif "." in name:
@@ -437,7 +441,9 @@ def _import_dotted(path: str) -> ModuleType:
 
 def _suggestion(name: str) -> str:
     """A suggestion for an unknown name, or "". PyTorch's names of devices are known."""
-    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy"}.get(name.lower().partition(":")[0])
+    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy", "mps": "torch", "xpu": "torch"}.get(
+        name.lower().partition(":")[0]
+    )
     if name.strip("0123456789") in ("float", "bfloat", "int", "uint", "bool"):
         return f"to cast, write x.astype({name!r}); "
     close = [device] if device else get_close_matches(name.lower(), _known_names(), 1)
@@ -535,9 +541,10 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
     # mypy does not follow the mapping of backends/ to russellgrad.backends. This import checks them against the contract.
-    from backends import cupy_backend, numba_backend, numpy_backend, strict_backend
+    from backends import cupy_backend, numba_backend, numpy_backend, strict_backend, torch_backend
 
     _numpy: Core = numpy_backend
     _numba: Core = numba_backend
     _strict: Core = strict_backend
     _cupy: Core = cupy_backend
+    _torch: Core = torch_backend

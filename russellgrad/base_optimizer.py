@@ -369,7 +369,8 @@ class Optimizer:
                 )
             if p.grad is not None and p.grad.shape != p.shape:
                 raise ValueError(
-                    f"{name}: parameter {place} has shape {p.shape}, its gradient {p.grad.shape}; they must agree"
+                    f"{name}: parameter {place} has shape {p.shape}, its gradient {tuple(p.grad.shape)}; they "
+                    "must agree"
                 )
 
     def _master_copy(self, place: int, unit: Param | FlatGroup, state: dict[str, Any]) -> Array:

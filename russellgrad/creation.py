@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from .backend import Array, Backend, DType, Shape, load_backend, resolve_backend
-from .dtype import Number, get_default_dtype, host_number, is_float, python_number
+from .dtype import Number, get_default_dtype, host_number, is_float, python_number, widest_float
 from .ops.shapes import shape_from_args
 from .random import Generator, default_generator
 from .rules import check_int
@@ -77,7 +77,7 @@ def arange(
     # Ints are counted exactly, without a division of floats.
     n = -((first - last) // by) if whole else math.ceil((last - first) / by)
     i = xp.arange(int(n) if n > 0 else 0)
-    values = xp.add(xp.multiply(i if whole else xp.astype(i, "float64"), by), first)
+    values = xp.add(xp.multiply(i if whole else xp.astype(i, widest_float(xp)), by), first)
     return _tensor(xp, xp.astype(values, wanted), requires_grad)
 
 
@@ -100,7 +100,7 @@ def linspace(
     (n,) = _shape("linspace", num)
     xp = resolve_backend(backend).root
     wanted = _dtype("linspace", xp, dtype)
-    i, intervals = xp.astype(xp.arange(n), "float64"), n - 1 if endpoint else n
+    i, intervals = xp.astype(xp.arange(n), widest_float(xp)), n - 1 if endpoint else n
     values = xp.add(xp.multiply(i, (last - first) / intervals if intervals > 0 else 0.0), first)
     if endpoint and n > 1:  # without a rounding error
         values = xp.where(xp.equal(i, n - 1), last, values)
@@ -256,7 +256,7 @@ def _dtype(op: str, xp: Backend, dtype: DType) -> Any:
     """The dtype, by default the default one. Raises TypeError if it is no dtype, or not one of the backend."""
     if isinstance(dtype, int):  # zeros(2, 3)
         raise TypeError(f"{op}: {dtype!r} is not a dtype; give the shape as one argument, as in {op}((2, 3))")
-    wanted, host = get_default_dtype() if dtype is None else dtype, load_backend("numpy")
+    wanted, host = get_default_dtype(xp) if dtype is None else dtype, load_backend("numpy")
     try:
         found = host.dtype(host.full((), 0, wanted))
     except (TypeError, ValueError):

@@ -1,8 +1,10 @@
 """The default dtype, type promotion, and the conversion of everything that enters the library to real numbers."""
 
 import os
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeAlias
+from warnings import warn
 
 from .backend import Array, Backend, DType, load_backend
 
@@ -12,16 +14,30 @@ _FLOATS = ("float32", "float64", "bfloat16")
 _default: str | None = None  # set by set_default_dtype, or from RG_DTYPE at first use
 
 
-def get_default_dtype() -> str:
-    """The dtype of tensors made from Python numbers and lists.
+def get_default_dtype(xp: Backend | None = None) -> str:
+    """The dtype of tensors made from Python numbers and lists, on a backend if one is given.
 
-    It is the one set by `set_default_dtype`, else the environment variable `RG_DTYPE`, else "float64". Raises
-    ValueError for an RG_DTYPE that is not a float dtype.
+    It is the one set by `set_default_dtype`, else the environment variable `RG_DTYPE`, else "float64". On a backend
+    that has no float64, such as "torch:mps", it is "float32" instead of "float64", and the first call there warns of
+    that. Raises ValueError for an RG_DTYPE that is not a float dtype.
     """
     global _default
     if _default is None:
         _default = _checked(os.environ.get("RG_DTYPE") or "float64", "RG_DTYPE")
+    if _default == "float64" and xp is not None and widest_float(xp) != "float64":
+        _warn_of_float32(xp.name)
+        return "float32"
     return _default
+
+
+@cache  # once for each backend
+def _warn_of_float32(name: str) -> None:
+    warn(f"backend {name!r} has no float64: numbers and lists become float32 there", stacklevel=4)
+
+
+def widest_float(xp: Backend) -> str:
+    """ "float64", or "float32" on a backend that has no float64."""
+    return "float64" if "float64" in xp.float_dtypes() else "float32"
 
 
 def set_default_dtype(dtype: DType) -> None:

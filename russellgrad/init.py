@@ -19,7 +19,8 @@ from .tensor import Tensor
 
 def constant(shape: Shape, value: float, *, label: str = "") -> Tensor:
     """A parameter of this shape with `value` everywhere. Raises TypeError if the shape is not of ints."""
-    return Tensor(get_backend().full(_checked(shape), value, get_default_dtype()), requires_grad=True, label=label)
+    xp = get_backend()
+    return Tensor(xp.full(_checked(shape), value, get_default_dtype(xp)), requires_grad=True, label=label)
 
 
 def zeros(shape: Shape, *, label: str = "") -> Tensor:
@@ -37,7 +38,7 @@ def normal(
 ) -> Tensor:
     """A parameter drawn from the normal distribution N(mean, std^2). Raises TypeError if the shape is not of ints."""
     xp = get_backend()
-    values = xp.multiply((generator or default_generator()).normal(_checked(shape), get_default_dtype(), xp), std)
+    values = xp.multiply((generator or default_generator()).normal(_checked(shape), get_default_dtype(xp), xp), std)
     return Tensor(xp.add(values, mean) if mean else values, requires_grad=True, label=label)
 
 
@@ -46,7 +47,7 @@ def uniform(
 ) -> Tensor:
     """A parameter drawn from the uniform distribution on [a, b). Raises TypeError if the shape is not of ints."""
     xp = get_backend()
-    values = (generator or default_generator()).uniform(_checked(shape), get_default_dtype(), xp)
+    values = (generator or default_generator()).uniform(_checked(shape), get_default_dtype(xp), xp)
     return Tensor(xp.add(xp.multiply(values, b - a), a), requires_grad=True, label=label)
 
 

@@ -402,7 +402,7 @@ def as_mask(xp: Backend, mask: Any, op: str) -> Array:
 def masked_fill(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
     masked = _mask_for_shape(xp, a.shape, mask, "masked_fill")
     if getattr(value, "shape", ()) != ():
-        raise ValueError(f"masked_fill: the value must be a number or a 0-d tensor, got shape {value.shape}")
+        raise ValueError(f"masked_fill: the value must be a number or a 0-d tensor, got shape {shape_of(value)}")
     return (
         xp.where(masked, value, a),
         lambda g: xp.where(masked, 0, g),
@@ -423,7 +423,7 @@ def _mask_for_shape(xp: Backend, shape: Shape, mask: Any, op: str) -> Array:
     """As `as_mask`. Raises ValueError if the mask does not broadcast to `shape`."""
     array = as_mask(xp, mask, op)
     if not fits(array.shape, shape):
-        raise ValueError(f"{op}: a mask of shape {array.shape} does not broadcast to shape {shape}")
+        raise ValueError(f"{op}: a mask of shape {shape_of(array)} does not broadcast to shape {tuple(shape)}")
     return array
 
 
@@ -535,7 +535,7 @@ def _max_or_min(op: str, xp: Backend, a: Array, axis: Axis, keepdims: bool) -> R
     """The largest or smallest element; ties share the gradient equally."""
     axes = normalize_axes(op, axis, a.ndim)
     if any(a.shape[i] == 0 for i in axes):
-        raise ValueError(f"{op}: axis {axis} of shape {a.shape} is empty, so it has no {op}")
+        raise ValueError(f"{op}: axis {axis} of shape {shape_of(a)} is empty, so it has no {op}")
     reduce = xp.max if op == "max" else xp.min
     out = reduce(a, axis=axes, keepdims=keepdims) if axes else xp.copy(a)
     kept = _keepdims_shape(a.shape, axes)
@@ -582,7 +582,7 @@ def transpose(xp: Backend, a: Array, *, axes: Sequence[int] | None) -> View:
     if len(order) != a.ndim:
         swap = f"; to swap two axes, write swapaxes{tuple(axes)}" if len(order) == 2 else ""
         raise ValueError(
-            f"transpose: axes {tuple(axes)} must name each of the {a.ndim} axes of shape {a.shape} once{swap}"
+            f"transpose: axes {tuple(axes)} must name each of the {a.ndim} axes of shape {shape_of(a)} once{swap}"
         )
     inverse = sorted(range(a.ndim), key=order.__getitem__)
     return xp.transpose(a, order), lambda g: xp.transpose(g, inverse)
@@ -628,7 +628,7 @@ def _slice_pullback(xp: Backend, axis: int, start: int, stop: int) -> Callable[[
 
 def stack(xp: Backend, *arrays: Array, axis: int) -> Result:
     if any(array.shape != arrays[0].shape for array in arrays):
-        shapes = ", ".join(str(array.shape) for array in arrays)
+        shapes = ", ".join(str(shape_of(array)) for array in arrays)
         raise ValueError(f"stack: all tensors must have one shape, got {shapes}; concatenate joins unequal ones")
     joined_axis = one_axis("stack", axis, arrays[0].ndim + 1)
     out = xp.concatenate([xp.expand_dims(array, joined_axis) for array in arrays], joined_axis)
@@ -653,7 +653,7 @@ def getitem_backward(xp: Backend, g: Array, *, index: Index, shape: Shape) -> Re
 
 def at_set(xp: Backend, a: Array, value: Array, *, index: Index) -> Result:
     """a with `value` in place of a[index]."""
-    prepared, shape, root = xp.prepare_index(index, a.shape), a.shape, xp.root
+    prepared, shape, root = xp.prepare_index(index, a.shape), shape_of(a), xp.root
     ones = _ones_at(xp, "at_set", shape, prepared, shape_of(value))
     counts = root.getitem_backward(ones, prepared, shape)  # how often the index selects each element
     chosen = xp.asarray(root.greater(counts, 0))
@@ -686,7 +686,7 @@ def _ones_at(xp: Backend, op: str, shape: Shape, index: Index, value: Shape) -> 
     ones = root.getitem(root.broadcast_to(root.full((), 1, "float32"), shape), index)
     if not fits(value, ones.shape):
         raise ValueError(
-            f"{op}: a value of shape {value} does not broadcast to {ones.shape}, the shape of x[index]; reshape the value"
+            f"{op}: a value of shape {value} does not broadcast to {shape_of(ones)}, the shape of x[index]; reshape the value"
         )
     return ones
 
@@ -704,7 +704,7 @@ def matmul(xp: Backend, a: Array, b: Array) -> Result:
     row, column = a.ndim == 1, b.ndim == 1
     if a.shape[-1] != b.shape[0 if column else -2]:
         raise ValueError(
-            f"matmul: {a.shape} @ {b.shape}: {a.shape[-1]} and {b.shape[0 if column else -2]} must be equal: the last "
+            f"matmul: {shape_of(a)} @ {shape_of(b)}: {a.shape[-1]} and {b.shape[0 if column else -2]} must be equal: the last "
             f"axis of the first and the second-to-last or only axis of the second{_fitting_product(a.shape, b.shape)}"
         )
 
@@ -784,7 +784,7 @@ def layer_norm(xp: Backend, x: Float, gamma: Array | None, beta: Array | None, *
     for name, parameter in (("gamma", gamma), ("beta", beta)):
         if parameter is not None and shape_of(parameter) != x.shape[-1:]:
             raise ValueError(
-                f"layer_norm: {name} {shape_of(parameter)} does not fit x {x.shape}; it must be {x.shape[-1:]}"
+                f"layer_norm: {name} {shape_of(parameter)} does not fit x {shape_of(x)}; it must be {shape_of(x)[-1:]}"
             )
     out, mean, rstd = xp.layer_norm(x, gamma, beta, eps)
 
@@ -794,7 +794,7 @@ def layer_norm(xp: Backend, x: Float, gamma: Array | None, beta: Array | None, *
 def embedding(xp: Backend, weight: Array, *, ids: Any, check: bool = True) -> Result:
     """If `check` is False, ids are an array of the backend with ids in range. (Checking them waits for the device.)"""
     if weight.ndim != 2:
-        raise ValueError(f"embedding: weight must be (rows, columns), got shape {weight.shape}")
+        raise ValueError(f"embedding: weight must be (rows, columns), got shape {shape_of(weight)}")
     n_rows = weight.shape[0]
     rows = xp.check_ids(ids, n_rows, "embedding") if check else ids
     return xp.embedding(weight, rows), lambda g: xp.embedding_backward(g, rows, n_rows)
@@ -834,7 +834,7 @@ def check_targets_shape(op: str, logits: Shape, targets: Shape) -> None:
     """Raise ValueError if the shape of the targets is not that of the rows of the logits."""
     if targets != logits[:-1]:
         raise ValueError(
-            f"{op}: logits {logits} need ids of shape {logits[:-1]}, got {targets}; "
+            f"{op}: logits {tuple(logits)} need ids of shape {tuple(logits[:-1])}, got {tuple(targets)}; "
             "ids are class numbers, one for each row of logits"
         )
 
@@ -860,7 +860,7 @@ def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, cau
     check_int("attention_qkvpacked: n_heads", n_heads)
     if qkv.ndim < 2 or n_heads < 1 or qkv.shape[-1] % (3 * n_heads) or not qkv.shape[-1]:
         raise ValueError(
-            f"attention_qkvpacked: qkv {qkv.shape} does not hold q, k and v of {n_heads} heads; "
+            f"attention_qkvpacked: qkv {shape_of(qkv)} does not hold q, k and v of {n_heads} heads; "
             "it must be (..., T, 3 * n_heads * d)"
         )
     *batch, length, width = qkv.shape
@@ -896,7 +896,7 @@ def check_int(what: str, value: Any) -> None:
 
 def shape_of(operand: Array | float) -> Shape:
     """The shape of an array, or () for a number."""
-    return getattr(operand, "shape", ())
+    return tuple(getattr(operand, "shape", ()))  # a subclass of tuple in PyTorch, with a repr of its own
 
 
 def min_ndim(*operands: Array | float) -> int:

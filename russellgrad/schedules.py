@@ -33,7 +33,8 @@ def real(value: Any, what: str) -> float:
         return value
     number, shape = value, getattr(value, "shape", None)
     # A Tensor or a masked array has an item() too, but would lose its graph or its mask.
-    if shape == () and not hasattr(value, "requires_grad") and not hasattr(value, "mask"):
+    is_tensor = hasattr(value, "backend") or getattr(value, "requires_grad", False)
+    if shape == () and not is_tensor and not hasattr(value, "mask"):
         number = value.item()
     if isinstance(number, bool) or not isinstance(number, Real):
         is_plain = value is None or isinstance(value, (bool, str, complex))
@@ -41,7 +42,7 @@ def real(value: Any, what: str) -> float:
         raise TypeError(
             f"{what} must be a number, got {got}"
             + (f" of shape {tuple(shape)}" if shape else "")
-            + ("; pass its .item()" if shape == () and hasattr(value, "requires_grad") else "")
+            + ("; pass its .item()" if shape == () and is_tensor else "")
         )
     try:
         return float(number)

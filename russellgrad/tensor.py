@@ -66,7 +66,7 @@ class Tensor(Rearranging, Sorting, Indexing):
             data = cast(Any, xp).detached(data)
         if dtype is None and not has_dtype(data, xp):  # convert lists once, on the host
             data = real_array(load_backend("numpy"), data, "Tensor")
-            dtype = None if data.dtype.kind == "b" else get_default_dtype()
+            dtype = None if data.dtype.kind == "b" else get_default_dtype(xp)
         array = real_array(xp, data, "Tensor", dtype)
         self.backend = xp
         self.label = label
@@ -118,7 +118,7 @@ class Tensor(Rearranging, Sorting, Indexing):
         if self._node is not None and (array.shape != self.shape or dtype != self.dtype):
             raise ValueError(
                 f"data: this tensor tracks gradients as {self.shape} {self.dtype}; "
-                f"{array.shape} {dtype} needs a new Tensor"
+                f"{tuple(array.shape)} {dtype} needs a new Tensor"
             )
         self._array, self._version = array, [0]
 
@@ -228,8 +228,8 @@ class Tensor(Rearranging, Sorting, Indexing):
         array = real_array(xp, gradient, op)
         if array.shape != self.shape:
             raise ValueError(
-                f"{op}: gradient has shape {array.shape}, this tensor {self.shape}; they must agree: reshape the "
-                "gradient, or sum it over the axes that were broadcast"
+                f"{op}: gradient has shape {tuple(array.shape)}, this tensor {self.shape}; they must agree: reshape "
+                "the gradient, or sum it over the axes that were broadcast"
             )
         return array if xp.dtype(array) == self.dtype else xp.astype(array, self.dtype)
 

@@ -141,7 +141,7 @@ class Tokenizer(Module):
         batch = self._rows(batch)
         ids, valid = xp.check_targets(batch, self.vocab_size + 1, pad, "Tokenizer")
         if ids.ndim != 2:
-            raise ValueError(f"Tokenizer: ids must be (batch, length), got shape {ids.shape}")
+            raise ValueError(f"Tokenizer: ids must be (batch, length), got shape {tuple(ids.shape)}")
         if ids.shape[1] > self.max_seq_len:
             raise ValueError(
                 f"Tokenizer: a text of {ids.shape[1]} tokens is longer than max_seq_len={self.max_seq_len}; "

@@ -44,6 +44,11 @@ def hide_package(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
 
 
+def is_torch(backend: Any) -> bool:
+    """Whether the backend's arrays are torch.Tensors."""
+    return str(backend.name).startswith("torch:")
+
+
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 

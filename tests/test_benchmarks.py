@@ -434,9 +434,12 @@ def test_a_candidate_that_fails_raises() -> None:
 
 
 def test_require_cpu_refuses_a_gpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("russellgrad.get_backend", lambda: type("xp", (), {"name": "cupy"}))
-    with pytest.raises(SystemExit, match="RG_BACKEND=numpy"):
-        measure.require_cpu()
+    for name in ("cupy", "torch:cuda", "torch:mps"):
+        monkeypatch.setattr("russellgrad.get_backend", lambda name=name: type("xp", (), {"name": name}))
+        with pytest.raises(SystemExit, match="RG_BACKEND=numpy"):
+            measure.require_cpu()
+    monkeypatch.setattr("russellgrad.get_backend", lambda: type("xp", (), {"name": "torch:cpu"}))
+    measure.require_cpu()
 
 
 def test_chart_is_drawn_as_png(tmp_path: Path) -> None:

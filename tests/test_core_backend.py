@@ -17,12 +17,13 @@ from russellgrad.optimizer import AdamOptimizer, AdamWOptimizer, Optimizer, SGDO
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.core_backend import core_module, read_only_module, thin_module
-from tests.helpers import module_of, rng
+from tests.helpers import module_of, once, rng
 from tests.process import output_of
 from tests.test_resume import RUN, parameters, run_until_signal
 from train import checkpoints
 from train.train_transformer import train
 
+pytestmark = once
 KINDS: dict[str, Callable[[str], ModuleType]] = {
     "core_only": core_module, "read_only": read_only_module, "thin": thin_module,
 }  # fmt: skip

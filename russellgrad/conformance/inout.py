@@ -19,7 +19,7 @@ from .views import HostArray, typed
 def cases() -> Iterator[Case]:
     yield Case("name", "a string", name_is_a_string)
     yield Case("require_usable", "returns on a usable backend", require_usable_returns)
-    yield Case("float_dtypes", "names, float32 and float64 among them", float_dtypes_are_names)
+    yield Case("float_dtypes", "names, float32 among them", float_dtypes_are_names)
     yield Case("float_dtypes", "each can be computed in", float_dtypes_are_usable)
     yield Case("is_array", "of its own arrays only", is_array_of_its_own)
     yield Case("dtype", "a numpy.dtype", dtype_is_numpys)
@@ -72,11 +72,12 @@ def require_usable_returns(t: Trial) -> None:
 
 def float_dtypes_are_names(t: Trial) -> None:
     found = t.xp.float_dtypes()
-    t.require({"float32", "float64"} <= set(found), "float32 and float64 among them", repr(found))
+    is_so = all(isinstance(name, str) for name in found)
+    t.require(is_so and "float32" in found, "names, float32 among them", repr(found))
 
 
 def float_dtypes_are_usable(t: Trial) -> None:
-    one_and_two = t.backend.asarray(np.array([1.0, 2.0]))
+    one_and_two = t.backend.asarray(np.array([1.0, 2.0], np.float32))
     for dtype in t.xp.float_dtypes():
         a = t.backend.astype(one_and_two, dtype)
         t.is_array(a, (2,), dtype, f"astype to {dtype}: ")
@@ -88,11 +89,11 @@ def float_dtypes_are_usable(t: Trial) -> None:
             ("2 minus it", t.backend.subtract(2, a), [1.0, 0.0]),
         ):
             t.is_array(found, (2,), dtype, f"{title}, {dtype}: ")
-            t.same(t.backend.astype(found, "float64"), np.array(wanted), what=f"{title}, {dtype}: ")
+            t.same(t.backend.astype(found, "float32"), np.array(wanted, np.float32), what=f"{title}, {dtype}: ")
 
 
 def dtype_is_numpys(t: Trial) -> None:
-    for name in dict.fromkeys((*DTYPES, *t.backend.float_dtypes())):
+    for name in dict.fromkeys((*DTYPES[:-2], *t.backend.float_dtypes())):
         a = t.backend.astype(t.backend.asarray([[1, 0]]), name)
         without_axes = t.backend.max(a)  # it may be a scalar
         for array in (a, t.backend.transpose(a), without_axes, t.backend.astype(t.backend.zeros((0,), "int64"), name)):
@@ -102,7 +103,7 @@ def dtype_is_numpys(t: Trial) -> None:
 
 
 def is_array_of_its_own(t: Trial) -> None:
-    own = t.backend.asarray([1.0])
+    own = t.backend.asarray([1])
     t.require(t.xp.is_array(own) is True, "True", "False")
     for other in (1, 1.0, True, None, "1", [1.0], (1.0,), object()):
         found = t.xp.is_array(other)
@@ -179,6 +180,8 @@ SCALARS: dict[str, list[float]] = {"float64": [0.5, -2.0], "float32": [1.5], "ui
 
 def scalars_on_the_backend(t: Trial) -> None:
     for dtype, given in SCALARS.items():
+        if dtype == "float64" and dtype not in t.backend.float_dtypes():
+            continue
         scalars = t.xp.host_scalars(given, dtype)
         t.same(scalars, np.array(given, dtype), atol=0.0)
 
@@ -270,7 +273,8 @@ def takes_every_level(t: Trial) -> None:
         for level, atol in {"medium": 0.1, "high": 0.02, "highest": 2e-5}.items():
             t.xp.set_matmul_precision(level)
             t.same(t.xp.matmul(t.move(a), t.move(b)), a @ b, atol=atol, what=f"{level}: ")
-            t.same(t.xp.matmul(*t.move((a.astype("float64"), b.astype("float64")))), a.astype("float64") @ b)
+            if "float64" in t.backend.float_dtypes():
+                t.same(t.xp.matmul(*t.move((a.astype("float64"), b.astype("float64")))), a.astype("float64") @ b)
     finally:
         t.backend.set_matmul_precision(get_matmul_precision())
 

@@ -5,13 +5,14 @@ Everything here goes through the contract alone, so it works for the arrays of a
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any, cast
 from unittest import SkipTest
 
 import numpy as np
 
-from ..backend import CORE, DERIVED, OPTIONAL, Array, Backend, Shape, load_backend, resolve_backend
+from ..backend import CORE, DERIVED, OPTIONAL, Array, Backend, LoadedBackend, Shape, load_backend, resolve_backend
 from .views import CONTIGUOUS, VIEWS, HostArray, arrays_in, each, typed
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # for data of the order of 1; other dtypes must be equal
@@ -42,6 +43,10 @@ def _rounded(x: Any, dtype: str) -> Any:
     return typed(np.asarray(x), dtype) if isinstance(x, (np.ndarray, np.generic)) else x
 
 
+class _Missing(Exception):  # noqa: N818 - the case does not apply
+    """The case uses a dtype which the backend's device does not have; `args` has its name."""
+
+
 class Mismatch(AssertionError):  # noqa: N818 - a finding of the suite, not an error in it
     """The result of the backend differs from the expected one."""
 
@@ -58,7 +63,7 @@ class Outcome:
         case: the case.
         differences: the largest differences from the expected values, by dtype.
         called, expected, got: what failed, as text; empty unless the case failed.
-        missing: the optional primitives that the case needs and the backend lacks.
+        missing: the optional primitives and dtypes that the case needs and the backend lacks.
     """
 
     case: "Case"
@@ -75,7 +80,7 @@ class Outcome:
 
     @property
     def skipped(self) -> bool:
-        """Whether the backend lacks an optional primitive that the case needs."""
+        """Whether the backend lacks an optional primitive, or a dtype, that the case needs."""
         return bool(self.missing)
 
     @property
@@ -115,12 +120,14 @@ class Case:
         xp = resolve_backend(backend)
         needed = (self.primitive, *self.needs) if self.primitive in OPTIONAL else self.needs
         missing = tuple(name for name in needed if not hasattr(xp, name))
-        trial = Trial(xp)
+        trial = Trial(xp if "float64" in xp.float_dtypes() else cast(Backend, _WithoutFloat64(xp)))
         if missing:
             return Outcome(self, {}, missing=missing)
         try:
             with np.errstate(all="ignore"):  # some cases compute nan and inf
                 self.body(trial)
+        except _Missing as lacking:
+            return Outcome(self, {}, missing=lacking.args)
         except Mismatch as mismatch:
             return Outcome(self, trial.differences, trial.called(), mismatch.expected, mismatch.got)
         except Exception as error:
@@ -169,6 +176,8 @@ class Trial:
         """Host arrays to the backend's: one, or those in a tuple or list. Everything else is returned unchanged."""
 
         def laid_out(a: HostArray) -> Array:
+            if a.dtype == np.uint64 and a.ndim == 1:  # a key of a draw, made as the library makes it
+                return self.backend.host_scalars(a.tolist(), "uint64")
             moved = self.view.lay(self.backend, a) if a.ndim else CONTIGUOUS.lay(self.backend, a)
             if watched:
                 self._watched.append((np.array(a), moved))
@@ -210,6 +219,8 @@ class Trial:
             self.require(found is None, f"{what}None", self.described(found))
         else:
             wanted = np.asarray(expected)
+            if wanted.dtype == np.float64 and isinstance(self.backend, _WithoutFloat64):
+                raise _Missing("float64")
             self.is_array(found, wanted.shape, str(wanted.dtype), what)
             gaps = self.same_values(self.host(found), wanted, what=what, atol=atol, signs=signs, relative=relative)
             if wanted.dtype.kind == "f":
@@ -224,9 +235,9 @@ class Trial:
             scalar = not shape and may_be_scalar and hasattr(found, "shape")
             self.require(scalar, wanted, f"{type(found).__module__}.{type(found).__name__}: {self.described(found)}")
         found_dtype = self.backend.dtype(found)
-        facts = (type(found.shape), found.shape, found.ndim, str(found_dtype))
+        facts = (isinstance(found.shape, tuple), found.shape, found.ndim, str(found_dtype))
         wrong = f"{found_dtype} {found.shape!r}, ndim {found.ndim}"
-        self.require(facts == (tuple, shape, len(shape), dtype), wanted, wrong)
+        self.require(facts == (True, shape, len(shape), dtype), wanted, wrong)
         self.require(isinstance(found_dtype, np.dtype), f"{what}numpy.dtype({dtype!r}) as dtype", repr(found_dtype))
 
     def same_values(
@@ -297,6 +308,27 @@ class Trial:
             return f"{words} {elements.tolist()}" if values and 0 < elements.size <= 8 else words
         except Exception:  # is_array, dtype or to_host may be what is wrong
             return f"{type(x).__name__} {getattr(x, 'shape', '')}".rstrip()
+
+
+class _WithoutFloat64(LoadedBackend):
+    """A backend whose device has no float64, and maybe no unsigned integers.
+
+    A call by a case that asks for them, where the backend's error says so, ends the case.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        vars(self).update(vars(backend))
+        for name in ("asarray", "astype", "full", "zeros", "normal", "uniform", "dropout_mask", "host_scalars"):
+            vars(self)[name] = partial(self._checked, getattr(backend, name))
+
+    def _checked(self, primitive: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return primitive(*args, **kwargs)
+        except TypeError as error:
+            lacking = [dtype for dtype in ("float64", "uint16", "uint32", "uint64") if f"has no {dtype}" in str(error)]
+            if lacking:
+                raise _Missing(*lacking) from error
+            raise
 
 
 class _Noting:

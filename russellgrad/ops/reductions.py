@@ -237,7 +237,7 @@ class Reductions(Elementwise, Shapes, Operators):
 def _widened(x: TensorT) -> TensorT:
     """x in float32 if it is in half precision, in the default dtype if it is not a float."""
     if not is_float(x.dtype):
-        return apply(rules.astype, x, dtype=get_default_dtype())
+        return apply(rules.astype, x, dtype=get_default_dtype(x.backend))
     return x if x.dtype.itemsize > 2 else apply(rules.astype, x, dtype="float32")
 
 

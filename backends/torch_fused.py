@@ -1,0 +1,233 @@
+"""Derived primitives of the PyTorch backend: PyTorch's functions that have a forward and a separate backward.
+
+Of a function that its autograd records, PyTorch calls the same pair; here, the rules call it. For arguments that the
+pair does not take, a function returns NotImplemented, and the formula runs.
+"""
+
+from collections.abc import Sequence
+from math import inf, prod
+from typing import Any, TypeAlias
+
+import torch
+from torch.nn import functional
+
+Array: TypeAlias = Any  # torch.Tensor
+Shape: TypeAlias = tuple[int, ...]
+Padding: TypeAlias = tuple[tuple[int, int], ...]
+
+HALF = (torch.float16, torch.bfloat16)
+_aten = torch.ops.aten
+
+
+def _is_rounded(a: Array) -> bool:
+    """Whether PyTorch may round sums to half precision; on CUDA it sums in float32."""
+    return a.dtype in HALF and a.device.type != "cuda"
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Any:
+    return NotImplemented if _is_rounded(x) else functional.linear(x, weight.T, bias)
+
+
+def linear_backward(g: Array, x: Array, weight: Array, needs: Sequence[bool]) -> Any:
+    if _is_rounded(g):
+        return NotImplemented
+    g2, rows = g.reshape(prod(g.shape[:-1]), g.shape[-1]), x.reshape(prod(x.shape[:-1]), x.shape[-1])
+    return (
+        torch.mm(g2, weight.T).reshape(x.shape) if needs[0] else None,
+        torch.mm(rows.T, g2) if needs[1] else None,
+        torch.sum(g2, 0) if needs[2] else None,
+    )
+
+
+def leaky_relu(a: Array, alpha: float) -> Array:
+    return functional.leaky_relu(a, alpha)
+
+
+def leaky_relu_backward(g: Array, a: Array, alpha: float) -> Array:
+    return _aten.leaky_relu_backward(g, a, alpha, False)
+
+
+def gelu(a: Array, approximate: str) -> Any:
+    if a.numel() % 2:
+        return NotImplemented
+    # oneDNN's function for contiguous float32 gives nan for inf. It does not take a transposed view.
+    return functional.gelu(a.reshape(2, a.numel() // 2).T, approximate=approximate).T.reshape(a.shape), a
+
+
+def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
+    return _aten.gelu_backward(g, saved, approximate=approximate)
+
+
+def _last(a: Array, axis: int) -> bool:
+    """Whether PyTorch's softmax is used. Along other axes than the last one, it adds the elements one by one."""
+    return axis in (-1, a.ndim - 1) and not _is_rounded(a)
+
+
+def softmax(a: Array, axis: int) -> Any:
+    return NotImplemented if not _last(a, axis) else torch.softmax(a, axis)
+
+
+def softmax_backward(g: Array, y: Array, axis: int) -> Any:
+    return NotImplemented if not _last(y, axis) else _aten._softmax_backward_data(g, y, axis, y.dtype)
+
+
+def log_softmax(a: Array, axis: int) -> Any:
+    return NotImplemented if not _last(a, axis) else torch.log_softmax(a, axis)
+
+
+def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:
+    return NotImplemented if not _last(y, axis) else _aten._log_softmax_backward_data(g, y, axis, y.dtype)
+
+
+def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
+    if x.dtype in HALF or not x.numel():
+        return NotImplemented
+    mean = x.mean(-1, keepdim=True)  # PyTorch's function alone is not accurate for a mean that is large
+    out, rest, rstd = torch.native_layer_norm(x - mean, x.shape[-1:], gamma, beta, eps)
+    return out, mean.add_(rest), rstd
+
+
+def layer_norm_backward(
+    g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool]
+) -> Any:
+    """The gradient of x by PyTorch; the other two here, since PyTorch adds the rows one by one in float32."""
+    if x.dtype in HALF or not x.numel():
+        return NotImplemented
+    gx = ggamma = gbeta = None
+    centered = torch.sub(x, mean).contiguous()  # for a mean that is large, as in layer_norm
+    if needs[0]:  # PyTorch's function ignores strides
+        gamma = None if gamma is None else gamma.contiguous()
+        rest = (torch.zeros_like(mean), rstd.contiguous(), gamma, None, [True, False, False])
+        gx = _aten.native_layer_norm_backward(g.contiguous(), centered, x.shape[-1:], *rest)[0]
+    rows = tuple(range(x.ndim - 1))
+    if needs[1]:
+        product = centered.mul_(rstd).mul_(g)
+        ggamma = product.sum(rows) if rows else product
+    if needs[2]:
+        gbeta = g.sum(rows) if rows else g.clone()
+    return gx, ggamma, gbeta
+
+
+def embedding(weight: Array, ids: Array) -> Array:
+    return torch.embedding(weight, ids)
+
+
+def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
+    return NotImplemented if _is_rounded(g) else _aten.embedding_dense_backward(g, ids, n_rows, -1, False)
+
+
+def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> Any:
+    if logits.dtype in HALF:
+        return NotImplemented
+    if excluded_class is not None:
+        logits = logits.clone()
+        logits[:, excluded_class] = -inf
+    log_probs = torch.log_softmax(logits, 1)
+    losses = log_probs.gather(1, ids[:, None])[:, 0]
+    if valid is None:
+        return -losses.mean(), log_probs.exp_()
+    return -torch.where(valid, losses, 0).sum() / valid.sum(), log_probs.exp_()
+
+
+def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | None) -> Any:
+    if g.dtype != probs.dtype:  # of half precision
+        return NotImplemented
+    scale = g / len(ids) if valid is None else torch.where(valid, g / valid.sum(), 0)[:, None]
+    out = probs * scale
+    return out.scatter_add_(1, ids[:, None], -scale.expand(len(ids), 1))
+
+
+def _flash(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> bool:
+    """Whether PyTorch's attention on the CPU takes the arguments. Other devices have none with a backward for all."""
+    return (
+        q.device.type == "cpu" and mask is None and not (causal and offset) and 0 not in (*q.shape, *k.shape)
+        and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == v.shape[-1] and q.dtype not in HALF
+    )  # fmt: skip
+
+
+def _heads(a: Array) -> Array:
+    """(..., L, d) -> (B, H, L, d), contiguous along d: for other strides, this function of PyTorch gives garbage."""
+    four = a if a.ndim == 4 else a.reshape(prod(a.shape[:-3]), *(1,) * (3 - a.ndim), *a.shape[-3:])
+    return four if four.stride(-1) == 1 else four.contiguous()
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
+    if not _flash(q, k, v, mask, causal, offset):
+        return NotImplemented
+    out, log_sum = _aten._scaled_dot_product_flash_attention_for_cpu(*map(_heads, (q, k, v)), 0.0, causal)
+    return out.reshape(q.shape), log_sum.reshape(*q.shape[:-1], 1)
+
+
+def attention_backward(
+    g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool, offset: int,
+    needs: Sequence[bool],
+) -> Any:  # fmt: skip
+    if not _flash(q, k, v, mask, causal, offset):
+        return NotImplemented
+    four = tuple(map(_heads, (g, q, k, v, out)))
+    grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *four, log_sum.reshape(four[1].shape[:-1]), 0.0, causal
+    )
+    return tuple(grad.reshape(a.shape) for grad, a in zip(grads, (q, k, v), strict=True))
+
+
+def _padded(x: Array, padding: Padding) -> tuple[Array, Shape]:
+    """x and the padding that PyTorch's convolution adds, which is equal on both sides: else it is added here."""
+    if all(before == after for before, after in padding):
+        return x, tuple(before for before, _ in padding)
+    return functional.pad(x, [n for pair in reversed(padding) for n in pair]), (0,) * len(padding)
+
+
+def conv(
+    x: Array, weight: Array, bias: Array | None, stride: Shape, padding: Padding, dilation: Shape, groups: int
+) -> Any:
+    if _is_rounded(x):
+        return NotImplemented
+    x, around = _padded(x, padding)
+    return torch.convolution(x, weight, bias, stride, around, dilation, False, (0,) * len(stride), groups)
+
+
+def conv_backward(
+    g: Array, x: Array, weight: Array, stride: Shape, padding: Padding, dilation: Shape, groups: int,
+    needs: Sequence[bool],
+) -> Any:  # fmt: skip
+    if _is_rounded(x):
+        return NotImplemented
+    wide, around = _padded(x, padding)
+    sizes = (stride, around, dilation, False, (0,) * len(stride), groups, list(needs))
+    gx, *rest = _aten.convolution_backward(g, wide, weight, (len(weight),), *sizes)
+    if wide is not x and gx is not None:
+        inside = (slice(before, before + n) for n, (before, _) in zip(x.shape[2:], padding, strict=True))
+        gx = gx[(slice(None), slice(None), *inside)]
+    return gx, *rest
+
+
+def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape) -> Any:
+    pads = [before for before, after in padding if before == after]
+    if (
+        not x.is_floating_point()
+        or len(kernel) != 2
+        or len(pads) != 2
+        or any(2 * n > k for n, k in zip(pads, kernel, strict=True))
+    ):
+        return NotImplemented
+    found = _aten.max_pool2d_with_indices(x, kernel, stride, pads, dilation)[1]
+    plane = torch.arange(prod(x.shape[:2]), device=x.device).reshape(*x.shape[:2], 1, 1)
+    return found + plane * prod(x.shape[2:])
+
+
+def adam_step(
+    p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float,
+    eps: float, weight_decay: float, decoupled: bool, p_half: Array | None,
+) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
+    rate, scale, decay = rates
+    g = g.to(p.dtype) if clip is None else g.to(p.dtype) * clip
+    if weight_decay and decoupled:
+        p.mul_(1.0 - decay)
+    elif weight_decay:
+        g = torch.add(g, p, alpha=weight_decay)
+    m.mul_(beta1).add_(g, alpha=1.0 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
+    denominator = torch.sqrt(v).div_(scale).add_(eps)
+    p.sub_(torch.div(m, denominator, out=denominator).mul_(rate))
+    return p, m, v, None if p_half is None else p_half.copy_(p)

@@ -1,0 +1,57 @@
+"""Indices of the PyTorch backend: NumPy's meaning where PyTorch has another one, or none."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+
+from . import host
+
+Array: TypeAlias = Any  # torch.Tensor
+Shape: TypeAlias = tuple[int, ...]
+
+
+def _is_negative(part: Any) -> bool:
+    return isinstance(part, slice) and part.step is not None and part.step < 0
+
+
+def getitem(a: Array, index: Any, /) -> Array:
+    parts = list(index)
+    if any(map(_is_negative, parts)):  # PyTorch has no slices with negative steps
+        plain = tuple(0 if isinstance(part, torch.Tensor) else part for part in parts)
+        for i, axis in enumerate(host.index_axes(plain, a.ndim)):
+            if _is_negative(parts[i]):
+                taken = torch.tensor(range(a.shape[axis])[parts[i]], dtype=torch.int64).to(a.device)
+                a, parts[i] = a[(slice(None),) * axis + (taken,)], slice(None)
+    return a[_with_arrays(parts)]
+
+
+def _with_arrays(index: Sequence[Any]) -> tuple[Any, ...]:
+    """The index for PyTorch. NumPy makes arrays of ints that stand beside arrays."""
+    arrays = [part for part in index if isinstance(part, torch.Tensor)]
+    if not arrays or len(arrays) == len(index):
+        return tuple(index)
+    return tuple(torch.full((1,), i, device=arrays[0].device) if isinstance(i, int) else i for i in index)
+
+
+def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
+    if any(map(_is_negative, index)):
+        places = getitem(torch.arange(prod(shape), device=g.device).reshape(shape), index)
+        return getitem_backward(g, (places,), (prod(shape),)).reshape(shape)
+    if host.is_basic(index):
+        out = torch.zeros(shape, dtype=g.dtype, device=g.device)
+        out[index] = g  # selects no element twice
+        return out
+    # On the CPU, several threads add float32 by atomics, in any order; one thread adds float64.
+    wide = torch.float64 if g.device.type == "cpu" else torch.promote_types(g.dtype, torch.float32)
+    out = torch.zeros(shape, dtype=wide if g.is_floating_point() else g.dtype, device=g.device)
+    slices: list[Any] = []
+    arrays: list[Array | None] = []
+    rest = len(shape) - sum(part is not None and part is not ... for part in index)
+    for part in _with_arrays(index):
+        is_array = isinstance(part, torch.Tensor)
+        slices.append(slice(None) if is_array else part)
+        arrays += [None] * rest if part is ... else [part if is_array else None]
+    torch.ops.aten.index_put_(out[tuple(slices)], arrays, g.to(out.dtype), True)
+    return out.to(g.dtype)
