@@ -126,7 +126,7 @@ def run_parallel(n: int, cost: float, work: Callable[[int, int], None]) -> None:
 
 
 def run_tasks(tasks: Sequence[Callable[[], None]]) -> None:
-    """Call the functions, consecutive ones in one thread. As `run_parallel`, whatever their time is."""
+    """Call the functions, consecutive ones in one thread. As `run_parallel`, but always in several threads."""
 
     def part(start: int, stop: int) -> None:
         for task in tasks[start:stop]:

@@ -454,7 +454,7 @@ def _layer_norm_row(x: Array, gamma: Array | None, beta: Array | None, eps: floa
 
 
 def _standardize(row: Array, eps: float) -> tuple[Any, Any]:
-    """Subtract the mean of a float64 row (C,) and divide by its standard deviation, in place. Returns mean, 1/std."""
+    """Subtract the mean of a float64 row (C,) and multiply by 1 / sqrt(variance + eps), in place. Returns both."""
     average = _average(len(row))[:, 0]
     mean = row.dot(average)
     row -= mean
@@ -609,7 +609,7 @@ def token_block(
     cache: Array,
     position: int,
 ) -> Any:
-    """On rows (C,) and on (H, S, D), with as few calls as possible: they take most of the time."""
+    """On a row (C,) and a cache (2, H, S, D). It makes few calls of NumPy, because their overhead takes most of the time."""
     w_qkv, w_out, w_in, b_in, w_down, b_down = weights
     if x.size != x.shape[-1] or _is_half(x) or w_in.size > _SMALL_WEIGHT:
         return NotImplemented

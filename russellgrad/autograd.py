@@ -162,16 +162,16 @@ class CollectedGrad(NamedTuple):
 
 
 class CollectedGrads(dict[int, CollectedGrad]):
-    """The gradients of a `collect_grads`, by id of the tensor. Those of tensors made inside go to their `.grad`."""
+    """The gradients of a `collect_grads`, by id of the tensor. Leaves created inside the block get `.grad` as usual."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.since = next(_order)
+        self.since = next(_order)  # nodes with a lower order existed before the block
 
 
 @contextmanager
 def collect_grads() -> Iterator[CollectedGrads]:
-    """Inside the block, backward adds the gradients of leaves from before it to the result, instead of to `.grad`."""
+    """Inside the block, backward collects the gradients of leaves from before it, instead of adding them to `.grad`."""
     collected = CollectedGrads()
     token = _collected.set(collected)
     try:
@@ -181,7 +181,7 @@ def collect_grads() -> Iterator[CollectedGrads]:
 
 
 def is_collecting() -> bool:
-    """Whether the caller is inside `collect_grads`, as a part of `parallel_backward` is that has a thread."""
+    """Whether the caller is inside `collect_grads`: in a part of `parallel_backward`, in one of several threads."""
     return _collected.get() is not None
 
 

@@ -230,17 +230,18 @@ class Optional(Protocol):
     def assign(self, target: Array, source: Array) -> None: ...
     def split_flat(self, flat: Array, shapes: Sequence[Shape]) -> list[Array]: ...  # (n,) -> consecutive views of these shapes
     def update_scalars(self, target: Array, values: Sequence[float]) -> None: ...  # target[:] = values, n numbers on the host
-    # One more token of one text through a block of the model, as `Decoder._block` computes it: (1, 1, C) -> (1, 1, C).
-    # norms: gamma, beta and eps of both layer norms; weights: w_qkv, w_out or None, and w_in, b_in, w_out, b_out of the
-    # feed-forward layer. Writes keys and values into the cache (1, 2, H, S, D) at `position`. May return NotImplemented.
+    # one Transformer block for one new token of one text, as `Decoder._block`: (1, 1, C) -> (1, 1, C). norms: gamma, beta and
+    # eps of both layer norms; weights: w_qkv and w_out (or None) of attention, then w_in, b_in, w_out and b_out of the feed-
+    # forward layer; activation: a key of `decoder.ACTIVATIONS`. Writes keys and values into the cache (1, 2, H, S, D) at
+    # `position`. May return NotImplemented; the decoder then calls the single primitives
     def token_block(
         self, x: Array, norms: Sequence[tuple[Array, Array, float]], weights: Sequence[Array | None], activation: str,
         cache: Array, position: int,
     ) -> Array: ...
     # records the device work of work() without running it -> replay(); RuntimeError names an op that cannot be recorded
     def capture(self, work: Callable[[], None]) -> Callable[[], None]: ...
-    # calls the functions, several at once, each in a copy of the caller's context. When none runs any more, returns or raises
-    # the error of one; then others may not have been called
+    # calls the functions, several at once, each in a copy of the caller's context. Returns when all are done. If one raises,
+    # its exception is raised after the running ones end; the rest may not run. Goes with `n_threads`
     def run_tasks(self, tasks: Sequence[Callable[[], None]]) -> None: ...
     def n_threads(self) -> int: ...                                              # how many tasks run at once
 
@@ -352,6 +353,8 @@ def _build(module: ModuleType, name: str) -> Backend:
             + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             + "; a backend must define all names in russellgrad.backend.CORE"
         )
+    if _defines(module, "run_tasks") != _defines(module, "n_threads"):
+        raise TypeError(f"backend {name!r}: module {module.__name__} needs both run_tasks and n_threads, or none")
     if _defines(module, "capture") and not (_defines(module, "assign") and _defines(module, "update_scalars")):
         raise TypeError(
             f"backend {name!r}: module {module.__name__} has capture, which needs assign and update_scalars"
@@ -378,8 +381,8 @@ def _build(module: ModuleType, name: str) -> Backend:
 def load_backend(name: str) -> Backend:
     """Load a backend by its name: a built-in backend, an entry point, or the dotted path of a module.
 
-    Entry points are those of the group `russellgrad.backends`. "torch" takes the device that PyTorch finds, and a type of
-    device selects another one, "torch:cpu". There is one backend for each device.
+    Entry points are those of the group `russellgrad.backends`. "torch" uses the accelerator that PyTorch finds, else
+    the CPU; "torch:cpu" or "torch:mps" selects a device type. There is one backend for each device.
 
     Raises:
         ValueError: there is no backend of that name (lists the known names), or the module's `name` belongs to another
@@ -441,7 +444,7 @@ def _import_dotted(path: str) -> ModuleType:
 
 def _suggestion(name: str) -> str:
     """A suggestion for an unknown name, or "". PyTorch's names of devices are known."""
-    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy", "mps": "torch", "xpu": "torch"}.get(
+    device = {"cpu": "numpy", "cuda": "cupy", "gpu": "cupy", "mps": "torch:mps", "xpu": "torch:xpu"}.get(
         name.lower().partition(":")[0]
     )
     if name.strip("0123456789") in ("float", "bfloat", "int", "uint", "bool"):

@@ -1,6 +1,6 @@
-"""Decoder: the next token's logits of a Transformer, computed on arrays. Its keys and values are in arrays made once.
+"""Decoder: the next token's logits of a Transformer, computed on arrays with a preallocated key-value cache.
 
-The arithmetic of one token of a small model takes less time than making Tensors of its results. Here the model's
+For one token of a small model, creating Tensors takes longer than the arithmetic. Here the model's
 formulas run on its parameters' arrays. Only the last token of each text goes through the last layer's second half,
 because no other output of that layer is used.
 
@@ -36,7 +36,7 @@ class Decoder:
         self.length = 0  # cached positions of each text, S; as many as max_seq_len when the cache is full
         self._n_tokens: list[int] = []  # of each text, without padding
         self._padding: Array | None = None  # (B, 1, 1, max_seq_len) bool, True at padding; None without padding
-        self._cache: list[Array] = []  # of each layer, keys and values (B, 2, H, max_seq_len, D)
+        self._cache: list[Array] = []  # of each layer, keys and values (B, 2, H, max_seq_len, D); S without `assign`
 
     def next_logits(self, rows: list[list[int]]) -> list[list[float]]:
         """The logits (vocab_size) of each row's next character. Each row is a text's tokens so far.

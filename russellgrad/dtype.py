@@ -15,7 +15,7 @@ _default: str | None = None  # set by set_default_dtype, or from RG_DTYPE at fir
 
 
 def get_default_dtype(xp: Backend | None = None) -> str:
-    """The dtype of tensors made from Python numbers and lists, on a backend if one is given.
+    """The dtype of tensors made from Python numbers and lists; `xp` is their backend, if it may lack float64.
 
     It is the one set by `set_default_dtype`, else the environment variable `RG_DTYPE`, else "float64". On a backend
     that has no float64, such as "torch:mps", it is "float32" instead of "float64", and the first call there warns of
@@ -32,7 +32,11 @@ def get_default_dtype(xp: Backend | None = None) -> str:
 
 @cache  # once for each backend
 def _warn_of_float32(name: str) -> None:
-    warn(f"backend {name!r} has no float64: numbers and lists become float32 there", stacklevel=4)
+    warn(
+        f"backend {name!r} has no float64: tensors made from numbers and lists are float32; set_default_dtype('float32') "
+        "silences this",
+        stacklevel=4,
+    )
 
 
 def widest_float(xp: Backend) -> str:
@@ -43,7 +47,7 @@ def widest_float(xp: Backend) -> str:
 def set_default_dtype(dtype: DType) -> None:
     """Set the default dtype: "float32", "float64" or "bfloat16". Raises ValueError for any other.
 
-    bfloat16 needs a backend that computes in it (`backend.float_dtypes()`), such as CuPy. On other backends, creating a
+    bfloat16 needs a backend that computes in it (`backend.float_dtypes()`), such as CuPy or PyTorch. On other backends, creating a
     bfloat16 Tensor raises TypeError.
     """
     global _default

@@ -1,4 +1,4 @@
-"""Data parallelism in the threads of one process: the gradient of a batch, a part of it in each thread.
+"""Data parallelism over threads: each thread computes the gradient of a part of the batch.
 
 The backends divide large operations over threads. Dividing the batch instead takes fewer switches between threads: each
 thread runs the whole forward and backward pass of its part, and waits for the others once.
@@ -18,21 +18,23 @@ from .tensor import Tensor
 PartT = TypeVar("PartT")
 
 
-MIN_FLOPS = 1.5e9  # of a part: below it, Python's interpreter lock costs more than the threads bring
+MIN_FLOPS = (
+    1.5e9  # of a part; with less, contention for Python's global interpreter lock costs more than a thread saves
+)
 
 
 def n_parts(rows: int, flops: float) -> int:
     """The number of equal parts into which to divide a batch of `rows` rows for `parallel_backward`.
 
-    It divides `rows`. It is at most the number of threads of the current backend, and at most as large that each part
-    has 1.5 GFLOP. (Threads of Python run one at a time between the operations on arrays. In smaller parts that costs
-    more than the second thread brings: benchmarks/README.md.)
+    It is the largest divisor of `rows` that is at most the number of threads of the current backend and leaves each
+    part at least 1.5 GFLOP. For smaller parts, contention for Python's global interpreter lock (GIL) costs more than
+    another thread saves (benchmarks/README.md).
 
         n_parts(12, 6 * n_parameters * n_tokens)
 
     Args:
         rows: the number of rows of the batch.
-        flops: the floating-point operations of the step: about 6 for each parameter and token in a transformer (Kaplan
+        flops: the floating-point operations of forward and backward for these rows: about 6 for each parameter and token in a transformer (Kaplan
             et al., "Scaling laws for neural language models", arXiv:2001.08361, section 2.1).
     """
     xp = get_backend()
@@ -46,20 +48,26 @@ def parallel_backward(loss_of: Callable[[PartT], Tensor], parts: Iterable[PartT]
         halves = [(x[:32], y[:32]), (x[32:], y[32:])]
         losses = parallel_backward(lambda part: cross_entropy(model(part[0]), part[1]) * 0.5, halves)
 
-    It adds to the `.grad` of the leaves what the calls one after another would add, within rounding: a thread takes
-    consecutive parts, and the sums of the threads are added in the order of the parts. The result is a function of the
-    parts and the number of threads, bit for bit. The losses of the parts must add up to that of the batch: for a mean,
-    multiply each one by its share of the batch.
+    Use it in place of `loss.backward()` where `n_parts` returns more than 1, with as many parts. The gradients are
+    added to `.grad` as sequential calls would add them, up to rounding: a thread takes consecutive parts, and the sums
+    of the threads are added in the order of the parts. Results are bitwise reproducible for the same parts and number
+    of threads. The losses of the parts must add up to that of the batch: for a mean, multiply each one by its share of
+    the batch.
 
-    Dropout: every thread starts with a copy of the state of each `random.Generator`. Call `start_batch()` before, and
-    in `loss_of`, before the forward pass, `model.dropout.continue_batch(first_row)` with the row of the batch that is
-    the part's first. The part then gets the same random numbers as in the whole batch.
+    With dropout, each part must know the index in the batch of its first row. It then gets the random numbers that its
+    rows have in the whole batch:
+
+        model.dropout.start_batch()
+
+        def loss_of(part):
+            model.dropout.continue_batch(part.first_row)
+            return cross_entropy(model(part.x), part.y) * part.share
 
     The number of threads is at most that of the backend (`RG_NUM_THREADS` on NumPy and Numba). With one thread, on a
     backend without threads, and inside `trace` or `compile_step`, the parts run one after another in the caller's
-    thread. Each thread needs memory for a gradient of every parameter. In `loss_of`, the `.grad` of a leaf from before
-    the call does not have the gradients of the parts yet, and `zero_grad` does not remove them. After an exception,
-    some `.grad`s may have changed.
+    thread. Each thread needs memory for a gradient of every parameter. Gradients reach `.grad` when the call returns:
+    inside `loss_of`, `.grad` does not contain them, and `zero_grad` does not clear them. After an exception, some
+    `.grad`s may have changed.
 
     Args:
         loss_of: computes the loss of a part, a 0-d Tensor.

@@ -44,17 +44,17 @@ class CopiedStates(dict["Generator", _State]):
 
 
 _SAME_NUMBERS = (
-    "parallel_backward: two parts drew the same random numbers; before each part's forward pass, say which row of the "
-    "batch is its first, with Dropout.continue_batch(first_row) or Generator.continue_batch(first_row)"
+    "parallel_backward: two parts drew the same random numbers; call model.dropout.continue_batch(first_row), or "
+    "Generator.continue_batch, in loss_of, before each forward pass"
 )
 _copies: ContextVar[CopiedStates | None] = ContextVar("russellgrad_generators", default=None)
 
 
 @contextmanager
 def copied_states() -> Iterator[CopiedStates]:
-    """Inside the block, a change of a generator's state changes a copy of it.
+    """Inside the block, generators keep changes of their state in a copy. Each thread has copies of its own.
 
-    Raises RuntimeError for a draw, with the same first row, that the block has had before.
+    Raises RuntimeError if a draw with the same first row repeats.
     """
     copies = CopiedStates(_copies.get())
     token = _copies.set(copies)
@@ -65,7 +65,7 @@ def copied_states() -> Iterator[CopiedStates]:
 
 
 def keep_last_states(parts: Sequence[CopiedStates]) -> None:
-    """Give each generator the state that it had at the end of the last of several `copied_states` that changed it.
+    """Copy to each generator its final state from the last of several `copied_states` that changed it.
 
     Raises RuntimeError if two of these blocks drew the same numbers. No state changes then.
     """
@@ -164,11 +164,14 @@ class Generator:
     def normal(self, shape: Shape, dtype: DType, xp: Backend) -> Array:
         """Draw an array of this shape and dtype from the standard normal distribution, on backend `xp`.
 
-        Raises TypeError for a shape that is not of ints, or an unknown dtype, and RuntimeError within a part of
-        `parallel_backward`: the numbers do not depend on the row, so all parts would get the same ones.
+        Raises TypeError for a shape that is not of ints, or an unknown dtype, and RuntimeError in a part
+        of `parallel_backward` that runs in one of several threads: all parts would get the same numbers.
         """
         if _copies.get() is not None:
-            raise RuntimeError("normal: all parts of parallel_backward would get the same numbers; draw them before it")
+            raise RuntimeError(
+                "normal: parallel_backward cannot draw normal numbers in several threads, because all parts would get "
+                "the same ones; draw them before the call"
+            )
         return xp.normal(shape, self.seed, self._next(), dtype)
 
     def uniform(self, shape: Shape, dtype: DType, xp: Backend) -> Array:

@@ -393,11 +393,10 @@ class Transformer(Module):
         return linear(x, self.tokenizer.token_embedding.T)
 
     def make_decoder(self) -> Decoder | None:
-        """What `stream` computes logits with: a `Decoder`, which runs on arrays, or None for `forward` with a cache.
+        """Return a `Decoder`, with which `stream` computes logits on arrays, or None if `stream` must call `forward`.
 
-        It is None if `forward` could compute something else, or is to be seen: a part of the model is of another class
-        than the constructor's, such as a subclass or a function; a method of one was replaced; a parameter is missing;
-        the parameters differ in dtype or backend, or are arguments of a transform; or a `trace` is active.
+        It is None if a submodule is not of the class that the constructor creates, a method was replaced, a parameter
+        is missing, the parameters differ in dtype or backend or are arguments of a transform, or a `trace` is active.
         """
         kinds = {None if p is None else (p.backend, p.dtype) for p in _parameters_of(self, Transformer)}
         (kind, *others) = kinds
@@ -491,7 +490,8 @@ class Transformer(Module):
         return maps
 
 
-# What the decoder reads of a module of each class, with its class; those of _MAY_BE_NONE may be None.
+# The decoder bypasses `forward`, so every module must be exactly this library's own. The attributes that the decoder
+# reads of each class, and their classes; those of _MAY_BE_NONE may be None.
 _READ: dict[type[Module], dict[str, type]] = {
     Transformer: {"tokenizer": Tokenizer, "dropout": Dropout, "final_norm": LayerNorm},
     Tokenizer: {"token_embedding": Tensor, "positional_encoding": Tensor},
@@ -512,7 +512,7 @@ _METHODS = {cls: {name: getattr(cls, name) for name in ("__call__", *vars(cls)) 
 def _parameters_of(value: Any, cls: type[Any]) -> Iterator[Tensor | None]:
     """The Tensors that the decoder reads of a value of class `cls`: itself, or those of a module.
 
-    None is among them if the value is not of this class, has a replaced method, or cannot be decoded.
+    None is among them if the value is not of this class, has a replaced method, or the decoder does not support it.
     """
     if cls is Tensor:
         yield value if isinstance(value, Tensor) else None
