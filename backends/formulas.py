@@ -121,6 +121,7 @@ def check_targets(xp: Xp, ids: Any, upper: int, ignore: int | None, op: str) -> 
 
 def prepare_index(xp: Xp, index: Any, shape: Shape) -> Any:
     """Check index arrays on the host and copy them to the backend. A mask becomes the indices of its True elements."""
+    shape = tuple(shape)  # of PyTorch, a subclass of tuple with a repr of its own
     on_host = [xp.to_host(part) if xp.is_array(part) else part for part in host.as_tuple(index)]
     parts = [part if host.is_basic((part,)) else host.index_array(part) for part in on_host]
     prepared: list[Any] = []

@@ -609,7 +609,7 @@ def token_block(
     cache: Array,
     position: int,
 ) -> Any:
-    """On a row (C,) and a cache (2, H, S, D). It makes few calls of NumPy, because their overhead takes most of the time."""
+    """On a row (C,) and a cache (2, H, S, D). It makes few calls of NumPy: their overhead takes most of the time."""
     w_qkv, w_out, w_in, b_in, w_down, b_down = weights
     if x.size != x.shape[-1] or _is_half(x) or w_in.size > _SMALL_WEIGHT:
         return NotImplemented

@@ -14,10 +14,11 @@ try:
 
     torch.accelerator.current_device_index  # noqa: B018
     _accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-except (ImportError, AttributeError) as error:  # AttributeError: before version 2.7 there is no such function
+except (ImportError, AttributeError, OSError) as error:  # AttributeError: before version 2.7 there is no such function
+    _found = f"found {torch.__version__}" if isinstance(error, AttributeError) else str(error)
     raise ImportError(
-        f"backend 'torch': no PyTorch 2.7 or later can be imported ({error}); pip install 'russellgrad[torch]', in a "
-        "checkout pip install -e '.[torch]', or the build for your GPU from https://pytorch.org"
+        f"backend 'torch' needs PyTorch 2.7 or later ({_found}); pip install 'russellgrad[torch]', in a checkout "
+        "pip install -e '.[torch]', or the build for your GPU from https://pytorch.org"
     ) from error
 
 Array: TypeAlias = Any  # torch.Tensor
@@ -55,13 +56,14 @@ class Device:
         """Raises RuntimeError if PyTorch finds no such device."""
         if self.kind not in FOUND:
             raise RuntimeError(
-                f"backend {self.name!r}: PyTorch {torch.__version__} finds no {self.kind!r} device; install its build "
-                f"for that device from https://pytorch.org, or set RG_BACKEND=torch"
+                f"backend {self.name!r}: PyTorch {torch.__version__} finds no {self.kind!r} device; install the "
+                "PyTorch build for it from https://pytorch.org, or set RG_BACKEND=torch for the one that is there"
             )
         if self.kind != "cpu":
             self.device = torch.device(self.kind, torch.accelerator.current_device_index())
         self.lacking = {dtype for dtype in _NOT_EVERYWHERE if not self._has(dtype)}
         self.wide = torch.float32 if torch.float64 in self.lacking else torch.float64
+        WIDE[self.device] = self.wide
 
     def _has(self, dtype: Any) -> bool:
         try:
@@ -80,10 +82,10 @@ class Device:
         if isinstance(data, torch.Tensor):
             if data.requires_grad or data.dtype not in _TO_NUMPY or data.layout != torch.strided:
                 what = "requires gradients" if data.requires_grad else f"has {data.dtype}, {data.layout}"
-                raise TypeError(
-                    f"asarray: this torch.Tensor {what}; pass x.detach(), or x.detach().float() of bfloat16, dense and "
-                    "of real numbers"
+                remedy = (
+                    "x.detach()" if data.requires_grad else "a dense one of real numbers, x.to_dense() or x.float()"
                 )
+                raise TypeError(f"asarray: this torch.Tensor {what}; pass {remedy}")
             wanted = self._checked(data.dtype if dtype is None else _torch_dtype(dtype))
             if wanted == data.dtype or data.device.type != "cpu":
                 return data.to(self.device, wanted)
@@ -98,16 +100,20 @@ class Device:
     def _checked(self, dtype: Any) -> Any:
         """PyTorch's dtype itself. Raises TypeError if the device does not have it."""
         if dtype in self.lacking:
-            raise TypeError(f"asarray: device {self.device} has no {_TO_NUMPY[dtype]}; cast to float32 or int64")
+            narrower = "float32" if dtype == torch.float64 else "int64"
+            raise TypeError(f"device {self.device} has no {_TO_NUMPY[dtype]}; use {narrower}")
         return dtype
 
     def from_dlpack(self, x: Any) -> Array:
         host.check_unmasked(x, "from_dlpack")
         if isinstance(x, np.ndarray) and not x.flags.writeable:  # PyTorch would write into it
-            raise BufferError("the memory is read-only, which PyTorch does not support")
+            raise BufferError("from_dlpack: the array is read-only, which PyTorch does not support; pass x.copy()")
         array = dlpack.from_dlpack(x)
         if array.device != self.device:
-            raise TypeError(f"from_dlpack: memory of {array.device} cannot be shared with {self.name!r}; copy it there")
+            raise TypeError(
+                f"from_dlpack: cannot share memory of device {array.device} with backend {self.name!r}; copy it with "
+                f"Tensor(x, backend={self.name!r})"
+            )
         return self.asarray(array)
 
     def full(self, shape: Shape, value: float, /, dtype: DType) -> Array:
@@ -138,9 +144,10 @@ class Device:
         return made if made.dtype == torch.uint64 else made.to(self.device, self._checked(made.dtype))
 
     def where(self, condition: Array, a: Array, b: Array, /) -> Array:
-        if isinstance(a, float) and not isinstance(b, torch.Tensor):
-            a = torch.full((), a, dtype=self.wide, device=self.device)
-        return explained(torch.where, condition, a, b)
+        if not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor):
+            dtype = self.wide if isinstance(a, float) or isinstance(b, float) else None
+            a, b = (torch.full((), x, dtype=dtype, device=self.device) for x in (a, b))
+        return explained(torch.where, condition, *operands(a, b))
 
     def cumsum(self, a: Array, axis: int, /) -> Array:
         if not a.is_floating_point():
@@ -155,13 +162,49 @@ def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
             work()
     except Exception as error:
         raise RuntimeError(
-            f"compile_step: the step cannot be recorded in a CUDA graph ({error}); do what copies from or to the host "
-            "outside the step, or call the step without compile_step"
+            f"compile_step: the step cannot be recorded in a CUDA graph ({error}); move copies between host and device "
+            "out of the step (dropout copies its random numbers), or call the step without compile_step"
         ) from error
     return graph.replay  # type: ignore[no-any-return, unused-ignore]
 
 
 FOUND = ("cpu",) if _accelerator is None else (_accelerator.type, "cpu")  # the default device is the first
+
+
+# --- Operands of two dtypes
+
+WIDE: dict[Any, Any] = {}  # device -> float64, or float32 where there is none
+
+
+def operands(a: Array, b: Array, *, compares: bool = False) -> tuple[Array, Array]:
+    """Both operands in their common dtype, as in NumPy: PyTorch's functions ignore the dtype of a 0-d tensor.
+
+    A Python number takes the dtype of the array, or float64 if it is a float and the array is not. Beside a float array
+    it stays a number as the second operand.
+    """
+    if not isinstance(a, torch.Tensor):
+        b, a = _array_and_number(b, a, compares)
+    elif not isinstance(b, torch.Tensor):
+        if not a.is_floating_point():
+            a, b = _array_and_number(a, b, compares)
+    elif a.dtype != b.dtype and not (a.ndim and b.ndim):
+        common = torch.promote_types(a.dtype, b.dtype)
+        a, b = a.to(common), b.to(common)
+    return a, b
+
+
+def _array_and_number(a: Array, x: float, compares: bool) -> tuple[Array, Array]:
+    dtype = a.dtype
+    if isinstance(x, float) and not dtype.is_floating_point:
+        dtype = WIDE[a.device]
+    elif isinstance(x, int) and not isinstance(x, bool) and not dtype.is_floating_point:
+        if dtype == torch.bool:
+            dtype = torch.int64
+        elif not torch.iinfo(dtype).min <= x <= torch.iinfo(dtype).max:  # PyTorch would wrap it around
+            if not compares:
+                raise OverflowError(f"{x} is out of bounds for {_TO_NUMPY[dtype]}; cast with x.astype('int64')")
+            dtype = torch.int64
+    return a.to(dtype), torch.full((), x, dtype=dtype, device=a.device)
 
 
 # --- Conversion

@@ -1,7 +1,7 @@
 """The PyTorch backend: its arrays are torch.Tensors, on the accelerator that PyTorch finds, else on the CPU.
 
 The core primitives are PyTorch's functions; the derived ones of `torch_fused.py` call its fused functions. PyTorch's
-autograd never records: no array requires a gradient, and `asarray` refuses one that does.
+autograd never records: no array that the backend makes requires a gradient, and `asarray` refuses one that does.
 
 The module is the backend of the default device. `on_device` gives a module with the same primitives for another one, in
 which those that create arrays are methods of another `Device`.
@@ -22,6 +22,7 @@ from . import torch_fused, torch_indexing
 
 Array: TypeAlias = Any  # torch.Tensor
 Axis: TypeAlias = int | tuple[int, ...] | None
+Shape: TypeAlias = tuple[int, ...]
 
 # --- Devices, creation, conversion
 
@@ -46,7 +47,7 @@ def on_device(kind: str) -> ModuleType:
     if not known:
         raise ValueError(
             f"unknown backend 'torch:{kind}': write torch:cpu, torch:cuda, torch:mps or torch:xpu, or torch for the "
-            "device that PyTorch finds; CUDA_VISIBLE_DEVICES selects one of several"
+            "device that PyTorch finds; for one of several GPUs, set CUDA_VISIBLE_DEVICES"
         )
     module, device = ModuleType(__name__), torch_arrays.Device(kind)
     vars(module).update({name: getattr(device, name, value) for name, value in globals().items()})
@@ -60,56 +61,59 @@ def _explaining(function: Callable[..., Array]) -> Callable[..., Array]:
     return partial(torch_arrays.explained, function)
 
 
-def _number(x: float, beside: Array) -> Array:
-    """A Python number as an array without axes, of the dtype of the array that it stands beside."""
-    if not isinstance(beside, torch.Tensor):
-        return torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None)
-    dtype = beside.dtype
-    if isinstance(x, int) and not dtype.is_floating_point and dtype != torch.bool:
-        if not torch.iinfo(dtype).min <= x <= torch.iinfo(dtype).max:  # PyTorch would wrap it around
-            raise OverflowError(f"{x} is out of bounds for {dtype}")
-    elif not isinstance(x, bool) and dtype == torch.bool:
-        dtype = torch.int64 if isinstance(x, int) else torch.float64
-    return torch.full((), x, dtype=dtype, device=beside.device)
-
-
-def _binary(function: Callable[..., Array], takes_number: bool = True) -> Callable[..., Array]:
-    """`function` for a Python number as either operand. PyTorch takes none as the first, and some functions none."""
+def _binary(
+    function: Callable[..., Array], *, takes_number: bool = True, compares: bool = False
+) -> Callable[..., Array]:
+    """`function` of two operands as NumPy promotes them. Some of PyTorch's functions do not take a number."""
 
     def elementwise(a: Array, b: Array, /) -> Array:
-        if not isinstance(a, torch.Tensor):
-            a = _number(a, b)
-        elif not isinstance(b, torch.Tensor) and not (takes_number and (a.is_floating_point() or type(b) is float)):
-            b = _number(b, a)
+        a, b = torch_arrays.operands(a, b, compares=compares)
+        if not (takes_number or isinstance(b, torch.Tensor)):
+            b = torch.full((), b, dtype=a.dtype, device=a.device)
         return function(a, b)
 
     return _explaining(elementwise)
 
 
-add, subtract, multiply, divide = (_binary(f) for f in (torch.add, torch.subtract, torch.multiply, torch.divide))
+add, subtract, multiply = _binary(torch.add), _binary(torch.subtract), _binary(torch.multiply)
 floor_divide, remainder = _binary(torch.floor_divide), _binary(torch.remainder)
-equal, not_equal, less, less_equal = (_binary(f) for f in (torch.eq, torch.ne, torch.lt, torch.le))
-greater, greater_equal, arctan2 = _binary(torch.gt), _binary(torch.ge), _binary(torch.arctan2, False)
-maximum, minimum = _binary(torch.maximum, False), _binary(torch.minimum, False)
-logical_and, logical_or = _binary(torch.logical_and, False), _binary(torch.logical_or, False)
+equal, not_equal = _binary(torch.eq, compares=True), _binary(torch.ne, compares=True)
+less, less_equal = _binary(torch.lt, compares=True), _binary(torch.le, compares=True)
+greater, greater_equal = _binary(torch.gt, compares=True), _binary(torch.ge, compares=True)
+arctan2 = _binary(torch.arctan2, takes_number=False)
+maximum, minimum = _binary(torch.maximum, takes_number=False), _binary(torch.minimum, takes_number=False)
+logical_and, logical_or = (_binary(f, takes_number=False) for f in (torch.logical_and, torch.logical_or))
 logical_not, negative = torch.logical_not, _explaining(torch.negative)
 exp, expm1, log, log1p, log2, log10 = torch.exp, torch.expm1, torch.log, torch.log1p, torch.log2, torch.log10
 sqrt, tanh, sinh, cosh, sin, cos = torch.sqrt, torch.tanh, torch.sinh, torch.cosh, torch.sin, torch.cos
 arcsin, arccos, arctan, floor, ceil, rint = torch.asin, torch.acos, torch.atan, torch.floor, torch.ceil, torch.round
-erf, sigmoid, relu = torch.erf, torch.sigmoid, torch.relu
+erf, sigmoid = torch.erf, torch.sigmoid
 
 
+def relu(a: Array) -> Any:
+    return torch.relu(a) if a.is_floating_point() else NotImplemented
+
+
+@_explaining
 def abs(a: Array, /) -> Array:
     return torch.abs(a) if a.dtype != torch.bool else a.clone()
 
 
 @_binary
+def divide(a: Array, b: Array, /) -> Array:
+    if not (a.is_floating_point() or b.is_floating_point()):  # PyTorch's default dtype is float32
+        a = a.to(torch_arrays.WIDE[a.device])
+    return torch.divide(a, b)
+
+
+@_binary
 def power(a: Array, b: Array, /) -> Array:
     if not (a.is_floating_point() or b.is_floating_point()) and b.device.type == "cpu" and bool((b < 0).any()):
-        raise ValueError("integers to negative integer powers are not allowed")  # PyTorch gives 0
+        raise ValueError("integers to negative integer powers are not allowed")  # PyTorch gives 0; a device would wait
     return torch.pow(a, b)
 
 
+@_explaining
 def sign(a: Array, /) -> Array:
     return torch.where(a == a, torch.sign(a), a)  # torch.sign(nan) is 0
 
@@ -117,6 +121,7 @@ def sign(a: Array, /) -> Array:
 # --- Reductions, and along one axis
 
 
+@_explaining
 def _reduced(function: Callable[..., Array], a: Array, axis: Axis, keepdims: bool) -> Array:
     if axis == ():  # all axes in PyTorch, none in NumPy
         return function(a.unsqueeze(0), 0)
@@ -138,8 +143,8 @@ def min(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def argmax(a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
-    if axis is None and not a.numel():
-        raise ValueError("there are no elements, of which one would be chosen")
+    if not (a.numel() if axis is None else a.shape[axis]):
+        raise ValueError("the array is empty, so it has no largest element")
     return torch.argmax(a.to(torch.uint8) if a.dtype == torch.bool else a, axis, keepdims)
 
 
@@ -149,8 +154,22 @@ def argsort(a: Array, axis: int, /) -> Array:
 
 # --- Shapes, indices, products
 
-reshape, broadcast_to = _explaining(torch.reshape), _explaining(torch.broadcast_to)
-matmul = _explaining(torch.matmul)
+reshape = _explaining(torch.reshape)
+
+
+@_explaining
+def broadcast_to(a: Array, shape: Shape, /) -> Array:
+    if any(n < 0 for n in shape):  # keeps the length in PyTorch
+        raise ValueError("lengths must not be negative")
+    return torch.broadcast_to(a, shape)
+
+
+@_explaining
+def matmul(a: Array, b: Array, /) -> Array:
+    if a.dtype != b.dtype:
+        common = torch.promote_types(a.dtype, b.dtype)
+        a, b = a.to(common), b.to(common)
+    return torch.matmul(a, b)
 
 
 def transpose(a: Array, axes: Sequence[int] | None = None, /) -> Array:

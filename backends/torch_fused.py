@@ -1,7 +1,8 @@
 """Derived primitives of the PyTorch backend: PyTorch's functions that have a forward and a separate backward.
 
-Of a function that its autograd records, PyTorch calls the same pair; here, the rules call it. For arguments that the
-pair does not take, a function returns NotImplemented, and the formula runs.
+These are the functions that PyTorch's autograd uses; here the rules call them. For arguments that they do not take,
+and where they are less accurate than the contract asks, a function returns NotImplemented, and the formula runs. (Products,
+among them the weights' gradients of linear layers and convolutions, sum as the BLAS and oneDNN do.)
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ Shape: TypeAlias = tuple[int, ...]
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 
 HALF = (torch.float16, torch.bfloat16)
+_LONG = 1 << 14  # elements of a row; of more, the error of PyTorch's softmax grows with their number
 _aten = torch.ops.aten
 
 
@@ -60,7 +62,7 @@ def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
 
 def _last(a: Array, axis: int) -> bool:
     """Whether PyTorch's softmax is used. Along other axes than the last one, it adds the elements one by one."""
-    return axis in (-1, a.ndim - 1) and not _is_rounded(a)
+    return axis in (-1, a.ndim - 1) and a.shape[-1] <= _LONG and not _is_rounded(a)
 
 
 def softmax(a: Array, axis: int) -> Any:
@@ -117,7 +119,7 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
 
 
 def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> Any:
-    if logits.dtype in HALF:
+    if logits.dtype in HALF or logits.shape[1] > _LONG:
         return NotImplemented
     if excluded_class is not None:
         logits = logits.clone()
@@ -146,7 +148,7 @@ def _flash(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offse
 
 
 def _heads(a: Array) -> Array:
-    """(..., L, d) -> (B, H, L, d), contiguous along d: for other strides, this function of PyTorch gives garbage."""
+    """(..., L, d) -> (B, H, L, d), contiguous along d: for other strides PyTorch's function gives wrong results."""
     four = a if a.ndim == 4 else a.reshape(prod(a.shape[:-3]), *(1,) * (3 - a.ndim), *a.shape[-3:])
     return four if four.stride(-1) == 1 else four.contiguous()
 
@@ -194,18 +196,20 @@ def conv_backward(
     if _is_rounded(x):
         return NotImplemented
     wide, around = _padded(x, padding)
-    sizes = (stride, around, dilation, False, (0,) * len(stride), groups, list(needs))
-    gx, *rest = _aten.convolution_backward(g, wide, weight, (len(weight),), *sizes)
+    sizes = (stride, around, dilation, False, (0,) * len(stride), groups, [*needs[:2], False])
+    gx, gw, _ = _aten.convolution_backward(g, wide, weight, None, *sizes)
     if wide is not x and gx is not None:
         inside = (slice(before, before + n) for n, (before, _) in zip(x.shape[2:], padding, strict=True))
         gx = gx[(slice(None), slice(None), *inside)]
-    return gx, *rest
+    gb = torch.sum(g, (0, *range(2, g.ndim))) if needs[2] else None  # PyTorch's own adds one by one
+    return gx, gw, gb
 
 
 def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, dilation: Shape) -> Any:
     pads = [before for before, after in padding if before == after]
     if (
         not x.is_floating_point()
+        or not x.numel()
         or len(kernel) != 2
         or len(pads) != 2
         or any(2 * n > k for n, k in zip(pads, kernel, strict=True))

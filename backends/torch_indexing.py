@@ -1,7 +1,6 @@
 """Indices of the PyTorch backend: NumPy's meaning where PyTorch has another one, or none."""
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any, TypeAlias
 
 import torch
@@ -17,14 +16,22 @@ def _is_negative(part: Any) -> bool:
 
 
 def getitem(a: Array, index: Any, /) -> Array:
-    parts = list(index)
-    if any(map(_is_negative, parts)):  # PyTorch has no slices with negative steps
-        plain = tuple(0 if isinstance(part, torch.Tensor) else part for part in parts)
-        for i, axis in enumerate(host.index_axes(plain, a.ndim)):
-            if _is_negative(parts[i]):
-                taken = torch.tensor(range(a.shape[axis])[parts[i]], dtype=torch.int64).to(a.device)
-                a, parts[i] = a[(slice(None),) * axis + (taken,)], slice(None)
-    return a[_with_arrays(parts)]
+    if any(map(_is_negative, index)):
+        axes, index = _mirrored(index, a.shape)
+        a = a.flip(axes)
+    return a[_with_arrays(index)]
+
+
+def _mirrored(index: Sequence[Any], shape: Shape) -> tuple[list[int], list[Any]]:
+    """The axes of slices with a negative step, which PyTorch lacks, and the index after a flip of these axes."""
+    parts, flipped = list(index), []
+    plain = tuple(0 if isinstance(part, torch.Tensor) else part for part in parts)
+    for i, axis in enumerate(host.index_axes(plain, len(shape))):
+        if _is_negative(parts[i]):
+            taken, last = range(shape[axis])[parts[i]], shape[axis] - 1
+            parts[i] = slice(last - taken[0], last - taken[-1] + 1, -taken.step) if taken else slice(0, 0)
+            flipped.append(axis)
+    return flipped, parts
 
 
 def _with_arrays(index: Sequence[Any]) -> tuple[Any, ...]:
@@ -37,8 +44,8 @@ def _with_arrays(index: Sequence[Any]) -> tuple[Any, ...]:
 
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
     if any(map(_is_negative, index)):
-        places = getitem(torch.arange(prod(shape), device=g.device).reshape(shape), index)
-        return getitem_backward(g, (places,), (prod(shape),)).reshape(shape)
+        axes, parts = _mirrored(index, shape)
+        return getitem_backward(g, tuple(parts), shape).flip(axes)
     if host.is_basic(index):
         out = torch.zeros(shape, dtype=g.dtype, device=g.device)
         out[index] = g  # selects no element twice

@@ -21,17 +21,17 @@ MACHINE_NOTE = (
     "A roofline bound. `products, peak` is the number of floating-point operations of the step's matrix products, "
     f"divided by the best rate of one product of {ROWS} x {ROWS}. `memory` is the number of bytes that its primitives "
     f"read and write, divided by the best rate of a copy of {COPIED >> 20} MiB. A primitive's limit is the larger of "
-    "both, and `limit` is the sum over all primitives. Each primitive of forward, backward and AdamW reads its operands "
-    "once and writes its results once: fewer and larger primitives would move fewer bytes. Causal attention counts only "
-    "the scores that are not masked; its backward counts four products. Caches are faster than memory: small arrays may "
-    "take less than `memory`."
+    "both, and `limit` is the sum over all primitives. Each primitive of forward, backward and AdamW reads its "
+    "operands once and writes its results once: fewer and larger primitives would move fewer bytes. Causal attention "
+    "counts only the scores that are not masked; its backward counts four products. Caches are faster than memory: "
+    "small arrays may take less than `memory`."
 )
 STEP_NOTE = (
     "`products, NumPy` are the products in their own shapes, as in `benchmarks.train_step`, with all scores of "
     "attention. `primitives` is the time in primitives, and `Python` everything outside them: rules, graph, backward, "
     "batches, and freeing large arrays. Both are parts of `step, timed`, which has a timer around each primitive; "
-    "`step` has none. The step is one forward and one backward of the whole batch, without `parallel_backward`, because "
-    "the timers are of one thread."
+    "`step` has none. The step is one forward and one backward of the whole batch, without `parallel_backward`, "
+    "because the timers are of one thread."
 )
 PRIMITIVES_NOTE = (
     "The time in each primitive of the backend, of one step. `limit` is the larger of the products at the peak rate "

@@ -33,8 +33,8 @@ def get_default_dtype(xp: Backend | None = None) -> str:
 @cache  # once for each backend
 def _warn_of_float32(name: str) -> None:
     warn(
-        f"backend {name!r} has no float64: tensors made from numbers and lists are float32; set_default_dtype('float32') "
-        "silences this",
+        f"backend {name!r} has no float64: tensors made from numbers and lists are float32; "
+        "set_default_dtype('float32') silences this",
         stacklevel=4,
     )
 
@@ -47,8 +47,8 @@ def widest_float(xp: Backend) -> str:
 def set_default_dtype(dtype: DType) -> None:
     """Set the default dtype: "float32", "float64" or "bfloat16". Raises ValueError for any other.
 
-    bfloat16 needs a backend that computes in it (`backend.float_dtypes()`), such as CuPy or PyTorch. On other backends, creating a
-    bfloat16 Tensor raises TypeError.
+    bfloat16 needs a backend that computes in it (`backend.float_dtypes()`), such as CuPy or PyTorch. On other backends,
+    creating a bfloat16 Tensor raises TypeError.
     """
     global _default
     _default = _checked(dtype, "set_default_dtype")

@@ -18,9 +18,7 @@ from .tensor import Tensor
 PartT = TypeVar("PartT")
 
 
-MIN_FLOPS = (
-    1.5e9  # of a part; with less, contention for Python's global interpreter lock costs more than a thread saves
-)
+MIN_FLOPS = 1.5e9  # of a part; with less, contention for Python's GIL costs more than another thread saves
 
 
 def n_parts(rows: int, flops: float) -> int:
@@ -34,8 +32,9 @@ def n_parts(rows: int, flops: float) -> int:
 
     Args:
         rows: the number of rows of the batch.
-        flops: the floating-point operations of forward and backward for these rows: about 6 for each parameter and token in a transformer (Kaplan
-            et al., "Scaling laws for neural language models", arXiv:2001.08361, section 2.1).
+        flops: the floating-point operations of forward and backward for these rows: about 6 for each parameter and
+            token in a transformer (Kaplan et al., "Scaling laws for neural language models", arXiv:2001.08361,
+            section 2.1).
     """
     xp = get_backend()
     most = min(xp.n_threads(), int(flops / MIN_FLOPS)) if hasattr(xp, "n_threads") else 1

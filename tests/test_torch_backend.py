@@ -2,6 +2,7 @@
 that is not here (`tests/fake_device.py`)."""
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def test_without_a_recent_pytorch_the_error_says_what_to_install(monkeypatch: py
     else:
         monkeypatch.delattr(torch, "accelerator")
     with pytest.raises(
-        ImportError, match=r"^backend 'torch': no PyTorch 2\.7 or later .*; pip install 'russellgrad\[torch\]'"
+        ImportError, match=r"^backend 'torch' needs PyTorch 2\.7 or later .*; pip install 'russellgrad\[torch\]'"
     ):
         load_backend("torch")
 
@@ -443,3 +444,85 @@ def test_layers_of_all_kinds_run_on_the_device(device: FakeDevice) -> None:
     for out in (a[ids], a[ids, :, None], a[a > 0], a.sort(1)[0], a.cumsum(0), a.topk(2)[0], a[::-1], a.var(), a.max(1)):
         out.sum().backward()
     assert not device.refused
+
+
+# --- NumPy's rules, where PyTorch has others
+
+
+@pytest.mark.parametrize(
+    "other", [np.array(300), 300, 1.5, True, np.array(1.5), np.array([1.5, 2.5]), np.array([7, 8])]
+)
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "int64", "float32", "float64"])
+def test_operands_of_two_dtypes_are_promoted_as_in_numpy(dtype: str, other: Any) -> None:
+    """Arrays without axes count as arrays, numbers as Python numbers: in NumPy, not in PyTorch."""
+    numpy, xp = load_backend("numpy"), load_backend("torch:cpu")
+    a = np.array([3, 1]).astype(dtype)
+    moved = xp.asarray(other) if isinstance(other, np.ndarray) else other
+    too_large = dtype == "uint8" and type(other) is int
+    if dtype == "float32" and isinstance(other, np.ndarray) and other.dtype.kind == "i":
+        pytest.skip("float64 in NumPy; the library casts before")
+    names = ("add", "multiply", "divide", "maximum", "less", "equal", "power", "where", "remainder")
+    for name in names:
+        for first in (True, False):
+            operands = (a, other) if first else (other, a)
+            given = tuple(xp.asarray(a) if x is a else moved for x in operands)
+            before = ((np.array([True, False]),), (xp.asarray([True, False]),)) if name == "where" else ((), ())
+            if too_large and name not in ("less", "equal"):
+                with pytest.raises(OverflowError, match="300 is out of bounds for uint8"):
+                    getattr(xp, name)(*before[1], *given)
+                continue
+            if name == "power" and type(other) is not float and np.size(other) == 1:
+                continue  # 3 ** 300 overflows
+            if dtype == "bool" and name in ("remainder", "power", "divide"):
+                continue  # NumPy computes these in int8 and float16
+            expected = getattr(numpy, name)(*before[0], *operands)
+            found = getattr(xp, name)(*before[1], *given)
+            assert_close(xp.to_host(found), np.asarray(expected), atol=1e-6 if dtype == "float32" else 1e-12, what=name)
+
+
+def test_operands_that_numpy_refuses() -> None:
+    xp = load_backend("torch:cpu")
+    with pytest.raises(ValueError, match="lengths must not be negative"):
+        xp.broadcast_to(xp.asarray([1.0, 2.0]), (-1, 2))
+    for axis in (None, 1):
+        with pytest.raises(ValueError, match="the array is empty, so it has no largest element"):
+            xp.argmax(xp.full((2, 0), 0.0, "float64"), axis=axis)
+    with use_backend("torch:cpu"), pytest.raises(IndexError) as error:
+        Tensor(np.ones((3, 4)))[np.ones((4, 4), bool)]
+    assert "torch.Size" not in str(error.value) and "(3, 4)" in str(error.value)
+    with use_backend("torch:cpu"), pytest.raises(TypeError, match=r"max: .*not implemented.*cast to another dtype"):
+        Tensor(np.ones(3, np.uint16)).max()
+
+
+@pytest.mark.parametrize("index", [
+    np.s_[::-1], np.s_[5:1:-2], np.s_[1:5:-1], np.s_[::-3, 1], np.s_[:, ::-1], np.s_[::-1, ::-2], np.s_[..., 3:0:-1],
+    np.s_[::-1, None, ::2], np.s_[[2, 0, 2], ::-1], np.s_[::-1, [1, 1, 3]], np.s_[-1:-100:-4],
+], ids=str)  # fmt: skip
+def test_slices_with_a_negative_step(index: Any) -> None:
+    a = rng().normal(size=(7, 5))
+    with use_backend("torch:cpu"):
+        x = Tensor(a)
+        out = x[index]
+        assert_close(out.numpy(), a[index])
+        g = rng(1).normal(size=out.shape)
+        out.backward(Tensor(g, requires_grad=False))
+        expected = np.zeros_like(a)
+        np.add.at(expected, index, g)
+        assert_close(to_host_array(x), expected)
+
+
+def to_host_array(x: Tensor) -> Any:
+    return x.backend.to_host(x.grad)
+
+
+def test_sums_over_many_equal_elements_are_accurate_in_float32() -> None:
+    """PyTorch's fused functions add some of them one by one; the error would grow with the number of elements."""
+    n = 1 << 18
+    with use_backend("torch:cpu"):
+        x = Tensor(np.full((1, n), 0.1, np.float32))
+        assert_close(x.softmax().numpy() * n, np.ones((1, n), np.float32), atol=2e-6)
+        assert abs(float(rg.cross_entropy(x, [0])) - math.log(n)) < 2e-5
+        image, weight = (Tensor(np.ones((1, 1, width, width), np.float32)) for width in (512, 1))
+        bias = Tensor(np.zeros(1, np.float32))
+        rg.conv2d(image, weight, bias).backward(Tensor(np.full((1, 1, 512, 512), 0.1, np.float32), requires_grad=False))
+        assert abs(float(bias.backend.to_host(bias.grad)[0]) / (n * 0.1) - 1) < 1e-6

@@ -194,8 +194,8 @@ class BatchNorm(Module):
             return
         if is_collecting():
             raise RuntimeError(
-                f"{type(self).__name__}: cannot update running averages in a part of parallel_backward; call eval(), set "
-                "track_running_stats=False, or compute the whole batch with backward()"
+                f"{type(self).__name__}: cannot update running averages in a part of parallel_backward; call eval(), "
+                "set track_running_stats=False, or compute the whole batch with backward()"
             )
         with no_grad():
             _write(self.num_batches_tracked, (self.num_batches_tracked + 1).data)
