@@ -1,8 +1,8 @@
 """Derived primitives of the PyTorch backend: PyTorch's functions that have a forward and a separate backward.
 
 These are the functions that PyTorch's autograd uses; here the rules call them. For arguments that they do not take,
-and where they are less accurate than the contract asks, a function returns NotImplemented, and the formula runs. (Products,
-among them the weights' gradients of linear layers and convolutions, sum as the BLAS and oneDNN do.)
+and where they are less accurate than the contract asks, a function returns NotImplemented, and the formula runs.
+(Products, among them the weights' gradients of linear layers and convolutions, sum as the BLAS and oneDNN do.)
 """
 
 from collections.abc import Sequence
