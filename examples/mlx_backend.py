@@ -1,11 +1,11 @@
-"""MLX, the array library of Apple's machines, as a backend: the names in `russellgrad.backend.CORE`, and two others.
+"""MLX, an array library for Apple's machines, as a backend: the core primitives, and two random draws.
 
-    pip install mlx            # on Linux: "mlx[cpu]" or "mlx[cuda]"
+    pip install mlx            # on Linux: "mlx[cpu]"
     python -m russellgrad.conformance examples.mlx_backend
     RG_BACKEND=examples.mlx_backend python train/train_transformer.py
 
-Names that MLX has with the contract's meaning are one line each. Where a function has another meaning in MLX, a comment
-says which. It runs on MLX's default device. float64 exists on the CPU only.
+A function of MLX with the meaning of the contract is one line. Comments say what the others differ in. Arrays are on
+MLX's default device. float64 is on the CPU only.
 """
 
 import operator
@@ -26,7 +26,7 @@ _has_float64 = mx.default_device().type == mx.cpu
 
 # --- Conversion and creation
 
-to_host, copy = partial(np.array, order="C"), mx.array
+copy, to_host = mx.array, partial(np.array, order="C")
 
 
 def float_dtypes() -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def dtype(a: Array, /) -> Any:
 def _mlx_dtype(wanted: Any) -> Any:
     found = host.real_dtype(wanted)
     if found == np.float64 and not _has_float64:
-        raise TypeError("asarray: MLX has no float64 on the GPU; cast to float32, or set MLX's default device to mx.cpu")
+        raise TypeError("asarray: MLX has no float64 on the GPU; cast to float32")
     return mx.bool_ if found.name == "bool" else getattr(mx, found.name)
 
 
@@ -52,12 +52,12 @@ def asarray(data: Any, /, dtype: Any = None) -> Array:
     if not is_array(data):
         array = np.array(host.real_array(data, dtype), order="C")  # MLX takes no negative strides
         return mx.array(array, dtype=_mlx_dtype(array.dtype))  # without a dtype, float64 would become float32
-    if str(data.dtype) not in _KNOWN:
+    if str(data.dtype) not in _REAL:
         raise TypeError(f"asarray: cannot make an array of MLX's {data.dtype}; pass real numbers, not bfloat16")
     return data if dtype is None else data.astype(_mlx_dtype(dtype))
 
 
-_KNOWN = {f"mlx.core.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} | {"mlx.core.bool"}
+_REAL = {f"mlx.core.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} | {"mlx.core.bool"}
 
 
 def astype(a: Array, dtype: Any, /) -> Array:
@@ -95,25 +95,22 @@ greater, greater_equal = mx.greater, mx.greater_equal
 logical_and, logical_or, logical_not = mx.logical_and, mx.logical_or, mx.logical_not
 
 
+# mx.exp, mx.sin and mx.cos of float64 have the accuracy of float32. (MLX is lazy: it computes only what is used.)
+
+
 def exp(a: Array, /) -> Array:
-    if a.dtype != mx.float64:
-        return mx.exp(a)
-    grown = mx.expm1(mx.abs(a)) + 1  # mx.exp has the accuracy of float32 in float64, too, and so have sin and cos
-    return mx.where(a < 0, 1 / grown, grown)
+    grown = mx.expm1(mx.abs(a)) + 1
+    return mx.where(a < 0, 1 / grown, grown) if a.dtype == mx.float64 else mx.exp(a)
 
 
 def sin(a: Array, /) -> Array:
-    if a.dtype != mx.float64:
-        return mx.sin(a)
     t = mx.tan(a / 2)
-    return 2 * t / (1 + t * t)
+    return 2 * t / (1 + t * t) if a.dtype == mx.float64 else mx.sin(a)
 
 
 def cos(a: Array, /) -> Array:
-    if a.dtype != mx.float64:
-        return mx.cos(a)
     t = mx.tan(a / 2)
-    return (1 - t * t) / (1 + t * t)
+    return (1 - t * t) / (1 + t * t) if a.dtype == mx.float64 else mx.cos(a)
 
 
 def sign(a: Array, /) -> Array:
@@ -140,10 +137,11 @@ def where(condition: Array, a: Array, b: Array, /) -> Array:
 
 
 def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
-    # MLX's sums add element by element in the dtype of the operand, and are int32 of bools. float64 needs the CPU.
+    # On the CPU, mx.sum adds one by one, in the dtype of `a`; of bools it makes int32. Only the CPU has float64.
     floats = mx.issubdtype(a.dtype, mx.floating)
-    if not a.size:  # MLX hangs for some layouts
-        return full(np.sum(np.empty(a.shape, "bool"), axis=axis, keepdims=keepdims).shape, 0, dtype(a) if floats else "int64")
+    if not a.size:  # of a transposed array without elements, mx.sum takes ten seconds
+        shape = np.sum(np.empty(a.shape, "bool"), axis=axis, keepdims=keepdims).shape
+        return full(shape, 0, dtype(a) if floats else "int64")
     wide = a.astype(mx.float64 if floats else mx.int64, stream=mx.cpu)
     total = mx.sum(wide, axis=axis, keepdims=keepdims, stream=mx.cpu)
     return total.astype(a.dtype, stream=mx.cpu) if floats else total
@@ -153,8 +151,8 @@ max, min = mx.max, mx.min
 
 
 def argmax(a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
-    if axis is not None and not a.size and a.shape[axis]:
-        return mx.zeros_like(mx.sum(mx.zeros(a.shape, mx.int64), axis=axis, keepdims=keepdims))
+    if axis is not None and not a.size and a.shape[axis]:  # MLX refuses it
+        return sum(mx.zeros(a.shape, mx.int64), axis=axis, keepdims=keepdims)
     return mx.argmax(a, axis=axis, keepdims=keepdims).astype(mx.int64)  # uint32 in MLX
 
 
@@ -164,8 +162,7 @@ def argsort(a: Array, axis: int, /) -> Array:
 
 def cumsum(a: Array, axis: int, /) -> Array:
     floats = mx.issubdtype(a.dtype, mx.floating)
-    wide = a.astype(mx.float64 if floats else mx.int64, stream=mx.cpu)
-    sums = mx.cumsum(wide, axis, stream=mx.cpu)
+    sums = mx.cumsum(a.astype(mx.float64 if floats else mx.int64, stream=mx.cpu), axis, stream=mx.cpu)
     return sums.astype(a.dtype, stream=mx.cpu) if floats else sums
 
 
@@ -186,8 +183,7 @@ def getitem(a: Array, index: Any, /) -> Array:
 def getitem_backward(g: Array, index: Any, shape: tuple[int, ...], /) -> Array:
     # By the elements' numbers: `at` loses gradients where an int stands beside an array, and raises for no elements.
     places = getitem(mx.arange(prod(shape), dtype=mx.int64).reshape(shape), index)
-    wide = mx.float32 if g.dtype == mx.float16 else g.dtype
-    out = mx.zeros(prod(shape), wide)
+    out = mx.zeros(prod(shape), wide := mx.float32 if g.dtype == mx.float16 else g.dtype)
     if g.size:
         out = out.at[places.reshape(-1)].add(g.astype(wide).reshape(-1))
     return out.reshape(shape).astype(g.dtype)
@@ -195,10 +191,10 @@ def getitem_backward(g: Array, index: Any, shape: tuple[int, ...], /) -> Array:
 
 def matmul(a: Array, b: Array, /) -> Array:
     if mx.issubdtype(a.dtype, mx.floating):
-        if not _has_float64:
+        if mx.default_device().type != mx.cpu:
             return mx.matmul(a, b)
-        # MLX's wheels for Linux have the reference BLAS, which adds element by element in the operands' dtype.
+        # The wheels for Linux have the reference BLAS, which adds element by element.
         return mx.matmul(a.astype(mx.float64), b.astype(mx.float64)).astype(a.dtype)
     rows, columns = a if a.ndim > 1 else a[None], b if b.ndim > 1 else b[:, None]  # MLX has no products of integers
     product = sum(rows[..., None] * columns[..., None, :, :], axis=-2).astype(a.dtype)
-    return product.squeeze([axis for axis, x in ((-2, a), (-1, b)) if x.ndim == 1])
+    return product.squeeze([i for i, x in ((-2, a), (-1, b)) if x.ndim == 1])
