@@ -95,7 +95,7 @@ greater, greater_equal = mx.greater, mx.greater_equal
 logical_and, logical_or, logical_not = mx.logical_and, mx.logical_or, mx.logical_not
 
 
-# mx.exp, mx.sin and mx.cos of float64 have the accuracy of float32. (MLX is lazy: it computes only what is used.)
+# mx.exp, mx.sin and mx.cos of float64 have the accuracy of float32. Of what is not returned, MLX computes nothing.
 
 
 def exp(a: Array, /) -> Array:
@@ -118,13 +118,14 @@ def sign(a: Array, /) -> Array:
 
 
 def floor_divide(a: Array, b: Array, /) -> Array:
-    if not any(is_array(x) and mx.issubdtype(x.dtype, mx.floating) for x in (a, b)):
+    like = a if is_array(a) else b
+    if not mx.issubdtype(like.dtype, mx.floating):
         return mx.floor_divide(a, b)
     # mx.floor_divide is the floor of the rounded quotient: 10 for 1 and 0.1 in float32. This is NumPy's algorithm.
+    a, b = (x if is_array(x) else mx.array(x, like.dtype) for x in (a, b))
     rest = mx.sign(a) * mx.remainder(mx.abs(a), mx.abs(b))
-    below = mx.logical_and(rest != 0, mx.less(b, 0) != mx.less(rest, 0))
-    quotient = mx.round((a - rest) / b) - below
-    return mx.where(mx.equal(b, 0), mx.divide(a, b), quotient)
+    below = mx.logical_and(rest != 0, (b < 0) != (rest < 0))
+    return mx.where(b == 0, a / b, mx.round((a - rest) / b) - below)
 
 
 def where(condition: Array, a: Array, b: Array, /) -> Array:
@@ -174,7 +175,7 @@ expand_dims, concatenate = mx.expand_dims, mx.concatenate
 
 def getitem(a: Array, index: Any, /) -> Array:
     plain = tuple(0 if is_array(part) else part for part in index)
-    for part, axis in zip(plain, host.index_axes(plain, a.ndim), strict=True):  # MLX checks no index
+    for part, axis in zip(index, host.index_axes(plain, a.ndim), strict=True):  # MLX checks no index
         if isinstance(part, int) and not -a.shape[axis] <= part < a.shape[axis]:
             raise IndexError(f"index {part} is out of bounds for axis {axis} of length {a.shape[axis]}")
     return operator.getitem(a, index)
