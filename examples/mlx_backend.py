@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 import numpy as np
 
-from russellgrad.backends import host
+from russellgrad.backends import host  # type: ignore[attr-defined]
 
 Array: TypeAlias = Any  # mlx.core.array
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -136,6 +136,8 @@ def where(condition: Array, a: Array, b: Array, /) -> Array:
 
 # --- Reductions, and along one axis
 
+max, min = mx.max, mx.min
+
 
 def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
     # On the CPU, mx.sum adds one by one, in the dtype of `a`; of bools it makes int32. Only the CPU has float64.
@@ -146,9 +148,6 @@ def sum(a: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
     wide = a.astype(mx.float64 if floats else mx.int64, stream=mx.cpu)
     total = mx.sum(wide, axis=axis, keepdims=keepdims, stream=mx.cpu)
     return total.astype(a.dtype, stream=mx.cpu) if floats else total
-
-
-max, min = mx.max, mx.min
 
 
 def argmax(a: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
