@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host
+from . import cpu, host
 
 try:
     import torch
@@ -53,13 +53,15 @@ class Device:
         self.wide = torch.float64
 
     def require_usable(self) -> None:
-        """Raises RuntimeError if PyTorch finds no such device."""
+        """Set up the device, and memory on the CPU. Raises RuntimeError if PyTorch finds no such device."""
         if self.kind not in FOUND:
             raise RuntimeError(
                 f"backend {self.name!r}: PyTorch {torch.__version__} finds no {self.kind!r} device; install the "
                 "PyTorch build for it from https://pytorch.org, or set RG_BACKEND=torch for the one that is there"
             )
-        if self.kind != "cpu":
+        if self.kind == "cpu":
+            cpu.keep_freed_memory()
+        else:
             self.device = torch.device(self.kind, torch.accelerator.current_device_index())
         self.lacking = {dtype for dtype in _NOT_EVERYWHERE if not self._has(dtype)}
         self.wide = torch.float32 if torch.float64 in self.lacking else torch.float64

@@ -308,7 +308,8 @@ def test_rg_num_threads_sets_the_number_of_threads() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc is configured on Linux only")
 @pytest.mark.parametrize("wanted", ["", "0"])
-def test_rg_malloc_controls_the_reuse_of_memory(wanted: str) -> None:
+@pytest.mark.parametrize("name", ["numpy", "torch:cpu"])
+def test_rg_malloc_controls_the_reuse_of_memory(name: str, wanted: str) -> None:
     """The memory of a freed large array is reused by the next one, unless RG_MALLOC=0."""
     program = """
 import ctypes, resource
@@ -322,7 +323,7 @@ for _ in range(20):
     np.ones(3_000_000)
 print(glibc, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    glibc, faults = output_of(program, RG_MALLOC=wanted).split()
+    glibc, faults = output_of(program, RG_MALLOC=wanted, RG_BACKEND=name).split()
     if glibc == "False":
         pytest.skip("another C library than glibc")
     assert (int(faults) < 100) is (wanted != "0")
