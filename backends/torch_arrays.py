@@ -84,9 +84,9 @@ class Device:
         if isinstance(data, torch.Tensor):
             if data.requires_grad or data.dtype not in _TO_NUMPY or data.layout != torch.strided:
                 what = "requires gradients" if data.requires_grad else f"has {data.dtype}, {data.layout}"
-                remedy = (
-                    "x.detach()" if data.requires_grad else "a dense one of real numbers, x.to_dense() or x.float()"
-                )
+                remedy = "x.detach(), or x.detach().float() of bfloat16"
+                if not data.requires_grad:
+                    remedy = "x.float() of bfloat16, or a dense tensor of real numbers, such as x.to_dense()"
                 raise TypeError(f"asarray: this torch.Tensor {what}; pass {remedy}")
             wanted = self._checked(data.dtype if dtype is None else _torch_dtype(dtype))
             if wanted == data.dtype or data.device.type != "cpu":
@@ -185,6 +185,8 @@ def operands(a: Array, b: Array, *, compares: bool = False) -> tuple[Array, Arra
     it stays a number as the second operand.
     """
     if not isinstance(a, torch.Tensor):
+        if not isinstance(b, torch.Tensor):
+            b = torch.tensor(b, dtype=torch.float64 if isinstance(b, float) else None)
         b, a = _array_and_number(b, a, compares)
     elif not isinstance(b, torch.Tensor):
         if not a.is_floating_point():

@@ -18,8 +18,14 @@ def _is_negative(part: Any) -> bool:
 def getitem(a: Array, index: Any, /) -> Array:
     if any(map(_is_negative, index)):
         axes, index = _mirrored(index, a.shape)
-        a = a.flip(axes)
+        a = _flip(a, axes)
     return a[_with_arrays(index)]
+
+
+def _flip(a: Array, axes: Sequence[int]) -> Array:
+    """a.flip(axes), also of the unsigned dtypes for which PyTorch has none."""
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}.get(a.dtype)
+    return a.flip(axes) if signed is None else a.view(signed).flip(axes).view(a.dtype)
 
 
 def _mirrored(index: Sequence[Any], shape: Shape) -> tuple[list[int], list[Any]]:
@@ -45,7 +51,7 @@ def _with_arrays(index: Sequence[Any]) -> tuple[Any, ...]:
 def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
     if any(map(_is_negative, index)):
         axes, parts = _mirrored(index, shape)
-        return getitem_backward(g, tuple(parts), shape).flip(axes)
+        return _flip(getitem_backward(g, tuple(parts), shape), axes)
     if host.is_basic(index):
         out = torch.zeros(shape, dtype=g.dtype, device=g.device)
         out[index] = g  # selects no element twice

@@ -526,3 +526,12 @@ def test_sums_over_many_equal_elements_are_accurate_in_float32() -> None:
         bias = Tensor(np.zeros(1, np.float32))
         rg.conv2d(image, weight, bias).backward(Tensor(np.full((1, 1, 512, 512), 0.1, np.float32), requires_grad=False))
         assert abs(float(bias.backend.to_host(bias.grad)[0]) / (n * 0.1) - 1) < 1e-6
+
+
+def test_negative_steps_of_unsigned_integers_and_two_numbers() -> None:
+    xp = load_backend("torch:cpu")
+    for kind in ("uint8", "uint16", "uint32", "uint64", "bool"):
+        a = np.arange(6).reshape(2, 3).astype(kind)
+        assert_close(xp.to_host(xp.getitem(xp.asarray(a), (slice(None), slice(None, None, -2)))), a[:, ::-2])
+    assert float(xp.multiply(3, 2.0)) == float(xp.multiply(3.0, 2)) == 6.0
+    assert xp.dtype(xp.add(3, 2.5)) == np.float64
