@@ -442,20 +442,14 @@ def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) ->
 
 def _layer_norm_row(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """As `_layer_norm_small`, for one row, whose mean and variance are scalars: NumPy computes faster with these."""
-    row = x.astype(np.float64).reshape(-1)
-    mean, rstd = _standardize(row, eps)
-    y = row.astype(x.dtype, copy=False)
-    if gamma is not None:
-        y *= gamma
-    if beta is not None:
-        y += beta
+    y, mean, rstd = _normalized(x.reshape(-1), gamma, beta, eps)
     mean, rstd = np.array((mean, rstd), x.dtype).reshape(2, *x.shape[:-1], 1)
     return y.reshape(x.shape), mean, rstd
 
 
-def _standardize(row: Array, eps: float) -> tuple[Any, Any]:
-    """Subtract the mean of a float64 row (C,) and multiply by 1 / sqrt(variance + eps), in place. Returns both."""
-    average = _average(len(row))[:, 0]
+def _normalized(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Any, Any]:
+    """Layer norm of a row (C,), computed in float64, with its mean and 1 / sqrt(variance + eps) as scalars."""
+    row, average = x.astype(np.float64), _average(len(x))[:, 0]
     mean = row.dot(average)
     row -= mean
     variance = row.dot(row) / len(row)
@@ -466,7 +460,12 @@ def _standardize(row: Array, eps: float) -> tuple[Any, Any]:
         variance -= error * error
     rstd = 1.0 / np.sqrt(variance + eps)
     row *= rstd
-    return mean, rstd
+    y = row.astype(x.dtype, copy=False)
+    if gamma is not None:
+        y *= gamma
+    if beta is not None:
+        y += beta
+    return y, mean, rstd
 
 
 def _layer_norm_small(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Array, Array, Array]:
@@ -614,7 +613,7 @@ def token_block(
     if x.size != x.shape[-1] or _is_half(x) or w_in.size > _SMALL_WEIGHT:
         return NotImplemented
     row = x.reshape(-1)
-    qkv = _normalized(row, *norms[0]).dot(w_qkv).reshape(3, cache.shape[2], 1, cache.shape[4])
+    qkv = _normalized(row, *norms[0])[0].dot(w_qkv).reshape(3, cache.shape[2], 1, cache.shape[4])
     cache[0, :, :, position : position + 1] = qkv[1:]
     keys, values = cache[0, :, :, : position + 1]
     scores = np.matmul(qkv[0] * (1.0 / _sqrt(qkv.shape[-1])), keys.swapaxes(1, 2))  # (H, 1, S)
@@ -623,22 +622,12 @@ def token_block(
     scores /= np.add.reduce(scores, axis=-1, keepdims=True)
     attended = np.matmul(scores, values).reshape(-1)
     row = row + (attended if w_out is None else attended.dot(w_out))
-    hidden = _normalized(row, *norms[1]).dot(w_in)
+    hidden = _normalized(row, *norms[1])[0].dot(w_in)
     hidden += b_in
     out = _ACTIVATIONS[activation](hidden).dot(w_down)
     out += b_down
     out += row
     return out.reshape(x.shape)
-
-
-def _normalized(x: Array, gamma: Array, beta: Array, eps: float) -> Array:
-    """Layer norm of a row (C,)."""
-    row = x.astype(np.float64)
-    _standardize(row, eps)
-    y = row.astype(x.dtype, copy=False)
-    y *= gamma
-    y += beta
-    return y
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -50,7 +50,6 @@ class Device:
         self.kind, self.name, self.device = kind, f"torch:{kind}", torch.device(kind)
         self.capture = capture_graph if kind == "cuda" else None
         self.lacking: set[Any] = set()
-        self.wide = torch.float64
 
     def require_usable(self) -> None:
         """Set up the device, and memory on the CPU. Raises RuntimeError if PyTorch finds no such device."""
@@ -64,8 +63,7 @@ class Device:
         else:
             self.device = torch.device(self.kind, torch.accelerator.current_device_index())
         self.lacking = {dtype for dtype in _NOT_EVERYWHERE if not self._has(dtype)}
-        self.wide = torch.float32 if torch.float64 in self.lacking else torch.float64
-        WIDE[self.device] = self.wide
+        WIDE[self.device] = torch.float32 if torch.float64 in self.lacking else torch.float64
 
     def _has(self, dtype: Any) -> bool:
         try:
@@ -92,9 +90,8 @@ class Device:
             if wanted == data.dtype or data.device.type != "cpu":
                 return data.to(self.device, wanted)
             data = to_host(data)  # checks that the numbers fit
-        array = np.array(
-            host.real_array(data, dtype, _MORE_DTYPES), order="C"
-        )  # a copy: PyTorch has no read-only arrays
+        # A copy: PyTorch has no read-only arrays.
+        array = np.array(host.real_array(data, dtype, _MORE_DTYPES), order="C")
         wanted = self._checked(_TO_TORCH[array.dtype])
         bits = "int16" if wanted == torch.bfloat16 else array.dtype.name  # a name, as NumPy has several types of int64
         return torch.from_numpy(array.view(bits)).view(wanted).to(self.device)
@@ -147,14 +144,14 @@ class Device:
 
     def where(self, condition: Array, a: Array, b: Array, /) -> Array:
         if not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor):
-            dtype = self.wide if isinstance(a, float) or isinstance(b, float) else None
+            dtype = WIDE[self.device] if isinstance(a, float) or isinstance(b, float) else None
             a, b = (torch.full((), x, dtype=dtype, device=self.device) for x in (a, b))
         return explained(torch.where, condition, *operands(a, b))
 
     def cumsum(self, a: Array, axis: int, /) -> Array:
         if not a.is_floating_point():
             return torch.cumsum(a, axis, dtype=torch.int64)
-        return torch.cumsum(a, axis, dtype=self.wide).to(a.dtype)
+        return torch.cumsum(a, axis, dtype=WIDE[self.device]).to(a.dtype)
 
 
 def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
@@ -192,9 +189,13 @@ def operands(a: Array, b: Array, *, compares: bool = False) -> tuple[Array, Arra
         if not a.is_floating_point():
             a, b = _array_and_number(a, b, compares)
     elif a.dtype != b.dtype and not (a.ndim and b.ndim):
-        common = torch.promote_types(a.dtype, b.dtype)
-        a, b = a.to(common), b.to(common)
+        return in_common_dtype(a, b)
     return a, b
+
+
+def in_common_dtype(a: Array, b: Array) -> tuple[Array, Array]:
+    common = torch.promote_types(a.dtype, b.dtype)
+    return a.to(common), b.to(common)
 
 
 def _array_and_number(a: Array, x: float, compares: bool) -> tuple[Array, Array]:

@@ -166,10 +166,7 @@ def broadcast_to(a: Array, shape: Shape, /) -> Array:
 
 @_explaining
 def matmul(a: Array, b: Array, /) -> Array:
-    if a.dtype != b.dtype:
-        common = torch.promote_types(a.dtype, b.dtype)
-        a, b = a.to(common), b.to(common)
-    return torch.matmul(a, b)
+    return torch.matmul(*(torch_arrays.in_common_dtype(a, b) if a.dtype != b.dtype else (a, b)))
 
 
 def transpose(a: Array, axes: Sequence[int] | None = None, /) -> Array:

@@ -54,9 +54,9 @@ def small_table(size: str, rounds: int, burst: float) -> Table:
     ]
     result = Table("ops small", "A training step on small arrays", SIZE_HEAD, "milliseconds", notes)
     everyone: dict[str, Candidate] = {
-        OURS: ("small_ours", "train_step", size, "current"),
-        FORMULAS: ("small_ours", "train_step", size, "formulas"),
-        TORCH: ("small_torch", "train_step", size),
+        OURS: ("ours", "train_step", size, "whole", "float64"),
+        FORMULAS: ("formulas_ours", "train_step", size),
+        TORCH: ("torch_eager", "train_step", size, "default", "eager", "float64"),
     }
     check = check_close(f"small step {size}", 1e-9)
     result.add(size, take_turns(everyone, rounds, seconds=SECONDS, burst=burst, check=check))

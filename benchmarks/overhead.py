@@ -37,22 +37,20 @@ def op_table(rounds: int, burst: float) -> Table:
 def import_seconds(module: str, first: str) -> float:
     """Seconds to import `module` in a new process, which has imported the modules `first`."""
     code = f"import {first}; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
-    # With the compiled files of the first run, as an installed package has them.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-        )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 def import_table(name: str, first: str, note: str, rounds: int) -> Table:
     result = Table(name, "Importing it", "what", "milliseconds", [f"In a new process each time, {note}."])
     times: dict[str, list[float]] = {OURS: [], TORCH: []}
-    for _ in range(rounds):
+    for _ in range(1 + rounds):
         for module, seconds in times.items():
             seconds.append(import_seconds(module, first))
-    result.add("import", times)
+    # Without the first run, which writes the compiled files that an installed package has.
+    result.add("import", {module: seconds[1:] for module, seconds in times.items()})
     return result
 
 

@@ -278,7 +278,8 @@ _override: ContextVar[Backend | None] = ContextVar("russellgrad_backend", defaul
 class LoadedBackend:
     """A backend as the library uses it: a module's primitives, and formulas for the derived primitives that it lacks.
 
-    A module is read once, when it is loaded. There is one backend for each module (a module has one device), and a copy is the backend itself.
+    A module is read once, when it is loaded. There is one backend for each module, which has one device, and a copy is
+    the backend itself.
     """
 
     level = 0

@@ -30,13 +30,8 @@ from russellgrad.serialization import install_command, replace_file
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"  # folder of its files, in the run's folder
-PACKAGES = (
-    "numpy",
-    "numba",
-    "cupy-cuda12x",
-    "cupy-cuda13x",
-    "torch",
-)  # whose versions are written, if they are installed
+# Packages whose versions are written, if they are installed.
+PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch")
 
 
 class Metrics:

@@ -30,9 +30,9 @@ from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.parallel import n_parts
 
 
-def train_step(size: str, kind: str = "parallel") -> Callable[[], float]:
+def train_step(size: str, kind: str = "parallel", dtype: str = "float32") -> Callable[[], float]:
     """A training step; `kind`: "parallel", a part of the batch in each thread as in training, or "whole"."""
-    model = build_model(Size.parse(size))
+    model = build_model(Size.parse(size), dtype)
     optimizer = AdamWOptimizer(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     data, pad = batches(Size.parse(size)), model.tokenizer.pad_token_id
     rows, n_tokens = Size.parse(size).batch, Size.parse(size).batch * Size.parse(size).length

@@ -69,9 +69,9 @@ def _adamw(parameters: list[torch.Tensor], kind: str) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=kind == "fused")
 
 
-def train_step(size: str, kind: str, mode: str = "eager") -> Callable[[], float]:
+def train_step(size: str, kind: str, mode: str = "eager", dtype: str = "float32") -> Callable[[], float]:
     """A training step; `kind` of AdamW is "default" or "fused", `mode` "eager" or "compiled" (`torch.compile`)."""
-    parameters, forward = model(Size.parse(size))
+    parameters, forward = model(Size.parse(size), getattr(torch, dtype))
     optimizer = _adamw(parameters, kind)
     data = batches(Size.parse(size))
 
