@@ -200,3 +200,4 @@ cross_entropy, cross_entropy_backward = torch_fused.cross_entropy, torch_fused.c
 attention, attention_backward = torch_fused.attention, torch_fused.attention_backward
 conv, conv_backward = torch_fused.conv, torch_fused.conv_backward
 max_pool_indices, adam_step = torch_fused.max_pool_indices, torch_fused.adam_step
+token_block = torch_fused.token_block

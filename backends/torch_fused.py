@@ -5,8 +5,8 @@ and where they are less accurate than the contract asks, a function returns NotI
 (Products, among them the weights' gradients of linear layers and convolutions, sum as the BLAS and oneDNN do.)
 """
 
-from collections.abc import Sequence
-from math import inf, prod
+from collections.abc import Callable, Sequence
+from math import inf, isfinite, prod
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ Padding: TypeAlias = tuple[tuple[int, int], ...]
 
 HALF = (torch.float16, torch.bfloat16)
 _LONG = 1 << 14  # elements of a row; of more, the error of PyTorch's softmax grows with their number
+_INFINITE = torch.tensor(inf)  # a number of steps
 _aten = torch.ops.aten
 
 
@@ -49,11 +50,11 @@ def leaky_relu_backward(g: Array, a: Array, alpha: float) -> Array:
     return _aten.leaky_relu_backward(g, a, alpha, False)
 
 
-def gelu(a: Array, approximate: str) -> Any:
-    if a.numel() % 2:
-        return NotImplemented
-    # oneDNN's function for contiguous float32 gives nan for inf. It does not take a transposed view.
-    return functional.gelu(a.reshape(2, a.numel() // 2).T, approximate=approximate).T.reshape(a.shape), a
+def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
+    out = functional.gelu(a, approximate=approximate)
+    if a.device.type == "cpu" and not isfinite(out.sum(dtype=torch.float32)):
+        out = functional.gelu(a.double(), approximate=approximate).to(a.dtype)  # oneDNN's float32 gives nan for inf
+    return out, a
 
 
 def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
@@ -84,9 +85,11 @@ def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
     if x.dtype in HALF or not x.numel():
         return NotImplemented
-    mean = x.mean(-1, keepdim=True)  # PyTorch's function alone is not accurate for a mean that is large
-    out, rest, rstd = torch.native_layer_norm(x - mean, x.shape[-1:], gamma, beta, eps)
-    return out, mean.add_(rest), rstd
+    # PyTorch's function alone is not accurate for a mean that is large beside the standard deviation. A row's element
+    # differs from the mean by at most sqrt(n) standard deviations.
+    first = x.narrow(-1, 0, 1)
+    out, rest, rstd = torch.native_layer_norm(x - first, x.shape[-1:], gamma, beta, eps)
+    return out, rest.add_(first), rstd
 
 
 def layer_norm_backward(
@@ -224,14 +227,53 @@ def adam_step(
     p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float,
     eps: float, weight_decay: float, decoupled: bool, p_half: Array | None,
 ) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
-    rate, scale, decay = rates
     g = g.to(p.dtype) if clip is None else g.to(p.dtype) * clip
     if weight_decay and decoupled:
-        p.mul_(1.0 - decay)
-    elif weight_decay:
-        g = torch.add(g, p, alpha=weight_decay)
-    m.mul_(beta1).add_(g, alpha=1.0 - beta1)
-    v.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
-    denominator = torch.sqrt(v).div_(scale).add_(eps)
-    p.sub_(torch.div(m, denominator, out=denominator).mul_(rate))
+        p.mul_(1.0 - rates[2])
+        weight_decay = 0.0
+    if p.device.type == "cpu" and p.dtype not in HALF and all(a.is_contiguous() for a in (p, g, m, v)):
+        # On other devices, reading the rates would wait. At an infinite step, PyTorch's function has no bias
+        # correction: rates has it. rate m / (sqrt(v) / scale + eps) = rate scale m / (sqrt(v) + eps scale)
+        rate, scale, _ = rates.tolist()
+        torch._fused_adam_(
+            [p], [g], [m], [v], [], [_INFINITE], lr=rate * scale, beta1=beta1, beta2=beta2, weight_decay=weight_decay,
+            eps=eps * scale, amsgrad=False, maximize=False,
+        )  # fmt: skip
+    else:
+        if weight_decay:
+            g = torch.add(g, p, alpha=weight_decay)
+        m.mul_(beta1).add_(g, alpha=1.0 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
+        denominator = torch.sqrt(v).div_(rates[1]).add_(eps)
+        p.sub_(torch.div(m, denominator, out=denominator).mul_(rates[0]))
     return p, m, v, None if p_half is None else p_half.copy_(p)
+
+
+def token_block(
+    x: Array, norms: Sequence[tuple[Array, Array, float]], weights: Sequence[Any], activation: str, cache: Array,
+    position: int,
+) -> Any:  # fmt: skip
+    w_qkv, w_out, w_in, b_in, w_down, b_down = weights
+    if x.dtype in HALF:
+        return NotImplemented
+    row, (_, _, n_heads, _, d) = x.view(1, -1), cache.shape
+    qkv = torch.mm(_normalized(row, *norms[0]), w_qkv).view(1, 3, n_heads, 1, d)
+    cache.narrow(3, position, 1).copy_(qkv.narrow(1, 1, 2))
+    keys, values = cache.narrow(3, 0, position + 1).unbind(1)
+    attended = functional.scaled_dot_product_attention(qkv.select(1, 0), keys, values).view(1, -1)
+    row = row + attended if w_out is None else torch.addmm(row, attended, w_out)
+    hidden = torch.addmm(b_in, _normalized(row, *norms[1]), w_in)
+    return torch.addmm(row, _ACTIVATIONS[activation](hidden), w_down).add_(b_down).view(x.shape)
+
+
+def _normalized(x: Array, gamma: Array, beta: Array, eps: float) -> Array:
+    return torch.layer_norm(x - x.narrow(-1, 0, 1), x.shape[-1:], gamma, beta, eps)  # see layer_norm
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    # for inf, as gelu; a few elements
+    "gelu": lambda a: functional.gelu(a.double()).to(a.dtype) if a.device.type == "cpu" else functional.gelu(a),
+    "gelu_tanh": lambda a: functional.gelu(a, approximate="tanh"),
+    "relu": torch.relu,
+    "leaky_relu": functional.leaky_relu,
+}
