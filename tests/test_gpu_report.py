@@ -229,8 +229,14 @@ def test_facts_and_memory_of_pytorchs_devices(monkeypatch: pytest.MonkeyPatch) -
     assert peak_memory("xpu") == {}
 
 
+@pytest.mark.parametrize(("arguments", "name"), [
+    ("--name some", "some"),
+    ("", "gpu"),
+    ("--backend torch:mps", "gpu-torch-mps"),
+    ("--backend torch --quick", "gpu-torch-xpu-quick"),
+])  # fmt: skip
 def test_a_part_that_raises_is_reported(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(plan: Plan) -> Section:
         raise ZeroDivisionError("on purpose")
@@ -239,14 +245,15 @@ def test_a_part_that_raises_is_reported(
         return Section("well done", ["It ran."], data={"answer": 42})
 
     monkeypatch.setattr(gpu_report, "PARTS", {"parity": broken, "tests": fine})
-    monkeypatch.setattr(gpu_report, "load_backend", backend)
+    monkeypatch.setattr(gpu_report, "load_backend", lambda name: backend("torch:xpu" if name == "torch" else name))
+    monkeypatch.setattr(gpu_report, "compile_kernels", lambda plan: None)
     monkeypatch.setattr(gpu_report, "install_standin", lambda: None)
     monkeypatch.setattr(gpu_report, "facts", lambda plan: {"device": "none"})
-    monkeypatch.setattr("sys.argv", ["gpu_report", "--name", "some"])
+    monkeypatch.setattr("sys.argv", ["gpu_report", *arguments.split()])
     with pytest.raises(SystemExit) as ended:
         gpu_report.main()
     assert ended.value.code == 1
-    text, data = (tmp_path / "some.md").read_text(), json.loads((tmp_path / "some.json").read_text())
+    text, data = (tmp_path / f"{name}.md").read_text(), json.loads((tmp_path / f"{name}.json").read_text())
     assert "FAILED: ZeroDivisionError: on purpose; failures: 1, below" in text
     assert "Traceback" in text and "in broken" in text and "It ran." in text
     assert "Traceback" in data["parts"]["parity"]["failures"][0]
