@@ -1,7 +1,9 @@
 """The arrays of the PyTorch backend: their devices and dtypes, and their conversion from and to the host."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -170,6 +172,10 @@ def capture_graph(work: Callable[[], None]) -> Callable[[], None]:
 FOUND = ("cpu",) if _accelerator is None else (_accelerator.type, "cpu")  # the default device is the first
 
 
+if hasattr(os, "register_at_fork"):  # a forked child has none of PyTorch's threads, and would wait for them
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 # --- Operands of two dtypes
 
 WIDE: dict[Any, Any] = {}  # device -> float64, or float32 where there is none
@@ -242,9 +248,26 @@ def dtype(a: Array, /) -> Any:
     return _TO_NUMPY[a.dtype]
 
 
+def writes_in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let `function` write into tensors that were made in `torch.inference_mode`, also outside of it.
+
+    PyTorch refuses that. Such tensors are the state of an optimizer whose first step ran there.
+    """
+    in_inference_mode = torch.inference_mode()(function)
+
+    @wraps(function)
+    def write(*args: Any) -> Any:
+        made_there = any(isinstance(x, torch.Tensor) and x.is_inference() for x in args)
+        return (in_inference_mode if made_there else function)(*args)
+
+    return write
+
+
+@writes_in_place
 def assign(target: Array, source: Array) -> None:
     target.copy_(source)
 
 
+@writes_in_place
 def update_scalars(target: Array, values: Sequence[float]) -> None:
     target.copy_(torch.from_numpy(np.array(values, dtype(target))))

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch.nn import functional
 
+from . import torch_arrays
+
 Array: TypeAlias = Any  # torch.Tensor
 Shape: TypeAlias = tuple[int, ...]
 Padding: TypeAlias = tuple[tuple[int, int], ...]
@@ -223,6 +225,7 @@ def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, d
     return found + plane * prod(x.shape[2:])
 
 
+@torch_arrays.writes_in_place
 def adam_step(
     p: Array, g: Array, m: Array, v: Array, rates: Array, clip: Array | None, beta1: float, beta2: float,
     eps: float, weight_decay: float, decoupled: bool, p_half: Array | None,

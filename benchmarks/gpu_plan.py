@@ -42,6 +42,11 @@ class Plan:
         least: seconds that must be left to start another case.
         reserve: seconds reserved for the parts after the timing.
         without_torch: why PyTorch is not timed; empty if it is timed.
+        backend: "cupy", or a torch backend by its full name, such as "torch:mps".
+        float64: whether the device has float64.
+        capture: whether a step can be captured as a CUDA graph.
+        device: the name of the device, in the titles of the tables.
+        trial: what runs in place of a GPU, as "on the CPU"; empty on a GPU.
     """
 
     clock: Clock
@@ -55,6 +60,16 @@ class Plan:
     least: float = 20.0
     reserve: float = 0.0
     without_torch: str = ""
+    backend: str = "cupy"
+    float64: bool = True
+    capture: bool = True
+    device: str = "the GPU"
+    trial: str = ""
+
+    @property
+    def torch_device(self) -> str:
+        """The type of PyTorch's device: "cuda" for CuPy."""
+        return self.backend.partition(":")[2] or "cuda"
 
     def limit(self) -> float:
         """Seconds for a candidate's answer."""

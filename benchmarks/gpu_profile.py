@@ -2,8 +2,10 @@
 
     python -m benchmarks.gpu_profile 6/6/384/256/64 bf16
     python -m benchmarks.gpu_profile 6/6/384/256/64 bf16 torch
+    python -m benchmarks.gpu_profile 6/6/384/256/64 bf16 --backend torch:cuda
 
-The profiler sees all kernels of the process, those of CuPy and cuBLAS too. The step is not captured.
+The profiler sees all kernels of the process, those of CuPy and cuBLAS too. The step is not captured. It works on CUDA,
+ROCm and XPU; PyTorch's profiler does not see the kernels of MPS.
 """
 
 import argparse
@@ -44,17 +46,19 @@ def main() -> None:
     parser.add_argument("size", help=SIZE_HEAD)
     parser.add_argument("precision", choices=PRECISIONS)
     parser.add_argument("library", nargs="?", choices=("russellgrad", "torch"), default="russellgrad")
+    parser.add_argument("--backend", choices=("cupy", "torch:cuda", "torch:xpu"), default="cupy", help="and its device")
     given = parser.parse_args()
-    torch.zeros(1, device="cuda")  # the profiler needs PyTorch's CUDA context
-    module = gpu_ours if given.library == "russellgrad" else gpu_torch
-    candidate = module.build(given.size, given.precision, "uncaptured")
+    device = given.backend.partition(":")[2] or "cuda"
+    torch.zeros(1, device=device)  # the profiler needs PyTorch's context of the device
+    build, where = (gpu_ours.build, given.backend) if given.library == "russellgrad" else (gpu_torch.build, device)
+    candidate = build(given.size, given.precision, "uncaptured", where)
     candidate.prepare()
     seconds = REQUESTS["seconds"](candidate, WARM_UP, STEPS)
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+    with profile(activities=[getattr(ProfilerActivity, device.upper())], acc_events=True) as profiler:
         for _ in range(STEPS):
             candidate.step()
         candidate.synchronize()
-    on_device = [event for event in profiler.events() if event.device_type.name == "CUDA"]
+    on_device = [event for event in profiler.events() if event.device_type.name == device.upper()]
     print(f"{given.library}, {given.size}, {given.precision}: {1000 * seconds:.3f} ms a step without the profiler")
     print("\n".join(table([(event.name, event.device_time_total) for event in on_device], STEPS)))
 

@@ -1,19 +1,24 @@
 """All checks and measurements that need a GPU, in one command: `python -m benchmarks.gpu_report`.
 
-It first compiles the kernels, if CuPy's cache on disk does not have them. Then it takes at most 8 minutes. It needs
-NumPy, CuPy, PyTorch, pytest and hypothesis (and ml_dtypes for bfloat16). It writes benchmarks/results/gpu.json and
-gpu.md: parity of training on CuPy and NumPy, bitwise repeatability, time and memory against PyTorch, and the result of
-the test suite on CuPy. A part that fails is reported with its error, and the other parts still run.
+With CuPy it first compiles the kernels, if CuPy's cache on disk does not have them. Then it takes at most 8 minutes. It
+needs NumPy, PyTorch, pytest and hypothesis, CuPy for its backend, and ml_dtypes for bfloat16. It reports parity of
+training with NumPy, bitwise repeatability, time and memory against PyTorch on the same device, and the result of the
+test suite, in benchmarks/results/gpu.json and gpu.md for CuPy, else gpu-torch-cuda, gpu-torch-mps ... A part that fails
+is reported with its error, and the other parts still run.
 
+python -m benchmarks.gpu_report --backend torch        on the accelerator that PyTorch finds: CUDA, ROCm, MPS, XPU ...
 python -m benchmarks.gpu_report --no-tests             without the test suite
 python -m benchmarks.gpu_report --only tests           only some parts
 RG_CUPY=standin python -m benchmarks.gpu_report --quick   without a GPU: tiny sizes, to check that everything runs
+python -m benchmarks.gpu_report --quick --backend torch:cpu   the same, with PyTorch on the CPU
 
 Exit status: 0 on success; 1 if a part failed; 2 if there is no CuPy or no device.
 """
 
+import argparse
 import json
 import math
+import platform
 import subprocess
 import sys
 import traceback
@@ -25,13 +30,14 @@ from typing import Any
 import torch
 
 from benchmarks import measure
+from benchmarks.candidates.model import PRECISIONS
 from benchmarks.gpu_checks import parity, repeatability, suite
 from benchmarks.gpu_plan import MOST_SECONDS, Clock, Plan, Section, ours
 from benchmarks.gpu_process import STANDIN, CandidateError, Process, install_standin
 from benchmarks.gpu_timing import timing
-from benchmarks.measure import Options, circumstances, write_atomically
+from benchmarks.measure import Options, circumstances, default_name, write_atomically
 from benchmarks.train_step import TINY
-from russellgrad.backend import load_backend
+from russellgrad.backend import Backend, load_backend
 
 PARTS: dict[str, Callable[[Plan], Section]] = {
     "parity": parity,
@@ -86,8 +92,9 @@ def compile_kernels(plan: Plan) -> None:
 # --- The report
 
 
-def markdown(outcomes: Mapping[str, Outcome], facts: Mapping[str, Any]) -> str:
-    lines = ["# RussellGrad on a GPU" if not STANDIN else "# RussellGrad, not on a GPU: a trial through the stand-in"]
+def markdown(outcomes: Mapping[str, Outcome], facts: Mapping[str, Any], trial: str) -> str:
+    lines = [f"# RussellGrad, not on a GPU: a trial {trial}" if trial else "# RussellGrad on a GPU"]
+    lines.append("; ".join(f"{key}: {facts[key]}" for key in _FIRST if key in facts))
     lines.append("\n".join(
         f"- {name}, {outcome.seconds:.0f} s: {outcome.section.verdict}"
         + (f"; failures: {len(outcome.section.failures)}, below" if outcome.section.failures else "")
@@ -106,7 +113,7 @@ def main_tables(outcome: Outcome) -> list[str]:
     return [table.markdown() for table in outcome.section.tables if table.rows]
 
 
-def write(name: str, outcomes: Mapping[str, Outcome], facts: Mapping[str, Any]) -> None:
+def write(name: str, outcomes: Mapping[str, Outcome], facts: Mapping[str, Any], trial: str) -> None:
     """Write benchmarks/results/<name>.json and <name>.md."""
     parts = {
         part: {"seconds": outcome.seconds, **asdict(replace(outcome.section, tables=[]))}
@@ -116,13 +123,13 @@ def write(name: str, outcomes: Mapping[str, Outcome], facts: Mapping[str, Any]) 
     measure.RESULTS.mkdir(exist_ok=True)
     data = {**facts, "parts": parts, "tables": tables}
     write_atomically(measure.RESULTS / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False))
-    write_atomically(measure.RESULTS / f"{name}.md", markdown(outcomes, facts))
+    write_atomically(measure.RESULTS / f"{name}.md", markdown(outcomes, facts, trial))
 
 
 # --- The machine and its software
 
 
-def facts_of_device() -> dict[str, Any]:
+def facts_of_cupy() -> dict[str, Any]:
     if STANDIN:
         return {"device": "none: CuPy's stand-in over NumPy, on the CPU"}
     import cupy
@@ -142,6 +149,38 @@ def facts_of_device() -> dict[str, Any]:
     }
 
 
+# Attributes of PyTorch's device properties, of which each type of device has some.
+_PROPERTIES = {
+    "compute capability": ("major", "minor"),
+    "multiprocessors": ("multi_processor_count",),
+    "architecture": ("gcnArchName",),
+    "platform": ("platform_name",),
+    "compute units": ("max_compute_units",),
+    "driver": ("driver_version",),
+}
+
+
+def facts_of_torch(kind: str) -> dict[str, Any]:
+    """The device and its software, as far as PyTorch knows them. MPS has no driver but the operating system."""
+    versions = {f"{name.upper()} of torch": getattr(torch.version, name, None) for name in ("cuda", "hip", "xpu")}
+    facts = {"operating system": platform.platform(), **{key: found for key, found in versions.items() if found}}
+    if kind == "cpu":
+        return {"device": "none: PyTorch on the CPU", **facts}
+    module = torch.get_device_module(kind)
+    if not hasattr(module, "get_device_properties"):
+        name = getattr(torch.backends.mps, "get_name", lambda: "Apple GPU")() if kind == "mps" else kind
+        return {"device": name, **facts}
+    properties = module.get_device_properties()
+    found = {
+        label: ".".join(str(getattr(properties, name)) for name in names)
+        for label, names in _PROPERTIES.items()
+        if hasattr(properties, names[0])
+    }
+    memory = {"memory of the device, MiB": properties.total_memory // 2**20}
+    driver = {"driver": _driver_version()} if torch.version.cuda and kind == "cuda" else {}
+    return {"device": properties.name, **found, **memory, **driver, **facts}
+
+
 def _cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
@@ -154,19 +193,28 @@ def _driver_version() -> str:
         return "unknown: nvidia-smi does not say"
 
 
-_OF_THE_CPU = ("backend", "BLAS of NumPy", "BLAS of torch", "torch threads", "autograd", "mygrad", "scipy")
+_OF_THE_CPU = ("BLAS of NumPy", "BLAS of torch", "torch threads", "autograd", "mygrad", "scipy")
+_FIRST = ("device", "backend", "dtypes", "driver", "operating system", "cupy", "torch", "CUDA of torch",
+          "HIP of torch", "XPU of torch", "numpy", "date", "commit")  # fmt: skip
 
 
-def facts() -> dict[str, Any]:
+def facts(plan: Plan) -> dict[str, Any]:
+    of_device = facts_of_cupy() if plan.backend == "cupy" else facts_of_torch(plan.torch_device)
+    precisions = [*(["fp64"] if plan.float64 else []), *plan.precisions]
+    used = {"backend": plan.backend, "dtypes": ", ".join(dict.fromkeys(PRECISIONS[name][0] for name in precisions))}
     everything = circumstances("benchmarks.gpu_report")
-    return {key: value for key, value in everything.items() if key not in _OF_THE_CPU} | facts_of_device()
+    return {key: value for key, value in everything.items() if key not in _OF_THE_CPU} | used | of_device
 
 
 # --- The command line
 
 
 def options() -> Options:
-    parser = Options("Check and measure training on a GPU.", "gpu")
+    parser = Options("Check and measure training on a GPU.", "gpu, gpu-torch-mps ..., with --quick gpu-quick")
+    parser.add_argument(
+        "--backend", type=_backend_name, default="cupy", metavar="NAME",
+        help="cupy (default), torch for the accelerator that PyTorch finds, or torch:KIND, as torch:xpu",
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
     parser.add_argument("--no-tests", action="store_true", help="do not run the test suite")
     parser.add_argument(
@@ -176,33 +224,57 @@ def options() -> Options:
     return parser
 
 
-def plan_of(budget: float, quick: bool, with_tests: bool) -> Plan:
-    clock = Clock(budget)
-    precisions = ["fp32", "tf32", "bf16"] if "bfloat16" in load_backend("cupy").float_dtypes() else ["fp32", "tf32"]
-    without_torch = "the stand-in is no device for it" if STANDIN else ""
-    if not without_torch and not torch.cuda.is_available():
-        without_torch = f"{torch.__version__} here has no CUDA device"
-    reserve = FOR_TESTS * budget if with_tests else 0.0
-    plan = Plan(clock, precisions=precisions, reserve=reserve, without_torch=without_torch)
+def _backend_name(text: str) -> str:
+    if text.partition(":")[0] != "torch" and text != "cupy":
+        raise argparse.ArgumentTypeError(f"{text!r} computes on no GPU: write cupy, torch or torch:KIND")
+    return text
+
+
+def backend_of(name: str) -> Backend:
+    """The backend to report on. Raises an error in one line if it cannot be used, or "torch" finds no accelerator."""
+    backend = load_backend(name)
+    if name == "torch" and backend.name == "torch:cpu":
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} finds no accelerator; use --backend torch:cpu for a trial on the CPU"
+        )
+    return backend
+
+
+def plan_of(backend: Backend, budget: float, quick: bool, with_tests: bool) -> Plan:
+    plan = Plan(Clock(budget), backend=backend.name, reserve=FOR_TESTS * budget if with_tests else 0.0)
+    plan.capture, plan.float64 = hasattr(backend, "capture"), "float64" in backend.float_dtypes()
+    bfloat16 = ["bf16"] if "bfloat16" in backend.float_dtypes() else []
+    plan.precisions = ["fp32", *(["tf32"] if plan.torch_device == "cuda" else []), *bfloat16]
+    if plan.torch_device == "cpu":
+        plan.trial, plan.device = "on the CPU", "the CPU"
+    elif plan.backend == "cupy" and STANDIN:
+        plan.trial, plan.without_torch = "through the stand-in", "the stand-in is no device for it"
+    elif plan.backend == "cupy" and not torch.cuda.is_available():
+        plan.without_torch = f"{torch.__version__} here has no CUDA device"
     return replace(plan, sizes=[TINY], small=TINY, steps=4, repeated=4, turns=1, burst=0.0) if quick else plan
 
 
 def main() -> None:
-    given = options().given()
+    given = options().parse_args()
     install_standin()
     try:
-        load_backend("cupy")
-    except (ImportError, RuntimeError) as error:
+        backend = backend_of(given.backend)
+    except (ImportError, RuntimeError, ValueError) as error:
         print(f"gpu_report: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     parts = {name: PARTS[name] for name in PARTS if name in given.only and not (name == "tests" and given.no_tests)}
-    compile_kernels(plan_of(math.inf, given.quick, with_tests=False))
-    plan, known = plan_of(given.budget, given.quick, "tests" in parts), facts()
+    named = "gpu" if backend.name == "cupy" else f"gpu-{backend.name.replace(':', '-')}"
+    given.name = given.name or default_name(named, given.quick)
+    if backend.name == "cupy":  # PyTorch keeps nothing on disk
+        compile_kernels(plan_of(backend, math.inf, given.quick, with_tests=False))
+    plan = plan_of(backend, given.budget, given.quick, "tests" in parts)
+    known = facts(plan)
+    plan.device = plan.device if plan.trial else known["device"]
     latest: dict[str, Outcome] = {}
 
     def keep(outcomes: dict[str, Outcome]) -> None:
         latest.update(outcomes)
-        write(given.name, outcomes, known)
+        write(given.name, outcomes, known, plan.trial)
 
     well = run(parts, plan, keep)
     for table in (table for outcome in latest.values() for table in main_tables(outcome)):

@@ -1,4 +1,4 @@
-"""Time and memory of a training step on a GPU against PyTorch, eager and as a CUDA graph."""
+"""Time and memory of a training step on a GPU against PyTorch, eager and, on CUDA, as a CUDA graph."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.candidates.model import Size
 from benchmarks.gpu_plan import Candidate, Plan, Section, ours
-from benchmarks.gpu_process import STANDIN, CandidateError, Process
+from benchmarks.gpu_process import CandidateError, Process
 from benchmarks.measure import LEAST_TURNS, OURS, Table
 from benchmarks.train_step import SIZE_HEAD, TORCH
 
@@ -21,45 +21,67 @@ LEAST_BURST = 0.05  # seconds
 # key weights, are a ten-millionth of that norm: in bf16 they are only rounding errors.)
 CHECKED = 10
 TOLERANCE = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 2e-3}
+ROUNDED_LOSS = 6e-3  # the torch backend's loss is bfloat16 in bf16, which adds an error of up to 2^-8
 OF_NORMS = 0.02
 
-NOTES = [
-    "Forward, backward and AdamW of the same model, from the same weights and on the same batches, which are already "
-    "on the device. Each candidate has its own process. The candidates take turns (A B A B) of consecutive steps, with "
-    "the device idle at the start and the end of a turn, after a quarter as many untimed steps. A row compares "
-    "RussellGrad, uncaptured or captured as a CUDA graph (`compile_step`), with the same turns of PyTorch. Each figure "
-    "is the median of the turns (minimum to maximum). A ratio is RussellGrad / PyTorch, the median of the ratios "
-    "within each turn: below 1, RussellGrad is better.",
-    f"`{TORCH}` is eager, with scaled_dot_product_attention and AdamW(fused=True); `{TORCH_GRAPH}` is the same step as "
-    "one torch.cuda.graph. RussellGrad uses AdamWOptimizer(flat=True).",
-    'fp32 is matmul precision "highest" of both libraries, tf32 is "high", which in RussellGrad applies to attention, '
-    "too. In bf16, parameters, activations and gradients are bfloat16 in both libraries, and AdamW updates float32 "
+# What the precisions mean; of bf16, the code of benchmarks/candidates/gpu_torch.py.
+OF_PRECISIONS = {
+    "fp32": 'fp32 is matmul precision "highest" of both libraries.',
+    "tf32": 'tf32 is "high", which in RussellGrad applies to attention, too.',
+    "bf16": "In bf16, parameters, activations and gradients are bfloat16 in both libraries, and AdamW updates float32 "
     "copies of the parameters. In PyTorch this code keeps the copies with torch._foreach_copy_, which is less work "
     "than autocast.",
-    f"Before timing, the losses of the first {CHECKED} steps were compared (relative tolerance: "
-    + ", ".join(f"{precision} {tolerance:g}" for precision, tolerance in TOLERANCE.items())
-    + f"), and the norm of each parameter's last gradient (tolerance {OF_NORMS:g}, relative to itself in fp32, else to "
-    "the norm of all gradients).",
-]
-MEMORY_NOTES = [
-    "The peak size of the library's memory pool, without the CUDA context: CuPy's total_bytes, including the pool of a "
-    f"captured step, and PyTorch's max_memory_reserved. `{TORCH_ALLOCATED}` is its max_memory_allocated in eager mode, "
-    "the peak of the memory in use."
-]
+}
+
+
+def tolerance(precision: str, plan: Plan) -> float:
+    return ROUNDED_LOSS if precision == "bf16" and plan.backend != "cupy" else TOLERANCE[precision]
+
+
+def notes(plan: Plan) -> list[str]:
+    captured, graph = "", ""
+    if plan.capture:
+        captured = ", uncaptured or captured as a CUDA graph (`compile_step`),"
+        graph = f"; `{TORCH_GRAPH}` is the same step as one torch.cuda.graph"
+    tolerances = ", ".join(f"{precision} {tolerance(precision, plan):g}" for precision in plan.precisions)
+    return [
+        "Forward, backward and AdamW of the same model, from the same weights and on the same batches, which are "
+        "already on the device. Each candidate has its own process. The candidates take turns (A B A B) of consecutive "
+        "steps, with the device idle at the start and the end of a turn, after a quarter as many untimed steps. A row "
+        f"compares RussellGrad{captured} with the same turns of PyTorch. Each figure is the median of the turns "
+        "(minimum to maximum). A ratio is RussellGrad / PyTorch, the median of the ratios within each turn: below 1, "
+        "RussellGrad is better.",
+        f"`{OURS}` is the backend {plan.backend} with AdamWOptimizer(flat=True). `{TORCH}` is eager, with "
+        f"scaled_dot_product_attention and AdamW(fused=True){graph}.",
+        " ".join(OF_PRECISIONS[precision] for precision in plan.precisions),
+        f"Before timing, the losses of the first {CHECKED} steps were compared (relative tolerance: {tolerances}), and "
+        f"the norm of each parameter's last gradient (tolerance {OF_NORMS:g}, relative to itself in fp32, else to the "
+        "norm of all gradients).",
+    ]
+
+
+def memory_note(plan: Plan) -> str:
+    measured = "PyTorch's max_memory_reserved; on MPS, which has no peak, driver_allocated_memory at the end"
+    if plan.backend == "cupy":
+        measured = "CuPy's total_bytes, including the pool of a captured step, and PyTorch's max_memory_reserved"
+    return (
+        f"The peak size of the library's memory pool, without the context of the device: {measured}. "
+        f"`{TORCH_ALLOCATED}` is max_memory_allocated in eager mode, the peak of the memory in use."
+    )
 
 
 def timing(plan: Plan) -> Section:
     """Time all sizes and precisions."""
     head = f"{SIZE_HEAD}, precision"
-    steps = Table("gpu_step", "A training step on the GPU", head, "milliseconds", list(NOTES))
+    steps = Table("gpu_step", f"A training step on {plan.device}", head, "milliseconds", notes(plan))
     tokens = Table("gpu_tokens", "Tokens", head, "tokens per second", ["From the same measurement."])
-    memory = Table("gpu_memory", "Peak memory on the GPU", head, "MiB", list(MEMORY_NOTES))
+    memory = Table("gpu_memory", f"Peak memory on {plan.device}", head, "MiB", [memory_note(plan)])
     section = Section("", tables=[steps, tokens, memory])
     if plan.without_torch:
         section.lines.append(f"PyTorch is left out: {plan.without_torch}.")
-        section.failures += [] if STANDIN else [section.lines[-1]]
+        section.failures += [] if plan.trial else [section.lines[-1]]
     if "bf16" not in plan.precisions:
-        section.lines.append("bf16 is left out: CuPy has bfloat16 where ml_dtypes is installed.")
+        section.lines.append("bf16 is left out: it needs the package ml_dtypes.")
     cases = [(size, precision) for size in plan.sizes for precision in plan.precisions]
     for place, (size, precision) in enumerate(cases):
         available = plan.clock.left() - plan.reserve
@@ -78,6 +100,8 @@ def timing(plan: Plan) -> Section:
         section.data[case] = measured.data
         section.failures += [f"{case}: {failure}" for failure in measured.failures]
         _add(case, Size.parse(size), measured, steps, tokens, memory)
+    if section.data and not memory.rows:
+        section.lines.append("Peak memory: not measured on this device.")
     section.lines += [_compared(section.data), _launched(section.data)]
     section.verdict = _ratios(steps)
     return section
@@ -121,23 +145,24 @@ class _Candidates:
             return None
 
 
-def candidates(size: str, precision: str, with_torch: bool) -> dict[str, Candidate]:
-    mine = {OURS: ours(size, precision), CAPTURED: ours(size, precision, captured=True)}
-    theirs: dict[str, Candidate] = {
-        TORCH: ("gpu_torch", size, precision, "uncaptured"),
-        TORCH_GRAPH: ("gpu_torch", size, precision, "captured"),
-    }
-    return {**mine, **(theirs if with_torch else {})}
+def candidates(size: str, precision: str, plan: Plan) -> dict[str, Candidate]:
+    found: dict[str, Candidate] = {}
+    for captured in (False, True)[: 1 + plan.capture]:
+        found[CAPTURED if captured else OURS] = ours(size, precision, captured=captured, backend=plan.backend)
+    for captured in () if plan.without_torch else (False, True)[: 1 + plan.capture]:
+        mode = "captured" if captured else "uncaptured"
+        found[TORCH_GRAPH if captured else TORCH] = "gpu_torch", size, precision, mode, plan.torch_device
+    return found
 
 
 def measure(size: str, precision: str, plan: Plan, allowed: float) -> Measured:
     """Measure one case in about `allowed` seconds."""
     begun, measured = time.perf_counter(), Measured()
     with ExitStack() as stack:
-        everyone = _Candidates(stack, candidates(size, precision, not plan.without_torch), plan, measured.failures)
+        everyone = _Candidates(stack, candidates(size, precision, plan), plan, measured.failures)
         losses, norms = everyone.ask("losses", CHECKED), everyone.ask("gradients")
         measured.data.update(losses=losses, norms_of_gradients=norms, off=off(losses, norms, precision == "fp32"))
-        measured.failures += _not_the_same(measured.data["off"], TOLERANCE[precision])
+        measured.failures += _not_the_same(measured.data["off"], tolerance(precision, plan))
         once = everyone.ask("seconds", 1, 3)
         left = allowed - (time.perf_counter() - begun)
         burst = min(plan.burst, max(LEAST_BURST, left / (1.25 * plan.turns * max(1, len(once)))))
@@ -146,7 +171,7 @@ def measure(size: str, precision: str, plan: Plan, allowed: float) -> Measured:
         measured.seconds = _take_turns(everyone, counts, plan.turns, begun + allowed)
         measured.data["memory"] = everyone.ask("memory")
         measured.bytes = _bytes(measured.data["memory"])
-        if not STANDIN:  # the stand-in has no driver to count launches
+        if plan.capture and not plan.trial:  # the stand-in has no driver to count launches
             measured.data["launches"] = everyone.ask("launches")
     return measured
 
@@ -197,11 +222,12 @@ def _not_the_same(gaps: dict[str, dict[str, float]], of_losses: float) -> list[s
 
 
 def _bytes(answers: dict[str, dict[str, int]]) -> dict[str, float]:
-    """The size of the memory pool by candidate, and the memory that PyTorch had in use."""
+    """The size of the memory pool by candidate, and the memory that PyTorch had in use, where they were measured."""
     taken: dict[str, float] = {}
     for name, answer in answers.items():
-        taken[name] = answer["reserved"] if "reserved" in answer else answer["pool"] + answer["recorded"]
-        if name == TORCH:
+        if answer:
+            taken[name] = answer["reserved"] if "reserved" in answer else answer["pool"] + answer["recorded"]
+        if name == TORCH and "allocated" in answer:
             taken[TORCH_ALLOCATED] = answer["allocated"]
     return taken
 

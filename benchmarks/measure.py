@@ -304,8 +304,13 @@ class Options(argparse.ArgumentParser):
 
     def given(self) -> argparse.Namespace:
         given = self.parse_args()
-        given.name = given.name or self._name + ("-quick" if given.quick else "")  # keeps real results
+        given.name = given.name or default_name(self._name, given.quick)
         return given
+
+
+def default_name(name: str, quick: bool) -> str:
+    """The name of the results, which keeps those of a quick run apart from the real ones."""
+    return name + ("-quick" if quick else "")
 
 
 def run_alone(part: Callable[[bool], Sequence[Table | Rows]], name: str, description: str) -> None:

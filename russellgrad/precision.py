@@ -9,8 +9,8 @@ _level = "highest"
 def set_matmul_precision(level: str) -> None:
     """Set the precision of float32 matrix products, on all backends.
 
-    At every level products are accumulated in float32. The CPU backends always compute in float32; a lower precision is
-    faster on a GPU only.
+    At every level products are accumulated in float32. NumPy's and Numba's are always computed in float32. PyTorch's
+    level is set for the whole process; on "torch:cpu", "medium" rounds on a processor with bfloat16 instructions.
 
     Args:
         level: "highest" computes in float32, "high" rounds the factors to TF32 (10 fraction bits), "medium" rounds

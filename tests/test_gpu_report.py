@@ -1,12 +1,14 @@
-"""The GPU report, tested without a GPU: our candidates on the CuPy stand-in, PyTorch's on the CPU."""
+"""The GPU report, tested without a GPU: on the CuPy stand-in, and on PyTorch's arrays on the CPU."""
 
 import json
 import math
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from benchmarks import gpu_checks, gpu_profile, gpu_report, gpu_timing, measure
 from benchmarks.candidates.gpu_graph import graph_nodes
 from benchmarks.candidates.gpu_ours import Ours
-from benchmarks.candidates.gpu_torch import Torch
+from benchmarks.candidates.gpu_torch import Torch, peak_memory
 from benchmarks.candidates.model import Size
 from benchmarks.gpu_checks import Run, differences, suite, what_differs
 from benchmarks.gpu_plan import Clock, Plan, Section, ours
@@ -42,7 +44,6 @@ SECONDS = 60.0  # timeout for an answer, long enough to compile the kernels for 
 def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Use the stand-in, write results to a temporary folder, and restore the matmul precisions after each test."""
     monkeypatch.setenv("RG_CUPY", "standin")
-    monkeypatch.setattr(gpu_timing, "STANDIN", True)
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     ours, theirs = get_matmul_precision(), torch.get_float32_matmul_precision()
     yield
@@ -52,22 +53,27 @@ def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 def plan(budget: float = SECONDS, **options: Any) -> Plan:
     tiny: dict[str, Any] = {"sizes": [TINY], "small": TINY, "precisions": ["fp32"], "steps": 2, "repeated": 4}
-    return Plan(Clock(budget), **{**tiny, "turns": 2, "burst": 0.0, "without_torch": "a test", **options})
+    return Plan(
+        Clock(budget), **{**tiny, "turns": 2, "burst": 0.0, "without_torch": "a test", "trial": "in a test", **options}
+    )
 
 
 # --- The whole report
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], str]:
-    """The output, JSON and Markdown of `python -m benchmarks.gpu_report`."""
-    folder = tmp_path_factory.mktemp("results")
-    arguments = ("--quick", "--no-tests", "--name", str(folder / "gpu"))
+def report(folder: Path, *arguments: str) -> tuple[str, dict[str, Any], str]:
+    """The output, JSON and Markdown of `python -m benchmarks.gpu_report`, in which nothing fails."""
+    arguments = ("--quick", "--no-tests", *arguments, "--name", str(folder / "gpu"))
     done = run_python("-m", "benchmarks.gpu_report", *arguments, RG_CUPY="standin")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name for path in folder.iterdir()} == {"gpu.json", "gpu.md"}
     data = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
     return done.stdout, data, (folder / "gpu.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], str]:
+    return report(tmp_path_factory.mktemp("results"))
 
 
 def test_report_of_parity_and_repeatability(written: tuple[str, dict[str, Any], str]) -> None:
@@ -109,16 +115,128 @@ def test_report_of_the_environment(written: tuple[str, dict[str, Any], str]) -> 
     assert "\n[" in printed and " s] timing: 1/2/8/4/2, bf16\n" in printed
 
 
-def test_without_a_device_the_report_exits_with_an_error() -> None:
-    done = run_python("-m", "benchmarks.gpu_report", CUDA_VISIBLE_DEVICES="")
+def test_report_on_pytorchs_arrays(tmp_path: Path) -> None:
+    _, data, text = report(tmp_path, "--backend", "torch:cpu")
+    assert text.startswith("# RussellGrad, not on a GPU: a trial on the CPU\n\ndevice: none: PyTorch on the CPU; ")
+    assert data["backend"] == "torch:cpu" and data["dtypes"] == "float64, float32, bfloat16"
+    for fact in ("device", "backend", "dtypes", "torch", "operating system", "date", "commit"):
+        assert f"{fact}: {data[fact]}" in text.split("\n")[2]
+    assert data["parts"]["parity"]["data"]["fp64"]["met"] and data["parts"]["parity"]["data"]["fp32"]["aim"] is None
+    assert data["parts"]["repeatability"]["data"] == {"first uncaptured and second uncaptured": ""}
+    found = data["parts"]["timing"]["data"]
+    cases = [f"{TINY}, {precision}" for precision in ("fp32", "bf16")]  # no TF32 but on CUDA
+    assert list(found) == cases
+    for case in cases:
+        assert set(found[case]["losses"]) == {OURS, TORCH} and found[case]["memory"] == {OURS: {}, TORCH: {}}
+    assert 0 < found[cases[0]]["off"][OURS]["norms"] < 1e-5  # nonzero: two libraries are compared
+    assert [row["case"] for row in data["tables"]["gpu_step"]["rows"]] == cases
+    assert "Peak memory: not measured on this device." in text and "## A training step on the CPU\n" in text
+    assert "torch:cpu has no CUDA graphs" in text and "max_memory" not in text and "CuPy" not in text
+
+
+@pytest.mark.parametrize(("arguments", "error"), [
+    ((), "gpu_report: backend 'cupy': CuPy "),
+    (("--backend", "torch:cuda"), "gpu_report: backend 'torch:cuda': PyTorch "),
+    (("--backend", "torch:nonsense"), "gpu_report: unknown backend 'torch:nonsense': write torch:cpu, "),
+])  # fmt: skip
+def test_without_a_device_the_report_exits_with_an_error(arguments: tuple[str, ...], error: str) -> None:
+    done = run_python("-m", "benchmarks.gpu_report", *arguments, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("gpu_report: backend 'cupy': CuPy ")
+    assert done.stderr.startswith(error)
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+def test_without_an_accelerator_the_error_names_a_trial_on_the_cpu() -> None:
+    done = run_python("-m", "benchmarks.gpu_report", "--backend", "torch")
+    assert (done.returncode, done.stdout) == (2, "")
+    reason = f"PyTorch {torch.__version__} finds no accelerator"
+    assert done.stderr == f"gpu_report: {reason}; use --backend torch:cpu for a trial on the CPU\n"
+
+
+def test_a_backend_on_the_host_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu_report.options().parse_args(["--backend", "numpy"])
+    assert ended.value.code == 2
+    assert "'numpy' computes on no GPU: write cupy, torch or torch:KIND" in capsys.readouterr().err
+
+
+def backend(name: str, *dtypes: str, **primitives: Any) -> Any:
+    return SimpleNamespace(name=name, float_dtypes=lambda: dtypes, **primitives)
+
+
+def test_the_plan_follows_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_report, "STANDIN", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def found(backend: Any) -> tuple[Any, ...]:
+        plan = gpu_report.plan_of(backend, 100.0, quick=False, with_tests=True)
+        return plan.torch_device, plan.float64, plan.capture, plan.precisions, plan.trial, plan.without_torch
+
+    every = ("float32", "float64", "bfloat16")
+    assert found(backend("torch:mps", "float32")) == ("mps", False, False, ["fp32"], "", "")
+    assert found(backend("torch:xpu", *every)) == ("xpu", True, False, ["fp32", "bf16"], "", "")
+    for name in ("torch:cuda", "cupy"):
+        given = backend(name, *every, capture=None)
+        assert found(given) == ("cuda", True, True, ["fp32", "tf32", "bf16"], "", "")
+    assert found(backend("torch:cpu", *every))[-2:] == ("on the CPU", "")
+
+
+def test_candidates_are_captured_on_cuda_alone() -> None:
+    on_cuda = gpu_timing.candidates(TINY, "fp32", plan(backend="torch:cuda", without_torch=""))
+    assert on_cuda == {
+        OURS: ("gpu_ours", TINY, "fp32", "uncaptured", "torch:cuda", "0.0"),
+        CAPTURED: ("gpu_ours", TINY, "fp32", "captured", "torch:cuda", "0.0"),
+        TORCH: ("gpu_torch", TINY, "fp32", "uncaptured", "cuda"),
+        gpu_timing.TORCH_GRAPH: ("gpu_torch", TINY, "fp32", "captured", "cuda"),
+    }
+    on_mps = gpu_timing.candidates(TINY, "fp32", plan(backend="torch:mps", without_torch="", capture=False))
+    assert on_mps == {
+        OURS: ("gpu_ours", TINY, "fp32", "uncaptured", "torch:mps", "0.0"),
+        TORCH: ("gpu_torch", TINY, "fp32", "uncaptured", "mps"),
+    }
+
+
+def test_facts_and_memory_of_pytorchs_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = {
+        "cuda": SimpleNamespace(
+            get_device_properties=lambda: SimpleNamespace(
+                name="H100", major=9, minor=0, total_memory=3 << 20, multi_processor_count=132
+            ),
+            max_memory_reserved=lambda: 7, max_memory_allocated=lambda: 5,
+        ),
+        "xpu": SimpleNamespace(
+            get_device_properties=lambda: SimpleNamespace(name="Arc", total_memory=1 << 20, driver_version="1.3")
+        ),
+        "mps": SimpleNamespace(driver_allocated_memory=lambda: 3, current_allocated_memory=lambda: 2),
+    }  # fmt: skip
+    monkeypatch.setattr(torch, "get_device_module", modules.__getitem__)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M4", raising=False)
+    monkeypatch.setattr(gpu_report, "_driver_version", lambda: "580")
+    system = {"operating system": platform.platform(), "CUDA of torch": "13.0"}
+    assert gpu_report.facts_of_torch("cuda") == system | {
+        "device": "H100", "compute capability": "9.0", "multiprocessors": "132", "memory of the device, MiB": 3,
+        "driver": "580",
+    }  # fmt: skip
+    assert gpu_report.facts_of_torch("xpu") == system | {
+        "device": "Arc", "memory of the device, MiB": 1, "driver": "1.3"
+    }  # fmt: skip
+    assert gpu_report.facts_of_torch("mps") == system | {"device": "Apple M4"}
+    assert peak_memory("cuda") == {"reserved": 7, "allocated": 5}
+    assert peak_memory("mps") == {"reserved": 3}
+    assert peak_memory("xpu") == {}
+
+
+@pytest.mark.parametrize(("arguments", "name"), [
+    ("--name some", "some"),
+    ("", "gpu"),
+    ("--backend torch:mps", "gpu-torch-mps"),
+    ("--backend torch --quick", "gpu-torch-xpu-quick"),
+])  # fmt: skip
 def test_a_part_that_raises_is_reported(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(plan: Plan) -> Section:
         raise ZeroDivisionError("on purpose")
@@ -127,14 +245,15 @@ def test_a_part_that_raises_is_reported(
         return Section("well done", ["It ran."], data={"answer": 42})
 
     monkeypatch.setattr(gpu_report, "PARTS", {"parity": broken, "tests": fine})
-    monkeypatch.setattr(gpu_report, "load_backend", lambda name: type("xp", (), {"float_dtypes": lambda: ()}))
+    monkeypatch.setattr(gpu_report, "load_backend", lambda name: backend("torch:xpu" if name == "torch" else name))
+    monkeypatch.setattr(gpu_report, "compile_kernels", lambda plan: None)
     monkeypatch.setattr(gpu_report, "install_standin", lambda: None)
-    monkeypatch.setattr(gpu_report, "facts", lambda: {"device": "none"})
-    monkeypatch.setattr("sys.argv", ["gpu_report", "--name", "some"])
+    monkeypatch.setattr(gpu_report, "facts", lambda plan: {"device": "none"})
+    monkeypatch.setattr("sys.argv", ["gpu_report", *arguments.split()])
     with pytest.raises(SystemExit) as ended:
         gpu_report.main()
     assert ended.value.code == 1
-    text, data = (tmp_path / "some.md").read_text(), json.loads((tmp_path / "some.json").read_text())
+    text, data = (tmp_path / f"{name}.md").read_text(), json.loads((tmp_path / f"{name}.json").read_text())
     assert "FAILED: ZeroDivisionError: on purpose; failures: 1, below" in text
     assert "Traceback" in text and "in broken" in text and "It ran." in text
     assert "Traceback" in data["parts"]["parity"]["failures"][0]
@@ -281,6 +400,21 @@ def test_parity_reports_whether_the_aim_is_met(gap: float, met: bool, monkeypatc
     assert len(section.failures) == (not met)
 
 
+@pytest.mark.parametrize(("gap", "met"), [(0.9e-3, True), (2e-3, False)])
+def test_parity_without_float64_has_an_aim_in_float32(gap: float, met: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(candidate: Any, steps: int, plan: Plan) -> Run:
+        assert "fp32" in candidate
+        return Run([gap if "torch:mps" in candidate else 0.0] * steps, {"w": np.zeros(2)})
+
+    monkeypatch.setattr(gpu_checks, "trained", trained)
+    section = gpu_checks.parity(plan(backend="torch:mps", float64=False))
+    assert section.data["fp32"] == {
+        "losses": gap, "step": 1, "parameters": 0, "parameter": "w", "aim": 1e-3, "met": met
+    }  # fmt: skip
+    assert "The device has no float64, so fp32 has an aim, 0.001" in section.lines[0]
+    assert ("0.001: met |" in section.lines[-1]) is met and len(section.failures) == (not met)
+
+
 def test_runs_that_differ_bitwise_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(candidate: Any, steps: int, plan: Plan) -> Run:
         return Run([1.0 if "captured" in candidate else 2.0] * steps, {"w": np.zeros(2)})
@@ -328,9 +462,10 @@ def test_suite_reports_failures_and_a_timeout(stopped: bool, tmp_path: Path) -> 
 
 def test_suite_without_failures(tmp_path: Path) -> None:
     path = tmp_path / "test_some.py"
-    path.write_text("def test_fine(): pass", encoding="utf-8")
-    section = suite(plan(), [str(path)])
+    path.write_text("import os\ndef test_fine(): assert os.environ['RG_BACKEND'] == 'torch:cpu'", encoding="utf-8")
+    section = suite(plan(backend="torch:cpu"), [str(path)])
     assert section.verdict.startswith("1 passed in ") and not section.failures
+    assert section.lines[0].startswith("`RG_BACKEND=torch:cpu python -m pytest -q`: 1 passed")
 
 
 def test_profile_sums_the_kernels_of_a_step() -> None:

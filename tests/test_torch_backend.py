@@ -20,12 +20,12 @@ from russellgrad import Tensor, conformance, dtype, use_backend
 from russellgrad import backend as selection
 from russellgrad.backend import Backend, load_backend
 from russellgrad.loss import cross_entropy_loss
-from russellgrad.optimizer import AdamWOptimizer
+from russellgrad.optimizer import AdamWOptimizer, SGDOptimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.fake_device import DEVICE, KIND, DeviceTensor, FakeDevice
 from tests.helpers import assert_close, hide_package, rng
-from tests.process import run_python
+from tests.process import output_of, run_python
 from tests.test_resume import RUN, run_until_signal
 from train.train_transformer import train
 
@@ -279,6 +279,47 @@ def test_a_hundred_training_steps_equal_numpys_in_float64() -> None:
     assert losses["numpy weights"] == losses["torch:cpu weights"]  # the same seed, the same bits
     np.testing.assert_allclose(losses["numpy"], losses["torch:cpu"], rtol=0, atol=1e-10)
     assert losses["numpy text"] == losses["torch:cpu text"]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_steps_in_inference_mode_equal_those_outside(xp: Backend, optimizer: str, flat: bool) -> None:
+    """PyTorch refuses to write into a tensor that was made in inference mode, such as the optimizer's state."""
+
+    def trained(first: Any) -> Any:
+        parameter = Tensor(np.arange(3.0), requires_grad=True, backend=xp)
+        made: Any = (
+            AdamWOptimizer([parameter], 0.1, flat=flat)
+            if optimizer == "AdamW"
+            else SGDOptimizer([parameter], 0.1, momentum=0.9, flat=flat)
+        )
+        for context in (first, nullcontext(), torch.inference_mode(), nullcontext()):
+            with context:
+                made.zero_grad()
+                (parameter * parameter).sum().backward()
+                made.step(max_norm=0.5)
+        return parameter.numpy()
+
+    np.testing.assert_array_equal(trained(torch.inference_mode()), trained(nullcontext()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_forked_child_computes_in_one_thread() -> None:
+    """PyTorch's threads do not exist in a forked child, which would wait for them without end."""
+    code = """
+import os, signal
+import numpy as np
+import russellgrad as rg, torch
+x = rg.Tensor(np.ones((512, 512), "float32"), backend="torch:cpu")
+torch.set_num_threads(2)
+before = x.exp().sum().item()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    os._exit(torch.get_num_threads() if x.exp().sum().item() == before else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), torch.get_num_threads())
+"""
+    assert output_of(code, OMP_NUM_THREADS="2") == "1 2"
 
 
 @pytest.mark.parametrize("order", [("numpy", "torch:cpu"), ("torch:cpu", "numpy")], ids=["to torch", "from torch"])

@@ -1,4 +1,4 @@
-"""RussellGrad on a GPU: a model trained with the CuPy backend, optionally captured as a CUDA graph."""
+"""RussellGrad on a GPU: a model trained with the CuPy or torch backend, optionally captured as a CUDA graph."""
 
 from itertools import cycle, islice
 from typing import Any
@@ -27,7 +27,7 @@ class Ours:
     Args:
         precision: a key of PRECISIONS.
         captured: whether steps are captured and replayed (`compile_step`).
-        backend: "cupy", or "numpy" for the reference on the host.
+        backend: "cupy", "torch:cuda", "torch:mps" ..., or "numpy" for the reference on the host.
         clip: the largest norm of the gradients; 0 for no clipping.
     """
 
@@ -35,6 +35,7 @@ class Ours:
         self, size: Size, precision: str, *, captured: bool = False, backend: str = "cupy", clip: float = 0.0
     ) -> None:
         self.size, self.precision, self.captured, self.backend, self.clip = size, precision, captured, backend, clip
+        self._torch_device = backend.removeprefix("torch:") if backend.startswith("torch:") else ""
         self._peak: dict[str, int] = {"pool": 0, "recorded": 0}
 
     def prepare(self) -> None:
@@ -73,9 +74,20 @@ class Ours:
             import cupy
 
             cupy.cuda.Device().synchronize()
+        elif self._torch_device:
+            from benchmarks.candidates.gpu_torch import synchronize
+
+            synchronize(self._torch_device)
 
     def peak_memory(self) -> dict[str, int]:
-        """Most bytes of CuPy's memory pool and the pools of captured steps, after one of the steps that were read."""
+        """Most bytes of CuPy's memory pool and the pools of captured steps, after one of the steps that were read.
+
+        With the torch backend, those of PyTorch's allocator.
+        """
+        if self._torch_device:
+            from benchmarks.candidates.gpu_torch import peak_memory
+
+            return peak_memory(self._torch_device)
         return self._peak
 
     def _memory(self) -> dict[str, int]:
@@ -89,8 +101,11 @@ class Ours:
         }
 
     def launches(self) -> dict[str, int]:
-        """The nodes of the captured step's CUDA graph, by kind; empty if it is not captured."""
-        return graph_nodes(self._recordings()[0].graph.graph) if self.captured else {}
+        """The nodes of the captured step's CUDA graph, by kind; empty if it is not captured, and with PyTorch.
+
+        PyTorch keeps the nodes on request only, which the backend does not make.
+        """
+        return graph_nodes(self._recordings()[0].graph.graph) if self.captured and self.backend == "cupy" else {}
 
     def _recordings(self) -> list[Any]:
         """The `Replay` of the CuPy backend for each capture of `compile_step`."""

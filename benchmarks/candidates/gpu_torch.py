@@ -24,7 +24,7 @@ class Torch:
     Args:
         precision: a key of PRECISIONS, except "fp64".
         captured: whether steps are captured and replayed (`torch.cuda.graph`).
-        device: "cuda", or "cpu" to check in tests that the model is the same.
+        device: a type of PyTorch's devices; "cpu" for a trial without a GPU.
     """
 
     def __init__(self, size: Size, precision: str, *, captured: bool = False, device: str = "cuda") -> None:
@@ -93,21 +93,38 @@ class Torch:
 
     def gradients(self) -> list[float]:
         """The norm of each parameter's gradient in the last step."""
-        return [float(p.grad.double().norm()) for p in self.parameters if p.grad is not None]
+        # On the host: MPS has no float64.
+        return [float(p.grad.cpu().double().norm()) for p in self.parameters if p.grad is not None]
 
     def synchronize(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.device)
 
     def peak_memory(self) -> dict[str, int]:
-        """Peak bytes that PyTorch's allocator reserved, and the peak of the bytes in use."""
-        return {"reserved": torch.cuda.max_memory_reserved(), "allocated": torch.cuda.max_memory_allocated()}
+        return peak_memory(self.device)
 
     def launches(self) -> dict[str, int]:
-        """The nodes of the captured step's CUDA graph, by kind; empty if it is not captured."""
-        return {} if self._graph is None else graph_nodes(self._graph.raw_cuda_graph())
+        """The nodes of the captured step's CUDA graph, by kind; empty if it is not captured, and on ROCm."""
+        return {} if self._graph is None or torch.version.hip else graph_nodes(self._graph.raw_cuda_graph())
 
 
-def build(size: str, precision: str, mode: str) -> Torch:
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def peak_memory(device: str) -> dict[str, int]:
+    """Peak bytes that PyTorch's allocator reserved, and the peak of the bytes in use, where PyTorch counts them.
+
+    MPS counts no peaks: the bytes reserved now.
+    """
+    functions = {
+        "max_memory_reserved": "reserved", "driver_allocated_memory": "reserved", "max_memory_allocated": "allocated"
+    }  # fmt: skip
+    module = torch.get_device_module(device)
+    return {what: getattr(module, name)() for name, what in functions.items() if hasattr(module, name)}
+
+
+def build(size: str, precision: str, mode: str, device: str = "cuda") -> Torch:
     """Build the candidate from strings; `mode` is "captured" or "uncaptured"."""
-    return Torch(Size.parse(size), precision, captured={"captured": True, "uncaptured": False}[mode])
+    captured = {"captured": True, "uncaptured": False}[mode]
+    return Torch(Size.parse(size), precision, captured=captured, device=device)
