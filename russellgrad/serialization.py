@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,8 +139,10 @@ def sort_metadata(content: bytes) -> bytes:
     return len(new).to_bytes(8, "little") + new + content[8 + int.from_bytes(content[:8], "little") :]
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Replace a file atomically: write a temporary file in the same folder, sync it to the disk, and rename it.
+
+    The content may be an iterable of parts, which are written one after the other.
 
     The new file has the permissions of the old one. A symbolic link stays: the file it points to is replaced. If the
     process is killed before the rename, the temporary file remains; it is called `path` + process id + thread id +
@@ -164,10 +167,11 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_synced(path: Path, content: bytes) -> None:
+def write_synced(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a file and sync its content to the disk. `sync_folder` syncs its name."""
     with path.open("wb") as file:
-        file.write(content)
+        for part in [content] if isinstance(content, bytes) else content:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 
