@@ -110,10 +110,6 @@ def arange(n: int, /) -> Array:
     return cupy.arange(n, dtype=np.int64)
 
 
-def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
-    return cupy.asarray(host.normal(shape, seed, counter).astype(dtype))  # rounded on the host, as on other backends
-
-
 def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
     """By a kernel in every dtype: the formula reads the key on the host, which waits for the device."""
     if np.dtype(dtype) == np.float16:  # as in the formula: rounded from float64
