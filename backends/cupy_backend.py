@@ -434,7 +434,7 @@ def _last(axis: int, *arrays: Array) -> bool:
 
 
 def softmax(a: Array, axis: int) -> Any:
-    return cupy_kernels.softmax(a) if _last(axis, a) else NotImplemented
+    return cupy_kernels.softmax(a) if _last(axis, a) and a.shape[-1] <= host.LONG_ROW else NotImplemented
 
 
 def softmax_backward(g: Array, y: Array, axis: int) -> Any:
@@ -442,7 +442,7 @@ def softmax_backward(g: Array, y: Array, axis: int) -> Any:
 
 
 def log_softmax(a: Array, axis: int) -> Any:
-    return cupy_kernels.log_softmax(a) if _last(axis, a) else NotImplemented
+    return cupy_kernels.log_softmax(a) if _last(axis, a) and a.shape[-1] <= host.LONG_ROW else NotImplemented
 
 
 def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:

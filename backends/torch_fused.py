@@ -12,14 +12,13 @@ from typing import Any, TypeAlias
 import torch
 from torch.nn import functional
 
-from . import torch_arrays
+from . import host, torch_arrays
 
 Array: TypeAlias = Any  # torch.Tensor
 Shape: TypeAlias = tuple[int, ...]
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 
 HALF = (torch.float16, torch.bfloat16)
-_LONG = 1 << 14  # elements of a row; of more, the error of PyTorch's softmax grows with their number
 _INFINITE = torch.tensor(inf)  # a number of steps
 _aten = torch.ops.aten
 
@@ -65,7 +64,7 @@ def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
 
 def _last(a: Array, axis: int) -> bool:
     """Whether PyTorch's softmax is used. Along other axes than the last one, it adds the elements one by one."""
-    return axis in (-1, a.ndim - 1) and a.shape[-1] <= _LONG and not _is_rounded(a)
+    return axis in (-1, a.ndim - 1) and a.shape[-1] <= host.LONG_ROW and not _is_rounded(a)
 
 
 def softmax(a: Array, axis: int) -> Any:
@@ -124,7 +123,7 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
 
 
 def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> Any:
-    if logits.dtype in HALF or logits.shape[1] > _LONG:
+    if logits.dtype in HALF or logits.shape[1] > host.LONG_ROW:
         return NotImplemented
     if excluded_class is not None:
         logits = logits.clone()

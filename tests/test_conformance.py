@@ -527,12 +527,44 @@ def rounded_float32(g: Any) -> Any:
     return g * np.float32(1 + 1e-6) if g is not None and g.dtype == "float32" else g
 
 
+def one_by_one(a: Array, axis: int) -> Array:
+    """The sum along an axis, which adds the elements one after the other in their dtype."""
+    return np.take(np.cumsum(a, axis, dtype=a.dtype), [-1], axis)
+
+
+def softmax_one_by_one(a: Array, axis: int) -> Array:
+    if a.size == 0 or a.dtype == "float16":
+        return numpy.softmax(a, axis)
+    e = np.exp(a - np.max(a, axis, keepdims=True))
+    return e / one_by_one(e, axis)
+
+
+def log_softmax_one_by_one(a: Array, axis: int) -> Array:
+    if a.size == 0 or a.dtype == "float16":
+        return numpy.log_softmax(a, axis)
+    z = a - np.max(a, axis, keepdims=True)
+    return z - np.log(one_by_one(np.exp(z), axis))
+
+
+def conv_backward_one_by_one(g: Array, *args: Any) -> Any:
+    gx, gw, gb = numpy.conv_backward(g, *args)
+    if gb is not None and len(g) and g.dtype != "float16":
+        gb = one_by_one(g.sum(tuple(range(2, g.ndim))), 0)[0]
+    return gx, gw, gb
+
+
+LONG_ROWS = {"many elements along the first axis", "many elements along the last axis"}
 NARROW_FAULTS: dict[str, tuple[str, Any, set[str]]] = {
     f"{primitive} widens float16 beside a number on the {side}": for_half_and_number(primitive, side)
     for primitive in (*(name for name in ELEMENTWISE if n_operands(name) == 2 and name not in OF_BOOLS), "where")
     for side in ("left", "right")
 }
 NARROW_FAULTS |= {
+    "softmax adds one by one": ("softmax", softmax_one_by_one, LONG_ROWS),
+    "log_softmax adds one by one": ("log_softmax", log_softmax_one_by_one, LONG_ROWS),
+    "conv_backward adds the gradient of the bias one by one": (
+        "conv_backward", conv_backward_one_by_one, {"many rows: the gradient of the bias"},
+    ),
     "no index of an array without elements": (
         "getitem",
         refuses(lambda a, arrays: a.size == 0 and bool(arrays)),

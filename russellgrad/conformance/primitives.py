@@ -263,7 +263,10 @@ def long_sums() -> Iterator[Case]:
     yield Case("cumsum", "many rows", _last_sum_is_accurate)
     yield Case("linear_backward", "many rows: the gradient of the bias", _bias_is_accurate)
     yield Case("layer_norm_backward", "many rows: the gradients of gamma and beta", _scale_and_shift_are_accurate)
-    yield Case("softmax", "many elements along the first axis", _softmax_is_accurate)
+    yield Case("conv_backward", "many rows: the gradient of the bias", _bias_of_conv_is_accurate)
+    for primitive, axis in product(("softmax", "log_softmax"), (0, -1)):
+        title = f"many elements along the {'last' if axis else 'first'} axis"
+        yield Case(primitive, title, partial(_softmax_is_accurate, primitive, axis))
 
 
 def _is_accurate(t: Trial, found: Array, wanted: HostArray, what: str = "") -> None:
@@ -300,11 +303,18 @@ def _scale_and_shift_are_accurate(t: Trial) -> None:
     _is_accurate(t, found[2], total_of_tenths, "gradient of beta: ")
 
 
-def _softmax_is_accurate(t: Trial) -> None:
-    ln_10 = np.log(np.full_like(tenths, 10.0))
-    ln_10[0] = 0.0  # the other elements are e^-0; the first, 0.1
-    e = np.exp(ln_10.astype(np.float64))
-    _is_accurate(t, t.xp.softmax(t.move(ln_10), 0), e / e.sum(axis=0))
+def _bias_of_conv_is_accurate(t: Trial) -> None:
+    n = len(tenths)
+    g, x, weight = t.move((tenths.reshape(n, 2, 1), np.ones((n, 1, 1), np.float32), np.ones((2, 1, 1), np.float32)))
+    found = t.xp.conv_backward(g, x, weight, (1,), ((0, 0),), (1,), 1, (False, False, True))[2]
+    _is_accurate(t, found, total_of_tenths)
+
+
+def _softmax_is_accurate(primitive: str, axis: int, t: Trial) -> None:
+    logits = np.log(tenths if axis == 0 else tenths.T)
+    logits[0, 0] = 0.0  # the largest element, so that the terms of the sum are tenths
+    found = getattr(t.xp, primitive)(t.move(logits), axis)
+    _is_accurate(t, found, getattr(reference, primitive)(logits.astype(np.float64), axis))
 
 
 # --- Half precision: sums are in float32, and the result is rounded once
