@@ -101,7 +101,7 @@ def layer_norm_backward(
         return NotImplemented
     gx = ggamma = gbeta = None
     centered = torch.sub(x, mean).contiguous()  # for a mean that is large, as in layer_norm
-    if needs[0]:  # PyTorch's function ignores strides
+    if needs[0]:  # PyTorch's function ignores the strides of the mean and rstd
         gamma = None if gamma is None else gamma.contiguous()
         rest = (torch.zeros_like(mean), rstd.contiguous(), gamma, None, [True, False, False])
         gx = _aten.native_layer_norm_backward(g.contiguous(), centered, x.shape[-1:], *rest)[0]
