@@ -1,4 +1,4 @@
-"""Save and load a trained model (parameters, configuration and vocabulary) as one safetensors file.
+"""Save and load a trained model (parameters, configuration and encoding) as one safetensors file.
 
 The file holds arrays and text and no code, so it is safe to open a file from an unknown source.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from .backend import Backend, Shape, resolve_backend, use_backend
 from .dtype import get_default_dtype, set_default_dtype
+from .encoding import CharacterEncoding, encoding_from_config
 from .russelltransformer import Transformer
 from .serialization import read_safetensors, replace_file, require_safetensors, sort_metadata
 from .tokenizer import Tokenizer
@@ -55,10 +56,9 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
     config = {
         "model": model.config(),
         "tokenizer": {
-            "vocabulary": tokenizer.vocabulary,
+            **_encoding_config(tokenizer),
             "max_seq_len": tokenizer.max_seq_len,
             "embed_dim": tokenizer.embed_dim,
-            "strict": tokenizer.strict,
         },
         "notes": dict(notes or {}),
     }
@@ -69,9 +69,16 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
     except TypeError as error:  # also of a key
         raise TypeError(f"save_model: JSON cannot represent the notes: {error}") from error
     header = {"format": FORMAT, "version": VERSION, "config": text}
-    _check_loadable(tokenizer.vocabulary, json.loads(text), state)
+    _check_loadable(config["tokenizer"], json.loads(text), state)
     replace_file(Path(path), sort_metadata(safetensors.numpy.save(state, header)))
     return Path(path)
+
+
+def _encoding_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The entries of the tokenizer's encoding: for characters those that files of earlier versions have."""
+    if isinstance(tokenizer.encoding, CharacterEncoding):
+        return {"vocabulary": tokenizer.vocabulary, "strict": tokenizer.strict}
+    return {"encoding": tokenizer.encoding.config()}
 
 
 def _widened(array: Any) -> Any:
@@ -86,12 +93,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__}; leave it out")
 
 
-def _check_loadable(vocabulary: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def _check_loadable(tokenizer: Mapping[str, Any], config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Raise ValueError if `load_model` could not load this configuration, as JSON gives it back, and this state."""
     try:
         _dtype_of(state)
-        if list(config["tokenizer"]["vocabulary"]) != list(vocabulary):
+        if config["tokenizer"].get("vocabulary") != tokenizer.get("vocabulary"):
             raise ValueError("JSON joins surrogates in its vocabulary to one character; leave them out of the text")
+        if config["tokenizer"] != tokenizer:
+            raise ValueError("JSON changes the config() of its encoding; use str, int, list and dict")
         expected = _shapes(json.dumps({**config, "notes": {}}))
         problems = [f"missing {name}" for name in expected if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in expected]
@@ -132,7 +141,7 @@ def load_model(path: str | os.PathLike[str], backend: str | ModuleType | Backend
         backend: the backend of the model's parameters, by default the current one.
 
     Raises:
-        ImportError: `safetensors` is not installed.
+        ImportError: `safetensors` is not installed, or `tokenizers`, for a model that needs it.
         OSError: the file does not exist or cannot be read.
         ValueError: the file is truncated, was not written by save_model, has another format version, or lacks
             something that a model needs.
@@ -181,7 +190,9 @@ def upgrade_state(state: Mapping[str, Any]) -> dict[str, Any]:
 def _build(config: Mapping[str, Any], dtype: str) -> Transformer:
     """Build a model from its configuration, on the host. The parameters' values are loaded afterwards."""
     options = dict(config["tokenizer"])
-    size = len(options["vocabulary"])
+    if "encoding" in options:
+        options["encoding"] = encoding_from_config(options["encoding"])
+    size = options["encoding"].vocab_size if "encoding" in options else len(options["vocabulary"])
     default = get_default_dtype()
     set_default_dtype(dtype)
     try:

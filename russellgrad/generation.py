@@ -3,6 +3,7 @@
 Shapes: B texts, S cached positions of each text, T new tokens; H heads of width D.
 """
 
+import codecs
 import math
 import random
 from bisect import bisect_left
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from . import apply
 from .autograd import no_grad
 from .backend import Backend, Shape
+from .encoding import CharacterEncoding, Encoding
 from .module import Module
 from .tensor import Tensor
 from .tokenizer import Tokenizer
@@ -64,7 +66,7 @@ class KVCache:
     """Key-value cache: the keys and values of all tokens so far, so that each step computes only those of new tokens.
 
     `model(batch, cache)` appends a batch to the cache. Its logits are those of all tokens in one batch. Rows may be
-    padded on the right: padding is ignored, and the next tokens continue after the row's last character.
+    padded on the right: padding is ignored, and the next tokens continue after the row's last token.
 
         cache = KVCache(model)
         logits = model(["to be"], cache)
@@ -193,6 +195,24 @@ class Sampling:
 # --- Streaming
 
 
+class _Decoder:
+    """Decodes tokens one at a time. A character whose bytes are in several tokens comes with the last of them."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def decode(self, token: int) -> str:
+        """The text that is complete with this token."""
+        if isinstance(self._encoding, CharacterEncoding):
+            return self._encoding.vocabulary[token]
+        return self._utf8.decode(self._encoding.token_bytes(token))
+
+    def flush(self) -> str:
+        """U+FFFD for bytes of an incomplete character, at the end."""
+        return self._utf8.decode(b"", final=True)
+
+
 class _Completion:
     """A text that is being generated: its ids, its random numbers, and the search for its stop string."""
 
@@ -203,19 +223,21 @@ class _Completion:
         self._stop = stop
         self._pending = ""  # text that may be the start of the stop string
 
-    def add(self, character: str) -> str:
-        """Add a character. Returns the text that can be shown now: it is not part of the stop string."""
-        text, stop = self._pending + character, self._stop or ""
-        if stop and text.endswith(stop):
+    def add(self, piece: str) -> str:
+        """Add a piece of text. Returns the text that can be shown now: it is not part of the stop string."""
+        text, stop = self._pending + piece, self._stop or ""
+        if stop and stop in text:
             self.stopped, self._pending = True, ""
-            return text.removesuffix(stop)
+            return text.partition(stop)[0]
         n_pending = next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
         self._pending = text[len(text) - n_pending :]
         return text[: len(text) - n_pending]
 
-    def flush(self) -> str:
-        """The pending text, at the end of the generation."""
-        return self._pending
+    def flush(self, piece: str = "") -> str:
+        """Add the last piece, at the end of the generation. Returns the text that was not shown before."""
+        if self.stopped:
+            return ""
+        return self.add(piece) + self._pending
 
 
 def stream(
@@ -230,7 +252,6 @@ def stream(
 
     See `Transformer.stream` for the arguments and errors. Invalid arguments raise at the call, not at the first piece.
     """
-    vocabulary = model.tokenizer.vocabulary
     if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):
         raise TypeError("generate: the prompt must be a string or a list of strings")
     if not prompts:
@@ -241,7 +262,9 @@ def stream(
         raise ValueError(f"generate: the seed must be in [0, 2**64), got {seed}")
     if stop == "":
         raise ValueError("generate: the stop string is empty; give at least one character, or None")
-    if missing := [character for character in stop or "" if character not in vocabulary]:
+    encoding = model.tokenizer.encoding
+    known = encoding.vocabulary if isinstance(encoding, CharacterEncoding) else stop or ""
+    if missing := [character for character in stop or "" if character not in known]:
         raise ValueError(f"generate: the stop string {stop!r} cannot occur: {missing[0]!r} is not in the vocabulary")
     # Each row has its own random numbers, so a text does not depend on the other prompts. Seeds are less than 2**64.
     texts = [_Completion(_encode(model, p), random.Random(seed + (row << 64)), stop) for row, p in enumerate(prompts)]
@@ -276,14 +299,14 @@ def _pieces(
 ) -> Iterator[list[str]]:
     """Generate the pieces of text, one list for each step that completes a piece."""
     decoder, active = _decoder(model), list(enumerate(texts))  # (row, text) of the texts that are not complete
-    observer = apply.observer
+    to_text, observer = [_Decoder(model.tokenizer.encoding) for _ in texts], apply.observer
     for _ in range(max_new_tokens):
         if apply.observer is not observer:  # a trace began or ended: it sees what Tensors compute
             decoder, observer = _decoder(model), apply.observer
         pieces = [""] * len(texts)
         for (row, text), logits in zip(active, decoder.next_logits([text.ids for _, text in active]), strict=True):
             text.ids.append(sampling.draw(logits, text.draws))
-            pieces[row] = text.add(model.tokenizer.vocabulary[text.ids[-1]])
+            pieces[row] = text.add(to_text[row].decode(text.ids[-1]))
         if any(pieces):
             yield pieces
         if continuing := [i for i, (_, text) in enumerate(active) if not text.stopped]:
@@ -291,7 +314,7 @@ def _pieces(
             active = [active[i] for i in continuing]
         else:
             return
-    if any(rest := [text.flush() for text in texts]):
+    if any(rest := [text.flush(decode.flush()) for text, decode in zip(texts, to_text, strict=True)]):
         yield rest
 
 
@@ -299,7 +322,7 @@ class _NextLogits(Protocol):
     """Computes the next token's logits for texts that grow by one token at a time."""
 
     def next_logits(self, rows: list[list[int]]) -> list[list[float]]:
-        """The logits (vocab_size) of each row's next character. Each row has one token more than in the last call."""
+        """The logits (vocab_size) of each row's next token. Each row has one token more than in the last call."""
 
     def select(self, rows: list[int]) -> None:
         """Keep only these rows of the last `next_logits`."""
@@ -320,7 +343,7 @@ class _CachedDecoder:
         self._modules = list(model.modules())
 
     def next_logits(self, rows: list[list[int]]) -> list[list[float]]:
-        """The logits (vocab_size) of each row's next character. Only these are copied from the device in a step.
+        """The logits (vocab_size) of each row's next token. Only these are copied from the device in a step.
 
         When the cache is full, a new cache is filled with the last max_seq_len tokens of each row, because the position
         of every token changes, and with it every key and value.

@@ -1,6 +1,6 @@
-"""Tokenizer: text to token ids, and token ids to embedding vectors. A token is one character.
+"""Tokenizer: text to token ids, and token ids to embedding vectors. A token is one character, or that of an encoding.
 
-Ids 0 to vocab_size - 1 are the characters. Id vocab_size is padding, which is added on the right.
+Ids 0 to vocab_size - 1 are the tokens. Id vocab_size is padding, which is added on the right.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from . import init, rules, tokenizer_constants
 from .backend import Array, Backend
+from .encoding import CharacterEncoding, Encoding
 from .module import Module
 from .random import EMBEDDINGS, Generator
 from .tensor import Tensor, apply
@@ -25,23 +26,30 @@ class TokenIds:
 
 
 class Tokenizer(Module):
-    """A character tokenizer with learned token embeddings and learned positional encodings.
+    """A tokenizer with learned token embeddings and learned positional encodings. By default a token is a character.
 
         tokenizer = Tokenizer.from_text(text, max_seq_len=64, embed_dim=128)
         tokenizer.encode("hello")  # a list of 5 ids
 
+        encoding = BPE.train(text, 1024)  # from russellgrad.bpe
+        Tokenizer(1024, 64, 128, 1024, encoding=encoding)
+
     Args:
-        vocab_size: the number of characters.
-        max_seq_len: the length of the longest text, in characters.
+        vocab_size: the number of tokens.
+        max_seq_len: the length of the longest text, in tokens.
         embed_dim: the length of an embedding vector, C.
         pad_token_id: the id of padding; must be vocab_size.
         vocabulary: the characters, each once; by default those of `tokenizer_constants`.
-        strict: if True, a character outside the vocabulary is an error; if False, it is skipped.
+        encoding: the map between text and ids, as `bpe.BPE`, instead of `vocabulary`.
+        strict: if True, a character outside the vocabulary is an error; if False, it is skipped. For characters only.
         seed: the seed of the initial embeddings; by default they come from the default generator.
 
+    Attributes:
+        encoding: the `Encoding`, which exists always.
+
     Raises:
-        ValueError: vocab_size is not the number of characters, the vocabulary contains a character twice, pad_token_id
-            is not vocab_size, or a size is not positive.
+        ValueError: vocab_size is not the number of tokens, the vocabulary contains a character twice, pad_token_id is
+            not vocab_size, or a size is not positive; an encoding is given with a vocabulary or with strict=False.
     """
 
     def __init__(
@@ -52,16 +60,22 @@ class Tokenizer(Module):
         pad_token_id: int,
         *,
         vocabulary: str | None = None,
+        encoding: Encoding | None = None,
         strict: bool = True,
         seed: int | None = None,
     ) -> None:
-        self.vocabulary = tokenizer_constants.vocabulary if vocabulary is None else vocabulary
-        self._id_of = {character: i for i, character in enumerate(self.vocabulary)}
-        if len(self._id_of) != len(self.vocabulary):
-            raise ValueError("Tokenizer: the vocabulary contains a character twice")
-        if vocab_size != len(self.vocabulary):
+        if encoding is None:
+            encoding = CharacterEncoding(tokenizer_constants.vocabulary if vocabulary is None else vocabulary, strict)
+        elif vocabulary is not None or not strict:
+            raise ValueError("Tokenizer: vocabulary and strict are for characters; leave them out with an encoding")
+        elif vocab_size != encoding.vocab_size:
             raise ValueError(
-                f"Tokenizer: vocab_size is {vocab_size}, but the vocabulary has {len(self.vocabulary)} characters; "
+                f"Tokenizer: vocab_size is {vocab_size}, but the encoding has {encoding.vocab_size} tokens; pass "
+                "encoding.vocab_size"
+            )
+        if vocab_size != encoding.vocab_size:
+            raise ValueError(
+                f"Tokenizer: vocab_size is {vocab_size}, but the vocabulary has {encoding.vocab_size} characters; "
                 "pass vocabulary=, or build the tokenizer with Tokenizer.from_text"
             )
         if pad_token_id != vocab_size:
@@ -71,13 +85,13 @@ class Tokenizer(Module):
                 f"Tokenizer: sizes must be positive, got vocab_size={vocab_size}, max_seq_len={max_seq_len}, "
                 f"embed_dim={embed_dim}"
             )
+        self.encoding = encoding
         self.vocab_size = vocab_size
         self.max_seq_len = max_seq_len
         self.embed_dim = embed_dim
         self.pad_token_id = pad_token_id
-        self.strict = strict
         generator = None if seed is None else Generator(seed, EMBEDDINGS)
-        # One row for each character and one for padding. The model's output projection uses the same matrix.
+        # One row for each token and one for padding. The model's output projection uses the same matrix.
         self.token_embedding = init.normal(
             (vocab_size + 1, embed_dim), std=0.02, generator=generator, label="token_embedding"
         )
@@ -94,34 +108,43 @@ class Tokenizer(Module):
         vocabulary = "".join(sorted(set(text)))
         return cls(len(vocabulary), max_seq_len, embed_dim, len(vocabulary), vocabulary=vocabulary, **options)
 
-    # --- Characters and ids
+    # --- Text and ids
+
+    @property
+    def vocabulary(self) -> str:
+        """The characters. Raises AttributeError for another encoding: its `token_bytes` has the bytes of a token."""
+        return self._characters().vocabulary
+
+    @property
+    def strict(self) -> bool:
+        """Whether a character outside the vocabulary is an error. Raises AttributeError as `vocabulary`."""
+        return self._characters().strict
+
+    def _characters(self) -> CharacterEncoding:
+        if not isinstance(self.encoding, CharacterEncoding):
+            raise AttributeError(
+                f"Tokenizer: the tokens of {type(self.encoding).__name__} are not characters; use tokenizer.encoding, "
+                "whose token_bytes(i) are the bytes of a token"
+            )
+        return self.encoding
 
     def encode(self, text: str) -> list[int]:
-        """Convert a text to a list of ids, one for each character.
+        """Convert a text to a list of ids, for characters one for each.
 
         Raises:
             ValueError: a character is not in the vocabulary and the tokenizer is strict. Otherwise it is skipped.
         """
-        if not self.strict:
-            return [self._id_of[character] for character in text if character in self._id_of]
-        try:
-            return [self._id_of[character] for character in text]
-        except KeyError as error:
-            (character,) = error.args
-            raise ValueError(
-                f"Tokenizer: character {character!r} at position {text.index(character)} is not in the vocabulary of "
-                f"{self.vocab_size}; pass a vocabulary= that contains it, or strict=False to skip such characters"
-            ) from error
+        return self.encoding.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Convert ids to a text. Padding is skipped. Raises IndexError for an id outside [0, vocab_size]."""
-        characters = []
+        tokens = []
         for i in ids:
             if not 0 <= i <= self.vocab_size:
                 raise IndexError(f"Tokenizer: id {i} is out of range; ids must be in [0, {self.vocab_size}]")
             if i != self.pad_token_id:
-                characters.append(self.vocabulary[i])
-        return "".join(characters)
+                tokens.append(i)
+        return self.encoding.decode(tokens)
 
     def ids(self, batch: Any) -> TokenIds:
         """Convert a batch to checked ids (B, T) on the parameters' backend.
