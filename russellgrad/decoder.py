@@ -20,6 +20,11 @@ ACTIVATIONS: dict[str, Callable[[Backend, Array], Array]] = {
 }
 
 
+def _data(parameter: Any) -> Array | None:
+    """The array of a parameter that a layer may lack."""
+    return None if parameter is None else parameter.data
+
+
 class Decoder:
     """Computes the next token's logits for texts that grow by one token at a time; see `Transformer.make_decoder`.
 
@@ -107,7 +112,7 @@ class Decoder:
             out = self._token_block(i, block, x)
             if out is not NotImplemented:
                 return out
-        qkv = xp.linear(self._normalized(block.attention_norm, x), attention.w_qkv.data, None)  # (B, T, 3 C)
+        qkv = xp.linear(self._normalized(block.attention_norm, x), attention.w_qkv.data, _data(attention.b_qkv))
         heads = self._heads(qkv, attention.n_heads)
         cached = self._extend(i, xp.getitem(heads, (slice(None), slice(1, 3))))  # (B, 2, H, S + T, D)
         if lengths is not None and x.shape[1] > 1:
@@ -125,20 +130,25 @@ class Decoder:
             out = xp.transpose(out, (0, 2, 1, 3))
         out = xp.reshape(out, x.shape)
         if attention.w_out is not None:
-            out = xp.linear(out, attention.w_out.data, None)
+            out = xp.linear(out, attention.w_out.data, _data(attention.b_out))
         x = xp.add(x, out)
         hidden = xp.linear(self._normalized(block.feed_forward_norm, x), feed_forward.w_in.data, feed_forward.b_in.data)
         hidden = ACTIVATIONS[feed_forward.activation](xp, hidden)
         return xp.add(x, xp.linear(hidden, feed_forward.w_out.data, feed_forward.b_out.data))
 
     def _token_block(self, i: int, block: Any, x: Array) -> Array:
-        """As `_block`, for one text, in one primitive: the calls of a small model take longer than its arithmetic."""
+        """As `_block`, for one text, in one primitive: the calls of a small model take longer than its arithmetic.
+
+        NotImplemented for a block that the primitive does not compute: it has no biases in the attention.
+        """
         attention, ff = block.attention, block.feed_forward
+        if attention.b_qkv is not None or attention.b_out is not None:
+            return NotImplemented
         norms = [
             (norm.gamma.data, norm.beta.data, norm.eps) for norm in (block.attention_norm, block.feed_forward_norm)
         ]
         tensors = (attention.w_qkv, attention.w_out, ff.w_in, ff.b_in, ff.w_out, ff.b_out)
-        weights = [None if tensor is None else tensor.data for tensor in tensors]
+        weights = [_data(tensor) for tensor in tensors]
         return self.xp.token_block(x, norms, weights, ff.activation, self._cache[i], self.length)
 
     def _heads(self, qkv: Array, n_heads: int) -> Array:

@@ -27,7 +27,9 @@ _IN_BLOCK = {
     "attention_norm.gamma": "ln_1.weight",
     "attention_norm.beta": "ln_1.bias",
     "attention.w_qkv": "attn.c_attn.weight",  # queries, keys and values side by side, (C, 3C), transposed
+    "attention.b_qkv": "attn.c_attn.bias",
     "attention.w_out": "attn.c_proj.weight",
+    "attention.b_out": "attn.c_proj.bias",
     "feed_forward_norm.gamma": "ln_2.weight",
     "feed_forward_norm.beta": "ln_2.bias",
     "feed_forward.w_in": "mlp.c_fc.weight",
@@ -178,6 +180,7 @@ def options_of(state: State, tokenizer: Tokenizer, padding_row: bool) -> dict[st
         "n_layers": max(1, len(blocks)),
         "ff_scale_factor": 4 if inner is None or not inner.ndim else max(1, inner.shape[0] // tokenizer.embed_dim),
         "output_projection": first + "attn.c_proj.weight" in state,
+        "attention_bias": first + "attn.c_attn.bias" in state,
         "final_norm": "transformer.ln_f.weight" in state,
     }
 
@@ -199,7 +202,6 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     """
     own = dict(model._named_tensors())
     layout = _layout("from_torch", own)
-    state = {name: array for name, array in state.items() if not _is_zero_attention_bias(name, array, state)}
     if not any(name.endswith(".bias") for name in state):  # a model without biases: ours stay 0
         layout = {theirs: name for theirs, name in layout.items() if not theirs.endswith(".bias")}
     expected = {
@@ -212,19 +214,9 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     if _LOGITS in state and state[_LOGITS].tobytes() != state[_TABLE].tobytes():
         problems.append(f"{_LOGITS} differs from {_TABLE}; here the logits are tied to the embedding")
     if problems:
-        raise ValueError(
-            f"from_torch: the state_dict does not fit: {'; '.join(problems)}; {_NAMES} (attention has no biases: in "
-            "nanoGPT, train with bias=False; biases that are all 0 are left out)"
-        )
+        raise ValueError(f"from_torch: the state_dict does not fit: {'; '.join(problems)}; {_NAMES}")
     model.to(own[_TOKENS].backend).astype(state[_TABLE].dtype.name)
     model.load_state_dict(_imported(model.state_dict(), layout, state, padding_row))
-
-
-def _is_zero_attention_bias(name: str, array: HostArray, state: State) -> bool:
-    """Whether the entry is a bias of a linear map in attention that adds nothing, as in a model that was exported."""
-    weight = state.get(name.removesuffix("bias") + "weight")
-    is_bias = name.endswith((".attn.c_attn.bias", ".attn.c_proj.bias"))
-    return is_bias and weight is not None and array.shape == weight.shape[:1] and not array.any()
 
 
 def _imported(own: State, layout: Mapping[str, str], state: State, padding_row: bool) -> State:

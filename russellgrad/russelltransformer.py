@@ -114,7 +114,8 @@ class AttentionLayer(Module):
         n_heads: the number of heads; must divide hidden_size.
         hidden_size: C, the length of the last axis of the input.
         output_projection: whether to multiply the output by a learned matrix (C, C), which mixes the heads.
-        output_std: the standard deviation of that matrix's initial values.
+        bias: whether both products add a learned bias, `b_qkv` (3 C) and `b_out` (C), initially 0, as in GPT-2.
+        output_std: the standard deviation of the output projection's initial values.
         generator: the generator of the initial weights; by default `random.default_generator()`.
 
     Raises:
@@ -127,6 +128,7 @@ class AttentionLayer(Module):
         hidden_size: int,
         *,
         output_projection: bool = False,
+        bias: bool = False,
         output_std: float = _STD,
         generator: Generator | None = None,
     ) -> None:
@@ -138,7 +140,9 @@ class AttentionLayer(Module):
         parts = [_normal(square, _STD, generator, "") for _ in range(3)]
         packed = parts[0].backend.concatenate([part.data for part in parts], 1)
         self.w_qkv = Tensor(packed, requires_grad=True, label="w_qkv")
+        self.b_qkv = init.zeros((3 * hidden_size,), label="b_qkv") if bias else None
         self.w_out = _normal(square, output_std, generator, "w_out") if output_projection else None
+        self.b_out = init.zeros((hidden_size,), label="b_out") if bias and output_projection else None
 
     def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C).
@@ -153,7 +157,7 @@ class AttentionLayer(Module):
             ValueError: x has another number of channels than hidden_size.
         """
         mask = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
-        qkv = linear(x, self.w_qkv)  # (B, T, 3 C)
+        qkv = linear(x, self.w_qkv, self.b_qkv)  # (B, T, 3 C)
         if cache is None:
             out = attention_qkvpacked(qkv, self.n_heads, mask=mask, causal=True)  # (B, T, C)
         else:
@@ -161,7 +165,7 @@ class AttentionLayer(Module):
             k, v = cache.extend(k, v)  # (B, H, S + T, D)
             heads = attention(q, k, v, mask=mask, causal=True, offset=k.shape[-2] - q.shape[-2])  # (B, H, T, D)
             out = heads.swapaxes(-3, -2).reshape(x.shape)  # (B, T, C)
-        return out if self.w_out is None else linear(out, self.w_out)
+        return out if self.w_out is None else linear(out, self.w_out, self.b_out)
 
     def weights(self, x: Tensor) -> Tensor:
         """The attention weights softmax(q k^T / sqrt(D)): (B, T, C) -> (B, H, T, T), query by key. Each row sums to 1.
@@ -169,7 +173,7 @@ class AttentionLayer(Module):
         `forward` does not compute this array; its fused attention uses less memory. Raises ValueError for an x with
         another number of channels than hidden_size.
         """
-        q, k, _ = self._heads(linear(x, self.w_qkv))  # (B, H, T, D)
+        q, k, _ = self._heads(linear(x, self.w_qkv, self.b_qkv))  # (B, H, T, D)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         return scores.masked_fill(_causal_mask(x.shape[-2], x), -math.inf).softmax()
 
@@ -258,6 +262,7 @@ class Transformer(Module):
         activation: the activation of the feed-forward layers: "leaky_relu", "relu", "gelu" or "gelu_tanh".
         output_projection: whether the attention layers have an output projection.
         final_norm: whether to apply a layer norm before the logits.
+        attention_bias: whether the attention layers have biases, as in GPT-2.
         dropout: the dropout probability, after the embedding and after each layer in a block.
         seed: the seed of the initial weights and of dropout; by default both use `random.default_generator()`.
 
@@ -276,6 +281,7 @@ class Transformer(Module):
         activation: str = "leaky_relu",
         output_projection: bool = False,
         final_norm: bool = False,
+        attention_bias: bool = False,
         dropout: float = 0.0,
         seed: int | None = None,
     ) -> None:
@@ -287,6 +293,8 @@ class Transformer(Module):
             "activation": activation, "output_projection": output_projection, "final_norm": final_norm,
             "dropout": dropout,
         }  # fmt: skip
+        if attention_bias:  # left out by default, so that earlier versions read the files of such models
+            self._config["attention_bias"] = True
         generator = None if seed is None else Generator(seed)
         # Each block adds to the residual stream twice. Smaller output matrices keep its variance constant (GPT-2).
         output_std = _STD / math.sqrt(2 * n_layers)
@@ -294,7 +302,7 @@ class Transformer(Module):
         self.dropout = Dropout(dropout, generator=None if seed is None else Generator(seed, DROPOUT))
         self.blocks = [
             Block(
-                AttentionLayer(n_attn_heads, hidden_size, output_projection=output_projection,
+                AttentionLayer(n_attn_heads, hidden_size, output_projection=output_projection, bias=attention_bias,
                                output_std=output_std, generator=generator),
                 FFLayer(ff_scale_factor * hidden_size, hidden_size, activation=activation,
                         output_std=output_std, generator=generator),
@@ -323,13 +331,14 @@ class Transformer(Module):
         """Build a model from the parameters of the equivalent PyTorch model (docs/torch_twin.py).
 
         The parameters determine the number of layers, the width of the feed-forward layers, and whether there are
-        output projections and a final norm. The model is in evaluation mode and on the tokenizer's backend, and shares
-        no memory with `source`. float32 and float64 parameters keep their dtype; bfloat16 and float16 become float32.
+        output projections, biases in the attention and a final norm. The model is in evaluation mode and on the
+        tokenizer's backend, and shares no memory with `source`. float32 and float64 parameters keep their dtype;
+        bfloat16 and float16 become float32.
 
         Args:
             source: a torch.nn.Module, or a state_dict of torch tensors or NumPy arrays. Biases may be missing; they are
                 0 then. What torch.compile and DistributedDataParallel add to names is removed. Causal masks among the
-                buffers, and biases of the attention that are all 0, are left out.
+                buffers are left out.
             tokenizer: a tokenizer with the sizes of the parameters. Its embeddings are overwritten.
             n_attn_heads, activation, dropout: as in `Transformer`.
             padding_row: whether the last row of the token embedding is that of padding. Set it to False for models
@@ -499,12 +508,12 @@ _READ: dict[type[Module], dict[str, type]] = {
         "attention_norm": LayerNorm, "attention": AttentionLayer, "feed_forward_norm": LayerNorm,
         "feed_forward": FFLayer, "dropout": Dropout,
     },
-    AttentionLayer: {"w_qkv": Tensor, "w_out": Tensor},
+    AttentionLayer: {"w_qkv": Tensor, "b_qkv": Tensor, "w_out": Tensor, "b_out": Tensor},
     FFLayer: {"w_in": Tensor, "b_in": Tensor, "w_out": Tensor, "b_out": Tensor},
     LayerNorm: {"gamma": Tensor, "beta": Tensor},
     Dropout: {},
 }  # fmt: skip
-_MAY_BE_NONE = {(Transformer, "final_norm"), (AttentionLayer, "w_out")}
+_MAY_BE_NONE = {(Transformer, "final_norm"), *((AttentionLayer, name) for name in ("b_qkv", "w_out", "b_out"))}
 _METHODS = {cls: {name: getattr(cls, name) for name in ("__call__", *vars(cls)) if isfunction(getattr(cls, name))}
             for cls in _READ}  # fmt: skip
 

@@ -24,7 +24,8 @@ from tests.torch_twin import randomise
 
 ALL = [{"activation": name, "output_projection": projection, "final_norm": norm}
        for name in ("leaky_relu", "relu", "gelu", "gelu_tanh") for projection in (False, True)
-       for norm in (False, True)]  # fmt: skip
+       for norm in (False, True)] + [{"attention_bias": True, "output_projection": projection}
+                                     for projection in (False, True)]  # fmt: skip
 
 
 def decoder_of(model: Transformer) -> Decoder:
@@ -319,7 +320,7 @@ def test_a_changed_model_generates_with_its_forward(
 
 
 def test_every_part_that_the_decoder_reads_is_checked(backend: Backend) -> None:
-    model = small_model(activation="gelu", output_projection=True, final_norm=True)
+    model = small_model(activation="gelu", output_projection=True, final_norm=True, attention_bias=True)
     decoder_of(model)
     modules = {type(module): module for module in model.modules()}
     for cls, parts in russelltransformer._READ.items():
