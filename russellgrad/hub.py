@@ -14,7 +14,6 @@ zeros is added when a model is read, and left out when it is written. No file co
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -23,17 +22,20 @@ import numpy as np
 
 from . import init, interchange
 from .backend import Backend, DType, Shape, resolve_backend, use_backend
-from .dtype import get_default_dtype, is_float, set_default_dtype
-from .hub_tokenizer import read_encoding, read_json, special_ids, tokenizer_files
+from .hub_tokenizer import read_encoding, read_json, special_tokens, tokenizer_files
 from .module import Module
 from .serialization import StoredArray, replace_file, stored_arrays, write_safetensors
+from .tensor import Tensor
 from .tokenizer import Tokenizer
 
 M = TypeVar("M", bound=Module)
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _READ, _WRITE = "from_pretrained", "save_pretrained"
-_TOKENS, _OUTPUT = "tokenizer.token_embedding", "output"
+_TOKENS, _OUTPUT, _LOGITS = "tokenizer.token_embedding", "output", "lm_head.weight"
+_OF_TOKENIZER = ("max_seq_len", "embed_dim", "positional_encoding")  # arguments of Tokenizer
+# What a `Transformer.config` that leaves an option out stands for.
+_DEFAULTS = {"norm": "layer_norm", "feed_forward": "mlp", "positions": "learned", "n_kv_heads": None, "window": None}
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "float32", "F16": "float32"}  # of files, and of the model then
 
 # The library's activations, and their names in the files. Of several names for one function, the first is written.
@@ -51,12 +53,12 @@ class _Config(dict[str, Any]):
     def number(self, name: str, default: Any = None, kind: type = int) -> Any:
         """A setting that is a positive number. Without a default, it must be there."""
         value = default if self.get(name) is None else self[name]
-        if not isinstance(value, (int, kind)) or isinstance(value, bool) or not value > 0:
+        if not isinstance(value, int | float) or value != kind(value) or isinstance(value, bool) or value <= 0:
             raise ValueError(f"{_READ}: {self.path}: {name} must be a positive {kind.__name__}, got {value!r}")
         return kind(value)
 
     def require(self, **expected: tuple[Any, ...]) -> None:
-        """Raise ValueError for a setting that has none of the values that the library supports; the first: if absent."""
+        """Raise ValueError for a setting with none of the values that the library supports; the first is the default."""
         wrong = [name for name, values in expected.items() if self.get(name, values[0]) not in values]
         if wrong:
             raise ValueError(
@@ -129,7 +131,9 @@ def _gpt2_weights(model: Any) -> dict[str, _Weight]:
     for i in range(len(model.blocks)):
         for name in ("qkv", "out"):
             shapes.setdefault(f"blocks.{i}.attention.b_{name}", shapes[f"blocks.{i}.attention.w_{name}"][1:])
-    weights = {ours: _Weight((theirs,), (shapes[ours],)) for theirs, ours in interchange.layout(_WRITE, shapes).items()}
+    weights = {
+        ours: _Weight((theirs,), (shapes[ours],)) for theirs, ours in interchange._layout(_WRITE, shapes).items()
+    }
     weights[_TOKENS] = _tokens(shapes[_TOKENS], *weights[_TOKENS].names)
     if output is not None:
         weights[_OUTPUT] = _logits(output)
@@ -195,8 +199,8 @@ def from_pretrained(
         model = build(tokenizer, dropout=dropout, seed=seed, **options)
     weights = architecture.weights(model)
     _check_fit(path, weights, stored)
-    for name, tensor in list(model._named_tensors()):  # one at a time, so that no second copy of the model is needed
-        tensor.data = tensor.backend.zeros((), "float32")
+    model._set_arrays(target, dict.fromkeys(weights, target.zeros((), "float32")))
+    for name in weights:  # one at a time, so that only the model and a copy of one tensor are in memory
         model._set_arrays(target, {name: target.asarray(_padded(weights[name], stored), dtype)})
     return model.eval()
 
@@ -260,9 +264,7 @@ def _is_buffer(name: str, shape: Shape) -> bool:
 def _dtype(name: str, array: StoredArray) -> str:
     """The dtype of a model with this weight."""
     if array.dtype not in _DTYPES:
-        raise ValueError(
-            f"{_READ}: {array.path}: {name} has dtype {array.dtype}; weights must be {', '.join(_DTYPES)}"
-        )
+        raise ValueError(f"{_READ}: {array.path}: {name} has dtype {array.dtype}; weights must be {', '.join(_DTYPES)}")
     return _DTYPES[array.dtype]
 
 
@@ -291,10 +293,9 @@ def _equal(a: StoredArray, b: StoredArray) -> bool:
 def _padded(weight: _Weight, stored: Mapping[str, StoredArray]) -> np.ndarray:
     """A parameter's values: its tensors side by side, with zeros for padding."""
     arrays = [stored[name].read().T if weight.transposed else stored[name].read() for name in weight.names]
-    if weight.padding is not None:
-        shape = tuple(n if axis != weight.padding else 1 for axis, n in enumerate(arrays[0].shape))
-        return np.concatenate([*arrays, np.zeros(shape, arrays[0].dtype)], weight.padding)
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1)
+    if weight.padding is None:
+        return np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays, -1)
+    return np.pad(arrays[0], [(0, int(axis == weight.padding)) for axis in range(2)])
 
 
 # --- Writing
@@ -309,10 +310,12 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{_WRITE}: {kind} has no place for {', '.join(missing)}")
     dtype = _common_dtype(own)
     files = tokenizer_files(model.tokenizer, _WRITE)
-    bos, eos = special_ids(model.tokenizer.encoding)
+    special = special_tokens(model.tokenizer.encoding)
     config = {
-        "architectures": [architecture.name], "model_type": kind, "dtype": _DTYPES[dtype], "torch_dtype": _DTYPES[dtype],
-        "vocab_size": model.tokenizer.vocab_size, "bos_token_id": bos, "eos_token_id": eos, **architecture.write(model),
+        "architectures": [architecture.name], "model_type": kind,
+        "dtype": _DTYPES[dtype], "torch_dtype": _DTYPES[dtype],  # the name before transformers 4.56
+        "vocab_size": model.tokenizer.vocab_size, **architecture.write(model),
+        **{f"{key}_token_id": special[key][1] if key in special else None for key in ("bos", "eos", "pad")},
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
     shapes = {n: (dtype, shape) for w in weights.values() for n, shape in zip(w.names, w.shapes, strict=True)}
@@ -325,13 +328,11 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
 
 def _architecture_of(model: Any) -> tuple[str, _Architecture]:
     """The architecture that the model has. Raises ValueError that names all options that keep it from having one."""
-    options = model.config()
+    options = _DEFAULTS | model.config()
     misfits = {
         kind: {
             name: value for name, value in options.items()
             if name not in architecture.free and value not in architecture.fixed.get(name, ())
-        } | {
-            name: None for name, values in architecture.fixed.items() if name not in options and values[0] is _ABSENT
         }
         for kind, architecture in ARCHITECTURES.items()
     }  # fmt: skip
@@ -345,3 +346,26 @@ def _architecture_of(model: Any) -> tuple[str, _Architecture]:
             + ", ".join(f"{name}={fixed[name][0]!r}" for name in misfits[kind] if name in fixed)
         )
     return kind, ARCHITECTURES[kind]
+
+
+def _common_dtype(own: Mapping[str, Tensor]) -> str:
+    """The dtype of the file, as safetensors calls it: bfloat16 and float16 become float32."""
+    dtypes = {tensor.dtype.name for tensor in own.values()}
+    if len(dtypes) > 1:
+        raise ValueError(f"{_WRITE}: the parameters have the dtypes {', '.join(sorted(dtypes))}; cast with astype()")
+    return "F64" if dtypes == {"float64"} else "F32"
+
+
+def _exported(weights: Mapping[str, _Weight], own: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
+    """The tensors of the file, in the order of `weights`."""
+    for name, weight in weights.items():
+        if name not in own:  # a bias that the model does not have
+            yield np.zeros(weight.shapes[0])
+            continue
+        array = own[name].numpy()
+        array = array.astype("float32") if array.dtype.name == "bfloat16" else array
+        if weight.padding is not None:
+            array = array[:-1] if weight.padding == 0 else array[:, :-1]
+        widths = [shape[0 if weight.transposed else -1] for shape in weight.shapes]
+        for part in np.split(array, np.cumsum(widths)[:-1], -1):
+            yield part.T if weight.transposed else part

@@ -7,13 +7,16 @@ Shapes: B texts of T tokens, C = embed_dim = hidden_size, H heads of width D = C
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from inspect import isfunction
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Self, TypeVar
 
-from . import apply, generation, init, interchange
+from . import apply, generation, hub, init, interchange
 from .autograd import no_grad
-from .backend import Shape
+from .backend import Backend, DType, Shape
 from .decoder import ACTIVATIONS, Decoder
 from .functional import attention, attention_qkvpacked, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
@@ -373,6 +376,56 @@ class Transformer(Module):
             ValueError: the model has other parameters or buffers than a Transformer.
         """
         return interchange.to_torch_state_dict(self, padding_row)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        backend: str | ModuleType | Backend | None = None,
+        dtype: DType | None = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+    ) -> Self:
+        """Load a model from a folder of the Hugging Face hub: GPT-2 or Llama, in evaluation mode.
+
+        The logits are those of `transformers`; the class for padding comes last. docs/hub.md lists the supported
+        settings.
+
+            model = Transformer.from_pretrained("gpt2")  # after `hf download openai-community/gpt2 --local-dir gpt2`
+
+        Args:
+            folder: a folder with config.json, model.safetensors or its shards, and tokenizer.json or GPT-2's vocab.json
+                and merges.txt.
+            backend: the backend of the parameters, by default the current one.
+            dtype: the dtype of the parameters, by default that of the file; bfloat16 and float16 become float32.
+            dropout, seed: as in `Transformer`. The dropout of the folder's settings is not used.
+
+        Raises:
+            ImportError: `safetensors` is not installed, or `tokenizers`, for a tokenizer that needs it.
+            OSError: the folder or a file in it does not exist or cannot be read.
+            ValueError: another architecture, or a setting that the library does not support; a damaged file; tensors
+                that are missing or unexpected or have another shape, which are all listed; a tokenizer with more tokens
+                than the model.
+        """
+        return hub.from_pretrained(cls, folder, backend, dtype, dropout, seed)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the model to a folder that `transformers` loads as a GPT-2 or Llama, and return the folder's path.
+
+        It writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json. Each file is replaced
+        atomically, and other files in the folder are kept, also a tokenizer that is equal. The row of the token
+        embedding for padding is left out; attention without biases gets biases of 0.
+
+            model.save_pretrained("model")  # AutoModelForCausalLM.from_pretrained("model")
+
+        Raises:
+            ImportError: `safetensors` is not installed.
+            OSError: a file cannot be written.
+            ValueError: the model has options that neither architecture has, parameters of several dtypes, or a
+                tokenizer that tokenizer.json cannot describe; nothing is written.
+        """
+        return hub.save_pretrained(self, folder)
 
     def forward(self, batch: Any, cache: KVCache | None = None) -> Tensor:
         """The logits (B, T, vocab_size + 1) of the next token at each position. The last class is padding.

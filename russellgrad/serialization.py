@@ -120,7 +120,7 @@ def read_safetensors(path: Path, who: str) -> tuple[dict[str, str], dict[str, np
 
 
 def _stored_dtype(dtype: str, what: str) -> str:
-    """NumPy's name of a dtype of safetensors. Raises ValueError, which begins with `what`, if NumPy does not have it."""
+    """NumPy's name of a dtype of safetensors. Raises ValueError, which begins with `what`, for one it does not have."""
     if dtype not in _DTYPES:
         raise ValueError(f"{what} has dtype {dtype}, which NumPy does not have")
     return _DTYPES[dtype]
@@ -128,7 +128,11 @@ def _stored_dtype(dtype: str, what: str) -> str:
 
 def _decoded(stored: np.ndarray, dtype: str) -> np.ndarray:
     """The values of an array that was read from a file: bfloat16, read as uint16, becomes float32."""
-    return (stored.astype("<u4") << 16).view("<f4") if dtype == "BF16" else stored
+    if dtype != "BF16":
+        return stored
+    wide = stored.astype("<u4")
+    wide <<= 16
+    return wide.view("<f4")
 
 
 class StoredArray(NamedTuple):

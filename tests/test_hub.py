@@ -1,0 +1,485 @@
+"""Folders of the Hugging Face hub: the same logits and texts as `transformers`, both ways, on every backend."""
+
+import json
+import logging
+import os
+import tracemalloc
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from russellgrad import get_backend, hub
+from russellgrad.backend import Backend
+from russellgrad.bpe import BPE
+from russellgrad.encoding import CharacterEncoding, HubEncoding
+from russellgrad.russelltransformer import Transformer
+from russellgrad.tokenizer import Tokenizer
+from tests.helpers import TEXT, assert_close, hide_package, once
+
+safetensors = pytest.importorskip("safetensors")
+tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("transformers", exc_type=ImportError) if False else None
+
+PROMPT = "The 3th line"
+SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 24}
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+GPT2S: dict[str, dict[str, Any]] = {
+    "default": {},
+    "gelu": {"activation_function": "gelu", "layer_norm_epsilon": 1e-3},
+    "relu": {"activation_function": "relu", "n_inner": 20, "n_head": 4},
+    "untied": {"activation_function": "leaky_relu", "tie_word_embeddings": False, "n_layer": 1},
+    "upcast": {"reorder_and_upcast_attn": True, "activation_function": "gelu_pytorch_tanh"},
+}
+
+
+@pytest.fixture(scope="module")
+def hf() -> Iterator[Any]:
+    """The package transformers, which takes seconds to import."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers = pytest.importorskip("transformers")
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        transformers.utils.logging.disable_progress_bar()
+        yield transformers
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Any:
+    """A byte-level BPE with GPT-2's special token, trained by `tokenizers`."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return tokenizer
+
+
+def randomised(model: Any, dtype: str = "float32") -> Any:
+    """A torch model with random parameters, biases too, in evaluation mode."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def gpt2(hf: Any, bpe: Any, dtype: str = "float32", **settings: Any) -> Any:
+    options = {**SIZES, "vocab_size": bpe.get_vocab_size(), "bos_token_id": 0, "eos_token_id": None, **settings}
+    return randomised(hf.GPT2LMHeadModel(hf.GPT2Config(**options)), dtype)
+
+
+@pytest.fixture
+def folder(hf: Any, bpe: Any, tmp_path: Path) -> Path:
+    """A GPT-2 as `transformers` writes it."""
+    return written(gpt2(hf, bpe), bpe, tmp_path / "gpt2")
+
+
+def written(model: Any, bpe: Any, path: Path, **options: Any) -> Path:
+    model.save_pretrained(path, **options)
+    bpe.save(str(path / "tokenizer.json"))
+    return path
+
+
+def change(path: Path, **settings: Any) -> None:
+    """Change a JSON file; None removes an entry."""
+    content = {**json.loads(path.read_text()), **settings}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def logits_of(model: Any, ids: list[list[int]]) -> Any:
+    with torch.no_grad():
+        return model(torch.tensor(ids)).logits.numpy()
+
+
+def check_same(model: Transformer, reference: Any, dtype: str) -> None:
+    """The logits of all classes but padding, and the greedy text."""
+    ids = np.random.default_rng(0).integers(0, model.tokenizer.vocab_size, (3, 20)).tolist()
+    assert_close(model(ids).numpy()[..., :-1], logits_of(reference, ids), atol=TOLERANCE[dtype], what="logits")
+    prompt = model.tokenizer.encode(PROMPT)
+    new = reference.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24 - len(prompt), pad_token_id=0)
+    assert model.generate(PROMPT, 24 - len(prompt), temperature=0) == model.tokenizer.decode(new[0].tolist())
+
+
+# --- Reading
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", GPT2S)
+def test_gpt2_has_the_logits_and_the_text_of_transformers(
+    backend: Backend, hf: Any, bpe: Any, tmp_path: Path, kind: str, dtype: str
+) -> None:
+    reference = gpt2(hf, bpe, dtype, **GPT2S[kind])
+    model = Transformer.from_pretrained(written(reference, bpe, tmp_path / "model"))
+    assert not model.training
+    assert {p.dtype.name for p in model.parameters()} == {dtype}
+    assert all(p.backend is backend for p in model.parameters())
+    check_same(model, reference, dtype)
+
+
+def test_the_class_of_padding_is_zero_and_never_generated(backend: Backend, folder: Path) -> None:
+    model = Transformer.from_pretrained(folder)
+    size = model.tokenizer.vocab_size
+    assert model.tokenizer.pad_token_id == size
+    assert not model.tokenizer.token_embedding.numpy()[size].any()
+    assert not model([[1, 2, 3]]).numpy()[..., size].any()
+
+
+def test_the_dtype_and_the_backend_may_be_given(hf: Any, folder: Path) -> None:
+    model = Transformer.from_pretrained(folder, backend="numpy", dtype="float64")
+    reference = hf.GPT2LMHeadModel.from_pretrained(folder).double()
+    ids = [[1, 2, 3]]
+    assert_close(model(ids).numpy()[..., :-1], logits_of(reference, ids), atol=1e-10)
+    with pytest.raises(ValueError, match=r"from_pretrained: dtype must be a float dtype of backend 'numpy', .*'int64'"):
+        Transformer.from_pretrained(folder, backend="numpy", dtype="int64")
+
+
+@once
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_becomes_float32(hf: Any, bpe: Any, tmp_path: Path, dtype: str) -> None:
+    reference = gpt2(hf, bpe, dtype)
+    model = Transformer.from_pretrained(written(reference, bpe, tmp_path / "half"))
+    check_same(model, reference.float(), "float32")
+
+
+@once
+def test_shards_are_read_as_one_file(hf: Any, bpe: Any, tmp_path: Path) -> None:
+    reference = gpt2(hf, bpe)
+    path = written(reference, bpe, tmp_path / "shards", max_shard_size="10KB")
+    shards = sorted(path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert not (path / "model.safetensors").exists()
+    check_same(Transformer.from_pretrained(path), reference, "float32")
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=rf"shards lacks {shards[1].name}, which its model.safetensors.index"):
+        Transformer.from_pretrained(path)
+    change(path / "model.safetensors.index.json", weight_map={"transformer.wte.weight": "../model.safetensors"})
+    with pytest.raises(ValueError, match=r"index.json names files that are not in its folder: \.\./model.safetensors"):
+        Transformer.from_pretrained(path)
+    change(path / "model.safetensors.index.json", weight_map=["a"])
+    with pytest.raises(ValueError, match=r"index.json has no weight_map from the names of tensors to files"):
+        Transformer.from_pretrained(path)
+
+
+def rewrite(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the tensors of a folder's model.safetensors."""
+    from safetensors.numpy import load_file, save_file
+
+    save_file(changed(load_file(path / "model.safetensors")), path / "model.safetensors")
+
+
+@once
+def test_the_names_of_the_first_gpt2_files_are_read(hf: Any, folder: Path) -> None:
+    """OpenAI's files on the hub have the names of the inner module, and masks among the weights."""
+
+    def first(state: dict[str, Any]) -> dict[str, Any]:
+        renamed = {name.removeprefix("transformer."): array for name, array in state.items()}
+        masks = {f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 24, 24), "float32")) for i in range(2)}
+        return renamed | masks | {"h.0.attn.masked_bias": np.array(-1e4, "float32")}
+
+    reference = hf.GPT2LMHeadModel.from_pretrained(folder)
+    rewrite(folder, first)
+    check_same(Transformer.from_pretrained(folder), reference, "float32")
+
+
+@once
+def test_tied_logits_may_be_stored(folder: Path) -> None:
+    expected = Transformer.from_pretrained(folder).state_dict()
+    rewrite(folder, lambda state: state | {"lm_head.weight": state["transformer.wte.weight"].copy()})
+    for name, array in Transformer.from_pretrained(folder).state_dict().items():
+        np.testing.assert_array_equal(array, expected[name])
+    rewrite(folder, lambda state: state | {"lm_head.weight": 2 * state["transformer.wte.weight"]})
+    with pytest.raises(ValueError, match=r"lm_head.weight differs from the token embedding, although tie_word"):
+        Transformer.from_pretrained(folder)
+
+
+@once
+def test_reading_needs_the_model_and_one_tensor(hf: Any, bpe: Any, tmp_path: Path) -> None:
+    """Peak memory; the largest tensor is that of the token embedding or of a feed-forward layer."""
+    path = written(gpt2(hf, bpe, n_embd=128, n_layer=3), bpe, tmp_path / "wide")
+    Transformer.from_pretrained(path)  # imports
+    tracemalloc.start()
+    model = Transformer.from_pretrained(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    n_bytes = [parameter.data.nbytes for parameter in model.parameters()]
+    assert peak < sum(n_bytes) + 1.2 * max(n_bytes) + 3e5  # and the tokenizer
+
+
+# --- Writing
+
+
+def small(encoding: Any = None, **options: Any) -> Transformer:
+    """A model with the options of a GPT-2 and random parameters, in float32."""
+    encoding = encoding or CharacterEncoding("\n abcdé😀'.")
+    size = encoding.vocab_size
+    tokenizer = Tokenizer(size, 24, 16, size, encoding=encoding, seed=0)
+    settings = {"activation": "gelu_tanh", "output_projection": True, "final_norm": True, **options}
+    model = Transformer(tokenizer, 2, 4, seed=0, **settings).astype("float32")
+    generator = np.random.default_rng(2)
+    for parameter in model.parameters():
+        parameter.data = parameter.backend.asarray(generator.normal(0, 0.3, parameter.shape).astype("float32"))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"attention_bias": True, "norm_eps": 1e-3}, {"activation": "leaky_relu", "ff_dim": 20, "dropout": 0.2},
+     {"activation": "gelu", "ff_scale_factor": 2, "tied": False}, {"activation": "relu"}],
+)  # fmt: skip
+def test_transformers_loads_what_is_saved(backend: Backend, hf: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    model = small(**options)
+    path = model.save_pretrained(tmp_path / "new" / "folder")
+    theirs = hf.AutoModelForCausalLM.from_pretrained(path).eval()
+    text = "ab\n c é😀.d"
+    ids = hf.AutoTokenizer.from_pretrained(path)([text])["input_ids"]
+    assert ids == [model.tokenizer.encode(text)]
+    assert_close(model(ids).numpy()[..., :-1], logits_of(theirs, ids), atol=1e-5)
+    new = theirs.generate(torch.tensor(ids), do_sample=False, max_new_tokens=8, pad_token_id=0)[0].tolist()
+    assert model.generate(text, 8, temperature=0) == model.tokenizer.decode(new)
+    assert theirs.config.resid_pdrop == options.get("dropout", 0.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_round_trip_keeps_every_bit(backend: Backend, hf: Any, tmp_path: Path, dtype: str) -> None:
+    model = small(attention_bias=True).astype(dtype)
+    path = model.save_pretrained(tmp_path / "ours")
+    again = tmp_path / "theirs"
+    hf.AutoModelForCausalLM.from_pretrained(path).save_pretrained(again)
+    hf.AutoTokenizer.from_pretrained(path).save_pretrained(again)
+    back = Transformer.from_pretrained(again)
+    assert back.tokenizer.vocabulary == model.tokenizer.vocabulary
+    state = back.state_dict()
+    for name, array in model.state_dict().items():
+        own = array.copy()
+        if name == "tokenizer.token_embedding":
+            own[-1] = 0  # of padding
+        assert state[name].dtype == own.dtype
+        np.testing.assert_array_equal(state[name], own)
+    assert list(state) == list(model.state_dict())
+
+
+@once
+def test_the_pipeline_of_transformers_generates(hf: Any, tmp_path: Path) -> None:
+    model = small()
+    pipeline = hf.pipeline("text-generation", model=str(model.save_pretrained(tmp_path)))
+    (found,) = pipeline("ab", do_sample=False, max_new_tokens=6, pad_token_id=0)
+    assert found["generated_text"] == model.generate("ab", 6, temperature=0)
+
+
+@once
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_projection": False}, "gpt2, does not have output_projection=False; build the model with output_proj"),
+        ({"output_projection": False, "final_norm": False},
+         "does not have output_projection=False, final_norm=False; build the model with output_projection=True, final"),
+    ],
+)  # fmt: skip
+def test_options_that_no_architecture_has_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options).save_pretrained(tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+@once
+def test_other_files_and_an_equal_tokenizer_are_kept(folder: Path) -> None:
+    """A fine-tuned model may be written to the folder that it came from."""
+    (folder / "README.md").write_text("mine")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "mine"}')
+    before = (folder / "tokenizer.json").read_bytes()
+    model = Transformer.from_pretrained(folder)
+    model.save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "mine"
+    assert (folder / "tokenizer_config.json").read_text() == '{"chat_template": "mine"}'
+    assert (folder / "tokenizer.json").read_bytes() == before
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 0
+    small().save_pretrained(folder)
+    assert "mine" not in (folder / "tokenizer_config.json").read_text()
+    assert Transformer.from_pretrained(folder).tokenizer.vocabulary == small().tokenizer.vocabulary
+
+
+@once
+def test_parameters_of_several_dtypes_are_refused(tmp_path: Path) -> None:
+    model = small()
+    model.blocks[0].astype("float64")
+    with pytest.raises(ValueError, match="save_pretrained: the parameters have the dtypes float32, float64; cast"):
+        model.save_pretrained(tmp_path)
+
+
+# --- Tokenizers
+
+
+@once
+def test_characters_are_encoded_and_decoded_as_ours(hf: Any, tmp_path: Path) -> None:
+    vocabulary = "".join(map(chr, range(9, 14))) + "".join(map(chr, range(32, 127))) + "éß😀\u200d\u0301\ufeff]^-\\"[:-4]
+    model = small(CharacterEncoding(vocabulary))
+    theirs = hf.AutoTokenizer.from_pretrained(model.save_pretrained(tmp_path))
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        text = "".join(generator.choice(list(vocabulary), 30))
+        ids = theirs(text)["input_ids"]
+        assert ids == model.tokenizer.encode(text)
+        assert theirs.decode(ids) == text
+    with pytest.raises(Exception, match="UNK"):  # as ours, it refuses other characters
+        theirs("ab☃")
+
+
+@once
+def test_characters_that_are_skipped_are_skipped_by_transformers(hf: Any, tmp_path: Path) -> None:
+    model = small(CharacterEncoding("ab]^-\\[\n", strict=False))
+    path = model.save_pretrained(tmp_path / "ours")
+    theirs = hf.AutoTokenizer.from_pretrained(path)
+    text = "xa]b^\n-☃\\["
+    assert theirs(text)["input_ids"] == model.tokenizer.encode(text) == [0, 2, 1, 3, 7, 4, 5, 6]
+    assert Transformer.from_pretrained(path).tokenizer.strict is False
+
+
+@once
+def test_byte_pairs_of_ours_are_encoded_by_transformers(hf: Any, tmp_path: Path) -> None:
+    encoding = BPE.train(TEXT, 290)
+    model = small(encoding)
+    path = model.save_pretrained(tmp_path / "ours")
+    theirs = hf.AutoTokenizer.from_pretrained(path)
+    text = "The 12th line,  é\n\n😀'll"
+    assert theirs(text)["input_ids"] == model.tokenizer.encode(text)
+    assert theirs.decode(theirs(text)["input_ids"]) == text
+    theirs.save_pretrained(path)
+    again = Transformer.from_pretrained(path).tokenizer.encoding
+    assert isinstance(again, BPE)
+    assert again.config() == encoding.config()
+
+
+@once
+def test_a_trained_tokenizer_is_written_again(hf: Any, folder: Path, tmp_path: Path) -> None:
+    model = Transformer.from_pretrained(folder)
+    theirs = hf.AutoTokenizer.from_pretrained(model.save_pretrained(tmp_path / "again"))
+    text = "The 12th line<|endoftext|>é"
+    assert theirs(text)["input_ids"] == model.tokenizer.encode(text)
+    assert 0 in model.tokenizer.encode(text)
+    assert (theirs.bos_token, theirs.eos_token) == ("<|endoftext|>", "<|endoftext|>")
+
+
+@once
+def test_vocab_and_merges_of_gpt2_are_read(hf: Any, bpe: Any, folder: Path) -> None:
+    text = "The 12th line<|endoftext|>  é\n"
+    (folder / "tokenizer.json").unlink()
+    bpe.model.save(str(folder))
+    model = Transformer.from_pretrained(folder)
+    assert model.tokenizer.encode(text) == bpe.encode(text).ids
+    assert model.tokenizer.encode(text) == hf.GPT2Tokenizer.from_pretrained(folder)(text)["input_ids"]
+    assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
+
+
+@once
+def test_a_model_may_have_more_tokens_than_its_tokenizer(hf: Any, bpe: Any, tmp_path: Path) -> None:
+    """Vocabularies are often padded to a multiple of 64."""
+    reference = gpt2(hf, bpe, vocab_size=320)
+    model = Transformer.from_pretrained(written(reference, bpe, tmp_path / "padded"))
+    assert model.tokenizer.vocab_size == 320
+    check_same(model, reference, "float32")
+
+
+# --- Bad input
+
+
+@once
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "bert"}, r"config.json has model_type='bert', where the library supports only 'gpt2'"),
+        ({"model_type": None}, r"config.json has no model_type; it must be one of gpt2"),
+        ({"scale_attn_by_inverse_layer_idx": True}, r"has scale_attn_by_inverse_layer_idx=True, where .* only False"),
+        ({"scale_attn_weights": False, "add_cross_attention": True},
+         r"has scale_attn_weights=False, where .* only True; add_cross_attention=True, where"),
+        ({"activation_function": "silu"}, r"has activation_function='silu', where the library supports only 'gelu_new'"),
+        ({"quantization_config": {"bits": 4}}, r"has quantization_config=\{'bits': 4\}"),
+        ({"n_head": None}, r"config.json: n_head must be a positive int, got None"),
+        ({"n_layer": "2"}, r"config.json: n_layer must be a positive int, got '2'"),
+        ({"layer_norm_epsilon": "small"}, r"config.json: layer_norm_epsilon must be a positive float, got 'small'"),
+        ({"n_head": 3}, r"n_heads=3 does not divide hidden_size=16"),
+        ({"n_inner": 20}, r"do not fit its config.json: transformer.h.0.mlp.c_fc.weight has shape \(16, 64\), expected"
+         r" \(16, 20\); .*transformer.h.1.mlp"),
+        ({"n_layer": 3}, r"do not fit its config.json: missing transformer.h.2.ln_1.weight \(16,\); missing"),
+        ({"n_layer": 1}, r"do not fit its config.json: unexpected transformer.h.1.attn.c_attn.bias \(48,\); unexp"),
+        ({"vocab_size": 299}, r"tokenizer.json has 300 tokens, more than vocab_size=299 in .*config.json; use the"),
+        ({"vocab_size": 301}, r"transformer.wte.weight has shape \(300, 16\), expected \(301, 16\)"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_named(folder: Path, settings: dict[str, Any], message: str) -> None:
+    change(folder / "config.json", **settings)
+    with pytest.raises(ValueError, match=message) as raised:
+        Transformer.from_pretrained(folder)
+    assert "\n" not in str(raised.value)
+
+
+@once
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"from_pretrained: there is no folder .*nowhere; .*hf download"):
+        Transformer.from_pretrained(tmp_path / "nowhere")
+    (folder / "tokenizer.json").rename(folder / "hidden")
+    with pytest.raises(FileNotFoundError, match=r"gpt2 has neither tokenizer.json nor vocab.json and merges.txt; downl"):
+        Transformer.from_pretrained(folder)
+    (folder / "tokenizer.model").touch()
+    with pytest.raises(FileNotFoundError, match=r"merges.txt; convert tokenizer.model with transformers"):
+        Transformer.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"gpt2 has no model.safetensors; download it from the hub"):
+        Transformer.from_pretrained(folder)
+    (folder / "pytorch_model.bin").touch()
+    with pytest.raises(FileNotFoundError, match=r"no model.safetensors; convert pytorch_model.bin with transformers"):
+        Transformer.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"gpt2 has no config.json"):
+        Transformer.from_pretrained(folder)
+
+
+@once
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"{", r"config.json is not JSON: "),
+        ("config.json", b"[]", r"config.json must contain a JSON object, got a list"),
+        ("config.json", b"\xff\xfe{", r"config.json is not JSON: "),
+        ("tokenizer.json", b"{}", r"tokenizer.json is not a tokenizer: "),
+        ("tokenizer.json", b'{"model": {"type": "WordLevel"}}', r"tokenizer.json is not a tokenizer: "),
+        ("model.safetensors", b"", r"model.safetensors is not a complete safetensors file: "),
+    ],
+)
+def test_damaged_files_are_named(folder: Path, name: str, content: bytes, message: str) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Transformer.from_pretrained(folder)
+
+
+@once
+def test_a_truncated_file_is_refused(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    for length in (4, 100, len(content) // 2, len(content) - 1):
+        (folder / "model.safetensors").write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"model.safetensors is not a complete safetensors file: "):
+            Transformer.from_pretrained(folder)
+
+
+@once
+def test_weights_of_integers_are_refused(folder: Path) -> None:
+    rewrite(folder, lambda state: state | {"transformer.ln_f.bias": np.zeros(16, "int64")})
+    with pytest.raises(ValueError, match=r"transformer.ln_f.bias has dtype I64; weights must be F64, F32, BF16, F16"):
+        Transformer.from_pretrained(folder)
+
+
+@once
+def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_package(monkeypatch, "tokenizers")
+    with pytest.raises(ImportError, match=r"needs the package tokenizers; pip install \"russellgrad\[hub\]\""):
+        Transformer.from_pretrained(folder)
+    hide_package(monkeypatch, "safetensors")
+    with pytest.raises(ImportError, match=r"from_pretrained: needs the package safetensors"):
+        Transformer.from_pretrained(folder)
