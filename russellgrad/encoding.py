@@ -1,7 +1,14 @@
 """Encodings: text to token ids, and token ids to text. A token is a character here, or part of a word in `bpe.py`."""
 
+import json
+import os
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from .byte_level import BYTE_OF, to_bytes, utf8
+from .serialization import install_command
 
 
 class Encoding(Protocol):
@@ -79,6 +86,119 @@ class CharacterEncoding:
         return {"kind": "characters", "vocabulary": self.vocabulary, "strict": self.strict}
 
 
+class HubEncoding:
+    """A tokenizer of the package `tokenizers`, as models of Hugging Face have it in tokenizer.json.
+
+        encoding = HubEncoding.load("gpt2/tokenizer.json")
+
+    Special tokens in a text, such as <|endoftext|>, are encoded as one token each. None is added.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`, which is copied, or its JSON.
+        vocab_size: the number of tokens; by default, and at least, the tokenizer's. Models may have more.
+
+    Raises:
+        ImportError: `tokenizers` is not installed.
+        ValueError: the JSON is not that of a tokenizer, or vocab_size is too small.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int | None = None) -> None:
+        self._json, package = tokenizer if isinstance(tokenizer, str) else tokenizer.to_str(), _tokenizers()
+        try:
+            self.tokenizer = package.Tokenizer.from_str(self._json)
+        except Exception as error:  # the package raises no other class
+            raise ValueError(f"HubEncoding: not the JSON of a tokenizer: {error}") from error
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        vocab = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values(), default=-1) + 1 if vocab_size is None else vocab_size
+        if too_large := [token for token, i in vocab.items() if i >= self.vocab_size]:
+            raise ValueError(f"HubEncoding: vocab_size {vocab_size} is too small: {too_large[0]!r} has a larger id")
+        decoder, added = json.dumps(json.loads(self._json)["decoder"]), self.tokenizer.get_added_tokens_decoder()
+        self._bytes = [b""] * self.vocab_size  # models may have ids that are no token's
+        for token, i in vocab.items():
+            self._bytes[i] = utf8(token) if i in added else _bytes_of(token, decoder)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Self:
+        """Read a tokenizer.json, or from a folder tokenizer.json or else GPT-2's vocab.json and merges.txt.
+
+        Raises OSError if a file cannot be read, ValueError if it is not a tokenizer's.
+        """
+        path, package = Path(path), _tokenizers()
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if path.is_dir() and not file.exists():
+            vocab, merges = path / "vocab.json", path / "merges.txt"
+            for needed in (vocab, merges):
+                needed.open("rb").close()  # the package's own errors do not name the file
+            try:
+                return cls(_byte_level(package.models.BPE.from_file(str(vocab), str(merges))), vocab_size)
+            except Exception as error:
+                raise ValueError(f"{path}: vocab.json and merges.txt are not GPT-2's files: {error}") from error
+        try:
+            return cls(file.read_text(encoding="utf-8"), vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    @classmethod
+    def train(cls, text: str | Iterable[str], vocab_size: int) -> Self:
+        """Train a byte-pair encoding, as `bpe.BPE.train`. Raises ValueError for vocab_size < 256."""
+        if vocab_size < 256:
+            raise ValueError(f"HubEncoding: vocab_size must be at least 256, one token for each byte, got {vocab_size}")
+        tokenizers = _tokenizers()
+        tokenizer = _byte_level(tokenizers.models.BPE())
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=list(BYTE_OF), show_progress=False
+        )
+        tokenizer.train_from_iterator([text] if isinstance(text, str) else text, trainer)
+        return cls(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Raises ValueError if it has a surrogate, which has no UTF-8 bytes."""
+        utf8(text)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens included. Raises IndexError for an id out of range."""
+        text: str = self.tokenizer.decode([check_id(i, self.vocab_size) for i in ids], skip_special_tokens=False)
+        return text
+
+    def token_bytes(self, i: int) -> bytes:
+        """The bytes of token `i`, which may be part of a character. Raises IndexError for an id out of range."""
+        return self._bytes[check_id(i, self.vocab_size)]
+
+    def config(self) -> dict[str, Any]:
+        """The tokenizer's JSON, the number of tokens, and the kind "tokenizers"."""
+        return {"kind": "tokenizers", "tokenizer": self._json, "vocab_size": self.vocab_size}
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError(f"HubEncoding: needs the package tokenizers; {install_command('hub')}") from error
+    return tokenizers
+
+
+def _byte_level(model: Any) -> Any:
+    """A `tokenizers.Tokenizer` with GPT-2's pattern and bytes."""
+    tokenizers = _tokenizers()
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer
+
+
+def _bytes_of(token: str, decoder: str) -> bytes:
+    """The bytes of a token, with the JSON of the tokenizer's decoder: those of GPT-2, or of SentencePiece."""
+    if "ByteLevel" in decoder:
+        return to_bytes(token)
+    if "ByteFallback" in decoder and re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return utf8(token.replace("\u2581", " "))  # SentencePiece's mark of a space
+
+
 def check_id(i: int, size: int) -> int:
     """Return an id. Raises IndexError if it is outside [0, size): Python counts negative indices from the end."""
     if not 0 <= i < size:
@@ -91,10 +211,16 @@ def encoding_from_config(config: Mapping[str, Any]) -> Encoding:
 
     Raises:
         ValueError: the kind of encoding is unknown. KeyError: an entry is missing.
-        And the exceptions of the encoding's class.
+        And the exceptions of the encoding's class, as ImportError without `tokenizers`.
     """
     options = dict(config)
     kind = options.pop("kind")
     if kind == "characters":
         return CharacterEncoding(**options)
+    if kind == "bpe":
+        from .bpe import BPE  # which imports this module
+
+        return BPE(**options)
+    if kind == "tokenizers":
+        return HubEncoding(**options)
     raise ValueError(f"unknown kind of encoding {kind!r}; use the release that wrote it")

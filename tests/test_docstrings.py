@@ -8,8 +8,10 @@ import pytest
 import russellgrad
 from russellgrad import (
     base_optimizer,
+    bpe,
     clip_grad,
     data,
+    encoding,
     generation,
     init,
     layers,
@@ -26,8 +28,10 @@ from russellgrad.tensor import Tensor
 
 MODULES = (
     base_optimizer,
+    bpe,
     clip_grad,
     data,
+    encoding,
     generation,
     init,
     optimizer,

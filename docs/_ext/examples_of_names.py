@@ -361,9 +361,52 @@ TOKENIZER = (
 TRANSFORMER = "from russellgrad.russelltransformer import {0}; "
 MODEL = TRANSFORMER.format("Transformer") + TOKENIZER + "model = Transformer(tokenizer, n_layers=1, n_attn_heads=2); "
 SAVED = "import tempfile; from russellgrad.checkpoint import load_model, save_model"
+BPE = "from russellgrad.bpe import BPE; "
+CHARACTERS = "from russellgrad.encoding import CharacterEncoding; "
+HUB = 'from russellgrad.encoding import HubEncoding; encoding = HubEncoding.train("low low lower", 260); '
 EXAMPLES |= {
+    "bpe.BPE": BPE + 'BPE.train("low low lower", 260).merges',
+    "bpe.BPE.train": BPE + 'BPE.train("to be or not to be", 300).vocab_size',
+    "bpe.BPE.encode": BPE + 'BPE.train("low low lower", 260).encode("low lower")',
+    "bpe.BPE.decode": BPE + 'encoding = BPE.train("low low lower", 260); encoding.decode([257, 258, 259])',
+    "bpe.BPE.token_bytes": BPE + 'BPE.train("low low lower", 260).token_bytes(258)',
+    "bpe.BPE.config": BPE + 'BPE.train("low low lower", 260).config()["merges"]',
+    "bpe.BPE.save": "import os, tempfile; "
+    + BPE
+    + """
+with tempfile.TemporaryDirectory() as folder:
+    BPE.train("low low lower", 260).save(folder)
+    print(sorted(os.listdir(folder)))""",
+    "bpe.BPE.load": "import tempfile; "
+    + BPE
+    + """
+with tempfile.TemporaryDirectory() as folder:
+    BPE.train("low low lower", 260).save(folder)
+    print(BPE.load(folder).encode("low lower"))""",
+    "encoding.CharacterEncoding": CHARACTERS + 'CharacterEncoding("abc").encode("cab")',
+    "encoding.CharacterEncoding.encode": CHARACTERS + 'CharacterEncoding("abc").encode("cab")',
+    "encoding.CharacterEncoding.decode": CHARACTERS + 'CharacterEncoding("abc").decode([2, 0, 1])',
+    "encoding.CharacterEncoding.token_bytes": CHARACTERS + 'CharacterEncoding("ab\u00e9").token_bytes(2)',
+    "encoding.CharacterEncoding.config": CHARACTERS + 'CharacterEncoding("abc").config()',
+    "encoding.CharacterEncoding.vocab_size": CHARACTERS + 'CharacterEncoding("abc").vocab_size',
+    "encoding.HubEncoding": HUB + "HubEncoding(encoding.tokenizer, vocab_size=512).vocab_size",
+    "encoding.HubEncoding.train": HUB + "encoding.vocab_size",
+    "encoding.HubEncoding.load": "import os, tempfile; "
+    + HUB
+    + """
+with tempfile.TemporaryDirectory() as folder:
+    encoding.tokenizer.save(os.path.join(folder, "tokenizer.json"))
+    print(HubEncoding.load(folder).encode("low lower"))""",
+    "encoding.HubEncoding.encode": HUB + 'encoding.encode("low lower")',
+    "encoding.HubEncoding.decode": HUB + "encoding.decode([257, 258, 259])",
+    "encoding.HubEncoding.token_bytes": HUB + "encoding.token_bytes(258)",
+    "encoding.HubEncoding.config": HUB + 'encoding.config()["kind"]',
+    "encoding.encoding_from_config": "from russellgrad.encoding import encoding_from_config; "
+    + 'encoding_from_config({"kind": "characters", "vocabulary": "abc"}).encode("cab")',
     "tokenizer.Tokenizer": TOKENIZER + 'tokenizer.encode("to be")',
     "tokenizer.Tokenizer.from_text": TOKENIZER + "tokenizer.vocabulary",
+    "tokenizer.Tokenizer.vocabulary": TOKENIZER + "tokenizer.vocabulary",
+    "tokenizer.Tokenizer.strict": TOKENIZER + "tokenizer.strict",
     "tokenizer.Tokenizer.encode": TOKENIZER + 'tokenizer.encode("to be")',
     "tokenizer.Tokenizer.decode": TOKENIZER + 'tokenizer.decode(tokenizer.encode("to be"))',
     "tokenizer.Tokenizer.ids": TOKENIZER + 'tokenizer.ids(["to be", "or"])',

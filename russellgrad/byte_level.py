@@ -1,0 +1,43 @@
+"""GPT-2's bytes and words: bytes as printable characters, and the pattern that splits a text into words."""
+
+import re
+from functools import cache
+from unicodedata import category
+
+# GPT-2's files write a byte as a printable character: itself, or for the others one from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+# In the order of the bytes' ids in GPT-2.
+BYTE_OF = {chr(b): b for b in _PRINTABLE} | {chr(0x100 + n): b for n, b in enumerate(_OTHERS)}
+# Unicode's White_Space, for a class of a pattern. Python's \s has U+001C to U+001F, too.
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    """GPT-2's pattern. Python's re has no \\p{L} and \\p{N}: [^\\W_] is both, and the numbers are listed."""
+    number = "".join(chr(c) for c in range(0x110000) if category(chr(c))[0] == "N")  # no character is special in [...]
+    letter, space = rf"[^\W_{number}]", WHITE_SPACE
+    words = rf"'(?:[stmd]|re|ve|ll)| ?{letter}+| ?[{number}]+| ?(?:[^\w{space}]|_)+"
+    return re.compile(rf"{words}|[{space}]+(?![^{space}])|[{space}]+")
+
+
+def split_words(text: str) -> list[str]:
+    """Split a text into words, which join to the text: `split_words("Is it?")` is ["Is", " it", "?"]."""
+    words: list[str] = _pattern().findall(text)
+    return words
+
+
+def to_bytes(token: str) -> bytes:
+    """The bytes of a token, written as in GPT-2's vocab.json; if it has other characters, those of its text."""
+    if BYTE_OF.keys() >= set(token):
+        return bytes(BYTE_OF[character] for character in token)
+    return utf8(token)
+
+
+def utf8(text: str) -> bytes:
+    """The UTF-8 bytes of a text. Raises ValueError for a surrogate, which has none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"BPE: {text[error.start]!r} is a surrogate, which UTF-8 cannot encode; remove it") from error
