@@ -35,7 +35,10 @@ _READ, _WRITE = "from_pretrained", "save_pretrained"
 _TOKENS, _OUTPUT, _LOGITS = "tokenizer.token_embedding", "output", "lm_head.weight"
 _OF_TOKENIZER = ("max_seq_len", "embed_dim", "positional_encoding")  # arguments of Tokenizer
 # What a `Transformer.config` that leaves an option out stands for.
-_DEFAULTS = {"norm": "layer_norm", "feed_forward": "mlp", "positions": "learned", "n_kv_heads": None, "window": None}
+_DEFAULTS: dict[str, Any] = {
+    "norm": "layer_norm", "feed_forward": "mlp", "positions": "learned", "n_kv_heads": None, "window": None,
+    "attention_bias": False, "tied": True, "rope_base": 10000.0,
+}  # fmt: skip
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "float32", "F16": "float32"}  # of files, and of the model then
 
 # The library's activations, and their names in the files. Of several names for one function, the first is written.
@@ -52,7 +55,10 @@ class _Config(dict[str, Any]):
 
     def number(self, name: str, default: Any = None, kind: type = int) -> Any:
         """A setting that is a positive number. Without a default, it must be there."""
-        value = default if self.get(name) is None else self[name]
+        return self.checked(name, default if self.get(name) is None else self[name], kind)
+
+    def checked(self, name: str, value: Any, kind: type) -> Any:
+        """The value of a setting, a positive number."""
         if not isinstance(value, int | float) or value != kind(value) or isinstance(value, bool) or value <= 0:
             raise ValueError(f"{_READ}: {self.path}: {name} must be a positive {kind.__name__}, got {value!r}")
         return kind(value)
@@ -150,7 +156,98 @@ def _logits(shape: Shape) -> _Weight:
     return _Weight((_LOGITS,), ((shape[1] - 1, shape[0]),), transposed=True, padding=1)
 
 
+# --- Llama, and Mistral, which is a Llama with a window
+
+
+def _read_llama(config: _Config) -> dict[str, Any]:
+    width, n_heads = config.number("hidden_size"), config.number("num_attention_heads")
+    config.require(
+        hidden_act=("silu",), attention_bias=(False, None), mlp_bias=(False, None), quantization_config=(None,),
+        head_dim=(width // n_heads, None),
+    )  # fmt: skip
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # the latter before transformers 5
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(
+            f"{_READ}: {config.path} has rotary positions of the type {kind!r}, where the library supports only "
+            "'default', without scaling"
+        )
+    return {
+        "max_seq_len": config.number("max_position_embeddings"), "embed_dim": width, "positional_encoding": False,
+        "n_layers": config.number("num_hidden_layers"), "n_attn_heads": n_heads,
+        "n_kv_heads": config.number("num_key_value_heads", n_heads),
+        "ff_dim": config.number("intermediate_size"),
+        "norm_eps": config.number("rms_norm_eps", 1e-6, float),
+        "rope_base": config.checked("rope_theta", rope.get("rope_theta", config.get("rope_theta", 10000.0)), float),
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "norm": "rms_norm", "feed_forward": "swiglu", "positions": "rotary", "output_projection": True,
+        "final_norm": True,
+    }  # fmt: skip
+
+
+def _read_mistral(config: _Config) -> dict[str, Any]:
+    window = None if config.get("sliding_window") is None else config.number("sliding_window")
+    return {**_read_llama(config), "window": window}
+
+
+def _write_llama(model: Any) -> dict[str, Any]:
+    options, tokenizer = _DEFAULTS | model.config(), model.tokenizer
+    n_heads = options["n_attn_heads"]
+    return {
+        "hidden_act": "silu", "hidden_size": tokenizer.embed_dim, "num_hidden_layers": options["n_layers"],
+        "num_attention_heads": n_heads, "num_key_value_heads": options["n_kv_heads"] or n_heads,
+        "head_dim": tokenizer.embed_dim // n_heads,
+        "intermediate_size": model.blocks[0].feed_forward.w_up.shape[1],
+        "max_position_embeddings": tokenizer.max_seq_len, "rms_norm_eps": model.final_norm.eps,
+        "rope_parameters": {"rope_theta": options["rope_base"], "rope_type": "default"},
+        "rope_theta": options["rope_base"],  # before transformers 5
+        "tie_word_embeddings": options["tied"], "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+    }  # fmt: skip
+
+
+def _write_mistral(model: Any) -> dict[str, Any]:
+    return {**_write_llama(model), "sliding_window": model.config()["window"]}
+
+
+_LLAMA_BLOCK = {
+    "attention_norm.gamma": "input_layernorm",
+    "attention.w_out": "self_attn.o_proj",
+    "feed_forward_norm.gamma": "post_attention_layernorm",
+    "feed_forward.w_gate": "mlp.gate_proj",
+    "feed_forward.w_up": "mlp.up_proj",
+    "feed_forward.w_down": "mlp.down_proj",
+}
+
+
+def _llama_weights(model: Any) -> dict[str, _Weight]:
+    """Weights are (out, in); queries, keys and values have one each."""
+    shapes = {name: tensor.shape for name, tensor in model._named_tensors()}
+    weights = {
+        _TOKENS: _tokens(shapes[_TOKENS], "model.embed_tokens.weight"),
+        "final_norm.gamma": _Weight(("model.norm.weight",), (shapes["final_norm.gamma"],)),
+    }
+    for i in range(len(model.blocks)):
+        ours, theirs = f"blocks.{i}", f"model.layers.{i}"
+        for name, other in _LLAMA_BLOCK.items():
+            shape = shapes[f"{ours}.{name}"]
+            weights[f"{ours}.{name}"] = _Weight((f"{theirs}.{other}.weight",), (shape[::-1],), transposed=True)
+        width, packed = shapes[f"{ours}.attention.w_qkv"]
+        names = tuple(f"{theirs}.self_attn.{part}_proj.weight" for part in "qkv")
+        rows = (width, (packed - width) // 2, (packed - width) // 2)
+        weights[f"{ours}.attention.w_qkv"] = _Weight(names, tuple((n, width) for n in rows), transposed=True)
+    if _OUTPUT in shapes:
+        weights[_OUTPUT] = _logits(shapes[_OUTPUT])
+    return weights
+
+
 # --- All architectures
+
+_LLAMA_FIXED: dict[str, tuple[Any, ...]] = {
+    "norm": ("rms_norm",), "feed_forward": ("swiglu",), "positions": ("rotary",), "output_projection": (True,),
+    "final_norm": (True,), "attention_bias": (False,),
+}  # fmt: skip
+_LLAMA_FREE = ("n_layers", "n_attn_heads", "n_kv_heads", "ff_scale_factor", "ff_dim", "activation", "norm_eps",
+               "rope_base", "tied", "dropout")  # fmt: skip
 
 ARCHITECTURES = {
     "gpt2": _Architecture(
@@ -160,6 +257,12 @@ ARCHITECTURES = {
         ("n_layers", "n_attn_heads", "ff_scale_factor", "ff_dim", "activation", "attention_bias", "norm_eps", "tied",
          "rope_base", "dropout"),
         _gpt2_weights,
+    ),
+    "llama": _Architecture(
+        "LlamaForCausalLM", _read_llama, _write_llama, {**_LLAMA_FIXED, "window": (None,)}, _LLAMA_FREE, _llama_weights
+    ),
+    "mistral": _Architecture(
+        "MistralForCausalLM", _read_mistral, _write_mistral, _LLAMA_FIXED, (*_LLAMA_FREE, "window"), _llama_weights
     ),
 }  # fmt: skip
 
@@ -178,10 +281,12 @@ def from_pretrained(
     """Implements `Transformer.from_pretrained`; `build` is the class."""
     path, target = Path(folder), resolve_backend(backend)
     config = _Config(_existing(path) / CONFIG)
-    config.require(model_type=(None, *ARCHITECTURES))
-    if config.get("model_type") is None:
-        raise ValueError(f"{_READ}: {config.path} has no model_type; it must be one of {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[config["model_type"]]
+    kind = str(config.get("model_type"))
+    if kind not in ARCHITECTURES:
+        raise ValueError(
+            f"{_READ}: {config.path} has model_type {kind!r}; the library supports only {', '.join(ARCHITECTURES)}"
+        )
+    architecture = ARCHITECTURES[kind]
     options = architecture.read(config)
     stored = _stored(path)
     if dtype is None:

@@ -24,7 +24,10 @@ _skipped: ContextVar[bool] = ContextVar("skipped", default=False)
 
 @contextmanager
 def skip_draws() -> Iterator[None]:
-    """Inside the block, `normal` and `uniform` draw nothing and return zeros: the values are loaded afterwards."""
+    """Inside the block, `normal` and `uniform` draw nothing and return float32 zeros.
+
+    This is for a model whose values are loaded afterwards, with their dtype.
+    """
     token = _skipped.set(True)
     try:
         yield
@@ -40,7 +43,7 @@ def constant(shape: Shape, value: float, *, label: str = "") -> Tensor:
 
 def _unset(shape: Shape, label: str) -> Tensor:
     xp = get_backend()
-    return Tensor(xp.zeros(_checked(shape), get_default_dtype(xp)), requires_grad=True, label=label)
+    return Tensor(xp.zeros(_checked(shape), "float32"), requires_grad=True, label=label)
 
 
 def zeros(shape: Shape, *, label: str = "") -> Tensor:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from russellgrad import get_backend, hub
 from russellgrad.backend import Backend
 from russellgrad.bpe import BPE
 from russellgrad.encoding import CharacterEncoding, HubEncoding
@@ -23,7 +22,6 @@ from tests.helpers import TEXT, assert_close, hide_package, once
 
 safetensors = pytest.importorskip("safetensors")
 tokenizers = pytest.importorskip("tokenizers")
-pytest.importorskip("transformers", exc_type=ImportError) if False else None
 
 PROMPT = "The 3th line"
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 24}
@@ -76,6 +74,24 @@ def gpt2(hf: Any, bpe: Any, dtype: str = "float32", **settings: Any) -> Any:
     return randomised(hf.GPT2LMHeadModel(hf.GPT2Config(**options)), dtype)
 
 
+LLAMAS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "grouped": {"num_key_value_heads": 2, "rms_norm_eps": 1e-3, "tie_word_embeddings": True},
+    "one": {"num_key_value_heads": 1, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 5},
+    "mistral, no window": {"sliding_window": None, "num_key_value_heads": 4},
+}
+
+
+def llama(hf: Any, bpe: Any, kind: str = "default", dtype: str = "float32") -> Any:
+    options = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+               "max_position_embeddings": 24, "vocab_size": bpe.get_vocab_size(), "bos_token_id": 0,
+               "eos_token_id": None, **LLAMAS[kind]}  # fmt: skip
+    if kind.startswith("mistral"):
+        return randomised(hf.MistralForCausalLM(hf.MistralConfig(**options)), dtype)
+    return randomised(hf.LlamaForCausalLM(hf.LlamaConfig(**options)), dtype)
+
+
 @pytest.fixture
 def folder(hf: Any, bpe: Any, tmp_path: Path) -> Path:
     """A GPT-2 as `transformers` writes it."""
@@ -121,6 +137,17 @@ def test_gpt2_has_the_logits_and_the_text_of_transformers(
     assert not model.training
     assert {p.dtype.name for p in model.parameters()} == {dtype}
     assert all(p.backend is backend for p in model.parameters())
+    check_same(model, reference, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", LLAMAS)
+def test_llama_has_the_logits_and_the_text_of_transformers(
+    backend: Backend, hf: Any, bpe: Any, tmp_path: Path, kind: str, dtype: str
+) -> None:
+    reference = llama(hf, bpe, kind, dtype)
+    model = Transformer.from_pretrained(written(reference, bpe, tmp_path / "model"))
+    assert {p.dtype.name for p in model.parameters()} == {dtype}
     check_same(model, reference, dtype)
 
 
@@ -222,7 +249,16 @@ def small(encoding: Any = None, **options: Any) -> Transformer:
     size = encoding.vocab_size
     tokenizer = Tokenizer(size, 24, 16, size, encoding=encoding, seed=0)
     settings = {"activation": "gelu_tanh", "output_projection": True, "final_norm": True, **options}
-    model = Transformer(tokenizer, 2, 4, seed=0, **settings).astype("float32")
+    return random_weights(Transformer(tokenizer, 2, 4, seed=0, **settings))
+
+
+def small_llama(**options: Any) -> Transformer:
+    tokenizer = Tokenizer.from_text("\n abcdé😀'.", 24, 16, positional_encoding=False, seed=0)
+    return random_weights(Transformer.llama(tokenizer, 2, 4, seed=0, **options))
+
+
+def random_weights(model: Transformer) -> Transformer:
+    model.astype("float32")
     generator = np.random.default_rng(2)
     for parameter in model.parameters():
         parameter.data = parameter.backend.asarray(generator.normal(0, 0.3, parameter.shape).astype("float32"))
@@ -247,6 +283,24 @@ def test_transformers_loads_what_is_saved(backend: Backend, hf: Any, tmp_path: P
     assert theirs.config.resid_pdrop == options.get("dropout", 0.0)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"n_kv_heads": 2, "ff_dim": 12, "norm_eps": 1e-3, "rope_base": 100.0, "tied": True},
+     {"window": 4, "n_kv_heads": 1}],
+)  # fmt: skip
+def test_transformers_loads_a_llama(backend: Backend, hf: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    model = small_llama(**options)
+    path = model.save_pretrained(tmp_path / "ours")
+    theirs = hf.AutoModelForCausalLM.from_pretrained(path).eval()
+    assert type(theirs).__name__ == ("MistralForCausalLM" if "window" in options else "LlamaForCausalLM")
+    text = "ab\n c é😀.d"
+    ids = hf.AutoTokenizer.from_pretrained(path)([text])["input_ids"]
+    assert_close(model(ids).numpy()[..., :-1], logits_of(theirs, ids), atol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    hf.AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "theirs")
+    check_equal(Transformer.from_pretrained(tmp_path / "theirs"), model)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_round_trip_keeps_every_bit(backend: Backend, hf: Any, tmp_path: Path, dtype: str) -> None:
     model = small(attention_bias=True).astype(dtype)
@@ -256,14 +310,19 @@ def test_a_round_trip_keeps_every_bit(backend: Backend, hf: Any, tmp_path: Path,
     hf.AutoTokenizer.from_pretrained(path).save_pretrained(again)
     back = Transformer.from_pretrained(again)
     assert back.tokenizer.vocabulary == model.tokenizer.vocabulary
-    state = back.state_dict()
-    for name, array in model.state_dict().items():
-        own = array.copy()
-        if name == "tokenizer.token_embedding":
-            own[-1] = 0  # of padding
-        assert state[name].dtype == own.dtype
-        np.testing.assert_array_equal(state[name], own)
-    assert list(state) == list(model.state_dict())
+    check_equal(back, model)
+
+
+def check_equal(model: Transformer, expected: Transformer) -> None:
+    """Equal bits, but in the entries for padding, which are 0."""
+    state, other = model.state_dict(), expected.state_dict()
+    assert list(state) == list(other)
+    other["tokenizer.token_embedding"][-1] = 0
+    if "output" in other:
+        other["output"][:, -1] = 0
+    for name, array in state.items():
+        assert array.dtype == other[name].dtype
+        np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
 @once
@@ -281,11 +340,20 @@ def test_the_pipeline_of_transformers_generates(hf: Any, tmp_path: Path) -> None
         ({"output_projection": False}, "gpt2, does not have output_projection=False; build the model with output_proj"),
         ({"output_projection": False, "final_norm": False},
          "does not have output_projection=False, final_norm=False; build the model with output_projection=True, final"),
+        ({"norm": "rms_norm"}, "gpt2, does not have norm='rms_norm'; build the model with norm='layer_norm'"),
+        ({"n_kv_heads": 2}, "gpt2, does not have n_kv_heads=2; build the model with n_kv_heads=None"),
     ],
 )  # fmt: skip
 def test_options_that_no_architecture_has_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options).save_pretrained(tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+@once
+def test_options_that_llama_does_not_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="hub, llama, does not have attention_bias=True; build the model with attent"):
+        small_llama(attention_bias=True).save_pretrained(tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
 
@@ -319,7 +387,9 @@ def test_parameters_of_several_dtypes_are_refused(tmp_path: Path) -> None:
 
 @once
 def test_characters_are_encoded_and_decoded_as_ours(hf: Any, tmp_path: Path) -> None:
-    vocabulary = "".join(map(chr, range(9, 14))) + "".join(map(chr, range(32, 127))) + "éß😀\u200d\u0301\ufeff]^-\\"[:-4]
+    vocabulary = (
+        "".join(map(chr, range(9, 14))) + "".join(map(chr, range(32, 127))) + "éß😀\u200d\u0301\ufeff]^-\\"[:-4]
+    )
     model = small(CharacterEncoding(vocabulary))
     theirs = hf.AutoTokenizer.from_pretrained(model.save_pretrained(tmp_path))
     generator = np.random.default_rng(0)
@@ -394,8 +464,8 @@ def test_a_model_may_have_more_tokens_than_its_tokenizer(hf: Any, bpe: Any, tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "bert"}, r"config.json has model_type='bert', where the library supports only 'gpt2'"),
-        ({"model_type": None}, r"config.json has no model_type; it must be one of gpt2"),
+        ({"model_type": "bert"}, r"config.json has model_type 'bert'; the library supports only gpt2, llama"),
+        ({"model_type": None}, r"config.json has model_type 'None'; the library supports only gpt2"),
         ({"scale_attn_by_inverse_layer_idx": True}, r"has scale_attn_by_inverse_layer_idx=True, where .* only False"),
         ({"scale_attn_weights": False, "add_cross_attention": True},
          r"has scale_attn_weights=False, where .* only True; add_cross_attention=True, where"),
@@ -421,11 +491,49 @@ def test_settings_that_do_not_fit_are_named(folder: Path, settings: dict[str, An
 
 
 @once
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
+         r"config.json has rotary positions of the type 'llama3', where .* only 'default', without scaling"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, r"of the type 'linear'"),
+        ({"rope_parameters": {"rope_theta": -1}}, r"config.json: rope_theta must be a positive float, got -1"),
+        ({"attention_bias": True, "mlp_bias": True}, r"has attention_bias=True, .* only False, None; mlp_bias=True, "),
+        ({"hidden_act": "gelu"}, r"has hidden_act='gelu', where the library supports only 'silu'"),
+        ({"head_dim": 8}, r"has head_dim=8, where the library supports only 4, None"),
+        ({"num_key_value_heads": 3}, r"n_kv_heads=3 must divide n_heads=4"),
+        ({"num_key_value_heads": 2}, r"self_attn.k_proj.weight has shape \(16, 16\), expected \(8, 16\)"),
+    ],
+)  # fmt: skip
+def test_settings_of_llama_that_do_not_fit_are_named(
+    hf: Any, bpe: Any, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    path = written(llama(hf, bpe), bpe, tmp_path / "llama")
+    change(path / "config.json", **settings)
+    with pytest.raises(ValueError, match=message) as raised:
+        Transformer.from_pretrained(path)
+    assert "\n" not in str(raised.value)
+
+
+@once
+def test_settings_of_old_llama_files_are_read(hf: Any, bpe: Any, tmp_path: Path) -> None:
+    """transformers 4 wrote rope_theta, and frequencies among the weights."""
+    reference = llama(hf, bpe, "one")
+    path = written(reference, bpe, tmp_path / "llama")
+    change(path / "config.json", rope_parameters=None, rope_theta=500.0, rope_scaling=None, head_dim=None)
+    frequencies = np.ones(2, "float32")
+    rewrite(path, lambda state: state | {"model.layers.0.self_attn.rotary_emb.inv_freq": frequencies})
+    check_same(Transformer.from_pretrained(path), reference, "float32")
+
+
+@once
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"from_pretrained: there is no folder .*nowhere; .*hf download"):
         Transformer.from_pretrained(tmp_path / "nowhere")
     (folder / "tokenizer.json").rename(folder / "hidden")
-    with pytest.raises(FileNotFoundError, match=r"gpt2 has neither tokenizer.json nor vocab.json and merges.txt; downl"):
+    with pytest.raises(
+        FileNotFoundError, match=r"gpt2 has neither tokenizer.json nor vocab.json and merges.txt; downl"
+    ):
         Transformer.from_pretrained(folder)
     (folder / "tokenizer.model").touch()
     with pytest.raises(FileNotFoundError, match=r"merges.txt; convert tokenizer.model with transformers"):
