@@ -22,7 +22,7 @@ import numpy as np
 
 from . import init, interchange
 from .backend import Backend, DType, Shape, resolve_backend, use_backend
-from .hub_tokenizer import read_encoding, read_json, special_tokens, tokenizer_files
+from .hub_tokenizer import has_tokenizer, read_encoding, read_json, special_tokens, tokenizer_files
 from .module import Module
 from .serialization import StoredArray, replace_file, stored_arrays, write_safetensors
 from .tensor import Tensor
@@ -64,7 +64,7 @@ class _Config(dict[str, Any]):
         return kind(value)
 
     def require(self, **expected: tuple[Any, ...]) -> None:
-        """Raise ValueError for a setting with none of the values that the library supports; the first is the default."""
+        """Raise ValueError for a setting with none of the values that the library supports; the default is first."""
         wrong = [name for name, values in expected.items() if self.get(name, values[0]) not in values]
         if wrong:
             raise ValueError(
@@ -425,10 +425,15 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     shapes = {n: (dtype, shape) for w in weights.values() for n, shape in zip(w.names, w.shapes, strict=True)}
     write_safetensors(path / WEIGHTS, shapes, _exported(weights, own), {"format": "pt"})
-    for name, content in (files | {CONFIG: config}).items():  # last, because it is what makes the folder a model
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        replace_file(path / name, text.encode())
+    if not has_tokenizer(path, files):
+        for name, content in files.items():
+            replace_file(path / name, _as_json(content))
+    replace_file(path / CONFIG, _as_json(config))  # last: it is what makes the folder a model
     return path
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _architecture_of(model: Any) -> tuple[str, _Architecture]:

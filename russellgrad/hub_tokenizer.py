@@ -122,6 +122,14 @@ def tokenizer_files(tokenizer: Tokenizer, who: str) -> dict[str, dict[str, Any]]
     return {TOKENIZER: content, SETTINGS: settings}
 
 
+def has_tokenizer(folder: Path, files: Mapping[str, dict[str, Any]]) -> bool:
+    """Whether the folder has this tokenizer already: its settings, such as a chat template, are then to be kept."""
+    try:
+        return bool(json.loads((folder / TOKENIZER).read_bytes()) == files[TOKENIZER])
+    except (OSError, ValueError):
+        return False
+
+
 def special_tokens(encoding: Encoding) -> dict[str, tuple[str, int]]:
     """The special tokens that begin and end a text, "bos" and "eos", if the encoding has them, with their ids."""
     if not isinstance(encoding, HubEncoding):
