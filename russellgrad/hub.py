@@ -162,7 +162,7 @@ def _logits(shape: Shape) -> _Weight:
 def _read_llama(config: _Config) -> dict[str, Any]:
     width, n_heads = config.number("hidden_size"), config.number("num_attention_heads")
     config.require(
-        hidden_act=("silu",), attention_bias=(False, None), mlp_bias=(False, None), quantization_config=(None,),
+        hidden_act=("silu",), mlp_bias=(False, None), quantization_config=(None,),
         head_dim=(width // n_heads, None),
     )  # fmt: skip
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # the latter before transformers 5
@@ -181,13 +181,13 @@ def _read_llama(config: _Config) -> dict[str, Any]:
         "rope_base": config.checked("rope_theta", rope.get("rope_theta", config.get("rope_theta", 10000.0)), float),
         "tied": bool(config.get("tie_word_embeddings", False)),
         "norm": "rms_norm", "feed_forward": "swiglu", "positions": "rotary", "output_projection": True,
-        "final_norm": True,
+        "final_norm": True, "attention_bias": bool(config.get("attention_bias", False)),
     }  # fmt: skip
 
 
 def _read_mistral(config: _Config) -> dict[str, Any]:
     window = None if config.get("sliding_window") is None else config.number("sliding_window")
-    return {**_read_llama(config), "window": window}
+    return {**_read_llama(config), "window": window, "attention_bias": False}
 
 
 def _write_llama(model: Any) -> dict[str, Any]:
@@ -201,7 +201,8 @@ def _write_llama(model: Any) -> dict[str, Any]:
         "max_position_embeddings": tokenizer.max_seq_len, "rms_norm_eps": model.final_norm.eps,
         "rope_parameters": {"rope_theta": options["rope_base"], "rope_type": "default"},
         "rope_theta": options["rope_base"],  # before transformers 5
-        "tie_word_embeddings": options["tied"], "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+        "tie_word_embeddings": options["tied"], "attention_bias": options["attention_bias"], "mlp_bias": False,
+        "attention_dropout": 0.0,
     }  # fmt: skip
 
 
@@ -209,34 +210,24 @@ def _write_mistral(model: Any) -> dict[str, Any]:
     return {**_write_llama(model), "sliding_window": model.config()["window"]}
 
 
-_LLAMA_BLOCK = {
-    "attention_norm.gamma": "input_layernorm",
-    "attention.w_out": "self_attn.o_proj",
-    "feed_forward_norm.gamma": "post_attention_layernorm",
-    "feed_forward.w_gate": "mlp.gate_proj",
-    "feed_forward.w_up": "mlp.up_proj",
-    "feed_forward.w_down": "mlp.down_proj",
-}
-
-
 def _llama_weights(model: Any) -> dict[str, _Weight]:
     """Weights are (out, in); queries, keys and values have one each."""
-    shapes = {name: tensor.shape for name, tensor in model._named_tensors()}
-    weights = {
-        _TOKENS: _tokens(shapes[_TOKENS], "model.embed_tokens.weight"),
-        "final_norm.gamma": _Weight(("model.norm.weight",), (shapes["final_norm.gamma"],)),
-    }
-    for i in range(len(model.blocks)):
-        ours, theirs = f"blocks.{i}", f"model.layers.{i}"
-        for name, other in _LLAMA_BLOCK.items():
-            shape = shapes[f"{ours}.{name}"]
-            weights[f"{ours}.{name}"] = _Weight((f"{theirs}.{other}.weight",), (shape[::-1],), transposed=True)
-        width, packed = shapes[f"{ours}.attention.w_qkv"]
-        names = tuple(f"{theirs}.self_attn.{part}_proj.weight" for part in "qkv")
-        rows = (width, (packed - width) // 2, (packed - width) // 2)
-        weights[f"{ours}.attention.w_qkv"] = _Weight(names, tuple((n, width) for n in rows), transposed=True)
-    if _OUTPUT in shapes:
-        weights[_OUTPUT] = _logits(shapes[_OUTPUT])
+    weights = {}
+    for name, tensor in model._named_tensors():
+        first, i, rest = (*name.split(".", 2), "", "")[:3]  # blocks.0.attention.w_qkv
+        key = f"blocks.{{}}.{rest}" if first == "blocks" else name
+        if key not in interchange.LLAMA_NAMES:
+            raise ValueError(f"{_WRITE}: {name} has no counterpart in Llama")
+        names = tuple(part.format(i) for part in interchange.LLAMA_NAMES[key])
+        if name == _TOKENS:
+            weights[name] = _tokens(tensor.shape, *names)
+        elif name == _OUTPUT:
+            weights[name] = _logits(tensor.shape)
+        else:
+            *before, n = tensor.shape
+            width = model.tokenizer.embed_dim
+            ns = (n,) if len(names) == 1 else (width, (n - width) // 2, (n - width) // 2)
+            weights[name] = _Weight(names, tuple((n, *before) for n in ns), transposed=True)
     return weights
 
 
@@ -244,7 +235,7 @@ def _llama_weights(model: Any) -> dict[str, _Weight]:
 
 _LLAMA_FIXED: dict[str, tuple[Any, ...]] = {
     "norm": ("rms_norm",), "feed_forward": ("swiglu",), "positions": ("rotary",), "output_projection": (True,),
-    "final_norm": (True,), "attention_bias": (False,),
+    "final_norm": (True,),
 }  # fmt: skip
 _LLAMA_FREE = ("n_layers", "n_attn_heads", "n_kv_heads", "ff_scale_factor", "ff_dim", "activation", "norm_eps",
                "rope_base", "tied", "dropout")  # fmt: skip
@@ -259,10 +250,12 @@ ARCHITECTURES = {
         _gpt2_weights,
     ),
     "llama": _Architecture(
-        "LlamaForCausalLM", _read_llama, _write_llama, {**_LLAMA_FIXED, "window": (None,)}, _LLAMA_FREE, _llama_weights
+        "LlamaForCausalLM", _read_llama, _write_llama, {**_LLAMA_FIXED, "window": (None,)},
+        (*_LLAMA_FREE, "attention_bias"), _llama_weights,
     ),
     "mistral": _Architecture(
-        "MistralForCausalLM", _read_mistral, _write_mistral, _LLAMA_FIXED, (*_LLAMA_FREE, "window"), _llama_weights
+        "MistralForCausalLM", _read_mistral, _write_mistral, {**_LLAMA_FIXED, "attention_bias": (False,)},
+        (*_LLAMA_FREE, "window"), _llama_weights,
     ),
 }  # fmt: skip
 

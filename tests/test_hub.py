@@ -77,6 +77,7 @@ def gpt2(hf: Any, bpe: Any, dtype: str = "float32", **settings: Any) -> Any:
 LLAMAS: dict[str, dict[str, Any]] = {
     "default": {},
     "grouped": {"num_key_value_heads": 2, "rms_norm_eps": 1e-3, "tie_word_embeddings": True},
+    "biases": {"num_key_value_heads": 2, "attention_bias": True},
     "one": {"num_key_value_heads": 1, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 5},
     "mistral, no window": {"sliding_window": None, "num_key_value_heads": 4},
@@ -321,7 +322,7 @@ def test_transformers_loads_what_is_saved(backend: Backend, hf: Any, tmp_path: P
 @pytest.mark.parametrize(
     "options",
     [{}, {"n_kv_heads": 2, "ff_dim": 12, "norm_eps": 1e-3, "rope_base": 100.0, "tied": True},
-     {"window": 4, "n_kv_heads": 1}],
+     {"attention_bias": True, "n_kv_heads": 2}, {"window": 4, "n_kv_heads": 1}],
 )  # fmt: skip
 def test_transformers_loads_a_llama(backend: Backend, hf: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     model = small_llama(**options)
@@ -387,8 +388,8 @@ def test_options_that_no_architecture_has_are_refused(tmp_path: Path, options: d
 
 @once
 def test_options_that_llama_does_not_have_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="hub, llama, does not have attention_bias=True; build the model with attent"):
-        small_llama(attention_bias=True).save_pretrained(tmp_path / "refused")
+    with pytest.raises(ValueError, match="hub, mistral, does not have attention_bias=True; build the model with att"):
+        small_llama(attention_bias=True, window=4).save_pretrained(tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
 
@@ -533,7 +534,8 @@ def test_settings_that_do_not_fit_are_named(folder: Path, settings: dict[str, An
          r"config.json has rotary positions of the type 'llama3', where .* only 'default', without scaling"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, r"of the type 'linear'"),
         ({"rope_parameters": {"rope_theta": -1}}, r"config.json: rope_theta must be a positive float, got -1"),
-        ({"attention_bias": True, "mlp_bias": True}, r"has attention_bias=True, .* only False, None; mlp_bias=True, "),
+        ({"attention_bias": True}, r"missing model.layers.0.self_attn.q_proj.bias \(16,\); missing"),
+        ({"mlp_bias": True}, r"has mlp_bias=True, where the library supports only False, None"),
         ({"hidden_act": "gelu"}, r"has hidden_act='gelu', where the library supports only 'silu'"),
         ({"head_dim": 8}, r"has head_dim=8, where the library supports only 4, None"),
         ({"num_key_value_heads": 3}, r"n_kv_heads=3 must divide n_heads=4"),

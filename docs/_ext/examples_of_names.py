@@ -360,6 +360,14 @@ TOKENIZER = (
 )
 TRANSFORMER = "from russellgrad.russelltransformer import {0}; "
 MODEL = TRANSFORMER.format("Transformer") + TOKENIZER + "model = Transformer(tokenizer, n_layers=1, n_attn_heads=2); "
+HUB = MODEL.replace("n_attn_heads=2", "n_attn_heads=2, output_projection=True, final_norm=True") + "import tempfile"
+HUB = (
+    HUB.replace("; ", "\n")
+    + """
+with tempfile.TemporaryDirectory() as folder:
+    path = model.save_pretrained(folder)
+    """
+)
 SAVED = "import tempfile; from russellgrad.checkpoint import load_model, save_model"
 BPE = "from russellgrad.bpe import BPE; "
 CHARACTERS = "from russellgrad.encoding import CharacterEncoding; "
@@ -424,6 +432,8 @@ with tempfile.TemporaryDirectory() as folder:
     "russelltransformer.Transformer.from_torch": MODEL + "state = model.to_torch_state_dict(); "
     'again = Transformer.from_torch(state, tokenizer, n_attn_heads=2, activation="leaky_relu"); '
     '(again(["to be"]) == model(["to be"])).all()',
+    "russelltransformer.Transformer.save_pretrained": HUB + "print(sorted(path.name for path in path.iterdir()))",
+    "russelltransformer.Transformer.from_pretrained": HUB + "print(Transformer.from_pretrained(path).config())",
     "russelltransformer.AttentionLayer.weights": TRANSFORMER.format("AttentionLayer")
     + "AttentionLayer(2, 8).weights(rg.randn((1, 5, 8))).shape",
     "generation.KVCache": "from russellgrad.generation import KVCache; "
