@@ -432,8 +432,8 @@ with tempfile.TemporaryDirectory() as folder:
     "russelltransformer.Transformer.from_torch": MODEL + "state = model.to_torch_state_dict(); "
     'again = Transformer.from_torch(state, tokenizer, n_attn_heads=2, activation="leaky_relu"); '
     '(again(["to be"]) == model(["to be"])).all()',
-    "russelltransformer.Transformer.save_pretrained": HUB + "print(sorted(path.name for path in path.iterdir()))",
-    "russelltransformer.Transformer.from_pretrained": HUB + "print(Transformer.from_pretrained(path).config())",
+    "russelltransformer.Transformer.save_pretrained": PRETRAINED + "print(sorted(path.name for path in path.iterdir()))",
+    "russelltransformer.Transformer.from_pretrained": PRETRAINED + "print(Transformer.from_pretrained(path).config())",
     "russelltransformer.AttentionLayer.weights": TRANSFORMER.format("AttentionLayer")
     + "AttentionLayer(2, 8).weights(rg.randn((1, 5, 8))).shape",
     "generation.KVCache": "from russellgrad.generation import KVCache; "
