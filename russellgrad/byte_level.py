@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from itertools import groupby
 from unicodedata import category
 
 # GPT-2's files write a byte as a printable character: itself, or for the others one from U+0100 on.
@@ -9,16 +10,20 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 # In the order of the bytes' ids in GPT-2.
 BYTE_OF = {chr(b): b for b in _PRINTABLE} | {chr(0x100 + n): b for n, b in enumerate(_OTHERS)}
-# Unicode's White_Space, for a class of a pattern. Python's \s has U+001C to U+001F, too.
-WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# Unicode's White_Space. Python's \s has U+001C to U+001F, too.
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 @cache
 def _pattern() -> re.Pattern[str]:
-    """GPT-2's pattern. Python's re has no \\p{L} and \\p{N}: [^\\W_] is both, and the numbers are listed."""
-    number = "".join(chr(c) for c in range(0x110000) if category(chr(c))[0] == "N")  # no character is special in [...]
-    letter, space = rf"[^\W_{number}]", WHITE_SPACE
-    words = rf"'(?:[stmd]|re|ve|ll)| ?{letter}+| ?[{number}]+| ?(?:[^\w{space}]|_)+"
+    """GPT-2's pattern. Python's re lacks its classes \\p{L}, letters, and \\p{N}, numbers."""
+    classes = {"L": "", "N": ""}
+    for kind, run in groupby(map(chr, range(0x110000)), key=lambda character: category(character)[0]):
+        if kind in classes:
+            characters = list(run)
+            classes[kind] += f"{characters[0]}-{characters[-1]}"  # none of them is special in [...]
+    letter, number, space = *classes.values(), WHITE_SPACE
+    words = rf"'(?:[stmd]|re|ve|ll)| ?[{letter}]+| ?[{number}]+| ?(?:[^\w{space}]|_)+"
     return re.compile(rf"{words}|[{space}]+(?![^{space}])|[{space}]+")
 
 

@@ -388,7 +388,9 @@ def test_options_that_no_architecture_has_are_refused(tmp_path: Path, options: d
 
 @once
 def test_options_that_llama_does_not_have_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="architecture of the hub, llama, does not have window=4; build the model with"):
+    with pytest.raises(
+        ValueError, match="architecture of the hub, llama, does not have window=4; build the model with"
+    ):
         small_llama(attention_bias=True, window=4).save_pretrained(tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 

@@ -197,7 +197,7 @@ def test_a_display_that_fails_does_not_stop_the_run(
     assert len(output.pages) == pages
     printed = capsys.readouterr().out
     assert re.search(r"^step 6/6  loss \d\.\d{4}  [\d,]+ tokens/s  0:00 left$", printed, re.M)
-    assert re.search(r"^step 6: validation loss \d\.\d{4} over 5 blocks$", printed, re.M)
+    assert re.search(r"^step 6: validation loss \d\.\d{4} over 5 blocks, \d\.\d{4} bits per byte$", printed, re.M)
     assert "    | " in printed
 
 

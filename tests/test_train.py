@@ -364,7 +364,7 @@ def test_plain_output_has_step_and_validation_lines(
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert re.search(r"^step 6/6  loss \d\.\d{4}  [\d,]+ tokens/s  0:00 left$", out, re.M)
-    assert re.search(r"^step 4: validation loss \d\.\d{4} over 5 blocks$", out, re.M)
+    assert re.search(r"^step 4: validation loss \d\.\d{4} over 5 blocks, \d\.\d{4} bits per byte$", out, re.M)
     last = out.splitlines()[-1]
     assert last.startswith(
         f"6 steps, seed {result.config.seed}, validation loss {result.validation_losses[-1][1]:.4f} over 5 blocks, 0:"
@@ -430,7 +430,7 @@ def test_help_lists_every_setting() -> None:
     groups = re.findall(r"^(\w[\w, ]*):\n((?: +\S.*\n)+)", run.stdout, re.MULTILINE)
     first = {title: re.findall(r"^  (?:-h, )?(--[\w-]+)", options, re.MULTILINE)[0] for title, options in groups}
     assert first == {
-        "options": "--help", "files": "--dataset", "model": "--layers", "training": "--steps",
+        "options": "--help", "files": "--dataset", "tokens": "--tokenizer", "model": "--layers", "training": "--steps",
         "validation, checkpoints, metrics": "--eval-interval", "samples": "--prompt",
     }  # fmt: skip
 

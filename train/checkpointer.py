@@ -7,7 +7,6 @@ try:
     import fcntl
 except ImportError:  # as on Windows
     fcntl = None  # type: ignore[assignment]
-import hashlib
 import math
 import os
 import tempfile
@@ -29,6 +28,7 @@ from .datasets import DATASETS
 from .distributed import ProcessGroup
 from .metrics import FILE, read_metrics, versions
 from .progress import echo, option
+from .tokens import Tokens
 
 
 class Validation(NamedTuple):
@@ -71,7 +71,7 @@ class Checkpointer:
     def __init__(
         self,
         config: Config,
-        text: str,
+        tokens: Tokens,
         model: Transformer,
         optimizer: Optimizer,
         group: ProcessGroup,
@@ -81,9 +81,9 @@ class Checkpointer:
         self.config, self._model, self._optimizer, self._group = config, model, optimizer, group
         self.folder = _make_folder(config.folder) if group.is_main else config.folder
         self.model_path = self.folder / checkpoints.MODEL
-        self._text = text
+        self._text = tokens.text
         self._text_path = None if config.dataset in DATASETS else _absolute(config.dataset)
-        self._text_sha256 = hashlib.sha256(text.encode()).hexdigest()
+        self._text_sha256 = tokens.sha256
         self._checkpoint = None if config.resume is None else self._find(config.resume)
         self._copies_text = self._text_path is not None and self._needs_copy(self._text_path)
         if self._copies_text:
@@ -107,7 +107,8 @@ class Checkpointer:
 
     def _find(self, path: str) -> checkpoints.Checkpoint:
         checkpoint = checkpoints.find(path)
-        saved = {"optimizer": "adamw", **checkpoint.state["config"]}  # earlier versions had no other
+        # Earlier versions had no others.
+        saved = {"optimizer": "adamw", "tokenizer": "char", "vocab": None, **checkpoint.state["config"]}
         if changed := [name for name in FIXED_ON_RESUME if getattr(self.config, name) != saved[name]]:
             raise ValueError(
                 f"resume: {checkpoint.path} belongs to a run with "
@@ -139,7 +140,7 @@ class Checkpointer:
     def _needs_copy(self, text_path: str) -> bool:
         """Whether the run stores its text: that of a pipe, which is read only once, or another run's copy of it."""
         if not os.path.isfile(text_path):
-            return True
+            return self._text is not None
         if self._checkpoint is not None and self._same_folder(self._checkpoint):
             return False
         if checkpoints.is_output(self.folder, text_path):
@@ -147,7 +148,9 @@ class Checkpointer:
                 f"dataset {self.config.dataset!r} has the path of an output of the run, which would move it; choose "
                 f"another folder with {option('out')}"
             )
-        return self._checkpoint is not None and os.path.basename(text_path) == checkpoints.TEXT
+        return (
+            self._text is not None and self._checkpoint is not None and os.path.basename(text_path) == checkpoints.TEXT
+        )
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -194,7 +197,7 @@ class Checkpointer:
         else:
             for path in checkpoints.later_checkpoints(self._checkpoint)[1]:
                 echo(f"a damaged checkpoint is now {checkpoints.mark_damaged(path)}")
-        if self._copies_text:
+        if self._copies_text and self._text is not None:
             path = self.folder / checkpoints.TEXT
             content = self._text.replace("\n", "\r\n").encode("utf-8-sig")  # what `load_text` undoes, for any text
             with checkpoints.explain_write_errors(self.folder, path):

@@ -68,7 +68,7 @@ class Checkpoint:
             ValueError: the model has another shape or vocabulary, or the optimizer differs; names the difference.
         """
         saved = load_model(self.path / MODEL, "numpy")
-        if saved.tokenizer.vocabulary != model.tokenizer.vocabulary:
+        if saved.tokenizer.encoding.config() != model.tokenizer.encoding.config():
             raise ValueError(f"{self.path} has a model with another vocabulary; train on the same text")
         try:
             optimizer_state = self._optimizer_state(model, optimizer)  # first: its errors leave the model as it is
@@ -243,7 +243,7 @@ def remove_unfinished(run: Path) -> None:
     """Remove what a killed run had not finished writing or removing."""
     for path in [*(run / FOLDER).glob(f"{_WRITING}*"), *(run / FOLDER).glob(f"{_REMOVING}*")]:
         shutil.rmtree(path, ignore_errors=True)
-    for name in (MODEL, TEXT, "metrics.jsonl", f"{FOLDER}/*/{_VALIDATIONS}"):
+    for name in (MODEL, TEXT, "tokens-*.bin", "metrics.jsonl", f"{FOLDER}/*/{_VALIDATIONS}"):
         for path in run.glob(f"{name}.*.tmp"):
             path.unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
     "lion": {"learning_rate": 6e-4, "weight_decay": 0.3, "beta1": 0.9, "beta2": 0.99},
     "muon": {"learning_rate": 2e-3, "weight_decay": 0.1, "momentum": 0.95, "beta1": 0.9, "beta2": 0.99},
 }
+VOCAB = 1024  # default number of tokens of byte-pair encoding
 _SCHEDULES = ("constant", "exponential", "cosine", "cosine_with_warmup")
 
 
@@ -49,17 +50,22 @@ class Config:
         ValueError: a value is out of range; names the field.
     """
 
-    dataset: str = _option("shakespeare", "shakespeare, tinyshakespeare (downloaded once), or the path of a UTF-8 text")
+    dataset: str = _option("shakespeare", "shakespeare, tinyshakespeare (downloaded once), the path of a UTF-8 text or "
+                           "of a folder with train.bin and val.bin")
     out: str | None = _option(None, "folder for the model, the checkpoints and the metrics (default: runs/ and the "
                               "name of the dataset)")
     resume: str | None = _option(None, "resume from a checkpoint, or from the last one in a run's folder, with its "
                                  "settings (without a path: from the folder of --out)")
 
+    tokenizer: str = _option("char", "char for characters, bpe for byte-pair encoding of the text, or the path of a "
+                             "tokenizer.json, or of a folder with one or with vocab.json and merges.txt")
+    vocab: int | None = _option(None, f"tokens of byte-pair encoding, at least 256 (default: {VOCAB})")
+
     layers: int = _option(4, "transformer blocks")
     heads: int = _option(4, "attention heads in each block; must divide the width")
     width: int = _option(128, "embedding dimension")
     ff_scale: int = _option(4, "width of the feed-forward layers, as a multiple of the width")
-    block: int = _option(64, "context length in characters")
+    block: int = _option(64, "context length in tokens")
     activation: str = _option("gelu", "activation function of the feed-forward layers", _ACTIVATIONS)
     output_projection: bool = _option(True, "apply a learned matrix to the concatenated heads")
     final_norm: bool = _option(True, "apply a layer norm before the logits")
@@ -94,9 +100,9 @@ class Config:
     keep: int = _option(2, "number of recent checkpoints to keep, besides the best")
     tensorboard: bool = _option(False, "also write the metrics for TensorBoard")
     prompt: str | None = _option(None, "prompt of the samples (default: a newline)")
-    sample_tokens: int = _option(200, "length of a sample in characters; 0 for no samples")
-    temperature: float = _option(0.8, "temperature of the samples; 0 always takes the most likely character")
-    top_k: int | None = _option(None, "sample from the k most likely characters only (default: all)")
+    sample_tokens: int = _option(200, "length of a sample in tokens; 0 for no samples")
+    temperature: float = _option(0.8, "temperature of the samples; 0 always takes the most likely token")
+    top_k: int | None = _option(None, "sample from the k most likely tokens only (default: all)")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -112,13 +118,17 @@ class Config:
                 raise ValueError(f"{option(name)} must not be negative, got {value}")
             if isinstance(value, int) and value >= 2**63 and name != "seed":
                 raise ValueError(f"{option(name)} must be less than 2**63, got {value}")
-        for name in ("dataset", "out", "resume"):
+        for name in ("dataset", "out", "resume", "tokenizer"):
             if getattr(self, name) == "":
                 raise ValueError(f"{option(name)} must not be empty")
         for name in ("layers", "heads", "width", "ff_scale", "block", "steps", "batch", "learning_rate",
                      "eval_interval", "top_k", "accumulate", "save_interval", "keep"):  # fmt: skip
             if getattr(self, name) == 0:
                 raise ValueError(f"{option(name)} must be positive, got 0")
+        if self.vocab is not None and self.tokenizer != "bpe":
+            raise ValueError(f"{option('vocab')} is a setting of bpe; {option('tokenizer')} is {self.tokenizer}")
+        if self.vocab is not None and self.vocab < 256:
+            raise ValueError(f"{option('vocab')} must be at least 256, one token for each byte, got {self.vocab}")
         if self.batch % self.accumulate:
             raise ValueError(
                 f"{option('accumulate')} must divide the batch: {self.accumulate} does not divide {self.batch}"
@@ -197,7 +207,7 @@ def _convert(name: str, value: Any) -> Any:
             return float(plain)
         except OverflowError:
             return math.inf
-    if str in types and isinstance(plain, os.PathLike) and name in ("dataset", "out", "resume"):
+    if str in types and isinstance(plain, os.PathLike) and name in ("dataset", "out", "resume", "tokenizer"):
         plain = os.fspath(plain)
     if type(plain) not in types:
         expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in types)
@@ -219,8 +229,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Fields that a resumed run cannot change. (It cannot change the text either: its checksum is compared.)
-FIXED_ON_RESUME = ("layers", "heads", "width", "ff_scale", "block", "activation", "output_projection", "final_norm",
-         "dropout", "dtype", "optimizer", "batch", "seed")  # fmt: skip
+FIXED_ON_RESUME = (
+    "tokenizer", "vocab", "layers", "heads", "width", "ff_scale", "block", "activation", "output_projection",
+    "final_norm", "dropout", "dtype", "optimizer", "batch", "seed",
+)  # fmt: skip
 
 
 def check_names(given: Mapping[str, Any]) -> None:
@@ -283,12 +295,13 @@ def _dataset(checkpoint: Checkpoint) -> str:
     path = checkpoint.state.get("dataset_path") or ""
     if os.path.basename(path) == TEXT and (copy := checkpoint.path.parent.parent / TEXT).is_file():
         return str(copy)  # the path is that of a folder that may have been moved since
-    return path if os.path.isfile(path) else str(checkpoint.state["config"]["dataset"])
+    return path if os.path.isfile(path) or os.path.isdir(path) else str(checkpoint.state["config"]["dataset"])
 
 
 # The first option of each group of the command line's help, and the group's title.
 _GROUPS = {
-    "dataset": "files", "layers": "model", "steps": "training", "eval_interval": "validation, checkpoints, metrics",
+    "dataset": "files", "tokenizer": "tokens", "layers": "model", "steps": "training",
+    "eval_interval": "validation, checkpoints, metrics",
     "prompt": "samples",
 }  # fmt: skip
 
@@ -297,7 +310,7 @@ _OTHER_NAMES = {
     "--lr": "--learning-rate", "--max-lr": "--learning-rate", "--batch-size": "--batch", "--block-size": "--block",
     "--context-length": "--block", "--n-layer": "--layers", "--n-layers": "--layers", "--n-head": "--heads",
     "--n-heads": "--heads", "--n-embd": "--width", "--embed-dim": "--width", "--max-iters": "--steps",
-    "--data": "--dataset", "--out-dir": "--out",
+    "--data": "--dataset", "--out-dir": "--out", "--vocab-size": "--vocab",
 }  # fmt: skip
 
 

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from russellgrad.encoding import CharacterEncoding
 from russellgrad.tokenizer import Tokenizer
 
 from .progress import option
 
-Ids: TypeAlias = npt.NDArray[np.int64]
+Ids: TypeAlias = npt.NDArray[np.integer[Any]]
 
 _BATCH_STREAM = 1 << 32  # of the random generator
 
@@ -27,25 +28,34 @@ class MicroBatch(NamedTuple):
     loss_weight: float | None = None  # the fraction of the batch's targets that are in this micro-batch; None means 1
 
 
-def split(ids: Sequence[int], block: int) -> tuple[Ids, Ids]:
-    """Split N ids by position: the first 90 % for training, the rest for validation.
+def split(ids: Sequence[int] | Ids, block: int, unit: str = "character") -> tuple[Ids, Ids]:
+    """Split N ids by position: the first 90 % for training, the rest for validation. `unit` is for the message.
 
     Raises:
         ValueError: a part is shorter than `block` + 1, which is a block and its last target.
     """
-    array, cut = np.array(ids, np.int64), len(ids) * 9 // 10
+    array, cut = ids if isinstance(ids, np.ndarray) else np.array(ids, np.int64), len(ids) * 9 // 10
     parts = array[:cut], array[cut:]
     for name, part in zip(("training", "validation"), parts, strict=True):
         if len(part) <= block:
             raise ValueError(
-                f"the text is too short: its {name} part has {len(part)} characters (of {len(ids)}), and a block of "
+                f"the text is too short: its {name} part has {len(part)} {unit}s (of {len(ids)}), and a block of "
                 f"{block} needs {block + 1}; use a longer text or a smaller {option('block')}"
             )
     return parts
 
 
 def check_prompt(prompt: str, tokenizer: Tokenizer) -> None:
-    """Raise ValueError if the tokenizer is strict and its vocabulary lacks a character of the prompt."""
+    """Raise ValueError if the tokenizer is strict and its vocabulary lacks a character of the prompt.
+
+    Also if an encoding of other tokens has no ids for it.
+    """
+    if not isinstance(tokenizer.encoding, CharacterEncoding):
+        try:
+            tokenizer.encode(prompt)
+        except ValueError as error:
+            raise ValueError(f"{option('prompt')}: {error}") from error
+        return
     known = set(tokenizer.vocabulary)
     for position, character in enumerate(prompt):
         if tokenizer.strict and character not in known:
@@ -53,6 +63,14 @@ def check_prompt(prompt: str, tokenizer: Tokenizer) -> None:
                 f"{option('prompt')}: character {character!r} at position {position} is not in the vocabulary of the "
                 "model; use characters of the text that it was trained on"
             )
+
+
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """A newline, or the first character of a vocabulary without newlines."""
+    characters = tokenizer.encoding
+    if isinstance(characters, CharacterEncoding) and "\n" not in characters.vocabulary:
+        return characters.vocabulary[0]
+    return "\n"
 
 
 def batches(ids: Ids, batch_size: int, block: int, seed: int, start: int = 0) -> Iterator[tuple[Ids, Ids]]:
@@ -69,7 +87,7 @@ def batches(ids: Ids, batch_size: int, block: int, seed: int, start: int = 0) ->
     while True:
         generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, step, _BATCH_STREAM]))
         starts = generator.integers(0, len(ids) - block, size=batch_size)  # (B,); the last target is ids[-1]
-        windows = ids[starts[:, None] + np.arange(block + 1)]  # (B, T + 1)
+        windows = ids[starts[:, None] + np.arange(block + 1)].astype(np.int64)  # (B, T + 1)
         yield windows[:, :-1], windows[:, 1:]
         step += 1
 

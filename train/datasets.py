@@ -51,22 +51,26 @@ def load_text(dataset: str, *, checkpoint: str | None = None) -> str:
         return tiny_shakespeare()
     path = Path(dataset)
     if path.is_dir():
-        raise ValueError(f"dataset {dataset!r} is a folder; set {option('dataset')} to the path of a text file")
+        raise ValueError(
+            f"dataset {dataset!r} is a folder without train.bin and val.bin; set {option('dataset')} to the path of a "
+            "text file"
+        )
     if not path.exists():
         where = "" if path.is_absolute() else f" (a relative path starts in the current folder, {Path.cwd()})"
         remedy = f"; give the path of the text of {checkpoint} with {option('dataset')}" if checkpoint else ""
         raise ValueError(f"dataset {dataset!r} is neither a file nor one of {', '.join(DATASETS)}{where}{remedy}")
-    text = _decode(path.read_bytes(), path)
+    text = decode_utf8(path.read_bytes(), path)
     if not text:
         raise ValueError(f"{path} is empty; there is nothing to train on")
     return text
 
 
-def _decode(raw: bytes, path: Path) -> str:
+def decode_utf8(raw: bytes, path: Path, offset: int = 0, first: bool = True) -> str:
+    """Decode the bytes of a file from `offset` on, with newlines as line ends, and at first without byte-order mark."""
     try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+        return raw.decode("utf-8-sig" if first else "utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
+        raise ValueError(f"{path} is not UTF-8 text (byte {offset + error.start}); convert it first") from error
 
 
 def _data_dir() -> Path | None:
@@ -245,7 +249,7 @@ def tiny_shakespeare() -> str:
         _check_sha256(path, TINY_SHA256, "Tiny Shakespeare")
     else:
         path = _cached(TINY_URL, TINY_FILE, TINY_SHA256, "tinyshakespeare")
-    return _decode(path.read_bytes(), path)
+    return decode_utf8(path.read_bytes(), path)
 
 
 def _own_text() -> str:

@@ -25,6 +25,7 @@ if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
+from russellgrad.encoding import CharacterEncoding
 from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import replace_file
 
@@ -72,6 +73,8 @@ def write_page(
     if prompt is None:
         metrics = file.with_name(FILE)
         prompt = default_prompt(model, read_metrics(metrics).samples if metrics.exists() else (), file)
+    if not isinstance(model.tokenizer.encoding, CharacterEncoding):
+        raise ValueError(f"{file}: the tokens of the model are not characters, which the page needs; see report.py")
     check_prompt(prompt, model.tokenizer)
     if not set(prompt) & set(model.tokenizer.vocabulary):
         raise ValueError(f"{option('prompt')}: it has no character of the model's vocabulary; give at least one")

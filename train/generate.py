@@ -19,7 +19,7 @@ from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
 
 from .checkpoints import MODEL, latest_earlier_run
-from .data import check_prompt
+from .data import check_prompt, default_prompt
 from .progress import command, command_line, echo, escape_controls, exit_on_error, is_command_line, is_terminal, option
 
 _ARGUMENT = re.compile(r"(?<=needs )(tokens|num_samples|temperature|top_k|top_p)")
@@ -33,13 +33,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--prompt", action="append", help="start of the text; may be repeated for several texts (default: a newline)"
     )
     parser.add_argument("--num-samples", type=int, default=1, help="number of texts for each prompt (default: 1)")
-    parser.add_argument("--tokens", type=int, default=500, help="maximum number of new characters (default: 500)")
+    parser.add_argument("--tokens", type=int, default=500, help="maximum number of new tokens (default: 500)")
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 always takes the most likely character (default: 0.8)"
+        "--temperature", type=float, default=0.8, help="0 always takes the most likely token (default: 0.8)"
     )
-    parser.add_argument("--top-k", type=int, help="sample from the k most likely characters only (default: all)")
+    parser.add_argument("--top-k", type=int, help="sample from the k most likely tokens only (default: all)")
     parser.add_argument(
-        "--top-p", type=float, help="sample from the smallest set of characters with this total probability"
+        "--top-p", type=float, help="sample from the smallest set of tokens with this total probability"
     )
     parser.add_argument("--stop", help="end each text before this string")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
@@ -65,7 +65,7 @@ def generate(
     Args:
         path: a model file, or the folder of a run or of a checkpoint.
         prompts: starts of the texts; by default a newline, or the first character of a vocabulary without newlines.
-        tokens: the maximum number of new characters in each text.
+        tokens: the maximum number of new tokens in each text; a token is a character, if the model has no others.
         num_samples: the number of texts for each prompt.
         temperature, top_k, top_p, stop, seed: as in `Transformer.stream`.
 
@@ -77,9 +77,7 @@ def generate(
     if num_samples < 1:
         raise ValueError(f"generate: needs num_samples >= 1, got {num_samples}")
     model = load_model(model_file(Path(path)))
-    vocabulary = model.tokenizer.vocabulary
-    default = "\n" if "\n" in vocabulary else vocabulary[0]
-    texts = [prompt for prompt in prompts or [default] for _ in range(num_samples)]
+    texts = [prompt for prompt in prompts or [default_prompt(model.tokenizer)] for _ in range(num_samples)]
     for text in texts:
         check_prompt(text, model.tokenizer)
     steps = model.stream(texts, tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop, seed=seed)

@@ -17,19 +17,20 @@ Map = npt.NDArray[np.floating[Any]]  # (T, T), query by key
 
 SCALE = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # weights in the colour scale
 COLOUR = (0, 69, 128)  # the colour of weight 1; weight w has opacity sqrt(w), so that small weights are visible
+LABEL = 8  # characters of a label
 VISIBLE = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"})
 
 
-def maps_html(maps: Sequence[npt.NDArray[Any]], text: str) -> str:
+def maps_html(maps: Sequence[npt.NDArray[Any]], tokens: Sequence[str]) -> str:
     """One figure for each head, in a row for each layer.
 
     Args:
         maps: the weights of each layer, (H, T, T): head, query, key.
-        text: the T characters.
+        tokens: the T characters, or the texts of the T tokens.
     """
-    rows = [f"{_letters(text)}{_scale()}"]
+    rows, margin = [f"{_letters(tokens)}{_scale()}"], _margin(tokens)
     for layer, heads in enumerate(maps, start=1):
-        figures = "".join(_figure(weights, layer, head) for head, weights in enumerate(heads, start=1))
+        figures = "".join(_figure(weights, layer, head, margin) for head, weights in enumerate(heads, start=1))
         rows.append(
             f'<section aria-labelledby="layer-{layer}"><h3 id="layer-{layer}">Layer {layer}</h3>\n'
             f'<div class="maps" tabindex="0" role="group" aria-label="Heads of layer {layer}">\n{figures}</div>'
@@ -38,11 +39,30 @@ def maps_html(maps: Sequence[npt.NDArray[Any]], text: str) -> str:
     return "".join(rows)
 
 
-def _letters(text: str) -> str:
+def visible(token: str) -> str:
+    """The label of a token: spaces and newlines are visible, and a long one is cut."""
+    shown = token.translate(VISIBLE)
+    return shown if len(shown) <= LABEL else f"{shown[: LABEL - 1]}\u2026"
+
+
+def _margin(tokens: Sequence[str]) -> float:
+    """The width of the labels, in cells: those of one character are centred, longer ones run away from the map."""
+    longest = max(len(visible(token)) for token in tokens)
+    return 1.4 if longest == 1 else 0.6 + 0.58 * longest
+
+
+def _letters(tokens: Sequence[str]) -> str:
     """The labels of the axes, defined once; each map shows them with <use>."""
-    letters = [html.escape(c) for c in text.translate(VISIBLE)]
-    across = "".join(f'<text x="{i + 0.5}" y="-0.4">{c}</text>' for i, c in enumerate(letters))
-    down = "".join(f'<text x="-0.7" y="{i + 0.8}">{c}</text>' for i, c in enumerate(letters))
+    letters = [html.escape(visible(token)) for token in tokens]
+    if _margin(tokens) == 1.4:
+        across = "".join(f'<text x="{i + 0.5}" y="-0.4">{c}</text>' for i, c in enumerate(letters))
+        down = "".join(f'<text x="-0.7" y="{i + 0.8}">{c}</text>' for i, c in enumerate(letters))
+    else:
+        turned = 'style="text-anchor:start" transform="translate({} -0.4) rotate(-90)"'
+        across = "".join(f"<text {turned.format(i + 0.8)}>{c}</text>" for i, c in enumerate(letters))
+        down = "".join(
+            f'<text style="text-anchor:end" x="-0.4" y="{i + 0.8}">{c}</text>' for i, c in enumerate(letters)
+        )
     return f'<svg class="defs" aria-hidden="true"><defs><g id="letters">{across}{down}</g></defs></svg>\n'
 
 
@@ -52,12 +72,13 @@ def _scale() -> str:
     return f'<ul class="scale" aria-label="Colour scale of the weights">{cells}</ul>\n'
 
 
-def _figure(weights: Map, layer: int, head: int) -> str:
+def _figure(weights: Map, layer: int, head: int, margin: float) -> str:
     size, description = len(weights), describe_map(weights)
     name = f"Layer {layer}, head {head}"
+    box = f"{-margin:g} {-margin:g} {size + margin + 0.2:g} {size + margin + 0.2:g}"
     return (
         f'<figure class="map" data-name="{name}"><figcaption>Head {head} <span>{description}</span></figcaption>'
-        f'<svg viewBox="-1.4 -1.4 {size + 1.6} {size + 1.6}" role="img" aria-label="{name}: {description}">'
+        f'<svg viewBox="{box}" role="img" aria-label="{name}: {description}">'
         f'<use href="#letters"/><rect width="{size}" height="{size}"/>'
         f'<image width="{size}" height="{size}" preserveAspectRatio="none" href="{_data_url(weights)}"/>'
         "</svg></figure>\n"
@@ -98,19 +119,20 @@ def _png(opacity: npt.NDArray[np.uint8]) -> bytes:
     )
 
 
-def write_maps_png(maps: Sequence[npt.NDArray[Any]], text: str, path: Path) -> None:
+def write_maps_png(maps: Sequence[npt.NDArray[Any]], tokens: Sequence[str], path: Path) -> None:
     """Write all maps to one PNG file. Raises ImportError without matplotlib, OSError if the file cannot be written."""
     rows, columns = len(maps), len(maps[0])
     figure = figure_class()(figsize=(2.4 * columns + 0.6, 2.6 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    letters, places = list(text.translate(VISIBLE)), range(len(text))
-    small = {"fontsize": min(7, 110 / len(text)), "parse_math": False}
+    letters, places = [visible(token) for token in tokens], range(len(tokens))
+    small = {"fontsize": min(7, 110 / len(tokens)), "parse_math": False}
+    turned = {"rotation": 0 if max(map(len, letters)) == 1 else 90}
     for layer, heads in enumerate(maps):
         for head, weights in enumerate(heads):
             axes = grid[layer, head]
             image = axes.imshow(np.sqrt(np.clip(weights, 0, 1)), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
-            axes.set_xticks(places, letters, **small)
+            axes.set_xticks(places, letters, **small, **turned)
             axes.set_yticks(places, letters, **small)
             axes.tick_params(length=0, pad=1)
     bar = figure.colorbar(image, ax=grid, shrink=0.4, label="attention weight, query (down) by key (across)")

@@ -4,7 +4,7 @@ Each line is a JSON object with a "step". Lines are in the order of events:
 
     {"step": 0, "run": {"config": {...}, "versions": {...}, "backend": ..., "parameters": ..., "started": ...}}
     {"step": 1, "loss": ..., "learning_rate": ..., "gradient_norm": ..., "tokens_per_second": ..., "seconds": ...}
-    {"step": 250, "validation_loss": ..., "blocks": 240}
+    {"step": 250, "validation_loss": ..., "blocks": 240, "bits_per_byte": ...}
     {"step": 250, "sample": "..."}
 
 A "run" line is the first line, and the first line after each resumption, with the step that the run resumed from.
@@ -155,11 +155,16 @@ class Metrics:
         for line in lines:
             self._scalars(line, "loss", "learning_rate", "gradient_norm", "tokens_per_second")
 
-    def validation(self, step: int, loss: float, blocks: int) -> None:
-        """Write the validation loss after `step` steps, in nats per token: a mean over `blocks` blocks of text."""
-        line = {"step": step, "validation_loss": float(loss), "blocks": blocks}
+    def validation(self, step: int, loss: float, blocks: int, bits_per_byte: float | None = None) -> None:
+        """Write the validation loss after `step` steps, in nats per token: a mean over `blocks` blocks of text.
+
+        The same loss in bits per byte of the text, if it is given, compares runs with different tokens.
+        """
+        line: dict[str, Any] = {"step": step, "validation_loss": float(loss), "blocks": blocks}
+        if bits_per_byte is not None:
+            line["bits_per_byte"] = float(bits_per_byte)
         self._write([line])
-        self._scalars(line, "validation_loss")
+        self._scalars(line, *[name for name in ("validation_loss", "bits_per_byte") if name in line])
 
     def sample(self, step: int, text: str) -> None:
         """Write a text that the model generated after `step` steps."""
@@ -217,6 +222,7 @@ class History:
     tokens_per_second: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     validations: list[tuple[int, float, int]] = field(default_factory=list)  # (step, loss, blocks)
+    bits_per_byte: dict[int, float] = field(default_factory=dict)  # by step, of validations; not in older files
     samples: list[tuple[int, str]] = field(default_factory=list)  # (step, text)
 
 
@@ -239,6 +245,8 @@ def read_metrics(path: str | os.PathLike[str]) -> History:
             history.runs.append((step, line["run"]))
         elif "validation_loss" in line:
             history.validations.append((step, line["validation_loss"], line["blocks"]))
+            if "bits_per_byte" in line:
+                history.bits_per_byte[step] = float(line["bits_per_byte"])
         elif "sample" in line:
             history.samples.append((step, line["sample"]))
         else:

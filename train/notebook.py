@@ -90,10 +90,10 @@ class NotebookProgress(Progress):
         if not self._show():
             super().validating(blocks, n_blocks)
 
-    def validation(self, step: int, loss: float, n_blocks: int) -> None:
+    def validation(self, step: int, loss: float, n_blocks: int, bits_per_byte: float) -> None:
         self._history.validations.append((step, loss, n_blocks))
         if not self._show():
-            super().validation(step, loss, n_blocks)
+            super().validation(step, loss, n_blocks, bits_per_byte)
 
     def sample(self, step: int, text: str) -> None:
         self._history.samples.append((step, text))

@@ -86,9 +86,11 @@ class Progress:
             self._last_line = now
             echo(facts)
 
-    def validation(self, step: int, loss: float, n_blocks: int) -> None:
-        """Print a validation loss."""
-        self.echo(f"step {step:,}: validation loss {loss:.4f} over {n_blocks:,} blocks")
+    def validation(self, step: int, loss: float, n_blocks: int, bits_per_byte: float) -> None:
+        """Print a validation loss, also in bits per byte."""
+        self.echo(
+            f"step {step:,}: validation loss {loss:.4f} over {n_blocks:,} blocks, {bits_per_byte:.4f} bits per byte"
+        )
 
     def sample(self, step: int, text: str) -> None:
         """Print a text that the model generated after `step` steps, with escapes for control characters."""

@@ -27,8 +27,10 @@ if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
+from russellgrad.encoding import CharacterEncoding
 from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import replace_file
+from russellgrad.tokenizer import Tokenizer
 
 from .chart import (
     Chart,
@@ -48,7 +50,7 @@ from .progress import command_line, echo, exit_on_error, format_duration
 
 MODEL = "model.safetensors"
 PROMPT = 32  # characters of the default prompt
-MAX_PROMPT = 48  # characters: the labels of more would be too small to read
+MAX_PROMPT = 48  # tokens: the labels of more would be too small to read
 SAMPLES = 12  # on the page, evenly spaced over the run
 SAMPLE_CHARACTERS = 2000  # of each sample on the page
 ROWS = 20  # of each table of numbers
@@ -56,9 +58,10 @@ ROWS = 20  # of each table of numbers
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention weights of a model on a text of T characters."""
+    """The attention weights of a model on a text of T tokens."""
 
     text: str
+    tokens: Sequence[str]  # the texts of the tokens
     cut: int  # characters of the prompt after this text
     maps: list[npt.NDArray[Any]]  # one for each layer, (H, T, T): head, query, key
 
@@ -93,7 +96,7 @@ def write_report(folder: str | os.PathLike[str], prompt: str | None = None, *, p
         for chart in charts:
             write_png(chart, steps, folder / f"{chart.key}.png")
         if attention is not None:
-            write_maps_png(attention.maps, attention.text, folder / "attention.png")
+            write_maps_png(attention.maps, attention.tokens, folder / "attention.png")
     return page
 
 
@@ -107,8 +110,17 @@ def compute_attention(path: Path, history: History, prompt: str | None) -> Atten
     model = load_model(path)
     if prompt is None:
         prompt = default_prompt(model, history.samples, path)
-    text = prompt[: min(MAX_PROMPT, model.tokenizer.max_seq_len)]
-    return Attention(text, len(prompt) - len(text), model.attention_maps(text))
+    text = first_tokens(prompt, model.tokenizer, min(MAX_PROMPT, model.tokenizer.max_seq_len))
+    tokens = [model.tokenizer.decode([i]) for i in model.tokenizer.encode(text)]
+    return Attention(text, tokens, len(prompt) - len(text), model.attention_maps(text))
+
+
+def first_tokens(text: str, tokenizer: Tokenizer, most: int) -> str:
+    """The longest start of a text that has at most `most` tokens. Raises ValueError as `Tokenizer.encode`."""
+    end = len(text)
+    while (n := len(tokenizer.encode(text[:end]))) > most and end > 1:
+        end -= max(1, (n - most) // 4)  # a character has at most 4 bytes, which may all be tokens
+    return text[:end]
 
 
 def default_prompt(model: Transformer, samples: Sequence[tuple[int, str]], path: Path) -> str:
@@ -116,10 +128,11 @@ def default_prompt(model: Transformer, samples: Sequence[tuple[int, str]], path:
 
     Raises ValueError if the vocabulary of the model, which is that in `path`, lacks a character of the sample.
     """
-    last = samples[-1][1].strip()[:PROMPT] if samples else ""
-    if not set(last) <= set(model.tokenizer.vocabulary):
+    last, encoding = samples[-1][1].strip()[:PROMPT] if samples else "", model.tokenizer.encoding
+    if isinstance(encoding, CharacterEncoding) and not set(last) <= set(encoding.vocabulary):
         raise ValueError(f"{path} lacks characters of the last sample, so it is of another run; give a prompt")
-    return last or model.generate(model.tokenizer.vocabulary[0], PROMPT - 1, temperature=0)
+    first = encoding.vocabulary[0] if isinstance(encoding, CharacterEncoding) else "\n"
+    return last or model.generate(first, PROMPT - 1, temperature=0)
 
 
 def make_charts(history: History) -> list[Chart]:
@@ -149,7 +162,7 @@ def loss_chart(key: str, history: History) -> Chart:
         validations = np.array([entry[:2] for entry in history.validations], float)
         few = len(validations) <= 100
         series = *series, Series("validation", validations[:, 0], validations[:, 1], "validation", dots=few)
-    return Chart(key, "Loss", "nats per character", series)
+    return Chart(key, "Loss", f"nats per {unit(history)}", series)
 
 
 def smoothed(name: str, steps: Floats, values: Floats, what: str = "steps") -> tuple[Series, ...]:
@@ -188,6 +201,13 @@ def _trailing_sum(values: Floats, window: int) -> Floats:
 def setting(history: History, name: str) -> Any:
     """A setting of the run, of its last part if it was resumed; None if it is not in the metrics."""
     return history.runs[-1][1].get("config", {}).get(name) if history.runs else None
+
+
+def unit(history: History) -> str:
+    """What a token of the run is: "character" or "token"."""
+    if not history.runs:
+        return "token"
+    return "character" if setting(history, "tokenizer") in ("char", None) else "token"  # earlier versions had no other
 
 
 def describe(chart: Chart) -> str:
@@ -256,7 +276,7 @@ def page_html(name: str, history: History, charts: Sequence[Chart], attention: A
 <div class="charts">
 {figures}</div>
 {numbers_html(history)}</section>
-{attention_html(attention)}{samples_html(history)}{settings_html(history)}</main>
+{attention_html(attention, unit(history))}{samples_html(history)}{settings_html(history)}</main>
 <script type="application/json" id="readings">{data}</script>
 <script>{script}</script>
 </body>
@@ -268,8 +288,10 @@ def facts_html(history: History) -> str:
     """The most important numbers of the run."""
     facts = [("steps", f"{history.steps[-1]:,}")]
     if history.validations:
-        _, loss, blocks = history.validations[-1]
-        facts.append(("validation loss", f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per character"))
+        last, loss, blocks = history.validations[-1]
+        facts.append(("validation loss", f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per {unit(history)}"))
+        if last in history.bits_per_byte:
+            facts.append(("bits per byte", f"{history.bits_per_byte[last]:.4f}"))
         comparable = [entry for entry in history.validations if entry[2] == blocks]  # means over the same blocks
         best = min(comparable, key=lambda entry: (not math.isfinite(entry[1]), entry[1]))
         if best[1] < loss:
@@ -294,20 +316,26 @@ def numbers_html(history: History) -> str:
         for i in _evenly_spaced(range(len(history.steps)), ROWS)
     ]
     validation = [
-        (f"{step:,}", format_number(loss), f"{blocks:,}")
+        (
+            f"{step:,}",
+            format_number(loss),
+            f"{history.bits_per_byte[step]:.4f}" if step in history.bits_per_byte else "",
+            f"{blocks:,}",
+        )
         for step, loss, blocks in _evenly_spaced(history.validations, ROWS)
     ]
-    heads = ("Step", "Loss, nats per character", "Learning rate", "Gradient norm", "Tokens per second", "Time")
+    loss = f"Loss, nats per {unit(history)}"
+    heads = ("Step", loss, "Learning rate", "Gradient norm", "Tokens per second", "Time")
     return (
         '<details><summary>The curves as tables</summary><div class="wide" tabindex="0" role="group" '
         'aria-label="Tables of numbers">\n'
         + _table("Training", training, heads)
-        + _table("Validation", validation, ("Step", "Loss, nats per character", "Blocks of text"))
+        + _table("Validation", validation, ("Step", loss, "Bits per byte", "Blocks of text"))
         + "</div></details>\n"
     )
 
 
-def attention_html(attention: Attention | None) -> str:
+def attention_html(attention: Attention | None, unit: str = "character") -> str:
     """The attention maps, with an explanation."""
     if attention is None:
         content = f"<p>The folder has no {MODEL}, so there are no attention maps.</p>\n"
@@ -316,8 +344,8 @@ def attention_html(attention: Attention | None) -> str:
         text = html.escape(attention.text.replace("\n", "\n".translate(VISIBLE)))
         content = (
             f"<p>Attention weights for <q>{text}</q>: each row is a query, each column a key. A row sums to 1, and no "
-            f"character attends to a later one.{cut} The numbers of each head are the mean weights on the character "
-            f"itself, on the previous one and on the first.</p>\n{maps_html(attention.maps, attention.text)}"
+            f"{unit} attends to a later one.{cut} The numbers of each head are the mean weights on the {unit} "
+            f"itself, on the previous one and on the first.</p>\n{maps_html(attention.maps, attention.tokens)}"
         )
     return f'<section aria-labelledby="attention">\n<h2 id="attention">Attention</h2>\n{content}</section>\n'
 

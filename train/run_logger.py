@@ -126,12 +126,12 @@ class RunLogger:
         if self._group.is_main:
             self._progress.validating(blocks, n_blocks)
 
-    def log_validation(self, step: int, loss: float, n_blocks: int) -> None:
-        """Log the validation loss after `step` steps, a mean over `n_blocks` blocks of text."""
+    def log_validation(self, step: int, loss: float, n_blocks: int, bits_per_byte: float) -> None:
+        """Log the validation loss after `step` steps, a mean over `n_blocks` blocks of text, also in bits per byte."""
         self.log_validating(n_blocks, n_blocks)
         if self._group.is_main:
-            self._metrics.validation(step, loss, n_blocks)
-            self._progress.validation(step, loss, n_blocks)
+            self._metrics.validation(step, loss, n_blocks, bits_per_byte)
+            self._progress.validation(step, loss, n_blocks, bits_per_byte)
 
     def log_sample(self, step: int, sample: str) -> None:
         """Log a text that the model generated after `step` steps."""

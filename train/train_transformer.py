@@ -1,4 +1,4 @@
-"""Train the transformer on a text, character by character.
+"""Train the transformer on a text, by default character by character.
 
 In Python:
 
@@ -48,6 +48,7 @@ from russellgrad import (
     set_default_dtype,
     set_matmul_precision,
 )
+from russellgrad.encoding import CharacterEncoding, Encoding
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import Optimizer, supports_flat
 from russellgrad.parallel import n_parts, parallel_backward
@@ -57,8 +58,7 @@ from russellgrad.tokenizer import Tokenizer
 from . import checkpoints
 from .checkpointer import Checkpointer, Validation, best_validations
 from .config import DTYPES, Config, check_names, configure, parse
-from .data import Ids, MicroBatch, batches, check_prompt, split, split_batch, validation_blocks
-from .datasets import load_text
+from .data import Ids, MicroBatch, batches, check_prompt, split_batch, validation_blocks
 from .distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from .optimizers import build_optimizer, build_schedule
 from .progress import (
@@ -72,6 +72,7 @@ from .progress import (
     peak_memory,
 )
 from .run_logger import RunLogger, check_finite
+from .tokens import Tokens, bits_per_byte, count_bytes, load_tokens
 
 ENVIRONMENT = (
     "Environment variables: RG_BACKEND selects the backend (numpy, numba, strict, cupy, torch, or a module's dotted "
@@ -124,8 +125,9 @@ def train(config: Config | None = None, **settings: Any) -> Result:
     Raises:
         TypeError: a field is unknown, or its value has another type; `config` is not a Config, or comes with a preset.
         ValueError: a field is out of range; the backend does not support the dtype; the dataset is unknown or too
-            short; the prompt has characters that the dataset does not have; RG_TRAIN_STEPS is not a positive number;
-            the checkpoint is damaged or belongs to another run.
+            short; the tokenizer is unknown, or does not have the tokens of the dataset; the prompt has characters that
+            the dataset does not have; RG_TRAIN_STEPS is not a positive number; the checkpoint is damaged or belongs to
+            another run.
         ImportError: a package for the dataset, the files or several processes is not installed.
         OSError: the dataset cannot be read; or a file of the run cannot be written: names it and the last checkpoint.
         FloatingPointError: a loss or gradient is not finite; names the step, its batch and the last checkpoint.
@@ -159,12 +161,12 @@ def train(config: Config | None = None, **settings: Any) -> Result:
 def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
     """The training loop, up to step number `last_step`."""
     _check_supported(config, group)
-    start_time, text = time.perf_counter(), load_text(config.dataset, checkpoint=config.resume)
-    model = build_model(config, text)
+    start_time, tokens = time.perf_counter(), load_tokens(config, group)
+    model = build_model(config, tokens.encoding)
     optimizer = build_optimizer(config, model)
-    train_ids, validation_ids = split(model.tokenizer.encode(text), config.block)
-    prompt = _sample_prompt(config, model, text)
-    checkpointer = Checkpointer(config, text, model, optimizer, group, last_step)
+    prompt = config.prompt or tokens.prompt
+    check_prompt(prompt, model.tokenizer)  # raises ValueError now, not after the first steps
+    checkpointer = Checkpointer(config, tokens, model, optimizer, group, last_step)
     logger = RunLogger(config, model, optimizer, group, checkpointer.start_step)
     rows, n_parameters = config.batch // (config.accumulate * group.world_size), sum(p.size for p in model.parameters())
     parts = n_parts(rows, 6 * n_parameters * rows * config.block)  # of a micro-batch, one for each thread
@@ -173,7 +175,8 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
     )
     if group.world_size == 1:  # communication between processes cannot be captured
         take_step = compile_step(take_step)
-    eval_inputs, eval_targets = validation_blocks(validation_ids, config.block, config.eval_blocks or None)
+    eval_inputs, eval_targets = validation_blocks(tokens.validation, config.block, config.eval_blocks or None)
+    eval_bytes = count_bytes(tokens.encoding, eval_targets)
     step, stopping = checkpointer.start_step, False
 
     def save() -> None:
@@ -191,7 +194,8 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
             return False
         check_finite(loss, f"validation loss after step {step}", config.folder, before=step)
         with checkpointer.save_on_write_error(step):
-            logger.log_validation(step, loss, len(eval_inputs))
+            in_bits = bits_per_byte(loss, eval_targets.size, eval_bytes)
+            logger.log_validation(step, loss, len(eval_inputs), in_bits)
         logger.log_checkpoint(checkpointer.record(Validation(step, loss, len(eval_inputs))))
         if config.sample_tokens and group.is_main:  # last: a sample that fails is not tried again in a resumed run
             with checkpointer.save_on_write_error(step):
@@ -199,7 +203,7 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
         return True
 
     if group.is_main:
-        echo(header(config, model, text))
+        echo(header(config, model, tokens))
     with (
         StopSignals() as signals,  # first: a signal must not end the program while files are moved
         checkpointer, logger, _matmul_precision(config.matmul_precision),
@@ -210,7 +214,7 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
         if step and (step == last_step or config.validates_at(step)) and not checkpointer.has_validated(step):
             stopping = not validate()  # the run was stopped just before this, or in it
             logger.resume_clock()
-        train_batches = batches(train_ids, config.batch, config.block, config.seed, start=step)
+        train_batches = batches(tokens.train, config.batch, config.block, config.seed, start=step)
         for inputs, targets in islice(train_batches, 0 if stopping else max(0, last_step - step)):
             loss, gradient_norm = take_step(*_micro_batches(config, model, inputs, targets, group, parts))
             step += 1
@@ -313,7 +317,7 @@ def evaluate(
             if stopped := is_stopped(i, start):
                 break
             rows = slice(start + group.rank * batch_size, start + (group.rank + 1) * batch_size)
-            x, y = inputs[rows], targets[rows]
+            x, y = inputs[rows].astype(np.int64), targets[rows].astype(np.int64)
             if len(x):
                 losses.append(cross_entropy_loss(model.forward(x), y, model.tokenizer.pad_token_id) * len(x))
     model.train()
@@ -323,11 +327,11 @@ def evaluate(
     return total / len(inputs)
 
 
-def header(config: Config, model: Transformer, text: str) -> str:
+def header(config: Config, model: Transformer, tokens: Tokens) -> str:
     """The first line that a run prints."""
     parameters = model.parameters()
     return (
-        f"backend {parameters[0].backend.name}, {config.dtype}; {config.dataset}: {len(text):,} characters, "
+        f"backend {parameters[0].backend.name}, {config.dtype}; {config.dataset}: {tokens.size}, "
         f"vocabulary of {model.tokenizer.vocab_size:,}; model of {sum(p.size for p in parameters):,} parameters"
     )
 
@@ -389,13 +393,16 @@ def _schedule_setting(config: Config, name: str) -> Any:
 # --- The model
 
 
-def build_model(config: Config, text: str) -> Transformer:
-    """A new model in the configured dtype. Its vocabulary is the characters of `text`."""
+def build_model(config: Config, encoding: Encoding | str) -> Transformer:
+    """A new model in the configured dtype, with this encoding, or with that of the characters of a text."""
+    if isinstance(encoding, str):
+        encoding = CharacterEncoding("".join(sorted(set(encoding))))
+    size = encoding.vocab_size
     default = get_default_dtype()
     set_default_dtype(config.dtype)
     try:
         return Transformer(
-            Tokenizer.from_text(text, config.block, config.width, seed=config.seed),
+            Tokenizer(size, config.block, config.width, size, encoding=encoding, seed=config.seed),
             config.layers,
             config.heads,
             config.ff_scale,
@@ -492,13 +499,6 @@ def _last_step(config: Config) -> int:
     return min(config.steps, int(limit))
 
 
-def _sample_prompt(config: Config, model: Transformer, text: str) -> str:
-    """The prompt of samples: the configured one, or a newline, or the first character of a text without newlines."""
-    prompt = config.prompt or ("\n" if "\n" in text else text[0])
-    check_prompt(prompt, model.tokenizer)  # raises ValueError now, not after the first steps
-    return prompt
-
-
 def _sample(config: Config, model: Transformer, prompt: str) -> str:
     return model.generate(
         prompt, config.sample_tokens, temperature=config.temperature, top_k=config.top_k, seed=config.seed
@@ -519,7 +519,7 @@ def main() -> None:
         group = init_process_group()  # first, so that no process waits for one that failed before this
     with group.abort_on_error(), command_line():
         config = parse(
-            description="Train a character-level transformer on a text.",
+            description="Train a transformer on a text.",
             epilog=f"{ENVIRONMENT} Selected now: {_selected()}.",
         )
         with exit_on_error(ValueError, ImportError, RuntimeError, TypeError):

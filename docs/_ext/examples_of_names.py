@@ -360,9 +360,9 @@ TOKENIZER = (
 )
 TRANSFORMER = "from russellgrad.russelltransformer import {0}; "
 MODEL = TRANSFORMER.format("Transformer") + TOKENIZER + "model = Transformer(tokenizer, n_layers=1, n_attn_heads=2); "
-HUB = MODEL.replace("n_attn_heads=2", "n_attn_heads=2, output_projection=True, final_norm=True") + "import tempfile"
-HUB = (
-    HUB.replace("; ", "\n")
+PRETRAINED = MODEL.replace("n_attn_heads=2", "n_attn_heads=2, output_projection=True, final_norm=True")
+PRETRAINED = (
+    f"import tempfile; {PRETRAINED}".replace("; ", "\n")
     + """
 with tempfile.TemporaryDirectory() as folder:
     path = model.save_pretrained(folder)
@@ -432,7 +432,8 @@ with tempfile.TemporaryDirectory() as folder:
     "russelltransformer.Transformer.from_torch": MODEL + "state = model.to_torch_state_dict(); "
     'again = Transformer.from_torch(state, tokenizer, n_attn_heads=2, activation="leaky_relu"); '
     '(again(["to be"]) == model(["to be"])).all()',
-    "russelltransformer.Transformer.save_pretrained": PRETRAINED + "print(sorted(path.name for path in path.iterdir()))",
+    "russelltransformer.Transformer.save_pretrained": PRETRAINED
+    + "print(sorted(path.name for path in path.iterdir()))",
     "russelltransformer.Transformer.from_pretrained": PRETRAINED + "print(Transformer.from_pretrained(path).config())",
     "russelltransformer.AttentionLayer.weights": TRANSFORMER.format("AttentionLayer")
     + "AttentionLayer(2, 8).weights(rg.randn((1, 5, 8))).shape",

@@ -1,0 +1,228 @@
+"""The tokens of a run: its encoding, and the ids of its text, from memory or from a file that is mapped into it.
+
+A small text is encoded in memory. A text file of more than LARGE bytes is read in chunks and encoded into a file of
+tokens in the run's folder. A folder as nanoGPT's scripts write it has such files, train.bin and val.bin. Of a mapped
+file a batch reads only the blocks that it needs.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from russellgrad.bpe import BPE
+from russellgrad.byte_level import WHITE_SPACE
+from russellgrad.checkpoint import load_model
+from russellgrad.encoding import CharacterEncoding, Encoding, HubEncoding
+from russellgrad.serialization import replace_file
+
+from . import checkpoints
+from .config import VOCAB, Config
+from .data import Ids, split
+from .datasets import DATASETS, decode_utf8, load_text
+from .distributed import ProcessGroup
+from .progress import option
+
+LARGE = 2**24  # bytes: larger text files are encoded in chunks
+CHUNK = 2**20  # bytes of a chunk
+BPE_CHUNKS = 64  # chunks of a large text that byte-pair encoding is trained on
+FILES = ("train.bin", "val.bin")  # of a folder of tokens
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The encoding of a run, and its tokens."""
+
+    encoding: Encoding
+    train: Ids
+    validation: Ids
+    sha256: str  # of the text, or of a folder's files
+    size: str  # for the header, as "1,000 characters"
+    prompt: str  # the default prompt
+    text: str | None = None  # None if it is not in memory
+
+
+def load_tokens(config: Config, group: ProcessGroup) -> Tokens:
+    """The tokens of a run. A resumed run has the encoding of its checkpoint, unless a token is a character.
+
+    Raises:
+        ValueError: the text is too short, or has characters that the tokenizer does not have; a folder of tokens comes
+            without a tokenizer; a file of tokens is truncated, or has ids that the tokenizer does not have.
+        And the exceptions of `load_text` and of the tokenizer's files.
+    """
+    path = Path(config.dataset)
+    if config.dataset not in DATASETS and path.is_dir() and all((path / name).is_file() for name in FILES):
+        return _folder(config, path)
+    if config.dataset not in DATASETS and path.is_file() and path.stat().st_size > LARGE:
+        return _large_text(config, path, group)
+    text = load_text(config.dataset, checkpoint=config.resume)
+    encoding = _encoding(config, [text], "".join(sorted(set(text))))
+    ids = np.array(encoding.encode(text), np.int64)
+    size = f"{len(text):,} characters" + ("" if config.tokenizer == "char" else f", {len(ids):,} tokens")
+    prompt = "\n" if "\n" in text or config.tokenizer != "char" else text[0]
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return Tokens(encoding, *split(ids, config.block, unit(config)), sha256, size, prompt, text)
+
+
+def unit(config: Config) -> str:
+    """What a token is, for messages: "character" or "token"."""
+    return "character" if config.tokenizer == "char" else "token"
+
+
+# --- Encodings
+
+
+def _encoding(config: Config, texts: Iterable[str], characters: str) -> Encoding:
+    """The encoding that `config.tokenizer` names: of the characters, trained on the texts, or from a file."""
+    if config.tokenizer == "char":
+        return CharacterEncoding(characters)
+    if config.resume is not None:  # the file may have changed
+        return load_model(checkpoints.find(config.resume).path / checkpoints.MODEL, "numpy").tokenizer.encoding
+    if config.tokenizer == "bpe":
+        return BPE.train(texts, VOCAB if config.vocab is None else config.vocab)
+    return load_encoding(config.tokenizer)
+
+
+def load_encoding(path: str) -> Encoding:
+    """Read a tokenizer.json, or the one in a folder, or a folder's vocab.json and merges.txt.
+
+    Raises:
+        ValueError: there is no such file, or it is not a tokenizer's. ImportError: the package `tokenizers` is not
+            installed, which a tokenizer.json needs.
+    """
+    file = Path(path)
+    if file.is_dir() and not (file / "tokenizer.json").is_file():
+        if not all((file / name).is_file() for name in ("vocab.json", "merges.txt")):
+            raise ValueError(f"{option('tokenizer')}: {path} has neither tokenizer.json nor vocab.json and merges.txt")
+        return BPE.load(file)
+    if not file.exists():
+        raise ValueError(
+            f"{option('tokenizer')}: {path!r} is neither char, bpe nor a file; give a tokenizer.json, or a folder with "
+            "one or with vocab.json and merges.txt"
+        )
+    return HubEncoding.load(file)
+
+
+def count_bytes(encoding: Encoding, ids: Ids) -> int:
+    """The number of UTF-8 bytes that ids (N, T) stand for."""
+    lengths = np.array([len(encoding.token_bytes(i)) for i in range(encoding.vocab_size)])
+    return sum(int(lengths[row].sum()) for row in ids)
+
+
+def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
+    """A loss in nats for each of n_tokens tokens, as bits for each of the n_bytes bytes that they stand for."""
+    return loss * n_tokens / (math.log(2) * n_bytes) if n_bytes else math.inf
+
+
+# --- A large text
+
+
+def read_chunks(path: Path) -> Iterator[str]:
+    """Yield a UTF-8 text in parts, which are encoded on their own as in the whole text.
+
+    A part ends between a character and white space, where GPT-2's pattern splits every text. As in `load_text`, there
+    is no byte-order mark, and line ends are newlines. Raises ValueError if the text is not UTF-8.
+    """
+    rest, offset = "", 0
+    with path.open("rb") as file:
+        while raw := file.read(CHUNK):
+            raw += file.readline()  # to the end of a line, which is no part of a character
+            text = rest + decode_utf8(raw, path, offset, first=offset == 0)
+            offset += len(raw)
+            end = len(text.rstrip(WHITE_SPACE))
+            if text[:end]:
+                yield text[:end]
+            rest = text[end:]
+    if rest:
+        yield rest
+
+
+def _large_text(config: Config, path: Path, group: ProcessGroup) -> Tokens:
+    characters: set[str] = set()
+    digest, n, first = hashlib.sha256(), 0, ""
+    for text in read_chunks(path):
+        characters.update(text)
+        digest.update(text.encode())
+        n += len(text)
+        first = first or text[0]
+    encoding = _encoding(config, _first(read_chunks(path), BPE_CHUNKS), "".join(sorted(characters)))
+    dtype = dtype_of(encoding)
+    key = json.dumps([digest.hexdigest(), encoding.config(), dtype.name]).encode()
+    file = config.folder / f"tokens-{hashlib.sha256(key).hexdigest()[:16]}.bin"
+    if group.is_main and not file.exists():
+        config.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            replace_file(file, (np.array(encoding.encode(text), dtype).tobytes() for text in read_chunks(path)))
+        except OSError as error:
+            raise OSError(
+                f"cannot write the tokens of {path} to {file}: {error.strerror or error}; choose another folder with "
+                f"{option('out')}"
+            ) from error
+    group.check_same({"tokens": str(file)})  # the others wait for the file
+    ids = map_tokens(file, encoding, hashlib.sha256().update)
+    size = f"{n:,} characters" + ("" if config.tokenizer == "char" else f", {len(ids):,} tokens")
+    prompt = "\n" if "\n" in characters or config.tokenizer != "char" else first
+    return Tokens(encoding, *split(ids, config.block, unit(config)), digest.hexdigest(), size, prompt)
+
+
+def _first(chunks: Iterator[str], n: int) -> Iterator[str]:
+    for _, chunk in zip(range(n), chunks, strict=False):
+        yield chunk
+
+
+# --- Files of tokens
+
+
+def _folder(config: Config, folder: Path) -> Tokens:
+    if config.tokenizer in ("char", "bpe"):
+        raise ValueError(
+            f"dataset {config.dataset!r} has numbers of tokens without their text; give the tokenizer that it was "
+            f"encoded with: {option('tokenizer')} and a tokenizer.json, or a folder with vocab.json and merges.txt"
+        )
+    encoding, digest = _encoding(config, (), ""), hashlib.sha256()
+    parts = [map_tokens(folder / name, encoding, digest.update) for name in FILES]
+    for name, part in zip(FILES, parts, strict=True):
+        if len(part) <= config.block:
+            raise ValueError(
+                f"{folder / name} has {len(part)} tokens, and a block of {config.block} needs {config.block + 1}; use "
+                f"a longer file or a smaller {option('block')}"
+            )
+    size = f"{sum(map(len, parts)):,} tokens"
+    return Tokens(encoding, parts[0], parts[1], digest.hexdigest(), size, "\n")
+
+
+def dtype_of(encoding: Encoding) -> np.dtype[Any]:
+    """The dtype of a file of tokens: little-endian uint16, or uint32 for more than 65,536 tokens."""
+    return np.dtype("<u2" if encoding.vocab_size <= 2**16 else "<u4")
+
+
+def map_tokens(path: Path, encoding: Encoding, update: Callable[[bytes], object]) -> Ids:
+    """Map a file of tokens, (N,), after reading it once to check it. Each part that is read is passed to `update`.
+
+    Raises:
+        ValueError: the file is empty, its size is not a multiple of the dtype's, or it has ids that the encoding does
+            not have.
+        OSError: the file cannot be read.
+    """
+    dtype, size = dtype_of(encoding), path.stat().st_size
+    if not size or size % dtype.itemsize:
+        raise ValueError(
+            f"{path} is truncated: it has {size:,} bytes, and needs {dtype.itemsize} for each token, as {dtype.name}; "
+            "write it again"
+        )
+    with path.open("rb") as file:
+        while raw := file.read(CHUNK):
+            if (largest := int(np.frombuffer(raw, dtype).max())) >= encoding.vocab_size:
+                raise ValueError(
+                    f"{path} has the id {largest}, and the tokenizer has {encoding.vocab_size:,} tokens, as "
+                    f"{dtype.name}; give the tokenizer that the file was encoded with: {option('tokenizer')}"
+                )
+            update(raw)
+    ids: npt.NDArray[Any] = np.memmap(path, dtype, mode="r")
+    return ids
