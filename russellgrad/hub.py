@@ -273,13 +273,7 @@ def from_pretrained(
 ) -> M:
     """Implements `Transformer.from_pretrained`; `build` is the class."""
     path, target = Path(folder), resolve_backend(backend)
-    config = _Config(_existing(path) / CONFIG)
-    kind = str(config.get("model_type"))
-    if kind not in ARCHITECTURES:
-        raise ValueError(
-            f"{_READ}: {config.path} has model_type {kind!r}; the library supports only {', '.join(ARCHITECTURES)}"
-        )
-    architecture = ARCHITECTURES[kind]
+    config, architecture = _settings(path)
     options = architecture.read(config)
     stored = _stored(path)
     if dtype is None:
@@ -303,8 +297,17 @@ def from_pretrained(
     return model.eval()
 
 
-def _existing(folder: Path) -> Path:
-    """The folder. Raises FileNotFoundError if it or its config.json does not exist."""
+def read_options(folder: Path) -> dict[str, Any]:
+    """The arguments of Transformer and Tokenizer that a folder's config.json stands for, but for the encoding.
+
+    Raises FileNotFoundError and ValueError as `Transformer.from_pretrained`.
+    """
+    config, architecture = _settings(folder)
+    return {"vocab_size": config.number("vocab_size"), **architecture.read(config)}
+
+
+def _settings(folder: Path) -> tuple[_Config, _Architecture]:
+    """The content of a folder's config.json, and its architecture. Raises as `read_options`."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{_READ}: there is no folder {folder}; it takes the folder of a model of the Hugging Face hub, as "
@@ -312,7 +315,13 @@ def _existing(folder: Path) -> Path:
         )
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{_READ}: {folder} has no {CONFIG}, which has the settings of a model of the hub")
-    return folder
+    config = _Config(folder / CONFIG)
+    kind = str(config.get("model_type"))
+    if kind not in ARCHITECTURES:
+        raise ValueError(
+            f"{_READ}: {config.path} has model_type {kind!r}; the library supports only {', '.join(ARCHITECTURES)}"
+        )
+    return config, ARCHITECTURES[kind]
 
 
 def _stored(folder: Path) -> dict[str, StoredArray]:

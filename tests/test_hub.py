@@ -15,10 +15,16 @@ import torch
 
 from russellgrad.backend import Backend
 from russellgrad.bpe import BPE
+from russellgrad.checkpoint import load_model
 from russellgrad.encoding import CharacterEncoding
+from russellgrad.hub import ARCHITECTURES
+from russellgrad.loss import cross_entropy_loss
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import TEXT, assert_close, hide_package, largest_differences, once
+from train.config import Config, configure
+from train.generate import generate
+from train.train_transformer import train
 
 safetensors = pytest.importorskip("safetensors")
 tokenizers = pytest.importorskip("tokenizers")
@@ -187,6 +193,29 @@ def test_llama_has_the_logits_and_the_text_of_transformers(
     model = Transformer.from_pretrained(written(reference, bpe, tmp_path / "model"))
     assert {p.dtype.name for p in model.parameters()} == {dtype}
     check_same(model, reference, dtype)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_gradients_are_those_of_transformers(
+    backend: Backend, hf: Any, bpe: Any, tmp_path: Path, architecture: str
+) -> None:
+    reference = gpt2(hf, bpe, "float64") if architecture == "gpt2" else llama(hf, bpe, "grouped", "float64")
+    if architecture == "llama":
+        in_float64(reference)
+    model = Transformer.from_pretrained(written(reference, bpe, tmp_path / "model"))
+    ids = np.random.default_rng(0).integers(0, model.tokenizer.vocab_size, (3, 20))
+    loss = cross_entropy_loss(model(ids[:, :-1]), ids[:, 1:], model.tokenizer.pad_token_id)
+    loss.backward()
+    expected = reference(torch.from_numpy(ids), labels=torch.from_numpy(ids)).loss
+    expected.backward()
+    assert_close(loss, expected, atol=1e-10)
+    theirs = dict(reference.named_parameters())
+    own = dict(model.named_parameters())
+    for name, weight in ARCHITECTURES[architecture].weights(model).items():
+        parts = [theirs[part].grad.numpy() for part in weight.names]
+        gradient = np.concatenate([part.T if weight.transposed else part for part in parts], -1)
+        found = model.tokenizer.token_embedding.backend.to_host(own[name].grad)
+        assert_close(found[:-1] if weight.padding == 0 else found, gradient, atol=1e-10, what=name)
 
 
 def test_the_class_of_padding_is_zero_and_never_generated(backend: Backend, folder: Path) -> None:
@@ -493,6 +522,88 @@ def test_a_model_may_have_more_tokens_than_its_tokenizer(hf: Any, bpe: Any, tmp_
     model = Transformer.from_pretrained(written(reference, bpe, tmp_path / "padded"))
     assert model.tokenizer.vocab_size == 320
     check_same(model, reference, "float32")
+
+
+# --- Training and the command lines
+
+
+@once
+def test_generate_takes_a_folder_of_the_hub(folder: Path) -> None:
+    model = Transformer.from_pretrained(folder)
+    assert "".join(generate(folder, [PROMPT], 8, temperature=0)) == model.generate(PROMPT, 8, temperature=0)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"from_pretrained: .*gpt2 has no model.safetensors"):
+        list(generate(folder, [PROMPT], 8))
+
+
+SETTINGS: dict[str, Any] = {"steps": 4, "batch": 2, "block": 12, "eval_interval": 2, "eval_blocks": 2, "warmup": 1,
+                            "sample_tokens": 3, "dropout": 0.1, "learning_rate": 1e-3}  # fmt: skip
+
+
+@once
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_run_starts_from_a_folder_and_resumes_without_it(
+    hf: Any, bpe: Any, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    reference = gpt2(hf, bpe) if architecture == "gpt2" else llama(hf, bpe, "grouped")
+    folder = written(reference, bpe, tmp_path / "model")
+    whole = train(init_from=folder, dataset=text, out=tmp_path / "whole", **SETTINGS)
+    assert whole.model.tokenizer.max_seq_len == 24
+    assert (whole.config.layers, whole.config.width, whole.config.block) == (2, 16, 12)
+    monkeypatch.setenv("RG_TRAIN_STEPS", "2")
+    train(init_from=folder, dataset=text, out=tmp_path / "parts", **SETTINGS)
+    monkeypatch.delenv("RG_TRAIN_STEPS")
+    for file in folder.iterdir():
+        file.unlink()
+    rest = train(resume=str(tmp_path / "parts"))
+    assert rest.losses == whole.losses[2:]
+    for name, array in load_model(rest.path).state_dict().items():
+        np.testing.assert_array_equal(array, whole.model.state_dict()[name])
+    again = hf.AutoModelForCausalLM.from_pretrained(load_model(rest.path).save_pretrained(tmp_path / "tuned"))
+    check_same(rest.model, again.eval(), "float32")
+
+
+@once
+def test_the_first_loss_of_a_run_is_that_of_transformers(hf: Any, bpe: Any, folder: Path, text: str) -> None:
+    out = folder.parent / "run"
+    settings = {**SETTINGS, "dropout": 0.0, "steps": 1, "warmup": 0, "learning_rate": 1e-9, "eval_blocks": 0}
+    result = train(init_from=folder, dataset=text, out=out, dtype="float64", **settings)
+    ids = bpe.encode(TEXT).ids
+    ids = ids[len(ids) * 9 // 10 :]
+    blocks = torch.tensor([ids[i : i + 13] for i in range(0, len(ids) - 12, 12)])
+    with torch.no_grad():
+        expected = hf.GPT2LMHeadModel.from_pretrained(folder).double().eval()(blocks, labels=blocks).loss
+    assert result.validations[-1].loss == pytest.approx(float(expected), abs=1e-6)
+
+
+@once
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": 3}, r"gpt2 sets layers to 2, got 3; leave it out"),
+        ({"width": 32, "tokenizer": "bpe"}, r"gpt2 sets tokenizer to .*gpt2, width to 16, got bpe, 32; leave them out"),
+        ({"activation": "gelu"}, r"sets activation to gelu_tanh, got gelu; leave it out"),
+        ({"vocab": 300}, r"gpt2 sets vocab, got 300; leave it out"),
+        ({"ff_scale": 3}, r"sets ff_scale to 4, got 3"),
+        ({"preset": "shakespeare-cpu"}, r"sets layers to 2, heads to 2, width to 16, got 4, 4, 128; leave them out"),
+        ({"block": 25}, r"block 25 is longer than the context of .*gpt2, 24 tokens; choose a smaller one"),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_the_folder_are_refused(folder: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configure(init_from=folder, **settings)
+    same = configure(init_from=folder, layers=2, activation="gelu_tanh", block=24)
+    assert (same.layers, same.heads, same.width, same.ff_scale, same.block) == (2, 2, 16, 4, 24)
+    assert configure(init_from=folder).block == 24
+
+
+@once
+def test_a_config_with_other_sizes_than_the_folder_is_refused(folder: Path, text: str) -> None:
+    config = Config(init_from=str(folder), tokenizer=str(folder), dataset=text, out=str(folder.parent / "run"), block=8)
+    with pytest.raises(ValueError, match=r"has layers 2, heads 2, width 16, unlike the config; make the config with"):
+        train(config)
+    with pytest.raises(FileNotFoundError, match=r"from_pretrained: there is no folder .*nowhere"):
+        configure(init_from=folder.parent / "nowhere")
 
 
 # --- Bad input
