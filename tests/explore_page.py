@@ -7,6 +7,7 @@ from typing import Any
 
 from russellgrad.autograd import no_grad
 from russellgrad.checkpoint import save_model
+from russellgrad.encoding import CharacterEncoding, Encoding
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.browser import Browser
@@ -18,9 +19,18 @@ CONTEXT = 12
 TEXT = "document.getElementById('text').value"
 
 
-def make_model(folder: Path, dtype: str = "float64", *, vocabulary: str = VOCABULARY, **options: Any) -> Path:
+def make_model(
+    folder: Path,
+    dtype: str = "float64",
+    *,
+    vocabulary: str = VOCABULARY,
+    encoding: Encoding | None = None,
+    **options: Any,
+) -> Path:
     """Write a small model with random parameters, all of which change the logits."""
-    tokenizer = Tokenizer(len(vocabulary), CONTEXT, 12, len(vocabulary), vocabulary=vocabulary, seed=0)
+    encoding = CharacterEncoding(vocabulary) if encoding is None else encoding
+    size = encoding.vocab_size
+    tokenizer = Tokenizer(size, CONTEXT, 12, size, encoding=encoding, seed=0)
     model = Transformer(tokenizer, **{"n_layers": 2, "n_attn_heads": 3, "seed": 0, **options}).to("numpy")
     draws = rng(1)
     for name, parameter in model.named_parameters():

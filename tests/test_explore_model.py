@@ -1,6 +1,7 @@
 """The model of explore.py in a browser: its logits and its text are those of the library."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from russellgrad import Tensor
+from russellgrad.bpe import BPE
 from russellgrad.checkpoint import load_model
+from russellgrad.encoding import HubEncoding
 from russellgrad.generation import Sampling
 from tests.browser import Browser, check_no_requests
 from tests.explore_page import (
@@ -22,6 +25,7 @@ from tests.explore_page import (
     wait_for_text,
 )
 from tests.helpers import rng
+from tests.test_bpe import SAMPLES
 from train.explore import write_page
 
 pytest.importorskip("safetensors")
@@ -169,3 +173,50 @@ def test_a_seed_gives_the_same_text_in_one_part_or_several(browser: Browser, tmp
     assert texts[0] == texts[1] != texts[2]
     browser.evaluate("document.getElementById('reset').click()")
     assert browser.evaluate(TEXT) == "ab"
+
+
+# --- Byte-pair encoding
+
+
+def byte_pairs() -> BPE:
+    return BPE.train("\n".join(SAMPLES), 330)
+
+
+def test_byte_pair_encoding_gives_the_ids_of_the_library(browser: Browser, tmp_path: Path) -> None:
+    encoding = byte_pairs()
+    open_page(browser, write_page(make_model(tmp_path, encoding=encoding), "The king"))
+    for text in SAMPLES:
+        assert browser.evaluate(f"model.bpe.encode({json.dumps(text)})") == encoding.encode(text)
+    expected = [list(encoding.token_bytes(i)) for i in range(encoding.vocab_size)]
+    assert browser.evaluate("model.bpe.tokens.map((_, id) => [...model.bpe.bytesOf(id)])") == expected
+
+
+def test_text_of_tokens_is_that_of_the_library(browser: Browser, tmp_path: Path) -> None:
+    """Greedy text; the library's last character may be incomplete, which the page does not show."""
+    file = make_model(tmp_path, encoding=byte_pairs())
+    prompt, n = "The king's caf\u00e9", 9
+    open_page(browser, write_page(file, prompt))
+    assert browser.evaluate("[...document.querySelectorAll('#strip span')].map((s) => s.textContent)") == [
+        load_model(file).tokenizer.decode([i]).replace(" ", "\u2423")
+        for i in load_model(file).tokenizer.encode(prompt)[-CONTEXT:]
+    ]
+    set_value(browser, "temperature", "0")
+    set_value(browser, "characters", str(n))
+    browser.evaluate("document.getElementById('generate').click()")
+    for _ in range(1000):
+        if f"{n} tokens in " in browser.evaluate("document.getElementById('status').textContent"):
+            break
+        time.sleep(0.01)
+    expected = load_model(file).generate(prompt, n, temperature=0)
+    shown = browser.evaluate(TEXT)
+    assert expected.startswith(shown) and expected.removeprefix(shown) in ("", "\ufffd")
+    assert "character" not in browser.evaluate("document.body.innerText").replace("caf", "")
+
+
+def test_tokens_of_other_encodings_are_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    file = make_model(tmp_path, encoding=HubEncoding.train("the king", 260))
+    with pytest.raises(
+        ValueError, match=r"model.safetensors: the page has characters and .* those of HubEncoding; report"
+    ):
+        write_page(file, "the")

@@ -24,8 +24,9 @@ if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a
     sys.exit()
 
 from russellgrad import get_backend
+from russellgrad.bpe import BPE
 from russellgrad.checkpoint import load_model
-from russellgrad.encoding import CharacterEncoding
+from russellgrad.encoding import CharacterEncoding, Encoding
 from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import replace_file
 
@@ -58,9 +59,9 @@ def write_page(
 
     Raises:
         FileNotFoundError: there is no such model; names the model of an earlier run, or the command that trains one.
-        ValueError: the model's file is damaged; the model is of another run than the samples in its folder; the prompt
-            is empty or has characters that are not in its vocabulary; a weight is not finite in this dtype; or the
-            weights need more than 256 MiB.
+        ValueError: the model's file is damaged; its tokens are those of a tokenizer.json; the model is of another run
+            than the samples in its folder; the prompt is empty or has characters that are not in its vocabulary; a
+            weight is not finite in this dtype; or the weights need more than 256 MiB.
         TypeError: `prompt` is not a str. ImportError: `safetensors` is not installed.
         OSError: the page cannot be written.
     """
@@ -73,10 +74,13 @@ def write_page(
     if prompt is None:
         metrics = file.with_name(FILE)
         prompt = default_prompt(model, read_metrics(metrics).samples if metrics.exists() else (), file)
-    if not isinstance(model.tokenizer.encoding, CharacterEncoding):
-        raise ValueError(f"{file}: the tokens of the model are not characters, which the page needs; see report.py")
+    if not isinstance(model.tokenizer.encoding, (CharacterEncoding, BPE)):
+        raise ValueError(
+            f"{file}: the page has characters and GPT-2's byte-pair encoding, and the model's tokens are those of "
+            f"{type(model.tokenizer.encoding).__name__}; report.py shows its attention"
+        )
     check_prompt(prompt, model.tokenizer)
-    if not set(prompt) & set(model.tokenizer.vocabulary):
+    if not model.tokenizer.encode(prompt):
         raise ValueError(f"{option('prompt')}: it has no character of the model's vocabulary; give at least one")
     page = file.with_name(PAGE) if output is None else Path(output)
     text = page_html(file.resolve().parent.name, model, prompt, dtype)
@@ -92,15 +96,16 @@ def write_page(
 def page_html(name: str, model: Transformer, prompt: str, dtype: str) -> str:
     """The page. Raises ValueError as `write_page` for the weights."""
     tokenizer, options = model.tokenizer, model.config()
-    weights = _page_weights(model, dtype)
+    encoding, weights = tokenizer.encoding, _page_weights(model, dtype)
+    unit = "character" if isinstance(encoding, CharacterEncoding) else "token"
     script, model_script = read_asset("explore.js"), read_asset("model.js")
     config = {
         **{key: options[key] for key in ("n_layers", "n_attn_heads", "activation")},
         "embed_dim": tokenizer.embed_dim,
         "max_seq_len": tokenizer.max_seq_len,
         "eps": model.blocks[0].attention_norm.eps,
-        "vocabulary": tokenizer.vocabulary,
-        "strict": tokenizer.strict,
+        **_page_encoding(encoding),
+        "unit": unit,
         "prompt": prompt,
         "dtype": dtype,
         "parameters": [{"name": key, "shape": array.shape} for key, array in weights.items()],
@@ -110,8 +115,8 @@ def page_html(name: str, model: Transformer, prompt: str, dtype: str) -> str:
         ("layers", str(options["n_layers"])),
         ("heads", str(options["n_attn_heads"])),
         ("width", str(tokenizer.embed_dim)),
-        ("context", f"{tokenizer.max_seq_len} characters"),
-        ("vocabulary", f"{tokenizer.vocab_size} characters"),
+        ("context", f"{tokenizer.max_seq_len} {unit}s"),
+        ("vocabulary", f"{tokenizer.vocab_size} {unit}s"),
         ("activation", options["activation"]),
         ("weights", dtype),
     ]
@@ -121,11 +126,23 @@ def page_html(name: str, model: Transformer, prompt: str, dtype: str) -> str:
         style=read_asset("explore.css"),
         facts=facts_list(facts),
         vocab_size=tokenizer.vocab_size,
+        unit=unit,
+        Unit=unit.capitalize(),
         config=json_for_script(config),
         weights=base64.b64encode(b"".join(array.tobytes() for array in weights.values())).decode(),
         model=model_script,
         script=script,
     )
+
+
+def _page_encoding(encoding: Encoding) -> dict[str, Any]:
+    """The entries of the encoding for model.js: the text of each token, and what byte-pair encoding needs."""
+    if isinstance(encoding, CharacterEncoding):
+        return {"vocabulary": encoding.vocabulary, "strict": encoding.strict}
+    assert isinstance(encoding, BPE)
+    tokens = sorted(encoding.vocab, key=encoding.vocab.__getitem__)
+    labels = [encoding.decode([i]) for i in range(encoding.vocab_size)]
+    return {"vocabulary": labels, "strict": True, "bpe": {"tokens": tokens, "merges": encoding.merges}}
 
 
 def _page_weights(model: Transformer, dtype: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ const model = new Transformer(
   const NAMES = { " ": "space", "\n": "newline", "\r": "carriage return", "\t": "tab" };
 
   const element = (id) => document.getElementById(id);
-  const visible = (character) => VISIBLE[character] ?? character;
+  const visible = (text) => [...text].map((character) => VISIBLE[character] ?? character).join("");
   const percent = (part) => `${(100 * part).toFixed(1)} %`;
   const named = (character) => NAMES[character] ?? `\u201c${character}\u201d`;
 
@@ -27,19 +27,21 @@ const model = new Transformer(
   // --- The state
 
   const cache = new KVCache(model);
-  let characters = [...config.prompt];  // the text
+  const unit = config.unit;  // "character", or "token" of byte-pair encoding
+  let characters = [...config.prompt];  // the text; in byte-pair encoding generated parts may have any length
   let ids = [];  // the tokens of the text
   let prompt = config.prompt;  // what the user wrote last
   let query = 0, key = 0;  // selected positions in the cache
   let generating = false, stopping = false;
   let generator = null;  // of the characters after the prompt
+  let utf8 = new TextDecoder();  // of generated tokens, which may end within a character
 
   const seenCharacter = (place) => model.vocabulary[cache.ids[place]];
 
   /** Encode the text and compute. Returns false, with a message on the page, if the text is not valid. */
   function readText() {
-    const unknown = [...new Set(characters.filter((character) => !model.idOf.has(character)))];
-    const known = characters.filter((character) => model.idOf.has(character));
+    const unknown = model.bpe ? [] : [...new Set(characters.filter((character) => !model.idOf.has(character)))];
+    const known = model.bpe ? characters : characters.filter((character) => model.idOf.has(character));
     let problem = "";
     if (unknown.length && config.strict)
       problem = `the vocabulary lacks ${unknown.map(named).join(", ")}; the model was trained on a text without.`;
@@ -48,7 +50,7 @@ const model = new Transformer(
     element("text").setAttribute("aria-invalid", String(problem !== ""));
     for (const id of ["generate", "one"]) element(id).disabled = problem !== "";
     if (problem) return false;
-    ids = known.map((character) => model.idOf.get(character));
+    ids = model.bpe ? model.bpe.encode(known.join("")) : known.map((character) => model.idOf.get(character));
     model.nextLogits(ids, cache);
     selectLast();
     return true;
@@ -60,6 +62,7 @@ const model = new Transformer(
 
   function setText(text) {
     characters = [...text];
+    utf8 = new TextDecoder();
     if (element("text").value !== text) element("text").value = text;  // which moves the caret
     generator = null;
     if (readText()) render();
@@ -76,14 +79,14 @@ const model = new Transformer(
     return { temperature, topK, seed, count };
   }
 
-  /** Append a character to the text. Throws an Error if the logits are not finite. */
+  /** Append a token to the text. Throws an Error if the logits are not finite. */
   function appendCharacter({ temperature, topK, seed }) {
     const logits = model.logits(cache, cache.ids.length - 1);
     if (!logits.every(Number.isFinite)) throw new Error("the model's logits contain nan or infinity.");
     generator ??= new Generator(seed);
     const id = draw(samplingProbabilities(logits, temperature, topK), generator);
     ids.push(id);
-    characters.push(model.vocabulary[id]);
+    characters.push(model.bpe ? utf8.decode(model.bpe.bytesOf(id), { stream: true }) : model.vocabulary[id]);
     model.nextLogits(ids, cache);
     selectLast();
   }
@@ -110,7 +113,7 @@ const model = new Transformer(
       }
       const added = done === 1 ? [named(characters.at(-1))] : characters.slice(-Math.min(done, ANNOUNCED));
       element("status").textContent =
-        `${done} character${done === 1 ? "" : "s"} in ${(milliseconds / done).toFixed(1)} ms each: ${added.join("")}`;
+        `${done} ${unit}${done === 1 ? "" : "s"} in ${(milliseconds / done).toFixed(1)} ms each: ${added.join("")}`;
     } catch (error) {
       element("message").textContent = error.message;
     }
@@ -168,7 +171,7 @@ const model = new Transformer(
 
   // --- The text, and the attention over it
 
-  const position = (place) => `${named(seenCharacter(place))}, character ${place + 1} of ${cache.ids.length}`;
+  const position = (place) => `${named(seenCharacter(place))}, ${unit} ${place + 1} of ${cache.ids.length}`;
   const weightOf = (layer, head) => cache.layers[layer].weights[head][query * model.maxSeqLen + key];
 
   function renderStrip() {
@@ -176,7 +179,7 @@ const model = new Transformer(
     const weights = cache.layers[layer].weights[head].subarray(query * model.maxSeqLen);
     element("strip").replaceChildren(...cache.ids.map((id, i) => {
       const character = model.vocabulary[id];
-      const span = create("span", { textContent: visible(character) + (character === "\n" ? "\n" : "") });
+      const span = create("span", { textContent: visible(character) + (character.includes("\n") ? "\n" : "") });
       span.classList.toggle("white", character in VISIBLE);
       span.classList.toggle("query", i === query);
       span.classList.toggle("key", i === key && i !== query);
@@ -186,8 +189,8 @@ const model = new Transformer(
     }));
     const before = ids.length - cache.ids.length;
     element("window").textContent = before
-      ? `The last ${cache.ids.length} characters; the ${before} before them are outside the model's context.`
-      : `${cache.ids.length} of at most ${model.maxSeqLen} characters.`;
+      ? `The last ${cache.ids.length} ${unit}s; the ${before} before them are outside the model's context.`
+      : `${cache.ids.length} of at most ${model.maxSeqLen} ${unit}s.`;
   }
 
   function renderSliders() {
@@ -205,7 +208,7 @@ const model = new Transformer(
   /** The mean weight of a character on itself, on the one before it and on the first, over all but the first. */
   function describeMap(weights) {
     const T = cache.ids.length, means = [0, 0, 0];
-    if (T < 2) return "one character, which attends to itself";
+    if (T < 2) return `one ${unit}, which attends to itself`;
     for (let t = 1; t < T; t++)
       [t, t - 1, 0].forEach((s, i) => { means[i] += weights[t * model.maxSeqLen + s] / (T - 1); });
     const [itself, previous, first] = means.map((mean) => `${(100 * mean).toFixed(0)} %`);

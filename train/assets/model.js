@@ -121,6 +121,43 @@ const ACTIVATIONS = {
   gelu_tanh: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
 };
 
+// --- Byte-pair encoding
+
+/** Text to token ids and tokens to bytes, as russellgrad/bpe.py. `tokens` are written as in GPT-2's vocab.json. */
+class BPE {
+  constructor({ tokens, merges }) {
+    const printable = (byte) => (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte !== 0xad);
+    this.characterOf = [];  // of each byte: itself, or one from U+0100 on
+    for (let byte = 0, others = 0; byte < 256; byte++)
+      this.characterOf.push(String.fromCharCode(printable(byte) ? byte : 0x100 + others++));
+    this.byteOf = new Map(this.characterOf.map((character, byte) => [character, byte]));
+    this.tokens = tokens;
+    this.idOf = new Map(tokens.map((token, id) => [token, id]));
+    this.rankOf = new Map(merges.map((pair, rank) => [pair.join(" "), rank]));  // a space is in no token
+    this.words = /'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
+  }
+
+  encode(text) {
+    return (text.match(this.words) ?? []).flatMap((word) => {
+      let parts = Array.from(new TextEncoder().encode(word), (byte) => this.characterOf[byte]);
+      for (;;) {
+        const ranks = parts.slice(1).map((part, i) => this.rankOf.get(`${parts[i]} ${part}`) ?? Infinity);
+        const best = ranks.reduce((least, rank) => Math.min(least, rank), Infinity);
+        if (best === Infinity) return parts.map((part) => this.idOf.get(part));
+        const merged = [];
+        for (let i = 0; i < parts.length; i++)
+          merged.push(this.rankOf.get(`${parts[i]} ${parts[i + 1]}`) === best ? parts[i] + parts[++i] : parts[i]);
+        parts = merged;
+      }
+    });
+  }
+
+  bytesOf(id) {
+    const token = this.tokens[id], bytes = [...token].map((character) => this.byteOf.get(character));
+    return bytes.includes(undefined) ? new TextEncoder().encode(token) : Uint8Array.from(bytes);
+  }
+}
+
 // --- The model
 
 /** The keys and values of the tokens so far, so that each step computes only those of new tokens. It also keeps what the
@@ -148,7 +185,8 @@ class Transformer {
     this.maxSeqLen = config.max_seq_len;
     this.eps = config.eps;
     this.activation = ACTIVATIONS[config.activation];
-    this.vocabulary = [...config.vocabulary];  // by code points
+    this.vocabulary = [...config.vocabulary];  // characters by code points, or the texts of tokens
+    this.bpe = config.bpe ? new BPE(config.bpe) : null;
     this.vocabSize = this.vocabulary.length;
     this.padTokenId = this.vocabSize;
     this.idOf = new Map(this.vocabulary.map((character, id) => [character, id]));
