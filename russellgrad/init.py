@@ -16,6 +16,8 @@ from .ops.shapes import shape_from_args
 from .random import Generator, default_generator
 from .tensor import Tensor
 
+GPT2_STD = 0.02  # standard deviation of the initial weights of Transformers, as in GPT-2 (Radford et al. 2019)
+
 
 def constant(shape: Shape, value: float, *, label: str = "") -> Tensor:
     """A parameter of this shape with `value` everywhere. Raises TypeError if the shape is not of ints."""

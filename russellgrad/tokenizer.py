@@ -37,6 +37,8 @@ class Tokenizer(Module):
         pad_token_id: the id of padding; must be vocab_size.
         vocabulary: the characters, each once; by default those of `tokenizer_constants`.
         strict: if True, a character outside the vocabulary is an error; if False, it is skipped.
+        positional_encoding: whether the embeddings have a learned positional encoding. False for a model with rotary
+            positions; the attribute is None then.
         seed: the seed of the initial embeddings; by default they come from the default generator.
 
     Raises:
@@ -53,6 +55,7 @@ class Tokenizer(Module):
         *,
         vocabulary: str | None = None,
         strict: bool = True,
+        positional_encoding: bool = True,
         seed: int | None = None,
     ) -> None:
         self.vocabulary = tokenizer_constants.vocabulary if vocabulary is None else vocabulary
@@ -81,8 +84,10 @@ class Tokenizer(Module):
         self.token_embedding = init.normal(
             (vocab_size + 1, embed_dim), std=0.02, generator=generator, label="token_embedding"
         )
-        self.positional_encoding = init.normal(
-            (max_seq_len, embed_dim), std=0.02, generator=generator, label="positional_encoding"
+        self.positional_encoding = (
+            init.normal((max_seq_len, embed_dim), std=0.02, generator=generator, label="positional_encoding")
+            if positional_encoding
+            else None
         )
 
     @classmethod
@@ -198,7 +203,7 @@ class Tokenizer(Module):
     # --- Embeddings
 
     def embed(self, ids: Array, first: int | Tensor = 0) -> Tensor:
-        """Token embedding plus positional encoding of each token: (B, T) -> (B, T, C).
+        """Token embedding plus positional encoding, if there is one, of each token: (B, T) -> (B, T, C).
 
         It raises no errors of its own: `ids` has checked the values.
 
@@ -208,6 +213,8 @@ class Tokenizer(Module):
                 positions, up to first + T - 1, must be less than max_seq_len.
         """
         tokens = apply(rules.embedding, self.token_embedding, ids=ids, check=False)
+        if self.positional_encoding is None:
+            return tokens
         if isinstance(first, int):
             return tokens + self.positional_encoding[first : first + ids.shape[1]]
         positions = first + first.backend.arange(ids.shape[1])  # (B, T)
