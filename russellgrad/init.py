@@ -19,6 +19,7 @@ from .ops.shapes import shape_from_args
 from .random import Generator, default_generator
 from .tensor import Tensor
 
+GPT2_STD = 0.02  # standard deviation of the initial weights of Transformers, as in GPT-2 (Radford et al. 2019)
 _skipped: ContextVar[bool] = ContextVar("skipped", default=False)
 
 

@@ -380,7 +380,7 @@ def test_a_parameter_without_counterpart_is_not_exported(backend: Backend, name:
         model.blocks.append(Tensor([1.0]))  # type: ignore[arg-type]
         name = "blocks.2"
     else:
-        model.blocks[0].attention.bias = Tensor([1.0])  # type: ignore[attr-defined]
+        model.blocks[0].attention.bias = Tensor([1.0])  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=f"^to_torch_state_dict: {name} has no counterpart in the PyTorch model; the"):
         model.to_torch_state_dict()
 
