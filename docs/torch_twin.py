@@ -1,7 +1,7 @@
 """RussellGrad's transformer in PyTorch. Copy this file; it needs only PyTorch (`load` also needs safetensors).
 
-Its parameters have nanoGPT's names and PyTorch's shapes, (out, in). Unlike nanoGPT, it has no biases in the attention,
-an additional embedding row for padding, which no token attends to, and the options of RussellGrad's model.
+Its parameters have nanoGPT's names and PyTorch's shapes, (out, in). Unlike nanoGPT, it has an additional embedding row
+for padding, which no token attends to, and the options of RussellGrad's model.
 docs/torch.md shows how to convert models in both directions.
 
 Shapes: B texts of T tokens, C = embed_dim, H heads of width D = C / H.
@@ -26,11 +26,11 @@ ACTIVATIONS: Mapping[str, nn.Module] = {
 class Attention(nn.Module):
     """Causal self-attention with n_heads heads: (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, width: int, n_heads: int, output_projection: bool) -> None:
+    def __init__(self, width: int, n_heads: int, output_projection: bool, bias: bool) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.c_attn = nn.Linear(width, 3 * width, bias=False)  # rows: queries, keys, values
-        self.c_proj = nn.Linear(width, width, bias=False) if output_projection else nn.Identity()
+        self.c_attn = nn.Linear(width, 3 * width, bias=bias)  # rows: queries, keys, values
+        self.c_proj = nn.Linear(width, width, bias=bias) if output_projection else nn.Identity()
 
     def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """`seen` (B, 1, T, T) is True where a query (axis 2) attends to a key (axis 3); None is the causal mask."""
@@ -106,13 +106,14 @@ class Twin(nn.Module):
         activation: str = "leaky_relu",
         output_projection: bool = False,
         final_norm: bool = False,
+        attention_bias: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.pad_token_id = vocab_size
         blocks = [
             Block(
-                Attention(embed_dim, n_attn_heads, output_projection),
+                Attention(embed_dim, n_attn_heads, output_projection, attention_bias),
                 FeedForward(embed_dim, ff_scale_factor * embed_dim, activation),
                 embed_dim,
                 dropout,
@@ -165,6 +166,8 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         }
         if "attention.w_out" in old:
             block["attn.c_proj.weight"] = old["attention.w_out"].T
+        biases = {"attn.c_attn.bias": "attention.b_qkv", "attn.c_proj.bias": "attention.b_out"}
+        block |= {name: old[own] for name, own in biases.items() if own in old}
         new |= {f"transformer.h.{i}.{name}": value for name, value in block.items()}
     return new
 

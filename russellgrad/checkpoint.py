@@ -197,6 +197,7 @@ def _build(config: Mapping[str, Any], dtype: str) -> Transformer:
     set_default_dtype(dtype)
     try:
         with use_backend("numpy"):
+            options["positional_encoding"] = config["model"].get("positions") != "rotary"
             tokenizer = Tokenizer(size, options.pop("max_seq_len"), options.pop("embed_dim"), size, **options, seed=0)
             # A seed, so as not to advance the default generator.
             return Transformer(tokenizer, **config["model"], seed=0)

@@ -4,13 +4,16 @@ For one token of a small model, creating Tensors takes longer than the arithmeti
 formulas run on its parameters' arrays. Only the last token of each text goes through the last layer's second half,
 because no other output of that layer is used.
 
-Shapes: B texts, S cached positions of each text, T new tokens; H heads of width D, C = H D.
+Shapes: B texts, S cached positions of each text, T new tokens; H heads of queries and K of keys and values, of width D;
+C = H D. In GPT-2's attention, K = H.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from .autograd import no_grad
 from .backend import Array, Backend
+from .tensor import Tensor
 
 ACTIVATIONS: dict[str, Callable[[Backend, Array], Array]] = {
     "leaky_relu": lambda xp, x: xp.leaky_relu(x, 0.01),
@@ -18,6 +21,40 @@ ACTIVATIONS: dict[str, Callable[[Backend, Array], Array]] = {
     "gelu": lambda xp, x: xp.gelu_value(x, "none"),
     "gelu_tanh": lambda xp, x: xp.gelu_value(x, "tanh"),
 }
+
+
+def _layer_norm(xp: Backend, norm: Any, x: Array) -> Array:
+    return xp.layer_norm(x, norm.gamma.data, norm.beta.data, norm.eps)[0]
+
+
+def _rms_norm(xp: Backend, norm: Any, x: Array) -> Array:
+    dtype = xp.dtype(x)
+    wide = xp.astype(x, "float32") if dtype.itemsize < 4 else x
+    mean = xp.divide(xp.sum(xp.multiply(wide, wide), axis=-1, keepdims=True), x.shape[-1])
+    return xp.multiply(xp.astype(xp.divide(wide, xp.sqrt(xp.add(mean, norm.eps))), dtype), norm.gamma.data)
+
+
+def _mlp(xp: Backend, layer: Any, x: Array) -> Array:
+    hidden = ACTIVATIONS[layer.activation](xp, xp.linear(x, layer.w_in.data, layer.b_in.data))
+    return xp.linear(hidden, layer.w_out.data, layer.b_out.data)
+
+
+def _swiglu(xp: Backend, layer: Any, x: Array) -> Array:
+    gate = xp.linear(x, layer.w_gate.data, None)
+    hidden = xp.multiply(xp.multiply(gate, xp.sigmoid(gate)), xp.linear(x, layer.w_up.data, None))
+    return xp.linear(hidden, layer.w_down.data, None)
+
+
+# What the modules of a block compute, by the names of their classes: (..., C) -> (..., C).
+_LAYERS: dict[str, Callable[[Backend, Any, Array], Array]] = {
+    "LayerNorm": _layer_norm, "RMSNorm": _rms_norm, "FFLayer": _mlp, "SwiGLU": _swiglu,
+}  # fmt: skip
+_GPT2 = ["LayerNorm", "AttentionLayer", "LayerNorm", "FFLayer"]  # the parts of a block that `token_block` computes
+
+
+def _data(parameter: Any) -> Array | None:
+    """The array of a parameter that a layer may lack."""
+    return None if parameter is None else parameter.data
 
 
 class Decoder:
@@ -36,7 +73,10 @@ class Decoder:
         self.length = 0  # cached positions of each text, S; as many as max_seq_len when the cache is full
         self._n_tokens: list[int] = []  # of each text, without padding
         self._padding: Array | None = None  # (B, 1, 1, max_seq_len) bool, True at padding; None without padding
-        self._cache: list[Array] = []  # of each layer, keys and values (B, 2, H, max_seq_len, D); S without `assign`
+        self._positions: Array | None = None  # of cached tokens, (B, 1, 1, max_seq_len); None: their index in the cache
+        self._cache: list[Array] = []  # of each layer, keys and values (B, 2, K, max_seq_len, D); S without `assign`
+        self._rotations: dict[tuple[int, float], Array] = {}  # see `_rotation`
+        self._in_token_block: list[bool] = []  # of each block, whether `token_block` computes its parts
 
     def next_logits(self, rows: list[list[int]]) -> list[list[float]]:
         """The logits (vocab_size) of each row's next character. Each row is a text's tokens so far.
@@ -53,7 +93,13 @@ class Decoder:
             new = [row[-1:] for row in rows]
         else:
             new, self._cache, self._n_tokens = [row[-most:] for row in rows], [], [0] * len(rows)
-            self._padding = self._padding_of(new)
+            self._rotations = {}
+            self._padding, self._positions = self._padding_of(new)
+            self._in_token_block = [
+                [type(part).__name__ for part in (b.attention_norm, b.attention, b.feed_forward_norm, b.feed_forward)]
+                == _GPT2
+                for b in self.model.blocks
+            ]
         logits = self._forward(new)
         return [row[: tokenizer.vocab_size] for row in self.xp.to_host(logits).tolist()]  # without the padding class
 
@@ -66,6 +112,8 @@ class Decoder:
             self._cache[i] = xp.getitem(cached, xp.prepare_index((rows,), cached.shape))
         if self._padding is not None:
             self._padding = xp.getitem(self._padding, xp.prepare_index((rows,), self._padding.shape))
+        if self._positions is not None:
+            self._positions = xp.getitem(self._positions, xp.prepare_index((rows,), self._positions.shape))
         self._n_tokens = [self._n_tokens[row] for row in rows]
 
     # --- The forward pass
@@ -79,77 +127,142 @@ class Decoder:
             x = self._block(i, block, x)
         x = self._block(len(blocks), last, x, lengths)
         if model.final_norm is not None:
-            x = self._normalized(model.final_norm, x)
+            x = _LAYERS[type(model.final_norm).__name__](xp, model.final_norm, x)
         self.length += max(lengths)
         self._n_tokens = [before + n for before, n in zip(self._n_tokens, lengths, strict=True)]
-        return xp.linear(
-            xp.reshape(x, (len(new), x.shape[-1])), xp.transpose(model.tokenizer.token_embedding.data), None
-        )
+        weight = xp.transpose(model.tokenizer.token_embedding.data) if model.output is None else model.output.data
+        return xp.linear(xp.reshape(x, (len(new), x.shape[-1])), weight, None)
 
     def _embed(self, new: list[list[int]], lengths: list[int]) -> Array:
         """The token embeddings plus the positional encodings, (B, T, C)."""
         xp, tokenizer, longest = self.xp, self.model.tokenizer, max(lengths)
         ids = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in new]
-        positions, first = tokenizer.positional_encoding.data, self._n_tokens
-        if min(first) == max(first):
-            encoding = xp.getitem(positions, (slice(first[0], first[0] + longest),))
-        else:
-            encoding = xp.embedding(positions, xp.asarray([[n + i for i in range(longest)] for n in first], "int64"))
         table = tokenizer.token_embedding.data
         if len(ids) == longest == 1:  # a slice takes less time than an array of ids
-            return xp.add(xp.getitem(table, (None, slice(ids[0][0], ids[0][0] + 1))), encoding)
-        return xp.add(xp.embedding(table, xp.asarray(ids, "int64")), encoding)
+            tokens = xp.getitem(table, (None, slice(ids[0][0], ids[0][0] + 1)))
+        else:
+            tokens = xp.embedding(table, xp.asarray(ids, "int64"))
+        if tokenizer.positional_encoding is None:
+            return tokens
+        return xp.add(tokens, self._rows_at_positions(tokenizer.positional_encoding.data, longest))
+
+    def _rows_at_positions(self, table: Array, t: int) -> Array:
+        """The rows of a table (max_seq_len, n) at the positions of T new tokens: (T, n), or (B, T, n)."""
+        xp, first = self.xp, self._n_tokens
+        if min(first) == max(first):
+            return xp.getitem(table, (slice(first[0], first[0] + t),))
+        return xp.embedding(table, xp.asarray([[n + i for i in range(t)] for n in first], "int64"))
 
     def _block(self, i: int, block: Any, x: Array, lengths: list[int] | None = None) -> Array:
         """(B, T, C) -> (B, T, C), as `Block.forward`; with lengths, of the last token of each row only, (B, 1, C)."""
-        xp, attention, feed_forward = self.xp, block.attention, block.feed_forward
-        if self.length and x.shape[:2] == (1, 1) and self._padding is None and hasattr(xp, "token_block"):
+        xp, attention = self.xp, block.attention
+        if (
+            self.length
+            and x.shape[:2] == (1, 1)
+            and self._padding is None
+            and self._in_token_block[i]
+            and hasattr(xp, "token_block")
+        ):
             out = self._token_block(i, block, x)
             if out is not NotImplemented:
                 return out
-        qkv = xp.linear(self._normalized(block.attention_norm, x), attention.w_qkv.data, None)  # (B, T, 3 C)
-        heads = self._heads(qkv, attention.n_heads)
-        cached = self._extend(i, xp.getitem(heads, (slice(None), slice(1, 3))))  # (B, 2, H, S + T, D)
-        if lengths is not None and x.shape[1] > 1:
-            x, heads = self._last(x, lengths), self._heads(self._last(qkv, lengths), attention.n_heads)
-        padding = self._padding
-        if padding is not None:
-            padding = xp.getitem(padding, (..., slice(0, cached.shape[3])))
-        q, k, v = (
-            xp.getitem(heads, (slice(None), 0)),
-            xp.getitem(cached, (slice(None), 0)),
-            xp.getitem(cached, (slice(None), 1)),
-        )
-        out, _ = xp.attention(q, k, v, padding, x.shape[1] > 1, 0)  # (B, H, T, D)
-        if x.shape[1] > 1:
-            out = xp.transpose(out, (0, 2, 1, 3))
-        out = xp.reshape(out, x.shape)
+        normed = _LAYERS[type(block.attention_norm).__name__](xp, block.attention_norm, x)
+        qkv = xp.linear(normed, attention.w_qkv.data, _data(attention.b_qkv))  # (B, T, (H + 2 K) D)
+        n_q = attention.n_heads
+        n_kv = getattr(attention, "n_kv_heads", n_q)
+        if getattr(attention, "rotary", None) is not None:
+            qkv = self._rotated(attention.rotary, qkv, n_q + n_kv)
+        heads = self._heads(qkv, n_q + 2 * n_kv)
+        b, _, t, d = heads.shape
+        cached = self._extend(i, xp.reshape(xp.getitem(heads, (slice(None), slice(n_q, None))), (b, 2, n_kv, t, d)))
+        if lengths is not None and t > 1:
+            x, heads, t = self._last(x, lengths), self._heads(self._last(qkv, lengths), n_q + 2 * n_kv), 1
+        mask = self._mask(getattr(attention, "window", None), t, cached.shape[3], lengths)
+        q = xp.getitem(heads, (slice(None), slice(0, n_q)))  # (B, H, T, D)
+        k, v = xp.getitem(cached, (slice(None), 0)), xp.getitem(cached, (slice(None), 1))  # (B, K, S + T, D)
+        out = self._attention(q, k, v, mask)
         if attention.w_out is not None:
-            out = xp.linear(out, attention.w_out.data, None)
+            out = xp.linear(out, attention.w_out.data, _data(attention.b_out))
         x = xp.add(x, out)
-        hidden = xp.linear(self._normalized(block.feed_forward_norm, x), feed_forward.w_in.data, feed_forward.b_in.data)
-        hidden = ACTIVATIONS[feed_forward.activation](xp, hidden)
-        return xp.add(x, xp.linear(hidden, feed_forward.w_out.data, feed_forward.b_out.data))
+        normed = _LAYERS[type(block.feed_forward_norm).__name__](xp, block.feed_forward_norm, x)
+        return xp.add(x, _LAYERS[type(block.feed_forward).__name__](xp, block.feed_forward, normed))
+
+    def _attention(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+        """Causal attention of queries (B, H, T, D) to keys and values (B, K, S + T, D): (B, T, C). If T > 1, S is 0."""
+        xp, (b, n_q, t, d), n_kv = self.xp, q.shape, k.shape[1]
+        if t == 1:  # the queries of a group see the same keys: they are rows
+            out, _ = xp.attention(xp.reshape(q, (b, n_kv, n_q // n_kv, d)), k, v, mask, False, 0)
+            return xp.reshape(out, (b, 1, n_q * d))
+        if n_q > n_kv:  # keys and values are broadcast over a group: (B, K, G, T, D)
+            q = xp.reshape(q, (b, n_kv, n_q // n_kv, t, d))
+            k, v = xp.expand_dims(k, 2), xp.expand_dims(v, 2)
+            mask = None if mask is None else xp.expand_dims(mask, 2)
+        out, _ = xp.attention(q, k, v, mask, True, 0)
+        return xp.reshape(xp.transpose(xp.reshape(out, (b, n_q, t, d)), (0, 2, 1, 3)), (b, t, n_q * d))
 
     def _token_block(self, i: int, block: Any, x: Array) -> Array:
-        """As `_block`, for one text, in one primitive: the calls of a small model take longer than its arithmetic."""
+        """As `_block`, for one text, in one primitive: the calls of a small model take longer than its arithmetic.
+
+        NotImplemented for a block that the primitive does not compute: it has no biases in the attention.
+        """
         attention, ff = block.attention, block.feed_forward
+        if attention.b_qkv is not None or attention.b_out is not None:
+            return NotImplemented
         norms = [
             (norm.gamma.data, norm.beta.data, norm.eps) for norm in (block.attention_norm, block.feed_forward_norm)
         ]
         tensors = (attention.w_qkv, attention.w_out, ff.w_in, ff.b_in, ff.w_out, ff.b_out)
-        weights = [None if tensor is None else tensor.data for tensor in tensors]
+        weights = [_data(tensor) for tensor in tensors]
         return self.xp.token_block(x, norms, weights, ff.activation, self._cache[i], self.length)
 
-    def _heads(self, qkv: Array, n_heads: int) -> Array:
-        """(B, T, 3 C) -> queries, keys and values, (B, 3, H, T, D)."""
+    def _heads(self, qkv: Array, n: int) -> Array:
+        """(B, T, n D) -> (B, n, T, D)."""
         xp, (b, t, c) = self.xp, qkv.shape
         if t == 1:
-            return xp.reshape(qkv, (b, 3, n_heads, 1, c // (3 * n_heads)))
-        return xp.transpose(xp.reshape(qkv, (b, t, 3, n_heads, c // (3 * n_heads))), (0, 2, 3, 1, 4))
+            return xp.reshape(qkv, (b, n, 1, c // n))
+        return xp.transpose(xp.reshape(qkv, (b, t, n, c // n)), (0, 2, 1, 3))
 
-    def _normalized(self, norm: Any, x: Array) -> Array:
-        return self.xp.layer_norm(x, norm.gamma.data, norm.beta.data, norm.eps)[0]
+    # --- Positions
+
+    def _rotated(self, rotary: Any, qkv: Array, n: int) -> Array:
+        """The packed heads, of which `Rotary` rotates the first n, those of queries and keys: same shape."""
+        xp, half = self.xp, rotary.head_dim // 2
+        heads = xp.reshape(qkv, (*qkv.shape[:2], -1, 2 * half))  # (B, T, H + 2 K, D)
+        angles = self._rotation(rotary, qkv.shape[1])  # (T, 1, D) or (B, T, 1, D)
+        cos, sin = xp.getitem(angles, (..., slice(0, half))), xp.getitem(angles, (..., slice(half, None)))
+        every = slice(None)
+        a = xp.getitem(heads, (every, every, slice(0, n), slice(0, half)))
+        b = xp.getitem(heads, (every, every, slice(0, n), slice(half, None)))
+        first = xp.subtract(xp.multiply(a, cos), xp.multiply(b, sin))
+        second = xp.add(xp.multiply(b, cos), xp.multiply(a, sin))
+        rest = xp.getitem(heads, (every, every, slice(n, None)))
+        return xp.reshape(xp.concatenate([xp.concatenate([first, second], 3), rest], 2), qkv.shape)
+
+    def _rotation(self, rotary: Any, t: int) -> Array:
+        """The cosines and sines of the angles of T new tokens, (T, 1, D) or (B, T, 1, D): those of `Rotary.forward`."""
+        xp, most, key = self.xp, self.model.tokenizer.max_seq_len, (rotary.head_dim, rotary.base)
+        if key not in self._rotations:
+            with no_grad():
+                angles = rotary.angles(Tensor(xp.arange(most), backend=xp)).data  # (max_seq_len, D / 2)
+            parts = [xp.astype(part, self._dtype) for part in (xp.cos(angles), xp.sin(angles))]
+            self._rotations[key] = xp.concatenate(parts, 1)
+        return xp.expand_dims(self._rows_at_positions(self._rotations[key], t), -2)
+
+    def _mask(self, window: int | None, t: int, end: int, lengths: list[int] | None) -> Array | None:
+        """The keys that T queries do not see, (B or 1, 1, T or 1, S + T): padding, and keys before the window; or None.
+
+        With lengths, there is one query in each row, the last of these new tokens.
+        """
+        xp, padding = self.xp, self._padding
+        if padding is not None:
+            padding = xp.getitem(padding, (..., slice(0, end)))
+        if window is None or end <= window:
+            return padding
+        keys = xp.arange(end) if self._positions is None else xp.getitem(self._positions, (..., slice(0, end)))
+        first = self._n_tokens if lengths is None else [n + k - 1 for n, k in zip(self._n_tokens, lengths, strict=True)]
+        early = xp.asarray([[[[n + i - window] for i in range(t)]] for n in first], "int64")
+        hidden = xp.less_equal(keys, early)
+        return hidden if padding is None else xp.logical_or(hidden, padding)
 
     def _last(self, a: Array, lengths: list[int]) -> Array:
         """The last token of each row: (B, T, C) -> (B, 1, C)."""
@@ -161,15 +274,20 @@ class Decoder:
 
     # --- The cache
 
-    def _padding_of(self, rows: list[list[int]]) -> Array | None:
-        """The mask of the padding on the right of shorter rows, (B, 1, 1, max_seq_len); None if there is none."""
+    def _padding_of(self, rows: list[list[int]]) -> tuple[Array | None, Array | None]:
+        """The mask of the padding on the right of shorter rows, and the position of each cached token.
+
+        Both are (B, 1, 1, max_seq_len); None without padding. The positions of padding are not defined.
+        """
         longest, most = max(map(len, rows)), self.model.tokenizer.max_seq_len
         if min(map(len, rows)) == longest:
-            return None
-        return self.xp.asarray([[[[len(row) <= i < longest for i in range(most)]]] for row in rows], "bool")
+            return None, None
+        padding = [[[[len(row) <= i < longest for i in range(most)]]] for row in rows]
+        positions = [[[[i if i < longest else i - longest + len(row) for i in range(most)]]] for row in rows]
+        return self.xp.asarray(padding, "bool"), self.xp.asarray(positions, "int64")
 
     def _extend(self, i: int, new: Array) -> Array:
-        """Add keys and values of T tokens, (B, 2, H, T, D), to layer i. Returns all of them, (B, 2, H, S + T, D)."""
+        """Add keys and values of T tokens, (B, 2, K, T, D), to layer i. Returns all of them, (B, 2, K, S + T, D)."""
         xp, most, (*before, t, d) = self.xp, self.model.tokenizer.max_seq_len, new.shape
         end = self.length + t
         if t == most:  # the cache is full: the next call fills it again

@@ -53,6 +53,11 @@ class LayerCache:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
+    @property
+    def length(self) -> int:
+        """The number of cached positions, S."""
+        return 0 if self.keys is None else self.keys.shape[-2]
+
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append the keys and values of T tokens, (B, H, T, D), and return all of them, (B, H, S + T, D)."""
         if self.keys is not None and self.values is not None:

@@ -7,6 +7,9 @@ Each function takes a shape and returns a new parameter, in the default dtype on
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 from typing import Any
 
@@ -16,11 +19,32 @@ from .ops.shapes import shape_from_args
 from .random import Generator, default_generator
 from .tensor import Tensor
 
+GPT2_STD = 0.02  # standard deviation of the initial weights of Transformers, as in GPT-2 (Radford et al. 2019)
+_skipped: ContextVar[bool] = ContextVar("skipped", default=False)
+
+
+@contextmanager
+def skip_draws() -> Iterator[None]:
+    """Inside the block, `normal` and `uniform` draw nothing and return float32 zeros.
+
+    This is for a model whose values are loaded afterwards, with their dtype.
+    """
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
+
 
 def constant(shape: Shape, value: float, *, label: str = "") -> Tensor:
     """A parameter of this shape with `value` everywhere. Raises TypeError if the shape is not of ints."""
     xp = get_backend()
     return Tensor(xp.full(_checked(shape), value, get_default_dtype(xp)), requires_grad=True, label=label)
+
+
+def _unset(shape: Shape, label: str) -> Tensor:
+    xp = get_backend()
+    return Tensor(xp.zeros(_checked(shape), "float32"), requires_grad=True, label=label)
 
 
 def zeros(shape: Shape, *, label: str = "") -> Tensor:
@@ -38,6 +62,8 @@ def normal(
 ) -> Tensor:
     """A parameter drawn from the normal distribution N(mean, std^2). Raises TypeError if the shape is not of ints."""
     xp = get_backend()
+    if _skipped.get():
+        return _unset(shape, label)
     values = xp.multiply((generator or default_generator()).normal(_checked(shape), get_default_dtype(xp), xp), std)
     return Tensor(xp.add(values, mean) if mean else values, requires_grad=True, label=label)
 
@@ -47,6 +73,8 @@ def uniform(
 ) -> Tensor:
     """A parameter drawn from the uniform distribution on [a, b). Raises TypeError if the shape is not of ints."""
     xp = get_backend()
+    if _skipped.get():
+        return _unset(shape, label)
     values = (generator or default_generator()).uniform(_checked(shape), get_default_dtype(xp), xp)
     return Tensor(xp.add(xp.multiply(values, b - a), a), requires_grad=True, label=label)
 

@@ -1,7 +1,7 @@
-"""Conversion of a model's parameters to and from PyTorch, with the names and shapes of nanoGPT's checkpoints.
+"""Conversion of a model's parameters to and from PyTorch, with the names of nanoGPT, or of Hugging Face's Llama.
 
-`docs/torch_twin.py` defines the PyTorch model with these parameters. The weight of a linear map is (in, out) here and
-(out, in) in PyTorch. The conversion does not import PyTorch.
+`docs/torch_twin.py` defines the PyTorch model with nanoGPT's names and shapes. The weight of a linear map is (in, out)
+here and (out, in) in PyTorch. The conversion does not import PyTorch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,9 @@ _IN_BLOCK = {
     "attention_norm.gamma": "ln_1.weight",
     "attention_norm.beta": "ln_1.bias",
     "attention.w_qkv": "attn.c_attn.weight",  # queries, keys and values side by side, (C, 3C), transposed
+    "attention.b_qkv": "attn.c_attn.bias",
     "attention.w_out": "attn.c_proj.weight",
+    "attention.b_out": "attn.c_proj.bias",
     "feed_forward_norm.gamma": "ln_2.weight",
     "feed_forward_norm.beta": "ln_2.bias",
     "feed_forward.w_in": "mlp.c_fc.weight",
@@ -35,7 +37,27 @@ _IN_BLOCK = {
     "feed_forward.w_out": "mlp.c_proj.weight",
     "feed_forward.b_out": "mlp.c_proj.bias",
 }
+# Our names and those of Hugging Face's LlamaForCausalLM; {} is the block's number. Queries, keys and values have one
+# parameter each there, and are side by side here. Weights are (out, in) there, and there is no padding.
+LLAMA_NAMES: dict[str, tuple[str, ...]] = {
+    _TOKENS: ("model.embed_tokens.weight",),
+    "final_norm.gamma": ("model.norm.weight",),
+    "output": ("lm_head.weight",),
+    "blocks.{}.attention_norm.gamma": ("model.layers.{}.input_layernorm.weight",),
+    "blocks.{}.attention.w_qkv": tuple(f"model.layers.{{}}.self_attn.{part}_proj.weight" for part in "qkv"),
+    "blocks.{}.attention.b_qkv": tuple(f"model.layers.{{}}.self_attn.{part}_proj.bias" for part in "qkv"),
+    "blocks.{}.attention.w_out": ("model.layers.{}.self_attn.o_proj.weight",),
+    "blocks.{}.attention.b_out": ("model.layers.{}.self_attn.o_proj.bias",),
+    "blocks.{}.feed_forward_norm.gamma": ("model.layers.{}.post_attention_layernorm.weight",),
+    "blocks.{}.feed_forward.w_gate": ("model.layers.{}.mlp.gate_proj.weight",),
+    "blocks.{}.feed_forward.w_up": ("model.layers.{}.mlp.up_proj.weight",),
+    "blocks.{}.feed_forward.w_down": ("model.layers.{}.mlp.down_proj.weight",),
+}
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module")  # torch.compile, DistributedDataParallel and FSDP add these
+# Options of Transformer that the PyTorch model lacks, some of which do not show in the names and shapes.
+_NOT_IN_TWIN = {
+    "norm", "norm_eps", "feed_forward", "ff_dim", "positions", "rope_base", "n_kv_heads", "window", "tied",
+}  # fmt: skip
 _ROOTS = ("transformer", "lm_head")  # names begin with one of them, after the names of modules that hold the model
 _NAMES = "the names and shapes are those of docs/torch_twin.py"
 
@@ -62,9 +84,11 @@ def _is_linear(theirs: str) -> bool:
 # --- To PyTorch
 
 
-def to_torch_state_dict(model: Module, padding_row: bool) -> State:
-    """Implements `Transformer.to_torch_state_dict`."""
+def to_torch_state_dict(model: Module, config: Mapping[str, Any], padding_row: bool) -> State:
+    """Implements `Transformer.to_torch_state_dict`, for a model with this `Transformer.config`."""
     own = dict(model._named_tensors())
+    if other := sorted(set(config) & _NOT_IN_TWIN):
+        raise ValueError(f"to_torch_state_dict: {', '.join(other)} has no counterpart in the PyTorch model; {_NAMES}")
     state = {theirs: _exported(theirs, own[name]) for theirs, name in _layout("to_torch_state_dict", own).items()}
     if not padding_row:
         state[_TABLE] = state[_TABLE][:-1].copy()
@@ -178,6 +202,7 @@ def options_of(state: State, tokenizer: Tokenizer, padding_row: bool) -> dict[st
         "n_layers": max(1, len(blocks)),
         "ff_scale_factor": 4 if inner is None or not inner.ndim else max(1, inner.shape[0] // tokenizer.embed_dim),
         "output_projection": first + "attn.c_proj.weight" in state,
+        "attention_bias": first + "attn.c_attn.bias" in state,
         "final_norm": "transformer.ln_f.weight" in state,
     }
 
@@ -199,7 +224,6 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     """
     own = dict(model._named_tensors())
     layout = _layout("from_torch", own)
-    state = {name: array for name, array in state.items() if not _is_zero_attention_bias(name, array, state)}
     if not any(name.endswith(".bias") for name in state):  # a model without biases: ours stay 0
         layout = {theirs: name for theirs, name in layout.items() if not theirs.endswith(".bias")}
     expected = {
@@ -212,19 +236,9 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     if _LOGITS in state and state[_LOGITS].tobytes() != state[_TABLE].tobytes():
         problems.append(f"{_LOGITS} differs from {_TABLE}; here the logits are tied to the embedding")
     if problems:
-        raise ValueError(
-            f"from_torch: the state_dict does not fit: {'; '.join(problems)}; {_NAMES} (attention has no biases: in "
-            "nanoGPT, train with bias=False; biases that are all 0 are left out)"
-        )
+        raise ValueError(f"from_torch: the state_dict does not fit: {'; '.join(problems)}; {_NAMES}")
     model.to(own[_TOKENS].backend).astype(state[_TABLE].dtype.name)
     model.load_state_dict(_imported(model.state_dict(), layout, state, padding_row))
-
-
-def _is_zero_attention_bias(name: str, array: HostArray, state: State) -> bool:
-    """Whether the entry is a bias of a linear map in attention that adds nothing, as in a model that was exported."""
-    weight = state.get(name.removesuffix("bias") + "weight")
-    is_bias = name.endswith((".attn.c_attn.bias", ".attn.c_proj.bias"))
-    return is_bias and weight is not None and array.shape == weight.shape[:1] and not array.any()
 
 
 def _imported(own: State, layout: Mapping[str, str], state: State, padding_row: bool) -> State:

@@ -7,17 +7,23 @@ Shapes: B texts of T tokens, C = embed_dim = hidden_size, H heads of width D = C
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
-from inspect import isfunction
-from typing import Any, Self, TypeVar
+from functools import partial
+from inspect import isfunction, signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self, TypeAlias, TypeVar
 
-from . import apply, generation, init, interchange
+from . import apply, generation, hub, init, interchange
 from .autograd import no_grad
-from .backend import Shape
+from .backend import Backend, DType, Shape
 from .decoder import ACTIVATIONS, Decoder
 from .functional import attention, attention_qkvpacked, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
 from .layers import Dropout
+from .layers.check import positive
+from .llama import GroupedQueryAttention, RMSNorm, Rotary, SwiGLU
 from .module import Module
 from .random import DROPOUT, Generator
 from .tensor import Tensor
@@ -25,7 +31,7 @@ from .tokenizer import Tokenizer
 
 Prompt = TypeVar("Prompt", str, list[str])
 
-_STD = 0.02  # standard deviation of the initial weights, as in GPT-2 (Radford et al. 2019)
+_STD = init.GPT2_STD
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": lambda x: x.leaky_relu(),
@@ -114,7 +120,8 @@ class AttentionLayer(Module):
         n_heads: the number of heads; must divide hidden_size.
         hidden_size: C, the length of the last axis of the input.
         output_projection: whether to multiply the output by a learned matrix (C, C), which mixes the heads.
-        output_std: the standard deviation of that matrix's initial values.
+        bias: whether both products add a learned bias, `b_qkv` (3 C) and `b_out` (C), initially 0, as in GPT-2.
+        output_std: the standard deviation of the output projection's initial values.
         generator: the generator of the initial weights; by default `random.default_generator()`.
 
     Raises:
@@ -127,6 +134,7 @@ class AttentionLayer(Module):
         hidden_size: int,
         *,
         output_projection: bool = False,
+        bias: bool = False,
         output_std: float = _STD,
         generator: Generator | None = None,
     ) -> None:
@@ -138,7 +146,9 @@ class AttentionLayer(Module):
         parts = [_normal(square, _STD, generator, "") for _ in range(3)]
         packed = parts[0].backend.concatenate([part.data for part in parts], 1)
         self.w_qkv = Tensor(packed, requires_grad=True, label="w_qkv")
+        self.b_qkv = init.zeros((3 * hidden_size,), label="b_qkv") if bias else None
         self.w_out = _normal(square, output_std, generator, "w_out") if output_projection else None
+        self.b_out = init.zeros((hidden_size,), label="b_out") if bias and output_projection else None
 
     def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C).
@@ -153,7 +163,7 @@ class AttentionLayer(Module):
             ValueError: x has another number of channels than hidden_size.
         """
         mask = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
-        qkv = linear(x, self.w_qkv)  # (B, T, 3 C)
+        qkv = linear(x, self.w_qkv, self.b_qkv)  # (B, T, 3 C)
         if cache is None:
             out = attention_qkvpacked(qkv, self.n_heads, mask=mask, causal=True)  # (B, T, C)
         else:
@@ -161,7 +171,7 @@ class AttentionLayer(Module):
             k, v = cache.extend(k, v)  # (B, H, S + T, D)
             heads = attention(q, k, v, mask=mask, causal=True, offset=k.shape[-2] - q.shape[-2])  # (B, H, T, D)
             out = heads.swapaxes(-3, -2).reshape(x.shape)  # (B, T, C)
-        return out if self.w_out is None else linear(out, self.w_out)
+        return out if self.w_out is None else linear(out, self.w_out, self.b_out)
 
     def weights(self, x: Tensor) -> Tensor:
         """The attention weights softmax(q k^T / sqrt(D)): (B, T, C) -> (B, H, T, T), query by key. Each row sums to 1.
@@ -169,7 +179,7 @@ class AttentionLayer(Module):
         `forward` does not compute this array; its fused attention uses less memory. Raises ValueError for an x with
         another number of channels than hidden_size.
         """
-        q, k, _ = self._heads(linear(x, self.w_qkv))  # (B, H, T, D)
+        q, k, _ = self._heads(linear(x, self.w_qkv, self.b_qkv))  # (B, H, T, D)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         return scores.masked_fill(_causal_mask(x.shape[-2], x), -math.inf).softmax()
 
@@ -216,6 +226,12 @@ class FFLayer(Module):
         return linear(hidden, self.w_out, self.b_out)
 
 
+Norm: TypeAlias = LayerNorm | RMSNorm
+Attention: TypeAlias = AttentionLayer | GroupedQueryAttention
+FeedForward: TypeAlias = FFLayer | SwiGLU
+_NORMS: dict[str, Callable[..., Norm]] = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
+
+
 class Block(Module):
     """One transformer layer (pre-norm): x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
 
@@ -224,15 +240,23 @@ class Block(Module):
         feed_forward: the feed-forward layer.
         hidden_size: C, the length of the last axis of the input.
         dropout: applied to the output of both layers before the addition.
+        norm: makes each of the two norms, as norm(hidden_size).
 
     Raises:
         TypeError: hidden_size is not an int.
     """
 
-    def __init__(self, attention: AttentionLayer, feed_forward: FFLayer, hidden_size: int, dropout: Dropout) -> None:
-        self.attention_norm = LayerNorm(hidden_size)
+    def __init__(
+        self,
+        attention: Attention,
+        feed_forward: FeedForward,
+        hidden_size: int,
+        dropout: Dropout,
+        norm: Callable[[int], Norm] = LayerNorm,
+    ) -> None:
+        self.attention_norm = norm(hidden_size)
         self.attention = attention
-        self.feed_forward_norm = LayerNorm(hidden_size)
+        self.feed_forward_norm = norm(hidden_size)
         self.feed_forward = feed_forward
         self.dropout = dropout
 
@@ -253,17 +277,32 @@ class Transformer(Module):
     Args:
         tokenizer: the tokenizer, which computes the embeddings and sets C. Its parameters are part of the model.
         n_layers: the number of blocks.
-        n_attn_heads: the number of attention heads in each block; must divide C.
+        n_attn_heads: H, the number of attention heads in each block; must divide C.
         ff_scale_factor: the width of the feed-forward layers, as a multiple of C.
         activation: the activation of the feed-forward layers: "leaky_relu", "relu", "gelu" or "gelu_tanh".
         output_projection: whether the attention layers have an output projection.
         final_norm: whether to apply a layer norm before the logits.
+        attention_bias: whether the attention layers have biases, as in GPT-2.
+        norm: "layer_norm" or "rms_norm" (`llama.RMSNorm`).
+        norm_eps: the eps of the norms.
+        feed_forward: "mlp" (`FFLayer`) or "swiglu" (`llama.SwiGLU`, whose activation is fixed).
+        ff_dim: the width of the feed-forward layers; by default ff_scale_factor * C, with "swiglu" 2/3 of that, rounded
+            up to a multiple of 8.
+        positions: "learned", in the tokenizer's embeddings, or "rotary" (`llama.Rotary`), for a tokenizer with
+            positional_encoding=False.
+        rope_base: the base of the rotary angles.
+        n_kv_heads: the number of heads of keys and values (`llama.GroupedQueryAttention`); must divide n_attn_heads,
+            which is the default.
+        window: the number of tokens that a token sees, itself included (sliding-window attention); None: all before it.
+        tied: whether the logits use the token embedding (Press & Wolf), or a matrix of their own, `output`
+            (C, vocab_size + 1).
         dropout: the dropout probability, after the embedding and after each layer in a block.
         seed: the seed of the initial weights and of dropout; by default both use `random.default_generator()`.
 
     Raises:
-        ValueError: n_attn_heads does not divide C, the activation is unknown, dropout is outside [0, 1), or n_layers is
-            less than 1.
+        ValueError: n_attn_heads does not divide C, n_kv_heads does not divide n_attn_heads, a number is not positive,
+            dropout is outside [0, 1), a name is unknown, "swiglu" is given an activation, or the tokenizer has a
+            positional encoding with "rotary", or none with "learned".
     """
 
     def __init__(
@@ -276,6 +315,16 @@ class Transformer(Module):
         activation: str = "leaky_relu",
         output_projection: bool = False,
         final_norm: bool = False,
+        attention_bias: bool = False,
+        norm: str = "layer_norm",
+        norm_eps: float = 1e-5,
+        feed_forward: str = "mlp",
+        ff_dim: int | None = None,
+        positions: str = "learned",
+        rope_base: float = 10000.0,
+        n_kv_heads: int | None = None,
+        window: int | None = None,
+        tied: bool = True,
         dropout: float = 0.0,
         seed: int | None = None,
     ) -> None:
@@ -287,26 +336,95 @@ class Transformer(Module):
             "activation": activation, "output_projection": output_projection, "final_norm": final_norm,
             "dropout": dropout,
         }  # fmt: skip
+        later = {
+            "attention_bias": attention_bias, "norm": norm, "norm_eps": norm_eps, "feed_forward": feed_forward,
+            "ff_dim": ff_dim, "positions": positions, "rope_base": rope_base, "n_kv_heads": n_kv_heads,
+            "window": window, "tied": tied,
+        }  # fmt: skip
+        # Left out where they are the default, so that earlier versions read the files of such models.
+        defaults = signature(Transformer).parameters
+        self._config |= {name: value for name, value in later.items() if value != defaults[name].default}
+        _check_names(norm=norm, feed_forward=feed_forward, positions=positions)
+        if (positions == "rotary") != (tokenizer.positional_encoding is None):
+            raise ValueError(
+                f"Transformer: positions={positions!r} needs a tokenizer with "
+                f"positional_encoding={positions == 'learned'}; build one, or change positions"
+            )
+        if ff_dim is not None:
+            positive("Transformer", ff_dim=ff_dim)
+        if feed_forward == "swiglu" and activation != defaults["activation"].default:
+            raise ValueError(f"Transformer: 'swiglu' has an activation of its own; leave out activation={activation!r}")
         generator = None if seed is None else Generator(seed)
         # Each block adds to the residual stream twice. Smaller output matrices keep its variance constant (GPT-2).
         output_std = _STD / math.sqrt(2 * n_layers)
+        shared: dict[str, Any] = {"output_std": output_std, "generator": generator}
+
+        def attention() -> Attention:
+            options = {"output_projection": output_projection, "bias": attention_bias, **shared}
+            if positions == "learned" and n_kv_heads is None and window is None:
+                return AttentionLayer(n_attn_heads, hidden_size, **options)
+            base = rope_base if positions == "rotary" else None
+            n_kv = n_attn_heads if n_kv_heads is None else n_kv_heads
+            return GroupedQueryAttention(n_attn_heads, n_kv, hidden_size, rope_base=base, window=window, **options)
+
+        def mlp() -> FeedForward:
+            width = ff_scale_factor * hidden_size
+            if feed_forward == "mlp":
+                return FFLayer(width if ff_dim is None else ff_dim, hidden_size, activation=activation, **shared)
+            return SwiGLU(-(-2 * width // 24) * 8 if ff_dim is None else ff_dim, hidden_size, **shared)
+
+        make_norm = partial(_NORMS[norm], eps=norm_eps)
         self.tokenizer = tokenizer
         self.dropout = Dropout(dropout, generator=None if seed is None else Generator(seed, DROPOUT))
-        self.blocks = [
-            Block(
-                AttentionLayer(n_attn_heads, hidden_size, output_projection=output_projection,
-                               output_std=output_std, generator=generator),
-                FFLayer(ff_scale_factor * hidden_size, hidden_size, activation=activation,
-                        output_std=output_std, generator=generator),
-                hidden_size,
-                self.dropout,
-            )
-            for _ in range(n_layers)
-        ]  # fmt: skip
-        self.final_norm = LayerNorm(hidden_size) if final_norm else None
+        self.blocks = [Block(attention(), mlp(), hidden_size, self.dropout, make_norm) for _ in range(n_layers)]
+        self.final_norm = make_norm(hidden_size) if final_norm else None
+        self.output = None if tied else _normal((hidden_size, tokenizer.vocab_size + 1), _STD, generator, "output")
+
+    @classmethod
+    def llama(
+        cls,
+        tokenizer: Tokenizer,
+        n_layers: int,
+        n_attn_heads: int,
+        *,
+        n_kv_heads: int | None = None,
+        ff_dim: int | None = None,
+        norm_eps: float = 1e-5,
+        rope_base: float = 10000.0,
+        window: int | None = None,
+        tied: bool = False,
+        attention_bias: bool = False,
+        dropout: float = 0.0,
+        seed: int | None = None,
+    ) -> Self:
+        """A model with the blocks of Llama: RMS norms, rotary positions, SwiGLU, and logits with a matrix of their own.
+
+        Touvron et al., arXiv:2302.13971 and arXiv:2307.09288. With `n_kv_heads` and `window`, these are also the blocks
+        of Mistral (arXiv:2310.06825).
+
+            tokenizer = Tokenizer.from_text(text, max_seq_len=64, embed_dim=128, positional_encoding=False)
+            model = Transformer.llama(tokenizer, n_layers=4, n_attn_heads=4, n_kv_heads=2)
+
+        Args:
+            tokenizer: a tokenizer with positional_encoding=False.
+            n_layers, n_attn_heads, n_kv_heads, ff_dim, norm_eps, rope_base, window, tied, attention_bias, dropout,
+                seed: as in `Transformer`.
+
+        Raises:
+            ValueError: as `Transformer`; also if C / n_attn_heads is odd.
+        """
+        return cls(
+            tokenizer, n_layers, n_attn_heads, output_projection=True, final_norm=True, norm="rms_norm",
+            norm_eps=norm_eps, feed_forward="swiglu", ff_dim=ff_dim, positions="rotary", rope_base=rope_base,
+            n_kv_heads=n_kv_heads, window=window, tied=tied, attention_bias=attention_bias, dropout=dropout, seed=seed,
+        )  # fmt: skip
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments without tokenizer and seed: `Transformer(tokenizer, **model.config())`."""
+        """The constructor's arguments without tokenizer and seed: `Transformer(tokenizer, **model.config())`.
+
+        Of attention_bias, norm, norm_eps, feed_forward, ff_dim, positions, rope_base, n_kv_heads, window and tied, it
+        has those that are not the default.
+        """
         return dict(self._config)
 
     @classmethod
@@ -323,13 +441,14 @@ class Transformer(Module):
         """Build a model from the parameters of the equivalent PyTorch model (docs/torch_twin.py).
 
         The parameters determine the number of layers, the width of the feed-forward layers, and whether there are
-        output projections and a final norm. The model is in evaluation mode and on the tokenizer's backend, and shares
-        no memory with `source`. float32 and float64 parameters keep their dtype; bfloat16 and float16 become float32.
+        output projections, biases in the attention and a final norm. The model is in evaluation mode and on the
+        tokenizer's backend, and shares no memory with `source`. float32 and float64 parameters keep their dtype;
+        bfloat16 and float16 become float32.
 
         Args:
             source: a torch.nn.Module, or a state_dict of torch tensors or NumPy arrays. Biases may be missing; they are
                 0 then. What torch.compile and DistributedDataParallel add to names is removed. Causal masks among the
-                buffers, and biases of the attention that are all 0, are left out.
+                buffers are left out.
             tokenizer: a tokenizer with the sizes of the parameters. Its embeddings are overwritten.
             n_attn_heads, activation, dropout: as in `Transformer`.
             padding_row: whether the last row of the token embedding is that of padding. Set it to False for models
@@ -361,9 +480,60 @@ class Transformer(Module):
                 a model without padding, such as nanoGPT's with a `vocab_size` of the number of characters.
 
         Raises:
-            ValueError: the model has other parameters or buffers than a Transformer.
+            ValueError: the model has other parameters or buffers than a Transformer, or options that the PyTorch model
+                lacks, such as those of `llama`.
         """
-        return interchange.to_torch_state_dict(self, padding_row)
+        return interchange.to_torch_state_dict(self, self.config(), padding_row)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        backend: str | ModuleType | Backend | None = None,
+        dtype: DType | None = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+    ) -> Self:
+        """Load a model from a folder of the Hugging Face hub: GPT-2 or Llama, in evaluation mode.
+
+        The logits are those of `transformers`; the class for padding comes last. docs/hub.md lists the supported
+        settings.
+
+            model = Transformer.from_pretrained("gpt2")  # after `hf download openai-community/gpt2 --local-dir gpt2`
+
+        Args:
+            folder: a folder with config.json, model.safetensors or its shards, and tokenizer.json or GPT-2's vocab.json
+                and merges.txt.
+            backend: the backend of the parameters, by default the current one.
+            dtype: the dtype of the parameters, by default that of the file; bfloat16 and float16 become float32.
+            dropout, seed: as in `Transformer`. The dropout of the folder's settings is not used.
+
+        Raises:
+            ImportError: `safetensors` is not installed, or `tokenizers`, for a tokenizer that needs it.
+            OSError: the folder or a file in it does not exist or cannot be read.
+            ValueError: another architecture, or a setting that the library does not support; a damaged file; tensors
+                that are missing or unexpected or have another shape, which are all listed; a tokenizer with more tokens
+                than the model.
+        """
+        return hub.from_pretrained(cls, folder, backend, dtype, dropout, seed)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the model to a folder that `transformers` loads as a GPT-2 or Llama, and return the folder's path.
+
+        It writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json. Each file is replaced
+        atomically, and other files in the folder are kept, also a tokenizer that is equal. The row of the token
+        embedding for padding is left out; attention without biases gets biases of 0.
+
+            model.save_pretrained("model")  # AutoModelForCausalLM.from_pretrained("model")
+
+        Raises:
+            ImportError: `safetensors` is not installed.
+            OSError: a file cannot be written.
+            ValueError: the model has options that neither architecture has, parameters of several dtypes, or a
+                tokenizer that tokenizer.json cannot describe; nothing is written.
+        """
+        return hub.save_pretrained(self, folder)
 
     def forward(self, batch: Any, cache: KVCache | None = None) -> Tensor:
         """The logits (B, T, vocab_size + 1) of the next token at each position. The last class is padding.
@@ -390,7 +560,7 @@ class Transformer(Module):
             x = block(x, padding, layer)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        return linear(x, self.tokenizer.token_embedding.T)
+        return linear(x, self.tokenizer.token_embedding.T if self.output is None else self.output)
 
     def make_decoder(self) -> Decoder | None:
         """Return a `Decoder`, with which `stream` computes logits on arrays, or None if `stream` must call `forward`.
@@ -490,42 +660,61 @@ class Transformer(Module):
         return maps
 
 
+def _check_names(**given: str) -> None:
+    """Raise ValueError for an unknown name of an option of Transformer."""
+    known = {"norm": _NORMS, "feed_forward": ("mlp", "swiglu"), "positions": ("learned", "rotary")}
+    for option, name in given.items():
+        if name not in known[option]:
+            raise ValueError(f"Transformer: unknown {option} {name!r}; known are {', '.join(known[option])}")
+
+
 # The decoder bypasses `forward`, so every module must be exactly this library's own. The attributes that the decoder
 # reads of each class, and their classes; those of _MAY_BE_NONE may be None.
-_READ: dict[type[Module], dict[str, type]] = {
-    Transformer: {"tokenizer": Tokenizer, "dropout": Dropout, "final_norm": LayerNorm},
-    Tokenizer: {"token_embedding": Tensor, "positional_encoding": Tensor},
+_NORM = (LayerNorm, RMSNorm)
+_ATTENTION: dict[str, tuple[type, ...]] = dict.fromkeys(("w_qkv", "b_qkv", "w_out", "b_out"), (Tensor,))
+_READ: dict[type[Module], dict[str, tuple[type, ...]]] = {
+    Transformer: {"tokenizer": (Tokenizer,), "dropout": (Dropout,), "final_norm": _NORM, "output": (Tensor,)},
+    Tokenizer: {"token_embedding": (Tensor,), "positional_encoding": (Tensor,)},
     Block: {
-        "attention_norm": LayerNorm, "attention": AttentionLayer, "feed_forward_norm": LayerNorm,
-        "feed_forward": FFLayer, "dropout": Dropout,
+        "attention_norm": _NORM, "attention": (AttentionLayer, GroupedQueryAttention), "feed_forward_norm": _NORM,
+        "feed_forward": (FFLayer, SwiGLU), "dropout": (Dropout,),
     },
-    AttentionLayer: {"w_qkv": Tensor, "w_out": Tensor},
-    FFLayer: {"w_in": Tensor, "b_in": Tensor, "w_out": Tensor, "b_out": Tensor},
-    LayerNorm: {"gamma": Tensor, "beta": Tensor},
+    AttentionLayer: _ATTENTION,
+    GroupedQueryAttention: {**_ATTENTION, "rotary": (Rotary,)},
+    FFLayer: dict.fromkeys(("w_in", "b_in", "w_out", "b_out"), (Tensor,)),
+    SwiGLU: dict.fromkeys(("w_gate", "w_up", "w_down"), (Tensor,)),
+    LayerNorm: {"gamma": (Tensor,), "beta": (Tensor,)},
+    RMSNorm: {"gamma": (Tensor,)},
+    Rotary: {},
     Dropout: {},
 }  # fmt: skip
-_MAY_BE_NONE = {(Transformer, "final_norm"), (AttentionLayer, "w_out")}
+_MAY_BE_NONE = {
+    (Transformer, "final_norm"), (Transformer, "output"), (Tokenizer, "positional_encoding"),
+    (GroupedQueryAttention, "rotary"),
+    *((cls, name) for cls in (AttentionLayer, GroupedQueryAttention) for name in ("b_qkv", "w_out", "b_out")),
+}  # fmt: skip
 _METHODS = {cls: {name: getattr(cls, name) for name in ("__call__", *vars(cls)) if isfunction(getattr(cls, name))}
             for cls in _READ}  # fmt: skip
 
 
-def _parameters_of(value: Any, cls: type[Any]) -> Iterator[Tensor | None]:
-    """The Tensors that the decoder reads of a value of class `cls`: itself, or those of a module.
+def _parameters_of(value: Any, *classes: type[Any]) -> Iterator[Tensor | None]:
+    """The Tensors that the decoder reads of a value of one of these classes: itself, or those of a module.
 
-    None is among them if the value is not of this class, has a replaced method, or the decoder does not support it.
+    None is among them if the value is of no such class, has a replaced method, or the decoder does not support it.
     """
-    if cls is Tensor:
+    if classes == (Tensor,):
         yield value if isinstance(value, Tensor) else None
         return
-    if type(value) is not cls or any(
+    cls = type(value)
+    if cls not in classes or any(
         name in vars(value) or getattr(cls, name, None) is not method for name, method in _METHODS[cls].items()
     ):
         yield None
         return
-    for name, part in _READ[cls].items():
+    for name, parts in _READ[cls].items():
         found = vars(value).get(name)
         if found is not None or (cls, name) not in _MAY_BE_NONE:
-            yield from _parameters_of(found, part)
+            yield from _parameters_of(found, *parts)
     if cls is FFLayer and value.activation not in ACTIVATIONS:
         yield None
     if cls is Transformer:

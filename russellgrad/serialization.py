@@ -5,22 +5,25 @@ The file holds arrays and their names and no code, so it is safe to open a file 
 
 import errno
 import json
+import math
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from .backend import Shape
 from .module import Module
 
 M = TypeVar("M", bound=Module)
-# The dtypes of safetensors that NumPy has; BF16 is read as float32, which represents it exactly.
+# The dtypes of safetensors that NumPy has; BF16 is read as uint16 and becomes float32, which represents it exactly.
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U64": "<u8",
-    "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?",
+    "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?", "BF16": "<u2",
 }  # fmt: skip
 
 
@@ -111,14 +114,83 @@ def read_safetensors(path: Path, who: str) -> tuple[dict[str, str], dict[str, np
         raise ValueError(f"{who}: {path} is not a complete safetensors file: {error}") from error
     arrays = {}
     for name, entry in found:
-        if entry["dtype"] == "BF16":
-            array = (np.frombuffer(entry["data"], "<u2").astype("<u4") << 16).view("<f4")
-        elif entry["dtype"] in _DTYPES:
-            array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
-        else:
-            raise ValueError(f"{who}: {path}: {name} has dtype {entry['dtype']}, which NumPy does not have")
-        arrays[name] = array.reshape(entry["shape"])
+        stored = np.frombuffer(entry["data"], _stored_dtype(entry["dtype"], f"{who}: {path}: {name}"))
+        arrays[name] = _decoded(stored, entry["dtype"]).reshape(entry["shape"])
     return _header(content).get("__metadata__", {}), arrays
+
+
+def _stored_dtype(dtype: str, what: str) -> str:
+    """NumPy's name of a dtype of safetensors. Raises ValueError, which begins with `what`, for one it does not have."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"{what} has dtype {dtype}, which NumPy does not have")
+    return _DTYPES[dtype]
+
+
+def _decoded(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """The values of an array that was read from a file: bfloat16, read as uint16, becomes float32."""
+    if dtype != "BF16":
+        return stored
+    wide = stored.astype("<u4")
+    wide <<= 16
+    return wide.view("<f4")
+
+
+class StoredArray(NamedTuple):
+    """An array in a safetensors file, which `read` reads by itself."""
+
+    path: Path
+    dtype: str  # as in the file, such as "F32"
+    shape: Shape
+    start: int  # in bytes, from the beginning of the file
+
+    def read(self) -> np.ndarray:
+        """Read the array; bfloat16 becomes float32."""
+        array = np.fromfile(self.path, _DTYPES[self.dtype], math.prod(self.shape), offset=self.start)
+        return _decoded(array, self.dtype).reshape(self.shape)
+
+
+def stored_arrays(path: Path, who: str) -> dict[str, StoredArray]:
+    """The arrays of a safetensors file, by name, without their values. Raises as `read_safetensors`."""
+    safetensors = require_safetensors(who)
+    if not path.is_file():
+        raise FileNotFoundError(f"{who}: there is no file {path}")
+    try:
+        with safetensors.safe_open(path, "numpy"):  # checks the header, and the size of the file
+            pass
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{who}: {path} is not a complete safetensors file: {error}") from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        _stored_dtype(entry["dtype"], f"{who}: {path}: {name}")
+    return {
+        name: StoredArray(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def write_safetensors(
+    path: Path, shapes: Mapping[str, tuple[str, Shape]], arrays: Iterable[np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Replace a file with a safetensors file, array by array, so that they need not fit into memory together.
+
+    Args:
+        shapes: the dtype, "F32" or "F64", and the shape of each array, by name.
+        arrays: the arrays, in this order.
+        metadata: the file's metadata.
+
+    Raises OSError as `replace_file`.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape) in shapes.items():
+        start, end = end, end + math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    types = [_DTYPES[dtype] for dtype, _ in shapes.values()]
+    values = (np.ascontiguousarray(array, dtype).data.cast("B") for array, dtype in zip(arrays, types, strict=True))
+    replace_file(path, chain([_encoded(header)], values))
 
 
 def _header(content: bytes) -> dict[str, Any]:
@@ -134,15 +206,20 @@ def sort_metadata(content: bytes) -> bytes:
     """Sort the metadata in a safetensors file, which writes it in no fixed order: equal models give equal files."""
     header = _header(content)
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    new = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    new += b" " * (-len(new) % 8)
-    return len(new).to_bytes(8, "little") + new + content[8 + int.from_bytes(content[:8], "little") :]
+    return _encoded(header) + content[8 + int.from_bytes(content[:8], "little") :]
 
 
-def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
+def _encoded(header: Mapping[str, Any]) -> bytes:
+    """The bytes of a safetensors file before its arrays."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Replace a file atomically: write a temporary file in the same folder, sync it to the disk, and rename it.
 
-    The content may be an iterable of parts, which are written one after the other.
+    The content may be given in parts, which need not fit into memory together.
 
     The new file has the permissions of the old one. A symbolic link stays: the file it points to is replaced. If the
     process is killed before the rename, the temporary file remains; it is called `path` + process id + thread id +
@@ -167,11 +244,10 @@ def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
     sync_folder(path.parent)
 
 
-def write_synced(path: Path, content: bytes | Iterable[bytes]) -> None:
+def write_synced(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file and sync its content to the disk. `sync_folder` syncs its name."""
     with path.open("wb") as file:
-        for part in [content] if isinstance(content, bytes) else content:
-            file.write(part)
+        file.writelines([content] if isinstance(content, bytes) else content)
         file.flush()
         os.fsync(file.fileno())
 

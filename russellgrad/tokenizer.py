@@ -42,6 +42,8 @@ class Tokenizer(Module):
         vocabulary: the characters, each once; by default those of `tokenizer_constants`.
         encoding: the map between text and ids, as `bpe.BPE`, instead of `vocabulary`.
         strict: if True, a character outside the vocabulary is an error; if False, it is skipped. For characters only.
+        positional_encoding: whether the embeddings have a learned positional encoding. False for a model with rotary
+            positions; the attribute is None then.
         seed: the seed of the initial embeddings; by default they come from the default generator.
 
     Attributes:
@@ -62,6 +64,7 @@ class Tokenizer(Module):
         vocabulary: str | None = None,
         encoding: Encoding | None = None,
         strict: bool = True,
+        positional_encoding: bool = True,
         seed: int | None = None,
     ) -> None:
         if encoding is None:
@@ -95,8 +98,10 @@ class Tokenizer(Module):
         self.token_embedding = init.normal(
             (vocab_size + 1, embed_dim), std=0.02, generator=generator, label="token_embedding"
         )
-        self.positional_encoding = init.normal(
-            (max_seq_len, embed_dim), std=0.02, generator=generator, label="positional_encoding"
+        self.positional_encoding = (
+            init.normal((max_seq_len, embed_dim), std=0.02, generator=generator, label="positional_encoding")
+            if positional_encoding
+            else None
         )
 
     @classmethod
@@ -221,7 +226,7 @@ class Tokenizer(Module):
     # --- Embeddings
 
     def embed(self, ids: Array, first: int | Tensor = 0) -> Tensor:
-        """Token embedding plus positional encoding of each token: (B, T) -> (B, T, C).
+        """Token embedding plus positional encoding, if there is one, of each token: (B, T) -> (B, T, C).
 
         It raises no errors of its own: `ids` has checked the values.
 
@@ -231,6 +236,8 @@ class Tokenizer(Module):
                 positions, up to first + T - 1, must be less than max_seq_len.
         """
         tokens = apply(rules.embedding, self.token_embedding, ids=ids, check=False)
+        if self.positional_encoding is None:
+            return tokens
         if isinstance(first, int):
             return tokens + self.positional_encoding[first : first + ids.shape[1]]
         positions = first + first.backend.arange(ids.shape[1])  # (B, T)

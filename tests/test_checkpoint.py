@@ -43,8 +43,10 @@ def rewritten(path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "options", [{}, {"activation": "gelu", "output_projection": True, "final_norm": True, "dropout": 0.1}]
-)
+    "options",
+    [{}, {"activation": "gelu", "output_projection": True, "final_norm": True, "dropout": 0.1},
+     {"attention_bias": True, "output_projection": True}],
+)  # fmt: skip
 def test_save_and_load_preserve_every_bit(
     backend: Backend, tmp_path: Path, dtype: str, options: dict[str, Any]
 ) -> None:

@@ -8,23 +8,26 @@ import numpy as np
 import pytest
 
 import russellgrad as rg
-from russellgrad import Tensor, russelltransformer
+from russellgrad import Tensor, llama, russelltransformer
 from russellgrad.backend import Backend, use_backend
 from russellgrad.decoder import Decoder
 from russellgrad.generation import KVCache, Sampling, generate
 from russellgrad.layers import Identity
 from russellgrad.module import Module, replaced_tensors
-from russellgrad.russelltransformer import Block, FFLayer, LayerNorm, Transformer
+from russellgrad.russelltransformer import AttentionLayer, Block, FFLayer, LayerNorm, Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.core_backend import core_module
 from tests.helpers import assert_close, once, rng
 from tests.test_generation import PROMPTS, WINDOW, random_model
+from tests.test_llama import OPTIONS, small_llama
+from tests.test_llama import random_model as random_blocks
 from tests.test_russelltransformer import TEXT, VARIANTS, small_model
 from tests.torch_twin import randomise
 
 ALL = [{"activation": name, "output_projection": projection, "final_norm": norm}
        for name in ("leaky_relu", "relu", "gelu", "gelu_tanh") for projection in (False, True)
-       for norm in (False, True)]  # fmt: skip
+       for norm in (False, True)] + [{"attention_bias": True, "output_projection": projection}
+                                     for projection in (False, True)]  # fmt: skip
 
 
 def decoder_of(model: Transformer) -> Decoder:
@@ -80,6 +83,16 @@ def test_logits_of_prompts_of_any_length(backend: Backend, options: dict[str, An
     model = random_model(**options)
     rows = [rng(n).integers(0, model.tokenizer.vocab_size, n).tolist() for n in lengths]
     check_steps(model, rows, WINDOW + 2, {})
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_logits_of_todays_blocks_equal_those_of_the_full_forward(backend: Backend, options: dict[str, Any]) -> None:
+    """Each option alone and Llama's together, prompts of different lengths, to beyond the context."""
+    model = random_blocks(**options)
+    rows = [model.tokenizer.encode(prompt) for prompt in [*PROMPTS, TEXT[:20]]]
+    check_steps(model, rows, 17, {1: [0, 1, 2, 3], 4: [3, 1], 15: [1]})
+    check_steps(model, rows[:1], WINDOW + 2, {})
+    check_steps(model, [rows[3], rows[3][::-1]], WINDOW + 2, {2: [1, 0], 4: [1]})
 
 
 def test_dropout_is_off(backend: Backend) -> None:
@@ -147,7 +160,8 @@ def test_a_change_of_the_parameters_between_two_pieces_is_seen(backend: Backend)
                 for parameter in model.parameters():
                     parameter.data = backend.multiply(parameter.data, -0.5)
             if i == 5:
-                model.blocks[0].feed_forward.w_in = Tensor(model.blocks[0].feed_forward.w_in.numpy() + 1.0)
+                layer: Any = model.blocks[0].feed_forward
+                layer.w_in = Tensor(layer.w_in.numpy() + 1.0)
         texts.append("".join(pieces))
     assert texts[0] == texts[1] != random_model().generate("the", 20, seed=1)[3:]
 
@@ -216,8 +230,8 @@ class Louder(FFLayer):
 
 
 def replace_the_forward_of_a_layer(model: Transformer) -> None:
-    layer = model.blocks[1].feed_forward
-    layer.forward = lambda x: FFLayer.forward(layer, x) * 3.0  # type: ignore[method-assign]
+    layer: Any = model.blocks[1].feed_forward
+    layer.forward = lambda x: FFLayer.forward(layer, x) * 3.0
 
 
 def replace_a_layer(model: Transformer) -> None:
@@ -277,11 +291,11 @@ def wrap_a_block(model: Transformer) -> None:
 
 
 def without_a_bias(model: Transformer) -> None:
-    model.blocks[0].feed_forward.b_out = None  # type: ignore[assignment]
+    model.blocks[0].feed_forward.b_out = None  # type: ignore[union-attr]
 
 
 def without_a_shift(model: Transformer) -> None:
-    model.blocks[1].attention_norm.beta = None  # type: ignore[assignment]
+    model.blocks[1].attention_norm.beta = None  # type: ignore[union-attr]
 
 
 def without_blocks(model: Transformer) -> None:
@@ -289,7 +303,7 @@ def without_blocks(model: Transformer) -> None:
 
 
 def another_activation(model: Transformer) -> None:
-    layer = model.blocks[0].feed_forward
+    layer: Any = model.blocks[0].feed_forward
     layer.activation = "negative"
 
 
@@ -318,12 +332,19 @@ def test_a_changed_model_generates_with_its_forward(
     assert not np.allclose(model(["the"]).numpy(), same(["the"]).numpy(), atol=1e-3)
 
 
-def test_every_part_that_the_decoder_reads_is_checked(backend: Backend) -> None:
-    model = small_model(activation="gelu", output_projection=True, final_norm=True)
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_every_part_that_the_decoder_reads_is_checked(backend: Backend, kind: str) -> None:
+    gpt: dict[str, Any] = {"activation": "gelu", "output_projection": True, "final_norm": True, "attention_bias": True}
+    model = small_model(**gpt) if kind == "gpt" else small_llama(attention_bias=True, n_kv_heads=2)
     decoder_of(model)
     modules = {type(module): module for module in model.modules()}
+    others = {
+        "gpt": {llama.GroupedQueryAttention, llama.RMSNorm, llama.SwiGLU, llama.Rotary},
+        "llama": {AttentionLayer, FFLayer, LayerNorm},
+    }
+    assert set(russelltransformer._READ) - set(modules) == others[kind]
     for cls, parts in russelltransformer._READ.items():
-        for name in parts:
+        for name in parts if cls in modules else ():
             kept = getattr(modules[cls], name)
             setattr(modules[cls], name, object())
             assert model.make_decoder() is None, f"{cls.__name__}.{name}"
@@ -384,7 +405,8 @@ def test_more_layers_and_shared_parameters(backend: Backend) -> None:
     """A change that leaves the classes alone: the decoder reads the blocks and their parameters."""
     model = random_model()
     model.blocks.append(model.blocks[0])
-    model.blocks[1].feed_forward.w_in = model.blocks[0].feed_forward.w_in
+    first: Any = model.blocks[0].feed_forward
+    model.blocks[1].feed_forward.w_in = first.w_in  # type: ignore[union-attr]
     model.final_norm = LayerNorm(16)
     check_steps(model, [[1, 2], [3]], 6, {})
 

@@ -48,6 +48,15 @@ def test_page_is_complete_and_self_contained(tmp_path: Path) -> None:
     assert len([script for script in parsed.all("script") if "type" not in script]) == 2
 
 
+@pytest.mark.parametrize("options", [{"norm": "rms_norm"}, {"window": 4}, {"tied": False}])
+def test_a_model_with_other_blocks_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    file = make_model(tmp_path, **options)
+    with pytest.raises(
+        ValueError, match=f"computes GPT-2's blocks, the model has other options: {next(iter(options))}"
+    ):
+        write_page(file, "a")
+
+
 def test_text_cannot_close_elements(browser: Browser, tmp_path: Path) -> None:
     file = make_run(tmp_path / "run", sample=EVIL) / "model.safetensors"
     page = write_page(file, EVIL)

@@ -33,7 +33,7 @@ pytest.importorskip("safetensors")
 CONFIGURATIONS: list[dict[str, Any]] = [
     {"activation": "leaky_relu"},
     {"activation": "relu", "output_projection": True, "n_layers": 1},
-    {"activation": "gelu", "output_projection": True, "final_norm": True},
+    {"activation": "gelu", "output_projection": True, "final_norm": True, "attention_bias": True},
     {"activation": "gelu_tanh", "final_norm": True, "n_attn_heads": 1, "ff_scale_factor": 3, "dropout": 0.5},
 ]
 

@@ -32,6 +32,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"activation": "gelu_tanh", "output_projection": True, "ff_scale_factor": 3},
     {**GPT, "n_attn_heads": 2, "n_layers": 3},
     {**GPT, "n_attn_heads": 16, "ff_scale_factor": 1, "dropout": 0.5},
+    {**GPT, "attention_bias": True},
+    {"activation": "relu", "attention_bias": True},
 ]
 
 
@@ -127,9 +129,10 @@ def test_round_trip_is_bitwise_exact(backend: Backend, dtype: str) -> None:
 
 
 def test_exported_names_and_shapes_match_nanogpt(backend: Backend) -> None:
-    """Names and shapes are those of a nanoGPT checkpoint with `bias=True`, without biases in the attention."""
+    """Names and shapes are those of a nanoGPT checkpoint with `bias=True`."""
     block = {
-        "ln_1.weight": (16,), "ln_1.bias": (16,), "attn.c_attn.weight": (48, 16), "attn.c_proj.weight": (16, 16),
+        "ln_1.weight": (16,), "ln_1.bias": (16,), "attn.c_attn.weight": (48, 16), "attn.c_attn.bias": (48,),
+        "attn.c_proj.weight": (16, 16), "attn.c_proj.bias": (16,),
         "ln_2.weight": (16,), "ln_2.bias": (16,), "mlp.c_fc.weight": (64, 16), "mlp.c_fc.bias": (64,),
         "mlp.c_proj.weight": (16, 64), "mlp.c_proj.bias": (16,),
     }  # fmt: skip
@@ -142,9 +145,12 @@ def test_exported_names_and_shapes_match_nanogpt(backend: Backend) -> None:
         "transformer.ln_f.bias": (16,),
         "lm_head.weight": (rows, 16),
     }
-    model = small_model(**GPT)
+    model = small_model(**GPT, attention_bias=True)
     state = model.to_torch_state_dict()
     assert {name: array.shape for name, array in state.items()} == expected
+    assert {name: tuple(t.shape) for name, t in nanogpt(bias=True).state_dict().items()} == {
+        name: (rows - 1, 16) if shape == (rows, 16) else shape for name, shape in expected.items()
+    }
     assert {name: tuple(t.shape) for name, t in empty_twin(model).state_dict().items()} == expected
     w = model.state_dict()
     np.testing.assert_array_equal(state["transformer.h.1.attn.c_attn.weight"], w["blocks.1.attention.w_qkv"].T)
@@ -253,12 +259,11 @@ def test_nanogpt_checkpoint_is_imported(backend: Backend) -> None:
 
 
 def nanogpt(bias: bool, flash: bool = True) -> NanoGPT:
-    """A nanoGPT in float64 of the sizes of `small_model`, with random parameters other than the attention's biases."""
+    """A nanoGPT in float64 of the sizes of `small_model`, with random parameters."""
     torch.manual_seed(4)
     gpt = NanoGPT(len(set(TEXT)), 12, 2, 4, 16, bias=bias, flash=flash).double()
-    for name, parameter in gpt.named_parameters():
-        if not name.endswith(("attn.c_attn.bias", "attn.c_proj.bias")):
-            torch.nn.init.normal_(parameter, std=0.3)
+    for parameter in gpt.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
     return gpt.eval()
 
 
@@ -272,7 +277,7 @@ def check_imported(state: Any, gpt: NanoGPT, atol: float | None = None) -> None:
 @pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.module."])
 def test_any_nanogpt_checkpoint_is_imported(backend: Backend, bias: bool, flash: bool, prefix: str) -> None:
-    """With or without biases (zero in the attention), mask buffers, and prefixes of wrappers."""
+    """With or without biases, mask buffers, and prefixes of wrappers."""
     gpt = nanogpt(bias, flash)
     state = {prefix + name: tensor for name, tensor in gpt.state_dict().items()}
     assert any(name.endswith(".attn.bias") for name in state) != flash
@@ -319,7 +324,7 @@ def test_half_precision_checkpoints_with_masks_are_imported(backend: Backend, dt
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_export_without_the_padding_row_fits_nanogpt(backend: Backend, bias: bool, dtype: str) -> None:
     """It has logits for characters only, so padding is never drawn. The way back gives the same parameters and text."""
-    model = small_model(dtype, **GPT)
+    model = small_model(dtype, **GPT, attention_bias=bias)
     if not bias:  # then nanoGPT has none
         biases = {
             name: np.zeros_like(a) for name, a in model.state_dict().items() if a.ndim == 1 and "gamma" not in name
@@ -329,15 +334,16 @@ def test_export_without_the_padding_row_fits_nanogpt(backend: Backend, bias: boo
     vocab_size = model.tokenizer.vocab_size
     assert state["transformer.wte.weight"].shape == state["lm_head.weight"].shape == (vocab_size, 16)
     gpt = nanogpt(bias).to(state["lm_head.weight"].dtype)
-    found = gpt.load_state_dict(state, strict=False)
-    assert all(name.endswith((".attn.c_attn.bias", ".attn.c_proj.bias")) for name in found.missing_keys)
+    found = gpt.load_state_dict(state, strict=bias)
+    assert not found.missing_keys
     assert all(name.endswith(".bias") and not state[name].any() for name in found.unexpected_keys)
-    assert bool(found.missing_keys) == bias and bool(found.unexpected_keys) != bias
+    assert bool(found.unexpected_keys) != bias
     ids = torch.tensor([model.tokenizer.encode("the cat")])
     logits = gpt(ids)
     assert logits.shape[-1] == vocab_size
     assert_close(model(ids).numpy()[..., :-1], logits, atol=None if dtype == "float64" else 2e-4)
     again = from_twin(gpt, padding_row=False)
+    assert again.config() == model.config()
     before, after = model.state_dict(), again.state_dict()
     for name, array in before.items():
         rows = slice(None, -1) if name == "tokenizer.token_embedding" else slice(None)
@@ -374,7 +380,7 @@ def test_a_parameter_without_counterpart_is_not_exported(backend: Backend, name:
         model.blocks.append(Tensor([1.0]))  # type: ignore[arg-type]
         name = "blocks.2"
     else:
-        model.blocks[0].attention.bias = Tensor([1.0])  # type: ignore[attr-defined]
+        model.blocks[0].attention.bias = Tensor([1.0])  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=f"^to_torch_state_dict: {name} has no counterpart in the PyTorch model; the"):
         model.to_torch_state_dict()
 
@@ -423,7 +429,7 @@ def test_all_mismatches_are_in_one_error(backend: Backend) -> None:
     state = state_with(
         transformer__h__0__ln_1__weight=None,
         transformer__h__1__attn__c_attn__weight=torch.zeros(16, 48),
-        transformer__h__1__attn__c_attn__bias=torch.zeros(48),
+        transformer__h__1__attn__c_attn__bias=torch.zeros(48),  # block 0 has none
         classifier__weight=torch.zeros(2, 3),
     )
     check_refused(
@@ -434,7 +440,6 @@ def test_all_mismatches_are_in_one_error(backend: Backend) -> None:
         "unexpected transformer.h.1.attn.c_attn.bias (48,)",
         "unexpected classifier.weight (2, 3)",
         "docs/torch_twin.py",
-        "in nanoGPT, train with bias=False",
     )
 
 
@@ -475,11 +480,10 @@ def test_mismatched_state_raises(backend: Backend, changes: dict[str, Any], mess
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
-        ({"transformer.h.1.attn.c_attn.bias": torch.full((48,), 0.5)},
-         ["unexpected transformer.h.1.attn.c_attn.bias (48,)", "attention has no biases", "bias=False"]),
-        ({"transformer.h.1.attn.c_proj.bias": torch.full((16,), torch.nan)},
-         ["unexpected transformer.h.1.attn.c_proj.bias (16,)", "attention has no biases"]),
-        ({"transformer.h.0.attn.c_attn.bias": torch.zeros(16)}, ["unexpected transformer.h.0.attn.c_attn.bias (16,)"]),
+        ({"transformer.h.0.attn.c_attn.bias": torch.zeros(16)},
+         ["transformer.h.0.attn.c_attn.bias has shape (16,), expected (48,)"]),
+        ({"transformer.h.1.attn.c_proj.bias": torch.zeros(48)},
+         ["transformer.h.1.attn.c_proj.bias has shape (48,), expected (16,)"]),
         ({"transformer.h.0.attn.bias": torch.zeros(48)}, ["unexpected transformer.h.0.attn.bias (48,)"]),
         ({"transformer.h.0.attn.bias": torch.zeros(1, 1, 12, 8)},
          ["unexpected transformer.h.0.attn.bias (1, 1, 12, 8)"]),

@@ -39,6 +39,7 @@ DOCUMENTS = [
     "docs/cuda.md",
     "docs/generation.md",
     "docs/torch.md",
+    "docs/hub.md",
     "docs/trace.md",
     "docs/training.md",
     "docs/notebooks.md",

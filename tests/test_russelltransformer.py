@@ -27,7 +27,8 @@ from tests.torch_twin import randomise, torch_params
 
 TEXT = "the cat sat on the mat"
 GPT: dict[str, Any] = {"activation": "gelu", "output_projection": True, "final_norm": True}
-VARIANTS: list[dict[str, Any]] = [{}, GPT, {"activation": "gelu_tanh"}, {"activation": "relu", "final_norm": True}]
+VARIANTS: list[dict[str, Any]] = [{}, GPT, {"activation": "gelu_tanh"}, {"activation": "relu", "final_norm": True},
+                                  {**GPT, "attention_bias": True}]  # fmt: skip
 BATCH = ["the cat", "a", "sat sat sat", "mmmm"]  # padded by different amounts, with repeated letters
 
 
@@ -68,8 +69,9 @@ def test_attention_head_matches_pytorch(backend: Backend, padded: bool) -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("projected", [False, True])
-def test_attention_layer_matches_pytorch(backend: Backend, padded: bool, projected: bool) -> None:
-    layer = AttentionLayer(2, 8, output_projection=projected)
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_layer_matches_pytorch(backend: Backend, padded: bool, projected: bool, bias: bool) -> None:
+    layer = AttentionLayer(2, 8, output_projection=projected, bias=bias)
     check_attention(layer, lambda p, x, padding: torch_twin.attention_layer(p, x, 2, padding), padded)
 
 

@@ -49,13 +49,14 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Te
 def attention_layer(p: Params, x: torch.Tensor, n_heads: int, padding: torch.Tensor | None = None) -> torch.Tensor:
     batch, length, width = x.shape
 
-    def heads(w: torch.Tensor) -> torch.Tensor:
-        return (x @ w).view(batch, length, n_heads, width // n_heads).transpose(1, 2)
+    def heads(w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (x @ w + b).view(batch, length, n_heads, width // n_heads).transpose(1, 2)
 
     hidden = None if padding is None else padding.unsqueeze(1)
-    q, k, v = map(heads, p["w_qkv"].chunk(3, dim=1))
+    biases = p["b_qkv"].chunk(3) if "b_qkv" in p else (torch.zeros(()),) * 3
+    q, k, v = (heads(w, b) for w, b in zip(p["w_qkv"].chunk(3, dim=1), biases, strict=True))
     out = _attend(q, k, v, hidden).transpose(1, 2).reshape(x.shape)
-    return out @ p["w_out"] if "w_out" in p else out
+    return out @ p["w_out"] + p.get("b_out", torch.zeros(())) if "w_out" in p else out
 
 
 def feed_forward(p: Params, x: torch.Tensor, activation: str) -> torch.Tensor:

@@ -108,7 +108,13 @@ class Checkpointer:
     def _find(self, path: str) -> checkpoints.Checkpoint:
         checkpoint = checkpoints.find(path)
         # Earlier versions had no others.
-        saved = {"optimizer": "adamw", "tokenizer": "char", "vocab": None, **checkpoint.state["config"]}
+        saved = {
+            "optimizer": "adamw",
+            "tokenizer": "char",
+            "vocab": None,
+            "init_from": None,
+            **checkpoint.state["config"],
+        }
         if changed := [name for name in FIXED_ON_RESUME if getattr(self.config, name) != saved[name]]:
             raise ValueError(
                 f"resume: {checkpoint.path} belongs to a run with "

@@ -13,6 +13,8 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 import numpy as np
 
+from russellgrad.hub import read_options
+
 from .checkpoints import FOLDER, TEXT, Checkpoint, find
 from .progress import command_line, option
 
@@ -26,6 +28,7 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
     "muon": {"learning_rate": 2e-3, "weight_decay": 0.1, "momentum": 0.95, "beta1": 0.9, "beta2": 0.99},
 }
 VOCAB = 1024  # default number of tokens of byte-pair encoding
+_PATHS = ("dataset", "out", "resume", "tokenizer", "init_from")
 _SCHEDULES = ("constant", "exponential", "cosine", "cosine_with_warmup")
 
 
@@ -61,6 +64,8 @@ class Config:
                              "tokenizer.json, or of a folder with one or with vocab.json and merges.txt")
     vocab: int | None = _option(None, f"tokens of byte-pair encoding, at least 256 (default: {VOCAB})")
 
+    init_from: str | None = _option(None, "start from the weights of a model: a folder of the Hugging Face hub with a "
+                                    "GPT-2 or Llama, which sets the tokenizer and the sizes of the model")
     layers: int = _option(4, "transformer blocks")
     heads: int = _option(4, "attention heads in each block; must divide the width")
     width: int = _option(128, "embedding dimension")
@@ -118,7 +123,7 @@ class Config:
                 raise ValueError(f"{option(name)} must not be negative, got {value}")
             if isinstance(value, int) and value >= 2**63 and name != "seed":
                 raise ValueError(f"{option(name)} must be less than 2**63, got {value}")
-        for name in ("dataset", "out", "resume", "tokenizer"):
+        for name in _PATHS:
             if getattr(self, name) == "":
                 raise ValueError(f"{option(name)} must not be empty")
         for name in ("layers", "heads", "width", "ff_scale", "block", "steps", "batch", "learning_rate",
@@ -207,7 +212,7 @@ def _convert(name: str, value: Any) -> Any:
             return float(plain)
         except OverflowError:
             return math.inf
-    if str in types and isinstance(plain, os.PathLike) and name in ("dataset", "out", "resume", "tokenizer"):
+    if str in types and isinstance(plain, os.PathLike) and name in _PATHS:
         plain = os.fspath(plain)
     if type(plain) not in types:
         expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in types)
@@ -230,8 +235,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # Fields that a resumed run cannot change. (It cannot change the text either: its checksum is compared.)
 FIXED_ON_RESUME = (
-    "tokenizer", "vocab", "layers", "heads", "width", "ff_scale", "block", "activation", "output_projection",
-    "final_norm", "dropout", "dtype", "optimizer", "batch", "seed",
+    "tokenizer", "vocab", "init_from", "layers", "heads", "width", "ff_scale", "block", "activation",
+    "output_projection", "final_norm", "dropout", "dtype", "optimizer", "batch", "seed",
 )  # fmt: skip
 
 
@@ -266,6 +271,8 @@ def configure(preset: str | None = None, **given: Any) -> Config:
         settings = {**PRESETS.get(preset or "", {}), **given}
         if "learning_rate" not in given and settings.get("optimizer", "adamw") != "adamw":
             settings.pop("learning_rate", None)  # the presets' is AdamW's
+        if settings.get("init_from"):
+            settings |= _settings_of(settings["init_from"], settings)
         return Config(**settings)
     if preset is not None:
         raise ValueError(
@@ -288,6 +295,32 @@ def configure(preset: str | None = None, **given: Any) -> Config:
         raise ValueError(
             f"resume: {checkpoint.path} was written by another release, with other settings: {error}"
         ) from error
+
+
+def _settings_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a folder of the hub sets. Raises ValueError if those that are given contradict it."""
+    options = read_options(Path(folder))
+    width, inner, longest = options["embed_dim"], options["ff_dim"], options["max_seq_len"]
+    found = {
+        "tokenizer": folder, "layers": options["n_layers"], "heads": options["n_attn_heads"], "width": width,
+        "output_projection": options["output_projection"], "final_norm": options["final_norm"],
+    }  # fmt: skip
+    found |= {"activation": options["activation"]} if "activation" in options else {}  # Llama has its own
+    found |= {} if inner % width else {"ff_scale": inner // width}
+    fixed = ("tokenizer", "vocab", "layers", "heads", "width", "ff_scale", "activation", "output_projection",
+             "final_norm")  # fmt: skip
+    if other := [name for name in fixed if name in given and given[name] != found.get(name)]:
+        raise ValueError(
+            f"{option('init_from')} {folder} sets "
+            + ", ".join(f"{option(name)}" + (f" to {found[name]}" if name in found else "") for name in other)
+            + f", got {', '.join(str(given[name]) for name in other)}; leave {'it' if len(other) == 1 else 'them'} out"
+        )
+    if given.get("block", 1) > longest:
+        raise ValueError(
+            f"{option('block')} {given['block']} is longer than the context of {folder}, {longest} tokens; choose a "
+            "smaller one"
+        )
+    return {**found, "block": given.get("block", min(Config.block, longest))}
 
 
 def _dataset(checkpoint: Checkpoint) -> str:

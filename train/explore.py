@@ -39,6 +39,10 @@ from .report import default_prompt
 
 PAGE = "explore.html"
 DTYPES = ("float32", "float16")
+_OPTIONS = {  # of Transformer that model.js knows, and dropout
+    "n_layers", "n_attn_heads", "ff_scale_factor", "activation", "output_projection", "final_norm", "attention_bias",
+    "dropout", "norm_eps", "ff_dim",
+}  # fmt: skip
 MAX_BYTES = 2**28  # of the weights: browsers cannot hold base64 of much more in one string
 
 
@@ -60,8 +64,9 @@ def write_page(
     Raises:
         FileNotFoundError: there is no such model; names the model of an earlier run, or the command that trains one.
         ValueError: the model's file is damaged; its tokens are those of a tokenizer.json; the model is of another run
-            than the samples in its folder; the prompt is empty or has characters that are not in its vocabulary; a
-            weight is not finite in this dtype; or the weights need more than 256 MiB.
+            than the samples in its folder; the prompt is empty or has characters that are not in its vocabulary; the
+            model has options of `Transformer` other than GPT-2's, such as `norm="rms_norm"`; a weight is not finite in
+            this dtype; or the weights need more than 256 MiB.
         TypeError: `prompt` is not a str. ImportError: `safetensors` is not installed.
         OSError: the page cannot be written.
     """
@@ -96,6 +101,8 @@ def write_page(
 def page_html(name: str, model: Transformer, prompt: str, dtype: str) -> str:
     """The page. Raises ValueError as `write_page` for the weights."""
     tokenizer, options = model.tokenizer, model.config()
+    if other := sorted(set(options) - _OPTIONS):
+        raise ValueError(f"the page computes GPT-2's blocks, the model has other options: {', '.join(other)}")
     encoding, weights = tokenizer.encoding, _page_weights(model, dtype)
     unit = "character" if isinstance(encoding, CharacterEncoding) else "token"
     script, model_script = read_asset("explore.js"), read_asset("model.js")

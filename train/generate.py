@@ -17,8 +17,10 @@ if __name__ == "__main__" and not getattr(__spec__, "parent", None):  # run as a
 
 from russellgrad import get_backend
 from russellgrad.checkpoint import load_model
+from russellgrad.hub import CONFIG
+from russellgrad.russelltransformer import Transformer
 
-from .checkpoints import MODEL, latest_earlier_run
+from .checkpoints import FOLDER, MODEL, latest_earlier_run
 from .data import check_prompt, default_prompt
 from .progress import command, command_line, echo, escape_controls, exit_on_error, is_command_line, is_terminal, option
 
@@ -28,7 +30,7 @@ SEPARATOR = "\n" + 15 * "-" + "\n"  # between two texts
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Generate text with a model that train_transformer.py trained.")
-    parser.add_argument("model", help="a model.safetensors file, or a run's folder")
+    parser.add_argument("model", help="a model.safetensors file, a run's folder, or a folder of the Hugging Face hub")
     parser.add_argument(
         "--prompt", action="append", help="start of the text; may be repeated for several texts (default: a newline)"
     )
@@ -63,7 +65,7 @@ def generate(
     All texts are generated in one batch. The first is yielded as it is generated, the others after that.
 
     Args:
-        path: a model file, or the folder of a run or of a checkpoint.
+        path: a model file, the folder of a run or of a checkpoint, or a folder of the Hugging Face hub.
         prompts: starts of the texts; by default a newline, or the first character of a vocabulary without newlines.
         tokens: the maximum number of new tokens in each text; a token is a character, if the model has no others.
         num_samples: the number of texts for each prompt.
@@ -72,11 +74,11 @@ def generate(
     Raises:
         ValueError: num_samples < 1, or a prompt has a character that the vocabulary lacks.
         FileNotFoundError: there is no such file; names the model of an earlier run, or the command that trains one.
-        And the exceptions of `load_model` and `Transformer.stream`.
+        And the exceptions of `load_model`, `Transformer.from_pretrained` and `Transformer.stream`.
     """
     if num_samples < 1:
         raise ValueError(f"generate: needs num_samples >= 1, got {num_samples}")
-    model = load_model(model_file(Path(path)))
+    model = Transformer.from_pretrained(path) if _is_of_hub(Path(path)) else load_model(model_file(Path(path)))
     texts = [prompt for prompt in prompts or [default_prompt(model.tokenizer)] for _ in range(num_samples)]
     for text in texts:
         check_prompt(text, model.tokenizer)
@@ -88,6 +90,11 @@ def generate(
         others = [text + more for text, more in zip(others, pieces, strict=True)]
     for text in others:
         yield SEPARATOR + text
+
+
+def _is_of_hub(path: Path) -> bool:
+    """Whether a path is a folder of the Hugging Face hub, and not of a run."""
+    return (path / CONFIG).is_file() and not (path / FOLDER).exists()
 
 
 def model_file(path: Path) -> Path:

@@ -20,6 +20,8 @@ from russellgrad.bpe import BPE
 from russellgrad.byte_level import WHITE_SPACE
 from russellgrad.checkpoint import load_model
 from russellgrad.encoding import CharacterEncoding, Encoding, HubEncoding
+from russellgrad.hub import read_options
+from russellgrad.hub_tokenizer import read_encoding
 from russellgrad.serialization import replace_file
 
 from . import checkpoints
@@ -86,6 +88,9 @@ def _encoding(config: Config, texts: Iterable[str], characters: str) -> Encoding
         return load_model(checkpoints.find(config.resume).path / checkpoints.MODEL, "numpy").tokenizer.encoding
     if config.tokenizer == "bpe":
         return BPE.train(texts, VOCAB if config.vocab is None else config.vocab)
+    if config.init_from is not None:
+        folder = Path(config.init_from)
+        return read_encoding(folder, read_options(folder)["vocab_size"], option("init_from"))
     return load_encoding(config.tokenizer)
 
 

@@ -48,10 +48,12 @@ from russellgrad import (
     set_default_dtype,
     set_matmul_precision,
 )
+from russellgrad.checkpoint import load_model
 from russellgrad.encoding import CharacterEncoding, Encoding
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import Optimizer, supports_flat
 from russellgrad.parallel import n_parts, parallel_backward
+from russellgrad.random import DROPOUT, Generator
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 
@@ -394,7 +396,12 @@ def _schedule_setting(config: Config, name: str) -> Any:
 
 
 def build_model(config: Config, encoding: Encoding | str) -> Transformer:
-    """A new model in the configured dtype, with this encoding, or with that of the characters of a text."""
+    """A new model in the configured dtype, with this encoding, or with that of the characters of a text.
+
+    With `init_from`, it is the model of that folder, or in a resumed run that of the checkpoint.
+    """
+    if config.init_from is not None:
+        return _pretrained(config, config.init_from)
     if isinstance(encoding, str):
         encoding = CharacterEncoding("".join(sorted(set(encoding))))
     size = encoding.vocab_size
@@ -414,6 +421,22 @@ def build_model(config: Config, encoding: Encoding | str) -> Transformer:
         )
     finally:
         set_default_dtype(default)
+
+
+def _pretrained(config: Config, folder: str) -> Transformer:
+    if config.resume is None:
+        model = Transformer.from_pretrained(folder, dtype=config.dtype, dropout=config.dropout, seed=config.seed)
+    else:  # the folder is not needed any more
+        model = load_model(checkpoints.find(config.resume).path / checkpoints.MODEL).astype(config.dtype)
+        model.dropout.generator = Generator(config.seed, DROPOUT)
+    options = model.config()
+    own = {"layers": options["n_layers"], "heads": options["n_attn_heads"], "width": model.tokenizer.embed_dim}
+    if other := [f"{option(name)} {value}" for name, value in own.items() if getattr(config, name) != value]:
+        raise ValueError(
+            f"{option('init_from')} {folder} has {', '.join(other)}, unlike the config; make the config with "
+            "configure(), which reads the sizes from the folder"
+        )
+    return model.train()
 
 
 # --- Signals, checks and the command line

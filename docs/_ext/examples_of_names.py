@@ -360,6 +360,14 @@ TOKENIZER = (
 )
 TRANSFORMER = "from russellgrad.russelltransformer import {0}; "
 MODEL = TRANSFORMER.format("Transformer") + TOKENIZER + "model = Transformer(tokenizer, n_layers=1, n_attn_heads=2); "
+PRETRAINED = MODEL.replace("n_attn_heads=2", "n_attn_heads=2, output_projection=True, final_norm=True")
+PRETRAINED = (
+    f"import tempfile; {PRETRAINED}".replace("; ", "\n")
+    + """
+with tempfile.TemporaryDirectory() as folder:
+    path = model.save_pretrained(folder)
+    """
+)
 SAVED = "import tempfile; from russellgrad.checkpoint import load_model, save_model"
 BPE = "from russellgrad.bpe import BPE; "
 CHARACTERS = "from russellgrad.encoding import CharacterEncoding; "
@@ -413,6 +421,9 @@ with tempfile.TemporaryDirectory() as folder:
     "tokenizer.Tokenizer.targets": TOKENIZER + 'tokenizer.targets(["to be", "or"])',
     "tokenizer.Tokenizer.embed": TOKENIZER + 'tokenizer.embed(tokenizer.ids(["to be"]).values).shape',
     "tokenizer.Tokenizer.forward": TOKENIZER + '[part.shape for part in tokenizer(["to be", "or"])]',
+    "russelltransformer.Transformer.llama": TRANSFORMER.format("Transformer")
+    + TOKENIZER.replace("embed_dim=4", "embed_dim=8, positional_encoding=False")
+    + 'Transformer.llama(tokenizer, n_layers=1, n_attn_heads=2, n_kv_heads=1)(["to be"]).shape',
     "russelltransformer.Transformer.config": MODEL + "model.config()",
     "russelltransformer.Transformer.generate": MODEL + 'len(model.generate("to be", 3))',
     "russelltransformer.Transformer.make_decoder": MODEL
@@ -424,8 +435,14 @@ with tempfile.TemporaryDirectory() as folder:
     "russelltransformer.Transformer.from_torch": MODEL + "state = model.to_torch_state_dict(); "
     'again = Transformer.from_torch(state, tokenizer, n_attn_heads=2, activation="leaky_relu"); '
     '(again(["to be"]) == model(["to be"])).all()',
+    "russelltransformer.Transformer.save_pretrained": PRETRAINED
+    + "print(sorted(path.name for path in path.iterdir()))",
+    "russelltransformer.Transformer.from_pretrained": PRETRAINED + "print(Transformer.from_pretrained(path).config())",
     "russelltransformer.AttentionLayer.weights": TRANSFORMER.format("AttentionLayer")
     + "AttentionLayer(2, 8).weights(rg.randn((1, 5, 8))).shape",
+    "llama.GroupedQueryAttention.weights": "from russellgrad.llama import GroupedQueryAttention; "
+    "GroupedQueryAttention(4, 2, 8).weights(rg.randn((1, 5, 8))).shape",
+    "llama.Rotary.angles": "from russellgrad.llama import Rotary; Rotary(4).angles(Tensor([0, 1, 2])).round(4)",
     "generation.KVCache": "from russellgrad.generation import KVCache; "
     + MODEL
     + 'cache = KVCache(model); logits = model(["to be"], cache); logits = model([" or"], cache); cache.length',
@@ -444,6 +461,11 @@ with tempfile.TemporaryDirectory() as folder:
     + "AttentionLayer(2, 8)(rg.randn((2, 5, 8))).shape",
     "russelltransformer.FFLayer": TRANSFORMER.format("FFLayer") + "FFLayer(32, 8)(rg.randn((2, 5, 8))).shape",
     "russelltransformer.LayerNorm": TRANSFORMER.format("LayerNorm") + "LayerNorm(8)(rg.randn((2, 5, 8))).shape",
+    "llama.RMSNorm": "from russellgrad.llama import RMSNorm; RMSNorm(8)(rg.randn((2, 5, 8))).shape",
+    "llama.SwiGLU": "from russellgrad.llama import SwiGLU; SwiGLU(24, 8)(rg.randn((2, 5, 8))).shape",
+    "llama.Rotary": "from russellgrad.llama import Rotary; Rotary(4)(rg.randn((2, 3, 5, 4)), rg.arange(5)).shape",
+    "llama.GroupedQueryAttention": "from russellgrad.llama import GroupedQueryAttention; "
+    "GroupedQueryAttention(4, 2, 8, rope_base=10000.0)(rg.randn((2, 5, 8))).shape",
     "russelltransformer.Block": TRANSFORMER.format("AttentionLayer, Block, FFLayer")
     + "Block(AttentionLayer(2, 8), FFLayer(32, 8), 8, rg.layers.Dropout(0.0))(rg.randn((2, 5, 8))).shape",
     "russelltransformer.Transformer": TRANSFORMER.format("Transformer")

@@ -82,11 +82,18 @@ class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., *normalized_shape) -> the same. Raises ValueError for another shape."""
         _check_last(self, x, self.normalized_shape)
-        wide = _wide(x)
-        eps = {8: 2.0**-52, 4: 2.0**-23}[wide.dtype.itemsize] if self.eps is None else self.eps
-        axes = tuple(range(-len(self.normalized_shape), 0))
-        out = (wide / (wide.square().mean(axes, keepdims=True) + eps).sqrt()).astype(x.dtype)
+        eps = (2.0**-52 if x.dtype.itemsize == 8 else 2.0**-23) if self.eps is None else self.eps
+        out = rms_norm(x, eps, tuple(range(-len(self.normalized_shape), 0)))
         return out if self.weight is None else out * self.weight
+
+
+def rms_norm(x: Tensor, eps: float, axes: tuple[int, ...] = (-1,)) -> Tensor:
+    """x / sqrt(mean(x^2) + eps), the mean over these axes: (...) -> (...). In half precision, it computes in float32.
+
+    It raises no errors of its own.
+    """
+    wide = _wide(x)
+    return (wide / (wide.square().mean(axes, keepdims=True) + eps).sqrt()).astype(x.dtype)
 
 
 class GroupNorm(Module):

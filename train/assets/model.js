@@ -228,7 +228,7 @@ class Transformer {
   /** Causal multi-head self-attention: (T, C) -> (T, C). Padding is hidden from all tokens. */
   attention(name, x, layer, cache) {
     const C = this.hiddenSize, D = C / this.nHeads, T = x.length / C, S = cache.ids.length - T;
-    const qkv = linear(x, this.weights[`${name}.w_qkv`], undefined, C);  // (T, 3 C)
+    const qkv = linear(x, this.weights[`${name}.w_qkv`], this.weights[`${name}.b_qkv`], C);  // (T, 3 C)
     for (let t = 0; t < T; t++) {
       layer.keys.set(qkv.subarray((3 * t + 1) * C, (3 * t + 2) * C), (S + t) * C);
       layer.values.set(qkv.subarray((3 * t + 2) * C, (3 * t + 3) * C), (S + t) * C);
@@ -250,7 +250,7 @@ class Transformer {
       }
     }
     const projection = this.weights[`${name}.w_out`];
-    return projection ? linear(out, projection, undefined, C) : out;
+    return projection ? linear(out, projection, this.weights[`${name}.b_out`], C) : out;
   }
 
   /** Two linear maps with an activation between them: (T, C) -> (T, C). */

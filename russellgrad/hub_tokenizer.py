@@ -1,0 +1,183 @@
+"""The tokenizers of folders of the Hugging Face hub: tokenizer.json, or vocab.json and merges.txt.
+
+An encoding of characters is written as a `tokenizers` file that splits a text into its characters and looks them up.
+Such a file is read as characters again, without the package `tokenizers`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .bpe import BPE
+from .encoding import CharacterEncoding, Encoding, HubEncoding
+from .tokenizer import Tokenizer
+
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_VOCABULARY, _MERGES = "vocab.json", "merges.txt"  # GPT-2's files
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_SPLIT = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}  # . has no newline
+# The tokens that begin and end a text, in GPT-2 and in the versions of Llama.
+_BEGIN = ("<|endoftext|>", "<s>", "<|begin_of_text|>")
+_END = ("<|endoftext|>", "</s>", "<|end_of_text|>")
+
+
+def read_json(path: Path, who: str) -> dict[str, Any]:
+    """The content of a JSON file. Raises ValueError if it is not an object in JSON; `who` begins the message."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{who}: {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{who}: {path} must contain a JSON object, got a {type(content).__name__}")
+    return content
+
+
+# --- Reading
+
+
+def read_encoding(folder: Path, vocab_size: int, who: str) -> Encoding:
+    """The encoding of a folder, for a model of `vocab_size` tokens, which may be more than the tokenizer has.
+
+    Raises:
+        FileNotFoundError: the folder has no tokenizer.
+        ValueError: a file is damaged, or has more tokens than `vocab_size`.
+        ImportError: `tokenizers` is not installed, and the tokenizer is none of the library's own.
+    """
+    file = folder / TOKENIZER
+    if file.is_file():
+        content = read_json(file, who)
+    elif (folder / _VOCABULARY).is_file() and (folder / _MERGES).is_file():
+        file = folder / _VOCABULARY
+        content = _from_gpt2_files(folder, who)
+    else:
+        remedy = (
+            "convert tokenizer.model with transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            if (folder / "tokenizer.model").is_file()
+            else "download it from the hub"
+        )
+        raise FileNotFoundError(f"{who}: {folder} has neither {TOKENIZER} nor {_VOCABULARY} and {_MERGES}; {remedy}")
+    try:
+        encoding = _own_encoding(content) or HubEncoding(json.dumps(content, ensure_ascii=False))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{who}: {file} is not a tokenizer: {error}") from error
+    if encoding.vocab_size > vocab_size:
+        raise ValueError(
+            f"{who}: {file} has {encoding.vocab_size} tokens, more than vocab_size={vocab_size} in "
+            f"{folder / 'config.json'}; use the tokenizer that the model was trained with"
+        )
+    if encoding.vocab_size == vocab_size:
+        return encoding
+    return HubEncoding(json.dumps(content, ensure_ascii=False), vocab_size)
+
+
+def _from_gpt2_files(folder: Path, who: str) -> dict[str, Any]:
+    """The tokenizer.json that is equivalent to vocab.json and merges.txt."""
+    vocabulary = read_json(folder / _VOCABULARY, who)
+    lines = (folder / _MERGES).read_text(encoding="utf-8").splitlines()
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    return _byte_level_bpe(vocabulary, merges, [token for token in _END[:1] if token in vocabulary])
+
+
+def _own_encoding(content: dict[str, Any]) -> Encoding | None:
+    """The encoding that this module wrote, also if `transformers` wrote it again; None for other tokenizers."""
+    model, processor = content.get("model"), content.get("post_processor") or {}
+    if not isinstance(model, dict) or content.get("added_tokens") or processor.get("special_tokens"):
+        return None
+    candidates: list[Encoding] = []
+    if model.get("type") == "BPE" and content.get("pre_tokenizer") == _BYTE_LEVEL:
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        with suppress(ValueError):  # it has not all bytes
+            candidates = [BPE(model["vocab"], [(left, right) for left, right in merges])]
+    elif model.get("type") == "WordLevel" and max(map(len, model["vocab"]), default=0) == 1:
+        vocabulary = "".join(sorted(model["vocab"], key=model["vocab"].__getitem__))
+        candidates = [CharacterEncoding(vocabulary, strict) for strict in (True, False)]
+    for encoding in candidates:
+        own = _content(encoding)
+        if all(content.get(key) == own[key] for key in ("normalizer", "pre_tokenizer", "decoder")) and all(
+            model.get(key) == value for key, value in own["model"].items() if key != "merges"
+        ):
+            return encoding
+    return None
+
+
+# --- Writing
+
+
+def tokenizer_files(tokenizer: Tokenizer, who: str) -> dict[str, dict[str, Any]]:
+    """The files of a tokenizer, for `transformers`: the content of each, by its name.
+
+    Raises ValueError for an encoding that a tokenizer.json cannot describe.
+    """
+    try:
+        content = _content(tokenizer.encoding)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise ValueError(f"{who}: {TOKENIZER} cannot describe the tokenizer: {error}") from error
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokenizer.max_seq_len,
+        "clean_up_tokenization_spaces": False,
+    }  # fmt: skip
+    settings |= {f"{key}_token": name for key, (name, _) in special_tokens(tokenizer.encoding).items()}
+    return {TOKENIZER: content, SETTINGS: settings}
+
+
+def has_tokenizer(folder: Path, files: Mapping[str, dict[str, Any]]) -> bool:
+    """Whether the folder has this tokenizer already: its settings, such as a chat template, are then to be kept."""
+    try:
+        return bool(json.loads((folder / TOKENIZER).read_bytes()) == files[TOKENIZER])
+    except (OSError, ValueError):
+        return False
+
+
+def special_tokens(encoding: Encoding) -> dict[str, tuple[str, int]]:
+    """The special tokens that begin and end a text, "bos" and "eos", if the encoding has them, with their ids."""
+    if not isinstance(encoding, HubEncoding):
+        return {}
+    added = encoding.tokenizer.get_added_tokens_decoder()
+    id_of = {str(token.content): i for i, token in added.items() if token.special}
+    names = {key: [name for name in known if name in id_of] for key, known in (("bos", _BEGIN), ("eos", _END))}
+    return {key: (found[0], id_of[found[0]]) for key, found in names.items() if found}
+
+
+def _content(encoding: Encoding) -> dict[str, Any]:
+    """The tokenizer.json of an encoding. Raises TypeError for an encoding of another class."""
+    if isinstance(encoding, CharacterEncoding):
+        return _characters(encoding)
+    if isinstance(encoding, BPE):
+        return _byte_level_bpe(encoding.vocab, [list(pair) for pair in encoding.merges])
+    if isinstance(encoding, HubEncoding):
+        content: dict[str, Any] = json.loads(encoding.config()["tokenizer"])
+        return content
+    raise TypeError(f"it has an encoding of the class {type(encoding).__name__}, not characters, BPE or HubEncoding")
+
+
+def _characters(encoding: CharacterEncoding) -> dict[str, Any]:
+    """The tokenizer.json of characters. An unknown character is an error, or is removed if the encoding is not strict.
+
+    It has no token for unknown characters: that would be one more than the model has. Raises UnicodeEncodeError for a
+    vocabulary with surrogates.
+    """
+    encoding.vocabulary.encode()
+    known = "".join(f"\\x{{{ord(character):x}}}" for character in encoding.vocabulary)
+    remove = {"type": "Replace", "pattern": {"Regex": f"[^{known}]"}, "content": ""}
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None if encoding.strict else remove, "pre_tokenizer": _SPLIT, "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": {character: i for i, character in enumerate(encoding.vocabulary)},
+                  "unk_token": "<unknown>"},
+    }  # fmt: skip
+
+
+def _byte_level_bpe(vocabulary: Mapping[str, int], merges: list[Any], added: Sequence[str] = ()) -> dict[str, Any]:
+    """The tokenizer.json of GPT-2's byte-pair encoding, with these special tokens."""
+    options = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": vocabulary[token], "content": token, **options} for token in added],
+        "normalizer": None, "pre_tokenizer": _BYTE_LEVEL, "post_processor": None, "decoder": _BYTE_LEVEL,
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": dict(vocabulary), "merges": merges},
+    }  # fmt: skip
