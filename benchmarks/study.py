@@ -20,20 +20,20 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from russellgrad.bpe import BPE
-from russellgrad.encoding import CharacterEncoding, Encoding
-from russellgrad.train.data import batches, split_batch, validation_blocks
-from russellgrad.train.datasets import shakespeare
-from russellgrad.train.train_transformer import evaluate, train_step
 
 from benchmarks import measure
 from benchmarks.chart import COLORS
 from benchmarks.measure import ROOT, circumstances, write_atomically
 from russellgrad import get_backend, set_default_dtype
+from russellgrad.bpe import BPE
+from russellgrad.encoding import CharacterEncoding, Encoding
 from russellgrad.optimizer import AdamWOptimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.schedules import cosine_with_warmup
 from russellgrad.tokenizer import Tokenizer
+from train.data import batches, split_batch, validation_blocks
+from train.datasets import shakespeare
+from train.train_transformer import evaluate, train_step
 
 SETTING: dict[str, float] = {
     "layers": 4, "heads": 4, "key and value heads of Llama's block": 2, "width": 128, "context, tokens": 64,
