@@ -13,7 +13,6 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -88,18 +87,16 @@ def run(text: str, encoding: Encoding, block: str, seed: int) -> dict[str, Any]:
     rate = float(SETTING["learning rate"])
     schedule = cosine_with_warmup(rate, int(SETTING["warmup steps"]), steps, rate / 10)
     optimizer = AdamWOptimizer([matrices, vectors], schedule, betas=(SETTING["beta1"], SETTING["beta2"]))
-    curve, seconds, data = [], 0.0, batches(train_ids, batch, length, seed)
+    curve, data = [], batches(train_ids, batch, length, seed)
     for step in range(steps + 1):
         if step % int(SETTING["steps between validations"]) == 0 or step == steps:
             loss = evaluate(model, inputs, targets, batch)
             assert loss is not None
             curve.append((step, loss * targets.size / math.log(2) / n_bytes))
         if step < steps:
-            start = time.perf_counter()
             train_step(model, optimizer, *split_batch(*next(data), 1, model.tokenizer.pad_token_id), grad_clip=1.0)
-            seconds += time.perf_counter() - start
     return {
-        "curve": curve, "seconds": seconds, "parameters": n_parameters(model),
+        "curve": curve, "parameters": n_parameters(model),
         "bytes of a token": n_bytes / targets.size,
         "width of the feed-forward layers": ff_dim_of(encoding, block),
     }  # fmt: skip
@@ -138,7 +135,7 @@ def run_all(stored: dict[str, Any], seeds: Sequence[int]) -> None:
                 stored["runs"][name] = result = run(text, encodings[tokens], block, seed)
                 stored["circumstances"] = {**circumstances("benchmarks.study"), "backend": get_backend().name}
                 write_atomically(measure.RESULTS / STORE, json.dumps(stored, indent=1))
-                print(f"{name}: {result['curve'][-1][1]:.3f} bits per byte, {result['seconds']:.0f} s", flush=True)
+                print(f"{name}: {result['curve'][-1][1]:.3f} bits per byte", flush=True)
 
 
 # --- The page
@@ -157,11 +154,9 @@ def final(runs: list[dict[str, Any]]) -> list[float]:
 def row(stored: dict[str, Any], tokens: str, block: str) -> str:
     runs = of(stored, tokens, block)
     ends, first = final(runs), runs[0]
-    milliseconds = 1e3 * statistics.median(each["seconds"] for each in runs) / int(SETTING["steps"])
     return (
         f"| {tokens} | {block} | {first['parameters']:,} | {first['width of the feed-forward layers']} "
-        f"| {first['bytes of a token']:.2f} | {statistics.mean(ends):.3f} ({min(ends):.3f} to {max(ends):.3f}) "
-        f"| {milliseconds:.0f} ms |"
+        f"| {first['bytes of a token']:.2f} | {statistics.mean(ends):.3f} ({min(ends):.3f} to {max(ends):.3f}) |"
     )
 
 
@@ -224,8 +219,8 @@ All models have about {SETTING["parameters"]:,.0f} parameters and take {steps:,}
 
 The lines are means of {n_seeds} seeds. The bands are from the smallest to the largest value.
 
-| tokens | block | parameters | feed-forward width | bytes of a token | {head} | time of a step |
-|---|---|---|---|---|---|---|
+| tokens | block | parameters | feed-forward width | bytes of a token | {head} |
+|---|---|---|---|---|---|
 {rows}
 
 {chr(10).join(compared(stored))}
