@@ -110,10 +110,6 @@ def arange(n: int, /) -> Array:
     return cupy.arange(n, dtype=np.int64)
 
 
-def normal(shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
-    return cupy.asarray(host.normal(shape, seed, counter).astype(dtype))  # rounded on the host, as on other backends
-
-
 def uniform(shape: Shape, key: Array, dtype: DType) -> Array:
     """By a kernel in every dtype: the formula reads the key on the host, which waits for the device."""
     if np.dtype(dtype) == np.float16:  # as in the formula: rounded from float64
@@ -438,7 +434,7 @@ def _last(axis: int, *arrays: Array) -> bool:
 
 
 def softmax(a: Array, axis: int) -> Any:
-    return cupy_kernels.softmax(a) if _last(axis, a) else NotImplemented
+    return cupy_kernels.softmax(a) if _last(axis, a) and a.shape[-1] <= host.LONG_ROW else NotImplemented
 
 
 def softmax_backward(g: Array, y: Array, axis: int) -> Any:
@@ -446,7 +442,7 @@ def softmax_backward(g: Array, y: Array, axis: int) -> Any:
 
 
 def log_softmax(a: Array, axis: int) -> Any:
-    return cupy_kernels.log_softmax(a) if _last(axis, a) else NotImplemented
+    return cupy_kernels.log_softmax(a) if _last(axis, a) and a.shape[-1] <= host.LONG_ROW else NotImplemented
 
 
 def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:

@@ -88,14 +88,14 @@ def zeros(xp: Xp, shape: Shape, dtype: DType) -> Array:
 
 
 def normal(xp: Xp, shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
-    """Standard normal random numbers, generated on the host in float64."""
-    return xp.astype(xp.asarray(host.normal(shape, seed, counter)), dtype)
+    """Standard normal random numbers, generated in float64 and rounded, both on the host: a device may lack float64."""
+    return xp.asarray(host.normal(shape, seed, counter).astype(dtype))
 
 
 def uniform(xp: Xp, shape: Shape, key: Array, dtype: DType) -> Array:
-    """Uniform random numbers on [0, 1), generated on the host in float64."""
+    """Uniform random numbers on [0, 1), generated and rounded on the host as in `normal`."""
     seed, low, high, start = (int(word) for word in xp.to_host(key))
-    return xp.astype(xp.asarray(host.uniform(shape, seed, high << 64 | low, start)), dtype)
+    return xp.asarray(host.uniform(shape, seed, high << 64 | low, start).astype(dtype))
 
 
 def dropout_mask(xp: Xp, shape: Shape, key: Array, p: float, dtype: DType) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import numba_convolution, numpy_attention, numpy_fused
+from . import host, numba_convolution, numpy_attention, numpy_fused
 from .cpu import MIN_PART_TIME, run_parallel
 from .numba_compile import compiled, is_float32
 from .numpy_attention import _AttentionOperands, _BlockIndex
@@ -121,7 +121,7 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 
 
 def softmax(a: Array, axis: int) -> Any:
-    if not is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
+    if not is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1) or a.shape[-1] > host.LONG_ROW:
         return numpy_fused.softmax(a, axis)
     rows = np.ascontiguousarray(_rows(a))
     out = np.empty_like(rows)

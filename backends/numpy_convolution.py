@@ -229,7 +229,7 @@ def convolve_backward(
     shares = min(_SHARES, len(of_samples))
     gx = np.empty(x.shape, g.dtype) if needs[0] else None
     gw = np.zeros((shares, groups, w.size, w.o // groups), g.dtype)
-    gb = np.zeros((shares, w.o), g.dtype)
+    gb = np.zeros((shares, w.o))  # float64, because the blocks are added one by one
 
     def one(share: int, blocks: Sequence[Block]) -> None:
         part = None if gx is None else gx[blocks[0].samples]
@@ -257,7 +257,7 @@ def convolve_backward(
     return (
         gx,
         sum(gw, axis=0).swapaxes(1, 2).reshape(weight.shape) if needs[1] else None,
-        sum(gb, axis=0) if needs[2] else None,
+        sum(gb, axis=0).astype(g.dtype) if needs[2] else None,
     )
 
 

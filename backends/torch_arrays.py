@@ -128,13 +128,6 @@ class Device:
     def arange(self, n: int, /) -> Array:
         return torch.arange(n, device=self.device)
 
-    def normal(self, shape: Shape, seed: int, counter: int, dtype: DType) -> Array:
-        return self.asarray(host.normal(shape, seed, counter).astype(dtype))
-
-    def uniform(self, shape: Shape, key: Array, dtype: DType) -> Array:
-        seed, low, high, start = key.tolist()
-        return self.asarray(host.uniform(shape, seed, high << 64 | low, start).astype(dtype))
-
     def host_scalars(self, values: Sequence[float], dtype: DType) -> Array:
         if self.kind == "cuda" and torch.cuda.is_current_stream_capturing():  # a capture refuses copies from the host
             # `update_scalars` writes to it before each replay. Allocated on another stream, it does not share memory

@@ -12,14 +12,13 @@ from typing import Any, TypeAlias
 import torch
 from torch.nn import functional
 
-from . import torch_arrays
+from . import host, torch_arrays
 
 Array: TypeAlias = Any  # torch.Tensor
 Shape: TypeAlias = tuple[int, ...]
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 
 HALF = (torch.float16, torch.bfloat16)
-_LONG = 1 << 14  # elements of a row; of more, the error of PyTorch's softmax grows with their number
 _INFINITE = torch.tensor(inf)  # a number of steps
 _aten = torch.ops.aten
 
@@ -65,7 +64,7 @@ def gelu_backward(g: Array, saved: Array, approximate: str) -> Array:
 
 def _last(a: Array, axis: int) -> bool:
     """Whether PyTorch's softmax is used. Along other axes than the last one, it adds the elements one by one."""
-    return axis in (-1, a.ndim - 1) and a.shape[-1] <= _LONG and not _is_rounded(a)
+    return axis in (-1, a.ndim - 1) and a.shape[-1] <= host.LONG_ROW and not _is_rounded(a)
 
 
 def softmax(a: Array, axis: int) -> Any:
@@ -102,7 +101,7 @@ def layer_norm_backward(
         return NotImplemented
     gx = ggamma = gbeta = None
     centered = torch.sub(x, mean).contiguous()  # for a mean that is large, as in layer_norm
-    if needs[0]:  # PyTorch's function ignores strides
+    if needs[0]:  # PyTorch's function ignores the strides of the mean and rstd
         gamma = None if gamma is None else gamma.contiguous()
         rest = (torch.zeros_like(mean), rstd.contiguous(), gamma, None, [True, False, False])
         gx = _aten.native_layer_norm_backward(g.contiguous(), centered, x.shape[-1:], *rest)[0]
@@ -124,7 +123,7 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
 
 
 def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class: int | None) -> Any:
-    if logits.dtype in HALF or logits.shape[1] > _LONG:
+    if logits.dtype in HALF or logits.shape[1] > host.LONG_ROW:
         return NotImplemented
     if excluded_class is not None:
         logits = logits.clone()

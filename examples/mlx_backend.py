@@ -1,4 +1,4 @@
-"""MLX, an array library for Apple's machines, as a backend: the core primitives, and two random draws.
+"""MLX, an array library for Apple's machines, as a backend: the core primitives.
 
     pip install mlx            # on Linux: "mlx[cpu]"
     python -m russellgrad.conformance examples.mlx_backend
@@ -70,15 +70,6 @@ def full(shape: tuple[int, ...], value: float, /, dtype: Any) -> Array:
 
 def arange(n: int, /) -> Array:
     return mx.arange(n, dtype=mx.int64)  # int32 is MLX's default
-
-
-def normal(shape: tuple[int, ...], seed: int, counter: int, dtype: Any) -> Array:
-    return asarray(host.normal(shape, seed, counter).astype(dtype))  # cast on the host, as a GPU has no float64
-
-
-def uniform(shape: tuple[int, ...], key: Array, dtype: Any) -> Array:
-    seed, low, high, start = key.tolist()
-    return asarray(host.uniform(shape, seed, high << 64 | low, start).astype(dtype))
 
 
 # --- Elementwise

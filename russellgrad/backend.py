@@ -174,7 +174,7 @@ class Derived(Protocol):
     ) -> tuple[Array | None, ...]: ...
     def embedding(self, weight: Array, ids: Array) -> Array: ...                 # (V, C) (...) -> (..., C)
     def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (n_rows, C); deterministic
-    # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities
+    # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities; of half precision, the loss may be in float32
     def cross_entropy(
         self, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None,
     ) -> tuple[Array, Array]: ...

@@ -190,9 +190,10 @@ class Decoder:
     def _attention(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         """Causal attention of queries (B, H, T, D) to keys and values (B, K, S + T, D): (B, T, C). If T > 1, S is 0."""
         xp, (b, n_q, t, d), n_kv = self.xp, q.shape, k.shape[1]
-        if t == 1:  # the queries of a group see the same keys: they are rows
-            out, _ = xp.attention(xp.reshape(q, (b, n_kv, n_q // n_kv, d)), k, v, mask, False, 0)
-            return xp.reshape(out, (b, 1, n_q * d))
+        if t == 1:
+            if n_q > n_kv:  # the queries of a group see the same keys: they are rows
+                q = xp.reshape(q, (b, n_kv, n_q // n_kv, d))
+            return xp.reshape(xp.attention(q, k, v, mask, False, 0)[0], (b, 1, n_q * d))
         if n_q > n_kv:  # keys and values are broadcast over a group: (B, K, G, T, D)
             q = xp.reshape(q, (b, n_kv, n_q // n_kv, t, d))
             k, v = xp.expand_dims(k, 2), xp.expand_dims(v, 2)

@@ -1003,7 +1003,9 @@ def test_a_dataset_in_the_folder_of_the_run_is_not_moved(text: str, tmp_path: Pa
 
 
 def test_a_folder_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"dataset '{tmp_path}' is a folder; set dataset to the path of a text file"):
+    with pytest.raises(
+        ValueError, match=f"dataset '{tmp_path}' is a folder without train.bin and val.bin; set dataset "
+    ):
         run(str(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

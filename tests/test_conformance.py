@@ -20,6 +20,7 @@ import pytest
 from russellgrad import backend as selection
 from russellgrad import conformance, no_grad
 from russellgrad.backend import CORE, ELEMENTWISE, PRIMITIVES, Backend, load_backend
+from russellgrad.backends import host  # type: ignore[attr-defined]
 from russellgrad.conformance import Report
 from russellgrad.conformance.primitives import OF_BOOLS, n_operands
 from russellgrad.conformance.trial import reference
@@ -61,7 +62,7 @@ def test_the_cases_of_an_elementwise_primitive_follow_from_the_contract(n: int) 
         if n_operands(primitive) == n and primitive not in OF_BOOLS
     }
     common = set.intersection(*titles.values())
-    assert len(titles) > 8 and len(common) == {1: 20, 2: 68}[n]
+    assert len(titles) > 8 and len(common) == {1: 20, 2: 70}[n]
     assert {"random, float32", "random, float64", "positive, no axes, float32", "empty, float64"} <= common
 
 
@@ -480,6 +481,188 @@ def test_a_planted_fault_in_a_core_backend_is_found(title: str) -> None:
 def test_a_planted_fault_fails_no_other_primitive(title: str) -> None:
     primitive, fault = FAULTS[title]
     assert conformance.check(planted(primitive, fault)).failed_primitives == (primitive,)
+
+
+def for_half_and_number(primitive: str, side: str) -> tuple[str, Callable[..., Any], set[str]]:
+    """A result in float32, or inverted if boolean, of float16 and a number on this side."""
+    function = getattr(numpy, primitive)
+
+    def wrong(*args: Any) -> Any:
+        out, (a, b) = function(*args), args[-2:]
+        half, number = (b, a) if side == "left" else (a, b)
+        if getattr(half, "dtype", None) != np.float16 or isinstance(number, np.ndarray):
+            return out
+        return np.logical_not(out) if out.dtype == "bool" else out.astype("float32")
+
+    return primitive, wrong, {f"half precision, a number on the {side}"}
+
+
+def refuses(condition: Callable[[Any, list[Array]], bool]) -> Callable[..., Any]:
+    """`getitem` that raises IndexError if `condition(a, the arrays in the index)`."""
+
+    def getitem(a: Array, index: Any) -> Array:
+        if condition(a, [part for part in index if isinstance(part, np.ndarray)]):
+            raise IndexError("no elements")
+        return a[index]
+
+    return getitem
+
+
+def empty_beside(kind: type) -> Callable[..., Any]:
+    """`getitem` that refuses an array of no indices beside an int or a slice."""
+
+    def getitem(a: Array, index: Any) -> Array:
+        if len(index) > 1 and isinstance(index[0], kind) and getattr(index[1], "size", 1) == 0 and a.size:
+            raise IndexError("no elements")
+        return a[index]
+
+    return getitem
+
+
+def doubled_half(a: Array) -> Array:
+    return a * 2 if a.dtype == "float16" else a
+
+
+def rounded_float32(g: Any) -> Any:
+    return g * np.float32(1 + 1e-6) if g is not None and g.dtype == "float32" else g
+
+
+def one_by_one(a: Array, axis: int) -> Array:
+    """The sum along an axis, which adds the elements one after the other in their dtype."""
+    return np.take(np.cumsum(a, axis, dtype=a.dtype), [-1], axis)
+
+
+def softmax_one_by_one(a: Array, axis: int) -> Array:
+    if a.size == 0 or a.dtype == "float16":
+        return numpy.softmax(a, axis)
+    e = np.exp(a - np.max(a, axis, keepdims=True))
+    return e / one_by_one(e, axis)
+
+
+def log_softmax_one_by_one(a: Array, axis: int) -> Array:
+    if a.size == 0 or a.dtype == "float16":
+        return numpy.log_softmax(a, axis)
+    z = a - np.max(a, axis, keepdims=True)
+    return z - np.log(one_by_one(np.exp(z), axis))
+
+
+def conv_backward_one_by_one(g: Array, *args: Any) -> Any:
+    gx, gw, gb = numpy.conv_backward(g, *args)
+    if gb is not None and len(g) and g.dtype != "float16":
+        gb = one_by_one(g.sum(tuple(range(2, g.ndim))), 0)[0]
+    return gx, gw, gb
+
+
+LONG_ROWS = {"many elements along the first axis", "many elements along the last axis"}
+NARROW_FAULTS: dict[str, tuple[str, Any, set[str]]] = {
+    f"{primitive} widens float16 beside a number on the {side}": for_half_and_number(primitive, side)
+    for primitive in (*(name for name in ELEMENTWISE if n_operands(name) == 2 and name not in OF_BOOLS), "where")
+    for side in ("left", "right")
+}
+NARROW_FAULTS |= {
+    "softmax adds one by one": ("softmax", softmax_one_by_one, LONG_ROWS),
+    "log_softmax adds one by one": ("log_softmax", log_softmax_one_by_one, LONG_ROWS),
+    "conv_backward adds the gradient of the bias one by one": (
+        "conv_backward", conv_backward_one_by_one, {"many rows: the gradient of the bias"},
+    ),
+    "no index of an array without elements": (
+        "getitem",
+        refuses(lambda a, arrays: a.size == 0 and bool(arrays)),
+        {f"of nothing, {index}" for index in ("a mask", "an empty list", "an empty list on a later axis",
+                                              "two empty lists")},
+    ),
+    "no empty index on a later axis": ("getitem", empty_beside(slice), {"an empty list on a later axis"}),
+    "no empty index beside an int": ("getitem", empty_beside(int), {"an int and an empty list"}),
+    "no two empty indices": (
+        "getitem", refuses(lambda a, arrays: a.size > 0 and [b.size for b in arrays] == [0, 0]), {"two empty lists"},
+    ),
+    "normal in float16 is doubled": (*gives("normal", doubled_half), {"half precision"}),
+    "uniform in float16 is doubled": (*gives("uniform", doubled_half), {"half precision"}),
+    "layer_norm_backward has a relative error of 1e-6": (
+        *gives("layer_norm_backward", rounded_float32, 0), {"many rows"},
+    ),
+}  # fmt: skip
+
+
+@once
+@pytest.mark.parametrize("title", NARROW_FAULTS)
+def test_a_fault_for_some_arguments_fails_their_cases_alone(title: str) -> None:
+    """Without these cases the fault would not be found."""
+    primitive, fault, expected = NARROW_FAULTS[title]
+    failures = report_of(planted(primitive, fault), primitive).failures
+    assert {outcome.case.title.removesuffix(", float64").removesuffix(", float32") for outcome in failures} == expected
+
+
+# --- A backend without float64
+
+
+def without_float64(name: str, **changes: Any) -> ModuleType:
+    """A core backend of float16 and float32: it refuses to make arrays in float64."""
+
+    def refusing(primitive: Callable[..., Array]) -> Callable[..., Array]:
+        def made(*args: Any) -> Array:
+            out = primitive(*args)
+            if out.dtype == np.float64:
+                raise TypeError("this device has no float64; use float32")
+            return out
+
+        return made
+
+    makers = {primitive: refusing(getattr(numpy, primitive)) for primitive in ("asarray", "astype", "full")}
+    return core_module(name, float_dtypes=lambda: ("float16", "float32"), **makers, **changes)
+
+
+@once
+@pytest.mark.filterwarnings("ignore:backend 'narrow' has no float64")
+def test_without_float64_the_cases_of_float32_and_half_precision_run() -> None:
+    report = conformance.check(without_float64("narrow"))
+    assert report.passed, str(report)
+    assert {dtype for outcome in report.outcomes for dtype in outcome.differences} == {"float32", "float16"}
+    assert "float64" in report.missing
+    skipped = [outcome.case.title for outcome in report.skipped if "float64" in outcome.missing]
+    assert not [title for title in skipped if "half precision" in title]
+    assert all("to float64" in title for title in skipped if title.endswith(", float32"))
+
+
+WIDE_DRAWS: dict[str, Callable[..., Any]] = {
+    "normal": lambda shape, seed, counter, dtype: host.normal(shape, seed, counter),
+    "uniform": lambda shape, key, dtype: host.uniform(shape, int(key[0]), int(key[2]) << 64 | int(key[1]), int(key[3])),
+}
+
+
+@once
+@pytest.mark.parametrize("primitive", WIDE_DRAWS)
+def test_without_float64_a_draw_that_makes_a_float64_array_fails(primitive: str) -> None:
+    """It is an error for a result in float32, and no reason to skip the case."""
+    made = without_float64("narrow")
+    module = without_float64(
+        "narrow", **{primitive: lambda *args: made.astype(made.asarray(WIDE_DRAWS[primitive](*args)), args[-1])}
+    )
+    report = report_of(module, primitive)
+    failed = {outcome.case.title for outcome in report.failures}
+    assert {"seed 0, counter 0, float32", "half precision", "a function of seed and counter alone"} <= failed
+    assert all(
+        outcome.got.endswith("TypeError: this device has no float64; use float32") for outcome in report.failures
+    )
+    assert not any("float32" in outcome.case.title for outcome in report.skipped)
+
+
+@once
+def test_without_float64_half_precision_that_is_not_summed_in_float32_is_found() -> None:
+    def total(a: Array, *, axis: Any = None, keepdims: bool = False) -> Array:
+        return np.sum(a, axis=axis, keepdims=keepdims, dtype=a.dtype if a.dtype == "float16" else None)
+
+    failed = {outcome.case.title for outcome in report_of(without_float64("narrow", sum=total), "sum").failures}
+    assert "half precision is summed in float32: many rows" in failed
+
+
+def test_differences_in_half_precision_have_a_column_of_their_own() -> None:
+    report = report_of(planted(*gives("sum", lambda a: a)), "sum")
+    in_half = [outcome for outcome in report.outcomes if outcome.case.title.startswith("half precision")]
+    assert len(in_half) == 3 and all([*outcome.differences] == ["float16"] for outcome in in_half)
+    header, row, *_ = str(report).splitlines()
+    assert header.split() == ["cases", "float64", "float32", "float16"] and len(row.split()) == 6
+    assert str(report_of(core_module("core"), "exp")).splitlines()[0].split() == ["cases", "float64", "float32"]
 
 
 def test_a_capture_that_runs_the_work_at_each_replay_passes() -> None:

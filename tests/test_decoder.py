@@ -108,10 +108,12 @@ def test_one_layer(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-5), ("bfloat16", 0.05), ("float16", 0.02)])
-def test_other_dtypes(backend: Backend, dtype: str, atol: float) -> None:
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_other_dtypes(backend: Backend, dtype: str, atol: float, kind: str) -> None:
     if dtype not in backend.float_dtypes():
         pytest.skip(f"{backend.name} has no {dtype}")
-    model = small_model(activation="gelu", final_norm=True).astype(dtype)
+    model = small_model(activation="gelu", final_norm=True) if kind == "gpt" else small_llama(n_kv_heads=2, window=2)
+    model.astype(dtype)
     decoder, rows = decoder_of(model), [[1, 2, 3], [4]]
     for _ in range(4):
         found = decoder.next_logits(rows)

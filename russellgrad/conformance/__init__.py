@@ -15,8 +15,9 @@ backend without derived primitives of its own shares these formulas, so it is ch
 differences: every gradient is compared with central differences of the backend's own forward.
 
 Values agree within 1e-12 in float64 and 2e-5 in float32, absolute, for random data of the order of 1. For elementwise
-primitives the tolerance is multiplied by max(1, |expected|), because a function such as exp grows. A case that needs
-an optional primitive which the backend lacks is skipped, and reported as skipped.
+primitives the tolerance is multiplied by max(1, |expected|), because a function such as exp grows. In float16 and
+bfloat16 they agree within one rounding of the result in float64. A case that needs an optional primitive or a dtype
+which the backend lacks is skipped, and reported as skipped.
 """
 
 from .report import Report, cases, check

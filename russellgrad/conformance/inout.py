@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backend import Array, Shape
 from ..precision import get_matmul_precision
-from .trial import Case, Trial, reference
+from .trial import EPS, Case, Trial, reference
 from .values import inf, nan, normal, special, values
 from .views import HostArray, typed
 
@@ -31,6 +31,8 @@ def cases() -> Iterator[Case]:
     yield Case("asarray", "an array, not a scalar, of a result without axes", asarray_of_scalars)
     yield Case("normal", "a function of seed and counter alone", partial(has_no_state, "normal"))
     yield Case("uniform", "a function of seed and counter alone", partial(has_no_state, "uniform"))
+    yield Case("normal", "half precision", partial(draws_in_half, "normal"))
+    yield Case("uniform", "half precision", partial(draws_in_half, "uniform"))
     yield Case("uniform", "the tail of a longer draw", tail_of_a_draw)
     yield Case("host_scalars", "each dtype", scalars_on_the_backend)
     yield Case("update_scalars", "overwrites in place", scalars_are_updated)
@@ -179,15 +181,15 @@ SCALARS: dict[str, list[float]] = {"float64": [0.5, -2.0], "float32": [1.5], "ui
 
 
 def scalars_on_the_backend(t: Trial) -> None:
-    for dtype, given in SCALARS.items():
-        if dtype == "float64" and dtype not in t.backend.float_dtypes():
-            continue
+    for dtype in (*t.floats(), "uint64"):
+        given = SCALARS[dtype]
         scalars = t.xp.host_scalars(given, dtype)
         t.same(scalars, np.array(given, dtype), atol=0.0)
 
 
 def scalars_are_updated(t: Trial) -> None:
-    for dtype, given in SCALARS.items():
+    for dtype in (*t.floats(), "uint64"):
+        given = SCALARS[dtype]
         scalars = t.backend.host_scalars([0] * len(given), dtype)
         t.xp.update_scalars(scalars, given)
         t.same(scalars, np.array(given, dtype), atol=0.0)
@@ -215,7 +217,7 @@ BLOCK_SHAPES: list[Shape] = [(8, 24), (8, 8), (8, 12), (12,), (12, 8), (8,)]  # 
 
 
 def token_block_is_a_block(t: Trial) -> None:
-    for dtype, activation, with_w_out in product(("float64", "float32"), ("gelu", "relu"), (True, False)):
+    for dtype, activation, with_w_out in product(t.floats(), ("gelu", "relu"), (True, False)):
         arrays = [normal(*shape, seed=i) for i, shape in enumerate([(1, 1, 8), *[(8,)] * 4, *BLOCK_SHAPES])]
         x, gamma, beta, gamma_2, beta_2, *weights = typed(tuple(arrays), dtype)
         if not with_w_out:
@@ -352,8 +354,8 @@ def n_threads_is_positive(t: Trial) -> None:
 
 
 def to_host_is_owned(t: Trial) -> None:
-    a = t.backend.asarray(normal(3, 4).T)
-    for array in (a, t.backend.transpose(a), t.backend.broadcast_to(t.backend.asarray([1.0]), (2, 3))):
+    a = t.backend.asarray(normal(3, 4).T.astype("float32"))
+    for array in (a, t.backend.transpose(a), t.backend.broadcast_to(t.backend.asarray([1]), (2, 3))):
         before = np.array(t.backend.to_host(array))
         found = t.xp.to_host(array)
         t.require(type(found) is np.ndarray, "a numpy.ndarray", type(found).__name__)
@@ -377,7 +379,7 @@ def asarray_rejects(t: Trial) -> None:
         t.raises(TypeError, "", t.xp.asarray, data)
     for dtype in ("complex64", object, "U1"):
         t.raises(TypeError, "", t.xp.asarray, [1.0], dtype)
-        t.raises(TypeError, "", t.xp.asarray, t.backend.asarray([1.0]), dtype)
+        t.raises(TypeError, "", t.xp.asarray, t.backend.asarray([1]), dtype)
     t.raises(ValueError, "", t.xp.asarray, [[1.0, 2.0], [3.0]])
 
 
@@ -411,7 +413,7 @@ def _draw(primitive: str, seed: int, counter: int, start: int = 0) -> tuple[Any,
 
 def tail_of_a_draw(t: Trial) -> None:
     """A draw from position `start` on gives the elements of the whole draw from there on."""
-    for dtype in ("float64", "float32"):
+    for dtype in t.floats():
         whole = t.host(t.xp.uniform((40,), t.move(_draw("uniform", 1, 2)[0]), dtype))
         for start in range(9):
             rest = t.xp.uniform((5, 6), t.move(_draw("uniform", 1, 2, start)[0]), dtype)
@@ -419,15 +421,24 @@ def tail_of_a_draw(t: Trial) -> None:
 
 
 def has_no_state(primitive: str, t: Trial) -> None:
-    def draw(shape: Shape, seed: int, counter: int, dtype: str) -> Array:
-        found: Array = getattr(t.xp, primitive)(shape, *t.move(_draw(primitive, seed, counter)), dtype)
+    def draw(seed: int, counter: int) -> Array:
+        found: Array = getattr(t.xp, primitive)((4,), *t.move(_draw(primitive, seed, counter)), "float32")
         return found
 
-    first = t.host(draw((4,), 1, 2, "float64"))
+    first = t.host(draw(1, 2))
     for seed, counter in ((1, 3), (2, 2)):
-        other = t.host(draw((4,), seed, counter, "float64"))
+        other = t.host(draw(seed, counter))
         t.require(not np.any(first == other), "other numbers than with seed 1, counter 2", f"{other.tolist()}")
-    t.same(draw((4,), 1, 2, "float64"), first, atol=0.0, what="second call: ")
+    t.same(draw(1, 2), first, atol=0.0, what="second call: ")
+
+
+def draws_in_half(primitive: str, t: Trial) -> None:
+    """The numbers in float64, rounded to half precision."""
+    for dtype in t.halves():
+        arguments = _draw(primitive, 1, 2)
+        wanted = getattr(reference, primitive)((3, 5), *arguments, "float64")
+        found = getattr(t.xp, primitive)((3, 5), *t.move(arguments), dtype)
+        t.same_half(found, wanted, dtype, atol=EPS[dtype] / 2, relative=True)
 
 
 # --- Ids and targets
@@ -451,8 +462,8 @@ def ids_are_checked(t: Trial) -> None:
     for ids in ([0, -1], [5], [[1, 2], [3, 100]]):
         for given in (ids, np.array(ids), t.backend.asarray(np.array(ids))):
             t.raises(IndexError, "the op", t.xp.check_ids, given, 5, "the op")
-    for wrong in ([1.0], [True]):
-        for given in (wrong, np.array(wrong), t.backend.asarray(np.array(wrong))):
+    for wrong in (np.array([1.0], "float32"), np.array([True])):
+        for given in (wrong.tolist(), wrong, t.backend.asarray(wrong)):
             t.raises(TypeError, "the op", t.xp.check_ids, given, 5, "the op")
     t.raises(ValueError, "the op", t.xp.check_ids, [[0, 1], [2]], 5, "the op")
     t.raises(IndexError, "the op", t.xp.check_ids, [0], 0, "the op")

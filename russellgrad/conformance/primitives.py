@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import ELEMENTWISE, Array, Backend, Core
-from .trial import Case, Trial, expected, reference
+from .trial import EPS, Case, Trial, expected, reference
 from .values import dtypes_of, inf, nan, normal, special, titled, values
 from .views import CONTIGUOUS, HostArray, typed
 
@@ -106,6 +106,25 @@ def binary(primitive: str) -> Iterator[Case]:
     yield from values(primitive, "special, 1.0 on the right", special, 1.0)
     if primitive in ALSO_OF_INTEGERS:
         yield from values(primitive, "integers, 2 on the right", whole, 2)
+    yield from half_and_number(primitive)
+
+
+halves = np.array([-3.5, -2.0, -0.25, 0.0, 0.5, 1.0, 2.75])  # exact in float16 and bfloat16
+
+
+def half_and_number(primitive: str, *first: HostArray) -> Iterator[Case]:
+    """primitive(*first, a, b) of an array in half precision and a Python number. The result keeps the dtype."""
+
+    def body(t: Trial, on_the_left: bool) -> None:
+        for dtype, number in product(t.halves(), (2.5, 2, 0)):
+            operands = (number, halves) if on_the_left else (halves, number)
+            moved = [t.half(a, dtype) if isinstance(a, np.ndarray) else a for a in operands]
+            found = getattr(t.xp, primitive)(*t.move(first), *moved)
+            wanted = getattr(reference, primitive)(*first, *operands)
+            t.same_half(found, wanted, dtype, atol=EPS[dtype], relative=True)
+
+    yield Case(primitive, "half precision, a number on the right", partial(body, on_the_left=False))
+    yield Case(primitive, "half precision, a number on the left", partial(body, on_the_left=True))
 
 
 def choices() -> Iterator[Case]:
@@ -119,6 +138,7 @@ def choices() -> Iterator[Case]:
     yield from values("where", "empty", chosen[:0], x[:0], 1.0)
     yield from values("where", "special values that are not selected", no, special[2:4], special[5:])
     yield from values("where", "integers", whole > 0, whole, small)
+    yield from half_and_number("where", halves > 0)
 
 
 def clipping() -> Iterator[Case]:
@@ -215,11 +235,9 @@ def reductions() -> Iterator[Case]:
 
 
 def sums_of_halves(t: Trial) -> None:
-    for dtype in _halves(t):
+    for dtype in t.halves():
         for axis in (None, 0, 1):
-            found = t.xp.sum(t.backend.astype(t.backend.asarray(ties), dtype), axis=axis)
-            t.is_array(found, np.shape(ties.sum(axis)), dtype)
-            t.same(t.backend.astype(found, "float64"), ties.sum(axis), what=f"{dtype}: ")
+            t.same_half(t.xp.sum(t.half(ties, dtype), axis=axis), ties.sum(axis), dtype, atol=0.0)
 
 
 # --- Accuracy: sums whose error grows with the number of elements if these are added one by one
@@ -245,7 +263,10 @@ def long_sums() -> Iterator[Case]:
     yield Case("cumsum", "many rows", _last_sum_is_accurate)
     yield Case("linear_backward", "many rows: the gradient of the bias", _bias_is_accurate)
     yield Case("layer_norm_backward", "many rows: the gradients of gamma and beta", _scale_and_shift_are_accurate)
-    yield Case("softmax", "many elements along the first axis", _softmax_is_accurate)
+    yield Case("conv_backward", "many rows: the gradient of the bias", _bias_of_conv_is_accurate)
+    for primitive, axis in product(("softmax", "log_softmax"), (0, -1)):
+        title = f"many elements along the {'last' if axis else 'first'} axis"
+        yield Case(primitive, title, partial(_softmax_is_accurate, primitive, axis))
 
 
 def _is_accurate(t: Trial, found: Array, wanted: HostArray, what: str = "") -> None:
@@ -282,11 +303,18 @@ def _scale_and_shift_are_accurate(t: Trial) -> None:
     _is_accurate(t, found[2], total_of_tenths, "gradient of beta: ")
 
 
-def _softmax_is_accurate(t: Trial) -> None:
-    ln_10 = np.log(np.full_like(tenths, 10.0))
-    ln_10[0] = 0.0  # the other elements are e^-0; the first, 0.1
-    e = np.exp(ln_10.astype(np.float64))
-    _is_accurate(t, t.xp.softmax(t.move(ln_10), 0), e / e.sum(axis=0))
+def _bias_of_conv_is_accurate(t: Trial) -> None:
+    n = len(tenths)
+    g, x, weight = t.move((tenths.reshape(n, 2, 1), np.ones((n, 1, 1), np.float32), np.ones((2, 1, 1), np.float32)))
+    found = t.xp.conv_backward(g, x, weight, (1,), ((0, 0),), (1,), 1, (False, False, True))[2]
+    _is_accurate(t, found, total_of_tenths)
+
+
+def _softmax_is_accurate(primitive: str, axis: int, t: Trial) -> None:
+    logits = np.log(tenths if axis == 0 else tenths.T)
+    logits[0, 0] = 0.0  # the largest element, so that the terms of the sum are tenths
+    found = getattr(t.xp, primitive)(t.move(logits), axis)
+    _is_accurate(t, found, getattr(reference, primitive)(logits.astype(np.float64), axis))
 
 
 # --- Half precision: sums are in float32, and the result is rounded once
@@ -328,8 +356,10 @@ def in_half() -> Iterator[Case]:
             lambda xp, g, x, weight: xp.linear_backward(g, x, weight, (False, True, True))[1:],
             (ones, ones[:, :1], ones[:1]),
         ),
-        "many losses": (
-            "cross_entropy", lambda xp, a, ids: xp.cross_entropy(a, ids, None, None)[0], (8 * ones, ids),
+        "many losses": (  # the loss itself may be in float32
+            "cross_entropy",
+            lambda xp, a, ids: xp.astype(xp.cross_entropy(a, ids, None, None)[0], xp.dtype(a)),
+            (8 * ones, ids),
         ),
         "a large window": (
             "conv",
@@ -355,12 +385,10 @@ def in_half() -> Iterator[Case]:
 def _in_half(call: Callable[..., Any], operands: tuple[Any, ...], t: Trial) -> None:
     """Within one rounding of what the formulas give in float64."""
     wanted = call(reference, *operands)
-    for dtype in _halves(t):
-        halves = [t.backend.astype(t.backend.asarray(a), dtype) if a.dtype.kind == "f" else t.move(a) for a in operands]
-        found, eps = call(t.xp, *halves), {"float16": 2.0**-10}.get(dtype, 2.0**-7)
+    for dtype in t.halves():
+        found = call(t.xp, *(t.half(a, dtype) if a.dtype.kind == "f" else t.move(a) for a in operands))
         for one, other in zip(found, wanted, strict=True) if isinstance(wanted, tuple) else [(found, wanted)]:
-            scale = float(np.max(np.abs(other)))
-            t.same(t.backend.astype(one, "float64"), np.asarray(other), atol=eps * scale + 2.0**-24, what=f"{dtype}: ")
+            t.same_half(one, other, dtype, atol=EPS[dtype] * float(np.max(np.abs(other))) + 2.0**-24)
 
 
 # --- Shapes
@@ -406,6 +434,7 @@ INDICES: dict[str, Any] = {
     "ellipsis": np.s_[...], "ellipsis first": np.s_[..., 0], "ellipsis in the middle": np.s_[1, ..., 2:4],
     "None": np.s_[None], "None inside": np.s_[:, None, 1, None], "an empty tuple": (), "a list": [1, 0],
     "repeats": [1, 0, 1, 1], "negative ints in a list": [-1, 0, -1], "an empty list": [],
+    "an empty list on a later axis": np.s_[:, []], "two empty lists": ([], []), "an int and an empty list": (1, []),
     "an array": np.array([0, 0, 1]), "an array of two axes": np.array([[0, 1], [1, 1]]),
     "an array of no axes": np.array(1), "an empty array": np.zeros((0, 2), np.int64),
     "int32": np.array([1, 1], np.int32), "uint8": np.array([1, 1], np.uint8),
@@ -563,7 +592,7 @@ def _adam(
 
 
 def _adam_returns_p_half(t: Trial) -> None:
-    for dtype in _halves(t):
+    for dtype in t.halves():
         p, g, m, v = (t.backend.copy(t.backend.asarray(normal(5, seed=i).astype("float32") ** 2)) for i in range(4))
         p_half = t.backend.zeros((5,), dtype)
         rates = t.backend.host_scalars([0.1, 0.5, 0.01], "float32")
@@ -572,14 +601,10 @@ def _adam_returns_p_half(t: Trial) -> None:
         t.same(t.backend.astype(p_half, "float32"), t.host(t.backend.astype(t.backend.astype(p, dtype), "float32")))
 
 
-def _halves(t: Trial) -> list[str]:
-    return [dtype for dtype in t.xp.float_dtypes() if dtype not in ("float32", "float64")]
-
-
 def _gradients_in_half(t: Trial, scale: float) -> Iterator[tuple[Array, HostArray]]:
     """A gradient (5,) in each half precision, and the same values on the host in float32."""
-    for dtype in _halves(t):
-        g = t.backend.astype(t.backend.asarray((normal(5) * scale).astype("float32")), dtype)
+    for dtype in t.halves():
+        g = t.half(normal(5) * scale, dtype)
         yield g, t.host(t.backend.astype(g, "float32"))
 
 

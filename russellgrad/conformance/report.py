@@ -66,17 +66,22 @@ class Report:
 
     def __str__(self) -> str:
         names = _unique(outcome.case.primitive for outcome in self.outcomes)
-        lines = [_line("", "cases", [*TOLERANCE], ""), *(self._row(name) for name in names), ""]
+        lines = [_line("", "cases", [*self._dtypes], ""), *(self._row(name) for name in names), ""]
         lines += [f"{failure}\n" for failure in self.failures]
         skipped = f"{len(self.skipped)} skipped: {', '.join(self.missing)}; " if self.skipped else ""
         failed = f"{len(self.failures)} failed: {', '.join(self.failed_primitives)}" if self.failures else "all passed"
         return "\n".join([*lines, f"{self.backend}: {len(self.outcomes)} cases, {skipped}{failed}"])
 
+    @property
+    def _dtypes(self) -> tuple[str, ...]:
+        """The columns of differences: float64, float32, and the half precisions in which cases ran."""
+        return _unique((*TOLERANCE, *sorted(dtype for outcome in self.outcomes for dtype in outcome.differences)))
+
     def _row(self, primitive: str) -> str:
         """The number of cases, the largest differences of floats from the reference, and the result."""
         mine = [outcome for outcome in self.outcomes if outcome.case.primitive == primitive]
         largest = []
-        for dtype in TOLERANCE:
+        for dtype in self._dtypes:
             found = [outcome.differences[dtype] for outcome in mine if dtype in outcome.differences]
             largest.append(f"{max(found):.1e}" if found else "-")
         n_failed, skipped = sum(outcome.failed for outcome in mine), [o for o in mine if o.skipped]

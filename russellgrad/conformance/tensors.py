@@ -26,7 +26,7 @@ def do_not_mix(t: Trial) -> None:
 
 
 def there_and_back(t: Trial) -> None:
-    for dtype in ("float64", "float32"):
+    for dtype in t.floats():
         host = normal(2, 3).astype(dtype)
         x = Tensor(host, backend=t.backend)
         moved = (x * x).to(reference)
@@ -38,7 +38,7 @@ def there_and_back(t: Trial) -> None:
 
 
 def are_arrays(t: Trial) -> None:
-    for dtype in ("float64", "float32"):
+    for dtype in t.floats():
         x = Tensor(np.array([1.0, 2.0], dtype), backend=t.backend)
         loss = ((x * x).sum() * 2 + 1).exp() * 0 + x[0] * 3
         t.same(loss.data, np.array(3.0, dtype))

@@ -16,6 +16,10 @@ from ..backend import CORE, DERIVED, OPTIONAL, Array, Backend, LoadedBackend, Sh
 from .views import CONTIGUOUS, VIEWS, HostArray, arrays_in, each, typed
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}  # for data of the order of 1; other dtypes must be equal
+EPS = {
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}  # the spacing of half precision above 1; the rounding error is half of it
 
 
 def _reference() -> Backend:
@@ -189,6 +193,20 @@ class Trial:
         """A result on the host."""
         return np.asarray(self.backend.to_host(x if self.backend.is_array(x) else self.backend.asarray(x)))
 
+    # --- Dtypes
+
+    def floats(self) -> list[str]:
+        """Those of float64 and float32 that the backend has."""
+        return [dtype for dtype in TOLERANCE if dtype in self.backend.float_dtypes()]
+
+    def halves(self) -> list[str]:
+        """The names of the half precisions that the backend has: float16, bfloat16."""
+        return [dtype for dtype in self.backend.float_dtypes() if dtype not in TOLERANCE]
+
+    def half(self, a: HostArray, dtype: str) -> Array:
+        """`a` in half precision, by way of float32, which every backend has."""
+        return self.backend.astype(self.backend.asarray(a.astype("float32")), dtype)
+
     # --- Checks
 
     def require(self, condition: bool, expected: str, got: str) -> None:
@@ -224,8 +242,19 @@ class Trial:
             self.is_array(found, wanted.shape, str(wanted.dtype), what)
             gaps = self.same_values(self.host(found), wanted, what=what, atol=atol, signs=signs, relative=relative)
             if wanted.dtype.kind == "f":
-                dtype, largest = str(wanted.dtype), float(np.max(gaps, initial=0.0))
-                self.differences[dtype] = max(self.differences.get(dtype, 0.0), largest)
+                self._note_difference(str(wanted.dtype), gaps)
+
+    def same_half(self, found: Any, expected: Any, dtype: str, *, atol: float, relative: bool = False) -> None:
+        """An array in half precision equals the host's `expected`, computed in float64. As `same`; bools are equal."""
+        what, wanted = f"{dtype}: ", np.asarray(expected)
+        if wanted.dtype.kind != "f":
+            return self.same(found, wanted, what=what)
+        self.is_array(found, wanted.shape, dtype, what)
+        values = self.host(self.backend.astype(found, "float32"))
+        self._note_difference(dtype, self.same_values(values, wanted, what=what, atol=atol, relative=relative))
+
+    def _note_difference(self, dtype: str, gaps: HostArray) -> None:
+        self.differences[dtype] = max(self.differences.get(dtype, 0.0), float(np.max(gaps, initial=0.0)))
 
     def is_array(self, found: Any, shape: Shape, dtype: str, what: str = "") -> None:
         """`found` is an array of the backend with this shape and dtype; without axes, it may be a scalar."""
@@ -313,20 +342,22 @@ class Trial:
 class _WithoutFloat64(LoadedBackend):
     """A backend whose device has no float64, and maybe no unsigned integers.
 
-    A call by a case that asks for them, where the backend's error says so, ends the case.
+    A call by a case that asks for them, where the backend's error says so, ends the case. An error about another dtype
+    than the call asks for is a failure: it comes from a primitive that uses float64 for a result in float32.
     """
 
     def __init__(self, backend: Backend) -> None:
         vars(self).update(vars(backend))
-        for name in ("asarray", "astype", "full", "zeros", "normal", "uniform", "dropout_mask", "host_scalars"):
+        for name in ("asarray", "astype", "full", "zeros", "normal", "uniform", "dropout_mask"):
             vars(self)[name] = partial(self._checked, getattr(backend, name))
 
-    def _checked(self, primitive: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _checked(self, primitive: Callable[..., Any], *args: Any) -> Any:
         try:
-            return primitive(*args, **kwargs)
+            return primitive(*args)
         except TypeError as error:
             lacking = [dtype for dtype in ("float64", "uint16", "uint32", "uint64") if f"has no {dtype}" in str(error)]
-            if lacking:
+            # The last argument is the dtype, but for asarray(data).
+            if lacking and (np.asarray(args[0]).dtype if len(args) == 1 else np.dtype(args[-1])).name in lacking:
                 raise _Missing(*lacking) from error
             raise
 
