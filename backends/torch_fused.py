@@ -255,6 +255,7 @@ def adam_step(
     return p, m, v, None if p_half is None else p_half.copy_(p)
 
 
+@torch_arrays.writes_in_place
 def token_block(
     x: Array, norms: Sequence[tuple[Array, Array, float]], weights: Sequence[Any], activation: str, cache: Array,
     position: int,
