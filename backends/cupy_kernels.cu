@@ -386,11 +386,19 @@ __global__ void __launch_bounds__(32 * WARPS, 4)
     const int lane = threadIdx.x % 32;
     if (row >= n) return;
     logits += row * c;
-    float top = -infinity(), total = 0;
+    float top = -infinity();
     for (long long i = lane; i < c; i += 32) top = i == excluded ? top : fmaxf(top, to_float(logits[i]));
     top = lane_max(top);
-    for (long long i = lane; i < c; i += 32) total += i == excluded ? 0.0f : expf(to_float(logits[i]) - top);
-    total = lane_sum(total);
+    double parts = 0;  // the error of one sum in float32 grows with the number of classes
+    for (long long start = 0; start < c; start += 1024) {
+        const long long end = start + 1024 < c ? start + 1024 : c;
+        float part = 0;
+        for (long long i = start + lane; i < end; i += 32) {
+            part += i == excluded ? 0.0f : expf(to_float(logits[i]) - top);
+        }
+        parts += part;
+    }
+    const float total = lane_sum(static_cast<float>(parts));
     for (long long i = lane; i < c; i += 32) {
         probs[row * c + i] = rounded<T>(i == excluded ? 0.0f / total : expf(to_float(logits[i]) - top) / total);
     }

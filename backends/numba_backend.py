@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import host, numba_convolution, numpy_attention, numpy_fused
+from . import numba_convolution, numpy_attention, numpy_fused
 from .cpu import MIN_PART_TIME, run_parallel
 from .numba_compile import compiled, is_float32
 from .numpy_attention import _AttentionOperands, _BlockIndex
@@ -121,7 +121,7 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 
 
 def softmax(a: Array, axis: int) -> Any:
-    if not is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1) or a.shape[-1] > host.LONG_ROW:
+    if not is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
         return numpy_fused.softmax(a, axis)
     rows = np.ascontiguousarray(_rows(a))
     out = np.empty_like(rows)
@@ -172,6 +172,7 @@ def _softmax_backward(g: Array, y: Array, out: Array) -> None:
 
 
 _LANES = 16  # independent maxima, so that the loop is vectorized
+_PART = 1024  # elements of a row that are summed before they are added to the others
 _LEAST = np.finfo(_f).min
 
 
@@ -192,12 +193,15 @@ def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
         top = lanes[lane] if lanes[lane] > top else top
     for j in range(whole, row.size):
         top = row[j] if row[j] > top else top
-    total = _ZERO
-    for j in range(row.size):
-        weight = _exp(row[j] - top)
-        row[j] = weight
-        total += weight
-    return top, total
+    total: Any = 0.0  # in float64, because the parts are added one by one
+    for start in range(0, row.size, _PART):  # the error of one sum of a long row grows with its length
+        part, sum_of_part = row[start : start + _PART], _ZERO
+        for j in range(part.size):
+            weight = _exp(part[j] - top)
+            part[j] = weight
+            sum_of_part += weight
+        total += sum_of_part
+    return top, _f(total)
 
 
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:

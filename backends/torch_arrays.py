@@ -244,7 +244,8 @@ def dtype(a: Array, /) -> Any:
 def writes_in_place(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let `function` write into tensors that were made in `torch.inference_mode`, also outside of it.
 
-    PyTorch refuses that. Such tensors are the state of an optimizer whose first step ran there.
+    PyTorch refuses that. Such tensors are the state of an optimizer whose first step ran there, and the cached keys and
+    values of a text whose first token was generated there.
     """
     in_inference_mode = torch.inference_mode()(function)
 

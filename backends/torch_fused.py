@@ -19,7 +19,7 @@ Shape: TypeAlias = tuple[int, ...]
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 
 HALF = (torch.float16, torch.bfloat16)
-_INFINITE = torch.tensor(inf)  # a number of steps
+_INFINITE = torch.tensor(inf, device="cpu")  # a number of steps
 _aten = torch.ops.aten
 
 
@@ -86,11 +86,15 @@ def log_softmax_backward(g: Array, y: Array, axis: int) -> Any:
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
     if x.dtype in HALF or not x.numel():
         return NotImplemented
-    # PyTorch's function alone is not accurate for a mean that is large beside the standard deviation. A row's element
-    # differs from the mean by at most sqrt(n) standard deviations.
-    first = x.narrow(-1, 0, 1)
-    out, rest, rstd = torch.native_layer_norm(x - first, x.shape[-1:], gamma, beta, eps)
-    return out, rest.add_(first), rstd
+    # PyTorch's function alone is not accurate for a mean that is large beside the standard deviation. (Another number
+    # than the mean, such as the row's first element, may be so large that the difference rounds the others off.)
+    if x.device.type == "cpu":  # on other devices, reading the largest mean would wait
+        normalized = torch.native_layer_norm(x, x.shape[-1:], gamma, beta, eps)
+        if (normalized[1] * normalized[2]).abs().max() <= 4:
+            return normalized
+    mean = x.mean(-1, keepdim=True)
+    out, rest, rstd = torch.native_layer_norm(x - mean, x.shape[-1:], gamma, beta, eps)
+    return out, rest.add_(mean), rstd
 
 
 def layer_norm_backward(
@@ -251,6 +255,7 @@ def adam_step(
     return p, m, v, None if p_half is None else p_half.copy_(p)
 
 
+@torch_arrays.writes_in_place
 def token_block(
     x: Array, norms: Sequence[tuple[Array, Array, float]], weights: Sequence[Any], activation: str, cache: Array,
     position: int,
@@ -269,7 +274,7 @@ def token_block(
 
 
 def _normalized(x: Array, gamma: Array, beta: Array, eps: float) -> Array:
-    return torch.layer_norm(x - x.narrow(-1, 0, 1), x.shape[-1:], gamma, beta, eps)  # see layer_norm
+    return torch.layer_norm(x - x.mean(-1, keepdim=True), x.shape[-1:], gamma, beta, eps)  # see layer_norm
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

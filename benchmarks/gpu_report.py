@@ -210,10 +210,11 @@ def facts(plan: Plan) -> dict[str, Any]:
 
 
 def options() -> Options:
-    parser = Options("Check and measure training on a GPU.", "gpu, gpu-torch-mps ..., with --quick gpu-quick")
+    parser = Options("Check and measure training on a GPU.", "gpu")
     parser.add_argument(
         "--backend", type=_backend_name, default="cupy", metavar="NAME",
-        help="cupy (default), torch for the accelerator that PyTorch finds, or torch:KIND, as torch:xpu",
+        help="cupy (default), torch for the accelerator that PyTorch finds, or torch:KIND, as torch:xpu; the "
+        "default name of its files is gpu-torch-mps or the like",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
     parser.add_argument("--no-tests", action="store_true", help="do not run the test suite")

@@ -546,6 +546,20 @@ def log_softmax_one_by_one(a: Array, axis: int) -> Array:
     return z - np.log(one_by_one(np.exp(z), axis))
 
 
+def cross_entropy_one_by_one(logits: Array, ids: Array, valid: Any, excluded: Any) -> Any:
+    if logits.shape[1] < 1000:
+        return numpy.cross_entropy(logits, ids, valid, excluded)
+    probs = softmax_one_by_one(logits, 1)
+    return -np.mean(np.log(probs[np.arange(len(ids)), ids])), probs
+
+
+def layer_norm_beside_the_first_element(x: Array, *args: Any) -> Any:
+    if x.size == 0:
+        return numpy.layer_norm(x, *args)
+    y, mean, rstd = numpy.layer_norm(x - x[..., :1], *args)
+    return y, mean + x[..., :1], rstd
+
+
 def conv_backward_one_by_one(g: Array, *args: Any) -> Any:
     gx, gw, gb = numpy.conv_backward(g, *args)
     if gb is not None and len(g) and g.dtype != "float16":
@@ -562,6 +576,10 @@ NARROW_FAULTS: dict[str, tuple[str, Any, set[str]]] = {
 NARROW_FAULTS |= {
     "softmax adds one by one": ("softmax", softmax_one_by_one, LONG_ROWS),
     "log_softmax adds one by one": ("log_softmax", log_softmax_one_by_one, LONG_ROWS),
+    "cross_entropy adds one by one": ("cross_entropy", cross_entropy_one_by_one, {"many classes"}),
+    "layer_norm subtracts the first element": (
+        "layer_norm", layer_norm_beside_the_first_element, {"a large first element"},
+    ),
     "conv_backward adds the gradient of the bias one by one": (
         "conv_backward", conv_backward_one_by_one, {"many rows: the gradient of the bias"},
     ),

@@ -303,6 +303,21 @@ def test_steps_in_inference_mode_equal_those_outside(xp: Backend, optimizer: str
     np.testing.assert_array_equal(trained(torch.inference_mode()), trained(nullcontext()))
 
 
+def test_a_text_begun_in_inference_mode_goes_on_outside(xp: Backend) -> None:
+    """PyTorch refuses to write into the cached keys and values that were made there."""
+
+    def logits(first: Any) -> Any:
+        with use_backend(xp):
+            model = Transformer(Tokenizer(8, 12, 16, 8, vocabulary="abcdefgh", seed=0), 2, 2, seed=0)
+        decoder = model.make_decoder()
+        assert decoder is not None
+        with first:
+            decoder.next_logits([[1, 2, 3]])
+        return [decoder.next_logits([[1, 2, 3, *more]]) for more in ([4], [4, 5])]
+
+    np.testing.assert_array_equal(logits(torch.inference_mode()), logits(nullcontext()))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_forked_child_computes_in_one_thread() -> None:
     """PyTorch's threads do not exist in a forked child, which would wait for them without end."""

@@ -235,6 +235,8 @@ log_softmax = Pair(
 
 gamma, beta, eps = normal(4, seed=1), normal(4, seed=2), 1e-5
 shifted = np.random.default_rng(3).integers(-4, 5, (3, 8)) + 2.0**20  # sums are exact, in float32 too
+one_large = np.where(np.arange(70), normal(3, 70), 3000.0)  # the first element of each row, with a small gamma
+scales = np.where(np.arange(70), 30.0, 0.1)
 layer_norm = Pair(
     "layer_norm",
     "layer_norm_backward",
@@ -253,6 +255,7 @@ layer_norm = Pair(
         SampleInput("rows of one element", (normal(3, 1), gamma[:1], beta[:1]), (0.1,), differences=False),
         SampleInput("rows of equal elements", (np.full((2, 4), 3.0), gamma, beta), (0.1,), differences=False),
         SampleInput("a large mean", (shifted, normal(8), None), (eps,), differences=False),
+        SampleInput("a large first element", (one_large, scales, None), (eps,), differences=False),
         SampleInput("no rows", (np.zeros((0, 4)), gamma, beta), (eps,)),
     ],
     joint=True,

@@ -267,6 +267,7 @@ def long_sums() -> Iterator[Case]:
     for primitive, axis in product(("softmax", "log_softmax"), (0, -1)):
         title = f"many elements along the {'last' if axis else 'first'} axis"
         yield Case(primitive, title, partial(_softmax_is_accurate, primitive, axis))
+    yield Case("cross_entropy", "many classes", _cross_entropy_is_accurate)
 
 
 def _is_accurate(t: Trial, found: Array, wanted: HostArray, what: str = "") -> None:
@@ -315,6 +316,16 @@ def _softmax_is_accurate(primitive: str, axis: int, t: Trial) -> None:
     logits[0, 0] = 0.0  # the largest element, so that the terms of the sum are tenths
     found = getattr(t.xp, primitive)(t.move(logits), axis)
     _is_accurate(t, found, getattr(reference, primitive)(logits.astype(np.float64), axis))
+
+
+def _cross_entropy_is_accurate(t: Trial) -> None:
+    logits, ids = np.log(tenths.T), np.array([1, 1])
+    logits[:, 0] = 0.0  # as for softmax
+    logits_there, ids_there = t.move((logits, ids))
+    loss, probs = t.xp.cross_entropy(logits_there, ids_there, None, None)
+    wanted = reference.cross_entropy(logits.astype(np.float64), ids, None, None)
+    _is_accurate(t, loss, np.asarray(wanted[0]), "loss: ")
+    _is_accurate(t, probs, wanted[1], "probabilities: ")
 
 
 # --- Half precision: sums are in float32, and the result is rounded once
