@@ -23,7 +23,7 @@ nox.options.error_on_external_run = True
 TORCH = "torch==2.13.0"
 TEST = (
     TORCH, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ml_dtypes>=0.5",  # ml_dtypes has bfloat16
-    "tokenizers>=0.20",
+    "tokenizers>=0.20", "transformers>=5",
 )  # fmt: skip
 LINT = ("ruff==0.17.6",)
 TYPES = ("mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")

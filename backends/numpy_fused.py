@@ -146,7 +146,7 @@ def matmul(a: Array, b: Array) -> Array:
 def linear(x: Array, weight: Array, bias: Array | None) -> Any:
     if _is_half(x):
         return NotImplemented
-    if x.size == x.shape[-1] and weight.size <= _SMALL_WEIGHT:  # one row, which the BLAS leaves to one thread
+    if x.size == x.shape[-1]:  # one row: the BLAS divides a large weight over its threads
         out = np.matmul(x, weight)
         return out if bias is None else np.add(out, bias)
     rows = _rows(x)  # (N, i) @ (i, o): one product for all batch axes

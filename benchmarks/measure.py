@@ -354,7 +354,7 @@ def circumstances(module: str) -> dict[str, Any]:
         "BLAS of NumPy": _numpy_blas(),
         "BLAS of torch": _torch_blas(),
         "torch threads": torch.get_num_threads(),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_TUNING)},
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_TUNING) and k != "RG_DATA_DIR"},
         "python": platform.python_version(),
         **{name: _version(name) for name in ("russellgrad", "numpy", "torch", "autograd", "mygrad", "scipy")},
     }

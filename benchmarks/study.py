@@ -242,8 +242,8 @@ means that the comparison does not separate the tokens from the amount of text.
 rotary positions, SwiGLU, {kv_heads} heads of keys and values for {heads} of queries, and logits with a matrix of their
 own, whose parameters the feed-forward layers then lack.
 
-This is one size, one text and one learning rate, which was chosen for GPT-2's block with characters. The figures do not
-say what holds for larger models.
+This is one size, one text, a short run and one learning rate, which was chosen for GPT-2's block with characters. The
+figures do not say what holds for larger models or longer runs.
 
 ## The setting
 

@@ -14,8 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
-from .byte_level import BYTE_OF, split_words, to_bytes, utf8
-from .encoding import check_id
+from .byte_level import BYTE_OF, check_id, split_words, to_bytes, utf8
 from .serialization import replace_file
 
 LONGEST_CACHED = 256  # characters: longer words are rare, and 65,536 of them would need much memory

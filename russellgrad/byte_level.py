@@ -46,3 +46,10 @@ def utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"BPE: {text[error.start]!r} is a surrogate, which UTF-8 cannot encode; remove it") from error
+
+
+def check_id(i: int, size: int) -> int:
+    """Return an id. Raises IndexError if it is outside [0, size): Python counts negative indices from the end."""
+    if not 0 <= i < size:
+        raise IndexError(f"Tokenizer: id {i} is out of range; ids must be in [0, {size})")
+    return i

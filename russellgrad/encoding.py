@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from .byte_level import BYTE_OF, to_bytes, utf8
+from .bpe import BPE
+from .byte_level import BYTE_OF, check_id, to_bytes, utf8
 from .serialization import install_command
 
 
@@ -199,13 +200,6 @@ def _bytes_of(token: str, decoder: str) -> bytes:
     return utf8(token.replace("\u2581", " "))  # SentencePiece's mark of a space
 
 
-def check_id(i: int, size: int) -> int:
-    """Return an id. Raises IndexError if it is outside [0, size): Python counts negative indices from the end."""
-    if not 0 <= i < size:
-        raise IndexError(f"Tokenizer: id {i} is out of range; ids must be in [0, {size})")
-    return i
-
-
 def encoding_from_config(config: Mapping[str, Any]) -> Encoding:
     """Build the encoding whose `config()` this is.
 
@@ -218,8 +212,6 @@ def encoding_from_config(config: Mapping[str, Any]) -> Encoding:
     if kind == "characters":
         return CharacterEncoding(**options)
     if kind == "bpe":
-        from .bpe import BPE  # which imports this module
-
         return BPE(**options)
     if kind == "tokenizers":
         return HubEncoding(**options)

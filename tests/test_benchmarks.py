@@ -23,6 +23,7 @@ from benchmarks import (
     memory,
     ops,
     overhead,
+    pretrained,
     readme,
     second_derivatives,
     step_peers,
@@ -104,6 +105,16 @@ def test_other_losses_are_an_error_and_a_slow_library_is_left_out(monkeypatch: p
     monkeypatch.setattr(Worker, "call", lambda worker, *counts: (1e-3, 1.0 + worker.candidate[0].count("d"), 0.0))
     with pytest.raises(RuntimeError, match="the candidates did not do the same"):
         step_peers.measure_size(TINY, libraries, 1, 0.0)
+
+
+def test_pretrained_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `transformers`, whose import takes seconds in each of its processes."""
+    ours = pretrained.candidates
+    monkeypatch.setattr(pretrained, "candidates", lambda *work: dict.fromkeys(ours(*work), ours(*work)[OURS]))
+    tables = pretrained.tables(quick=True)
+    assert [table.name for table in tables] == ["pretrained_generate", "pretrained_step", "pretrained_memory"]
+    for table, cases in zip(tables, (1, 1, 2 * STATUS.exists()), strict=True):
+        check_table(table, cases, {pretrained.TORCH})
 
 
 def test_limit_tables() -> None:

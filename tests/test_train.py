@@ -1,6 +1,7 @@
 """The training script: reproducible losses, configuration, errors, output and the command line."""
 
 import re
+import shutil
 import signal
 import sys
 from dataclasses import fields, replace
@@ -17,6 +18,7 @@ from tests.helpers import TEXT
 from tests.process import run_python
 from train import train_transformer
 from train.config import OPTIMIZERS, Config, configure, parse
+from train.generate import generate
 from train.metrics import read_metrics
 from train.optimizers import build_optimizer, build_schedule
 from train.progress import Progress, format_duration
@@ -201,6 +203,18 @@ def test_each_optimizer_has_its_settings_and_learns(
     assert result.losses[-1] < result.losses[0] - 0.2
 
 
+def test_llama_blocks_train_resume_and_generate(backend: Backend, text: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"blocks": "llama", "kv_heads": 1, "steps": 4, "save_interval": 2}
+    whole = small(text, tmp_path / "whole", **options)
+    assert whole.model.config()["norm"] == "rms_norm" and whole.model.config()["n_kv_heads"] == 1
+    assert whole.model.tokenizer.positional_encoding is None and whole.model.output is not None
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part/checkpoints/step-00000004")
+    resumed = train(configure(resume=str(tmp_path / "part")))
+    assert resumed.losses[-2:] == whole.losses[-2:]
+    assert len("".join(generate(whole.path, ["The"], 9))) == 12
+
+
 def test_muon_updates_the_matrices_of_the_blocks(backend: Backend) -> None:
     config = Config(**SMALL, optimizer="muon", momentum=0.8, weight_decay=0.3)
     model = build_model(config, TEXT)
@@ -315,6 +329,10 @@ def test_non_finite_loss_raises_with_the_step(backend: Backend, text: str, tmp_p
         ({"momentum": 1.0, "optimizer": "sgd"}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"beta2": -0.1}, "beta2 must not be negative"),
         ({"learning_rate": 1e-3, "min_learning_rate": 0.01, "optimizer": "sgd"}, "min_learning_rate 0.01 is above"),
+        ({"kv_heads": 2}, "kv_heads is a setting of Llama's blocks; blocks is gpt2"),
+        ({"blocks": "llama", "kv_heads": 3}, "kv_heads must divide the heads: 3 does not divide 4"),
+        ({"blocks": "llama", "activation": "relu"}, "activation is a setting of GPT-2's blocks; blocks is llama"),
+        ({"blocks": "llama", "heads": 2, "width": 6}, "width / heads must be even, got 6 / 2"),
         ({"out": ""}, "out must not be empty"),
         ({"dataset": ""}, "dataset must not be empty"),
         ({"resume": ""}, "resume must not be empty"),

@@ -113,6 +113,8 @@ class Checkpointer:
             "tokenizer": "char",
             "vocab": None,
             "init_from": None,
+            "blocks": "gpt2",
+            "kv_heads": None,
             **checkpoint.state["config"],
         }
         if changed := [name for name in FIXED_ON_RESUME if getattr(self.config, name) != saved[name]]:

@@ -29,6 +29,8 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
 }
 VOCAB = 1024  # default number of tokens of byte-pair encoding
 _PATHS = ("dataset", "out", "resume", "tokenizer", "init_from")
+BLOCKS = ("gpt2", "llama")
+_OF_GPT2 = ("activation", "output_projection", "final_norm")  # settings that Llama's blocks do not have
 _SCHEDULES = ("constant", "exponential", "cosine", "cosine_with_warmup")
 
 
@@ -70,6 +72,10 @@ class Config:
     heads: int = _option(4, "attention heads in each block; must divide the width")
     width: int = _option(128, "embedding dimension")
     ff_scale: int = _option(4, "width of the feed-forward layers, as a multiple of the width")
+    blocks: str = _option("gpt2", "layers of the blocks: GPT-2's, or Llama's (RMS norm, SwiGLU, rotary positions, "
+                          "untied logits)", BLOCKS)
+    kv_heads: int | None = _option(None, "heads of keys and values in Llama's blocks; must divide the heads (default: "
+                                   "as many)")
     block: int = _option(64, "context length in tokens")
     activation: str = _option("gelu", "activation function of the feed-forward layers", _ACTIVATIONS)
     output_projection: bool = _option(True, "apply a learned matrix to the concatenated heads")
@@ -127,7 +133,7 @@ class Config:
             if getattr(self, name) == "":
                 raise ValueError(f"{option(name)} must not be empty")
         for name in ("layers", "heads", "width", "ff_scale", "block", "steps", "batch", "learning_rate",
-                     "eval_interval", "top_k", "accumulate", "save_interval", "keep"):  # fmt: skip
+                     "eval_interval", "top_k", "accumulate", "save_interval", "keep", "kv_heads"):  # fmt: skip
             if getattr(self, name) == 0:
                 raise ValueError(f"{option(name)} must be positive, got 0")
         if self.vocab is not None and self.tokenizer != "bpe":
@@ -140,6 +146,21 @@ class Config:
             )
         if self.width % self.heads:
             raise ValueError(f"{option('heads')} must divide the width: {self.heads} does not divide {self.width}")
+        if self.kv_heads is not None and self.blocks != "llama":
+            raise ValueError(f"{option('kv_heads')} is a setting of Llama's blocks; {option('blocks')} is gpt2")
+        if self.heads % (self.kv_heads or 1):
+            raise ValueError(
+                f"{option('kv_heads')} must divide the heads: {self.kv_heads} does not divide {self.heads}"
+            )
+        if self.blocks == "llama" and self.init_from is None:
+            for name in _OF_GPT2:
+                if getattr(self, name) != getattr(Config, name):
+                    raise ValueError(f"{option(name)} is a setting of GPT-2's blocks; {option('blocks')} is llama")
+            if self.width // self.heads % 2:
+                raise ValueError(
+                    f"{option('blocks')} llama rotates pairs of channels, so {option('width')} / {option('heads')} "
+                    f"must be even, got {self.width} / {self.heads}"
+                )
         for name in ("dropout", "momentum", "beta1", "beta2"):
             if (getattr(self, name) or 0) >= 1:
                 raise ValueError(f"{option(name)} must be in [0, 1), got {getattr(self, name)}")
@@ -235,8 +256,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # Fields that a resumed run cannot change. (It cannot change the text either: its checksum is compared.)
 FIXED_ON_RESUME = (
-    "tokenizer", "vocab", "init_from", "layers", "heads", "width", "ff_scale", "block", "activation",
-    "output_projection", "final_norm", "dropout", "dtype", "optimizer", "batch", "seed",
+    "tokenizer", "vocab", "init_from", "layers", "heads", "width", "ff_scale", "blocks", "kv_heads", "block",
+    "activation", "output_projection", "final_norm", "dropout", "dtype", "optimizer", "batch", "seed",
 )  # fmt: skip
 
 
@@ -305,10 +326,13 @@ def _settings_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer": folder, "layers": options["n_layers"], "heads": options["n_attn_heads"], "width": width,
         "output_projection": options["output_projection"], "final_norm": options["final_norm"],
     }  # fmt: skip
-    found |= {"activation": options["activation"]} if "activation" in options else {}  # Llama has its own
+    if "activation" in options:
+        found["activation"] = options["activation"]
+    else:
+        found |= {"blocks": "llama", "kv_heads": options.get("n_kv_heads")}
     found |= {} if inner % width else {"ff_scale": inner // width}
-    fixed = ("tokenizer", "vocab", "layers", "heads", "width", "ff_scale", "activation", "output_projection",
-             "final_norm")  # fmt: skip
+    fixed = ("tokenizer", "vocab", "layers", "heads", "width", "ff_scale", "blocks", "kv_heads", "activation",
+             "output_projection", "final_norm")  # fmt: skip
     if other := [name for name in fixed if name in given and given[name] != found.get(name)]:
         raise ValueError(
             f"{option('init_from')} {folder} sets "

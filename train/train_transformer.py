@@ -404,21 +404,29 @@ def build_model(config: Config, encoding: Encoding | str) -> Transformer:
         return _pretrained(config, config.init_from)
     if isinstance(encoding, str):
         encoding = CharacterEncoding("".join(sorted(set(encoding))))
-    size = encoding.vocab_size
+    size, is_llama = encoding.vocab_size, config.blocks == "llama"
+    options: dict[str, Any] = {
+        "output_projection": config.output_projection, "final_norm": config.final_norm, "dropout": config.dropout,
+        "seed": config.seed,
+    }  # fmt: skip
+    if is_llama:
+        options |= {"norm": "rms_norm", "feed_forward": "swiglu", "positions": "rotary", "tied": False}
+        options |= {"n_kv_heads": config.kv_heads}
+    else:
+        options |= {"activation": config.activation}
     default = get_default_dtype()
     set_default_dtype(config.dtype)
     try:
-        return Transformer(
-            Tokenizer(size, config.block, config.width, size, encoding=encoding, seed=config.seed),
-            config.layers,
-            config.heads,
-            config.ff_scale,
-            activation=config.activation,
-            output_projection=config.output_projection,
-            final_norm=config.final_norm,
-            dropout=config.dropout,
+        tokenizer = Tokenizer(
+            size,
+            config.block,
+            config.width,
+            size,
+            encoding=encoding,
+            positional_encoding=not is_llama,
             seed=config.seed,
         )
+        return Transformer(tokenizer, config.layers, config.heads, config.ff_scale, **options)
     finally:
         set_default_dtype(default)
 
