@@ -7,6 +7,7 @@ docs/torch.md shows how to convert models in both directions.
 Shapes: B texts of T tokens, C = embed_dim, H heads of width D = C / H.
 """
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -176,13 +177,26 @@ def load(path: str | os.PathLike[str]) -> tuple[Twin, str]:
     """Load a file of `russellgrad.checkpoint.save_model` as a twin in evaluation mode. Returns it and the vocabulary.
 
     A character's token is its index in the vocabulary.
+
+    Raises ValueError if the model's tokens are not characters, or it has options that the twin does not have.
     """
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()["config"])
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    vocabulary, sizes = config["tokenizer"]["vocabulary"], config["tokenizer"]
+    sizes = config["tokenizer"]
+    if "vocabulary" not in sizes:
+        raise ValueError(
+            f"{path}: the model's tokens are not characters but those of an encoding of the kind "
+            f"{sizes['encoding']['kind']!r}; load the model with russellgrad.checkpoint.load_model, and use its "
+            "to_torch_state_dict() as docs/torch.md shows"
+        )
+    if other := config["model"].keys() - inspect.signature(Twin).parameters:
+        raise ValueError(
+            f"{path}: the twin has GPT-2's blocks, the model has other options: {', '.join(sorted(other))}"
+        )
+    vocabulary = sizes["vocabulary"]
     twin = Twin(len(vocabulary), sizes["max_seq_len"], sizes["embed_dim"], **config["model"])
     twin.to(state["tokenizer.token_embedding"].dtype).load_state_dict(renamed(state))
     return twin.eval(), vocabulary

@@ -17,6 +17,8 @@ from typing import Any, Self
 from .byte_level import BYTE_OF, check_id, split_words, to_bytes, utf8
 from .serialization import replace_file
 
+LONGEST_CACHED = 256  # characters: longer words are rare, and 65,536 of them would need much memory
+
 
 class BPE:
     """A byte-pair encoding, for `Tokenizer(encoding=...)`: `BPE.train(text, 1024).encode("to be")` is a list of ids.
@@ -90,20 +92,38 @@ class BPE:
         """The ids of a text. Raises ValueError if it has a surrogate, which has no UTF-8 bytes."""
         ids: list[int] = []
         for word in split_words(text):
-            if word not in self._cache:
+            found = self._cache.get(word)
+            if found is None:
+                found = self._encode_word(word)
                 if len(self._cache) >= 2**16:
                     self._cache.clear()
-                self._cache[word] = self._encode_word(word)
-            ids += self._cache[word]
+                if len(word) <= LONGEST_CACHED:
+                    self._cache[word] = found
+            ids += found
         return ids
 
     def _encode_word(self, word: str) -> list[int]:
-        """Merge the pair that training found first, until no pair is one of the merges."""
+        """Merge the pair that training found first, the leftmost of equal ones, until no pair is one of the merges.
+
+        A heap of the pairs takes O(n log n): a word may be a long line without spaces.
+        """
         ids = [self._id_of_byte[byte] for byte in utf8(word)]
-        while found := [self._ranks[pair] for pair in pairwise(ids) if pair in self._ranks]:
-            _, pair, new = min(found)
-            _merge(ids, pair, new)
-        return ids
+        n = len(ids)
+        left, right = list(range(-1, n - 1)), list(range(1, n + 1))  # the positions of neighbours
+        heap = [(*self._ranks[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in self._ranks]
+        heapify(heap)
+        while heap:
+            _, pair, new, i = heappop(heap)
+            j = right[i]
+            if j == n or (ids[i], ids[j]) != pair:  # one of them was merged with another
+                continue
+            ids[i], ids[j], right[i] = new, -1, right[j]
+            if right[i] < n:
+                left[right[i]] = i
+            for a, b in ((left[i], i), (i, right[i])):
+                if a >= 0 and b < n and (ids[a], ids[b]) in self._ranks:
+                    heappush(heap, (*self._ranks[ids[a], ids[b]], a))
+        return [i for i in ids if i >= 0]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Bytes that are not UTF-8 become U+FFFD. Raises IndexError for an id out of range."""
@@ -136,13 +156,19 @@ class BPE:
 
 def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[tuple[tuple[int, int], int]]:
     """Replace the pair in the word, from left to right. Return pairs of neighbours, and by how much each changes."""
-    changes, i = [], 0
-    while i < len(word) - 1:
-        if (word[i], word[i + 1]) == pair:
-            word[i : i + 2] = [new]
-            if i > 0:
-                changes += [((word[i - 1], pair[0]), -1), ((word[i - 1], new), 1)]
-            if i + 1 < len(word):
-                changes += [((pair[1], word[i + 1]), -1), ((new, word[i + 1]), 1)]
-        i += 1
+    changes: list[tuple[tuple[int, int], int]] = []
+    merged: list[int] = []  # a new list: deleting from a long word would move the rest of it each time
+    i, n = 0, len(word)
+    while i < n:
+        if i + 1 == n or (word[i], word[i + 1]) != pair:
+            merged.append(word[i])
+            i += 1
+            continue
+        if merged:
+            changes += [((merged[-1], pair[0]), -1), ((merged[-1], new), 1)]
+        merged.append(new)
+        i += 2
+        if i < n:
+            changes += [((pair[1], word[i]), -1), ((new, word[i]), 1)]
+    word[:] = merged
     return changes

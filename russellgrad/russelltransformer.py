@@ -268,7 +268,7 @@ class Block(Module):
 
 
 class Transformer(Module):
-    """A causal (decoder-only) language model over the characters of a tokenizer.
+    """A causal (decoder-only) language model over the tokens of a tokenizer.
 
         tokenizer = Tokenizer.from_text(text, max_seq_len=64, embed_dim=128)
         model = Transformer(tokenizer, n_layers=4, n_attn_heads=4)
@@ -607,21 +607,21 @@ class Transformer(Module):
         stop: str | None = None,
         seed: int = 0,
     ) -> Iterator[Prompt]:
-        """Generate text and yield it in pieces, character by character.
+        """Generate text and yield it in pieces, token by token.
 
-        The pieces do not include the prompt. Text that may be the start of `stop` is delayed until that is decided. For
-        a list of prompts, which run as one batch, each item is a list with a piece for each prompt, which may be "". A
-        text does not depend on the other prompts. The model sees the last max_seq_len characters. Padding is never
-        generated, and dropout is off.
+        The pieces do not include the prompt. Text that may be the start of `stop` is delayed until that is decided. If
+        the bytes of a character are in several tokens, it comes with the last of them. For a list of prompts, which run
+        as one batch, each item is a list with a piece for each prompt, which may be "". A text does not depend on the
+        other prompts. The model sees the last max_seq_len tokens. Padding is never generated, and dropout is off.
 
             for piece in model.stream("ROMEO:", 100):
                 print(piece, end="")
 
         Args:
-            prompt: a string of at least one character, or a list of at least one such string.
-            max_new_tokens: the maximum number of new characters in each text.
-            temperature: divides the logits; 0 always selects the most likely character (greedy decoding).
-            top_k: sample from the k most likely characters only.
+            prompt: a string of at least one token, or a list of at least one such string.
+            max_new_tokens: the maximum number of new tokens in each text.
+            temperature: divides the logits; 0 always selects the most likely token (greedy decoding).
+            top_k: sample from the k most likely tokens only.
             top_p: nucleus sampling; see `generation.Sampling`.
             stop: a text ends before the first occurrence of this string after the prompt.
             seed: the seed of the random numbers, in [0, 2**64). Each row of a list has its own random numbers.

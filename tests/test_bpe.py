@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import sys
+import time
 import unicodedata
 from functools import cache
 from itertools import pairwise
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from russellgrad.bpe import BPE
 from russellgrad.byte_level import BYTE_OF, split_words
 from russellgrad.checkpoint import load_model, save_model
-from russellgrad.encoding import Encoding, HubEncoding, encoding_from_config
+from russellgrad.encoding import Encoding, HubEncoding, _byte_level, encoding_from_config
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from train.datasets import play_to_text
@@ -86,6 +87,31 @@ def test_encoding_gives_the_ids_of_tokenizers(text: str) -> None:
     assert ids == reference().encode(text)
     assert trained().decode(ids) == reference().decode(ids) == text
     assert b"".join(map(trained().token_bytes, ids)) == b"".join(map(reference().token_bytes, ids)) == text.encode()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_merges_in_any_order_give_the_ids_of_tokenizers(seed: int) -> None:
+    """As in files that training did not write: a merge may use a token that a later one makes."""
+    tokenizers = pytest.importorskip("tokenizers")
+    draws = random.Random(seed)
+    vocab, merges = merges_of(reference(256 + 30, "".join(draws.choices("abc ", k=300))))
+    draws.shuffle(merges)
+    expected = HubEncoding(_byte_level(tokenizers.models.BPE(vocab, merges)))
+    for text in ("".join(draws.choices("abc ", k=200)), "".join(draws.choices("abc", k=200))):
+        assert BPE(vocab, merges).encode(text) == expected.encode(text)
+
+
+def test_a_long_word_is_encoded_in_a_moment() -> None:
+    """A line of 100,000 letters without spaces: one pass for each of the merges takes 30 times as long."""
+    draws = random.Random(0)
+    word = "".join(draws.choices("etaoinshrdlu", k=100_000))
+    text = " ".join("".join(draws.choices("etaoinshrdlu", k=6)) for _ in range(3000))
+    encoding = BPE.train(text, 1500)
+    start = time.process_time()
+    ids = encoding.encode(word)
+    assert time.process_time() - start < 3
+    assert encoding.decode(ids) == word
+    assert word not in encoding._cache
 
 
 # tokenizers knows letters of newer versions of Unicode than Python, so characters that are not assigned are left out.

@@ -10,6 +10,7 @@ import pytest
 
 from russellgrad import Tensor
 from russellgrad.bpe import BPE
+from russellgrad.byte_level import BYTE_OF
 from russellgrad.checkpoint import load_model
 from russellgrad.encoding import HubEncoding
 from russellgrad.generation import Sampling
@@ -187,6 +188,13 @@ def test_byte_pair_encoding_gives_the_ids_of_the_library(browser: Browser, tmp_p
     open_page(browser, write_page(make_model(tmp_path, encoding=encoding), "The king"))
     for text in SAMPLES:
         assert browser.evaluate(f"model.bpe.encode({json.dumps(text)})") == encoding.encode(text)
+    merges = [
+        ("ab", "a"),
+        ("a", "b"),
+    ]  # an order that training does not give: the second merge makes a pair of the first
+    vocab = {token: i for i, token in enumerate([*BYTE_OF, "ab", "aba"])}
+    tokens = json.dumps({"tokens": list(vocab), "merges": merges})
+    assert browser.evaluate(f"new BPE({tokens}).encode('abab')") == BPE(vocab, merges).encode("abab")
     expected = [list(encoding.token_bytes(i)) for i in range(encoding.vocab_size)]
     assert browser.evaluate("model.bpe.tokens.map((_, id) => [...model.bpe.bytesOf(id)])") == expected
 

@@ -13,6 +13,7 @@ from docs import torch_twin
 from docs.torch_twin import Twin, renamed
 from russellgrad import Tensor
 from russellgrad.backend import Backend, get_backend
+from russellgrad.bpe import BPE
 from russellgrad.checkpoint import load_model, save_model
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.random import default_generator
@@ -543,6 +544,17 @@ def test_model_file_loads_in_pytorch(backend: Backend, tmp_path: Path, dtype: st
     by_hand = empty_twin(model, getattr(torch, dtype))
     by_hand.load_state_dict(renamed(load_file(path)))
     assert torch.equal(by_hand(tokens(model)), twin(tokens(model)))
+
+
+def test_model_files_that_the_twin_cannot_load_raise(tmp_path: Path) -> None:
+    encoding = BPE.train("to be or not to be", 260)
+    size = encoding.vocab_size
+    by_pairs = Transformer(Tokenizer(size, 8, 8, size, encoding=encoding, seed=0), 1, 2, seed=0)
+    with pytest.raises(ValueError, match=r"model\.safetensors: the model's tokens are not characters .* kind 'bpe'"):
+        torch_twin.load(save_model(tmp_path / "model.safetensors", by_pairs))
+    other = Transformer(Tokenizer.from_text("to be", 8, 8, seed=0), 1, 2, norm="rms_norm", tied=False, seed=0)
+    with pytest.raises(ValueError, match=r"the twin has GPT-2's blocks, the model has other options: norm, tied"):
+        torch_twin.load(save_model(tmp_path / "model.safetensors", other))
 
 
 def test_bfloat16_model_file_loads_in_pytorch(backend: Backend, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from russellgrad.bpe import BPE
 from russellgrad.checkpoint import load_model
 from russellgrad.encoding import CharacterEncoding, Encoding, HubEncoding
+from russellgrad.serialization import replace_file
 from tests.helpers import once
 from tests.process import run_python
 from train import tokens
@@ -343,6 +344,17 @@ def test_chunks_of_white_space_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_chunks")
+def test_chunks_of_one_long_line(tmp_path: Path) -> None:
+    """As of a text whose line ends are spaces: a chunk ends at a space, and is longer only if there is none."""
+    (tmp_path / "text.txt").write_text(TEXT.replace("\n", " "), encoding="utf-8")
+    chunks = list(read_chunks(tmp_path / "text.txt"))
+    assert "".join(chunks) == TEXT.replace("\n", " ")
+    assert max(map(len, chunks)) < 150
+    (tmp_path / "text.txt").write_text("a \u4f60" + "\u4f60\u597d" * 100 + " b", encoding="utf-8")
+    assert list(read_chunks(tmp_path / "text.txt")) == ["a", " \u4f60" + "\u4f60\u597d" * 100, " b"]
+
+
+@pytest.mark.usefixtures("_chunks")
 def test_a_large_text_that_is_not_utf8_raises(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes(b"abc def\n" * 200 + b"\xff\n")
     with pytest.raises(ValueError, match=r"text.txt is not UTF-8 text \(byte 1600\)"):
@@ -378,6 +390,39 @@ def test_tokens_that_cannot_be_written_raise(text: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(tokens, "replace_file", full)
     with pytest.raises(OSError, match=r"cannot write the tokens of .* No space left on device; choose another"):
         small(text, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("damage", [lambda raw: raw[:2000], lambda raw: raw[:2000] + raw[2002:], lambda raw: b""])
+def test_damaged_tokens_of_a_large_text_are_written_again(
+    damage: Any, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every number in the file is an id, so only a checksum tells that the text is another one."""
+    result = small(text, tmp_path / "run", steps=8, save_interval=4)
+    (file,) = (tmp_path / "run").glob("tokens-*.bin")
+    content = file.read_bytes()
+    assert len(content) == 2 * len(TEXT) + 32
+    assert content[-32:] == hashlib.sha256(content[:-32]).digest()
+    file.write_bytes(damage(content))
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
+    capsys.readouterr()
+    assert train(resume=str(tmp_path / "run")).losses == result.losses[4:]
+    assert capsys.readouterr().out.startswith(f"{file} is damaged; it is written again\n")
+    assert file.read_bytes() == content
+
+
+@pytest.mark.usefixtures("_chunks")
+def test_a_large_text_that_changes_while_it_is_encoded_raises(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing(path: Path, content: Any) -> None:
+        Path(text).write_text(TEXT + TEXT, encoding="utf-8", newline="")
+        replace_file(path, content)
+
+    monkeypatch.setattr(tokens, "replace_file", changing)
+    with pytest.raises(ValueError, match=r"notes\.txt changed while it was read; start the run again"):
+        small(text, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
 
 
 MEMORY = """

@@ -29,11 +29,12 @@ from .config import VOCAB, Config
 from .data import Ids, split
 from .datasets import DATASETS, decode_utf8, load_text
 from .distributed import ProcessGroup
-from .progress import option
+from .progress import echo, option
 
 LARGE = 2**24  # bytes: larger text files are encoded in chunks
 CHUNK = 2**20  # bytes of a chunk
 BPE_CHUNKS = 64  # chunks of a large text that byte-pair encoding is trained on
+DIGEST = 32  # bytes of SHA-256
 FILES = ("train.bin", "val.bin")  # of a folder of tokens
 
 
@@ -132,20 +133,25 @@ def read_chunks(path: Path) -> Iterator[str]:
     """Yield a UTF-8 text in parts, which are encoded on their own as in the whole text.
 
     A part ends between a character and white space, where GPT-2's pattern splits every text. As in `load_text`, there
-    is no byte-order mark, and line ends are newlines. Raises ValueError if the text is not UTF-8.
+    is no byte-order mark, and line ends are newlines. A part is longer than CHUNK bytes if there are no spaces or
+    newlines in them. Raises ValueError if the text is not UTF-8.
     """
-    rest, offset = "", 0
+    rest, raw, offset = "", b"", 0
     with path.open("rb") as file:
-        while raw := file.read(CHUNK):
-            raw += file.readline()  # to the end of a line, which is no part of a character
+        while more := file.read(CHUNK):
+            end = max(more.rfind(b" "), more.rfind(b"\n")) + 1  # neither is a byte of another character
+            if not end:
+                raw += more
+                continue
+            raw += more[:end]
             text = rest + decode_utf8(raw, path, offset, first=offset == 0)
-            offset += len(raw)
+            offset, raw = offset + len(raw), more[end:]
             end = len(text.rstrip(WHITE_SPACE))
             if text[:end]:
                 yield text[:end]
             rest = text[end:]
-    if rest:
-        yield rest
+    if last := rest + decode_utf8(raw, path, offset, first=offset == 0):
+        yield last
 
 
 def _large_text(config: Config, path: Path, group: ProcessGroup) -> Tokens:
@@ -157,20 +163,19 @@ def _large_text(config: Config, path: Path, group: ProcessGroup) -> Tokens:
         n += len(text)
         first = first or text[0]
     encoding = _encoding(config, _first(read_chunks(path), BPE_CHUNKS), "".join(sorted(characters)))
-    dtype = dtype_of(encoding)
-    key = json.dumps([digest.hexdigest(), encoding.config(), dtype.name]).encode()
+    key = json.dumps([digest.hexdigest(), encoding.config(), dtype_of(encoding).name]).encode()
     file = config.folder / f"tokens-{hashlib.sha256(key).hexdigest()[:16]}.bin"
-    if group.is_main and not file.exists():
+    if group.is_main and not _is_complete(file):
         config.folder.mkdir(parents=True, exist_ok=True)
         try:
-            replace_file(file, (np.array(encoding.encode(text), dtype).tobytes() for text in read_chunks(path)))
+            replace_file(file, _encoded(path, encoding, digest.hexdigest()))
         except OSError as error:
             raise OSError(
                 f"cannot write the tokens of {path} to {file}: {error.strerror or error}; choose another folder with "
                 f"{option('out')}"
             ) from error
     group.check_same({"tokens": str(file)})  # the others wait for the file
-    ids = map_tokens(file, encoding, hashlib.sha256().update)
+    ids = map_tokens(file, encoding, n_bytes=file.stat().st_size - DIGEST)
     size = f"{n:,} characters" + ("" if config.tokenizer == "char" else f", {len(ids):,} tokens")
     prompt = "\n" if "\n" in characters or config.tokenizer != "char" else first
     return Tokens(encoding, *split(ids, config.block, unit(config)), digest.hexdigest(), size, prompt)
@@ -179,6 +184,37 @@ def _large_text(config: Config, path: Path, group: ProcessGroup) -> Tokens:
 def _first(chunks: Iterator[str], n: int) -> Iterator[str]:
     for _, chunk in zip(range(n), chunks, strict=False):
         yield chunk
+
+
+def _encoded(path: Path, encoding: Encoding, sha256: str) -> Iterator[bytes]:
+    """The content of the file of a large text's tokens: the ids, and at its end their SHA-256.
+
+    Raises ValueError if the text's SHA-256 is another one: the file's name, and later runs, would not tell.
+    """
+    text_digest, digest, dtype = hashlib.sha256(), hashlib.sha256(), dtype_of(encoding)
+    for text in read_chunks(path):
+        text_digest.update(text.encode())
+        raw = np.array(encoding.encode(text), dtype).tobytes()
+        digest.update(raw)
+        yield raw
+    if text_digest.hexdigest() != sha256:
+        raise ValueError(f"{path} changed while it was read; start the run again when it is complete")
+    yield digest.digest()
+
+
+def _is_complete(file: Path) -> bool:
+    """Whether there is such a file as `_encoded` gives, with the ids that were written."""
+    if not file.exists():
+        return False
+    digest, left = hashlib.sha256(), file.stat().st_size - DIGEST
+    with file.open("rb") as opened:
+        while left > 0 and (raw := opened.read(min(left, CHUNK))):
+            digest.update(raw)
+            left -= len(raw)
+        if digest.digest() == opened.read():
+            return True
+    echo(f"{file} is damaged; it is written again")
+    return False
 
 
 # --- Files of tokens
@@ -207,27 +243,31 @@ def dtype_of(encoding: Encoding) -> np.dtype[Any]:
     return np.dtype("<u2" if encoding.vocab_size <= 2**16 else "<u4")
 
 
-def map_tokens(path: Path, encoding: Encoding, update: Callable[[bytes], object]) -> Ids:
+def map_tokens(
+    path: Path, encoding: Encoding, update: Callable[[bytes], object] = lambda raw: None, n_bytes: int | None = None
+) -> Ids:
     """Map a file of tokens, (N,), after reading it once to check it. Each part that is read is passed to `update`.
+
+    The tokens are in the first `n_bytes` bytes, by default all.
 
     Raises:
         ValueError: the file is empty, its size is not a multiple of the dtype's, or it has ids that the encoding does
             not have.
         OSError: the file cannot be read.
     """
-    dtype, size = dtype_of(encoding), path.stat().st_size
+    dtype, size = dtype_of(encoding), path.stat().st_size if n_bytes is None else n_bytes
     if not size or size % dtype.itemsize:
         raise ValueError(
             f"{path} is truncated: it has {size:,} bytes, and needs {dtype.itemsize} for each token, as {dtype.name}; "
             "write it again"
         )
     with path.open("rb") as file:
-        while raw := file.read(CHUNK):
+        while raw := file.read(min(CHUNK, size - file.tell())):
             if (largest := int(np.frombuffer(raw, dtype).max())) >= encoding.vocab_size:
                 raise ValueError(
                     f"{path} has the id {largest}, and the tokenizer has {encoding.vocab_size:,} tokens, as "
                     f"{dtype.name}; give the tokenizer that the file was encoded with: {option('tokenizer')}"
                 )
             update(raw)
-    ids: npt.NDArray[Any] = np.memmap(path, dtype, mode="r")
+    ids: npt.NDArray[Any] = np.memmap(path, dtype, mode="r", shape=(size // dtype.itemsize,))
     return ids

@@ -137,16 +137,28 @@ class BPE {
     this.words = /'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
   }
 
+  /** When training found the pair; Infinity if it is no merge, or one of the two is undefined. */
+  rank(left, right) {
+    return left && right ? this.rankOf.get(`${left} ${right}`) ?? Infinity : Infinity;
+  }
+
   encode(text) {
     return (text.match(this.words) ?? []).flatMap((word) => {
       let parts = Array.from(new TextEncoder().encode(word), (byte) => this.characterOf[byte]);
       for (;;) {
-        const ranks = parts.slice(1).map((part, i) => this.rankOf.get(`${parts[i]} ${part}`) ?? Infinity);
-        const best = ranks.reduce((least, rank) => Math.min(least, rank), Infinity);
+        const best = parts.reduce((least, part, i) => Math.min(least, this.rank(part, parts[i + 1])), Infinity);
         if (best === Infinity) return parts.map((part) => this.idOf.get(part));
         const merged = [];
-        for (let i = 0; i < parts.length; i++)
-          merged.push(this.rankOf.get(`${parts[i]} ${parts[i + 1]}`) === best ? parts[i] + parts[++i] : parts[i]);
+        let stop = false;  // a new token is in a pair that comes first
+        for (let i = 0; i < parts.length; i++) {
+          if (stop || this.rank(parts[i], parts[i + 1]) !== best) {
+            merged.push(parts[i]);
+            continue;
+          }
+          const token = parts[i] + parts[++i];
+          stop = Math.min(this.rank(merged.at(-1), token), this.rank(token, parts[i + 1])) < best;
+          merged.push(token);
+        }
         parts = merged;
       }
     });
