@@ -12,6 +12,7 @@ zeros is added when a model is read, and left out when it is written. No file co
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -59,7 +60,8 @@ class _Config(dict[str, Any]):
 
     def checked(self, name: str, value: Any, kind: type) -> Any:
         """The value of a setting, a positive number."""
-        if not isinstance(value, int | float) or value != kind(value) or isinstance(value, bool) or value <= 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value != kind(value) or value <= 0:
             raise ValueError(f"{_READ}: {self.path}: {name} must be a positive {kind.__name__}, got {value!r}")
         return kind(value)
 
@@ -105,14 +107,16 @@ def _read_gpt2(config: _Config) -> dict[str, Any]:
         activation_function=tuple(_GPT2_ACTIVATIONS), quantization_config=(None,),
     )  # fmt: skip
     width = config.number("n_embd")
+    inner = config.number("n_inner", 4 * width)
     return {
         "max_seq_len": config.number("n_positions"), "embed_dim": width,
         "n_layers": config.number("n_layer"), "n_attn_heads": config.number("n_head"),
-        "ff_dim": config.number("n_inner", 4 * width),
         "norm_eps": config.number("layer_norm_epsilon", 1e-5, float),
         "activation": _GPT2_ACTIVATIONS[config.get("activation_function", "gelu_new")],
         "tied": bool(config.get("tie_word_embeddings", True)),
         "output_projection": True, "final_norm": True, "attention_bias": True,
+        # A multiple of the width is an option of the PyTorch model, too: see `Transformer.to_torch_state_dict`.
+        **({"ff_dim": inner} if inner % width else {"ff_scale_factor": inner // width}),
     }  # fmt: skip
 
 
@@ -165,7 +169,8 @@ def _read_llama(config: _Config) -> dict[str, Any]:
         hidden_act=("silu",), mlp_bias=(False, None), quantization_config=(None,),
         head_dim=(width // n_heads, None),
     )  # fmt: skip
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # the latter before transformers 5
+    # rope_scaling is the name before transformers 5, which prefers it, too.
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(
@@ -186,6 +191,8 @@ def _read_llama(config: _Config) -> dict[str, Any]:
 
 
 def _read_mistral(config: _Config) -> dict[str, Any]:
+    for name, default in {"sliding_window": 4096, "num_key_value_heads": 8}.items():  # unlike Llama's
+        config.setdefault(name, default)
     window = None if config.get("sliding_window") is None else config.number("sliding_window")
     return {**_read_llama(config), "window": window, "attention_bias": False}
 

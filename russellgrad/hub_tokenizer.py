@@ -106,7 +106,7 @@ def _own_encoding(content: dict[str, Any]) -> Encoding | None:
 
 
 def tokenizer_files(tokenizer: Tokenizer, who: str) -> dict[str, dict[str, Any]]:
-    """The files of a tokenizer, for `transformers`: the content of each, by its name.
+    """The files of a tokenizer, for `transformers`: the content of each, by its name, in the order to write them.
 
     Raises ValueError for an encoding that a tokenizer.json cannot describe.
     """
@@ -119,11 +119,16 @@ def tokenizer_files(tokenizer: Tokenizer, who: str) -> dict[str, dict[str, Any]]
         "clean_up_tokenization_spaces": False,
     }  # fmt: skip
     settings |= {f"{key}_token": name for key, (name, _) in special_tokens(tokenizer.encoding).items()}
-    return {TOKENIZER: content, SETTINGS: settings}
+    return {SETTINGS: settings, TOKENIZER: content}  # in this order, for `has_tokenizer`
 
 
 def has_tokenizer(folder: Path, files: Mapping[str, dict[str, Any]]) -> bool:
-    """Whether the folder has this tokenizer already: its settings, such as a chat template, are then to be kept."""
+    """Whether the folder has this tokenizer already: its settings, such as a chat template, are then to be kept.
+
+    If writing was interrupted before, they are that tokenizer's, because tokenizer.json is written after them.
+    """
+    if not (folder / SETTINGS).is_file():
+        return False
     try:
         return bool(json.loads((folder / TOKENIZER).read_bytes()) == files[TOKENIZER])
     except (OSError, ValueError):

@@ -25,7 +25,7 @@ _skipped: ContextVar[bool] = ContextVar("skipped", default=False)
 
 @contextmanager
 def skip_draws() -> Iterator[None]:
-    """Inside the block, `normal` and `uniform` draw nothing and return float32 zeros.
+    """Inside the block, each function draws nothing and returns float32 zeros, whatever the default dtype.
 
     This is for a model whose values are loaded afterwards, with their dtype.
     """
@@ -39,6 +39,8 @@ def skip_draws() -> Iterator[None]:
 def constant(shape: Shape, value: float, *, label: str = "") -> Tensor:
     """A parameter of this shape with `value` everywhere. Raises TypeError if the shape is not of ints."""
     xp = get_backend()
+    if _skipped.get():
+        return _unset(shape, label)
     return Tensor(xp.full(_checked(shape), value, get_default_dtype(xp)), requires_grad=True, label=label)
 
 

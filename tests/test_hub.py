@@ -2,10 +2,12 @@
 
 import json
 import logging
+import math
 import os
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ import numpy as np
 import pytest
 import torch
 
+from russellgrad import hub
 from russellgrad.backend import Backend
 from russellgrad.bpe import BPE
 from russellgrad.checkpoint import load_model
+from russellgrad.dtype import get_default_dtype, set_default_dtype
 from russellgrad.encoding import CharacterEncoding
-from russellgrad.hub import ARCHITECTURES
+from russellgrad.hub import ARCHITECTURES, read_options
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.russelltransformer import Transformer
+from russellgrad.serialization import replace_file
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import TEXT, assert_close, hide_package, largest_differences, once
 from train.config import Config, configure
@@ -235,6 +240,27 @@ def test_the_dtype_and_the_backend_may_be_given(hf: Any, folder: Path) -> None:
         Transformer.from_pretrained(folder, backend="numpy", dtype="int64")
 
 
+def test_the_default_dtype_does_not_matter(backend: Backend, folder: Path) -> None:
+    expected, default = Transformer.from_pretrained(folder), get_default_dtype()
+    try:
+        for dtype in set(backend.float_dtypes()) - {"float16"}:
+            set_default_dtype(dtype)
+            check_equal(Transformer.from_pretrained(folder), expected)
+    finally:
+        set_default_dtype(default)
+
+
+@once
+@pytest.mark.parametrize("settings", [{}, {"n_inner": 32}])
+def test_a_gpt2_of_the_hub_has_a_twin_in_pytorch(hf: Any, bpe: Any, tmp_path: Path, settings: dict[str, Any]) -> None:
+    reference = gpt2(hf, bpe, **settings)
+    model = Transformer.from_pretrained(written(reference, bpe, tmp_path / "gpt2"))
+    again = Transformer.from_torch(
+        model.to_torch_state_dict(), model.tokenizer, n_attn_heads=2, activation=model.config()["activation"]
+    )
+    check_same(again, reference, "float32")
+
+
 @once
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_becomes_float32(hf: Any, bpe: Any, tmp_path: Path, dtype: str) -> None:
@@ -443,6 +469,40 @@ def test_other_files_and_an_equal_tokenizer_are_kept(folder: Path) -> None:
 
 
 @once
+@pytest.mark.parametrize("n_files", range(5))
+def test_after_an_interrupted_write_the_next_one_is_complete(
+    hf: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, n_files: int
+) -> None:
+    """The tokenizer is written whole: its settings may be those of the model that was in the folder before."""
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 7}')
+    model, remaining = small(attention_bias=True), [n_files]
+
+    def replace(path: Path, content: Any) -> None:
+        if not remaining[0]:
+            raise KeyboardInterrupt
+        remaining[0] -= 1
+        replace_file(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "replace_file", replace)
+        patch.setattr(hub, "write_safetensors", lambda path, *_: replace(path, b""))
+        with suppress(KeyboardInterrupt):
+            model.save_pretrained(folder)
+    theirs = hf.AutoTokenizer.from_pretrained(model.save_pretrained(folder))
+    assert theirs.model_max_length == 24
+    assert theirs("ab\n c")["input_ids"] == model.tokenizer.encode("ab\n c")
+    check_equal(Transformer.from_pretrained(folder), model)
+
+
+@once
+def test_settings_of_an_equal_tokenizer_are_written_if_they_are_missing(hf: Any, tmp_path: Path) -> None:
+    path, text = small().save_pretrained(tmp_path), "ab\n c"
+    (path / "tokenizer_config.json").unlink()
+    theirs = hf.AutoTokenizer.from_pretrained(small().save_pretrained(path))
+    assert theirs(text)["input_ids"] == small().tokenizer.encode(text)
+
+
+@once
 def test_parameters_of_several_dtypes_are_refused(tmp_path: Path) -> None:
     model = small()
     model.blocks[0].astype("float64")
@@ -622,6 +682,8 @@ def test_a_config_with_other_sizes_than_the_folder_is_refused(folder: Path, text
         ({"activation_function": "silu"}, r"has activation_function='silu', where .* only 'gelu_new', "),
         ({"quantization_config": {"bits": 4}}, r"has quantization_config=\{'bits': 4\}"),
         ({"n_head": None}, r"config.json: n_head must be a positive int, got None"),
+        ({"n_layer": math.inf}, r"config.json: n_layer must be a positive int, got inf"),
+        ({"layer_norm_epsilon": math.inf}, r"config.json: layer_norm_epsilon must be a positive float, got inf"),
         ({"n_layer": "2"}, r"config.json: n_layer must be a positive int, got '2'"),
         ({"layer_norm_epsilon": "small"}, r"config.json: layer_norm_epsilon must be a positive float, got 'small'"),
         ({"n_head": 3}, r"n_heads=3 does not divide hidden_size=16"),
@@ -647,6 +709,7 @@ def test_settings_that_do_not_fit_are_named(folder: Path, settings: dict[str, An
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
          r"config.json has rotary positions of the type 'llama3', where .* only 'default', without scaling"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, r"of the type 'linear'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, r"of the type 'linear'"),  # beside rope_parameters
         ({"rope_parameters": {"rope_theta": -1}}, r"config.json: rope_theta must be a positive float, got -1"),
         ({"attention_bias": True}, r"missing model.layers.0.self_attn.q_proj.bias \(16,\); missing"),
         ({"mlp_bias": True}, r"has mlp_bias=True, where the library supports only False, None"),
@@ -675,6 +738,15 @@ def test_settings_of_old_llama_files_are_read(hf: Any, bpe: Any, tmp_path: Path)
     frequencies = np.ones(2, "float32")
     rewrite(path, lambda state: state | {"model.layers.0.self_attn.rotary_emb.inv_freq": frequencies})
     check_same(Transformer.from_pretrained(path), reference, "float32")
+
+
+@once
+def test_settings_that_a_mistral_leaves_out_have_its_defaults(hf: Any, bpe: Any, tmp_path: Path) -> None:
+    path = written(llama(hf, bpe, "mistral"), bpe, tmp_path / "mistral")
+    change(path / "config.json", sliding_window=None, num_key_value_heads=None)  # removed
+    options, theirs = read_options(path), hf.AutoConfig.from_pretrained(path)
+    assert (options["window"], options["n_kv_heads"]) == (theirs.sliding_window, theirs.num_key_value_heads)
+    assert (theirs.sliding_window, theirs.num_key_value_heads) == (4096, 8)
 
 
 @once

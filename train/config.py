@@ -321,7 +321,8 @@ def configure(preset: str | None = None, **given: Any) -> Config:
 def _settings_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that a folder of the hub sets. Raises ValueError if those that are given contradict it."""
     options = read_options(Path(folder))
-    width, inner, longest = options["embed_dim"], options["ff_dim"], options["max_seq_len"]
+    width, longest = options["embed_dim"], options["max_seq_len"]
+    inner = options["ff_dim"] if "ff_dim" in options else options["ff_scale_factor"] * width
     found = {
         "tokenizer": folder, "layers": options["n_layers"], "heads": options["n_attn_heads"], "width": width,
         "output_projection": options["output_projection"], "final_norm": options["final_norm"],
