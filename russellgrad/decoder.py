@@ -1,4 +1,4 @@
-"""Decoder: the next token's logits of a Transformer, computed on arrays with a preallocated key-value cache.
+"""Decoder: the next token's logits of a Transformer, computed on arrays with a key-value cache.
 
 For one token of a small model, creating Tensors takes longer than the arithmetic. Here the model's
 formulas run on its parameters' arrays. Only the last token of each text goes through the last layer's second half,
@@ -49,6 +49,7 @@ def _swiglu(xp: Backend, layer: Any, x: Array) -> Array:
 _LAYERS: dict[str, Callable[[Backend, Any, Array], Array]] = {
     "LayerNorm": _layer_norm, "RMSNorm": _rms_norm, "FFLayer": _mlp, "SwiGLU": _swiglu,
 }  # fmt: skip
+FIRST_ROOM = 1024  # tokens in a new cache of keys and values; max_seq_len may be so many that memory does not hold them
 _GPT2 = ["LayerNorm", "AttentionLayer", "LayerNorm", "FFLayer"]  # the parts of a block that `token_block` computes
 
 
@@ -74,7 +75,7 @@ class Decoder:
         self._n_tokens: list[int] = []  # of each text, without padding
         self._padding: Array | None = None  # (B, 1, 1, max_seq_len) bool, True at padding; None without padding
         self._positions: Array | None = None  # of cached tokens, (B, 1, 1, max_seq_len); None: their index in the cache
-        self._cache: list[Array] = []  # of each layer, keys and values (B, 2, K, max_seq_len, D); S without `assign`
+        self._cache: list[Array] = []  # of each layer, keys and values (B, 2, K, >= S, D); S without `assign`
         self._rotations: dict[tuple[int, float], Array] = {}  # see `_rotation`
         self._in_token_block: list[bool] = []  # of each block, whether `token_block` computes its parts
 
@@ -91,6 +92,7 @@ class Decoder:
             self.length, self.xp, self._dtype = 0, table.backend, table.dtype
         if self.length:
             new = [row[-1:] for row in rows]
+            self._reserve()
         else:
             new, self._cache, self._n_tokens = [row[-most:] for row in rows], [], [0] * len(rows)
             self._rotations = {}
@@ -287,6 +289,16 @@ class Decoder:
         positions = [[[[i if i < longest else i - longest + len(row) for i in range(most)]]] for row in rows]
         return self.xp.asarray(padding, "bool"), self.xp.asarray(positions, "int64")
 
+    def _reserve(self) -> None:
+        """Make room for another token: a full cache becomes twice as long, up to max_seq_len."""
+        xp, most = self.xp, self.model.tokenizer.max_seq_len
+        for i, cached in enumerate(self._cache):
+            *before, room, d = cached.shape
+            if room > self.length or not hasattr(xp, "assign"):
+                return
+            self._cache[i] = xp.zeros((*before, min(2 * room, most), d), xp.dtype(cached))
+            xp.assign(xp.getitem(self._cache[i], (..., slice(0, room), slice(None))), cached)
+
     def _extend(self, i: int, new: Array) -> Array:
         """Add keys and values of T tokens, (B, 2, K, T, D), to layer i. Returns all of them, (B, 2, K, S + T, D)."""
         xp, most, (*before, t, d) = self.xp, self.model.tokenizer.max_seq_len, new.shape
@@ -301,6 +313,7 @@ class Decoder:
                 self._cache.append(new)
             return new
         if not self.length:
-            self._cache.append(xp.zeros((*before, most, d), xp.dtype(new)))
+            room = min(max(2 * t, FIRST_ROOM), most)
+            self._cache.append(xp.zeros((*before, room, d), xp.dtype(new)))
         xp.assign(xp.getitem(self._cache[i], (..., slice(self.length, end), slice(None))), new)
         return xp.getitem(self._cache[i], (..., slice(0, end), slice(None)))

@@ -87,6 +87,10 @@ class CharacterEncoding:
         return {"kind": "characters", "vocabulary": self.vocabulary, "strict": self.strict}
 
 
+# Decoders with which a text is the bytes of its tokens, one after the other.
+_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip"}
+
+
 class HubEncoding:
     """A tokenizer of the package `tokenizers`, as models of Hugging Face have it in tokenizer.json.
 
@@ -100,7 +104,7 @@ class HubEncoding:
 
     Raises:
         ImportError: `tokenizers` is not installed.
-        ValueError: the JSON is not that of a tokenizer, or vocab_size is too small.
+        ValueError: the JSON is not that of a tokenizer, its decoder is not supported, or vocab_size is too small.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int | None = None) -> None:
@@ -116,6 +120,11 @@ class HubEncoding:
         if too_large := [token for token, i in vocab.items() if i >= self.vocab_size]:
             raise ValueError(f"HubEncoding: vocab_size {vocab_size} is too small: {too_large[0]!r} has a larger id")
         decoder, added = json.dumps(json.loads(self._json)["decoder"]), self.tokenizer.get_added_tokens_decoder()
+        if unknown := set(re.findall(r'"type": "(\w+)"', decoder)) - _DECODERS:
+            raise ValueError(
+                f"HubEncoding: the tokenizer's decoder {', '.join(sorted(unknown))} is not supported, because the bytes "
+                "of a token depend on its neighbors; use a byte-level or a SentencePiece tokenizer"
+            )
         self._bytes = [b""] * self.vocab_size  # models may have ids that are no token's
         for token, i in vocab.items():
             self._bytes[i] = utf8(token) if i in added else _bytes_of(token, decoder)

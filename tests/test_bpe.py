@@ -350,6 +350,11 @@ def test_more_ids_than_tokens() -> None:
     assert encoding_from_config(encoding.config()).vocab_size == 512
     with pytest.raises(ValueError, match=f"vocab_size {SIZE - 1} is too small"):
         HubEncoding(reference().tokenizer, vocab_size=SIZE - 1)
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece({"a": 0, "##b": 1}, unk_token="a"))
+    pieces.decoder = tokenizers.decoders.WordPiece()
+    with pytest.raises(ValueError, match="the tokenizer's decoder WordPiece is not supported"):
+        HubEncoding(pieces)
 
 
 def test_files_that_are_no_tokenizers_raise(tmp_path: Path) -> None:

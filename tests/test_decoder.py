@@ -95,6 +95,22 @@ def test_logits_of_todays_blocks_equal_those_of_the_full_forward(backend: Backen
     check_steps(model, [rows[3], rows[3][::-1]], WINDOW + 2, {2: [1, 0], 4: [1]})
 
 
+@pytest.mark.parametrize("options", [{}, {"activation": "gelu"}, None])
+def test_the_cache_grows(backend: Backend, options: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From room for two tokens, also past the context; the memory is not that of max_seq_len from the start."""
+    monkeypatch.setattr("russellgrad.decoder.FIRST_ROOM", 2)
+    model = random_blocks(n_kv_heads=1) if options is None else random_model(**options)
+    check_steps(model, [[1]], WINDOW + 3, {})
+    check_steps(model, [[1], [2, 3], [1, 2, 3, 4]], WINDOW + 3, {2: [2, 0]})
+    if hasattr(backend, "assign"):
+        decoder, rooms, row = decoder_of(model), [], [1]
+        for _ in range(WINDOW - 1):
+            decoder.next_logits([row])
+            rooms.append(decoder._cache[0].shape[3])
+            row = [*row, 1]
+        assert rooms[:5] == [2, 2, 4, 4, 8] and rooms[-1] == WINDOW
+
+
 def test_dropout_is_off(backend: Backend) -> None:
     model = random_model(dropout=0.5).train()
     check_steps(model, [[1, 2, 3], [4]], 4, {})
