@@ -122,8 +122,8 @@ class HubEncoding:
         decoder, added = json.dumps(json.loads(self._json)["decoder"]), self.tokenizer.get_added_tokens_decoder()
         if unknown := set(re.findall(r'"type": "(\w+)"', decoder)) - _DECODERS:
             raise ValueError(
-                f"HubEncoding: the tokenizer's decoder {', '.join(sorted(unknown))} is not supported, because the bytes "
-                "of a token depend on its neighbors; use a byte-level or a SentencePiece tokenizer"
+                f"HubEncoding: the tokenizer's decoder {', '.join(sorted(unknown))} is not supported: the bytes of a "
+                "token depend on its neighbors; use a byte-level or a SentencePiece tokenizer"
             )
         self._bytes = [b""] * self.vocab_size  # models may have ids that are no token's
         for token, i in vocab.items():
