@@ -431,10 +431,15 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
         "vocab_size": model.tokenizer.vocab_size, **architecture.write(model),
         **{f"{key}_token_id": special[key][1] if key in special else None for key in ("bos", "eos", "pad")},
     }  # fmt: skip
+    keeps_tokenizer = has_tokenizer(path, files)
+    if keeps_tokenizer and (path / CONFIG).is_file():  # what ends a text is not always to be seen from the tokens
+        before = read_json(path / CONFIG, _WRITE)
+        ids = {key: before.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config |= {key: i for key, i in ids.items() if i is not None}
     path.mkdir(parents=True, exist_ok=True)
     shapes = {n: (dtype, shape) for w in weights.values() for n, shape in zip(w.names, w.shapes, strict=True)}
     write_safetensors(path / WEIGHTS, shapes, _exported(weights, own), {"format": "pt"})
-    if not has_tokenizer(path, files):
+    if not keeps_tokenizer:
         for name, content in files.items():
             replace_file(path / name, _as_json(content))
     replace_file(path / CONFIG, _as_json(config))  # last: it is what makes the folder a model

@@ -457,13 +457,19 @@ def test_other_files_and_an_equal_tokenizer_are_kept(folder: Path) -> None:
     (folder / "README.md").write_text("mine")
     (folder / "tokenizer_config.json").write_text('{"chat_template": "mine"}')
     before = (folder / "tokenizer.json").read_bytes()
+    config = json.loads((folder / "config.json").read_text())
     model = Transformer.from_pretrained(folder)
     model.save_pretrained(folder)
     assert (folder / "README.md").read_text() == "mine"
     assert (folder / "tokenizer_config.json").read_text() == '{"chat_template": "mine"}'
     assert (folder / "tokenizer.json").read_bytes() == before
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 0
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [2, 0], "pad_token_id": 2}))
+    model.save_pretrained(folder)
+    again = json.loads((folder / "config.json").read_text())
+    assert (again["eos_token_id"], again["pad_token_id"]) == ([2, 0], 2)
     small().save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["pad_token_id"] is None
     assert "mine" not in (folder / "tokenizer_config.json").read_text()
     assert Transformer.from_pretrained(folder).tokenizer.vocabulary == small().tokenizer.vocabulary
 
