@@ -5,7 +5,6 @@ order in which training found them. `train` and `encode` give the results of the
 without special tokens, except for characters that are newer than the Unicode version of Python.
 """
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,10 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
-from .byte_level import BYTE_OF, check_id, split_words, to_bytes, utf8
-from .serialization import replace_file
-
-LONGEST_CACHED = 256  # characters: longer words are rare, and 65,536 of them would need much memory
+from .byte_level import BYTE_OF, check_id, read_files, split_words, to_bytes, utf8, write_files
 
 
 class BPE:
@@ -55,9 +51,8 @@ class BPE:
         """
         if vocab_size < 256:
             raise ValueError(f"BPE: vocab_size must be at least 256, one token for each byte, got {vocab_size}")
-        counts: Counter[str] = Counter()
-        for part in [text] if isinstance(text, str) else text:
-            counts.update(split_words(part))
+        parts = [text] if isinstance(text, str) else text
+        counts = Counter(word for part in parts for word in split_words(part))
         tokens, numbers = list(BYTE_OF), list(counts.values())
         id_of_byte = {byte: i for i, byte in enumerate(BYTE_OF.values())}
         words = [[id_of_byte[byte] for byte in utf8(word)] for word in counts]
@@ -76,40 +71,30 @@ class BPE:
                 heappush(heap, (-pairs[pair], pair))
                 continue
             merges.append((tokens[pair[0]], tokens[pair[1]]))
+            new, added = len(tokens), set()
             tokens.append("".join(merges[-1]))
-            added = set()
             for i in where.pop(pair):
-                for changed, by in _merge(words[i], pair, len(tokens) - 1):
-                    pairs[changed] += by * numbers[i]
-                    if by > 0:
-                        where[changed].add(i)
-                        added.add(changed)
-            for changed in added:
-                heappush(heap, (-pairs[changed], changed))
+                for before in pairwise(words[i]):
+                    pairs[before] -= numbers[i]
+                words[i] = _merge(words[i], pair, new)
+                for after in pairwise(words[i]):
+                    pairs[after] += numbers[i]
+                    if new in after:
+                        where[after].add(i)
+                        added.add(after)
+            for pair in added:
+                heappush(heap, (-pairs[pair], pair))
         return cls({token: i for i, token in enumerate(tokens)}, merges)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises ValueError if it has a surrogate, which has no UTF-8 bytes."""
-        ids: list[int] = []
-        for word in split_words(text):
-            found = self._cache.get(word)
-            if found is None:
-                found = self._encode_word(word)
-                if len(self._cache) >= 2**16:
-                    self._cache.clear()
-                if len(word) <= LONGEST_CACHED:
-                    self._cache[word] = found
-            ids += found
-        return ids
+        return [i for word in split_words(text) for i in self._cache.get(word) or self._encode_word(word)]
 
     def _encode_word(self, word: str) -> list[int]:
-        """Merge the pair that training found first, the leftmost of equal ones, until no pair is one of the merges.
-
-        A heap of the pairs takes O(n log n): a word may be a long line without spaces.
-        """
+        """Merge the pair that training found first, the leftmost of equal ones, while there is one: O(n log n)."""
         ids = [self._id_of_byte[byte] for byte in utf8(word)]
         n = len(ids)
-        left, right = list(range(-1, n - 1)), list(range(1, n + 1))  # the positions of neighbours
+        left, right = list(range(-1, n)), list(range(1, n + 1))  # the positions of neighbours
         heap = [(*self._ranks[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in self._ranks]
         heapify(heap)
         while heap:
@@ -118,12 +103,14 @@ class BPE:
             if j == n or (ids[i], ids[j]) != pair:  # one of them was merged with another
                 continue
             ids[i], ids[j], right[i] = new, -1, right[j]
-            if right[i] < n:
-                left[right[i]] = i
+            left[right[i]] = i
             for a, b in ((left[i], i), (i, right[i])):
                 if a >= 0 and b < n and (ids[a], ids[b]) in self._ranks:
                     heappush(heap, (*self._ranks[ids[a], ids[b]], a))
-        return [i for i in ids if i >= 0]
+        ids = [i for i in ids if i >= 0]
+        if n <= 256 and len(self._cache) < 2**16:  # limits the memory; long words are rare
+            self._cache[word] = ids
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Bytes that are not UTF-8 become U+FFFD. Raises IndexError for an id out of range."""
@@ -139,36 +126,23 @@ class BPE:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write vocab.json and merges.txt, GPT-2's files, to a folder. Raises OSError if they cannot be written."""
-        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges)]
-        replace_file(Path(folder, "vocab.json"), json.dumps(self.vocab, ensure_ascii=False).encode())
-        replace_file(Path(folder, "merges.txt"), ("\n".join(lines) + "\n").encode())
+        write_files(Path(folder), self.vocab, self.merges)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read vocab.json and merges.txt from a folder. Raises OSError if a file cannot be read, ValueError as BPE."""
         try:
-            lines = Path(folder, "merges.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-            merges: Any = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
-            return cls(json.loads(Path(folder, "vocab.json").read_bytes()), merges)
+            return cls(*read_files(Path(folder)))
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder}: vocab.json and merges.txt are not GPT-2's files: {error}") from error
 
 
-def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[tuple[tuple[int, int], int]]:
-    """Replace the pair in the word, from left to right. Return pairs of neighbours, and by how much each changes."""
-    changes: list[tuple[tuple[int, int], int]] = []
-    merged: list[int] = []  # a new list: deleting from a long word would move the rest of it each time
-    i, n = 0, len(word)
-    while i < n:
-        if i + 1 == n or (word[i], word[i + 1]) != pair:
-            merged.append(word[i])
-            i += 1
-            continue
-        if merged:
-            changes += [((merged[-1], pair[0]), -1), ((merged[-1], new), 1)]
-        merged.append(new)
-        i += 2
-        if i < n:
-            changes += [((pair[1], word[i]), -1), ((new, word[i]), 1)]
-    word[:] = merged
-    return changes
+def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
+    """The word with the pair replaced by `new`, from left to right."""
+    merged: list[int] = []
+    for token in word:
+        if token == pair[1] and merged and merged[-1] == pair[0]:
+            merged[-1] = new
+        else:
+            merged.append(token)
+    return merged

@@ -1,9 +1,15 @@
-"""GPT-2's bytes and words: bytes as printable characters, and the pattern that splits a text into words."""
+"""GPT-2's bytes, words and files: bytes as printable characters, and the pattern that splits a text into words."""
 
+import json
 import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 from unicodedata import category
+
+from .serialization import replace_file
 
 # GPT-2's files write a byte as a printable character: itself, or for the others one from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -53,3 +59,17 @@ def check_id(i: int, size: int) -> int:
     if not 0 <= i < size:
         raise IndexError(f"Tokenizer: id {i} is out of range; ids must be in [0, {size})")
     return i
+
+
+def write_files(folder: Path, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
+    """Write GPT-2's vocab.json and merges.txt."""
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    replace_file(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False).encode())
+    replace_file(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
+
+
+def read_files(folder: Path) -> tuple[dict[str, int], Any]:
+    """The content of vocab.json and merges.txt. Raises OSError, and ValueError for what is not JSON or UTF-8."""
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    merges = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
+    return json.loads((folder / "vocab.json").read_bytes()), merges
