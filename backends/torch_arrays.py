@@ -58,7 +58,7 @@ class Device:
         if self.kind not in FOUND:
             raise RuntimeError(
                 f"backend {self.name!r}: PyTorch {torch.__version__} finds no {self.kind!r} device; install the "
-                "PyTorch build for it from https://pytorch.org, or set RG_BACKEND=torch for the one that is there"
+                "PyTorch build for it from https://pytorch.org, or set RG_BACKEND=torch for the device that it finds"
             )
         if self.kind == "cpu":
             cpu.keep_freed_memory()
@@ -83,10 +83,14 @@ class Device:
     def asarray(self, data: Any, /, dtype: DType = None) -> Array:
         if isinstance(data, torch.Tensor):
             if data.requires_grad or data.dtype not in _TO_NUMPY or data.layout != torch.strided:
-                what = "requires gradients" if data.requires_grad else f"has {data.dtype}, {data.layout}"
+                what = (
+                    "requires gradients"
+                    if data.requires_grad
+                    else f"has the dtype {data.dtype} and the layout {data.layout}"
+                )
                 remedy = "x.detach(), or x.detach().float() of bfloat16"
                 if not data.requires_grad:
-                    remedy = "x.float() of bfloat16, or a dense tensor of real numbers, such as x.to_dense()"
+                    remedy = "a dense tensor of real numbers, such as x.to_dense(), x.real, or x.float() for bfloat16"
                 raise TypeError(f"asarray: this torch.Tensor {what}; pass {remedy}")
             wanted = self._checked(data.dtype if dtype is None else _torch_dtype(dtype))
             if wanted == data.dtype or data.device.type != "cpu":

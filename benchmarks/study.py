@@ -219,7 +219,7 @@ All models have about {SETTING["parameters"]:,.0f} parameters and take {steps:,}
 
 The lines are means of {n_seeds} seeds. The bands are from the smallest to the largest value.
 
-| tokens | block | parameters | feed-forward width | bytes of a token | {head} |
+| tokens | block | parameters | feed-forward width | bytes per token | {head} |
 |---|---|---|---|---|---|
 {rows}
 
@@ -234,8 +234,8 @@ number of UTF-8 bytes that these tokens stand for. The result does not depend on
 **Equal parameters.** A larger vocabulary needs a larger embedding, and SwiGLU has three matrices where GPT-2's
 feed-forward layer has two. The width of the feed-forward layers is chosen so that every model has the same total.
 
-**Equal steps are not equal text.** A step reads {batch * length} tokens. Byte-pair tokens are more bytes than
-characters, and a context of {length} of them reaches further back. That is much of why one uses such tokens. It also
+**Equal steps are not equal text.** A step reads {batch * length} tokens. A byte-pair token has more bytes than a
+character, and a context of {length} of them reaches further back. This is a main reason to use such tokens. It also
 means that the comparison does not separate the tokens from the amount of text.
 
 **The blocks.** GPT-2's has layer norms, learned positions, GELU, and logits tied to the embedding. Llama's has RMSNorm,

@@ -51,7 +51,9 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"BPE: {text[error.start]!r} is a surrogate, which UTF-8 cannot encode; remove it") from error
+        raise ValueError(
+            f"Tokenizer: {text[error.start]!r} is a surrogate, which UTF-8 cannot encode; remove it"
+        ) from error
 
 
 def check_id(i: int, size: int) -> int:

@@ -50,7 +50,8 @@ class CharacterEncoding:
         self.strict = strict
         self._id_of = {character: i for i, character in enumerate(vocabulary)}
         if len(self._id_of) != len(vocabulary):
-            raise ValueError("Tokenizer: the vocabulary contains a character twice")
+            twice = next(character for character in vocabulary if vocabulary.count(character) > 1)
+            raise ValueError(f"Tokenizer: the vocabulary contains a character twice, {twice!r}; remove one of them")
 
     @property
     def vocab_size(self) -> int:
@@ -112,7 +113,9 @@ class HubEncoding:
         try:
             self.tokenizer = package.Tokenizer.from_str(self._json)
         except Exception as error:  # the package raises no other class
-            raise ValueError(f"HubEncoding: not the JSON of a tokenizer: {error}") from error
+            raise ValueError(
+                f"HubEncoding: not the JSON of a tokenizer: {error}; give a file that `tokenizers` wrote"
+            ) from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         vocab = self.tokenizer.get_vocab(with_added_tokens=True)

@@ -35,7 +35,7 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 _READ, _WRITE = "from_pretrained", "save_pretrained"
 _TOKENS, _OUTPUT, _LOGITS = "tokenizer.token_embedding", "output", "lm_head.weight"
 _OF_TOKENIZER = ("max_seq_len", "embed_dim", "positional_encoding")  # arguments of Tokenizer
-# What a `Transformer.config` that leaves an option out stands for.
+# The values of the options that `Transformer.config` leaves out.
 _DEFAULTS: dict[str, Any] = {
     "norm": "layer_norm", "feed_forward": "mlp", "positions": "learned", "n_kv_heads": None, "window": None,
     "attention_bias": False, "tied": True, "rope_base": 10000.0,
@@ -75,11 +75,12 @@ class _Config(dict[str, Any]):
                     f"{name}={self[name]!r}, where the library supports only {', '.join(map(repr, expected[name]))}"
                     for name in wrong
                 )
+                + "; use a model with other settings"
             )
 
 
 class _Weight(NamedTuple):
-    """One parameter of ours in a file."""
+    """One parameter of the library in a file."""
 
     names: tuple[str, ...]  # its tensors, side by side along the parameter's last axis
     shapes: tuple[Shape, ...]  # in the file
@@ -175,7 +176,7 @@ def _read_llama(config: _Config) -> dict[str, Any]:
     if kind != "default":
         raise ValueError(
             f"{_READ}: {config.path} has rotary positions of the type {kind!r}, where the library supports only "
-            "'default', without scaling"
+            "'default', without scaling; use a model with other settings"
         )
     return {
         "max_seq_len": config.number("max_position_embeddings"), "embed_dim": width, "positional_encoding": False,
@@ -305,7 +306,7 @@ def from_pretrained(
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """The arguments of Transformer and Tokenizer that a folder's config.json stands for, but for the encoding.
+    """The arguments of Transformer and Tokenizer that a folder's config.json describes, without the encoding.
 
     Raises FileNotFoundError and ValueError as `Transformer.from_pretrained`.
     """
@@ -321,12 +322,16 @@ def _settings(folder: Path) -> tuple[_Config, _Architecture]:
             "`hf download NAME --local-dir FOLDER` makes it"
         )
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{_READ}: {folder} has no {CONFIG}, which has the settings of a model of the hub")
+        raise FileNotFoundError(
+            f"{_READ}: {folder} has no {CONFIG}, which has the settings of a model; download all files of the model, "
+            "with `hf download NAME --local-dir FOLDER`"
+        )
     config = _Config(folder / CONFIG)
     kind = str(config.get("model_type"))
     if kind not in ARCHITECTURES:
         raise ValueError(
-            f"{_READ}: {config.path} has model_type {kind!r}; the library supports only {', '.join(ARCHITECTURES)}"
+            f"{_READ}: {config.path} has model_type {kind!r}; the library supports only {', '.join(ARCHITECTURES)}: "
+            "use a model of one of these types"
         )
     return config, ARCHITECTURES[kind]
 

@@ -28,7 +28,7 @@ def read_json(path: Path, who: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{who}: {path} is not JSON: {error}") from error
+        raise ValueError(f"{who}: {path} is not JSON: {error}; download it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{who}: {path} must contain a JSON object, got a {type(content).__name__}")
     return content
@@ -88,7 +88,7 @@ def _own_encoding(content: dict[str, Any]) -> Encoding | None:
     candidates: list[Encoding] = []
     if model.get("type") == "BPE" and content.get("pre_tokenizer") == _BYTE_LEVEL:
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-        with suppress(ValueError):  # it has not all bytes
+        with suppress(ValueError):  # some bytes have no token
             candidates = [BPE(model["vocab"], [(left, right) for left, right in merges])]
     elif model.get("type") == "WordLevel" and max(map(len, model["vocab"]), default=0) == 1:
         vocabulary = "".join(sorted(model["vocab"], key=model["vocab"].__getitem__))

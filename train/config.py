@@ -67,7 +67,7 @@ class Config:
     vocab: int | None = _option(None, f"tokens of byte-pair encoding, at least 256 (default: {VOCAB})")
 
     init_from: str | None = _option(None, "start from the weights of a model: a folder of the Hugging Face hub with a "
-                                    "GPT-2 or Llama, which sets the tokenizer and the sizes of the model")
+                                    "GPT-2, Llama or Mistral, which sets the tokenizer and the sizes of the model")
     layers: int = _option(4, "transformer blocks")
     heads: int = _option(4, "attention heads in each block; must divide the width")
     width: int = _option(128, "embedding dimension")
@@ -81,8 +81,8 @@ class Config:
     output_projection: bool = _option(True, "apply a learned matrix to the concatenated heads")
     final_norm: bool = _option(True, "apply a layer norm before the logits")
     dropout: float = _option(0.0, "probability that an element is set to 0")
-    dtype: str = _option("float32", "dtype of parameters and activations; bfloat16 needs CuPy, and keeps float32 "
-                         "copies of the parameters", DTYPES)
+    dtype: str = _option("float32", "dtype of parameters and activations; bfloat16 needs the backend cupy or torch "
+                         "and ml_dtypes, and keeps float32 copies of the parameters", DTYPES)
     matmul_precision: str | None = _option(None, "precision of float32 matrix products on a GPU: float32, TF32 or "
                                            "bfloat16 (default: highest)", ("highest", "high", "medium"))
 

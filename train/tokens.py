@@ -1,8 +1,8 @@
 """The tokens of a run: its encoding, and the ids of its text, from memory or from a file that is mapped into it.
 
 A small text is encoded in memory. A text file of more than LARGE bytes is read in chunks and encoded into a file of
-tokens in the run's folder. A folder as nanoGPT's scripts write it has such files, train.bin and val.bin. Of a mapped
-file a batch reads only the blocks that it needs.
+tokens in the run's folder. A folder that nanoGPT's scripts wrote has such files, train.bin and val.bin. A batch reads
+only the blocks that it needs from a mapped file.
 """
 
 import hashlib
@@ -105,7 +105,10 @@ def load_encoding(path: str) -> Encoding:
     file = Path(path)
     if file.is_dir() and not (file / "tokenizer.json").is_file():
         if not all((file / name).is_file() for name in ("vocab.json", "merges.txt")):
-            raise ValueError(f"{option('tokenizer')}: {path} has neither tokenizer.json nor vocab.json and merges.txt")
+            raise ValueError(
+                f"{option('tokenizer')}: {path} has neither tokenizer.json nor vocab.json and merges.txt; "
+                "give a folder that has them, char or bpe"
+            )
         return BPE.load(file)
     if not file.exists():
         raise ValueError(
@@ -132,9 +135,9 @@ def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
 def read_chunks(path: Path) -> Iterator[str]:
     """Yield a UTF-8 text in parts, which are encoded on their own as in the whole text.
 
-    A part ends between a character and white space, where GPT-2's pattern splits every text. As in `load_text`, there
-    is no byte-order mark, and line ends are newlines. A part is longer than CHUNK bytes if there are no spaces or
-    newlines in them. Raises ValueError if the text is not UTF-8.
+    A part ends between a character and white space, where GPT-2's pattern splits every text. As in `load_text`, a
+    byte-order mark is removed, and line ends become newlines. A part is longer than CHUNK bytes if there are no
+    spaces or newlines in them. Raises ValueError if the text is not UTF-8.
     """
     rest, raw, offset = "", b"", 0
     with path.open("rb") as file:
@@ -189,7 +192,7 @@ def _first(chunks: Iterator[str], n: int) -> Iterator[str]:
 def _encoded(path: Path, encoding: Encoding, sha256: str) -> Iterator[bytes]:
     """The content of the file of a large text's tokens: the ids, and at its end their SHA-256.
 
-    Raises ValueError if the text's SHA-256 is another one: the file's name, and later runs, would not tell.
+    Raises ValueError if the text's SHA-256 is another one: the file's name contains that of the first reading.
     """
     text_digest, digest, dtype = hashlib.sha256(), hashlib.sha256(), dtype_of(encoding)
     for text in read_chunks(path):
@@ -223,7 +226,7 @@ def _is_complete(file: Path) -> bool:
 def _folder(config: Config, folder: Path) -> Tokens:
     if config.tokenizer in ("char", "bpe"):
         raise ValueError(
-            f"dataset {config.dataset!r} has numbers of tokens without their text; give the tokenizer that it was "
+            f"dataset {config.dataset!r} has token ids without their text; give the tokenizer that it was "
             f"encoded with: {option('tokenizer')} and a tokenizer.json, or a folder with vocab.json and merges.txt"
         )
     encoding, digest = _encoding(config, (), ""), hashlib.sha256()
@@ -258,15 +261,16 @@ def map_tokens(
     dtype, size = dtype_of(encoding), path.stat().st_size if n_bytes is None else n_bytes
     if not size or size % dtype.itemsize:
         raise ValueError(
-            f"{path} is truncated: it has {size:,} bytes, and needs {dtype.itemsize} for each token, as {dtype.name}; "
+            f"{path} is empty or truncated: it has {size:,} bytes, and a token is {dtype.itemsize} ({dtype.name}); "
             "write it again"
         )
     with path.open("rb") as file:
         while raw := file.read(min(CHUNK, size - file.tell())):
             if (largest := int(np.frombuffer(raw, dtype).max())) >= encoding.vocab_size:
                 raise ValueError(
-                    f"{path} has the id {largest}, and the tokenizer has {encoding.vocab_size:,} tokens, as "
-                    f"{dtype.name}; give the tokenizer that the file was encoded with: {option('tokenizer')}"
+                    f"{path}, read as {dtype.name}, has the id {largest}, and the tokenizer has only "
+                    f"{encoding.vocab_size:,} tokens; give the tokenizer that the file was encoded with: "
+                    f"{option('tokenizer')}"
                 )
             update(raw)
     ids: npt.NDArray[Any] = np.memmap(path, dtype, mode="r", shape=(size // dtype.itemsize,))
