@@ -187,7 +187,7 @@ def test_dlpack_shares_memory_with_torch_in_both_directions(xp: Backend) -> None
 
 def test_data_of_other_layouts_and_dtypes_is_refused(xp: Backend) -> None:
     for bad in (torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.complex128)):
-        with pytest.raises(TypeError, match=r"^Tensor: this torch.Tensor has torch\.(float32|complex)"):
+        with pytest.raises(TypeError, match=r"^Tensor: this torch.Tensor has the dtype torch\.(float32|complex)"):
             Tensor(bad)
 
 
