@@ -10,7 +10,6 @@ run. The page is docs/study.md, with docs/study.png.
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -32,9 +31,10 @@ from russellgrad.schedules import cosine_with_warmup
 from russellgrad.tokenizer import Tokenizer
 from train.data import batches, split_batch, validation_blocks
 from train.datasets import shakespeare
+from train.tokens import bits_per_byte, count_bytes
 from train.train_transformer import evaluate, train_step
 
-SETTING: dict[str, float] = {
+SETTING: dict[str, Any] = {
     "layers": 4, "heads": 4, "key and value heads of Llama's block": 2, "width": 128, "context, tokens": 64,
     "batch": 12, "steps": 1000, "warmup steps": 50, "learning rate": 2e-3, "weight decay": 0.1,
     "beta1": 0.9, "beta2": 0.99, "vocabulary of BPE": 1024, "parameters": 950_000,
@@ -49,12 +49,12 @@ PAGE, PICTURE = ROOT / "docs" / "study.md", ROOT / "docs" / "study.png"
 
 
 def build(encoding: Encoding, block: str, ff_dim: int, seed: int) -> Transformer:
-    size, layers, heads = encoding.vocab_size, int(SETTING["layers"]), int(SETTING["heads"])
+    size, layers, heads = encoding.vocab_size, SETTING["layers"], SETTING["heads"]
     tokenizer = partial(
-        Tokenizer, size, int(SETTING["context, tokens"]), int(SETTING["width"]), size, encoding=encoding, seed=seed
+        Tokenizer, size, SETTING["context, tokens"], SETTING["width"], size, encoding=encoding, seed=seed
     )
     if block == "Llama":
-        kv_heads = int(SETTING["key and value heads of Llama's block"])
+        kv_heads = SETTING["key and value heads of Llama's block"]
         return Transformer.llama(
             tokenizer(positional_encoding=False), layers, heads, n_kv_heads=kv_heads, ff_dim=ff_dim, seed=seed
         )
@@ -70,35 +70,35 @@ def n_parameters(model: Transformer) -> int:
 def ff_dim_of(encoding: Encoding, block: str) -> int:
     """The width of the feed-forward layers that gives the model about SETTING's number of parameters."""
     narrow, wide = (n_parameters(build(encoding, block, ff_dim, 0)) for ff_dim in (8, 16))
-    return 8 + round(8 * (int(SETTING["parameters"]) - narrow) / (wide - narrow))
+    return 8 + round(8 * (SETTING["parameters"] - narrow) / (wide - narrow))
 
 
 def run(text: str, encoding: Encoding, block: str, seed: int) -> dict[str, Any]:
     """Train one model. Returns its results, with the bits per byte of the validation text by step."""
-    length, batch, steps = (int(SETTING[name]) for name in ("context, tokens", "batch", "steps"))
+    length, batch, steps = (SETTING[name] for name in ("context, tokens", "batch", "steps"))
     cut = len(text) * 9 // 10
     train_ids = np.array(encoding.encode(text[:cut]), np.int64)
-    ids = np.array(encoding.encode(text[cut : cut + int(SETTING["validation, characters"])]), np.int64)
+    ids = np.array(encoding.encode(text[cut : cut + SETTING["validation, characters"]]), np.int64)
     inputs, targets = validation_blocks(ids, length)
-    n_bytes = sum(len(encoding.token_bytes(int(i))) for i in targets.reshape(-1))
-    model = build(encoding, block, ff_dim_of(encoding, block), seed)
+    n_bytes, ff_dim = count_bytes(encoding, targets), ff_dim_of(encoding, block)
+    model = build(encoding, block, ff_dim, seed)
     matrices = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": SETTING["weight decay"]}
     vectors = {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}
-    rate = float(SETTING["learning rate"])
-    schedule = cosine_with_warmup(rate, int(SETTING["warmup steps"]), steps, rate / 10)
+    rate = SETTING["learning rate"]
+    schedule = cosine_with_warmup(rate, SETTING["warmup steps"], steps, rate / 10)
     optimizer = AdamWOptimizer([matrices, vectors], schedule, betas=(SETTING["beta1"], SETTING["beta2"]))
     curve, data = [], batches(train_ids, batch, length, seed)
     for step in range(steps + 1):
-        if step % int(SETTING["steps between validations"]) == 0 or step == steps:
+        if step % SETTING["steps between validations"] == 0 or step == steps:
             loss = evaluate(model, inputs, targets, batch)
             assert loss is not None
-            curve.append((step, loss * targets.size / math.log(2) / n_bytes))
+            curve.append((step, bits_per_byte(loss, targets.size, n_bytes)))
         if step < steps:
             train_step(model, optimizer, *split_batch(*next(data), 1, model.tokenizer.pad_token_id), grad_clip=1.0)
     return {
         "curve": curve, "parameters": n_parameters(model),
         "bytes of a token": n_bytes / targets.size,
-        "width of the feed-forward layers": ff_dim_of(encoding, block),
+        "width of the feed-forward layers": ff_dim,
     }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def load() -> dict[str, Any]:
         return {"setting": SETTING, "runs": {}}
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if stored["setting"] != SETTING:
-        sys.exit(f"study: the runs in {path} are of another setting; move the file away to begin anew")
+        sys.exit(f"study: the runs in {path} have other settings; move the file to start a new study")
     return stored
 
 
@@ -131,7 +131,7 @@ def run_all(stored: dict[str, Any], seeds: Sequence[int]) -> None:
                 if name in stored["runs"]:
                     continue
                 if tokens not in encodings:
-                    encodings[tokens] = BPE.train(text[: len(text) * 9 // 10], int(SETTING["vocabulary of BPE"]))
+                    encodings[tokens] = BPE.train(text[: len(text) * 9 // 10], SETTING["vocabulary of BPE"])
                 stored["runs"][name] = result = run(text, encodings[tokens], block, seed)
                 stored["circumstances"] = {**circumstances("benchmarks.study"), "backend": get_backend().name}
                 write_atomically(measure.RESULTS / STORE, json.dumps(stored, indent=1))
@@ -198,12 +198,12 @@ def draw(stored: dict[str, Any]) -> None:
 
 
 def page(stored: dict[str, Any]) -> str:
-    found, steps = stored["circumstances"], int(SETTING["steps"])
+    found, steps = stored["circumstances"], SETTING["steps"]
     n_seeds = len(of(stored, TOKENS[0], BLOCKS[0]))
     rows = "\n".join(row(stored, tokens, block) for tokens in TOKENS for block in BLOCKS)
     settings = "\n".join(f"| {name} | {value:,g} |" for name, value in SETTING.items())
-    batch, length, heads = (int(SETTING[name]) for name in ("batch", "context, tokens", "heads"))
-    kv_heads = int(SETTING["key and value heads of Llama's block"])
+    batch, length, heads = (SETTING[name] for name in ("batch", "context, tokens", "heads"))
+    kv_heads = SETTING["key and value heads of Llama's block"]
     head = f"bits per byte, {n_seeds} seeds"
     return f"""# A study: tokens and blocks
 

@@ -45,7 +45,7 @@ def _swiglu(xp: Backend, layer: Any, x: Array) -> Array:
     return xp.linear(hidden, layer.w_down.data, None)
 
 
-# What the modules of a block compute, by the names of their classes: (..., C) -> (..., C).
+# The forward passes of the modules of a block on arrays, by class name: (..., C) -> (..., C).
 _LAYERS: dict[str, Callable[[Backend, Any, Array], Array]] = {
     "LayerNorm": _layer_norm, "RMSNorm": _rms_norm, "FFLayer": _mlp, "SwiGLU": _swiglu,
 }  # fmt: skip

@@ -35,11 +35,6 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 _READ, _WRITE = "from_pretrained", "save_pretrained"
 _TOKENS, _OUTPUT, _LOGITS = "tokenizer.token_embedding", "output", "lm_head.weight"
 _OF_TOKENIZER = ("max_seq_len", "embed_dim", "positional_encoding")  # arguments of Tokenizer
-# The values of the options that `Transformer.config` leaves out.
-_DEFAULTS: dict[str, Any] = {
-    "norm": "layer_norm", "feed_forward": "mlp", "positions": "learned", "n_kv_heads": None, "window": None,
-    "attention_bias": False, "tied": True, "rope_base": 10000.0,
-}  # fmt: skip
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "float32", "F16": "float32"}  # of files, and of the model then
 
 # The library's activations, and their names in the files. Of several names for one function, the first is written.
@@ -122,7 +117,7 @@ def _read_gpt2(config: _Config) -> dict[str, Any]:
 
 
 def _write_gpt2(model: Any) -> dict[str, Any]:
-    options, tokenizer = model.config(), model.tokenizer
+    options, tokenizer = model._options, model.tokenizer
     names = {ours: theirs for theirs, ours in reversed(_GPT2_ACTIVATIONS.items())}
     return {
         "activation_function": names[options["activation"]],
@@ -131,7 +126,7 @@ def _write_gpt2(model: Any) -> dict[str, Any]:
         "n_positions": tokenizer.max_seq_len, "n_ctx": tokenizer.max_seq_len,
         "layer_norm_epsilon": model.final_norm.eps,
         "resid_pdrop": options["dropout"], "embd_pdrop": options["dropout"], "attn_pdrop": 0.0,
-        "tie_word_embeddings": options.get("tied", True),
+        "tie_word_embeddings": options["tied"],
     }  # fmt: skip
 
 
@@ -143,7 +138,7 @@ def _gpt2_weights(model: Any) -> dict[str, _Weight]:
         for name in ("qkv", "out"):
             shapes.setdefault(f"blocks.{i}.attention.b_{name}", shapes[f"blocks.{i}.attention.w_{name}"][1:])
     weights = {
-        ours: _Weight((theirs,), (shapes[ours],)) for theirs, ours in interchange._layout(_WRITE, shapes).items()
+        ours: _Weight((theirs,), (shapes[ours],)) for theirs, ours in interchange.layout_of(_WRITE, shapes).items()
     }
     weights[_TOKENS] = _tokens(shapes[_TOKENS], *weights[_TOKENS].names)
     if output is not None:
@@ -199,7 +194,7 @@ def _read_mistral(config: _Config) -> dict[str, Any]:
 
 
 def _write_llama(model: Any) -> dict[str, Any]:
-    options, tokenizer = _DEFAULTS | model.config(), model.tokenizer
+    options, tokenizer = model._options, model.tokenizer
     n_heads = options["n_attn_heads"]
     return {
         "hidden_act": "silu", "hidden_size": tokenizer.embed_dim, "num_hidden_layers": options["n_layers"],
@@ -215,7 +210,7 @@ def _write_llama(model: Any) -> dict[str, Any]:
 
 
 def _write_mistral(model: Any) -> dict[str, Any]:
-    return {**_write_llama(model), "sliding_window": model.config()["window"]}
+    return {**_write_llama(model), "sliding_window": model._options["window"]}
 
 
 def _llama_weights(model: Any) -> dict[str, _Weight]:
@@ -457,7 +452,7 @@ def _as_json(content: Mapping[str, Any]) -> bytes:
 
 def _architecture_of(model: Any) -> tuple[str, _Architecture]:
     """The architecture that the model has. Raises ValueError that names all options that keep it from having one."""
-    options = _DEFAULTS | model.config()
+    options = model._options
     misfits = {
         kind: {
             name: value for name, value in options.items()

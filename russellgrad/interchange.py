@@ -62,7 +62,7 @@ _ROOTS = ("transformer", "lm_head")  # names begin with one of them, after the n
 _NAMES = "the names and shapes are those of docs/torch_twin.py"
 
 
-def _layout(op: str, names: Iterable[str]) -> dict[str, str]:
+def layout_of(op: str, names: Iterable[str]) -> dict[str, str]:
     """A dict from PyTorch's parameter names to ours. Raises ValueError for a parameter that the PyTorch model lacks."""
     layout: dict[str, str] = {}
     for name in names:
@@ -89,7 +89,7 @@ def to_torch_state_dict(model: Module, config: Mapping[str, Any], padding_row: b
     own = dict(model._named_tensors())
     if other := sorted(set(config) & _NOT_IN_TWIN):
         raise ValueError(f"to_torch_state_dict: {', '.join(other)} has no counterpart in the PyTorch model; {_NAMES}")
-    state = {theirs: _exported(theirs, own[name]) for theirs, name in _layout("to_torch_state_dict", own).items()}
+    state = {theirs: _exported(theirs, own[name]) for theirs, name in layout_of("to_torch_state_dict", own).items()}
     if not padding_row:
         state[_TABLE] = state[_TABLE][:-1].copy()
     state[_LOGITS] = state[_TABLE].copy()  # tied; a copy, because safetensors rejects tensors that share memory
@@ -223,7 +223,7 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     not change then.
     """
     own = dict(model._named_tensors())
-    layout = _layout("from_torch", own)
+    layout = layout_of("from_torch", own)
     if not any(name.endswith(".bias") for name in state):  # a model without biases: ours stay 0
         layout = {theirs: name for theirs, name in layout.items() if not theirs.endswith(".bias")}
     expected = {

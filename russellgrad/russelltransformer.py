@@ -229,6 +229,9 @@ class FFLayer(Module):
 Norm: TypeAlias = LayerNorm | RMSNorm
 Attention: TypeAlias = AttentionLayer | GroupedQueryAttention
 FeedForward: TypeAlias = FFLayer | SwiGLU
+# The options that `config` always has. It leaves out the others where they are the default, so that earlier versions
+# read the files of such models.
+_FIRST = ("n_layers", "n_attn_heads", "ff_scale_factor", "activation", "output_projection", "final_norm", "dropout")
 _NORMS: dict[str, Callable[..., Norm]] = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 
 
@@ -331,19 +334,13 @@ class Transformer(Module):
         if n_layers < 1:
             raise ValueError(f"Transformer: n_layers must be positive, got {n_layers}")
         hidden_size = tokenizer.embed_dim
-        self._config = {
+        self._options = {
             "n_layers": n_layers, "n_attn_heads": n_attn_heads, "ff_scale_factor": ff_scale_factor,
             "activation": activation, "output_projection": output_projection, "final_norm": final_norm,
-            "dropout": dropout,
+            "dropout": dropout, "attention_bias": attention_bias, "norm": norm, "norm_eps": norm_eps,
+            "feed_forward": feed_forward, "ff_dim": ff_dim, "positions": positions, "rope_base": rope_base,
+            "n_kv_heads": n_kv_heads, "window": window, "tied": tied,
         }  # fmt: skip
-        later = {
-            "attention_bias": attention_bias, "norm": norm, "norm_eps": norm_eps, "feed_forward": feed_forward,
-            "ff_dim": ff_dim, "positions": positions, "rope_base": rope_base, "n_kv_heads": n_kv_heads,
-            "window": window, "tied": tied,
-        }  # fmt: skip
-        # Left out where they are the default, so that earlier versions read the files of such models.
-        defaults = signature(Transformer).parameters
-        self._config |= {name: value for name, value in later.items() if value != defaults[name].default}
         _check_names(norm=norm, feed_forward=feed_forward, positions=positions)
         if (positions == "rotary") != (tokenizer.positional_encoding is None):
             raise ValueError(
@@ -352,7 +349,7 @@ class Transformer(Module):
             )
         if ff_dim is not None:
             positive("Transformer", ff_dim=ff_dim)
-        if feed_forward == "swiglu" and activation != defaults["activation"].default:
+        if feed_forward == "swiglu" and activation != signature(Transformer).parameters["activation"].default:
             raise ValueError(f"Transformer: 'swiglu' has an activation of its own; leave out activation={activation!r}")
         generator = None if seed is None else Generator(seed)
         # Each block adds to the residual stream twice. Smaller output matrices keep its variance constant (GPT-2).
@@ -386,6 +383,7 @@ class Transformer(Module):
         tokenizer: Tokenizer,
         n_layers: int,
         n_attn_heads: int,
+        ff_scale_factor: int = 4,
         *,
         n_kv_heads: int | None = None,
         ff_dim: int | None = None,
@@ -407,16 +405,17 @@ class Transformer(Module):
 
         Args:
             tokenizer: a tokenizer with positional_encoding=False.
-            n_layers, n_attn_heads, n_kv_heads, ff_dim, norm_eps, rope_base, window, tied, attention_bias, dropout,
-                seed: as in `Transformer`.
+            n_layers, n_attn_heads, ff_scale_factor, n_kv_heads, ff_dim, norm_eps, rope_base, window, tied,
+                attention_bias, dropout, seed: as in `Transformer`.
 
         Raises:
             ValueError: as `Transformer`; also if C / n_attn_heads is odd.
         """
         return cls(
-            tokenizer, n_layers, n_attn_heads, output_projection=True, final_norm=True, norm="rms_norm",
-            norm_eps=norm_eps, feed_forward="swiglu", ff_dim=ff_dim, positions="rotary", rope_base=rope_base,
-            n_kv_heads=n_kv_heads, window=window, tied=tied, attention_bias=attention_bias, dropout=dropout, seed=seed,
+            tokenizer, n_layers, n_attn_heads, ff_scale_factor, output_projection=True, final_norm=True,
+            norm="rms_norm", norm_eps=norm_eps, feed_forward="swiglu", ff_dim=ff_dim, positions="rotary",
+            rope_base=rope_base, n_kv_heads=n_kv_heads, window=window, tied=tied, attention_bias=attention_bias,
+            dropout=dropout, seed=seed,
         )  # fmt: skip
 
     def config(self) -> dict[str, Any]:
@@ -425,7 +424,10 @@ class Transformer(Module):
         Of attention_bias, norm, norm_eps, feed_forward, ff_dim, positions, rope_base, n_kv_heads, window and tied, it
         has those that are not the default.
         """
-        return dict(self._config)
+        defaults = signature(Transformer).parameters
+        return {
+            name: value for name, value in self._options.items() if name in _FIRST or value != defaults[name].default
+        }  # fmt: skip
 
     @classmethod
     def from_torch(

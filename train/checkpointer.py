@@ -107,16 +107,8 @@ class Checkpointer:
 
     def _find(self, path: str) -> checkpoints.Checkpoint:
         checkpoint = checkpoints.find(path)
-        # Earlier versions had no others.
-        saved = {
-            "optimizer": "adamw",
-            "tokenizer": "char",
-            "vocab": None,
-            "init_from": None,
-            "blocks": "gpt2",
-            "kv_heads": None,
-            **checkpoint.state["config"],
-        }
+        # Earlier versions had fewer settings: those that they lacked had what is the default now.
+        saved = {name: getattr(Config, name) for name in FIXED_ON_RESUME} | checkpoint.state["config"]
         if changed := [name for name in FIXED_ON_RESUME if getattr(self.config, name) != saved[name]]:
             raise ValueError(
                 f"resume: {checkpoint.path} belongs to a run with "

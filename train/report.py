@@ -204,7 +204,7 @@ def setting(history: History, name: str) -> Any:
 
 
 def unit(history: History) -> str:
-    """What a token of the run is: "character" or "token"."""
+    """The word for a token of the run: "character" or "token"."""
     if not history.runs:
         return "token"
     return "character" if setting(history, "tokenizer") in ("char", None) else "token"  # earlier versions had no other

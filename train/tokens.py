@@ -74,7 +74,7 @@ def load_tokens(config: Config, group: ProcessGroup) -> Tokens:
 
 
 def unit(config: Config) -> str:
-    """What a token is, for messages: "character" or "token"."""
+    """The word for a token in messages: "character" or "token"."""
     return "character" if config.tokenizer == "char" else "token"
 
 

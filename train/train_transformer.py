@@ -404,16 +404,7 @@ def build_model(config: Config, encoding: Encoding | str) -> Transformer:
         return _pretrained(config, config.init_from)
     if isinstance(encoding, str):
         encoding = CharacterEncoding("".join(sorted(set(encoding))))
-    size, is_llama = encoding.vocab_size, config.blocks == "llama"
-    options: dict[str, Any] = {
-        "output_projection": config.output_projection, "final_norm": config.final_norm, "dropout": config.dropout,
-        "seed": config.seed,
-    }  # fmt: skip
-    if is_llama:
-        options |= {"norm": "rms_norm", "feed_forward": "swiglu", "positions": "rotary", "tied": False}
-        options |= {"n_kv_heads": config.kv_heads}
-    else:
-        options |= {"activation": config.activation}
+    size, llama = encoding.vocab_size, config.blocks == "llama"
     default = get_default_dtype()
     set_default_dtype(config.dtype)
     try:
@@ -423,10 +414,23 @@ def build_model(config: Config, encoding: Encoding | str) -> Transformer:
             config.width,
             size,
             encoding=encoding,
-            positional_encoding=not is_llama,
+            positional_encoding=not llama,
             seed=config.seed,
         )
-        return Transformer(tokenizer, config.layers, config.heads, config.ff_scale, **options)
+        sizes = (config.layers, config.heads, config.ff_scale)
+        if llama:
+            return Transformer.llama(
+                tokenizer, *sizes, n_kv_heads=config.kv_heads, dropout=config.dropout, seed=config.seed
+            )
+        return Transformer(
+            tokenizer,
+            *sizes,
+            activation=config.activation,
+            output_projection=config.output_projection,
+            final_norm=config.final_norm,
+            dropout=config.dropout,
+            seed=config.seed,
+        )
     finally:
         set_default_dtype(default)
 
