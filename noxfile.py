@@ -22,11 +22,12 @@ nox.options.error_on_external_run = True
 
 TORCH = "torch==2.13.0"
 TEST = (
+    "--no-compile",  # compiling all of PyTorch to bytecode takes twice as long as installing it
     TORCH, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ml_dtypes>=0.5",  # ml_dtypes has bfloat16
     "tokenizers>=0.20", "transformers>=5",
 )  # fmt: skip
 LINT = ("ruff==0.17.6",)
-TYPES = ("mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")
+TYPES = ("--no-compile", "mypy==2.4.1", "nox", TORCH, "pytest>=8", "hypothesis>=6.100")
 STRICT = ("conformance", "autograd", "tensor", "indexing", "optimizer", "russelltransformer")
 # Limits the threads of the BLAS and PyTorch, which together could exceed the number of cores.
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}

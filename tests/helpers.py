@@ -20,6 +20,9 @@ largest_differences: dict[str, tuple[float, str]] = {}
 once = pytest.mark.skipif(
     (os.environ.get("RG_BACKEND") or "numpy") != "numpy", reason="does not depend on RG_BACKEND; runs on numpy only"
 )
+once_on_cupy = pytest.mark.skipif(
+    (os.environ.get("RG_BACKEND") or "cupy") != "cupy", reason="tests CuPy's backend or its stand-in; runs on cupy only"
+)
 
 Array = Any
 

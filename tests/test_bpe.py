@@ -22,7 +22,10 @@ from russellgrad.checkpoint import load_model, save_model
 from russellgrad.encoding import Encoding, HubEncoding, _byte_level, encoding_from_config
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
+from tests.helpers import once
 from train.datasets import play_to_text
+
+pytestmark = once
 
 PLAY = play_to_text(
     "# A play\n\n**FIRST LORD**\n\nWhat's the news? We'll go -- I've heard 'tis so;\nthey're gone to the king's "

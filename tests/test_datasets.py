@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import once
 from train import datasets
+
+pytestmark = once
 
 
 def test_play_to_text_keeps_speakers_and_lines() -> None:

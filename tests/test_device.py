@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers import assert_close, rng
+from tests.helpers import assert_close, once_on_cupy, rng
 from tests.standin import MODULES, Misuse, device, library, record
 
 cupy: Any = MODULES["cupy"]
 Array = Any
 
-pytestmark = pytest.mark.skipif(
-    shutil.which(library.COMPILER) is None, reason="no g++ here, which runs CUDA kernels on the CPU; install it"
-)
+pytestmark = [
+    once_on_cupy,
+    pytest.mark.skipif(
+        shutil.which(library.COMPILER) is None, reason="no g++ here, which runs CUDA kernels on the CPU; install it"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

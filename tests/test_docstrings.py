@@ -26,6 +26,9 @@ from russellgrad import (
 from russellgrad.graph import document, events, layout, node, source, values
 from russellgrad.module import Module
 from russellgrad.tensor import Tensor
+from tests.helpers import once
+
+pytestmark = once
 
 MODULES = (
     base_optimizer,

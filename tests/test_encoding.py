@@ -15,6 +15,9 @@ from russellgrad.generation import _Completion, _Decoder
 from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import read_safetensors
 from russellgrad.tokenizer import Tokenizer
+from tests.helpers import once
+
+pytestmark = once
 
 
 class ByteEncoding:

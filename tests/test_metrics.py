@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import rng
+from tests.helpers import once, rng
 from tests.process import ROOT
 from train.metrics import Metrics, read_metrics
+
+pytestmark = once
 
 
 def write_steps(metrics: Metrics, first: int, last: int, seed: int = 0, chunk: int = 10) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import once_on_cupy
 from tests.process import ROOT, output_of, run_python
 from tests.standin import MODULES, library, nvrtc
+
+pytestmark = once_on_cupy
 
 KERNELS = ROOT / "backends" / "cupy_kernels.py"
 Kernel = dict[str, Any]  # the fields of `nvrtc.Resources`

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 import russellgrad
+from tests.helpers import once
 from tests.process import ROOT
+
+pytestmark = once
 
 DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception):: russellgrad\.(\S+)\n((?:   :.*\n)*)", re.MULTILINE)
 ARRAYS = re.compile(r"\b(Tensor|TensorT|Operand|Array|Mask|Pytree)\b")

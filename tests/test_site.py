@@ -14,7 +14,10 @@ import pytest
 
 import russellgrad
 from russellgrad import Tensor, data, init, layers, llama, optimizer, russelltransformer, tokenizer, use_backend
+from tests.helpers import once
 from tests.process import ROOT
+
+pytestmark = once
 
 DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception):: russellgrad\.(\S+)$", re.MULTILINE)
 DOCUMENTED = Counter(

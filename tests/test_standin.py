@@ -29,11 +29,13 @@ from russellgrad.loss import cross_entropy_loss
 from russellgrad.optimizer import AdamOptimizer, AdamWOptimizer
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
-from tests.helpers import assert_close, check_against_torch, rng
+from tests.helpers import assert_close, check_against_torch, once_on_cupy, rng
 from tests.process import output_of, run_python
 from tests.standin import MODULES, Misuse, compare, load_backend, record
 from train.data import MicroBatch
 from train.train_transformer import train_step
+
+pytestmark = once_on_cupy
 
 cupy: Any = MODULES["cupy"]
 cupyx: Any = MODULES["cupyx"]

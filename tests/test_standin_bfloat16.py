@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers import rng
+from tests.helpers import once_on_cupy, rng
 from tests.standin import MODULES
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes")
+pytestmark = once_on_cupy
 
 cupy: Any = MODULES["cupy"]
 Array = Any

@@ -14,8 +14,10 @@ import torch.utils.dlpack
 
 from russellgrad import Tensor, embedding, use_backend
 from russellgrad.backend import load_backend
-from tests.helpers import Array, rng
+from tests.helpers import Array, once, rng
 from tests.process import output_of
+
+pytestmark = once
 
 xp: Any = load_backend("strict")
 HOST = np.ones((2, 3))
