@@ -101,6 +101,8 @@ class Optimizer:
         # Keys: the index in `_units`.
         self.state: dict[int, dict[str, Any]] = {}
         self._lr = 0.0  # the learning rate of the current step
+        # The backend and dtype of each parameter when it was first updated, or made part of a flat array.
+        self._kinds = {place: (p.backend, p.dtype) for place, p in enumerate(self.params) if self._flat}
         self._master_versions: dict[int, Versions] = {}  # the parameters' versions when the master copies were updated
 
     def _check_params(self) -> None:
@@ -179,8 +181,16 @@ class Optimizer:
         `step` calls this itself. Call it before `step` to modify all gradients at once, as an all-reduce does.
 
         Raises:
-            RuntimeError: a parameter was given a new array, and the step is being recorded.
+            RuntimeError: a parameter was given a new array, and the step is being recorded; or a parameter was moved to
+                another backend or cast.
         """
+        for place, p in enumerate(self.params):
+            xp, dtype = self._kinds.setdefault(place, (p.backend, p.dtype))
+            if p.backend is not xp or p.dtype != dtype:
+                raise RuntimeError(
+                    f"{type(self).__name__}: parameter {place} is {p.dtype} on backend {p.backend.name!r}, and was "
+                    f"{dtype} on {xp.name!r} before; build the optimizer after Module.to() and astype()"
+                )
         for group in self._flat:
             group.gather()
         return self.flat_grad
@@ -200,6 +210,7 @@ class Optimizer:
                 parameter has a gradient; with flat, some parameter has no gradient. Also, with TypeError, for an option
                 that was changed, or a learning rate that the schedule returned, as in the constructor. Nothing is
                 updated then. If `update` raises, earlier parameters are updated, and `steps_taken` does not change.
+            RuntimeError: a parameter was moved to another backend or cast after the first step, or with flat before.
         """
         self._check_grads()
         if max_norm is not None:
