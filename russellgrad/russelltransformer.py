@@ -527,15 +527,19 @@ class Transformer(Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model to a folder that `transformers` loads as a GPT-2 or Llama, and return the folder's path.
 
-        It writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json. Each file is replaced
-        atomically, and other files in the folder are kept, also a tokenizer that is equal. The row of the token
-        embedding for padding is left out; attention without biases gets biases of 0.
+        It writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json, which replace those of a
+        model in the folder. If that is interrupted, the folder has the earlier model, or no config.json. Other files
+        are kept, also a tokenizer that is equal. The row of the token embedding for padding is left out; attention
+        without biases gets biases of 0.
 
             model.save_pretrained("model")  # AutoModelForCausalLM.from_pretrained("model")
 
         Raises:
             ImportError: `safetensors` is not installed.
             OSError: a file cannot be written.
+            FileExistsError: the folder has files of another model that programs would read with this one: an index of
+                weights or, with another tokenizer, added_tokens.json, special_tokens_map.json, chat_template.jinja or
+                generation_config.json; nothing is written.
             ValueError: the model has options that neither architecture has, parameters of several dtypes, or a
                 tokenizer that tokenizer.json cannot describe; nothing is written.
         """

@@ -805,7 +805,9 @@ def test_a_step_after_the_parameters_were_cast_or_moved_raises(
         step()
         move(model)
         before, steps_taken = model.state_dict(), optimizer.steps_taken
-        message = rf"{ours.__name__}: parameter 0 is float\d\d on backend .*, and was float64 on '{backend.name}' before;"
+        message = (
+            rf"{ours.__name__}: parameter 0 is float\d\d on backend .*, and was float64 on '{backend.name}' before;"
+        )
         with pytest.raises(RuntimeError, match=message + r" build the optimizer after Module.to\(\) and astype\(\)"):
             step()
         for name, array in model.state_dict().items():
