@@ -119,6 +119,14 @@ def test_a_resumed_run_keeps_its_tokenizer(text: str, bpe_folder: Path, tmp_path
             train(resume=str(tmp_path / "part"), steps=9, **options)
 
 
+def test_the_default_may_be_given_to_a_resumed_run(text: str, tmp_path: Path) -> None:
+    """None stands for 1,024 tokens, and for as many heads of keys and values as there are heads."""
+    small(text, tmp_path / "run", tokenizer="bpe", blocks="llama")
+    assert train(resume=str(tmp_path / "run"), steps=8, vocab=1024, kv_heads=2).steps == 8
+    with pytest.raises(ValueError, match="belongs to a run with vocab 1024, not 300; leave these options out"):
+        train(resume=str(tmp_path / "run"), steps=9, vocab=300)
+
+
 def test_checkpoints_of_earlier_versions_have_characters(text: str, tmp_path: Path) -> None:
     small(text, tmp_path / "run", steps=4)
     checkpoint = next((tmp_path / "run/checkpoints").iterdir())
