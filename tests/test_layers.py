@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from russellgrad import Tensor, compile_step, grad, layers, manual_seed, no_grad, russelltransformer, use_backend
+from russellgrad import Tensor, compile_step, grad, layers, llama, manual_seed, no_grad, russelltransformer, use_backend
 from russellgrad.backend import Backend
 from russellgrad.layers import (
     ELU,
@@ -554,7 +554,7 @@ def test_an_array_as_the_input_of_a_first_layer(layer: Module) -> None:
 )
 def test_an_eps_that_is_no_small_number_raises(eps: Any, error: type[Exception], message: str) -> None:
     tokenizer = Tokenizer.from_text("ab", 4, 4, seed=0)
-    norms = (LayerNorm, RMSNorm, BatchNorm, russelltransformer.LayerNorm, russelltransformer.RMSNorm)
+    norms: tuple[Any, ...] = (LayerNorm, RMSNorm, BatchNorm, russelltransformer.LayerNorm, llama.RMSNorm)
     makers: list[tuple[str, Callable[..., Any]]] = [(norm.__name__, partial(norm, 2)) for norm in norms]
     for name, make in [*makers, ("GroupNorm", partial(GroupNorm, 1, 2))]:
         with pytest.raises(error, match=f"^{name}: eps {message}"):

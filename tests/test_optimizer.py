@@ -798,8 +798,8 @@ def test_a_step_after_the_parameters_were_cast_or_moved_raises(
 
         def step(model: Linear = model, optimizer: Optimizer = optimizer) -> None:
             model.zero_grad()
-            model.weight.sum().backward()
-            (model.bias * 2).sum().backward()
+            for p in model.parameters():
+                (p * 2).sum().backward()
             optimizer.step(max_norm=1.0)
 
         step()
