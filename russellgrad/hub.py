@@ -428,6 +428,7 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
     """Implements `Transformer.save_pretrained`."""
     path = Path(folder)
     kind, architecture = _architecture_of(model)
+    interchange.check_own_parameters(_WRITE, model)
     weights, own = architecture.weights(model), dict(model._named_tensors())
     if missing := [name for name in own if name not in weights]:
         raise ValueError(f"{_WRITE}: {kind} has no place for {', '.join(missing)}")

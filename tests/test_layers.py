@@ -555,8 +555,8 @@ def test_an_array_as_the_input_of_a_first_layer(layer: Module) -> None:
 def test_an_eps_that_is_no_small_number_raises(eps: Any, error: type[Exception], message: str) -> None:
     tokenizer = Tokenizer.from_text("ab", 4, 4, seed=0)
     norms: tuple[Any, ...] = (LayerNorm, RMSNorm, BatchNorm, russelltransformer.LayerNorm, llama.RMSNorm)
-    makers: list[tuple[str, Callable[..., Any]]] = [(norm.__name__, partial(norm, 2)) for norm in norms]
-    for name, make in [*makers, ("GroupNorm", partial(GroupNorm, 1, 2))]:
+    makers: list[Callable[..., Any]] = [*(partial(norm, 2) for norm in norms), partial(GroupNorm, 1, 2)]
+    for name, make in zip([*(norm.__name__ for norm in norms), "GroupNorm"], makers, strict=True):
         with pytest.raises(error, match=f"^{name}: eps {message}"):
             make(eps=eps)
     with pytest.raises(error, match=f"^Transformer: norm_eps {message}"):
