@@ -469,8 +469,8 @@ def _check_no_other_model(folder: Path, same_tokenizer: bool) -> None:
     names = (INDEX,) if same_tokenizer else (INDEX, *WITH_TOKENIZER)
     if found := [name for name in names if (folder / name).exists()]:
         raise FileExistsError(
-            f"{_WRITE}: {folder} has {', '.join(found)} of another model, which other programs would read with this "
-            f"one; write to a new folder, or remove {'it' if len(found) == 1 else 'them'}"
+            f"{_WRITE}: {folder} has {', '.join(found)}, perhaps of another model, which other programs would read "
+            f"with this one; write to a new folder, or remove {'it' if len(found) == 1 else 'them'}"
         )
 
 

@@ -481,7 +481,9 @@ def test_files_of_another_model_are_not_mixed_with_the_new_one(tmp_path: Path, n
     path, other = small().save_pretrained(tmp_path), small(CharacterEncoding("ab"))
     (path / name).write_text("mine")
     before = {file.name: file.read_bytes() for file in path.iterdir()}
-    with pytest.raises(FileExistsError, match=rf"save_pretrained: .* has {name} of another model, .* or remove it$"):
+    with pytest.raises(
+        FileExistsError, match=rf"save_pretrained: .* has {name}, perhaps of another model, .* or remove it$"
+    ):
         other.save_pretrained(path)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     if name in WITH_TOKENIZER:  # they fit the tokenizer
