@@ -10,7 +10,7 @@ from numbers import Number
 from typing import Any, Self, TypeAlias, TypeVar, cast, overload
 
 from . import rules
-from .autograd import Node, Version, is_grad_enabled, record
+from .autograd import Hook, Node, Version, is_grad_enabled, record
 from .backend import Array, Backend, Shape, resolve_backend
 from .dtype import common_float, get_default_dtype, is_float, python_number, real_array
 
@@ -27,11 +27,12 @@ observer: Callable[[rules.Rule, Sequence[Operand], Mapping[str, Any], Sequence[A
 class TensorBase:
     """The state of a tensor: its array, its node in the graph, and its backend. The subclass in use is `Tensor`."""
 
-    __slots__ = ("_array", "_grad", "_node", "_version", "backend", "label", "__weakref__")
+    __slots__ = ("_array", "_grad", "_hooks", "_node", "_version", "backend", "label", "__weakref__")
     __array_ufunc__ = None  # array + tensor calls Tensor.__radd__ instead of a ufunc of NumPy or CuPy
 
     _array: Array
     _grad: Array | None
+    _hooks: dict[object, Hook] | None  # of a leaf, while it tracks no gradients and has no node
     _node: Node | None
     _version: Version
     backend: Backend

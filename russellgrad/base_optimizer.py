@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
-from .backend import Array
+from .backend import Array, Backend
 from .clip_grad import all_grads, checked_max_norm, total_norm_and_scale
 from .optimizer_options import OPTIONS, count, flag, listed, type_of
 from .optimizer_update import MASTER, check_loaded_entry, run_update, write_back
@@ -101,7 +101,12 @@ class Optimizer:
         # Keys: the index in `_units`.
         self.state: dict[int, dict[str, Any]] = {}
         self._lr = 0.0  # the learning rate of the current step
+        # The backend and dtype of each parameter in the first step, or when they were made part of a flat array.
+        self._kinds = self._kinds_now() if flat else []
         self._master_versions: dict[int, Versions] = {}  # the parameters' versions when the master copies were updated
+
+    def _kinds_now(self) -> list[tuple[Backend, Any]]:
+        return [(p.backend, p.dtype) for p in self.params]
 
     def _check_params(self) -> None:
         name = type(self).__name__
@@ -179,8 +184,16 @@ class Optimizer:
         `step` calls this itself. Call it before `step` to modify all gradients at once, as an all-reduce does.
 
         Raises:
-            RuntimeError: a parameter was given a new array, and the step is being recorded.
+            RuntimeError: a parameter was given a new array, and the step is being recorded; or a parameter was moved to
+                another backend or cast.
         """
+        self._kinds = self._kinds or self._kinds_now()
+        for place, (p, (xp, dtype)) in enumerate(zip(self.params, self._kinds, strict=True)):
+            if p.backend is not xp or p.dtype != dtype:
+                raise RuntimeError(
+                    f"{type(self).__name__}: parameter {place} is {p.dtype} on backend {p.backend.name!r}, and was "
+                    f"{dtype} on {xp.name!r} before; build the optimizer after Module.to() and astype()"
+                )
         for group in self._flat:
             group.gather()
         return self.flat_grad
@@ -200,6 +213,7 @@ class Optimizer:
                 parameter has a gradient; with flat, some parameter has no gradient. Also, with TypeError, for an option
                 that was changed, or a learning rate that the schedule returned, as in the constructor. Nothing is
                 updated then. If `update` raises, earlier parameters are updated, and `steps_taken` does not change.
+            RuntimeError: a parameter was moved to another backend or cast after the first step, or with flat before.
         """
         self._check_grads()
         if max_norm is not None:

@@ -63,7 +63,7 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, notes: Mappi
         "notes": dict(notes or {}),
     }
     # C-contiguous, because safetensors writes an array's memory without regard to its strides.
-    state = {name: np.ascontiguousarray(_widened(array)) for name, array in model.state_dict().items()}
+    state = {name: np.ascontiguousarray(_widened(tensor.numpy())) for name, tensor in model._named_tensors()}
     try:
         text = json.dumps(config, default=_plain)
     except TypeError as error:  # also of a key

@@ -1,10 +1,8 @@
 """Encodings: text to token ids, and token ids to text. A token is a character here, or part of a word in `bpe.py`."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 from .bpe import BPE
@@ -89,15 +87,16 @@ class CharacterEncoding:
 
 
 # Decoders with which a text is the bytes of its tokens, one after the other.
-_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip"}
+_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip"}
 
 
 class HubEncoding:
     """A tokenizer of the package `tokenizers`, as models of Hugging Face have it in tokenizer.json.
 
-        encoding = HubEncoding.load("gpt2/tokenizer.json")
+        encoding = HubEncoding(Path("gpt2/tokenizer.json").read_text(encoding="utf-8"))
 
     Special tokens in a text, such as <|endoftext|>, are encoded as one token each. None is added.
+    `hub_tokenizer.load_encoding` reads a file or a folder.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`, which is copied, or its JSON.
@@ -122,36 +121,15 @@ class HubEncoding:
         self.vocab_size = max(vocab.values(), default=-1) + 1 if vocab_size is None else vocab_size
         if too_large := [token for token, i in vocab.items() if i >= self.vocab_size]:
             raise ValueError(f"HubEncoding: vocab_size {vocab_size} is too small: {too_large[0]!r} has a larger id")
-        decoder, added = json.dumps(json.loads(self._json)["decoder"]), self.tokenizer.get_added_tokens_decoder()
-        if unknown := set(re.findall(r'"type": "(\w+)"', decoder)) - _DECODERS:
+        decoders, added = _flat(json.loads(self._json).get("decoder")), self.tokenizer.get_added_tokens_decoder()
+        if unknown := [d["type"] for d in decoders if d["type"] not in _DECODERS or "Regex" in d.get("pattern", ())]:
             raise ValueError(
-                f"HubEncoding: the tokenizer's decoder {', '.join(sorted(unknown))} is not supported: the bytes of a "
-                "token depend on its neighbors; use a byte-level or a SentencePiece tokenizer"
+                f"HubEncoding: the tokenizer's decoder {', '.join(unknown)} is not supported: the bytes of a token may "
+                "depend on its neighbors; use a byte-level or a SentencePiece tokenizer"
             )
         self._bytes = [b""] * self.vocab_size  # models may have ids that are no token's
         for token, i in vocab.items():
-            self._bytes[i] = utf8(token) if i in added else _bytes_of(token, decoder)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Self:
-        """Read a tokenizer.json, or from a folder tokenizer.json or else GPT-2's vocab.json and merges.txt.
-
-        Raises OSError if a file cannot be read, ValueError if it is not a tokenizer's.
-        """
-        path, package = Path(path), _tokenizers()
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if path.is_dir() and not file.exists():
-            vocab, merges = path / "vocab.json", path / "merges.txt"
-            for needed in (vocab, merges):
-                needed.open("rb").close()  # the package's own errors do not name the file
-            try:
-                return cls(_byte_level(package.models.BPE.from_file(str(vocab), str(merges))), vocab_size)
-            except Exception as error:
-                raise ValueError(f"{path}: vocab.json and merges.txt are not GPT-2's files: {error}") from error
-        try:
-            return cls(file.read_text(encoding="utf-8"), vocab_size)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            self._bytes[i] = utf8(token) if i in added else _bytes_of(token, decoders)
 
     @classmethod
     def train(cls, text: str | Iterable[str], vocab_size: int) -> Self:
@@ -203,13 +181,25 @@ def _byte_level(model: Any) -> Any:
     return tokenizer
 
 
-def _bytes_of(token: str, decoder: str) -> bytes:
-    """The bytes of a token, with the JSON of the tokenizer's decoder: those of GPT-2, or of SentencePiece."""
-    if "ByteLevel" in decoder:
-        return to_bytes(token)
-    if "ByteFallback" in decoder and re.fullmatch("<0x[0-9A-F]{2}>", token):
-        return bytes([int(token[3:5], 16)])
-    return utf8(token.replace("\u2581", " "))  # SentencePiece's mark of a space
+def _flat(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The decoders of a tokenizer's JSON, in order. Without a decoder, the package joins the tokens with spaces."""
+    if decoder is None:
+        return [{"type": "None"}]
+    return [part for inner in decoder["decoders"] for part in _flat(inner)] if "decoders" in decoder else [decoder]
+
+
+def _bytes_of(token: str, decoders: list[dict[str, Any]]) -> bytes:
+    """The bytes of a token, with the tokenizer's decoders: those of GPT-2, or of SentencePiece."""
+    for decoder in decoders:
+        if decoder["type"] == "ByteLevel":
+            return to_bytes(token)
+        if decoder["type"] == "ByteFallback" and re.fullmatch("<0x[0-9A-F]{2}>", token):
+            return bytes([int(token[3:5], 16)])
+        if decoder["type"] == "Replace":
+            token = token.replace(decoder["pattern"]["String"], decoder["content"])
+        if decoder["type"] == "Metaspace":
+            token = token.replace(decoder["replacement"], " ")
+    return utf8(token)
 
 
 def encoding_from_config(config: Mapping[str, Any]) -> Encoding:

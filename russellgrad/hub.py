@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,9 +24,17 @@ import numpy as np
 
 from . import init, interchange
 from .backend import Backend, DType, Shape, resolve_backend, use_backend
-from .hub_tokenizer import has_tokenizer, read_encoding, read_json, special_tokens, tokenizer_files
+from .hub_tokenizer import (
+    SETTINGS,
+    WITH_TOKENIZER,
+    has_tokenizer,
+    load_encoding,
+    read_json,
+    special_tokens,
+    tokenizer_files,
+)
 from .module import Module
-from .serialization import StoredArray, replace_file, stored_arrays, write_safetensors
+from .serialization import StoredArray, stored_arrays, sync_folder, write_safetensors, write_synced
 from .tensor import Tensor
 from .tokenizer import Tokenizer
 
@@ -287,7 +296,7 @@ def from_pretrained(
             f"{dtype!r}"
         )
     size = config.number("vocab_size")
-    encoding = read_encoding(path, size, _READ)
+    encoding = load_encoding(path, size, _READ)
     of_tokenizer = {name: options.pop(name) for name in _OF_TOKENIZER if name in options}
     with use_backend("numpy"), init.skip_draws():
         tokenizer = Tokenizer(size, pad_token_id=size, encoding=encoding, **of_tokenizer)
@@ -419,6 +428,7 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
     """Implements `Transformer.save_pretrained`."""
     path = Path(folder)
     kind, architecture = _architecture_of(model)
+    interchange.check_own_parameters(_WRITE, model)
     weights, own = architecture.weights(model), dict(model._named_tensors())
     if missing := [name for name in own if name not in weights]:
         raise ValueError(f"{_WRITE}: {kind} has no place for {', '.join(missing)}")
@@ -431,23 +441,37 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
         "vocab_size": model.tokenizer.vocab_size, **architecture.write(model),
         **{f"{key}_token_id": special[key][1] if key in special else None for key in ("bos", "eos", "pad")},
     }  # fmt: skip
-    keeps_tokenizer = has_tokenizer(path, files)
-    if keeps_tokenizer and (path / CONFIG).is_file():  # what ends a text is not always to be seen from the tokens
-        before = read_json(path / CONFIG, _WRITE)
-        ids = {key: before.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        config |= {key: i for key, i in ids.items() if i is not None}
+    same_tokenizer = has_tokenizer(path, files)
+    _check_no_other_model(path, same_tokenizer)
+    if same_tokenizer and (path / SETTINGS).is_file():
+        files = {}
+        if (path / CONFIG).is_file():  # what ends a text is not always to be seen from the tokens
+            before = read_json(path / CONFIG, _WRITE)
+            ids = {key: before.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            config |= {key: i for key, i in ids.items() if i is not None}
     path.mkdir(parents=True, exist_ok=True)
     shapes = {n: (dtype, shape) for w in weights.values() for n, shape in zip(w.names, w.shapes, strict=True)}
-    write_safetensors(path / WEIGHTS, shapes, _exported(weights, own), {"format": "pt"})
-    if not keeps_tokenizer:
-        for name, content in files.items():
-            replace_file(path / name, _as_json(content))
-    replace_file(path / CONFIG, _as_json(config))  # last: it is what makes the folder a model
+    with TemporaryDirectory(prefix=".writing-", dir=path) as name:  # an error leaves the model in the folder as it is
+        new = Path(name)
+        write_safetensors(new / WEIGHTS, shapes, _exported(weights, own), {"format": "pt"})
+        for file, content in {**files, CONFIG: config}.items():
+            write_synced(new / file, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        (path / CONFIG).unlink(missing_ok=True)  # until it is there again, the folder is no model
+        sync_folder(path)
+        for file in (WEIGHTS, *files, CONFIG):
+            os.replace(new / file, path / file)
+            sync_folder(path)
     return path
 
 
-def _as_json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+def _check_no_other_model(folder: Path, same_tokenizer: bool) -> None:
+    """Raise FileExistsError for files of another model that programs would read with the new one."""
+    names = (INDEX,) if same_tokenizer else (INDEX, *WITH_TOKENIZER)
+    if found := [name for name in names if (folder / name).exists()]:
+        raise FileExistsError(
+            f"{_WRITE}: {folder} has {', '.join(found)}, perhaps of another model, which other programs would read "
+            f"with this one; write to a new folder, or remove {'it' if len(found) == 1 else 'them'}"
+        )
 
 
 def _architecture_of(model: Any) -> tuple[str, _Architecture]:

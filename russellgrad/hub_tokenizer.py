@@ -5,17 +5,21 @@ Such a file is read as characters again, without the package `tokenizers`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .bpe import BPE
+from .byte_level import read_files
 from .encoding import CharacterEncoding, Encoding, HubEncoding
 from .tokenizer import Tokenizer
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-_VOCABULARY, _MERGES = "vocab.json", "merges.txt"  # GPT-2's files
+# Files that belong to one tokenizer, and that `transformers` reads with the others.
+WITH_TOKENIZER = ("added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+_VOCABULARY, _MERGES, _ADDED = "vocab.json", "merges.txt", "added_tokens.json"  # GPT-2's files
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _SPLIT = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}  # . has no newline
 # The tokens that begin and end a text, in GPT-2 and in the versions of Llama.
@@ -37,47 +41,61 @@ def read_json(path: Path, who: str) -> dict[str, Any]:
 # --- Reading
 
 
-def read_encoding(folder: Path, vocab_size: int, who: str) -> Encoding:
-    """The encoding of a folder, for a model of `vocab_size` tokens, which may be more than the tokenizer has.
+def load_encoding(path: str | os.PathLike[str], vocab_size: int | None = None, who: str = "load_encoding") -> Encoding:
+    """Read a tokenizer.json, or from a folder tokenizer.json or else GPT-2's vocab.json and merges.txt.
+
+    Special tokens in a text, such as <|endoftext|>, are encoded as one token each. The result is a `HubEncoding`, or
+    for files that the library wrote, without special tokens, a `CharacterEncoding` or `BPE`, which need no package.
+
+        encoding = load_encoding("gpt2")  # a folder
+
+    Args:
+        path: a file or a folder.
+        vocab_size: the number of tokens of the model, by default that of the tokenizer. The model may have more.
+        who: begins the messages of errors.
 
     Raises:
-        FileNotFoundError: the folder has no tokenizer.
+        FileNotFoundError: there is no such file, or the folder has no tokenizer.
         ValueError: a file is damaged, or has more tokens than `vocab_size`.
         ImportError: `tokenizers` is not installed, and the tokenizer is none of the library's own.
     """
-    file = folder / TOKENIZER
-    if file.is_file():
+    folder = file = Path(path)
+    if not folder.is_dir() or (file := folder / TOKENIZER).is_file():
+        if not file.is_file():
+            raise FileNotFoundError(f"{who}: there is no file or folder {file}")
         content = read_json(file, who)
-    elif (folder / _VOCABULARY).is_file() and (folder / _MERGES).is_file():
-        file = folder / _VOCABULARY
+    elif (file := folder / _VOCABULARY).is_file() and (folder / _MERGES).is_file():
         content = _from_gpt2_files(folder, who)
     else:
         remedy = (
             "convert tokenizer.model with transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             if (folder / "tokenizer.model").is_file()
-            else "download it from the hub"
+            else "give a folder that has them; `hf download` gets those of a model"
         )
         raise FileNotFoundError(f"{who}: {folder} has neither {TOKENIZER} nor {_VOCABULARY} and {_MERGES}; {remedy}")
     try:
         encoding = _own_encoding(content) or HubEncoding(json.dumps(content, ensure_ascii=False))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{who}: {file} is not a tokenizer: {error}") from error
+    if vocab_size is None or encoding.vocab_size == vocab_size:
+        return encoding
     if encoding.vocab_size > vocab_size:
         raise ValueError(
-            f"{who}: {file} has {encoding.vocab_size} tokens, more than vocab_size={vocab_size} in "
-            f"{folder / 'config.json'}; use the tokenizer that the model was trained with"
+            f"{who}: {file} has {encoding.vocab_size} tokens, more than the vocab_size={vocab_size} of the model; use "
+            "the tokenizer that the model was trained with"
         )
-    if encoding.vocab_size == vocab_size:
-        return encoding
     return HubEncoding(json.dumps(content, ensure_ascii=False), vocab_size)
 
 
 def _from_gpt2_files(folder: Path, who: str) -> dict[str, Any]:
-    """The tokenizer.json that is equivalent to vocab.json and merges.txt."""
-    vocabulary = read_json(folder / _VOCABULARY, who)
-    lines = (folder / _MERGES).read_text(encoding="utf-8").splitlines()
-    merges = [line for line in lines if line and not line.startswith("#version")]
-    return _byte_level_bpe(vocabulary, merges, [token for token in _END[:1] if token in vocabulary])
+    """The tokenizer.json that is equivalent to vocab.json, merges.txt and, if it is there, added_tokens.json."""
+    added = read_json(folder / _ADDED, who) if (folder / _ADDED).is_file() else {}
+    try:
+        vocabulary, merges = read_files(folder)
+        special = {token: i for token, i in vocabulary.items() if token == _END[0]}
+        return _byte_level_bpe(vocabulary, merges, special | added)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{who}: {folder}: {_VOCABULARY} and {_MERGES} are not GPT-2's files: {error}") from error
 
 
 def _own_encoding(content: dict[str, Any]) -> Encoding | None:
@@ -127,8 +145,6 @@ def has_tokenizer(folder: Path, files: Mapping[str, dict[str, Any]]) -> bool:
 
     If writing was interrupted before, they are that tokenizer's, because tokenizer.json is written after them.
     """
-    if not (folder / SETTINGS).is_file():
-        return False
     try:
         return bool(json.loads((folder / TOKENIZER).read_bytes()) == files[TOKENIZER])
     except (OSError, ValueError):
@@ -150,7 +166,7 @@ def _content(encoding: Encoding) -> dict[str, Any]:
     if isinstance(encoding, CharacterEncoding):
         return _characters(encoding)
     if isinstance(encoding, BPE):
-        return _byte_level_bpe(encoding.vocab, [list(pair) for pair in encoding.merges])
+        return _byte_level_bpe(encoding.vocab, [list(pair) for pair in encoding.merges], {})
     if isinstance(encoding, HubEncoding):
         content: dict[str, Any] = json.loads(encoding.config()["tokenizer"])
         return content
@@ -175,12 +191,12 @@ def _characters(encoding: CharacterEncoding) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _byte_level_bpe(vocabulary: Mapping[str, int], merges: list[Any], added: Sequence[str] = ()) -> dict[str, Any]:
-    """The tokenizer.json of GPT-2's byte-pair encoding, with these special tokens."""
+def _byte_level_bpe(vocabulary: Mapping[str, int], merges: list[Any], added: Mapping[str, int]) -> dict[str, Any]:
+    """The tokenizer.json of GPT-2's byte-pair encoding, with these special tokens and their ids."""
     options = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": vocabulary[token], "content": token, **options} for token in added],
+        "added_tokens": [{"id": i, "content": token, **options} for token, i in added.items()],
         "normalizer": None, "pre_tokenizer": _BYTE_LEVEL, "post_processor": None, "decoder": _BYTE_LEVEL,
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,

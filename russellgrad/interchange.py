@@ -76,6 +76,15 @@ def layout_of(op: str, names: Iterable[str]) -> dict[str, str]:
     return layout
 
 
+def check_own_parameters(op: str, model: Module) -> None:
+    """Raise ValueError if two blocks share a parameter: elsewhere, each has its own."""
+    names: dict[int, str] = {}
+    for name, tensor in model._named_tensors(all_names=True):
+        first = names.setdefault(id(tensor), name)
+        if name != first and name.startswith("blocks."):
+            raise ValueError(f"{op}: {name} is also {first}; give each block parameters of its own, with copy.deepcopy")
+
+
 def _is_linear(theirs: str) -> bool:
     """Whether this PyTorch parameter is the weight of a linear map, (out, in)."""
     return ".c_" in theirs and theirs.endswith(".weight")
@@ -86,6 +95,7 @@ def _is_linear(theirs: str) -> bool:
 
 def to_torch_state_dict(model: Module, config: Mapping[str, Any], padding_row: bool) -> State:
     """Implements `Transformer.to_torch_state_dict`, for a model with this `Transformer.config`."""
+    check_own_parameters("to_torch_state_dict", model)
     own = dict(model._named_tensors())
     if other := sorted(set(config) & _NOT_IN_TWIN):
         raise ValueError(f"to_torch_state_dict: {', '.join(other)} has no counterpart in the PyTorch model; {_NAMES}")
@@ -238,7 +248,8 @@ def fill(model: Module, state: State, padding_row: bool) -> None:
     if problems:
         raise ValueError(f"from_torch: the state_dict does not fit: {'; '.join(problems)}; {_NAMES}")
     model.to(own[_TOKENS].backend).astype(state[_TABLE].dtype.name)
-    model.load_state_dict(_imported(model.state_dict(), layout, state, padding_row))
+    new = {name: tensor.numpy() for name, tensor in own.items()}
+    model.load_state_dict(_imported(new, layout, state, padding_row))
 
 
 def _imported(own: State, layout: Mapping[str, str], state: State, padding_row: bool) -> State:

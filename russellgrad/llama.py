@@ -19,7 +19,7 @@ import math
 from . import init
 from .functional import attention, linear
 from .generation import LayerCache
-from .layers.check import check_input, positive
+from .layers.check import check_input, check_width, checked_eps, positive
 from .layers.norm import rms_norm
 from .module import Module
 from .random import Generator
@@ -37,12 +37,12 @@ class RMSNorm(Module):
         eps: added to the mean for numerical stability.
 
     Raises:
-        TypeError: dim is not an int.
+        TypeError: dim is not an int. ValueError: eps is negative, nan or infinite.
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
         self.gamma = init.ones((dim,), label="gamma")
-        self.eps = eps
+        self.eps = checked_eps("RMSNorm", eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim). Raises ValueError for a last axis of another length."""
@@ -80,6 +80,7 @@ class SwiGLU(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden_size) -> (..., hidden_size). Raises ValueError for an input of another shape."""
+        check_width(self, x, self.w_gate)
         return linear(linear(x, self.w_gate).silu() * linear(x, self.w_up), self.w_down)
 
 
@@ -196,8 +197,9 @@ class GroupedQueryAttention(Module):
                 the cache.
 
         Raises:
-            ValueError: x has another number of channels than hidden_size.
+            ValueError: x has another shape.
         """
+        self._check(x)
         n_cached = 0 if cache is None else cache.length
         positions = self._positions(n_cached + x.shape[-2], padding, x)  # (B or 1, S + T)
         q, k, v = self._heads(x, positions[:, n_cached:])
@@ -215,14 +217,19 @@ class GroupedQueryAttention(Module):
     def weights(self, x: Tensor) -> Tensor:
         """The attention weights softmax(q k^T / sqrt(D)): (B, T, C) -> (B, H, T, T), query by key. Each row sums to 1.
 
-        Raises ValueError for an x with another number of channels than hidden_size.
+        Raises ValueError for an x of another shape.
         """
+        self._check(x)
         positions = self._positions(x.shape[-2], None, x)
         q, k, _ = self._heads(x, positions)
         scores = self._groups(q) @ k.expand_dims(2).swapaxes(-1, -2) / math.sqrt(q.shape[-1])  # (B, K, G, T, T)
         mask, later = self._window_mask(positions, 0), positions > positions.expand_dims(-1)
         scores = scores.masked_fill(later if mask is None else later | mask, -math.inf)
         return scores.softmax().reshape(*q.shape[:-1], x.shape[-2])
+
+    def _check(self, x: Tensor) -> None:
+        channels = self.w_qkv.shape[0]
+        check_input(self, x, lambda shape: len(shape) == 3 and shape[2] == channels, f"(B, T, {channels})")
 
     def _positions(self, length: int, padding: Tensor | None, like: Tensor) -> Tensor:
         """The position of each token, the number of tokens before it that are not padding: (B or 1, S + T)."""

@@ -17,7 +17,8 @@ class Module:
 
     A subclass defines `forward`; calling the module calls it. No registration is needed: a module finds the Tensors and
     modules among its attributes, and in lists, tuples and dicts there, which may be nested. Each is found once, under
-    the first of its names. In other objects, such as a dataclass, it finds none.
+    the first of its names; `state_dict` has all of its names, as in PyTorch. In other objects, such as a dataclass, it
+    finds none.
 
     A Tensor that tracks gradients is a parameter, which optimizers train. Any other is a buffer, such as a running mean
     or a frozen parameter: it is saved, loaded and moved with the parameters, and not trained. For a cache that is not
@@ -64,28 +65,34 @@ class Module:
         """Yield this module and all modules inside it."""
         yield from (member for _, member in self._members() if isinstance(member, Module))
 
-    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter and buffer with its dotted name."""
-        yield from ((name, member) for name, member in self._members() if isinstance(member, Tensor))
+    def _named_tensors(self, all_names: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield each parameter and buffer with its dotted name, or with each of its names."""
+        yield from ((name, member) for name, member in self._members(all_names) if isinstance(member, Tensor))
 
-    def _members(self) -> Iterator[tuple[str, "Tensor | Module"]]:
+    def _members(self, all_names: bool = False) -> Iterator[tuple[str, "Tensor | Module"]]:
         """Yield this module, and every Tensor and module inside it, once, with its dotted name.
+
+        With `all_names`, those that are held in several places come with each of their names.
 
         Raises:
             TypeError: a set holds a Tensor or a module: its order is not fixed. ValueError: two have the same name.
         """
-        pending: list[tuple[str, Any]] = [("", self)]
+        pending: list[tuple[Any, Any]] = [("", self)]
         seen: dict[int, Any] = {}  # by id; also stops at cycles, such as a module that knows its parent
-        names: set[str] = set()
+        names: dict[str, Any] = {}
         while pending:  # depth first; a stack instead of recursion, because modules may be nested deeply
             name, value = pending.pop()
+            if value is _END:
+                del seen[name]
+                continue
             if id(value) in seen:
                 continue
             seen[id(value)] = value
+            if all_names:
+                pending.append((id(value), _END))  # comes after what is inside: only a cycle is stopped
             if isinstance(value, (Tensor, Module)):
-                if name in names:
+                if names.setdefault(name, value) is not value:
                     raise ValueError(f"{type(self).__name__}: two members have the name {name}; rename one of them")
-                names.add(name)
                 yield name, value
             prefix = name and f"{name}."
             pending += [(f"{prefix}{key}", v) for key, v in _items(name, value) if isinstance(v, _SEARCHED)][::-1]
@@ -97,34 +104,46 @@ class Module:
     # --- State
 
     def state_dict(self) -> dict[str, Any]:
-        """A dict from the name of each parameter and buffer to a copy of it as a NumPy array on the host."""
-        return {name: tensor.numpy() for name, tensor in self._named_tensors()}
+        """A dict from the name of each parameter and buffer to a copy of it as a NumPy array on the host.
+
+        What is held in several places, such as a tied weight, is one array with several names.
+        """
+        arrays = {id(tensor): tensor.numpy() for _, tensor in self._named_tensors()}
+        return {name: arrays[id(tensor)] for name, tensor in self._named_tensors(all_names=True)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set every parameter and buffer from the arrays of a `state_dict`. Each keeps its dtype and backend.
 
+        Of what has several names, one is enough.
+
         Raises:
             ValueError: lists all names that are missing from `state` or unexpected in it, all shapes that differ, and
-                all entries that are no arrays of real numbers, are floats for an integer buffer, or hold finite numbers
-                that are out of the range of the dtype. The module does not change then.
+                all entries that are no arrays of real numbers, are floats for an integer buffer, hold finite numbers
+                that are out of the range of the dtype, or differ between two names of one Tensor. The module does not
+                change then.
             TypeError: `state` is not a mapping.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"load_state_dict: needs a state_dict, got a {type(state).__name__}")
-        own = dict(self._named_tensors())
-        problems = [f"missing {name}" for name in own if name not in state]
+        own = dict(self._named_tensors(all_names=True))
+        given = {id(tensor) for name, tensor in own.items() if name in state}
+        problems = [f"missing {name}" for name, tensor in self._named_tensors() if id(tensor) not in given]
         problems += [f"unexpected {name}" for name in state if name not in own]
-        arrays: dict[str, Array] = {}
+        arrays: dict[int, tuple[str, Array]] = {}  # of each Tensor, by id: the first name in `state`, the array
         for name, tensor in own.items():
             if name in state:
                 try:
-                    arrays[name] = _loaded(name, state[name], tensor)
+                    array = _loaded(name, state[name], tensor)
                 except (TypeError, ValueError) as error:
                     problems.append(str(error))
+                    continue
+                first, other = arrays.setdefault(id(tensor), (name, array))
+                if other is not array and not _same_bits(tensor.backend, other, array):
+                    problems.append(f"{name} differs from {first}, which is the same Tensor")
         if problems:
             raise ValueError(f"load_state_dict: {type(self).__name__} does not fit: {'; '.join(problems)}")
-        for name, tensor in own.items():
-            tensor.data = arrays[name]
+        for _, tensor in self._named_tensors():
+            tensor.data = arrays[id(tensor)][1]
 
     # --- Modes, backends, dtypes
 
@@ -211,14 +230,11 @@ class Module:
         self._check_leaves({name: own[name] for name in arrays}, "moved or cast")
         for name, array in arrays.items():
             tensor = own[name]
-            hooks = None if tensor._node is None else tensor._node.hooks
             tracked = tensor.requires_grad
             tensor.requires_grad = False
             tensor.backend, tensor.grad = xp or tensor.backend, None
             tensor.data = array
             tensor.requires_grad = tracked
-            if tensor._node is not None:
-                tensor._node.hooks = hooks
 
     def _check_leaves(self, tensors: Mapping[str, Tensor], done: str) -> None:
         """Raise RuntimeError for a Tensor that cannot be changed in place; `done` says what would be done to it."""
@@ -299,6 +315,7 @@ def _replace(value: Any, new: Mapping[int, Tensor], seen: dict[int, Any], places
     return value
 
 
+_END = object()  # in the traversal of a module: the end of what is inside a value
 # The types of values among which, and inside which, a module searches.
 _SEARCHED = (Tensor, Module, list, tuple, dict, deque, UserList, set, frozenset, ValuesView, Mapping)
 
@@ -313,6 +330,10 @@ def _items(name: str, value: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(value)
     elif isinstance(value, (set, frozenset, ValuesView)) and any(isinstance(v, (Tensor, Module)) for v in value):
         raise TypeError(f"Module: {name} is a {type(value).__name__} with Tensors or modules; use a list or a dict")
+
+
+def _same_bits(xp: Backend, a: Array, b: Array) -> bool:
+    return bool(xp.to_host(a).tobytes() == xp.to_host(b).tobytes())
 
 
 def _loaded(name: str, value: Any, own: Tensor) -> Array:

@@ -22,7 +22,7 @@ from .decoder import ACTIVATIONS, Decoder
 from .functional import attention, attention_qkvpacked, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
 from .layers import Dropout
-from .layers.check import positive
+from .layers.check import check_width, checked_eps, positive
 from .llama import GroupedQueryAttention, RMSNorm, Rotary, SwiGLU
 from .module import Module
 from .random import DROPOUT, Generator
@@ -55,13 +55,13 @@ class LayerNorm(Module):
         eps: added to the variance for numerical stability.
 
     Raises:
-        TypeError: dim is not an int.
+        TypeError: dim is not an int. ValueError: eps is negative, nan or infinite.
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
         self.gamma = init.ones((dim,), label="gamma")
         self.beta = init.zeros((dim,), label="beta")
-        self.eps = eps
+        self.eps = checked_eps("LayerNorm", eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim). Raises ValueError for a last axis of another length."""
@@ -162,6 +162,7 @@ class AttentionLayer(Module):
         Raises:
             ValueError: x has another number of channels than hidden_size.
         """
+        check_width(self, x, self.w_qkv)
         mask = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
         qkv = linear(x, self.w_qkv, self.b_qkv)  # (B, T, 3 C)
         if cache is None:
@@ -179,6 +180,7 @@ class AttentionLayer(Module):
         `forward` does not compute this array; its fused attention uses less memory. Raises ValueError for an x with
         another number of channels than hidden_size.
         """
+        check_width(self, x, self.w_qkv)
         q, k, _ = self._heads(linear(x, self.w_qkv, self.b_qkv))  # (B, H, T, D)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         return scores.masked_fill(_causal_mask(x.shape[-2], x), -math.inf).softmax()
@@ -222,6 +224,7 @@ class FFLayer(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden_size) -> (..., hidden_size). Raises ValueError for an input of another shape."""
+        check_width(self, x, self.w_in)
         hidden = _ACTIVATIONS[self.activation](linear(x, self.w_in, self.b_in))
         return linear(hidden, self.w_out, self.b_out)
 
@@ -304,8 +307,8 @@ class Transformer(Module):
 
     Raises:
         ValueError: n_attn_heads does not divide C, n_kv_heads does not divide n_attn_heads, a number is not positive,
-            dropout is outside [0, 1), a name is unknown, "swiglu" is given an activation, or the tokenizer has a
-            positional encoding with "rotary", or none with "learned".
+            norm_eps is negative, nan or infinite, dropout is outside [0, 1), a name is unknown, "swiglu" is given an
+            activation, or the tokenizer has a positional encoding with "rotary", or none with "learned".
     """
 
     def __init__(
@@ -341,6 +344,7 @@ class Transformer(Module):
             "feed_forward": feed_forward, "ff_dim": ff_dim, "positions": positions, "rope_base": rope_base,
             "n_kv_heads": n_kv_heads, "window": window, "tied": tied,
         }  # fmt: skip
+        checked_eps("Transformer", norm_eps, "norm_eps")
         _check_names(norm=norm, feed_forward=feed_forward, positions=positions)
         if (positions == "rotary") != (tokenizer.positional_encoding is None):
             raise ValueError(
@@ -523,15 +527,19 @@ class Transformer(Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model to a folder that `transformers` loads as a GPT-2 or Llama, and return the folder's path.
 
-        It writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json. Each file is replaced
-        atomically, and other files in the folder are kept, also a tokenizer that is equal. The row of the token
-        embedding for padding is left out; attention without biases gets biases of 0.
+        It writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json, which replace those of a
+        model in the folder. If that is interrupted, the folder has the earlier model, or no config.json. Other files
+        are kept, also a tokenizer that is equal. The row of the token embedding for padding is left out; attention
+        without biases gets biases of 0.
 
             model.save_pretrained("model")  # AutoModelForCausalLM.from_pretrained("model")
 
         Raises:
             ImportError: `safetensors` is not installed.
             OSError: a file cannot be written.
+            FileExistsError: the folder has files of another model that programs would read with this one: an index of
+                weights or, with another tokenizer, added_tokens.json, special_tokens_map.json, chat_template.jinja or
+                generation_config.json; nothing is written.
             ValueError: the model has options that neither architecture has, parameters of several dtypes, or a
                 tokenizer that tokenizer.json cannot describe; nothing is written.
         """

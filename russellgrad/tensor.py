@@ -72,7 +72,7 @@ class Tensor(Rearranging, Sorting, Indexing):
         self.label = label
         self._grad = None
         self._array = xp.copy(array)
-        self._node = None
+        self._node = self._hooks = None
         self._version = [0]
         self._start_tracking(requires_grad)
 
@@ -133,7 +133,7 @@ class Tensor(Rearranging, Sorting, Indexing):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether the tensor tracks gradients. Only a leaf's can be set.
+        """Whether the tensor tracks gradients. Only a leaf's can be set. It keeps its hooks.
 
         Raises (on assignment):
             RuntimeError: the tensor is not a leaf.
@@ -153,12 +153,14 @@ class Tensor(Rearranging, Sorting, Indexing):
                 "for a constant"
             )
         if not wanted:
+            if self._node is not None:
+                self._hooks = self._node.hooks
             self._node = None
         elif not is_float(self.dtype):
             raise TypeError(f"requires_grad: only float tensors track gradients, this one is {self.dtype}")
         elif self._node is None:
             self._node = Node("leaf", self.backend, self._array)
-            self._node.tensor_ref = ref(self)
+            self._node.tensor_ref, self._node.hooks = ref(self), getattr(self, "_hooks", None)
 
     def __len__(self) -> int:
         if not self.ndim:

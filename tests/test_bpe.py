@@ -20,6 +20,7 @@ from russellgrad.bpe import BPE
 from russellgrad.byte_level import BYTE_OF, split_words
 from russellgrad.checkpoint import load_model, save_model
 from russellgrad.encoding import Encoding, HubEncoding, _byte_level, encoding_from_config
+from russellgrad.hub_tokenizer import load_encoding
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import once
@@ -212,8 +213,8 @@ def test_files_are_those_of_gpt2(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "vocab.json").read_bytes()) == encoding.vocab
     copy = BPE.load(tmp_path)
     assert (copy.vocab, copy.merges) == (encoding.vocab, encoding.merges)
-    pytest.importorskip("tokenizers")
-    theirs = HubEncoding.load(tmp_path)
+    files = [str(tmp_path / name) for name in ("vocab.json", "merges.txt")]
+    theirs = HubEncoding(_byte_level(pytest.importorskip("tokenizers").models.BPE.from_file(*files)))
     for text in SAMPLES:
         assert copy.encode(text) == theirs.encode(text) == encoding.encode(text)
         assert theirs.decode(theirs.encode(text)) == text
@@ -339,7 +340,7 @@ def test_special_tokens_and_options_of_the_file(tmp_path: Path) -> None:
     tokenizer.enable_padding(length=10)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     for path in (tmp_path, tmp_path / "tokenizer.json"):
-        encoding = HubEncoding.load(path)
+        encoding = load_encoding(path)
         assert encoding.encode(PLAY) == reference().encode(PLAY)  # neither cut nor padded
         assert encoding.encode("the<|endoftext|>")[-1:] == [SIZE]
         assert encoding.decode([SIZE]) == "<|endoftext|>"
@@ -360,21 +361,38 @@ def test_more_ids_than_tokens() -> None:
         HubEncoding(pieces)
 
 
+def test_bytes_are_those_of_the_decoders(tmp_path: Path) -> None:
+    """Their names, such as ByteLevel, may also be in the text that a decoder replaces."""
+    tokenizers = pytest.importorskip("tokenizers")
+    d, vocab = tokenizers.decoders, {"\u00e9": 0, "_a": 1, "ByteLevel": 2}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="_a"))
+    tokenizer.decoder = d.Sequence([d.Replace("ByteLevel", "b"), d.Sequence([d.Replace("_", " "), d.Fuse()])])
+    encoding = HubEncoding(tokenizer)
+    assert [encoding.token_bytes(i) for i in range(3)] == ["\u00e9".encode(), b" a", b"b"]
+    assert encoding.decode([0, 1, 2]) == "\u00e9 ab"
+    for decoder, name in ((None, "None"), (d.Sequence([d.Replace(tokenizers.Regex("_"), " ")]), "Replace")):
+        tokenizer.decoder = decoder
+        with pytest.raises(ValueError, match=f"the tokenizer's decoder {name} is not supported: the bytes of a token"):
+            HubEncoding(tokenizer)
+
+
 def test_files_that_are_no_tokenizers_raise(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     path = tmp_path / "tokenizer.json"
-    with pytest.raises(FileNotFoundError, match=r"vocab\.json"):
-        HubEncoding.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
-        HubEncoding.load(path)
+    with pytest.raises(
+        FileNotFoundError, match=rf"load_encoding: {tmp_path} has neither tokenizer.json nor vocab.json"
+    ):
+        load_encoding(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"load_encoding: there is no file or folder .*tokenizer\.json"):
+        load_encoding(path)
     path.write_text("{}")
-    with pytest.raises(ValueError, match=rf"{path}: HubEncoding: not the JSON of a tokenizer: "):
-        HubEncoding.load(tmp_path)
+    with pytest.raises(ValueError, match=rf"{path} is not a tokenizer: HubEncoding: not the JSON of a tokenizer: "):
+        load_encoding(tmp_path)
     path.unlink()
     (tmp_path / "vocab.json").write_text("{")
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(ValueError, match=rf"{tmp_path}: vocab.json and merges.txt are not GPT-2's files"):
-        HubEncoding.load(tmp_path)
+        load_encoding(tmp_path)
     for i in (-1, SIZE):
         with pytest.raises(IndexError, match=f"id {i} is out of range"):
             reference().decode([i])

@@ -220,6 +220,13 @@ def test_a_shared_layer_is_not_saved(backend: Backend, tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+def test_other_names_of_parameters_are_not_saved(backend: Backend, tmp_path: Path) -> None:
+    model = small_model()
+    model.first, model.table = model.blocks[0], model.tokenizer.token_embedding  # type: ignore[attr-defined]
+    assert "table" in model.state_dict()
+    check_round_trip(tmp_path / "model.safetensors", model)
+
+
 def test_a_subclass_with_the_same_parameters_loads_as_a_transformer(backend: Backend, tmp_path: Path) -> None:
     model = Renamed(Tokenizer.from_text("ab", 8, 16), 2, 4)
     assert type(check_round_trip(tmp_path / "m.safetensors", model)) is Transformer

@@ -19,9 +19,10 @@ import pytest
 
 from benchmarks.scaling import launcher
 from russellgrad import use_backend
+from russellgrad.bpe import BPE
 from tests.process import run_python, running
 from tests.test_train import SMALL, flags
-from train import distributed
+from train import distributed, tokens
 from train.checkpoints import find
 from train.data import split_batch
 from train.distributed import MpiProcessGroup
@@ -86,6 +87,59 @@ def test_a_run_can_be_resumed_with_more_processes(text: str, tmp_path: Path) -> 
     done = run_ranks(2, TRAIN, *flags(**RUN, dataset=text, out=tmp_path / "two"), RG_TRAIN_STEPS="7")
     assert done.returncode == 0, done.stderr
     done = run_ranks(4, TRAIN, "--resume", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(read_metrics(tmp_path / "two").losses, whole.losses, rtol=0, atol=1e-10)
+
+
+LARGE_TEXT = """
+import sys
+from train import tokens
+from train.config import parse
+from train.train_transformer import train
+tokens.LARGE, tokens.CHUNK = 100, 64
+train(parse(sys.argv[1:]))
+"""
+
+
+@with_mpi
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_several_processes_share_a_file_of_tokens(
+    text: str, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 writes it. A resumed run finds it, and writes it again if it is damaged."""
+    options = {**RUN, "tokenizer": tokenizer, "dataset": text, **({"vocab": 260} if tokenizer == "bpe" else {})}
+    monkeypatch.setattr(tokens, "LARGE", 100)
+    monkeypatch.setattr(tokens, "CHUNK", 64)
+    with use_backend("numpy"):
+        whole = train(out=str(tmp_path / "one"), **options)
+    out = tmp_path / "two"
+    done = run_ranks(2, "-c", LARGE_TEXT, *flags(**options, out=out), RG_TRAIN_STEPS="10")
+    assert done.returncode == 0, done.stderr
+    (file,) = out.glob("tokens-*.bin")
+    content = file.read_bytes()
+    assert content == next((tmp_path / "one").glob("tokens-*.bin")).read_bytes()
+    file.write_bytes(content[:-1])
+    done = run_ranks(2, "-c", LARGE_TEXT, "--resume", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is damaged; it is written again") == 1
+    assert file.read_bytes() == content
+    np.testing.assert_allclose(read_metrics(out).losses, whole.losses, rtol=0, atol=1e-10)
+    assert not list(out.glob("*.tmp"))
+
+
+@with_mpi
+def test_several_processes_read_a_folder_of_tokens(text: str, tmp_path: Path) -> None:
+    encoding = BPE.train(Path(text).read_text(encoding="utf-8"), 260)
+    encoding.save(tmp_path)
+    for name in ("train.bin", "val.bin"):
+        np.array(encoding.encode(Path(text).read_text(encoding="utf-8")), "<u2").tofile(tmp_path / name)
+    options = {**RUN, "dataset": tmp_path, "tokenizer": tmp_path}
+    with use_backend("numpy"):
+        whole = train(out=str(tmp_path / "one"), **options)
+    done = run_ranks(2, TRAIN, *flags(**options, out=tmp_path / "two"), RG_TRAIN_STEPS="10")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "vocab.json").unlink()  # the checkpoint has the tokenizer
+    done = run_ranks(2, TRAIN, "--resume", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(read_metrics(tmp_path / "two").losses, whole.losses, rtol=0, atol=1e-10)
 

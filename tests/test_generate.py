@@ -151,11 +151,17 @@ def test_a_missing_model_file_names_the_model_of_the_last_earlier_run(model_file
         (run / name / "model.safetensors").write_bytes(model_file.read_bytes())
     model_file.unlink()
     for path in (run, model_file):
-        with pytest.raises(FileNotFoundError, match=f"there is no file {model_file}; the model of an .* is in .*-10$"):
+        with pytest.raises(
+            FileNotFoundError, match=f"there is no file {model_file}.*; the model of an .* is in .*-10$"
+        ):
             next(generate(path))
     assert next(generate(run / "earlier-10", ["a"], 5)) == "a"
     with pytest.raises(FileNotFoundError, match=r"there is no file \S*none/model.safetensors; \S+\.train\(\) trains"):
         next(generate(run / "none"))
+    (run / "empty").mkdir()
+    missing = r"no file \S*empty/model.safetensors, and no config.json of a Hugging Face model; \S+\.train\(\) trains"
+    with pytest.raises(FileNotFoundError, match=missing):
+        next(generate(run / "empty"))
 
 
 def test_a_folder_stands_for_its_model_file(model_file: Path) -> None:

@@ -162,6 +162,14 @@ def test_a_backend_on_the_host_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "'numpy' computes on no GPU: write cupy, torch or torch:KIND" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("budget", ["nan", "-1", "0", "inf", "long"])
+def test_a_budget_that_is_no_positive_number_is_refused(budget: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu_report.options().parse_args([f"--budget={budget}"])
+    assert ended.value.code == 2
+    assert "argument --budget: " in capsys.readouterr().err
+
+
 def backend(name: str, *dtypes: str, **primitives: Any) -> Any:
     return SimpleNamespace(name=name, float_dtypes=lambda: dtypes, **primitives)
 

@@ -22,9 +22,9 @@ from russellgrad.checkpoint import load_model
 from russellgrad.dtype import get_default_dtype, set_default_dtype
 from russellgrad.encoding import CharacterEncoding
 from russellgrad.hub import ARCHITECTURES, read_options
+from russellgrad.hub_tokenizer import WITH_TOKENIZER, load_encoding
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.russelltransformer import Transformer
-from russellgrad.serialization import replace_file
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import TEXT, assert_close, hide_package, largest_differences, once
 from train.config import Config, configure
@@ -468,6 +468,7 @@ def test_other_files_and_an_equal_tokenizer_are_kept(folder: Path) -> None:
     model.save_pretrained(folder)
     again = json.loads((folder / "config.json").read_text())
     assert (again["eos_token_id"], again["pad_token_id"]) == ([2, 0], 2)
+    (folder / "generation_config.json").unlink()
     small().save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["pad_token_id"] is None
     assert "mine" not in (folder / "tokenizer_config.json").read_text()
@@ -475,29 +476,87 @@ def test_other_files_and_an_equal_tokenizer_are_kept(folder: Path) -> None:
 
 
 @once
-@pytest.mark.parametrize("n_files", range(5))
-def test_after_an_interrupted_write_the_next_one_is_complete(
-    hf: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, n_files: int
-) -> None:
-    """The tokenizer is written whole: its settings may be those of the model that was in the folder before."""
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 7}')
-    model, remaining = small(attention_bias=True), [n_files]
+@pytest.mark.parametrize("name", [*WITH_TOKENIZER, "model.safetensors.index.json"])
+def test_files_of_another_model_are_not_mixed_with_the_new_one(tmp_path: Path, name: str) -> None:
+    path, other = small().save_pretrained(tmp_path), small(CharacterEncoding("ab"))
+    (path / name).write_text("mine")
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(
+        FileExistsError, match=rf"save_pretrained: .* has {name}, perhaps of another model, .* or remove it$"
+    ):
+        other.save_pretrained(path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    if name in WITH_TOKENIZER:  # they fit the tokenizer
+        small(activation="relu").save_pretrained(path)
+        assert (path / name).read_text() == "mine"
+    (path / name).unlink()
+    assert Transformer.from_pretrained(other.save_pretrained(path)).tokenizer.vocabulary == "ab"
 
-    def replace(path: Path, content: Any) -> None:
-        if not remaining[0]:
-            raise KeyboardInterrupt
-        remaining[0] -= 1
-        replace_file(path, content)
+
+@once
+def test_a_generation_config_of_another_model_would_be_read(hf: Any, tmp_path: Path) -> None:
+    """Why `save_pretrained` refuses it: the new model would stop at the end token of the other one."""
+    (small().save_pretrained(tmp_path) / "generation_config.json").write_text('{"eos_token_id": 3}')
+    assert hf.AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == 3
+
+
+@once
+@pytest.mark.parametrize("same_tokenizer", [True, False])
+@pytest.mark.parametrize("n_calls", range(10))
+def test_an_interrupted_write_leaves_the_earlier_model_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_calls: int, same_tokenizer: bool
+) -> None:
+    """Both models have the same shapes: one's weights with the other's settings would load."""
+    earlier = small(activation="relu", norm_eps=0.1, attention_bias=True)
+    encoding = earlier.tokenizer.encoding if same_tokenizer else CharacterEncoding("dcba \n\u00e9\U0001f600.'")
+    model = small(encoding, attention_bias=True)
+    for parameter in model.parameters():
+        parameter.data = -parameter.data
+    path, calls = earlier.save_pretrained(tmp_path / "model"), [0]
+
+    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            calls[0] += 1
+            if calls[0] > n_calls:
+                raise KeyboardInterrupt
+            return function(*arguments)
+
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(hub, "replace_file", replace)
-        patch.setattr(hub, "write_safetensors", lambda path, *_: replace(path, b""))
+        patch.setattr(os, "replace", interrupted(os.replace))
+        for name in ("write_safetensors", "write_synced"):
+            patch.setattr(hub, name, interrupted(getattr(hub, name)))
         with suppress(KeyboardInterrupt):
-            model.save_pretrained(folder)
-    theirs = hf.AutoTokenizer.from_pretrained(model.save_pretrained(folder))
-    assert theirs.model_max_length == 24
-    assert theirs("ab\n c")["input_ids"] == model.tokenizer.encode("ab\n c")
-    check_equal(Transformer.from_pretrained(folder), model)
+            model.save_pretrained(path)
+    if (path / "config.json").exists():
+        found = Transformer.from_pretrained(path)
+        expected = model if calls[0] <= n_calls else earlier
+        check_equal(found, expected)
+        assert found.config() == expected.config()
+        assert found.tokenizer.vocabulary == expected.tokenizer.vocabulary
+    else:
+        assert n_calls >= (3 if same_tokenizer else 5)  # all files are on the disk
+        with pytest.raises(FileNotFoundError, match=r"has no config.json"):
+            Transformer.from_pretrained(path)
+    check_equal(Transformer.from_pretrained(model.save_pretrained(path)), model)
+    assert sorted(file.name for file in path.iterdir()) == [
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    ]  # fmt: skip
+
+
+@once
+def test_a_disk_that_is_full_leaves_the_earlier_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small().save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hub, "write_synced", full)
+    with pytest.raises(OSError, match="No space left"):
+        small(CharacterEncoding("ab")).save_pretrained(path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
 @once
@@ -580,6 +639,13 @@ def test_vocab_and_merges_of_gpt2_are_read(hf: Any, bpe: Any, folder: Path) -> N
     assert model.tokenizer.encode(text) == bpe.encode(text).ids
     assert model.tokenizer.encode(text) == hf.GPT2Tokenizer.from_pretrained(folder)(text)["input_ids"]
     assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
+    model.save_pretrained(folder.parent / "again")
+    assert Transformer.from_pretrained(folder.parent / "again").tokenizer.encode(text) == bpe.encode(text).ids
+    assert load_encoding(folder).encode(text) == bpe.encode(text).ids
+    (folder / "added_tokens.json").write_text('{"<|user|>": 300}')
+    text += "<|user|> a"
+    ids = load_encoding(folder).encode(text)
+    assert ids == hf.GPT2Tokenizer.from_pretrained(folder)(text)["input_ids"] and 300 in ids
 
 
 @once
@@ -697,7 +763,7 @@ def test_a_config_with_other_sizes_than_the_folder_is_refused(folder: Path, text
          r"\(20,\); .*transformer.h.1.mlp.c_proj.weight has shape \(64, 16\), expected \(20, 16\)"),
         ({"n_layer": 3}, r"do not fit its config.json: missing transformer.h.2.ln_1.weight \(16,\); missing"),
         ({"n_layer": 1}, r"do not fit its config.json: unexpected transformer.h.1.attn.c_attn.bias \(48,\); unexp"),
-        ({"vocab_size": 299}, r"tokenizer.json has 300 tokens, more than vocab_size=299 in .*config.json; use the"),
+        ({"vocab_size": 299}, r"tokenizer.json has 300 tokens, more than the vocab_size=299 of the model; use the"),
         ({"vocab_size": 301}, r"transformer.wte.weight has shape \(300, 16\), expected \(301, 16\)"),
     ],
 )  # fmt: skip

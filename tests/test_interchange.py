@@ -386,6 +386,34 @@ def test_a_parameter_without_counterpart_is_not_exported(backend: Backend, name:
         model.to_torch_state_dict()
 
 
+def test_blocks_that_share_parameters_are_not_exported(backend: Backend, tmp_path: Path) -> None:
+    model = small_model(activation="gelu", output_projection=True, final_norm=True)
+    model.blocks[1].attention = model.blocks[0].attention
+    message = r"blocks\.1\.attention\.w_qkv is also blocks\.0\.attention\.w_qkv; give each block parameters of its own"
+    with pytest.raises(ValueError, match=f"^to_torch_state_dict: {message}"):
+        model.to_torch_state_dict()
+    with pytest.raises(ValueError, match=f"^save_pretrained: {message}"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+class WithOtherNames(Transformer):
+    """A Transformer with attributes that are parts of it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.first, self.table = self.blocks[0], self.tokenizer.token_embedding
+
+
+def test_other_names_of_parameters_do_not_matter(backend: Backend) -> None:
+    state = small_model(**GPT).to_torch_state_dict()
+    model = WithOtherNames.from_torch(state, small_tokenizer(), n_attn_heads=4, activation="gelu")
+    again = model.to_torch_state_dict()
+    assert list(again) == list(state)
+    for name, array in state.items():
+        np.testing.assert_array_equal(again[name], array)
+
+
 def test_torch_compile_prefix_is_removed(backend: Backend) -> None:
     twin = twin_of(small_model(**GPT))
     compiled: Any = torch.compile(twin, backend="eager")  # only the parameter names matter

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from russellgrad import Tensor, compile_step, grad, layers, manual_seed, no_grad, use_backend
+from russellgrad import Tensor, compile_step, grad, layers, llama, manual_seed, no_grad, russelltransformer, use_backend
 from russellgrad.backend import Backend
 from russellgrad.layers import (
     ELU,
@@ -41,6 +42,7 @@ from russellgrad.layers import (
 from russellgrad.module import Module
 from russellgrad.optimizer import SGDOptimizer
 from russellgrad.random import Generator
+from russellgrad.tokenizer import Tokenizer
 from russellgrad.transforms import functional_call
 from tests.helpers import assert_close, once, rng
 from tests.process import ROOT
@@ -539,3 +541,24 @@ def test_layer_norm_needs_an_axis() -> None:
 def test_an_array_as_the_input_of_a_first_layer(layer: Module) -> None:
     with pytest.raises(TypeError, match="needs a Tensor, got a ndarray; write Tensor"):
         layer(np.ones((2, 3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("eps", "error", "message"),
+    [
+        (-1e-5, ValueError, "must not be negative, got -1e-05"),
+        (math.nan, ValueError, "must be finite, got nan"),
+        (math.inf, ValueError, "must be finite, got inf"),
+        (True, TypeError, "must be a number, got True"),
+    ],
+)
+def test_an_eps_that_is_no_small_number_raises(eps: Any, error: type[Exception], message: str) -> None:
+    tokenizer = Tokenizer.from_text("ab", 4, 4, seed=0)
+    norms: tuple[Any, ...] = (LayerNorm, RMSNorm, BatchNorm, russelltransformer.LayerNorm, llama.RMSNorm)
+    makers: list[Callable[..., Any]] = [*(partial(norm, 2) for norm in norms), partial(GroupNorm, 1, 2)]
+    for name, make in zip([*(norm.__name__ for norm in norms), "GroupNorm"], makers, strict=True):
+        with pytest.raises(error, match=f"^{name}: eps {message}"):
+            make(eps=eps)
+    with pytest.raises(error, match=f"^Transformer: norm_eps {message}"):
+        russelltransformer.Transformer(tokenizer, 1, 2, norm_eps=eps)
+    assert LayerNorm(2, eps=0).eps == 0

@@ -495,8 +495,16 @@ def test_a_padded_row_has_the_logits_of_its_text_alone(backend: Backend, options
         (lambda: Rotary(4, 0.0), ValueError, "base must be positive, got 0.0"),
         (lambda: GroupedQueryAttention(3, 1, 8), ValueError, "n_heads=3, which must divide hidden_size=8"),
         (lambda: RMSNorm(4)(Tensor(np.ones((2, 1)))), ValueError, r"x has shape \(2, 1\), expected \(..., 4\)"),
+        (lambda: SwiGLU(6, 4)(Tensor(np.ones((2, 3)))), ValueError, r"^SwiGLU: x has shape \(2, 3\), .* \(..., 4\)"),
+        (lambda: FFLayer(6, 4)(Tensor(np.ones((2, 3)))), ValueError, r"^FFLayer: x has shape \(2, 3\), .* \(..., 4\)"),
+        (lambda: FFLayer(6, 4)(np.ones((2, 4))), TypeError, "^FFLayer: needs a Tensor, got a ndarray"),
+        (lambda: AttentionLayer(2, 4)(Tensor(np.ones((2, 5, 3)))), ValueError, "^AttentionLayer: x has shape"),
+        (lambda: AttentionLayer(2, 4).weights(Tensor(np.ones((2, 5, 3)))), ValueError, "^AttentionLayer: x has shape"),
+        (lambda: GroupedQueryAttention(2, 1, 4)(Tensor(np.ones((2, 5, 3)))), ValueError,
+         r"^GroupedQueryAttention: x has shape \(2, 5, 3\), expected \(B, T, 4\)"),
+        (lambda: GroupedQueryAttention(2, 1, 4).weights(Tensor(np.ones((5, 4)))), ValueError,
+         r"^GroupedQueryAttention: x has shape \(5, 4\), expected \(B, T, 4\)"),
         (lambda: Rotary(4)(Tensor(np.ones((2, 2))), Tensor(np.array([0, 1]))), ValueError, r"expected \(..., 4\)"),
-        (lambda: SwiGLU(4, 8)(Tensor(np.ones((2, 4)))), ValueError, "linear"),
     ],
 )  # fmt: skip
 def test_errors(backend: Backend, make: Any, error: type[Exception], message: str) -> None:

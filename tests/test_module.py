@@ -54,6 +54,7 @@ def test_state_dict_round_trip(backend: Backend) -> None:
     assert all(isinstance(array, np.ndarray) for array in state.values())
     other.load_state_dict(state)
     assert_close(other.scale, pair.scale)
+    assert list(state) == [*NAMES, "tied"]
     state["scale"][0] = 99.0  # state_dict and load_state_dict copy
     assert other.scale.numpy()[0] == pair.scale.numpy()[0] == 5.0
 
@@ -157,6 +158,41 @@ def test_cycles_and_shared_members_are_found_once(backend: Backend) -> None:
     values: list[Any] = [Tensor([1.0])]
     values.append(values)
     assert named(Holder(values=values)) == ["values.0"]
+
+
+class Tied(Module):
+    def __init__(self) -> None:
+        self.a = Linear(2, 2)
+        self.b, self.w = self.a, self.a.weight
+
+
+class TorchTied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(2, 2)
+        self.b, self.w = self.a, self.a.weight
+
+
+def test_names_of_shared_members_are_those_of_pytorch(backend: Backend) -> None:
+    ours, theirs = Tied().astype("float32"), TorchTied()
+    assert set(ours.state_dict()) == set(theirs.state_dict()) == {"a.weight", "a.bias", "b.weight", "b.bias", "w"}
+    assert len(ours.parameters()) == len(list(theirs.parameters())) == 2
+    ours.load_state_dict({name: tensor.numpy() for name, tensor in theirs.state_dict().items()})
+    assert_close(ours.b.weight, theirs.b.weight)
+    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in Tied().state_dict().items()})
+
+
+def test_one_name_of_a_shared_member_is_enough(backend: Backend) -> None:
+    """Files of earlier versions have one name, and so have files of safetensors.torch.save_model."""
+    ours, state = Tied(), Tied().state_dict()
+    ours.load_state_dict({name: state[name] for name in ("b.weight", "a.bias")})
+    assert_close(ours.w, state["a.weight"])
+    before = ours.state_dict()
+    with pytest.raises(ValueError, match=r"does not fit: missing a\.weight; unexpected c$"):
+        ours.load_state_dict({"a.bias": state["a.bias"], "c": state["w"]})
+    with pytest.raises(ValueError, match=r"does not fit: w differs from a\.weight, which is the same Tensor$"):
+        ours.load_state_dict({**state, "w": state["w"] + 1})
+    assert_close(ours.w, before["w"])
 
 
 class ListModule(Module, list[Any]):
@@ -396,6 +432,21 @@ def test_hooks_stay_when_a_module_is_cast_or_moved(backend: Backend) -> None:
         module.w.sum().backward()  # type: ignore[attr-defined]
         assert module.w.grad.tolist() == [expected]  # type: ignore[attr-defined]
         remove()
+
+
+def test_hooks_stay_when_a_module_is_frozen_and_unfrozen(backend: Backend) -> None:
+    module, twin = Holder(w=Tensor([2.0])), torch.tensor([2.0], requires_grad=True)
+    removes = [module.w.register_hook(lambda g: g * 3)]  # type: ignore[attr-defined]
+    removes.append(twin.register_hook(lambda g: g * 3).remove)
+    for expected in (3.0, 1.0):
+        module.freeze().unfreeze().zero_grad()
+        module.w.sum().backward()  # type: ignore[attr-defined]
+        assert module.w.grad.tolist() == [expected]  # type: ignore[attr-defined]
+        twin.requires_grad_(False).requires_grad_(True).grad = None
+        twin.sum().backward()
+        assert twin.grad is not None and twin.grad.tolist() == [expected]
+        for remove in removes:
+            remove()
 
 
 def test_draws_depend_only_on_seed_and_counter(backend: Backend) -> None:

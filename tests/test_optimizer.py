@@ -11,6 +11,7 @@ import torch
 import russellgrad as rg
 from russellgrad import Tensor
 from russellgrad.backend import Backend
+from russellgrad.layers import Linear
 from russellgrad.optimizer import (
     AdamOptimizer,
     AdamWOptimizer,
@@ -780,3 +781,35 @@ def test_state_dict_of_groups_with_different_state(backend: Backend, dtype: str)
     again.step()
     for p, q in zip(tensors, again.params, strict=True):
         assert_close(q, p, atol=0)
+
+
+# --- Parameters that are moved
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("ours", [SGDOptimizer, AdamOptimizer, AdamWOptimizer])
+def test_a_step_after_the_parameters_were_cast_or_moved_raises(
+    backend: Backend, ours: type[Optimizer], flat: bool
+) -> None:
+    other = "strict" if backend.name == "numpy" else "numpy"
+    for move in (lambda p: p.astype("float32"), lambda p: p.to(other)):
+        model = Linear(3, 2)
+        optimizer = ours(model.parameters(), lr=0.1, flat=flat)
+
+        def step(model: Linear = model, optimizer: Optimizer = optimizer) -> None:
+            model.zero_grad()
+            for p in model.parameters():
+                (p * 2).sum().backward()
+            optimizer.step(max_norm=1.0)
+
+        step()
+        move(model)
+        before, steps_taken = model.state_dict(), optimizer.steps_taken
+        message = (
+            rf"{ours.__name__}: parameter 0 is float\d\d on backend .*, and was float64 on '{backend.name}' before;"
+        )
+        with pytest.raises(RuntimeError, match=message + r" build the optimizer after Module.to\(\) and astype\(\)"):
+            step()
+        for name, array in model.state_dict().items():
+            np.testing.assert_array_equal(array, before[name])
+        assert optimizer.steps_taken == steps_taken

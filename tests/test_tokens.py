@@ -15,6 +15,7 @@ from russellgrad.bpe import BPE
 from russellgrad.checkpoint import load_model
 from russellgrad.encoding import CharacterEncoding, Encoding, HubEncoding
 from russellgrad.serialization import replace_file
+from russellgrad.tokenizer import Tokenizer
 from tests.helpers import once
 from tests.process import run_python
 from train import tokens
@@ -118,6 +119,14 @@ def test_a_resumed_run_keeps_its_tokenizer(text: str, bpe_folder: Path, tmp_path
             train(resume=str(tmp_path / "part"), steps=9, **options)
 
 
+def test_the_default_may_be_given_to_a_resumed_run(text: str, tmp_path: Path) -> None:
+    """None stands for 1,024 tokens, and for as many heads of keys and values as there are heads."""
+    small(text, tmp_path / "run", tokenizer="bpe", blocks="llama")
+    assert train(resume=str(tmp_path / "run"), steps=8, vocab=1024, kv_heads=2).steps == 8
+    with pytest.raises(ValueError, match="belongs to a run with vocab 1024, not 300; leave these options out"):
+        train(resume=str(tmp_path / "run"), steps=9, vocab=300)
+
+
 def test_checkpoints_of_earlier_versions_have_characters(text: str, tmp_path: Path) -> None:
     small(text, tmp_path / "run", steps=4)
     checkpoint = next((tmp_path / "run/checkpoints").iterdir())
@@ -146,9 +155,33 @@ def test_checkpoints_of_earlier_versions_have_characters(text: str, tmp_path: Pa
     ],
 )
 def test_tokenizers_that_cannot_be_used_raise(options: dict[str, Any], message: str, text: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         small(text, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_special_token_of_the_files_is_one_token(text: str, bpe_folder: Path, tmp_path: Path) -> None:
+    """As `Transformer.from_pretrained` reads them."""
+    pytest.importorskip("tokenizers")
+    encoding = BPE.load(bpe_folder)
+    BPE({**encoding.vocab, "<|endoftext|>": 300}, encoding.merges).save(bpe_folder)
+    Path(text).write_text(TEXT + "<|endoftext|>", encoding="utf-8", newline="")
+    data = load_tokens(config_of(text, tmp_path, tokenizer=str(bpe_folder)), SINGLE_PROCESS)
+    assert data.encoding.vocab_size == 301
+    assert data.validation[-1] == 300
+
+
+def test_a_text_of_another_alphabet_names_the_options_of_the_command_line(text: str, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model = small(text, tmp_path / "run").model
+    Path(text).write_text("\u03b1\u03b2" * 200, encoding="utf-8", newline="")
+    message = (
+        "dataset .*notes.txt has characters that the tokenizer of {} .*hub does not have: .\u03b1., .\u03b2.; use a"
+    )
+    folder = model.save_pretrained(tmp_path / "hub")
+    for name, options in (("tokenizer", {"tokenizer": str(folder)}), ("init_from", {"init_from": str(folder)})):
+        with pytest.raises(ValueError, match=message.format(name)):
+            load_tokens(configure(dataset=text, out=str(tmp_path / "new"), block=8, **options), SINGLE_PROCESS)
 
 
 def test_errors_of_the_command_line_are_one_line(text: str, tmp_path: Path) -> None:
@@ -167,7 +200,7 @@ def test_a_prompt_with_a_surrogate_raises(text: str, tmp_path: Path) -> None:
 
 def test_default_prompts(text: str, tmp_path: Path) -> None:
     assert default_prompt(load_model(small(text, tmp_path / "run", tokenizer="bpe").path).tokenizer) == "\n"
-    assert load_tokens(config_of(text, tmp_path, tokenizer="bpe"), SINGLE_PROCESS).prompt == "\n"
+    assert default_prompt(Tokenizer.from_text("cab", 4, 4)) == "a"
 
 
 # --- Bits per byte

@@ -212,6 +212,8 @@ def test_llama_blocks_train_resume_and_generate(backend: Backend, text: str, tmp
     shutil.rmtree(tmp_path / "part/checkpoints/step-00000004")
     resumed = train(configure(resume=str(tmp_path / "part")))
     assert resumed.losses[-2:] == whole.losses[-2:]
+    with pytest.raises(ValueError, match="belongs to a run with kv_heads 1, not 2; leave"):
+        train(configure(resume=str(tmp_path / "part"), kv_heads=2))
     assert len("".join(generate(whole.path, ["The"], 9))) == 12
 
 

@@ -23,7 +23,7 @@ from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import replace_file, require_safetensors
 
 from . import checkpoints
-from .config import FIXED_ON_RESUME, Config
+from .config import FIXED_ON_RESUME, Config, explicit
 from .datasets import DATASETS
 from .distributed import ProcessGroup
 from .metrics import FILE, read_metrics, versions
@@ -109,10 +109,11 @@ class Checkpointer:
         checkpoint = checkpoints.find(path)
         # Earlier versions had fewer settings: those that they lacked had what is the default now.
         saved = {name: getattr(Config, name) for name in FIXED_ON_RESUME} | checkpoint.state["config"]
-        if changed := [name for name in FIXED_ON_RESUME if getattr(self.config, name) != saved[name]]:
+        saved, own = explicit(saved), explicit(vars(self.config))
+        if changed := [name for name in FIXED_ON_RESUME if own[name] != saved[name]]:
             raise ValueError(
                 f"resume: {checkpoint.path} belongs to a run with "
-                + ", ".join(f"{option(name)} {saved[name]!r}, not {getattr(self.config, name)!r}" for name in changed)
+                + ", ".join(f"{option(name)} {saved[name]!r}, not {own[name]!r}" for name in changed)
                 + "; leave these options out, or start a new run"
             )
         if checkpoint.step > self.config.steps:

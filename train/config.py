@@ -261,6 +261,13 @@ FIXED_ON_RESUME = (
 )  # fmt: skip
 
 
+def explicit(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, with the numbers that None stands for in those that a resumed run cannot change."""
+    return {
+        **settings, "vocab": settings["vocab"] or VOCAB, "kv_heads": settings["kv_heads"] or settings["heads"]
+    }  # fmt: skip
+
+
 def check_names(given: Mapping[str, Any]) -> None:
     """Raise TypeError if a name is not that of a field of Config."""
     if unknown := sorted(given.keys() - _TYPES.keys()):

@@ -78,7 +78,11 @@ def generate(
     """
     if num_samples < 1:
         raise ValueError(f"generate: needs num_samples >= 1, got {num_samples}")
-    model = Transformer.from_pretrained(path) if _is_of_hub(Path(path)) else load_model(model_file(Path(path)))
+    path = Path(path)
+    if _is_of_hub(path):
+        model = Transformer.from_pretrained(path)
+    else:
+        model = load_model(model_file(path, f", and no {CONFIG} of a Hugging Face model" if path.is_dir() else ""))
     texts = [prompt for prompt in prompts or [default_prompt(model.tokenizer)] for _ in range(num_samples)]
     for text in texts:
         check_prompt(text, model.tokenizer)
@@ -97,8 +101,11 @@ def _is_of_hub(path: Path) -> bool:
     return (path / CONFIG).is_file() and not (path / FOLDER).exists()
 
 
-def model_file(path: Path) -> Path:
-    """The model file that a path stands for: itself, or that of a folder. Raises FileNotFoundError as `generate`."""
+def model_file(path: Path, other: str = "") -> Path:
+    """The model file that a path stands for: itself, or that of a folder.
+
+    Raises FileNotFoundError as `generate`; `other` says what else is missing.
+    """
     file = path / MODEL if path.is_dir() or not (path.is_file() or path.suffix) else path
     if not file.is_file():
         earlier = latest_earlier_run(file.parent, MODEL)
@@ -108,7 +115,7 @@ def model_file(path: Path) -> Path:
             if earlier
             else f"{trainer} trains a model; {option('out')} sets its folder"
         )
-        raise FileNotFoundError(f"there is no file {file}; {remedy}")
+        raise FileNotFoundError(f"there is no file {file}{other}; {remedy}")
     return file
 
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from russellgrad.bpe import BPE
 from russellgrad.byte_level import WHITE_SPACE
 from russellgrad.checkpoint import load_model
-from russellgrad.encoding import CharacterEncoding, Encoding, HubEncoding
+from russellgrad.encoding import CharacterEncoding, Encoding
 from russellgrad.hub import read_options
-from russellgrad.hub_tokenizer import read_encoding
+from russellgrad.hub_tokenizer import load_encoding
 from russellgrad.serialization import replace_file
 
 from . import checkpoints
@@ -47,7 +47,6 @@ class Tokens:
     validation: Ids
     sha256: str  # of the text, or of a folder's files
     size: str  # for the header, as "1,000 characters"
-    prompt: str  # the default prompt
     text: str | None = None  # None if it is not in memory
 
 
@@ -66,11 +65,14 @@ def load_tokens(config: Config, group: ProcessGroup) -> Tokens:
         return _large_text(config, path, group)
     text = load_text(config.dataset, checkpoint=config.resume)
     encoding = _encoding(config, [text], "".join(sorted(set(text))))
-    ids = np.array(encoding.encode(text), np.int64)
-    size = f"{len(text):,} characters" + ("" if config.tokenizer == "char" else f", {len(ids):,} tokens")
-    prompt = "\n" if "\n" in text or config.tokenizer != "char" else text[0]
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    return Tokens(encoding, *split(ids, config.block, unit(config)), sha256, size, prompt, text)
+    ids, sha256 = np.array(encoding.encode(text), np.int64), hashlib.sha256(text.encode()).hexdigest()
+    return _of_text(config, encoding, ids, sha256, len(text), text)
+
+
+def _of_text(config: Config, encoding: Encoding, ids: Ids, sha256: str, n: int, text: str | None = None) -> Tokens:
+    """The tokens of a text of n characters."""
+    size = f"{n:,} characters" + ("" if config.tokenizer == "char" else f", {len(ids):,} tokens")
+    return Tokens(encoding, *split(ids, config.block, unit(config)), sha256, size, text)
 
 
 def unit(config: Config) -> str:
@@ -82,40 +84,35 @@ def unit(config: Config) -> str:
 
 
 def _encoding(config: Config, texts: Iterable[str], characters: str) -> Encoding:
-    """The encoding that `config.tokenizer` names: of the characters, trained on the texts, or from a file."""
-    if config.tokenizer == "char":
-        return CharacterEncoding(characters)
-    if config.resume is not None:  # the file may have changed
-        return load_model(checkpoints.find(config.resume).path / checkpoints.MODEL, "numpy").tokenizer.encoding
-    if config.tokenizer == "bpe":
-        return BPE.train(texts, VOCAB if config.vocab is None else config.vocab)
-    if config.init_from is not None:
-        folder = Path(config.init_from)
-        return read_encoding(folder, read_options(folder)["vocab_size"], option("init_from"))
-    return load_encoding(config.tokenizer)
+    """The encoding that `config.tokenizer` names: of the characters, trained on the texts, or from a file.
 
-
-def load_encoding(path: str) -> Encoding:
-    """Read a tokenizer.json, or the one in a folder, or a folder's vocab.json and merges.txt.
-
-    Raises:
-        ValueError: there is no such file, or it is not a tokenizer's. ImportError: the package `tokenizers` is not
-            installed, which a tokenizer.json needs.
+    Raises ValueError if it does not have all of the characters.
     """
-    file = Path(path)
-    if file.is_dir() and not (file / "tokenizer.json").is_file():
-        if not all((file / name).is_file() for name in ("vocab.json", "merges.txt")):
-            raise ValueError(
-                f"{option('tokenizer')}: {path} has neither tokenizer.json nor vocab.json and merges.txt; "
-                "give a folder that has them, char or bpe"
-            )
-        return BPE.load(file)
-    if not file.exists():
+    source = "tokenizer" if config.init_from is None else "init_from"
+    encoding: Encoding
+    if config.tokenizer == "char":
+        encoding = CharacterEncoding(characters)
+    elif config.resume is not None:  # the file may have changed
+        encoding = load_model(checkpoints.find(config.resume).path / checkpoints.MODEL, "numpy").tokenizer.encoding
+    elif config.tokenizer == "bpe":
+        encoding = BPE.train(texts, VOCAB if config.vocab is None else config.vocab)
+    elif Path(config.tokenizer).exists():
+        size = None if config.init_from is None else read_options(Path(config.init_from))["vocab_size"]
+        encoding = load_encoding(config.tokenizer, size, option(source))
+    else:
         raise ValueError(
-            f"{option('tokenizer')}: {path!r} is neither char, bpe nor a file; give a tokenizer.json, or a folder with "
-            "one or with vocab.json and merges.txt"
+            f"{option('tokenizer')}: {config.tokenizer!r} is neither char, bpe nor a file; give a tokenizer.json, or a "
+            "folder with one or with vocab.json and merges.txt"
         )
-    return HubEncoding.load(file)
+    known = encoding.vocabulary if isinstance(encoding, CharacterEncoding) and encoding.strict else characters
+    if unknown := sorted(set(characters) - set(known)):
+        more = " ..." if len(unknown) > 10 else ""
+        raise ValueError(
+            f"{option('dataset')} {config.dataset} has characters that the tokenizer of {option(source)} "
+            f"{config.tokenizer} does not have: {', '.join(map(repr, unknown[:10]))}{more}; use a text without them, "
+            "or a tokenizer of byte pairs"
+        )
+    return encoding
 
 
 def count_bytes(encoding: Encoding, ids: Ids) -> int:
@@ -159,12 +156,11 @@ def read_chunks(path: Path) -> Iterator[str]:
 
 def _large_text(config: Config, path: Path, group: ProcessGroup) -> Tokens:
     characters: set[str] = set()
-    digest, n, first = hashlib.sha256(), 0, ""
+    digest, n = hashlib.sha256(), 0
     for text in read_chunks(path):
         characters.update(text)
         digest.update(text.encode())
         n += len(text)
-        first = first or text[0]
     encoding = _encoding(config, _first(read_chunks(path), BPE_CHUNKS), "".join(sorted(characters)))
     key = json.dumps([digest.hexdigest(), encoding.config(), dtype_of(encoding).name]).encode()
     file = config.folder / f"tokens-{hashlib.sha256(key).hexdigest()[:16]}.bin"
@@ -179,9 +175,7 @@ def _large_text(config: Config, path: Path, group: ProcessGroup) -> Tokens:
             ) from error
     group.check_same({"tokens": str(file)})  # the others wait for the file
     ids = map_tokens(file, encoding, n_bytes=file.stat().st_size - DIGEST)
-    size = f"{n:,} characters" + ("" if config.tokenizer == "char" else f", {len(ids):,} tokens")
-    prompt = "\n" if "\n" in characters or config.tokenizer != "char" else first
-    return Tokens(encoding, *split(ids, config.block, unit(config)), digest.hexdigest(), size, prompt)
+    return _of_text(config, encoding, ids, digest.hexdigest(), n)
 
 
 def _first(chunks: Iterator[str], n: int) -> Iterator[str]:
@@ -238,7 +232,7 @@ def _folder(config: Config, folder: Path) -> Tokens:
                 f"a longer file or a smaller {option('block')}"
             )
     size = f"{sum(map(len, parts)):,} tokens"
-    return Tokens(encoding, parts[0], parts[1], digest.hexdigest(), size, "\n")
+    return Tokens(encoding, parts[0], parts[1], digest.hexdigest(), size)
 
 
 def dtype_of(encoding: Encoding) -> np.dtype[Any]:

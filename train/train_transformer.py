@@ -60,7 +60,7 @@ from russellgrad.tokenizer import Tokenizer
 from . import checkpoints
 from .checkpointer import Checkpointer, Validation, best_validations
 from .config import DTYPES, Config, check_names, configure, parse
-from .data import Ids, MicroBatch, batches, check_prompt, split_batch, validation_blocks
+from .data import Ids, MicroBatch, batches, check_prompt, default_prompt, split_batch, validation_blocks
 from .distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from .optimizers import build_optimizer, build_schedule
 from .progress import (
@@ -166,7 +166,7 @@ def _train(config: Config, last_step: int, group: ProcessGroup) -> Result:
     start_time, tokens = time.perf_counter(), load_tokens(config, group)
     model = build_model(config, tokens.encoding)
     optimizer = build_optimizer(config, model)
-    prompt = config.prompt or tokens.prompt
+    prompt = config.prompt or default_prompt(model.tokenizer)
     check_prompt(prompt, model.tokenizer)  # raises ValueError now, not after the first steps
     checkpointer = Checkpointer(config, tokens, model, optimizer, group, last_step)
     logger = RunLogger(config, model, optimizer, group, checkpointer.start_step)

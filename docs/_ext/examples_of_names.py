@@ -399,18 +399,18 @@ with tempfile.TemporaryDirectory() as folder:
     "encoding.CharacterEncoding.vocab_size": CHARACTERS + 'CharacterEncoding("abc").vocab_size',
     "encoding.HubEncoding": HUB + "HubEncoding(encoding.tokenizer, vocab_size=512).vocab_size",
     "encoding.HubEncoding.train": HUB + "encoding.vocab_size",
-    "encoding.HubEncoding.load": "import os, tempfile; "
-    + HUB
-    + """
-with tempfile.TemporaryDirectory() as folder:
-    encoding.tokenizer.save(os.path.join(folder, "tokenizer.json"))
-    print(HubEncoding.load(folder).encode("low lower"))""",
     "encoding.HubEncoding.encode": HUB + 'encoding.encode("low lower")',
     "encoding.HubEncoding.decode": HUB + "encoding.decode([257, 258, 259])",
     "encoding.HubEncoding.token_bytes": HUB + "encoding.token_bytes(258)",
     "encoding.HubEncoding.config": HUB + 'encoding.config()["kind"]',
     "encoding.encoding_from_config": "from russellgrad.encoding import encoding_from_config; "
     + 'encoding_from_config({"kind": "characters", "vocabulary": "abc"}).encode("cab")',
+    "hub_tokenizer.load_encoding": "import tempfile; from russellgrad.hub_tokenizer import load_encoding; "
+    + BPE
+    + """
+with tempfile.TemporaryDirectory() as folder:
+    BPE.train("low low lower", 260).save(folder)
+    print(load_encoding(folder).encode("low lower"))""",
     "tokenizer.Tokenizer": TOKENIZER + 'tokenizer.encode("to be")',
     "tokenizer.Tokenizer.from_text": TOKENIZER + "tokenizer.vocabulary",
     "tokenizer.Tokenizer.vocabulary": TOKENIZER + "tokenizer.vocabulary",

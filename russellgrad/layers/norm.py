@@ -10,7 +10,7 @@ from ..functional import layer_norm
 from ..module import Module
 from ..replay import run_in_every_step
 from ..tensor import Tensor
-from .check import check_input, flags, positive
+from .check import check_input, checked_eps, flags, positive
 
 
 class LayerNorm(Module):
@@ -28,7 +28,7 @@ class LayerNorm(Module):
         weight, bias: normalized_shape, initially ones and zeros; or None.
 
     Raises:
-        ValueError: a length is not positive. TypeError: it is not an int.
+        ValueError: a length is not positive, or eps is negative, nan or infinite. TypeError: a length is not an int.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LayerNorm(Module):
     ) -> None:
         self.normalized_shape = _shape("LayerNorm", normalized_shape)
         flags("LayerNorm", elementwise_affine=elementwise_affine, bias=bias)
-        self.eps = eps
+        self.eps = checked_eps("LayerNorm", eps)
         self.weight = init.ones(self.normalized_shape) if elementwise_affine else None
         self.bias = init.zeros(self.normalized_shape) if elementwise_affine and bias else None
 
@@ -68,7 +68,7 @@ class RMSNorm(Module):
         weight: normalized_shape, initially ones; or None.
 
     Raises:
-        ValueError: a length is not positive. TypeError: it is not an int.
+        ValueError: a length is not positive, or eps is negative, nan or infinite. TypeError: a length is not an int.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RMSNorm(Module):
     ) -> None:
         self.normalized_shape = _shape("RMSNorm", normalized_shape)
         flags("RMSNorm", elementwise_affine=elementwise_affine)
-        self.eps = eps
+        self.eps = None if eps is None else checked_eps("RMSNorm", eps)
         self.weight = init.ones(self.normalized_shape) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class GroupNorm(Module):
         weight, bias: (C,), initially ones and zeros; or None.
 
     Raises:
-        ValueError: num_groups does not divide num_channels.
+        ValueError: num_groups does not divide num_channels, or eps is negative, nan or infinite.
     """
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
@@ -119,7 +119,7 @@ class GroupNorm(Module):
         flags("GroupNorm", affine=affine)
         if num_channels % num_groups:
             raise ValueError(f"GroupNorm: num_groups={num_groups} does not divide num_channels={num_channels}")
-        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, checked_eps("GroupNorm", eps)
         self.weight = init.ones((num_channels,)) if affine else None
         self.bias = init.zeros((num_channels,)) if affine else None
 
@@ -149,7 +149,8 @@ class BatchNorm(Module):
             the unbiased one, as in PyTorch.
 
     Raises:
-        ValueError: num_features is not positive. TypeError: it is not an int.
+        ValueError: num_features is not positive, or eps is negative, nan or infinite. TypeError: num_features is not an
+            int.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class BatchNorm(Module):
     ) -> None:
         positive("BatchNorm", num_features=num_features)
         flags("BatchNorm", affine=affine, track_running_stats=track_running_stats)
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.num_features, self.eps, self.momentum = num_features, checked_eps("BatchNorm", eps), momentum
         self.weight = init.ones((num_features,)) if affine else None
         self.bias = init.zeros((num_features,)) if affine else None
         self.running_mean = self.running_var = self.num_batches_tracked = None
