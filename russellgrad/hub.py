@@ -15,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -34,7 +35,7 @@ from .hub_tokenizer import (
     tokenizer_files,
 )
 from .module import Module
-from .serialization import StoredArray, stored_arrays, sync_folder, write_safetensors, write_synced
+from .serialization import StoredArray, require_safetensors, stored_arrays, sync_folder, write_safetensors, write_synced
 from .tensor import Tensor
 from .tokenizer import Tokenizer
 
@@ -465,7 +466,15 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
 
 
 def _check_no_other_model(folder: Path, same_tokenizer: bool) -> None:
-    """Raise FileExistsError for files of another model that programs would read with the new one."""
+    """Raise FileExistsError for files of another model that programs would read with the new one, and for a run's."""
+    if (folder / WEIGHTS).is_file():
+        safetensors = require_safetensors(_WRITE)
+        with suppress(safetensors.SafetensorError), safetensors.safe_open(folder / WEIGHTS, "numpy") as file:
+            if "config" in (file.metadata() or {}):
+                raise FileExistsError(
+                    f"{_WRITE}: {folder / WEIGHTS} is a model of a training run or of save_model, which this would "
+                    "replace; write to a new folder"
+                )
     names = (INDEX,) if same_tokenizer else (INDEX, *WITH_TOKENIZER)
     if found := [name for name in names if (folder / name).exists()]:
         raise FileExistsError(

@@ -539,7 +539,7 @@ class Transformer(Module):
             OSError: a file cannot be written.
             FileExistsError: the folder has files of another model that programs would read with this one: an index of
                 weights or, with another tokenizer, added_tokens.json, special_tokens_map.json, chat_template.jinja or
-                generation_config.json; nothing is written.
+                generation_config.json; or model.safetensors is that of a run or of `save_model`. Nothing is written.
             ValueError: the model has options that neither architecture has, parameters of several dtypes, or a
                 tokenizer that tokenizer.json cannot describe; nothing is written.
         """

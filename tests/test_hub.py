@@ -18,7 +18,7 @@ import torch
 from russellgrad import hub
 from russellgrad.backend import Backend
 from russellgrad.bpe import BPE
-from russellgrad.checkpoint import load_model
+from russellgrad.checkpoint import load_model, save_model
 from russellgrad.dtype import get_default_dtype, set_default_dtype
 from russellgrad.encoding import CharacterEncoding
 from russellgrad.hub import ARCHITECTURES, read_options
@@ -491,6 +491,16 @@ def test_files_of_another_model_are_not_mixed_with_the_new_one(tmp_path: Path, n
         assert (path / name).read_text() == "mine"
     (path / name).unlink()
     assert Transformer.from_pretrained(other.save_pretrained(path)).tokenizer.vocabulary == "ab"
+
+
+@once
+def test_the_model_of_a_run_is_not_replaced(tmp_path: Path) -> None:
+    before = save_model(tmp_path / "model.safetensors", small()).read_bytes()
+    with pytest.raises(FileExistsError, match=r"save_pretrained: .*model\.safetensors is a model of a training run"):
+        small().save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "model.safetensors").write_bytes(before[:-1])  # damaged
+    assert Transformer.from_pretrained(small().save_pretrained(tmp_path))
 
 
 @once
