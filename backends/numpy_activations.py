@@ -1,12 +1,13 @@
-"""Activations in NumPy: the error function, GELU and leaky ReLU, in blocks (`numpy_blocks.py`)."""
+"""Activations in NumPy: the error function, GELU, sigmoid and leaky ReLU, in blocks (`numpy_blocks.py`)."""
 
 from math import pi
 from math import sqrt as _sqrt
+from typing import Any
 
 import numpy as np
 
 from .formulas import ERF_SMALL, ERFC_LARGE, ERFC_MIDDLE
-from .numpy_blocks import Array, run_in_blocks
+from .numpy_blocks import Array, is_half, run_in_blocks
 
 # --- Error function
 
@@ -158,6 +159,32 @@ def _gelu_tanh(a: Array, out: Array, slope: Array | None) -> None:
         square += 2.0 * _GELU_C
         slope *= square
         slope += cdf
+
+
+# --- Sigmoid and leaky ReLU
+
+
+def sigmoid(a: Array) -> Any:
+    if is_half(a):
+        return NotImplemented
+    flat = a.reshape(-1)
+    out = np.empty(flat.shape, a.dtype)
+
+    def formula(block: slice) -> None:
+        divisor = one_plus_exp(flat[block], out[block])
+        np.divide(1.0, divisor, out=divisor)
+
+    run_in_blocks(formula, 12, flat.size)
+    return out.reshape(a.shape)
+
+
+def one_plus_exp(a: Array, out: Array) -> Array:
+    """1 + e^-a, written to `out`. It is inf where e^-a overflows."""
+    np.negative(a, out=out)
+    with np.errstate(over="ignore"):
+        np.exp(out, out=out)
+    out += 1.0
+    return out
 
 
 # Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network acoustic models", ICML workshop 2013, section 2.

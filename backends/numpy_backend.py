@@ -174,6 +174,7 @@ erf = numpy_activations.erf
 gelu = numpy_activations.gelu
 gelu_backward = numpy_activations.gelu_backward
 gelu_value = numpy_activations.gelu_value
+sigmoid = numpy_activations.sigmoid
 leaky_relu = numpy_activations.leaky_relu
 leaky_relu_backward = numpy_activations.leaky_relu_backward
 softmax = numpy_fused.softmax

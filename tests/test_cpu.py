@@ -52,6 +52,7 @@ def test_blockwise_primitives_agree_with_pytorch(threads: int, rows: int, dtype:
     scale = normal(9, seed=3)
     check_against_torch(rg.linear, lambda x, w, b: F.linear(x, w.T, b), x, weight, bias, dtype=dtype)
     check_against_torch(Tensor.gelu, F.gelu, x, dtype=dtype)
+    check_against_torch(Tensor.sigmoid, torch.sigmoid, x, dtype=dtype)
     check_against_torch(lambda x: x.gelu("tanh"), lambda x: F.gelu(x, approximate="tanh"), x, dtype=dtype)
     check_against_torch(rg.layer_norm, lambda x, g, b: F.layer_norm(x, (9,), g, b), x, scale, scale, dtype=dtype)
     check_against_torch(rg.layer_norm, lambda x: F.layer_norm(x, (9,)), x, dtype=dtype)
