@@ -1,9 +1,9 @@
 """The Numba backend: the NumPy backend with its slowest primitives compiled by Numba.
 
 NumPy makes one pass over an array for each step of a formula. A compiled loop does all steps in one pass, with SIMD
-instructions. The kernels are for float32, the usual dtype for training; other dtypes use the functions of
-`numpy_fused.py`. Kernels run in the threads of `cpu.run_parallel`, each on a range of rows. They do not use Numba's own
-threads, which may abort the process if two Python threads use them at the same time.
+instructions. The kernels are for float32, the usual dtype for training; other dtypes use the NumPy backend's functions.
+Kernels run in the threads of `cpu.run_parallel`, each on a range of rows. They do not use Numba's own threads, which
+may abort the process if two Python threads use them at the same time.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from . import numba_convolution, numpy_attention, numpy_fused
+from . import numba_convolution, numpy_activations, numpy_attention, numpy_fused, numpy_optimizer, numpy_token
 from .cpu import MIN_PART_TIME, run_parallel
 from .numba_compile import compiled, is_float32
 from .numpy_attention import _AttentionOperands, _BlockIndex
 from .numpy_backend import *  # noqa: F403 - all primitives that are not redefined below
-from .numpy_fused import Array, _rows
+from .numpy_blocks import Array, rows_of
 from .numpy_sums import sum
 
 name = "numba"
@@ -71,7 +71,7 @@ def _run(kernel: Callable[..., None], cost: float, rows: Sequence[Array], *other
 
 def gelu(a: Array, approximate: str) -> tuple[Array, Array]:
     if not is_float32(a) or a.size == 0:
-        return numpy_fused.gelu(a, approximate)
+        return numpy_activations.gelu(a, approximate)
     flat = np.ascontiguousarray(a).reshape(-1)
     out, slope = np.empty_like(flat), np.empty_like(flat)
     _run(_gelu_exact if approximate == "none" else _gelu_tanh, flat.size * 3.3e-4, (flat, out, slope))
@@ -123,7 +123,7 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
 def softmax(a: Array, axis: int) -> Any:
     if not is_float32(a) or a.size == 0 or axis not in (-1, a.ndim - 1):
         return numpy_fused.softmax(a, axis)
-    rows = np.ascontiguousarray(_rows(a))
+    rows = np.ascontiguousarray(rows_of(a))
     out = np.empty_like(rows)
     _softmax_of_rows(rows, out)
     return out.reshape(a.shape)
@@ -155,7 +155,7 @@ def _softmax(rows: Array, out: Array, top: Array, total: Array) -> None:
 def softmax_backward(g: Array, y: Array, axis: int) -> Any:
     if not is_float32(g, y) or g.size == 0 or axis not in (-1, g.ndim - 1):
         return numpy_fused.softmax_backward(g, y, axis)
-    gs, ys = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(y))
+    gs, ys = np.ascontiguousarray(rows_of(g)), np.ascontiguousarray(rows_of(y))
     out = np.empty_like(gs)
     _run(_softmax_backward, gs.size * 3.3e-4, (gs, ys, out))
     return out.reshape(g.shape)
@@ -207,7 +207,7 @@ def _exp_of_row(row: Array, lanes: Array) -> tuple[Any, Any]:
 def layer_norm(x: Array, gamma: Array | None, beta: Array | None, eps: float) -> Any:
     if not is_float32(x, gamma, beta) or x.size == 0:
         return numpy_fused.layer_norm(x, gamma, beta, eps)
-    rows = np.ascontiguousarray(_rows(x))
+    rows = np.ascontiguousarray(rows_of(x))
     n, width = rows.shape
     y, mean, rstd = np.empty_like(rows), np.empty(n, _f), np.empty(n, _f)
     scale, shift = _or_full(gamma, width, 1.0), _or_full(beta, width, 0.0)
@@ -255,7 +255,7 @@ def layer_norm_backward(
 ) -> Any:
     if not is_float32(g, x, gamma, mean, rstd) or x.size == 0:
         return numpy_fused.layer_norm_backward(g, x, gamma, mean, rstd, needs)
-    gs, xs = np.ascontiguousarray(_rows(g)), np.ascontiguousarray(_rows(x))
+    gs, xs = np.ascontiguousarray(rows_of(g)), np.ascontiguousarray(rows_of(x))
     means, rstds = mean.ravel(), rstd.ravel()
     n, width = xs.shape
     scale = _or_full(gamma, width, 1.0)
@@ -294,7 +294,7 @@ def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:
     if not is_float32(g):
         return numpy_fused.embedding_backward(g, ids, n_rows)
     out = np.zeros((n_rows, g.shape[-1]), g.dtype)
-    _embedding_backward(np.ascontiguousarray(_rows(g)), ids.ravel(), out)
+    _embedding_backward(np.ascontiguousarray(rows_of(g)), ids.ravel(), out)
     return out
 
 
@@ -384,7 +384,7 @@ def token_block(
     w_qkv, w_out, w_in, b_in, w_down, b_down = (_NO_WEIGHT if weight is None else weight for weight in weights)
     arrays = x, gamma, beta, gamma_2, beta_2, cache, w_qkv, w_out, w_in, b_in, w_down, b_down
     if x.size != x.shape[-1] or not is_float32(*arrays) or not all(a.flags.c_contiguous for a in arrays):
-        return numpy_fused.token_block(x, norms, weights, activation, cache, position)
+        return numpy_token.token_block(x, norms, weights, activation, cache, position)
     out = np.empty_like(x)
     _token_block(
         x.reshape(1, -1), gamma, beta, _f(eps), gamma_2, beta_2, _f(eps_2), w_qkv, w_out, w_in, b_in, w_down, b_down,
@@ -480,7 +480,7 @@ def adam_step(
     p_half: Array | None,
 ) -> tuple[Array, Array, Array, Array | None]:
     if not is_float32(p, g, m, v) or not all(array.flags.carray for array in (p, m, v)):
-        return numpy_fused.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, p_half)
+        return numpy_optimizer.adam_step(p, g, m, v, rates, clip, beta1, beta2, eps, weight_decay, decoupled, p_half)
     rate, scale, decay = rates.tolist()
     grow = 1.0 if clip is None else float(clip)
     if weight_decay and not decoupled:

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .numba_compile import compiled, is_float32
+from .numpy_blocks import Array, Shape
 from .numpy_convolution import Block, Padding, Windows, convolve, convolve_backward
-from .numpy_fused import Array, Shape
 
 # --- Runs of elements, of flat arrays. Numba checks a signed index for being negative, which an unsigned one is not.
 

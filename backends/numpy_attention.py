@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .cpu import MIN_PART_TIME, run_parallel
-from .numpy_fused import _FLOP_TIME, Array, _block_length, _is_half, _row_max, _row_sums
+from .numpy_blocks import FLOP_TIME, Array, block_length, is_half, row_max, row_sums
 
 # Attention (Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1), in blocks of queries. Weights
 # are not stored. Backward recomputes them from each row's logsumexp (Dao et al., "FlashAttention", arXiv:2205.14135,
@@ -17,7 +17,7 @@ from .numpy_fused import _FLOP_TIME, Array, _block_length, _is_half, _row_max, _
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
     """The output, and the logsumexp of each query's scores, which is inf if all keys are hidden."""
-    if _is_half(q):
+    if is_half(q):
         return NotImplemented
     if takes_one_query(q, k, v, causal, offset):
         return one_query(q, k, v, mask, causal, offset)
@@ -27,11 +27,11 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
 
     def one(queries: _BlockIndex, keys: _BlockIndex) -> None:
         weights = heads.scores(queries, keys)
-        top = _row_max(weights)
+        top = row_max(weights)
         np.maximum(top, np.finfo(top.dtype).min, out=top)  # if all keys are hidden, the weights are 0, not nan
         weights -= top
         np.exp(weights, out=weights)
-        total = _row_sums(weights)
+        total = row_sums(weights)
         hidden = total == 0
         total += hidden
         np.matmul(weights, heads.v[keys], out=out[queries])
@@ -55,7 +55,7 @@ def attention_backward(
     needs: Sequence[bool],
 ) -> Any:
     """The gradients have all batch axes, including those along which an operand was broadcast."""
-    if _is_half(q) or prod(out.shape[:-1]) * k.shape[-2] <= _FEW_SCORES:
+    if is_half(q) or prod(out.shape[:-1]) * k.shape[-2] <= _FEW_SCORES:
         return NotImplemented
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     g, out, log_sum = heads.split(g), heads.split(out), heads.split(log_sum)
@@ -74,7 +74,7 @@ def attention_backward(
             return
         g_scores = g[queries] @ np.swapaxes(heads.v[keys], -1, -2)
         # Softmax's backward subtracts the sum of g_weights * weights over each row, which equals that of g * out.
-        g_scores -= _row_sums(g[queries] * out[queries])
+        g_scores -= row_sums(g[queries] * out[queries])
         weights *= heads.scale
         g_scores *= weights
         if gq is not None:
@@ -203,8 +203,8 @@ class _AttentionOperands:
         """
         (n_batch, n_heads, n_queries, width), n_keys = self.q.shape, self.k.shape[2]
         score_rows = min(n_queries, self.query_block_size) * n_keys  # of one head
-        h_step = _block_length(n_heads, score_rows) or 1
-        b_step = _block_length(n_batch, n_heads * score_rows) or 1
+        h_step = block_length(n_heads, score_rows) or 1
+        b_step = block_length(n_batch, n_heads * score_rows) or 1
         units = [
             (slice(b, b + b_step), slice(h, h + h_step))
             for b in range(0, n_batch, b_step)
@@ -219,4 +219,4 @@ class _AttentionOperands:
                     if seen > 0:
                         one((*batch_and_heads, slice(i, end)), (*batch_and_heads, slice(0, seen)))
 
-        run_parallel(len(units), 2 * products * n_batch * n_heads * n_queries * n_keys * width * _FLOP_TIME, part)
+        run_parallel(len(units), 2 * products * n_batch * n_heads * n_queries * n_keys * width * FLOP_TIME, part)

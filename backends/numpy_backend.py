@@ -1,4 +1,4 @@
-"""The NumPy backend: core primitives are NumPy's functions; faster derived primitives come from `numpy_fused.py`.
+"""The NumPy backend: core primitives are NumPy's functions; other files have faster derived primitives.
 
 `sum` comes from `numpy_sums.py`: np.sum is not accurate along a leading axis.
 
@@ -11,7 +11,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import cpu, host, numpy_attention, numpy_convolution, numpy_fused, numpy_sums
+from . import (
+    cpu,
+    host,
+    numpy_activations,
+    numpy_attention,
+    numpy_convolution,
+    numpy_fused,
+    numpy_optimizer,
+    numpy_sums,
+    numpy_token,
+)
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 DType: TypeAlias = Any
@@ -160,12 +170,13 @@ def getitem_backward(g: Array, index: Any, shape: Shape, /) -> Array:
 matmul = numpy_fused.matmul
 linear = numpy_fused.linear
 linear_backward = numpy_fused.linear_backward
-erf = numpy_fused.erf
-gelu = numpy_fused.gelu
-gelu_backward = numpy_fused.gelu_backward
-gelu_value = numpy_fused.gelu_value
-leaky_relu = numpy_fused.leaky_relu
-leaky_relu_backward = numpy_fused.leaky_relu_backward
+erf = numpy_activations.erf
+gelu = numpy_activations.gelu
+gelu_backward = numpy_activations.gelu_backward
+gelu_value = numpy_activations.gelu_value
+sigmoid = numpy_activations.sigmoid
+leaky_relu = numpy_activations.leaky_relu
+leaky_relu_backward = numpy_activations.leaky_relu_backward
 softmax = numpy_fused.softmax
 softmax_backward = numpy_fused.softmax_backward
 log_softmax = numpy_fused.log_softmax
@@ -181,9 +192,9 @@ conv_backward = numpy_convolution.conv_backward
 max_pool_indices = numpy_convolution.max_pool_indices
 attention = numpy_attention.attention
 attention_backward = numpy_attention.attention_backward
-token_block = numpy_fused.token_block
-sgd_step = numpy_fused.sgd_step
-adam_step = numpy_fused.adam_step
+token_block = numpy_token.token_block
+sgd_step = numpy_optimizer.sgd_step
+adam_step = numpy_optimizer.adam_step
 
 # --- In place
 

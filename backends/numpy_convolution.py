@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from .cpu import run_parallel
-from .numpy_fused import _FLOP_TIME, _STEP_TIME, Array, Shape, _is_half
+from .numpy_blocks import FLOP_TIME, STEP_TIME, Array, Shape, is_half
 from .numpy_sums import sum
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
@@ -194,7 +194,7 @@ def convolve(
     dilation: Shape, groups: int,
 ) -> Any:  # fmt: skip
     """`conv` with this class of windows."""
-    if _is_half(x) or x.ndim > 4:
+    if is_half(x) or x.ndim > 4:
         return NotImplemented
     if x.ndim == 3:  # (N, C, W) is (N, C, 1, W)
         x, weight = _with_row(x, weight)
@@ -217,7 +217,7 @@ def convolve_backward(
     groups: int, needs: Sequence[bool], may_have_surplus: bool = True,
 ) -> Any:  # fmt: skip
     """`conv_backward` with this class of windows."""
-    if _is_half(g) or x.ndim > 4:
+    if is_half(g) or x.ndim > 4:
         return NotImplemented
     if x.ndim == 3:
         g, x, weight = _with_row(g, x, weight)
@@ -272,7 +272,7 @@ def _with_axis(stride: Shape, padding: Padding, dilation: Shape) -> tuple[Shape,
 def _cost(w: Windows, n_outputs: int, products: int) -> float:
     """The time of products of windows, in microseconds."""
     n_elements = n_outputs // max(w.o, 1) * w.groups * w.size
-    return float(products * (2 * n_outputs * w.size * _FLOP_TIME + (n_elements + n_outputs) * _STEP_TIME))
+    return float(products * (2 * n_outputs * w.size * FLOP_TIME + (n_elements + n_outputs) * STEP_TIME))
 
 
 # --- Max pooling
@@ -325,5 +325,5 @@ def max_pool_indices(x: Array, kernel: Shape, stride: Shape, padding: Padding, d
         for i in range(start, stop, length):
             formula(slice(i, min(i + length, stop)))
 
-    run_parallel(len(planes), indices.size * len(steps) * 3 * _STEP_TIME, part)
+    run_parallel(len(planes), indices.size * len(steps) * 3 * STEP_TIME, part)
     return indices.reshape(n, c, *out)

@@ -322,10 +322,11 @@ def run_alone(part: Callable[[bool], Sequence[Table | Rows]], name: str, descrip
 
 def require_cpu() -> None:
     """Exit with an error if the active backend computes on a GPU, since the timing does not synchronize."""
-    name = russellgrad.get_backend().name
-    if name == "cupy" or name.startswith("torch:") and name != "torch:cpu":
+    xp = russellgrad.get_backend()
+    if xp.zeros((), "float32").__dlpack_device__()[0] != 1:  # DLPack's number of the CPU
         raise SystemExit(
-            f"benchmarks: the comparison is with PyTorch on the CPU, but the backend is {name!r}; set RG_BACKEND=numpy"
+            f"benchmarks: the comparison is with PyTorch on the CPU, but the backend is {xp.name!r}; set "
+            "RG_BACKEND=numpy"
         )
 
 

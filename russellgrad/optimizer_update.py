@@ -44,17 +44,18 @@ def run_update(
     _check_fits(f"{name}: update returned a value", result, given_value)
     for key, entry in new.items():
         new[key] = _checked_entry(f"{name}: state[{key!r}]", key, entry, xp)
-        if is_flat and isinstance(entry, Tensor) and entry.shape not in ((), value.shape):
+        if is_flat and isinstance(entry, Tensor) and entry.shape not in ((), given_value.shape):
             raise ValueError(
                 f"{name}: state[{key!r}] has shape {entry.shape}. With flat=True and elementwise = True the value is a "
-                f"flat array {value.shape}, and each entry has its shape or (); or set elementwise = False in the class"
+                f"flat array {given_value.shape}, and each entry has its shape or (); or set elementwise = False in "
+                "the class"
             )
     if old or not new:
         _check_same_entries(name, old, new)
     elif is_recording():
         raise RuntimeError(
-            f"{name}: a parameter of shape {value.shape} has its first step in a captured step, whose replays would "
-            "reset its state; take one step uncompiled, then call compile_step again"
+            f"{name}: a parameter of shape {given_value.shape} has its first step in a captured step, whose replays "
+            "would reset its state; take one step uncompiled, then call compile_step again"
         )
     # A result may be, or view, an array that is written below; such a one is copied first.
     shared = {id(x._version) for x in (given_value, given_grad, *old.values()) if isinstance(x, Tensor)}

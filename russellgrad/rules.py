@@ -401,7 +401,7 @@ def as_mask(xp: Backend, mask: Any, op: str) -> Array:
 
 def masked_fill(xp: Backend, a: Array, value: Array, *, mask: Any) -> Result:
     masked = _mask_for_shape(xp, a.shape, mask, "masked_fill")
-    if getattr(value, "shape", ()) != ():
+    if shape_of(value) != ():
         raise ValueError(f"masked_fill: the value must be a number or a 0-d tensor, got shape {shape_of(value)}")
     return (
         xp.where(masked, value, a),
@@ -895,8 +895,8 @@ def check_int(what: str, value: Any) -> None:
 
 
 def shape_of(operand: Array | float) -> Shape:
-    """The shape of an array, or () for a number."""
-    return tuple(getattr(operand, "shape", ()))  # a subclass of tuple in PyTorch, with a repr of its own
+    """The shape of an array, or () for a number, as a tuple: PyTorch's is a subclass with a repr of its own."""
+    return tuple(getattr(operand, "shape", ()))
 
 
 def min_ndim(*operands: Array | float) -> int:

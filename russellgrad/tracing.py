@@ -98,7 +98,10 @@ class Trace(Document):
 
     def _start(self) -> None:
         if _apply.observer is not None:
-            raise RuntimeError("trace: another trace is active; leave its block first")
+            raise RuntimeError(
+                "trace: another trace is active, perhaps in another thread; leave its block first. For the parts of "
+                "parallel_backward, write one block around the call"
+            )
         if is_recording():
             raise RuntimeError("trace: compile_step captures this step; trace the call of the compiled step instead")
         self._inner = _inner_calls(sys._getframe())
@@ -181,9 +184,7 @@ class Trace(Document):
     def _array(self, array: Array, xp: Backend) -> GraphNode:
         """The node of an operand that is no Tensor, such as the mask of dropout."""
         host = xp.to_host(array) if xp.is_array(array) else xp.root.to_host(array)
-        node = GraphNode(
-            len(self.nodes), "constant", "array", tuple(array.shape), str(host.dtype), value=values_of(host)
-        )
+        node = GraphNode(len(self.nodes), "constant", "array", host.shape, str(host.dtype), value=values_of(host))
         node.scope = self._calls[-1][2] if self._calls else ()
         self.nodes.append(node)
         return node

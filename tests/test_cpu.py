@@ -22,6 +22,7 @@ from tests.process import output_of, run_python
 
 cpu: Any = importlib.import_module("russellgrad.backends.cpu")
 numpy_attention: Any = importlib.import_module("russellgrad.backends.numpy_attention")
+numpy_blocks: Any = importlib.import_module("russellgrad.backends.numpy_blocks")
 numpy_fused: Any = importlib.import_module("russellgrad.backends.numpy_fused")
 
 
@@ -35,7 +36,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cpu, "_n_threads", request.param)
     monkeypatch.setattr(cpu, "_queue", None)
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
-    monkeypatch.setattr(numpy_fused, "_BLOCK", 100)
+    monkeypatch.setattr(numpy_blocks, "_BLOCK", 100)
     monkeypatch.setattr(numpy_attention._AttentionOperands, "query_block_size", 4)
     with use_backend("numpy"):
         yield request.param
@@ -51,6 +52,7 @@ def test_blockwise_primitives_agree_with_pytorch(threads: int, rows: int, dtype:
     scale = normal(9, seed=3)
     check_against_torch(rg.linear, lambda x, w, b: F.linear(x, w.T, b), x, weight, bias, dtype=dtype)
     check_against_torch(Tensor.gelu, F.gelu, x, dtype=dtype)
+    check_against_torch(Tensor.sigmoid, torch.sigmoid, x, dtype=dtype)
     check_against_torch(lambda x: x.gelu("tanh"), lambda x: F.gelu(x, approximate="tanh"), x, dtype=dtype)
     check_against_torch(rg.layer_norm, lambda x, g, b: F.layer_norm(x, (9,), g, b), x, scale, scale, dtype=dtype)
     check_against_torch(rg.layer_norm, lambda x: F.layer_norm(x, (9,)), x, dtype=dtype)
@@ -102,7 +104,7 @@ def test_blockwise_attention_ignores_masked_keys(threads: int) -> None:
 
 
 def test_layer_norm_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numpy_fused, "_BLOCK", 100)
+    monkeypatch.setattr(numpy_blocks, "_BLOCK", 100)
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     found: list[tuple[Any, Any]] = []
     for n in (1, 2, 3):

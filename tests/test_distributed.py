@@ -22,8 +22,9 @@ from russellgrad import use_backend
 from russellgrad.bpe import BPE
 from tests.process import run_python, running
 from tests.test_train import SMALL, flags
-from train import distributed, tokens
+from train import distributed, tokens, train_transformer
 from train.checkpoints import find
+from train.config import Config
 from train.data import split_batch
 from train.distributed import MpiProcessGroup
 from train.metrics import read_metrics
@@ -409,3 +410,14 @@ def test_two_processes_on_one_device_raise(others: list[str], shared: bool, monk
     error = pytest.raises(RuntimeError, match="processes 1, 2 of this machine use the same CUDA device, b")
     with error if shared else nullcontext():
         group.set_device(SimpleNamespace(name="cupy"))
+
+
+def test_several_processes_need_cupy_or_arrays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    several: Any = SimpleNamespace(world_size=2)
+    train_transformer._check_supported(Config(), several)
+    on_mps = SimpleNamespace(
+        name="mps", assign=None, split_flat=None, zeros=lambda *args: SimpleNamespace(__dlpack_device__=lambda: (8, 0))
+    )
+    monkeypatch.setattr(train_transformer, "get_backend", lambda: on_mps)
+    with pytest.raises(ValueError, match="backend 'mps' trains in one process; for several, set RG_BACKEND=cupy"):
+        train_transformer._check_supported(Config(), several)

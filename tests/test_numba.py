@@ -218,7 +218,7 @@ def test_one_token_in_one_call_gives_the_logits_of_forward(
 
 
 def test_token_block_leaves_transposed_weights_and_float64_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba_backend.numpy_fused, "token_block", lambda *args: NotImplemented)
+    monkeypatch.setattr(numba_backend.numpy_token, "token_block", lambda *args: NotImplemented)
 
     def call(dtype: str, order: Any) -> Any:
         x, gamma, cache = normal(1, 1, 8).astype(dtype), np.ones(8, dtype), np.zeros((1, 2, 2, 5, 4), dtype)

@@ -2,6 +2,7 @@
 
 import importlib
 import threading
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -179,6 +180,23 @@ def test_transforms_and_leaves_of_a_part(backend: Backend, threads: int) -> None
 
     parallel_backward(loss_of, [1.0, 2.0, 3.0])
     assert_close(x.grad, 6.0 * 36 * np.array([1.0, 8.0, 27.0]))
+
+
+def test_traces_in_two_parts_at_once_are_an_error(backend: Backend, threads: int) -> None:
+    x, refused = Tensor([1.0, 2.0], requires_grad=True), threading.Event()
+
+    def loss_of(i: float) -> Tensor:
+        try:
+            with rg.trace():
+                assert not runs_in_threads(backend, threads) or refused.wait(timeout=30)
+                return (x * i).sum()
+        except RuntimeError:
+            refused.set()
+            raise
+
+    several = pytest.raises(RuntimeError, match=r"trace: another trace is active.* around the call")
+    with several if runs_in_threads(backend, threads) else nullcontext():
+        parallel_backward(loss_of, [1.0, 2.0])
 
 
 def test_the_sums_of_the_threads_are_added_in_order(backend: Backend, threads: int) -> None:

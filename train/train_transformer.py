@@ -493,14 +493,17 @@ def _check_supported(config: Config, group: ProcessGroup) -> None:
             f"{option('batch')} {config.batch} cannot be split into {config.accumulate} micro-batches for each of "
             f"{group.world_size} processes; use a multiple of {multiple}"
         )
-    if group.world_size > 1 and not supports_flat(xp):
-        raise ValueError(f"backend {xp.name!r} has no assign and split_flat, which several processes need; use one")
-    if group.world_size > 1 and xp.name.startswith("torch:") and xp.name != "torch:cpu":
-        raise ValueError(f"backend {xp.name!r} trains in one process; for several, set RG_BACKEND=cupy or torch:cpu")
-    if group.world_size > 1 and xp.name == "cupy" and config.dtype == "bfloat16":
-        raise ValueError(
-            f"{option('dtype')} bfloat16: CuPy's NCCL does not sum bfloat16; use float32 with several processes"
-        )
+    if group.world_size > 1:
+        if not supports_flat(xp):
+            raise ValueError(f"backend {xp.name!r} has no assign and split_flat, which several processes need; use one")
+        if xp.name != "cupy" and xp.zeros((), "float32").__dlpack_device__()[0] != 1:  # DLPack's number of the CPU
+            raise ValueError(
+                f"backend {xp.name!r} trains in one process; for several, set RG_BACKEND=cupy or torch:cpu"
+            )
+        if xp.name == "cupy" and config.dtype == "bfloat16":
+            raise ValueError(
+                f"{option('dtype')} bfloat16: CuPy's NCCL does not sum bfloat16; use float32 with several processes"
+            )
     if config.dtype not in xp.float_dtypes():
         raise ValueError(
             f"{option('dtype')} {config.dtype}: backend {xp.name!r} does not compute in it; use "

@@ -62,7 +62,7 @@ def number_text(x: float) -> str:
 
 def values_of(array: HostArray) -> Values:
     """The value of a NumPy array. The result does not share its memory."""
-    shape, dtype = tuple(array.shape), str(array.dtype)
+    shape, dtype = array.shape, str(array.dtype)
     small = math.prod(shape) <= NUMBERS
     numbers = tuple(array.reshape(-1).tolist()) if small else None
     if array.dtype.kind not in "fiub":
