@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import cpu, host, numpy_attention, numpy_convolution, numpy_fused, numpy_sums
+from . import cpu, host, numpy_attention, numpy_convolution, numpy_fused, numpy_llama, numpy_sums
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 DType: TypeAlias = Any
@@ -172,6 +172,8 @@ log_softmax = numpy_fused.log_softmax
 log_softmax_backward = numpy_fused.log_softmax_backward
 layer_norm = numpy_fused.layer_norm
 layer_norm_backward = numpy_fused.layer_norm_backward
+rms_norm, rms_norm_backward = numpy_llama.rms_norm, numpy_llama.rms_norm_backward
+swiglu, swiglu_backward, rotary = numpy_llama.swiglu, numpy_llama.swiglu_backward, numpy_llama.rotary
 embedding = numpy_fused.embedding
 embedding_backward = numpy_fused.embedding_backward
 cross_entropy = numpy_fused.cross_entropy

@@ -16,11 +16,11 @@ width D = C / H. Each head of keys serves G = H / K heads of queries.
 
 import math
 
-from . import init
-from .functional import attention, linear
+from . import init, rules
+from .apply import apply
+from .functional import attention, linear, rms_norm, swiglu
 from .generation import LayerCache
 from .layers.check import check_input, positive
-from .layers.norm import rms_norm
 from .module import Module
 from .random import Generator
 from .tensor import Tensor
@@ -47,7 +47,7 @@ class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim). Raises ValueError for a last axis of another length."""
         check_input(self, x, lambda shape: shape[-1:] == self.gamma.shape, f"(..., {self.gamma.size})")
-        return rms_norm(x, self.eps) * self.gamma
+        return rms_norm(x, self.gamma, self.eps)
 
 
 class SwiGLU(Module):
@@ -80,7 +80,7 @@ class SwiGLU(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden_size) -> (..., hidden_size). Raises ValueError for an input of another shape."""
-        return linear(linear(x, self.w_gate).silu() * linear(x, self.w_up), self.w_down)
+        return linear(swiglu(linear(x, self.w_gate), linear(x, self.w_up)), self.w_down)
 
 
 class Rotary(Module):
@@ -88,6 +88,7 @@ class Rotary(Module):
 
     The product of a query and a key then depends on the distance between them, not on their positions. Su et al.,
     arXiv:2104.09864, equation 34; here, as in Hugging Face's Llama, elements i and i + D/2 are a pair, not 2i and 2i+1.
+    The pair (a, b) becomes (a cos - b sin, b cos + a sin).
 
     Args:
         head_dim: D, the width of a head, which must be even.
@@ -125,8 +126,7 @@ class Rotary(Module):
         check_input(self, x, lambda shape: shape[-1:] == (self.head_dim,), f"(..., {self.head_dim})")
         angles = self.angles(positions)
         cos, sin = angles.cos().astype(x.dtype), angles.sin().astype(x.dtype)
-        a, b = x.split(self.head_dim // 2, axis=-1)  # the pair (a, b) is a point in the plane
-        return Tensor.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return apply(rules.rotary, x, cos=cos, sin=sin)
 
 
 class GroupedQueryAttention(Module):

@@ -1,0 +1,138 @@
+"""The primitives of Llama's blocks in NumPy: RMS norm, the gated activation and the rotation, in blocks and threads."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .numpy_fused import Array, _block_length, _is_half, _row_sums, _rows, _run_in_blocks
+from .numpy_sums import sum
+
+# Zhang & Sennrich, "Root mean square layer normalization", arXiv:1910.07467, equation 4.
+
+
+def rms_norm(x: Array, gamma: Array | None, eps: float) -> Any:
+    if _is_half(x):
+        return NotImplemented
+    rows = _rows(x)
+    n, width = rows.shape
+    y, r = np.empty((n, width), x.dtype), np.empty((n, 1), x.dtype)
+
+    def formula(block: slice) -> None:
+        row, out, scale = rows[block], y[block], r[block]
+        np.multiply(row, row, out=out)
+        np.divide(_row_sums(out), max(width, 1), out=scale)
+        scale += eps
+        np.sqrt(scale, out=scale)
+        np.divide(1.0, scale, out=scale)
+        np.multiply(row, scale, out=out)
+        if gamma is not None:
+            out *= gamma
+
+    _run_in_blocks(formula, 4, n, width)
+    return y.reshape(x.shape), r.reshape(*x.shape[:-1], 1)
+
+
+def rms_norm_backward(g: Array, x: Array, gamma: Array | None, r: Array, needs: Sequence[bool]) -> Any:
+    if _is_half(g):
+        return NotImplemented
+    need_x, need_gamma = needs
+    gs, xs, scales = _rows(g), _rows(x), _rows(r)
+    n, width = xs.shape
+    gx = np.empty(xs.shape, g.dtype) if need_x else None
+    weight = np.ones(width, g.dtype) if gamma is None else gamma
+    average = weight[:, None] / max(width, 1)  # g normed @ average: the mean of each row of g gamma normed
+    length = _block_length(n, width) or 1
+    sums = np.empty((-(-n // length), width), g.dtype)  # of each block, so that threads do not change the result
+
+    def formula(block: slice) -> None:
+        normed = xs[block] * scales[block]
+        g_normed = gs[block] * normed
+        if need_gamma:
+            sums[block.start // length] = sum(g_normed, axis=0)
+        if gx is not None:
+            normed *= g_normed @ average
+            h = np.multiply(gs[block], weight, out=gx[block])
+            h -= normed
+            h *= scales[block]
+
+    _run_in_blocks(formula, 8, n, width)
+    return None if gx is None else gx.reshape(x.shape), sum(sums, axis=0) if need_gamma else None
+
+
+# Shazeer, "GLU variants improve transformer", arXiv:2002.05202, equation 5.
+
+
+def swiglu(gate: Array, up: Array) -> Any:
+    if _is_half(gate):
+        return NotImplemented
+    a, b = gate.reshape(-1), up.reshape(-1)
+    out = np.empty(a.shape, gate.dtype)
+
+    def formula(block: slice) -> None:
+        y = _one_plus_exp(a[block], out[block])
+        np.divide(a[block], y, out=y)
+        y *= b[block]
+
+    _run_in_blocks(formula, 9, a.size)
+    return out.reshape(gate.shape)
+
+
+def swiglu_backward(g: Array, gate: Array, up: Array, needs: Sequence[bool]) -> Any:
+    if _is_half(g):
+        return NotImplemented
+    gs, a, b = g.reshape(-1), gate.reshape(-1), up.reshape(-1)
+    g_gate, g_up = np.empty(a.shape, g.dtype), np.empty(a.shape, g.dtype)
+
+    def formula(block: slice) -> None:
+        slope, silu = g_gate[block], g_up[block]
+        sigmoid = _one_plus_exp(a[block], np.empty_like(slope))
+        np.divide(1.0, sigmoid, out=sigmoid)
+        np.multiply(a[block], sigmoid, out=silu)
+        np.subtract(1.0, sigmoid, out=slope)
+        slope *= silu
+        slope += sigmoid
+        slope *= b[block]
+        slope *= gs[block]
+        silu *= gs[block]
+
+    _run_in_blocks(formula, 15, a.size)
+    return tuple(x.reshape(gate.shape) if need else None for x, need in zip((g_gate, g_up), needs, strict=True))
+
+
+def _one_plus_exp(a: Array, out: Array) -> Array:
+    """1 + e^-a, into `out`: inf where e^-a overflows, so that dividing by it gives 0."""
+    np.negative(a, out=out)
+    with np.errstate(over="ignore"):
+        np.exp(out, out=out)
+    out += 1.0
+    return out
+
+
+# Su et al., "RoFormer", arXiv:2104.09864, equation 34.
+
+
+def rotary(x: Array, cos: Array, sin: Array) -> Any:
+    if _is_half(x):
+        return NotImplemented
+    if x.ndim < 3:
+        return rotary(x[None], cos, sin)[0]
+    half, per_item = x.shape[-1] // 2, cos.ndim == x.ndim and len(cos) > 1
+    out = np.empty_like(x)  # with the memory layout of x
+    # (cos, cos) and (-sin, sin) in this layout, so that loops are longer than half a row.
+    c, s = np.empty_like(x if per_item else x[:1]), np.empty_like(x if per_item else x[:1])
+    c[..., :half] = c[..., half:] = cos
+    s[..., half:] = sin
+    np.negative(sin, out=s[..., :half])
+    c, s = np.broadcast_to(c, x.shape), np.broadcast_to(s, x.shape)
+
+    def formula(block: slice) -> None:
+        y, swapped = np.multiply(x[block], c[block], out=out[block]), np.empty_like(x[block])
+        swapped[..., :half] = x[block, ..., half:]
+        swapped[..., half:] = x[block, ..., :half]
+        swapped *= s[block]
+        y += swapped
+
+    _run_in_blocks(formula, 6, len(x), prod(x.shape[1:]))
+    return out
