@@ -236,10 +236,10 @@ class GroupedQueryAttention(Module):
         n_q, n_kv = self.n_heads, self.n_kv_heads
         qkv = linear(x, self.w_qkv, self.b_qkv)  # (B, T, (H + 2 K) D)
         heads = qkv.reshape(*x.shape[:-1], n_q + 2 * n_kv, -1).swapaxes(1, 2)  # (B, H + 2 K, T, D)
-        q, k, v = heads.split([n_q, n_kv, n_kv], axis=1)
+        qk, v = heads.split([n_q + n_kv, n_kv], axis=1)
         if self.rotary is not None:
-            positions = positions.expand_dims(1)  # (B or 1, 1, T)
-            q, k = self.rotary(q, positions), self.rotary(k, positions)
+            qk = self.rotary(qk, positions.expand_dims(1))  # positions (B or 1, 1, T)
+        q, k = qk.split([n_q, n_kv], axis=1)
         return q, k, v
 
     def _groups(self, q: Tensor) -> Tensor:
