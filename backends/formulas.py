@@ -402,7 +402,7 @@ def rms_norm(xp: Xp, x: Array, gamma: Array | None, eps: float) -> tuple[Array, 
 def rms_norm_backward(
     xp: Xp, g: Array, x: Array, gamma: Array | None, r: Array, needs: Sequence[bool]
 ) -> tuple[Array | None, Array | None]:
-    """The gradients of x and gamma: r (h - normed mean(h normed)) with h = g gamma and normed = x r, and sum g normed."""
+    """The gradients of x and gamma: r (h - normed mean(h normed)) and sum g normed, h = g gamma and normed = x r."""
     normed = xp.multiply(x, r)
     gx = None
     if needs[0]:

@@ -61,6 +61,8 @@ def rms_norm_backward(g: Array, x: Array, gamma: Array | None, r: Array, needs: 
     return None if gx is None else gx.reshape(x.shape), sum(sums, axis=0) if need_gamma else None
 
 
+_UNCHECKED = np.errstate(over="ignore", invalid="ignore")
+
 # Shazeer, "GLU variants improve transformer", arXiv:2002.05202, equation 5.
 
 
@@ -70,6 +72,7 @@ def swiglu(gate: Array, up: Array) -> Any:
     a, b = gate.reshape(-1), up.reshape(-1)
     out = np.empty(a.shape, gate.dtype)
 
+    @_UNCHECKED
     def formula(block: slice) -> None:
         y = _one_plus_exp(a[block], out[block])
         np.divide(a[block], y, out=y)
@@ -85,6 +88,7 @@ def swiglu_backward(g: Array, gate: Array, up: Array, needs: Sequence[bool]) -> 
     gs, a, b = g.reshape(-1), gate.reshape(-1), up.reshape(-1)
     g_gate, g_up = np.empty(a.shape, g.dtype), np.empty(a.shape, g.dtype)
 
+    @_UNCHECKED
     def formula(block: slice) -> None:
         slope, silu = g_gate[block], g_up[block]
         sigmoid = _one_plus_exp(a[block], np.empty_like(slope))
@@ -104,8 +108,7 @@ def swiglu_backward(g: Array, gate: Array, up: Array, needs: Sequence[bool]) -> 
 def _one_plus_exp(a: Array, out: Array) -> Array:
     """1 + e^-a, into `out`: inf where e^-a overflows, so that dividing by it gives 0."""
     np.negative(a, out=out)
-    with np.errstate(over="ignore"):
-        np.exp(out, out=out)
+    np.exp(out, out=out)
     out += 1.0
     return out
 

@@ -277,6 +277,7 @@ def _formula(name: str) -> Callable[..., Any]:
     return primitive
 
 
-for _name in ("layer_norm", "rms_norm", "swiglu", "cross_entropy", *(name for name in DERIVED if name.endswith("_backward"))):
+_FORMULAS = "layer_norm", "rms_norm", "swiglu", "cross_entropy"
+for _name in (*_FORMULAS, *(name for name in DERIVED if name.endswith("_backward"))):
     if _name not in (*vars(ForwardBackend), "attention_backward"):
         setattr(ForwardBackend, _name, _formula(_name))

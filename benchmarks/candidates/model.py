@@ -64,9 +64,7 @@ def build_model(size: Size, dtype: str = "float32") -> Transformer:
     set_default_dtype(dtype)
     try:
         is_llama = size.blocks == LLAMA
-        tokenizer = Tokenizer.from_text(
-            CHARACTERS, size.length, size.width, seed=0, positional_encoding=not is_llama
-        )
+        tokenizer = Tokenizer.from_text(CHARACTERS, size.length, size.width, seed=0, positional_encoding=not is_llama)
         if is_llama:
             return Transformer.llama(tokenizer, size.layers, size.heads, n_kv_heads=size.heads // 2, seed=0)
         return Transformer(
