@@ -15,6 +15,13 @@ from .numpy_sums import sum
 def rms_norm(x: Array, gamma: Array | None, eps: float) -> Any:
     if _is_half(x):
         return NotImplemented
+    if 0 < x.size == x.shape[-1]:  # one row, whose scale is a scalar: NumPy computes faster with these
+        row = x.reshape(-1)
+        scale = 1.0 / np.sqrt(row.dot(row) / row.size + eps)
+        y = row * scale
+        if gamma is not None:
+            y *= gamma
+        return y.reshape(x.shape), np.full((*x.shape[:-1], 1), scale)
     rows = _rows(x)
     n, width = rows.shape
     y, r = np.empty((n, width), x.dtype), np.empty((n, 1), x.dtype)
@@ -115,9 +122,11 @@ def _one_plus_exp(a: Array, out: Array) -> Array:
 
 # Su et al., "RoFormer", arXiv:2104.09864, equation 34.
 
+_FEW = 1024
+
 
 def rotary(x: Array, cos: Array, sin: Array) -> Any:
-    if _is_half(x):
+    if _is_half(x) or x.size <= _FEW:  # for which preparing takes longer than all of the formula
         return NotImplemented
     if x.ndim < 3:
         return rotary(x[None], cos, sin)[0]

@@ -47,7 +47,8 @@ class Size:
     @classmethod
     def parse(cls, text: str) -> "Size":
         numbers = text.removeprefix(LLAMA)
-        return cls(*map(int, numbers.split("/")), blocks=text.removesuffix(numbers))
+        layers, heads, width, length, batch = map(int, numbers.split("/"))
+        return cls(layers, heads, width, length, batch, text.removesuffix(numbers))
 
     def __str__(self) -> str:
         return f"{self.blocks}{self.layers}/{self.heads}/{self.width}/{self.length}/{self.batch}"
