@@ -17,13 +17,12 @@ width D = C / H. Each head of keys serves G = H / K heads of queries.
 import math
 
 from . import init, rules
-from .apply import apply
 from .functional import attention, linear, rms_norm, swiglu
 from .generation import LayerCache
 from .layers.check import check_input, positive
 from .module import Module
 from .random import Generator
-from .tensor import Tensor
+from .tensor import Tensor, apply
 
 
 class RMSNorm(Module):
