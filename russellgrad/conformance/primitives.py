@@ -377,7 +377,7 @@ def in_half() -> Iterator[Case]:
         ),
         "a gate": ("swiglu", lambda xp, *a: xp.swiglu(*a), (spread / 512, spread)),
         "gradients of a gate": (
-            "swiglu_backward", lambda xp, *a: xp.swiglu_backward(*a, (True, True)), (spread, spread / 512, spread),
+            "swiglu_backward", lambda xp, *a: xp.swiglu_backward(*a, (True, True)), (spread / 32, spread / 512, spread),
         ),
         "rotated pairs": ("rotary", lambda xp, *a: xp.rotary(*a), (spread, far[:1] / 256, far[2:] / 256)),
         "many rows, bias": (
