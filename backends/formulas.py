@@ -263,6 +263,29 @@ def _normal_cdf(xp: Xp, a: Array, approximate: str) -> Array:
     return xp.multiply(xp.add(xp.tanh(inner), 1), 0.5)
 
 
+@_in_float32()
+def swiglu(xp: Xp, gate: Array, up: Array) -> Array:
+    """silu(gate) up, with silu(a) = a sigmoid(a): (...) (...) -> (...).
+
+    Shazeer, "GLU variants improve transformer", arXiv:2002.05202, equation 5.
+    """
+    return xp.multiply(xp.multiply(gate, xp.sigmoid(gate)), up)
+
+
+@_in_float32()
+def swiglu_backward(
+    xp: Xp, g: Array, gate: Array, up: Array, needs: Sequence[bool]
+) -> tuple[Array | None, Array | None]:
+    """The gradients of gate and up: g up silu'(gate) and g silu(gate), with silu' = s + silu (1 - s), s = sigmoid."""
+    s = xp.sigmoid(gate)
+    silu = xp.multiply(gate, s)
+    slope = xp.add(s, xp.multiply(silu, xp.subtract(1, s))) if needs[0] else None
+    return (
+        xp.multiply(xp.multiply(g, up), slope) if needs[0] else None,
+        xp.multiply(g, silu) if needs[1] else None,
+    )
+
+
 # --- Products
 
 
@@ -363,9 +386,48 @@ def layer_norm_backward(
     return gx, ggamma, gbeta
 
 
+@_in_float32(saved=1)
+def rms_norm(xp: Xp, x: Array, gamma: Array | None, eps: float) -> tuple[Array, Array]:
+    """x / sqrt(mean(x^2) + eps) * gamma over the last axis: (..., C) (C,) -> (..., C).
+
+    Zhang & Sennrich, "Root mean square layer normalization", arXiv:1910.07467, equation 4. Also returns
+    r = 1 / sqrt(mean(x^2) + eps), (..., 1).
+    """
+    r = xp.divide(1, xp.sqrt(xp.add(_row_means(xp, xp.multiply(x, x)), eps)))
+    y = xp.multiply(x, r)
+    return y if gamma is None else xp.multiply(y, gamma), r
+
+
+@_in_float32()
+def rms_norm_backward(
+    xp: Xp, g: Array, x: Array, gamma: Array | None, r: Array, needs: Sequence[bool]
+) -> tuple[Array | None, Array | None]:
+    """The gradients of x and gamma: r (h - normed mean(h normed)) and sum g normed, h = g gamma and normed = x r."""
+    normed = xp.multiply(x, r)
+    gx = None
+    if needs[0]:
+        h = g if gamma is None else xp.multiply(g, gamma)
+        gx = xp.multiply(r, xp.subtract(h, xp.multiply(normed, _row_means(xp, xp.multiply(h, normed)))))
+    return gx, xp.sum(_rows(xp, xp.multiply(g, normed)), axis=0) if needs[1] else None
+
+
 def _row_means(xp: Xp, a: Array) -> Array:
     """(..., C) -> (..., 1)."""
     return xp.divide(xp.sum(a, axis=-1, keepdims=True), max(a.shape[-1], 1))
+
+
+@_in_float32()
+def rotary(xp: Xp, x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate the pairs (a, b) = (x[i], x[i + D/2]) by angles: (a cos - b sin, b cos + a sin).
+
+    Su et al., "RoFormer", arXiv:2104.09864, equation 34. x (..., D); cos and sin are broadcast to (..., D/2). The
+    backward is a rotation by the negative angles.
+    """
+    half = x.shape[-1] // 2
+    a, b = xp.getitem(x, (..., slice(0, half))), xp.getitem(x, (..., slice(half, None)))
+    first = xp.subtract(xp.multiply(a, cos), xp.multiply(b, sin))
+    second = xp.add(xp.multiply(b, cos), xp.multiply(a, sin))
+    return xp.concatenate([first, second], x.ndim - 1)
 
 
 def embedding(xp: Xp, weight: Array, ids: Array) -> Array:

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from . import numba_convolution, numpy_activations, numpy_attention, numpy_fused, numpy_optimizer, numpy_token
+from . import (
+    numba_convolution,
+    numpy_activations,
+    numpy_attention,
+    numpy_fused,
+    numpy_llama,
+    numpy_optimizer,
+    numpy_token,
+)
 from .cpu import MIN_PART_TIME, run_parallel
 from .numba_compile import compiled, is_float32
 from .numpy_attention import _AttentionOperands, _BlockIndex
@@ -115,6 +123,40 @@ def _gelu_tanh(a: Array, out: Array, slope: Array) -> None:
         cdf = _ONE / (_ONE + _exp(-_TWO * x * (_GELU_C + _GELU_C3 * x * x)))
         out[i] = x * cdf
         slope[i] = cdf + x * cdf * (_ONE - cdf) * _TWO * (_GELU_C + _f(3.0) * _GELU_C3 * x * x)
+
+
+def swiglu(gate: Array, up: Array) -> Any:
+    if not is_float32(gate, up) or gate.size == 0:
+        return numpy_llama.swiglu(gate, up)
+    a, b = (np.ascontiguousarray(array).reshape(-1) for array in (gate, up))
+    out = np.empty_like(a)
+    _run(_swiglu, a.size * 2e-4, (a, b, out))
+    return out.reshape(gate.shape)
+
+
+@compiled("contract", "reassoc")
+def _swiglu(gate: Array, up: Array, out: Array) -> None:
+    for i in range(gate.size):
+        out[i] = gate[i] / (_ONE + _exp(-gate[i])) * up[i]
+
+
+def swiglu_backward(g: Array, gate: Array, up: Array, needs: Sequence[bool]) -> Any:
+    if not is_float32(g, gate, up) or gate.size == 0:
+        return numpy_llama.swiglu_backward(g, gate, up, needs)
+    arrays = [np.ascontiguousarray(array).reshape(-1) for array in (g, gate, up)]
+    grads = np.empty_like(arrays[1]), np.empty_like(arrays[1])
+    _run(_swiglu_backward, gate.size * 3e-4, (*arrays, *grads))
+    return tuple(grad.reshape(gate.shape) if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+@compiled("contract", "reassoc")
+def _swiglu_backward(g: Array, gate: Array, up: Array, g_gate: Array, g_up: Array) -> None:
+    """silu' = s + silu (1 - s), with s = sigmoid(gate)."""
+    for i in range(g.size):
+        s = _ONE / (_ONE + _exp(-gate[i]))
+        silu = gate[i] * s
+        g_gate[i] = g[i] * up[i] * (s + silu * (_ONE - s))
+        g_up[i] = g[i] * silu
 
 
 # --- Fused: rows
@@ -288,6 +330,59 @@ def _layer_norm_backward(g: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
         along /= _f(width)
         for j in range(width):
             gx[i, j] = (g[i, j] * gamma[j] - total - (x[i, j] - m) * r * along) * r
+
+
+def rms_norm(x: Array, gamma: Array | None, eps: float) -> Any:
+    if not is_float32(x, gamma) or x.size == 0:
+        return numpy_llama.rms_norm(x, gamma, eps)
+    rows = np.ascontiguousarray(rows_of(x))
+    y, r = np.empty_like(rows), np.empty(len(rows), _f)
+    _run(_rms_norm, x.size * 1e-4, (rows, y, r), _or_full(gamma, x.shape[-1], 1.0), _f(eps))
+    return y.reshape(x.shape), r.reshape(*x.shape[:-1], 1)
+
+
+@compiled("contract", "reassoc")
+def _rms_norm(x: Array, y: Array, r: Array, gamma: Array, eps: Any) -> None:
+    n, width = x.shape
+    for i in range(n):
+        squares = _ZERO
+        for j in range(width):
+            squares += x[i, j] * x[i, j]
+        scale = _ONE / np.sqrt(squares / _f(width) + eps)
+        for j in range(width):
+            y[i, j] = x[i, j] * scale * gamma[j]
+        r[i] = scale
+
+
+def rms_norm_backward(g: Array, x: Array, gamma: Array | None, r: Array, needs: Sequence[bool]) -> Any:
+    if not is_float32(g, x, gamma, r) or x.size == 0:
+        return numpy_llama.rms_norm_backward(g, x, gamma, r, needs)
+    gs, xs, scales = np.ascontiguousarray(rows_of(g)), np.ascontiguousarray(rows_of(x)), r.ravel()
+    n, width = xs.shape
+    weight = _or_full(gamma, width, 1.0)
+    gx, sums = np.empty_like(gs), np.zeros((-(-n // _ROWS), width), _f)
+
+    def part(start: int, stop: int) -> None:
+        rows = slice(start * _ROWS, stop * _ROWS)
+        _rms_norm_backward(gs[rows], xs[rows], weight, scales[rows], gx[rows], sums[start:stop])
+
+    run_parallel(len(sums), x.size * 2e-4, part)
+    return gx.reshape(x.shape) if needs[0] else None, sum(sums, axis=0) if needs[1] else None
+
+
+@compiled("contract", "reassoc")
+def _rms_norm_backward(g: Array, x: Array, gamma: Array, r: Array, gx: Array, sums: Array) -> None:
+    """gx = r (h - normed mean(h normed)), with h = g gamma and normed = x r."""
+    n, width = x.shape
+    for i in range(n):
+        scale, g_gamma, along = r[i], sums[i // _ROWS], _ZERO
+        for j in range(width):
+            normed = x[i, j] * scale
+            along += g[i, j] * gamma[j] * normed
+            g_gamma[j] += g[i, j] * normed
+        along *= scale / _f(width)
+        for j in range(width):
+            gx[i, j] = (g[i, j] * gamma[j] - x[i, j] * along) * scale
 
 
 def embedding_backward(g: Array, ids: Array, n_rows: int) -> Any:

@@ -90,12 +90,21 @@ _FEW_SCORES = 4096  # for which preparing the blocks takes longer than all of th
 
 
 def takes_one_query(q: Array, k: Array, v: Array, causal: bool, offset: int) -> bool:
-    """Whether `one_query` takes the operands: one query for each head, as in generation, that sees a key."""
-    if causal and offset < 0:
+    """Whether `one_query` takes the operands: one query for each head, as in generation, that sees a key.
+
+    Or several that see all keys, as in generation with grouped queries.
+    """
+    if causal and (offset < 0 or q.shape[-2] > 1):
         return False
-    return q.shape[-2] == 1 and q.ndim > 2 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.size > 0 < k.size
+    return (
+        q.shape[-2] <= _FEW_QUERIES
+        and q.ndim > 2
+        and q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
+        and q.size > 0 < k.size
+    )
 
 
+_FEW_QUERIES = 8
 _READ_TIME = 2e-4  # approximate time of both products for one element of the keys, in microseconds
 _LIMITS = {np.dtype(dtype): np.finfo(dtype) for dtype in (np.float32, np.float64)}
 
@@ -127,7 +136,7 @@ def one_query(
     """As `attention`, for one query for each head: reading the keys and values takes the time, and no blocks help."""
     *batch, n_keys, width = k.shape
     if mask is not None:
-        mask = np.broadcast_to(mask, (*batch, 1, n_keys))
+        mask = np.broadcast_to(mask, (*q.shape[:-1], n_keys))
     if causal and offset + 1 < n_keys:
         seen = slice(0, offset + 1)
         k, v, mask = k[..., seen, :], v[..., seen, :], None if mask is None else mask[..., seen]
@@ -143,7 +152,7 @@ def one_query(
     axis = next((i for i, n in enumerate(batch) if n > 1), 0)  # is split
     if k.size * _READ_TIME < 2 * MIN_PART_TIME or axis:
         return formula(q, k, v, mask)
-    out, log_sum = np.empty((*batch, 1, v.shape[-1]), q.dtype), np.empty((*batch, 1, 1), q.dtype)
+    out, log_sum = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype), np.empty((*q.shape[:-1], 1), q.dtype)
 
     def part(start: int, stop: int) -> None:
         rows = slice(start, stop)

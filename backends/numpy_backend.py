@@ -18,6 +18,7 @@ from . import (
     numpy_attention,
     numpy_convolution,
     numpy_fused,
+    numpy_llama,
     numpy_optimizer,
     numpy_sums,
     numpy_token,
@@ -183,6 +184,8 @@ log_softmax = numpy_fused.log_softmax
 log_softmax_backward = numpy_fused.log_softmax_backward
 layer_norm = numpy_fused.layer_norm
 layer_norm_backward = numpy_fused.layer_norm_backward
+rms_norm, rms_norm_backward = numpy_llama.rms_norm, numpy_llama.rms_norm_backward
+swiglu, swiglu_backward, rotary = numpy_llama.swiglu, numpy_llama.swiglu_backward, numpy_llama.rotary
 embedding = numpy_fused.embedding
 embedding_backward = numpy_fused.embedding_backward
 cross_entropy = numpy_fused.cross_entropy

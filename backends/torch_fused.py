@@ -118,6 +118,48 @@ def layer_norm_backward(
     return gx, ggamma, gbeta
 
 
+def rms_norm(x: Array, gamma: Array | None, eps: float) -> Any:
+    if x.dtype in HALF or not x.numel():
+        return NotImplemented
+    r = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    y = x * r
+    return y if gamma is None else y.mul_(gamma), r
+
+
+def rms_norm_backward(g: Array, x: Array, gamma: Array | None, r: Array, needs: Sequence[bool]) -> Any:
+    if x.dtype in HALF or not x.numel():
+        return NotImplemented
+    normed = x * r
+    g_normed = g * normed
+    rows = tuple(range(x.ndim - 1))
+    ggamma = (g_normed.sum(rows) if rows else g_normed) if needs[1] else None
+    if not needs[0]:
+        return None, ggamma
+    h = g.clone() if gamma is None else g * gamma
+    along = (g_normed if gamma is None else g_normed * gamma).mean(-1, keepdim=True)
+    return h.addcmul_(normed, along, value=-1).mul_(r), ggamma
+
+
+def swiglu(gate: Array, up: Array) -> Any:
+    return NotImplemented if gate.dtype in HALF else functional.silu(gate).mul_(up)
+
+
+def swiglu_backward(g: Array, gate: Array, up: Array, needs: Sequence[bool]) -> Any:
+    if g.dtype in HALF:
+        return NotImplemented
+    return (
+        _aten.silu_backward(g * up, gate) if needs[0] else None,
+        functional.silu(gate).mul_(g) if needs[1] else None,
+    )
+
+
+def rotary(x: Array, cos: Array, sin: Array) -> Any:
+    if x.dtype in HALF:
+        return NotImplemented
+    cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
 def embedding(weight: Array, ids: Array) -> Array:
     return torch.embedding(weight, ids)
 
@@ -148,10 +190,14 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | No
 
 
 def _flash(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> bool:
-    """Whether PyTorch's attention on the CPU takes the arguments. Other devices have none with a backward for all."""
+    """Whether PyTorch's attention on the CPU takes the arguments. Other devices have none with a backward for all.
+
+    Several heads of queries may share one head of keys and values.
+    """
     return (
         q.device.type == "cpu" and mask is None and not (causal and offset) and 0 not in (*q.shape, *k.shape)
-        and q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == v.shape[-1] and q.dtype not in HALF
+        and q.shape[:-3] == k.shape[:-3] and k.shape[-3:-2] in (q.shape[-3:-2], (1,)) and k.shape[:-2] == v.shape[:-2]
+        and q.shape[-1] == v.shape[-1] and q.dtype not in HALF
     )  # fmt: skip
 
 

@@ -67,8 +67,9 @@ def same_as_torch(outcomes: dict[str, Any]) -> None:
     check_close("generate_batch", 0)({name: outcomes[name] for name in (OURS, TORCH)})
 
 
-def tables(quick: bool = False) -> list[Table]:
+def tables(quick: bool = False, blocks: str = "") -> list[Table]:
     sizes, past, rounds = ([TINY], 2, 1) if quick else (SIZES, PAST, ROUNDS)
+    sizes = [blocks + size for size in sizes]
     cached = Table("generate_cached", "Generation within the context", SIZE_HEAD, "tokens per second", [CACHED_NOTE])
     past_context = Table("generate", "Generation past the context", SIZE_HEAD, "tokens per second", [PAST_NOTE])
     batched = Table(

@@ -31,8 +31,8 @@ def peak(candidate: Sequence[str]) -> float:
         return worker.call(before=STEPS - 1)[2]
 
 
-def tables(quick: bool = False) -> list[Table]:
-    sizes = [TINY] if quick else [TINY, *SIZES]
+def tables(quick: bool = False, blocks: str = "") -> list[Table]:
+    sizes = [blocks + size for size in ([TINY] if quick else [TINY, *SIZES])]
     return [table("memory", "Peak memory of training", SIZE_HEAD, {size: size for size in sizes})]
 
 

@@ -36,6 +36,8 @@ from .functional import (
     log_softmax,
     maximum,
     minimum,
+    rms_norm,
+    swiglu,
     where,
 )
 from .gradcheck import GradientError, gradcheck
@@ -114,11 +116,13 @@ __all__ = [
     "rand_like",
     "randn",
     "randn_like",
+    "rms_norm",
     "save",
     "set_backend",
     "set_default_dtype",
     "set_matmul_precision",
     "softmax",
+    "swiglu",
     "tensordot",
     "trace",
     "use_backend",

@@ -154,6 +154,8 @@ class Derived(Protocol):
     def gelu(self, a: Array, approximate: str) -> tuple[Array, Array]: ...
     def gelu_backward(self, g: Array, saved: Array, approximate: str) -> Array: ...
     def gelu_value(self, a: Array, approximate: str) -> Array: ...               # the first of gelu's results, where no backward follows
+    def swiglu(self, gate: Array, up: Array) -> Array: ...                       # silu(gate) up, with silu(a) = a sigmoid(a)
+    def swiglu_backward(self, g: Array, gate: Array, up: Array, needs: Sequence[bool]) -> tuple[Array | None, ...]: ...
 
     # Products
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array: ...  # (..., i) (i, o) (o,) -> (..., o)
@@ -172,6 +174,14 @@ class Derived(Protocol):
     def layer_norm_backward(
         self, g: Array, x: Array, gamma: Array | None, mean: Array, rstd: Array, needs: Sequence[bool],
     ) -> tuple[Array | None, ...]: ...
+    # (..., C) (C,) -> (..., C), 1 / sqrt(mean(x^2) + eps) (..., 1)
+    def rms_norm(self, x: Array, gamma: Array | None, eps: float) -> tuple[Array, Array]: ...
+    # (..., C) -> (..., C) (C,)
+    def rms_norm_backward(
+        self, g: Array, x: Array, gamma: Array | None, r: Array, needs: Sequence[bool],
+    ) -> tuple[Array | None, ...]: ...
+    # each pair (x[i], x[i + D/2]) rotated by an angle: (..., D), cosines and sines broadcast to (..., D/2) -> (..., D)
+    def rotary(self, x: Array, cos: Array, sin: Array) -> Array: ...
     def embedding(self, weight: Array, ids: Array) -> Array: ...                 # (V, C) (...) -> (..., C)
     def embedding_backward(self, g: Array, ids: Array, n_rows: int) -> Array: ...  # (..., C) (...) -> (n_rows, C); deterministic
     # (N, C) (N,) (N,) bool -> () mean loss, (N, C) probabilities; of half precision, the loss may be in float32

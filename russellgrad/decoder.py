@@ -28,10 +28,7 @@ def _layer_norm(xp: Backend, norm: Any, x: Array) -> Array:
 
 
 def _rms_norm(xp: Backend, norm: Any, x: Array) -> Array:
-    dtype = xp.dtype(x)
-    wide = xp.astype(x, "float32") if dtype.itemsize < 4 else x
-    mean = xp.divide(xp.sum(xp.multiply(wide, wide), axis=-1, keepdims=True), x.shape[-1])
-    return xp.multiply(xp.astype(xp.divide(wide, xp.sqrt(xp.add(mean, norm.eps))), dtype), norm.gamma.data)
+    return xp.rms_norm(x, norm.gamma.data, norm.eps)[0]
 
 
 def _mlp(xp: Backend, layer: Any, x: Array) -> Array:
@@ -40,8 +37,7 @@ def _mlp(xp: Backend, layer: Any, x: Array) -> Array:
 
 
 def _swiglu(xp: Backend, layer: Any, x: Array) -> Array:
-    gate = xp.linear(x, layer.w_gate.data, None)
-    hidden = xp.multiply(xp.multiply(gate, xp.sigmoid(gate)), xp.linear(x, layer.w_up.data, None))
+    hidden = xp.swiglu(xp.linear(x, layer.w_gate.data, None), xp.linear(x, layer.w_up.data, None))
     return xp.linear(hidden, layer.w_down.data, None)
 
 
@@ -234,12 +230,9 @@ class Decoder:
         angles = self._rotation(rotary, qkv.shape[1])  # (T, 1, D) or (B, T, 1, D)
         cos, sin = xp.getitem(angles, (..., slice(0, half))), xp.getitem(angles, (..., slice(half, None)))
         every = slice(None)
-        a = xp.getitem(heads, (every, every, slice(0, n), slice(0, half)))
-        b = xp.getitem(heads, (every, every, slice(0, n), slice(half, None)))
-        first = xp.subtract(xp.multiply(a, cos), xp.multiply(b, sin))
-        second = xp.add(xp.multiply(b, cos), xp.multiply(a, sin))
+        rotated = xp.rotary(xp.getitem(heads, (every, every, slice(0, n))), cos, sin)
         rest = xp.getitem(heads, (every, every, slice(n, None)))
-        return xp.reshape(xp.concatenate([xp.concatenate([first, second], 3), rest], 2), qkv.shape)
+        return xp.reshape(xp.concatenate([rotated, rest], 2), qkv.shape)
 
     def _rotation(self, rotary: Any, t: int) -> Array:
         """The cosines and sines of the angles of T new tokens, (T, 1, D) or (B, T, 1, D): those of `Rotary.forward`."""

@@ -258,7 +258,7 @@ _FORWARD: dict[str, Callable[..., tuple[Any, Push]]] = {
     **{name: _elementwise(getattr(rules, name)) for name in (*ELEMENTWISE, "erf", "sigmoid", "relu", "clip")},
     **{name: _linear(name) for name in ("astype", "sum", "cumsum", "reshape", "transpose", "broadcast_to",
                                         "expand_dims", "getitem", "getitem_backward", "embedding",
-                                        "embedding_backward")},
+                                        "embedding_backward", "rotary")},
     **{name: _integers(name) for name in ("argmax", "argsort", "max_pool_indices")},
     "max": _extremum(rules.max), "min": _extremum(rules.min), "where": _where, "matmul": _matmul,
     "linear": _affine, "conv": _conv, "softmax": _softmax, "log_softmax": _log_softmax, "leaky_relu": _leaky_relu,
@@ -277,6 +277,7 @@ def _formula(name: str) -> Callable[..., Any]:
     return primitive
 
 
-for _name in ("layer_norm", "cross_entropy", *(name for name in DERIVED if name.endswith("_backward"))):
+_FORMULAS = "layer_norm", "rms_norm", "swiglu", "cross_entropy"
+for _name in (*_FORMULAS, *(name for name in DERIVED if name.endswith("_backward"))):
     if _name not in (*vars(ForwardBackend), "attention_backward"):
         setattr(ForwardBackend, _name, _formula(_name))

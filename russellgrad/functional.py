@@ -62,6 +62,24 @@ def layer_norm(x: Tensor, gamma: Operand = None, beta: Operand = None, eps: floa
     return apply(rules.layer_norm, x, gamma, beta, eps=eps)
 
 
+def rms_norm(x: Tensor, gamma: Operand = None, eps: float = 1e-5) -> Tensor:
+    """Root mean square normalization over the last axis: x / sqrt(mean(x^2) + eps) * gamma.
+
+    Zhang & Sennrich, arXiv:1910.07467, equation 4. In half precision, it computes in float32.
+
+    Shapes: x (..., C), gamma (C,) or None -> (..., C). Raises ValueError for other shapes.
+    """
+    return apply(rules.rms_norm, x, gamma, eps=eps)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """The gated activation of a SwiGLU layer: silu(gate) * up, with silu(a) = a * sigmoid(a).
+
+    Shazeer, arXiv:2002.05202, equation 5. Shapes: gate (...), up (...) -> (...). Raises ValueError for other shapes.
+    """
+    return apply(rules.swiglu, gate, up)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Operand = None) -> Tensor:
     """Linear map, x @ weight + bias.
 

@@ -16,14 +16,13 @@ width D = C / H. Each head of keys serves G = H / K heads of queries.
 
 import math
 
-from . import init
-from .functional import attention, linear
+from . import init, rules
+from .functional import attention, linear, rms_norm, swiglu
 from .generation import LayerCache
 from .layers.check import check_input, check_width, checked_eps, positive
-from .layers.norm import rms_norm
 from .module import Module
 from .random import Generator
-from .tensor import Tensor
+from .tensor import Tensor, apply
 
 
 class RMSNorm(Module):
@@ -47,7 +46,7 @@ class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim). Raises ValueError for a last axis of another length."""
         check_input(self, x, lambda shape: shape[-1:] == self.gamma.shape, f"(..., {self.gamma.size})")
-        return rms_norm(x, self.eps) * self.gamma
+        return rms_norm(x, self.gamma, self.eps)
 
 
 class SwiGLU(Module):
@@ -81,7 +80,7 @@ class SwiGLU(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden_size) -> (..., hidden_size). Raises ValueError for an input of another shape."""
         check_width(self, x, self.w_gate)
-        return linear(linear(x, self.w_gate).silu() * linear(x, self.w_up), self.w_down)
+        return linear(swiglu(linear(x, self.w_gate), linear(x, self.w_up)), self.w_down)
 
 
 class Rotary(Module):
@@ -89,6 +88,7 @@ class Rotary(Module):
 
     The product of a query and a key then depends on the distance between them, not on their positions. Su et al.,
     arXiv:2104.09864, equation 34; here, as in Hugging Face's Llama, elements i and i + D/2 are a pair, not 2i and 2i+1.
+    The pair (a, b) becomes (a cos - b sin, b cos + a sin).
 
     Args:
         head_dim: D, the width of a head, which must be even.
@@ -126,8 +126,7 @@ class Rotary(Module):
         check_input(self, x, lambda shape: shape[-1:] == (self.head_dim,), f"(..., {self.head_dim})")
         angles = self.angles(positions)
         cos, sin = angles.cos().astype(x.dtype), angles.sin().astype(x.dtype)
-        a, b = x.split(self.head_dim // 2, axis=-1)  # the pair (a, b) is a point in the plane
-        return Tensor.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return apply(rules.rotary, x, cos=cos, sin=sin)
 
 
 class GroupedQueryAttention(Module):
@@ -243,10 +242,10 @@ class GroupedQueryAttention(Module):
         n_q, n_kv = self.n_heads, self.n_kv_heads
         qkv = linear(x, self.w_qkv, self.b_qkv)  # (B, T, (H + 2 K) D)
         heads = qkv.reshape(*x.shape[:-1], n_q + 2 * n_kv, -1).swapaxes(1, 2)  # (B, H + 2 K, T, D)
-        q, k, v = heads.split([n_q, n_kv, n_kv], axis=1)
+        qk, v = heads.split([n_q + n_kv, n_kv], axis=1)
         if self.rotary is not None:
-            positions = positions.expand_dims(1)  # (B or 1, 1, T)
-            q, k = self.rotary(q, positions), self.rotary(k, positions)
+            qk = self.rotary(qk, positions.expand_dims(1))  # positions (B or 1, 1, T)
+        q, k = qk.split([n_q, n_kv], axis=1)
         return q, k, v
 
     def _groups(self, q: Tensor) -> Tensor:

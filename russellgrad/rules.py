@@ -271,6 +271,12 @@ def silu(xp: Backend, a: Float) -> Result:
     return xp.multiply(a, s), lambda g: xp.multiply(g, xp.multiply(s, xp.add(xp.multiply(a, xp.subtract(1, s)), 1)))
 
 
+def swiglu(xp: Backend, gate: Float, up: Float) -> Result:
+    if shape_of(gate) != shape_of(up):
+        raise ValueError(f"swiglu: gate {shape_of(gate)} and up {shape_of(up)} must have the same shape")
+    return xp.swiglu(gate, up), Joint(lambda g, needs: xp.swiglu_backward(g, gate, up, needs))
+
+
 def softplus(xp: Backend, a: Float, *, beta: float, threshold: float) -> Result:
     """log(1 + e^z) / beta with z = beta a: e^z is at most 1, and `where` selects smooth functions, so there is no kink."""
     if beta == 0:
@@ -789,6 +795,21 @@ def layer_norm(xp: Backend, x: Float, gamma: Array | None, beta: Array | None, *
     out, mean, rstd = xp.layer_norm(x, gamma, beta, eps)
 
     return out, Joint(lambda g, needs: xp.layer_norm_backward(g, x, gamma, mean, rstd, needs))
+
+
+def rms_norm(xp: Backend, x: Float, gamma: Array | None, *, eps: float) -> Result:
+    if x.ndim == 0:
+        raise ValueError("rms_norm: x is 0-d; it needs at least one axis")
+    if gamma is not None and shape_of(gamma) != x.shape[-1:]:
+        raise ValueError(
+            f"rms_norm: gamma {shape_of(gamma)} does not fit x {shape_of(x)}; it must be {shape_of(x)[-1:]}"
+        )
+    out, r = xp.rms_norm(x, gamma, eps)
+    return out, Joint(lambda g, needs: xp.rms_norm_backward(g, x, gamma, r, needs))
+
+
+def rotary(xp: Backend, x: Array, *, cos: Array, sin: Array) -> Result:
+    return xp.rotary(x, cos, sin), lambda g: xp.rotary(g, cos, xp.negative(sin))
 
 
 def embedding(xp: Backend, weight: Array, *, ids: Any, check: bool = True) -> Result:

@@ -238,6 +238,8 @@ class TensorBackend(LoadedBackend):
     conv = _op(rules.conv, "stride", "padding", "dilation", "groups")
     softmax = _op(rules.softmax, "axis")
     log_softmax = _op(rules.log_softmax, "axis")
+    swiglu = _op(rules.swiglu)
+    rotary = _op(rules.rotary, "cos", "sin")
     embedding = _op(rules.embedding, "ids", check=False)
     embedding_backward = _op(rules.embedding_backward, "ids", "n_rows")
 
@@ -262,6 +264,11 @@ class TensorBackend(LoadedBackend):
         wide = rules.widened(self, x)
         mean, var = wide.mean(-1, keepdims=True), wide.var(-1, keepdims=True)
         return apply(rules.layer_norm, x, gamma, beta, eps=eps), mean, (var + eps) ** -0.5
+
+    @_or_root
+    def rms_norm(self, x: Tensor, gamma: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+        mean_square = rules.widened(self, x).square().mean(-1, keepdims=True)
+        return apply(rules.rms_norm, x, gamma, eps=eps), (mean_square + eps) ** -0.5
 
     @_or_root
     def cross_entropy(

@@ -31,6 +31,7 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.candidates import limits
+from benchmarks.candidates.model import LLAMA, Size
 from benchmarks.measure import OURS, Candidate, Table, Worker, check_close
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import with_torch
@@ -288,6 +289,16 @@ def test_command_line_writes_json_and_markdown(monkeypatch: pytest.MonkeyPatch, 
         "generate",
         "second_derivatives",
     }
+
+
+def test_command_line_for_llama(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The benchmarks themselves compare losses and texts with those of a Llama in PyTorch."""
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--quick", "--blocks", "llama", "--name", "some"])
+    everything.main()
+    tables = json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))["tables"]
+    assert [*tables] == ["train_step", "memory", "generate_cached", "generate", "generate_batch", "generate_memory"]
+    assert all(row["case"].startswith(LLAMA) for table in tables.values() for row in table["rows"])
+    assert str(Size.parse(LLAMA + TINY)) == LLAMA + TINY and Size.parse(TINY).blocks == ""
 
 
 def test_second_derivatives_tables(monkeypatch: pytest.MonkeyPatch) -> None:

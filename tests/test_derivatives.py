@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's convention
 import russellgrad as rg
 from russellgrad import Tensor, rules
 from russellgrad.backend import Backend
+from russellgrad.llama import Rotary
 from russellgrad.loss import cross_entropy_loss
 from russellgrad.random import DROPOUT, Generator
 from russellgrad.russelltransformer import Transformer
@@ -528,6 +529,40 @@ case("layer_norm, constant gamma", lambda x: rg.layer_norm(x, Tensor(_gamma), Te
      lambda x: torch_layer_norm(x, torch.tensor(_gamma), torch.tensor(_beta)), batch)  # fmt: skip
 case("layer_norm, empty", rg.layer_norm, torch_layer_norm, batch[:0], _gamma, _beta)
 case("layer_norm, x is gamma and beta", lambda x: rg.layer_norm(x, x, x), lambda x: torch_layer_norm(x, x, x), _gamma)
+
+
+def torch_rms_norm(x: Any, gamma: Any = None, eps: float = 1e-5) -> Any:
+    y = x / ((x * x).mean(-1, keepdim=True) + eps).sqrt()
+    return y if gamma is None else y * gamma
+
+
+def torch_rotary(x: Any, positions: Any) -> Any:
+    d = x.shape[-1]
+    angles = positions[:, None, :, None] * 10000.0 ** (torch.arange(0, d, 2, dtype=torch.float64) / -d)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+
+
+case("rms_norm", rg.rms_norm, torch_rms_norm, batch, _gamma)
+case("rms_norm, x alone", rg.rms_norm, torch_rms_norm, batch)
+case("rms_norm, eps", lambda x: rg.rms_norm(x, eps=0.3), lambda x: torch_rms_norm(x, eps=0.3), batch)
+case("rms_norm, one row", rg.rms_norm, torch_rms_norm, batch[0, 0], _gamma)
+case("rms_norm, view", lambda x, g: rg.rms_norm(x.swapaxes(0, 1)[::2], g),
+     lambda x, g: torch_rms_norm(x.swapaxes(0, 1)[::2], g), batch, _gamma)  # fmt: skip
+case("rms_norm, constant x", lambda g: rg.rms_norm(Tensor(batch), g), lambda g: torch_rms_norm(torch.tensor(batch), g),
+     _gamma)  # fmt: skip
+case("rms_norm, constant gamma", lambda x: rg.rms_norm(x, Tensor(_gamma)),
+     lambda x: torch_rms_norm(x, torch.tensor(_gamma)), batch)  # fmt: skip
+case("rms_norm, empty", rg.rms_norm, torch_rms_norm, batch[:0], _gamma)
+case("rms_norm, x is gamma", lambda x: rg.rms_norm(x, x), lambda x: torch_rms_norm(x, x), _gamma)
+case("swiglu", rg.swiglu, lambda a, b: F.silu(a) * b, 3 * normal, normal + 1)
+case("swiglu, gate is up", lambda a: rg.swiglu(a, a), lambda a: F.silu(a) * a, normal)
+case(
+    "swiglu, constant gate", lambda b: rg.swiglu(Tensor(normal), b), lambda b: F.silu(torch.tensor(normal)) * b, normal
+)
+case("swiglu, constant up", lambda a: rg.swiglu(a, Tensor(normal)), lambda a: F.silu(a) * torch.tensor(normal), normal)
+case("rotary", lambda x: Rotary(4)(x, Tensor(range(x.shape[-2]), dtype="int64")),
+     lambda x: torch_rotary(x[None], torch.arange(x.shape[-2])[None])[0], batch)  # fmt: skip
 
 _table = rng(3).normal(size=(5, 3))
 for _name, _rows in (("repeats", [[0, 2, 2], [4, 0, 2]]), ("one", 3), ("none", np.zeros((0,), "int64"))):

@@ -156,6 +156,70 @@ def test_layer_norm_errors(backend: Backend) -> None:
         rg.layer_norm(Tensor(1.0))
 
 
+# --- rms_norm
+
+
+def reference_rms_norm(x: Any, gamma: Any = None, eps: float = 1e-5) -> Any:
+    return F.rms_norm(x, x.shape[-1:], gamma, eps)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (0, 4), (3, 1)])
+def test_rms_norm(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+    x, gamma = normal(*shape), normal(shape[-1], seed=1)
+    check_against_torch(rg.rms_norm, reference_rms_norm, x, gamma, dtype=dtype)
+    check_against_torch(rg.rms_norm, reference_rms_norm, x, dtype=dtype)
+    for needs in ((True, False), (False, True)):
+        check_against_torch(rg.rms_norm, reference_rms_norm, x, gamma, dtype=dtype, needs=needs)
+
+
+def test_rms_norm_edge_cases(backend: Backend) -> None:
+    check_against_torch(lambda x: rg.rms_norm(x, eps=0.5), lambda x: reference_rms_norm(x, eps=0.5), normal(3, 4))
+    check_against_torch(rg.rms_norm, reference_rms_norm, np.zeros((2, 4)))  # only eps in the denominator
+    check_against_torch(
+        lambda x, w: rg.rms_norm(x.T[:, ::-1], w[::2]),
+        lambda x, w: reference_rms_norm(x.T.flip(1), w[::2]),
+        normal(4, 3),
+        normal(8, seed=1),
+    )
+    check_against_torch(lambda x: rg.rms_norm(x, x), lambda x: reference_rms_norm(x, x), normal(4))
+    check_against_torch(rg.rms_norm, reference_rms_norm, normal(600, 300), normal(300))  # several blocks
+
+
+def test_rms_norm_errors(backend: Backend) -> None:
+    x = Tensor(normal(3, 4))
+    with pytest.raises(ValueError, match=r"^rms_norm: gamma \(3,\) does not fit x \(3, 4\); it must be \(4,\)"):
+        rg.rms_norm(x, Tensor(normal(3)))
+    with pytest.raises(ValueError, match=r"^rms_norm: gamma \(\) does not fit"):
+        rg.rms_norm(x, 1.0)
+    with pytest.raises(ValueError, match=r"^rms_norm: x is 0-d"):
+        rg.rms_norm(Tensor(1.0))
+
+
+# --- swiglu
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3, 4), (0, 4), (300, 600)])
+def test_swiglu(backend: Backend, shape: tuple[int, ...], dtype: str) -> None:
+    gate, up = 3 * normal(*shape), normal(*shape, seed=1)
+    for needs in ((True, True), (True, False), (False, True)):
+        check_against_torch(rg.swiglu, lambda a, b: F.silu(a) * b, gate, up, dtype=dtype, needs=needs)
+
+
+def test_swiglu_edge_cases(backend: Backend) -> None:
+    check_against_torch(lambda a: rg.swiglu(a, a), lambda a: F.silu(a) * a, normal(3, 4))
+    check_against_torch(
+        lambda a, b: rg.swiglu(a.T[:, ::-1], b[::2]),
+        lambda a, b: F.silu(a.T.flip(1)) * b[::2],
+        normal(4, 3),
+        normal(6, 4),
+    )
+    check_against_torch(rg.swiglu, lambda a, b: F.silu(a) * b, np.array([0.0, 1000.0, -1000.0]), normal(3))
+    with pytest.raises(ValueError, match=r"^swiglu: gate \(3,\) and up \(2, 3\) must have the same shape"):
+        rg.swiglu(Tensor(normal(3)), Tensor(normal(2, 3)))
+
+
 # --- layer_norm of a residual sum
 
 

@@ -117,6 +117,30 @@ def test_layer_norm_forward_and_backward_match_numpy(threads: int, shape: tuple[
         check("layer_norm_backward", doubled, doubled, gamma, mean, rstd, (True, True, True), atol=2e-5)
 
 
+@pytest.mark.parametrize("shape", ROWS)
+@pytest.mark.parametrize("affine", [True, False])
+def test_rms_norm_forward_and_backward_match_numpy(threads: int, shape: tuple[int, ...], affine: bool) -> None:
+    width = shape[-1]
+    x, g = normal(*shape), normal(*shape, seed=1)
+    gamma = normal(2 * width, seed=3)[::2] if affine else None
+    check("rms_norm", x, gamma, 1e-5, atol=1e-5)
+    if width:
+        _, r = numpy_backend.rms_norm(x, gamma, 1e-1)
+        for needs in [(True, True), (True, False), (False, True)]:
+            check("rms_norm_backward", g, x, gamma, r, needs, atol=2e-5)
+        doubled = np.stack([x, x], -1)[..., 0]
+        check("rms_norm_backward", doubled, doubled, gamma, r, (True, True), atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", ROWS)
+def test_swiglu_forward_and_backward_match_numpy(threads: int, shape: tuple[int, ...]) -> None:
+    gate, up, g = 20 * normal(*shape), normal(*shape, seed=1), normal(*shape, seed=2)
+    check("swiglu", gate, up, atol=1e-5)
+    check("swiglu", np.stack([gate, up], -1)[..., 0], up, atol=1e-5)
+    for needs in [(True, True), (True, False), (False, True)]:
+        check("swiglu_backward", g, gate, up, needs, atol=2e-5)
+
+
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "MIN_PART_TIME", 1e-9)
     x, g, gamma = normal(500, 20), normal(500, 20, seed=1), normal(20, seed=2)
@@ -125,6 +149,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
         monkeypatch.setattr(cpu, "_n_threads", n)
         _, mean, rstd = numba_backend.layer_norm(x, gamma, None, 1e-5)
         gradients = numba_backend.layer_norm_backward(g, x, gamma, mean, rstd, (True, True, True))
+        gradients += numba_backend.rms_norm_backward(g, x, gamma, rstd, (True, True))
         found.append([*gradients, *numba_backend.gelu(x, "none"), numba_backend.softmax(x, -1)])
     for others in found[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(others, found[0], strict=True))

@@ -485,6 +485,11 @@ def layer_norm_and_backward(xp: Any, o: Operands) -> Any:
     return y, mean, rstd, *xp.layer_norm_backward(o.g, o.x, o.row, mean, rstd, (True, True, True))
 
 
+def rms_norm_and_backward(xp: Any, o: Operands) -> Any:
+    y, r = xp.rms_norm(o.x, o.row, 1e-5)
+    return y, r, *xp.rms_norm_backward(o.g, o.x, o.row, r, (True, True))
+
+
 CONV_SIZES = (2, 1), ((1, 1), (0, 1)), (1, 1), 2
 
 DERIVED_CALLS: dict[str, Callable[[Any, Operands], Any]] = {
@@ -500,6 +505,8 @@ DERIVED_CALLS: dict[str, Callable[[Any, Operands], Any]] = {
     "gelu": lambda xp, o: xp.gelu(o.x, "none"),
     "gelu_value": lambda xp, o: xp.gelu_value(o.x, "none"),
     "gelu_backward": lambda xp, o: xp.gelu_backward(o.g, xp.gelu(o.x, "tanh")[1], "tanh"),
+    "swiglu": lambda xp, o: xp.swiglu(o.x, o.g),
+    "swiglu_backward": lambda xp, o: xp.swiglu_backward(o.g, o.x, o.x, (True, True)),
     "linear": lambda xp, o: xp.linear(o.x, o.weight, o.g_out[0]),
     "linear_backward": lambda xp, o: xp.linear_backward(o.g_out, o.x, o.weight, (True, True, True)),
     "softmax": lambda xp, o: xp.softmax(o.x, -1),
@@ -508,6 +515,9 @@ DERIVED_CALLS: dict[str, Callable[[Any, Operands], Any]] = {
     "log_softmax_backward": lambda xp, o: xp.log_softmax_backward(o.g, xp.log_softmax(o.x, 0), 0),
     "layer_norm": layer_norm_and_backward,
     "layer_norm_backward": layer_norm_and_backward,
+    "rms_norm": rms_norm_and_backward,
+    "rms_norm_backward": rms_norm_and_backward,
+    "rotary": lambda xp, o: xp.rotary(o.image, o.g_image[:, :4, :1, :1], o.g_image[:, 2:, :1, 1:2]),
     "embedding": lambda xp, o: xp.embedding(o.x, o.ids[:2]),
     "embedding_backward": lambda xp, o: xp.embedding_backward(o.g, o.ids, 6),
     "cross_entropy": cross_entropy_and_backward,

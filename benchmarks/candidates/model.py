@@ -1,6 +1,6 @@
-"""The model that every candidate trains: the default GPT of `train/train_transformer.py`.
+"""The model that every candidate trains: the default GPT of `train/train_transformer.py`, or a Llama of its size.
 
-It has exact GELU, an output projection, a final layer norm and no dropout. Every call gives the same weights.
+The GPT has exact GELU, an output projection, a final layer norm and no dropout. Every call gives the same weights.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 CHARACTERS = "".join(chr(code) for code in range(33, 98))  # 65 characters, like Tiny Shakespeare
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 N_BATCHES = 8
+LLAMA = "llama/"  # before the numbers of a size
 
 # GPU candidates: the model's dtype and the level of `set_matmul_precision`, which PyTorch names in the same way.
 PRECISIONS = {
@@ -31,20 +32,26 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a model and its batch."""
+    """The size of a model and its batch: "4/4/128/64/12", or "llama/4/4/128/64/12" with Llama's blocks.
+
+    Llama has half as many heads of keys and values, `n_kv_heads`, as heads of queries.
+    """
 
     layers: int
     heads: int
     width: int
     length: int
     batch: int
+    blocks: str = ""  # or LLAMA
 
     @classmethod
     def parse(cls, text: str) -> "Size":
-        return cls(*map(int, text.split("/")))
+        numbers = text.removeprefix(LLAMA)
+        layers, heads, width, length, batch = map(int, numbers.split("/"))
+        return cls(layers, heads, width, length, batch, text.removesuffix(numbers))
 
     def __str__(self) -> str:
-        return f"{self.layers}/{self.heads}/{self.width}/{self.length}/{self.batch}"
+        return f"{self.blocks}{self.layers}/{self.heads}/{self.width}/{self.length}/{self.batch}"
 
 
 def batches(size: Size) -> Iterator[tuple[Array, Array]]:
@@ -57,7 +64,10 @@ def build_model(size: Size, dtype: str = "float32") -> Transformer:
     default = get_default_dtype()
     set_default_dtype(dtype)
     try:
-        tokenizer = Tokenizer.from_text(CHARACTERS, size.length, size.width, seed=0)
+        is_llama = size.blocks == LLAMA
+        tokenizer = Tokenizer.from_text(CHARACTERS, size.length, size.width, seed=0, positional_encoding=not is_llama)
+        if is_llama:
+            return Transformer.llama(tokenizer, size.layers, size.heads, n_kv_heads=size.heads // 2, seed=0)
         return Transformer(
             tokenizer, size.layers, size.heads, activation="gelu", output_projection=True, final_norm=True, seed=0
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.candidates.model import CHARACTERS, Size, random
+from benchmarks.candidates.model import CHARACTERS, LLAMA, Size, random
 
 
 def train_step(size: str) -> Callable[[], None]:
@@ -12,9 +12,12 @@ def train_step(size: str) -> Callable[[], None]:
     s = Size.parse(size)
     rows, width, wide = s.batch * s.length, s.width, 4 * s.width
     inner, n_batches = width // s.heads, s.batch * s.heads
+    weights = [*[(width, width)] * 4, (width, wide), (wide, width)]
+    if s.blocks == LLAMA:  # half as many keys and values; a feed-forward layer of 2/3 of the width, with a gate
+        gate = (width, -(-wide // 12) * 8)
+        weights = [*[(width, width)] * 3, gate, gate, gate[::-1]]
     shapes = [
-        *[(1, rows, width, width)] * 4 * s.layers,
-        *[(1, rows, width, wide), (1, rows, wide, width)] * s.layers,
+        *[(1, rows, *weight) for weight in weights] * s.layers,
         *[(n_batches, s.length, inner, s.length), (n_batches, s.length, s.length, inner)] * s.layers,
         (1, rows, width, len(CHARACTERS) + 1),
     ]

@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
 
 from benchmarks.candidates.model import (
     LEARNING_RATE,
+    LLAMA,
     WEIGHT_DECAY,
     Size,
     batches,
@@ -32,6 +33,8 @@ def model(
     for name, weight in p.items():
         if ".w_" in name:
             p[name] = _to_linear_layout(weight)
+    if size.blocks == LLAMA:
+        return list(p.values()), _llama(size, p)
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return F.layer_norm(x, (size.width,), p[name + ".gamma"], p[name + ".beta"])
@@ -58,6 +61,44 @@ def model(
         return F.linear(norm(x, "final_norm"), table[:-1])  # padding is left out of the softmax
 
     return list(p.values()), forward
+
+
+def _llama(size: Size, p: dict[str, torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The forward pass of `model` with Llama's blocks. Tables hold the cosines and sines of all positions."""
+    d, n_kv, table = size.width // size.heads, size.heads // 2, p["tokenizer.token_embedding"]
+    n_rotated = size.heads + n_kv  # heads of queries and of keys
+    angles = torch.arange(size.length)[:, None].double() * 10000.0 ** (torch.arange(0, d, 2).double() / -d)
+    cos, sin = (torch.cat([part, part], -1).to(table) for part in (angles.cos(), angles.sin()))
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.rms_norm(x, (size.width,), p[name + ".gamma"], 1e-5)
+
+    def rotate(x: torch.Tensor, first: int) -> torch.Tensor:
+        rows = slice(first, first + x.shape[-2])
+        a, b = x.chunk(2, dim=-1)
+        return x * cos[rows] + torch.cat([-b, a], dim=-1) * sin[rows]
+
+    def forward(tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        first = cache[0][0].shape[-2] if cache else 0  # S
+        x = F.embedding(tokens, table)
+        for i in range(size.layers):
+            attention, ff = f"blocks.{i}.attention", f"blocks.{i}.feed_forward"
+            h = F.linear(norm(x, attention + "_norm"), p[attention + ".w_qkv"])
+            heads = h.view(*x.shape[:2], -1, d).transpose(1, 2)
+            q, k = rotate(heads[:, :n_rotated], first).split([size.heads, n_kv], dim=1)
+            v = heads[:, n_rotated:]
+            if cache is not None:
+                if first:
+                    k, v = torch.cat([cache[i][0], k], dim=-2), torch.cat([cache[i][1], v], dim=-2)
+                cache[i] = k, v
+            h = F.scaled_dot_product_attention(q, k, v, is_causal=first == 0, enable_gqa=True)
+            x = x + F.linear(h.transpose(1, 2).reshape(x.shape), p[attention + ".w_out"])
+            h = norm(x, ff + "_norm")
+            h = F.silu(F.linear(h, p[ff + ".w_gate"])) * F.linear(h, p[ff + ".w_up"])
+            x = x + F.linear(h, p[ff + ".w_down"])
+        return F.linear(norm(x, "final_norm"), p["output"].T[:-1])  # padding is left out of the softmax
+
+    return forward
 
 
 def _to_linear_layout(weight: torch.Tensor) -> torch.Tensor:

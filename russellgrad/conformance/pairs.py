@@ -69,8 +69,10 @@ def cases() -> Iterator[Case]:
     yield Case("embedding_backward", "the same bits every time", embedding_backward_is_deterministic)
     for choice, (title, a) in product(("none", "tanh"), ACTIVATED.items()):
         yield from values("gelu_value", f"{title}, {choice}", a, choice)
-    for pair in (gelu, leaky_relu, softmax, log_softmax, layer_norm, linear, conv, embedding, cross_entropy,
-                 attention, *getitem):  # fmt: skip
+    for title, (a, angles) in ROTATED.items():
+        yield from values("rotary", title, a, np.cos(angles), np.sin(angles))
+    for pair in (gelu, leaky_relu, swiglu, softmax, log_softmax, layer_norm, rms_norm, linear, conv, embedding,
+                 cross_entropy, attention, *getitem):  # fmt: skip
         for sample in pair.samples:
             yield from _forward(pair, sample)
             if sample.backward:
@@ -204,6 +206,17 @@ leaky_relu = Pair(
     lambda xp, g, results, needs, a, alpha: (xp.leaky_relu_backward(g, a, alpha),),
     _activated((0.01, 0.3)),
 )
+swiglu = Pair(
+    "swiglu",
+    "swiglu_backward",
+    lambda xp, gate, up: (xp.swiglu(gate, up),),
+    lambda xp, g, results, needs, gate, up: xp.swiglu_backward(g, gate, up, needs),
+    [
+        SampleInput(title, (a, normal(*a.shape, seed=1)), differences=title not in ("far out", "many"))
+        for title, a in ACTIVATED.items()
+    ],
+    joint=True,
+)
 
 # --- Rows
 
@@ -260,6 +273,35 @@ layer_norm = Pair(
     ],
     joint=True,
 )
+
+rms_norm = Pair(
+    "rms_norm",
+    "rms_norm_backward",
+    lambda xp, x, gamma, eps: xp.rms_norm(x, gamma, eps),
+    lambda xp, g, results, needs, x, gamma, eps: xp.rms_norm_backward(g, x, gamma, results[1], needs),
+    [
+        SampleInput("random", (cube, gamma), (eps,)),
+        SampleInput("one row", (cube[0, 0], gamma), (0.1,)),
+        SampleInput("no gamma", (cube, None), (eps,)),
+        SampleInput("a large eps", (cube, gamma), (0.5,)),
+        SampleInput("long rows", (normal(3, 70), normal(70, seed=1)), (eps,), differences=False),
+        SampleInput("many rows", (normal(2, 75, 4), gamma), (eps,), differences=False),
+        SampleInput("rows of one element", (normal(3, 1), gamma[:1]), (0.1,), differences=False),
+        SampleInput("rows of zeros", (np.zeros((2, 4)), gamma), (0.1,), differences=False),
+        SampleInput("no rows", (np.zeros((0, 4)), gamma), (eps,)),
+    ],
+    joint=True,
+)
+
+
+ROTATED = {
+    "random": (cube, normal(3, 2, seed=1)),
+    "one row": (cube[0, 0], normal(2, seed=1)),
+    "heads": (normal(2, 3, 5, 6), normal(5, 3, seed=1)),
+    "other angles for each batch": (normal(2, 3, 5, 6), normal(2, 1, 5, 3, seed=1)),
+    "many": (normal(9, 4, 33, 16), normal(1, 1, 33, 8, seed=1)),
+    "no rows": (np.zeros((0, 3, 4)), normal(3, 2)),
+}
 
 
 # --- Products

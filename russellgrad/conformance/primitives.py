@@ -263,6 +263,7 @@ def long_sums() -> Iterator[Case]:
     yield Case("cumsum", "many rows", _last_sum_is_accurate)
     yield Case("linear_backward", "many rows: the gradient of the bias", _bias_is_accurate)
     yield Case("layer_norm_backward", "many rows: the gradients of gamma and beta", _scale_and_shift_are_accurate)
+    yield Case("rms_norm_backward", "many rows: the gradient of gamma", _scale_of_rms_norm_is_accurate)
     yield Case("conv_backward", "many rows: the gradient of the bias", _bias_of_conv_is_accurate)
     for primitive, axis in product(("softmax", "log_softmax"), (0, -1)):
         title = f"many elements along the {'last' if axis else 'first'} axis"
@@ -302,6 +303,12 @@ def _scale_and_shift_are_accurate(t: Trial) -> None:
     found = t.xp.layer_norm_backward(g, x, gamma, mean, rstd, (False, True, True))
     _is_accurate(t, found[1], total_of_tenths * np.array([-1.0, 1.0]), "gradient of gamma: ")
     _is_accurate(t, found[2], total_of_tenths, "gradient of beta: ")
+
+
+def _scale_of_rms_norm_is_accurate(t: Trial) -> None:
+    ones, r = np.ones_like(tenths), np.ones((len(tenths), 1), np.float32)
+    g, x, gamma, r = t.move((tenths, ones, ones[0], r))
+    _is_accurate(t, t.xp.rms_norm_backward(g, x, gamma, r, (False, True))[1], total_of_tenths)
 
 
 def _bias_of_conv_is_accurate(t: Trial) -> None:
@@ -362,6 +369,17 @@ def in_half() -> Iterator[Case]:
             )[1:],
             (ones, columns),
         ),
+        "large elements ": ("rms_norm", lambda xp, x: xp.rms_norm(x, None, 1e-5)[0], (spread,)),
+        "many rows, gamma ": (
+            "rms_norm_backward",
+            lambda xp, g, x: xp.rms_norm_backward(g, x, None, xp.rms_norm(x, None, 1e-5)[1], (False, True))[1:],
+            (ones, columns),
+        ),
+        "a gate": ("swiglu", lambda xp, *a: xp.swiglu(*a), (spread / 512, spread)),
+        "gradients of a gate": (
+            "swiglu_backward", lambda xp, *a: xp.swiglu_backward(*a, (True, True)), (spread / 32, spread / 512, spread),
+        ),
+        "rotated pairs": ("rotary", lambda xp, *a: xp.rotary(*a), (spread, far[:1] / 256, far[2:] / 256)),
         "many rows, bias": (
             "linear_backward",
             lambda xp, g, x, weight: xp.linear_backward(g, x, weight, (False, True, True))[1:],

@@ -1,4 +1,4 @@
-"""Normalization layers. LayerNorm, GroupNorm and BatchNorm reshape their input to rows and call `layer_norm`."""
+"""Normalization layers. They reshape their input to rows and call `layer_norm` or `rms_norm`."""
 
 from collections.abc import Sequence
 from math import prod
@@ -6,7 +6,7 @@ from math import prod
 from .. import init
 from ..autograd import is_collecting, no_grad
 from ..backend import Array, get_backend
-from ..functional import layer_norm
+from ..functional import layer_norm, rms_norm
 from ..module import Module
 from ..replay import run_in_every_step
 from ..tensor import Tensor
@@ -83,17 +83,11 @@ class RMSNorm(Module):
         """(..., *normalized_shape) -> the same. Raises ValueError for another shape."""
         _check_last(self, x, self.normalized_shape)
         eps = (2.0**-52 if x.dtype.itemsize == 8 else 2.0**-23) if self.eps is None else self.eps
-        out = rms_norm(x, eps, tuple(range(-len(self.normalized_shape), 0)))
-        return out if self.weight is None else out * self.weight
-
-
-def rms_norm(x: Tensor, eps: float, axes: tuple[int, ...] = (-1,)) -> Tensor:
-    """x / sqrt(mean(x^2) + eps), the mean over these axes: (...) -> (...). In half precision, it computes in float32.
-
-    It raises no errors of its own.
-    """
-    wide = _wide(x)
-    return (wide / (wide.square().mean(axes, keepdims=True) + eps).sqrt()).astype(x.dtype)
+        weight = None if self.weight is None else self.weight.flatten()
+        if len(self.normalized_shape) == 1:
+            return rms_norm(x, weight, eps)
+        rows = x.reshape(*x.shape[: x.ndim - len(self.normalized_shape)], prod(self.normalized_shape))
+        return rms_norm(rows, weight, eps).reshape(x.shape)
 
 
 class GroupNorm(Module):
