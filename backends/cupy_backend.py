@@ -38,6 +38,7 @@ except ImportError as error:
     ) from error
 
 Array: TypeAlias = Any  # cupy.ndarray; CuPy ships no type hints
+Dropout = formulas.Dropout
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -498,10 +499,12 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | No
     return cupy_kernels.cross_entropy_backward(g, probs, ids, valid)
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
-    if not cupy_kernels.attention_takes(q, k, v):
+def attention(
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: Dropout | None = None
+) -> Any:
+    if not cupy_kernels.attention_takes(q, k, v, dropout):
         return NotImplemented
-    return cupy_kernels.attention(q, k, v, mask, causal, offset, cublas.rounds_float32())
+    return cupy_kernels.attention(q, k, v, mask, causal, offset, dropout, tf32=cublas.rounds_float32())
 
 
 def attention_backward(
@@ -515,11 +518,12 @@ def attention_backward(
     causal: bool,
     offset: int,
     needs: Sequence[bool],
+    dropout: Dropout | None = None,
 ) -> Any:
-    if not cupy_kernels.attention_takes(q, k, v):
+    if not cupy_kernels.attention_takes(q, k, v, dropout):
         return NotImplemented
     tf32 = cublas.rounds_float32()
-    return cupy_kernels.attention_backward(g, q, k, v, out, log_sum, mask, causal, offset, needs, tf32)
+    return cupy_kernels.attention_backward(g, q, k, v, out, log_sum, mask, causal, offset, needs, dropout, tf32=tf32)
 
 
 # --- Optimizer steps

@@ -479,6 +479,25 @@ struct Hiding {
     }
 };
 
+// Dropout of the weights of one head: which ones `dropout_bits` keeps, and the factor on those. Without DROP it is 1.
+template <bool DROP>
+struct Dropout {
+    const unsigned* kept;  // (L, words)
+    long long words;
+    float scale;
+
+    __device__ Dropout(const unsigned* kept, int head, long long L, long long S, double scale)
+        : words((S + 31) / 32), scale(static_cast<float>(scale)) {
+        this->kept = DROP ? kept + head * L * words : nullptr;
+    }
+
+    // The bits of `key` and the following keys, up to the next multiple of 32.
+    __device__ unsigned bits(int query, int key) const {
+        return DROP ? kept[query * words + key / 32] >> key % 32 : 0;
+    }
+    __device__ float factor(unsigned bits, int i) const { return !DROP ? 1.0f : bits >> i & 1 ? scale : 0.0f; }
+};
+
 // Loads rows `start` to `start + ROWS` of (n, width) into shared memory, zero-padded.
 template <int THREADS, int ROWS, int W>
 __device__ inline void load_tile(float (&tile)[ROWS][W], const float* from, long long stride, int start, int n,
@@ -565,13 +584,14 @@ __device__ inline void store_row(float* to, const float (&o)[C], float scale, in
 
 // q (B, H, L, d), k (B, H, S, d), v (B, H, S, e) -> out (B, H, L, e), log_sum (B, H, L). A block has ROWS queries;
 // blocks with the most keys start first. Query i sees keys up to i + offset, with offset in [-L, S].
-template <int D>
+template <int D, bool DROP = false>
 __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
     attention(const float* q, const float* k, const float* v, const bool* mask, float* out, float* log_sum, long long H,
               long long L, long long S, long long d, long long e, long long offset, double scale, long long q_batch,
               long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row,
               long long v_batch, long long v_head, long long v_row, long long mask_batch, long long mask_head,
-              long long mask_row, long long mask_column, long long out_batch, long long out_head, long long out_row) {
+              long long mask_row, long long mask_column, long long out_batch, long long out_head, long long out_row,
+              const unsigned* kept, double drop_scale) {
     constexpr int ROWS = Sizes<D>::ROWS, KEYS = Sizes<D>::KEYS, THREADS = Sizes<D>::THREADS, STEP = ROWS / 4;
     alignas(16) __shared__ float qs[ROWS][D + 4], ks[KEYS][D + 4], vs[KEYS][D + 4], weights[ROWS][KEYS + 4];
     const int n_queries = L, n_keys = S, tiles = (n_queries + ROWS - 1) / ROWS, group = threadIdx.x / 8;
@@ -581,6 +601,7 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
     v += b * v_batch + h * v_head;
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    const Dropout<DROP> drop(kept, head, L, S, drop_scale);
     float top[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, total[4] = {}, o[4][D / 8] = {};
     load_tile<THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
     const int seen = hidden.keys_seen(start + ROWS);
@@ -604,11 +625,12 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
             const float shrink = expf(top[i] - higher);
             top[i] = higher;
             total[i] *= shrink;
+            const unsigned kept_keys = drop.bits(start + group + i * STEP, first);
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++) {
                 const float weight = expf(s[i][j] - higher);
                 total[i] += weight;
-                weights[group + i * STEP][lane + 8 * j] = weight;
+                weights[group + i * STEP][lane + 8 * j] = weight * drop.factor(kept_keys, lane + 8 * j);
             }
 #pragma unroll
             for (int c = 0; c < D / 8; c++) o[i][c] *= shrink;
@@ -630,7 +652,7 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS)
 // With the weights p = e^(scores - log_sum) and their gradient g v^T, the gradient of a score is p (g v^T - delta).
 // delta (B, H, L), the sum of g out over a row, is the term that softmax's backward subtracts. This kernel computes
 // delta, and gq (B, H, L, d) = (gradient of the scores) k / sqrt(d), unless gq is null. A block has BACK_ROWS queries.
-template <int D>
+template <int D, bool DROP = false>
 __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     attention_backward_q(const float* g, const float* q, const float* k, const float* v, const float* out,
                          const float* log_sum, const bool* mask, float* delta, float* gq, long long H, long long L,
@@ -639,7 +661,8 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
                          long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
                          long long v_row, long long out_batch, long long out_head, long long out_row,
                          long long mask_batch, long long mask_head, long long mask_row, long long mask_column,
-                         long long gq_batch, long long gq_head, long long gq_row) {
+                         long long gq_batch, long long gq_head, long long gq_row,
+                         const unsigned* kept, double drop_scale) {
     constexpr int ROWS = Sizes<D>::BACK_ROWS, KEYS = Sizes<D>::BACK_TILE, THREADS = 2 * ROWS, STEP = ROWS / 4;
     alignas(16) __shared__ float gs[ROWS][D + 4], qs[ROWS][D + 4], ks[KEYS][D + 4], vs[KEYS][D + 4];
     alignas(16) __shared__ float g_scores[ROWS][KEYS + 4];
@@ -651,6 +674,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     out += b * out_batch + h * out_head;
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    const Dropout<DROP> drop(kept, head, L, S, drop_scale);
     load_tile<THREADS>(gs, g + b * g_batch + h * g_head, g_row, start, n_queries, e);
     load_tile<THREADS>(qs, q + b * q_batch + h * q_head, q_row, start, n_queries, d);
     __syncthreads();
@@ -679,11 +703,13 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
         add_scores<STEP>(gp, gs + group, vs + lane);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
+            const unsigned kept_keys = drop.bits(start + group + i * STEP, first);
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++) {
                 const bool hide = hidden(start + group + i * STEP, first + lane + 8 * j);
                 const float weight = hide ? 0.0f : expf(s[i][j] * static_cast<float>(scale) - of_row[i]);
-                g_scores[group + i * STEP][lane + 8 * j] = weight * (gp[i][j] - taken_off[i]);
+                const float g_weight = gp[i][j] * drop.factor(kept_keys, lane + 8 * j);
+                g_scores[group + i * STEP][lane + 8 * j] = weight * (g_weight - taken_off[i]);
             }
         }
         __syncwarp();  // one warp writes and reads a row of g_scores
@@ -699,7 +725,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
 
 // gk (B, H, S, d) = (gradient of the scores)^T q / sqrt(d) and gv (B, H, S, e) = p^T g, with p and delta as above.
 // Either may be null; only gk needs delta. A block has BACK_ROWS keys; `weights` is the transposed tile.
-template <int D>
+template <int D, bool DROP = false>
 __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     attention_backward_kv(const float* g, const float* q, const float* k, const float* v, const float* log_sum,
                           const float* delta, const bool* mask, float* gk, float* gv, long long H, long long L,
@@ -708,7 +734,8 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
                           long long k_batch, long long k_head, long long k_row, long long v_batch, long long v_head,
                           long long v_row, long long mask_batch, long long mask_head, long long mask_row,
                           long long mask_column, long long gk_batch, long long gk_head, long long gk_row,
-                          long long gv_batch, long long gv_head, long long gv_row) {
+                          long long gv_batch, long long gv_head, long long gv_row,
+                          const unsigned* kept, double drop_scale) {
     constexpr int ROWS = Sizes<D>::BACK_ROWS, QUERIES = Sizes<D>::BACK_TILE, THREADS = 2 * ROWS, STEP = ROWS / 4;
     alignas(16) __shared__ float ks[ROWS][D + 4], vs[ROWS][D + 4], qs[QUERIES][D + 4], gs[QUERIES][D + 4];
     alignas(16) __shared__ float weights[ROWS][QUERIES + 4];
@@ -719,6 +746,7 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
     g += b * g_batch + h * g_head;
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    const Dropout<DROP> drop(kept, head, L, S, drop_scale);
     load_tile<THREADS>(ks, k + b * k_batch + h * k_head, k_row, start, n_keys, d);
     load_tile<THREADS>(vs, v + b * v_batch + h * v_head, v_row, start, n_keys, e);
     float ok[4][D / 8] = {}, ov[4][D / 8] = {};
@@ -736,12 +764,14 @@ __global__ void __launch_bounds__(Sizes<D>::BACK_THREADS, Sizes<D>::BACK_BLOCKS)
             const int query = first + lane + 8 * j;
             const float of_row = query < n_queries ? log_sum[head * L + query] : infinity();
             const float taken_off = gk && query < n_queries ? delta[head * L + query] : 0.0f;
+            const unsigned kept_keys = drop.bits(query, start);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const bool hide = hidden(query, start + group + i * STEP);
+                const float factor = drop.factor(kept_keys, group + i * STEP);
                 s[i][j] = hide ? 0.0f : expf(s[i][j] * static_cast<float>(scale) - of_row);
-                gp[i][j] = s[i][j] * (gp[i][j] - taken_off);
-                weights[group + i * STEP][lane + 8 * j] = s[i][j];
+                gp[i][j] = s[i][j] * (gp[i][j] * factor - taken_off);
+                weights[group + i * STEP][lane + 8 * j] = s[i][j] * factor;
             }
         }
         __syncwarp();  // one warp writes and reads a row of weights
@@ -850,6 +880,7 @@ struct Tiles {  // in dynamic shared memory, whose size cupy_kernels.py has to k
     // Resident blocks per multiprocessor: as many as registers allow without spills.
     static constexpr int BLOCKS = D <= 64 ? 4 : 3;
     static constexpr int BACK_Q_BLOCKS = D <= 64 ? 4 : 2, BACK_KV_BLOCKS = D <= 64 ? 3 : 2;
+    static constexpr int FEWER_WITH_DROPOUT = D == 64 && sizeof(T) == 4;
 };
 
 __device__ inline bf16 to_factor(bf16 x) { return x; }
@@ -1067,14 +1098,14 @@ __device__ inline void store_rows(float* to, long long stride, int start, int n,
     }
 }
 
-template <typename T, int D>
+template <typename T, int D, bool DROP = false>
 __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BLOCKS)
     attention_mma(const T* q, const T* k, const T* v, const bool* mask, T* out, float* log_sum, long long H,
                   long long L, long long S, long long d, long long e, long long offset, double scale, long long q_batch,
                   long long q_head, long long q_row, long long k_batch, long long k_head, long long k_row,
                   long long v_batch, long long v_head, long long v_row, long long mask_batch, long long mask_head,
                   long long mask_row, long long mask_column, long long out_batch, long long out_head,
-                  long long out_row) {
+                  long long out_row, const unsigned* kept, double drop_scale) {
     constexpr int ROWS = Tiles<T, D>::ROWS, KEYS = Tiles<T, D>::TILE, W = Tiles<T, D>::W;
     extern __shared__ Pack<unsigned, 4> memory[];
     T (*qs)[W] = reinterpret_cast<T (*)[W]>(memory), (*ks)[W] = qs + ROWS, (*vs)[W] = ks + KEYS;
@@ -1084,6 +1115,7 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BLOCKS)
     const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    const Dropout<DROP> drop(kept, head, L, S, drop_scale);
     const float unit = static_cast<float>(scale) * LOG2_E;
     const int seen = hidden.keys_seen(start + ROWS);
     Loader<T, D, KEYS> next_k(k + b * k_batch + h * k_head, k_row, n_keys, d);
@@ -1119,11 +1151,13 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BLOCKS)
             const float shrink = exp2f(top[i] - higher);
             top[i] = higher;
             total[i] *= shrink;
+            const unsigned kept_keys = drop.bits(start + row + lane / 4 + 8 * i, first) >> lane % 4 * 2;
 #pragma unroll
             for (int j = 0; j < KEYS / 4; j++) {
                 float& score = s[j / 2][2 * i + j % 2];
                 score = exp2f(score - higher);
                 total[i] += score;
+                score *= drop.factor(kept_keys, j / 2 * 8 + j % 2);
             }
 #pragma unroll
             for (int j = 0; j < D / 4; j++) o[j / 2][2 * i + j % 2] *= shrink;
@@ -1145,8 +1179,9 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BLOCKS)
     store_rows(out, out_row, start + row, n_queries, e, qs + row, o, share[0], share[1]);
 }
 
-template <typename T, int D>
-__global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_Q_BLOCKS)
+template <typename T, int D, bool DROP = false>
+__global__ void __launch_bounds__(Tiles<T, D>::THREADS,
+                                  Tiles<T, D>::BACK_Q_BLOCKS - DROP * Tiles<T, D>::FEWER_WITH_DROPOUT)
     attention_backward_q_mma(const T* g, const T* q, const T* k, const T* v, const T* out, const float* log_sum,
                              const bool* mask, float* delta, T* gq, long long H, long long L, long long S, long long d,
                              long long e, long long offset, double scale, long long g_batch, long long g_head,
@@ -1154,7 +1189,7 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_Q_BLOC
                              long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
                              long long out_batch, long long out_head, long long out_row, long long mask_batch,
                              long long mask_head, long long mask_row, long long mask_column, long long gq_batch,
-                             long long gq_head, long long gq_row) {
+                             long long gq_head, long long gq_row, const unsigned* kept, double drop_scale) {
     constexpr int ROWS = Tiles<T, D>::ROWS, KEYS = Tiles<T, D>::TILE, W = Tiles<T, D>::W;
     constexpr int PART = 4 / sizeof(T);  // elements in 4 bytes, which a lane reads for delta
     extern __shared__ Pack<unsigned, 4> memory[];
@@ -1165,6 +1200,7 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_Q_BLOC
     const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    const Dropout<DROP> drop(kept, head, L, S, drop_scale);
     const float unit = static_cast<float>(scale) * LOG2_E;
     Loader<T, D, ROWS> all_g(g + b * g_batch + h * g_head, g_row, n_queries, e);
     Loader<T, D, ROWS> all_out(out + b * out_batch + h * out_head, out_row, n_queries, e);  // for delta only
@@ -1212,11 +1248,15 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_Q_BLOC
         multiply_transposed<KEYS>(s, qs + row, ks);
         multiply_transposed<KEYS>(gp, gs + row, vs);
         hide<false>(s, hidden, start + row, first);
+        unsigned kept_keys[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) kept_keys[i] = drop.bits(start + row + lane / 4 + 8 * i, first) >> lane % 4 * 2;
 #pragma unroll
         for (int j = 0; j < KEYS / 8; j++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                s[j][i] = exp2f(s[j][i] * unit - of_row[i / 2]) * (gp[j][i] - taken_off[i / 2]);
+                const float g_weight = gp[j][i] * drop.factor(kept_keys[i / 2], 8 * j + i % 2);
+                s[j][i] = exp2f(s[j][i] * unit - of_row[i / 2]) * (g_weight - taken_off[i / 2]);
             }
         }
         if (more) next_v.load(first + KEYS);
@@ -1226,8 +1266,9 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_Q_BLOC
     store_rows(gq, gq_row, start + row, n_queries, d, gs + row, o, scale, scale);
 }
 
-template <typename T, int D>
-__global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_KV_BLOCKS)
+template <typename T, int D, bool DROP = false>
+__global__ void __launch_bounds__(Tiles<T, D>::THREADS,
+                                  Tiles<T, D>::BACK_KV_BLOCKS - DROP * Tiles<T, D>::FEWER_WITH_DROPOUT)
     attention_backward_kv_mma(const T* g, const T* q, const T* k, const T* v, const float* log_sum, const float* delta,
                               const bool* mask, T* gk, T* gv, long long H, long long L, long long S, long long d,
                               long long e, long long offset, double scale, long long g_batch, long long g_head,
@@ -1235,7 +1276,7 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_KV_BLO
                               long long k_head, long long k_row, long long v_batch, long long v_head, long long v_row,
                               long long mask_batch, long long mask_head, long long mask_row, long long mask_column,
                               long long gk_batch, long long gk_head, long long gk_row, long long gv_batch,
-                              long long gv_head, long long gv_row) {
+                              long long gv_head, long long gv_row, const unsigned* kept, double drop_scale) {
     constexpr int ROWS = Tiles<T, D>::ROWS, QUERIES = Tiles<T, D>::TILE, W = Tiles<T, D>::W;
     extern __shared__ Pack<unsigned, 4> memory[];
     T (*ks)[W] = reinterpret_cast<T (*)[W]>(memory), (*vs)[W] = ks + ROWS, (*qs)[W] = vs + ROWS;
@@ -1247,6 +1288,7 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_KV_BLO
     const int head = blockIdx.x / tiles, b = head / static_cast<int>(H), h = head % static_cast<int>(H);
     if (mask) mask += b * mask_batch + h * mask_head;
     const Hiding hidden{mask, mask_row, mask_column, static_cast<int>(offset), n_queries, n_keys};
+    const Dropout<DROP> drop(kept, head, L, S, drop_scale);
     const float unit = static_cast<float>(scale) * LOG2_E;
     const int unseen = start - hidden.offset;  // earlier queries see no key of the block
     int first = unseen > 0 ? unseen / QUERIES * QUERIES : 0;
@@ -1282,18 +1324,29 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS, Tiles<T, D>::BACK_KV_BLO
         float s[QUERIES / 8][4], gp[QUERIES / 8][4];
         multiply_transposed<QUERIES>(s, ks + row, qs);
         hide<true>(s, hidden, first, start + row);
+        unsigned kept_keys[QUERIES / 8][2];
 #pragma unroll
         for (int j = 0; j < QUERIES / 8; j++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[j][i] = exp2f(s[j][i] * unit - of_query[8 * j + lane % 4 * 2 + i % 2]);
+            for (int i = 0; i < 2; i++) {
+                kept_keys[j][i] = drop.bits(first + 8 * j + lane % 4 * 2 + i, start + row + lane / 4);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[j][i] = exp2f(s[j][i] * unit - of_query[8 * j + lane % 4 * 2 + i % 2]);
+                if (DROP) gp[j][i] = s[j][i] * drop.factor(kept_keys[j][i % 2], i / 2 * 8);  // until gp is computed
+            }
         }
-        if (gv) add_product<QUERIES>(ov, s, gs);
+        if (gv) add_product<QUERIES>(ov, DROP ? gp : s, gs);
         if (gk) {
             multiply_transposed<QUERIES>(gp, vs + row, gs);
 #pragma unroll
             for (int j = 0; j < QUERIES / 8; j++) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) s[j][i] *= gp[j][i] - taken_off[8 * j + lane % 4 * 2 + i % 2];
+                for (int i = 0; i < 4; i++) {
+                    const float g_weight = gp[j][i] * drop.factor(kept_keys[j][i % 2], i / 2 * 8);
+                    s[j][i] *= g_weight - taken_off[8 * j + lane % 4 * 2 + i % 2];
+                }
             }
         }
         if (more) next_g.load(first + QUERIES);
@@ -1430,23 +1483,30 @@ __device__ double drawn<double>(double value) {
     return value;
 }
 
-// 0 where `drawn` is less than p, else `scale`.
+template <typename T>
+__device__ bool is_dropped(T drawn, double p) {
+    return to_float(drawn) < static_cast<float>(p);
+}
+
+template <>
+__device__ bool is_dropped<double>(double drawn, double p) {
+    return drawn < p;
+}
+
+// 0 for a number that is dropped, else `scale`.
 template <typename T>
 __device__ T of_mask(T drawn, double p, double scale) {
-    return rounded<T>(to_float(drawn) < static_cast<float>(p) ? 0.0f : static_cast<float>(scale));
+    return rounded<T>(is_dropped(drawn, p) ? 0.0f : static_cast<float>(scale));
 }
 
 template <>
 __device__ double of_mask<double>(double drawn, double p, double scale) {
-    return drawn < p ? 0.0 : scale;
+    return is_dropped(drawn, p) ? 0.0 : scale;
 }
 
-// With MASK, the mask of dropout: the numbers become 0 or `scale`.
-template <typename T, bool MASK>
-__global__ void __launch_bounds__(256, 4)
-    uniform(T* out, const unsigned long long* key, long long n, double p, double scale) {
+// The numbers 4 block to 4 block + 3 of the sequence of `key`.
+__device__ inline void draw(double (&to)[4], const unsigned long long* key, unsigned long long block) {
     typedef unsigned long long u64;
-    const u64 block = key[3] / 4 + blockIdx.x * static_cast<u64>(blockDim.x) + threadIdx.x;
     u64 x[4] = {block + 1, 0, key[1], key[2]}, key0 = key[0], key1 = 0;
 #pragma unroll
     for (int round = 0; round < 10; round++) {
@@ -1460,9 +1520,44 @@ __global__ void __launch_bounds__(256, 4)
         key1 += 0xBB67AE8584CAA73B;
     }
 #pragma unroll
+    for (int i = 0; i < 4; i++) to[i] = static_cast<double>(x[i] >> 11) * 1.1102230246251565e-16;
+}
+
+// With MASK, the mask of dropout: the numbers become 0 or `scale`.
+template <typename T, bool MASK>
+__global__ void __launch_bounds__(256, 4)
+    uniform(T* out, const unsigned long long* key, long long n, double p, double scale) {
+    const unsigned long long first = blockIdx.x * static_cast<unsigned long long>(blockDim.x);
+    const unsigned long long block = key[3] / 4 + first + threadIdx.x;
+    double values[4];
+    draw(values, key, block);
+#pragma unroll
     for (int i = 0; i < 4; i++) {
         const long long at = static_cast<long long>(block * 4 + i - key[3]);  // may be negative
-        const double value = static_cast<double>(x[i] >> 11) * 1.1102230246251565e-16;
-        if (at >= 0 && at < n) out[at] = MASK ? of_mask(drawn<T>(value), p, scale) : drawn<T>(value);
+        const T value = drawn<T>(values[i]);
+        if (at >= 0 && at < n) out[at] = MASK ? of_mask(value, p, scale) : value;
     }
+}
+
+// Dropout of attention weights: kept (B, H, L, words), where bit i of word w is 0 if the weight of key 32 w + i is
+// dropped. The numbers are those of a mask (B, H, L, S) in T. A thread computes one word of the n, unless all its keys
+// come after query + offset, which hides them.
+template <typename T>
+__global__ void __launch_bounds__(256, 4)
+    dropout_bits(unsigned* kept, const unsigned long long* key, long long n, long long L, long long S, long long offset,
+                 double p) {
+    const long long words = (S + 31) / 32, at = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
+    const long long row = at / words, first = at % words * 32;
+    if (at >= n || first > row % L + offset) return;
+    const unsigned long long start = key[3] + row * S + first;
+    unsigned bits = 0;
+    for (int i = -static_cast<int>(start % 4); i < 32; i += 4) {
+        double values[4];
+        draw(values, key, (start + i) / 4);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            if (i + j >= 0 && i + j < 32 && !is_dropped(drawn<T>(values[j]), p)) bits |= 1u << (i + j);
+        }
+    }
+    kept[at] = bits;
 }

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the CuPy backend: `cupy_kernels.cu`, compiled at the first call.
+"""The CUDA kernels of the CuPy backend: `cupy_kernels.cu`, compiled at the first call that needs them.
 
 The function of the same name in `formulas.py` defines what each one computes. Shapes and sources are beside the
 kernels. The kernels take:
@@ -28,6 +28,7 @@ import numpy as np
 Array: TypeAlias = Any  # cupy.ndarray; CuPy ships no type hints
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
+Dropout: TypeAlias = tuple[Array, float, DType]  # key, p and dtype of `dropout_mask`
 
 # --- The module of kernels
 
@@ -43,6 +44,7 @@ _PER_ACTIVATION = ("activation",)
 _GELU, _LEAKY_RELU = {"none": "GELU", "tanh": "GELU_TANH"}, "LEAKY_RELU"
 _PER_WIDTH = ("attention", "attention_backward_q", "attention_backward_kv")
 _WIDTHS = (32, 64, 128)  # of attention's tiles in shared memory: the templates' D
+_DROP = ("", ", true")  # without dropout, and with it
 
 _TYPES_AND_PACKS = [f"{t}, {n}" for t, pack in _PACKS.items() for n in (1, pack)]
 NAME_EXPRESSIONS: tuple[str, ...] = (
@@ -58,19 +60,27 @@ NAME_EXPRESSIONS: tuple[str, ...] = (
         for pack in _TYPES_AND_PACKS
         for activation in (*_GELU.values(), _LEAKY_RELU)
     ),
-    *(f"{name}<{width}>" for name in _PER_WIDTH for width in _WIDTHS),
-    *(f"{name}_mma<{t}, {width}>" for name in _PER_WIDTH for t in _PACKS for width in _WIDTHS),
+    *(f"dropout_bits<{t}>" for t in (*_PACKS, "double")),
+    *(f"{name}<{width}{drop}>" for name in _PER_WIDTH for width in _WIDTHS for drop in _DROP),
+    *(f"{name}_mma<{t}, {width}{drop}>" for name in _PER_WIDTH for t in _PACKS for width in _WIDTHS for drop in _DROP),
 )
 
 
+def _is_of_dropout(name: str) -> bool:
+    """Whether the kernel is one of attention with dropout."""
+    return name.startswith("dropout_bits") or "attention" in name and name.endswith(f"{_DROP[1]}>")
+
+
 @cache
-def _module() -> Any:
-    return cupy.RawModule(code=SOURCE, options=("-std=c++17",), name_expressions=NAME_EXPRESSIONS)
+def _module(of_dropout: bool) -> Any:
+    """The kernels of attention with dropout, which take as long to compile as those without, or all others."""
+    names = tuple(name for name in NAME_EXPRESSIONS if _is_of_dropout(name) == of_dropout)
+    return cupy.RawModule(code=SOURCE, options=("-std=c++17",), name_expressions=names)
 
 
 @cache
 def _kernel(name: str) -> Any:
-    return _module().get_function(name)
+    return _module(_is_of_dropout(name)).get_function(name)
 
 
 def _launch(name: str, grid: tuple[int, ...], threads: int, *args: Any, shared: int = 0) -> None:
@@ -383,21 +393,35 @@ def _has_tensor_cores() -> bool:
     return int(cupy.cuda.Device().compute_capability) >= 80
 
 
-def attention_takes(q: Array, k: Array, v: Array) -> bool:
-    """Whether q and v have widths up to 128, all have one dtype of the kernels, and the device has its tensor cores."""
+def attention_takes(q: Array, k: Array, v: Array, dropout: Dropout | None = None) -> bool:
+    """Whether q and v have widths up to 128, all have one dtype of the kernels, and the device has its tensor cores.
+
+    The numbers of dropout may be in any dtype but float16.
+    """
+    if dropout is not None and np.dtype(dropout[2]) == np.float16:
+        return False
     fits = takes(q, k, v) and q.shape[-1] <= _WIDTHS[-1] and v.shape[-1] <= _WIDTHS[-1]
     return fits and (q.dtype == np.float32 or _has_tensor_cores())
 
 
 def attention(
-    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, tf32: bool = False
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    causal: bool,
+    offset: int,
+    dropout: Dropout | None = None,
+    *,
+    tf32: bool = False,
 ) -> tuple[Array, Array]:
     """(..., L, d) (..., S, d) (..., S, e) -> (..., L, e) in q's memory layout, and log sum exp (..., L, 1) float32.
 
     `mask` is bool, True = hidden, and broadcasts to (..., L, S). With `tf32`, the factors of float32 products are
-    rounded to TF32 if the device has tensor cores for it. Raises ValueError if d or e is above 128.
+    rounded to TF32 if the device has tensor cores for it. `dropout` is the key, p and dtype of `dropout_mask`, whose
+    numbers decide which weights are dropped. Raises ValueError if d or e is above 128.
     """
-    heads = _Heads("attention", q, k, v, mask, causal, offset, tf32)
+    heads = _Heads("attention", q, k, v, mask, causal, offset, dropout, tf32)
     q, k, v, mask = heads.q, heads.k, heads.v, heads.mask
     out, log_sum = _empty_like(q, v.shape[-1]), cupy.empty((*q.shape[:3], 1), np.float32)
     if log_sum.size:
@@ -418,10 +442,12 @@ def attention_backward(
     causal: bool,
     offset: int,
     needs: Sequence[bool],
+    dropout: Dropout | None = None,
+    *,
     tf32: bool = False,
 ) -> tuple[Array | None, ...]:
     """Gradients of q, k and v, in their memory layout and with all batch axes; None for those `needs` leaves out."""
-    heads = _Heads("attention_backward", q, k, v, mask, causal, offset, tf32, g, out)
+    heads = _Heads("attention_backward", q, k, v, mask, causal, offset, dropout, tf32, g, out)
     _check("attention_backward", "float32", log_sum=log_sum)
     q, k, v, mask, (need_q, need_k, need_v) = heads.q, heads.k, heads.v, heads.mask, needs
     g, out, log_sum = heads.split(g), heads.split(out), _dense(log_sum)
@@ -450,6 +476,7 @@ class _Heads:
         mask: Array | None,
         causal: bool,
         offset: int,
+        dropout: Dropout | None,
         tf32: bool,
         *others: Array,
     ) -> None:
@@ -469,6 +496,24 @@ class _Heads:
         self.mask = None if mask is None else self._split(mask, (n_queries, n_keys))
         limit = max(-n_queries, min(offset, n_keys)) if causal else n_keys  # a larger offset hides nothing more
         self.sizes = (self.q.shape[1], n_queries, n_keys, q.shape[-1], v.shape[-1], limit, 1.0 / sqrt(q.shape[-1]))
+        self.drop: tuple[Array | None, float] = (None, 1.0)
+        if dropout is not None:
+            self.drop = self._dropped(op, n_queries, n_keys, limit, *dropout)
+
+    def _dropped(
+        self, op: str, n_queries: int, n_keys: int, limit: int, key: Array, p: float, dtype: DType
+    ) -> tuple[Array, float]:
+        """The weights that dropout keeps, as bits, and the factor on these weights."""
+        _check(op, "uint64", key=key)
+        dtype = np.dtype(dtype)
+        t = "double" if dtype == np.float64 else _TYPES[_name(dtype)]
+        words = -(-n_keys // 32)
+        n = self.q.shape[0] * self.q.shape[1] * n_queries * words
+        kept = cupy.empty((n + 64 * words + 2,), np.uint32)  # more, as kernels also read those of the rest of a tile
+        if n:
+            args = (kept, _dense(key), n, n_queries, n_keys, limit, float(p))
+            _launch(f"dropout_bits<{t}>", (-(-n // 256),), 256, *args)
+        return kept, float(np.asarray(1 / (1 - p)).astype(dtype))
 
     def split(self, a: Array) -> Array:
         """(..., n, width) -> (B, H, n, width), a view if possible, with a contiguous last axis."""
@@ -492,13 +537,15 @@ class _Heads:
     ) -> None:
         """One block per head of `blocked` and `rows` of its rows, or 64 of them on tensor cores."""
         b, h, n, _ = blocked.shape
-        full_name, shared = f"{name}<{self.width}>", 0
+        drop = _DROP[self.drop[0] is not None]
+        full_name, shared = f"{name}<{self.width}{drop}>", 0
         if self.on_tensor_cores:
-            full_name, rows = f"{name}_mma<{self.type}, {self.width}>", 64
+            full_name, rows = f"{name}_mma<{self.type}, {self.width}{drop}>", 64
             tile = 32 if self.width <= 64 else 16
             rows_in_shared = (64 if name == "attention" else 128) + 2 * tile
             shared = rows_in_shared * (self.width * blocked.itemsize + 16)  # as in the source
-        _launch(full_name, (b * h * -(-n // rows),), 2 * rows, *pointers, *self.sizes, *steps, shared=shared)
+        args = (*pointers, *self.sizes, *steps, *self.drop)
+        _launch(full_name, (b * h * -(-n // rows),), 2 * rows, *args, shared=shared)
 
 
 def _steps(*arrays: Array | None, axes: int = 3) -> list[int]:

@@ -23,6 +23,7 @@ Array: TypeAlias = Any  # an array of the backend
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Padding: TypeAlias = tuple[tuple[int, int], ...]  # before and after, for each spatial axis
+Dropout: TypeAlias = tuple[Array, float, DType]  # key, p and dtype of `dropout_mask`
 _Formula = TypeVar("_Formula", bound=Callable[..., Any])
 
 
@@ -483,9 +484,12 @@ def _count(xp: Xp, valid: Array, like: Array) -> Array:
 
 @_in_float32(saved=1)
 def attention(
-    xp: Xp, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int
-) -> tuple[Array, Array]:
+    xp: Xp, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int,
+    dropout: Dropout | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
     """softmax(q k^T / sqrt(d)) v: (..., L, d) (..., S, d) (..., S, e) -> (..., L, e).
+
+    With dropout, softmax(q k^T / sqrt(d)) is multiplied by its mask.
 
     Also returns the logsumexp of each query's scores, (..., L, 1), which is inf if all keys are hidden. Backward
     recomputes the weights from it (Dao et al., "FlashAttention", arXiv:2205.14135, algorithm 4).
@@ -499,29 +503,43 @@ def attention(
     total = xp.sum(weights, axis=-1, keepdims=True)
     hidden = xp.equal(total, 0)
     total = xp.where(hidden, 1, total)
-    return xp.matmul(xp.divide(weights, total), v), xp.where(hidden, inf, xp.add(xp.log(total), top))
+    weights = xp.divide(weights, total)
+    if dropout is not None:
+        weights = xp.multiply(weights, attention_dropout_mask(xp, scores.shape, v, dropout))
+    return xp.matmul(weights, v), xp.where(hidden, inf, xp.add(xp.log(total), top))
 
 
 @_in_float32()
 def attention_backward(
     xp: Xp, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
-    offset: int, needs: Sequence[bool],
+    offset: int, needs: Sequence[bool], dropout: Dropout | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
     """The gradients of q, k and v, with all batch axes.
 
     Softmax's backward subtracts the sum of g_weights * weights over each row. It equals the sum of g * out, with
-    out = weights v; but `out` is rounded in half precision.
+    out = weights v; but `out` is rounded in half precision. With dropout, out = (weights * drop) v and g_weights =
+    (g v^T) * drop, so the two sums are equal, too.
     """
     weights = xp.exp(xp.subtract(_scores(xp, q, k, mask, causal, offset), log_sum))
-    gv = xp.matmul(_swap(xp, weights), g) if needs[2] else None
+    drop = None if dropout is None else attention_dropout_mask(xp, weights.shape, v, dropout)
+    dropped = weights if drop is None else xp.multiply(weights, drop)
+    gv = xp.matmul(_swap(xp, dropped), g) if needs[2] else None
     if not (needs[0] or needs[1]):
         return None, None, gv
     g_weights = xp.matmul(g, _swap(xp, v))
+    if drop is not None:
+        g_weights = xp.multiply(g_weights, drop)
     along = xp.sum(xp.multiply(g_weights, weights), axis=-1, keepdims=True)
     g_scores = xp.multiply(xp.multiply(xp.subtract(g_weights, along), weights), 1 / sqrt(q.shape[-1]))
     gq = xp.matmul(g_scores, k) if needs[0] else None
     gk = xp.matmul(_swap(xp, g_scores), q) if needs[1] else None
     return gq, gk, gv
+
+
+def attention_dropout_mask(xp: Xp, scores: Shape, v: Array, dropout: Dropout) -> Array:
+    """The mask of dropout of the weights, in the dtype of v: (..., L, S), with the output's batch axes."""
+    shape = (*np.broadcast_shapes(scores[:-2], v.shape[:-2]), *scores[-2:])
+    return _cast(xp, xp.dropout_mask(shape, *dropout), xp.dtype(v))
 
 
 def _scores(xp: Xp, q: Array, k: Array, mask: Array | None, causal: bool, offset: int) -> Array:

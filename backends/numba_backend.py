@@ -23,6 +23,7 @@ from . import (
     numpy_token,
 )
 from .cpu import MIN_PART_TIME, run_parallel
+from .formulas import Dropout
 from .numba_compile import compiled, is_float32
 from .numpy_attention import _AttentionOperands, _BlockIndex
 from .numpy_backend import *  # noqa: F403 - all primitives that are not redefined below
@@ -416,11 +417,13 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
     return np.asarray(np.sum(np.where(valid, losses, 0)) / np.count_nonzero(valid)).astype(_f), probs
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
+def attention(
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: Dropout | None = None
+) -> Any:
     """As in numpy_attention.py, with everything between the two products in one pass."""
     if not is_float32(q, k, v):
-        return numpy_attention.attention(q, k, v, mask, causal, offset)
-    if numpy_attention.takes_one_query(q, k, v, causal, offset):
+        return numpy_attention.attention(q, k, v, mask, causal, offset, dropout)
+    if dropout is None and numpy_attention.takes_one_query(q, k, v, causal, offset):
         return numpy_attention.one_query(q, k, v, mask, causal, offset, _softmax_of)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))
@@ -431,6 +434,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
         if heads.mask is not None:
             np.copyto(weights, -inf, where=heads.mask[(*queries, keys[2])])
         _attention_weights(weights, log_sum[queries], queries[2].start + heads.offset + 1)
+        if dropout is not None:
+            weights *= heads.dropout_mask(queries, keys, dropout)
         np.matmul(weights, heads.v[keys], out=out[queries])
 
     heads.run_in_blocks(one, products=2)

@@ -1,13 +1,16 @@
 """Fused attention in NumPy: in blocks of queries, on several threads, without an array of all weights."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from math import inf, prod
 from math import sqrt as _sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from . import host
 from .cpu import MIN_PART_TIME, run_parallel
+from .formulas import Dropout
 from .numpy_blocks import FLOP_TIME, Array, block_length, is_half, row_max, row_sums
 
 # Attention (Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1), in blocks of queries. Weights
@@ -15,11 +18,13 @@ from .numpy_blocks import FLOP_TIME, Array, block_length, is_half, row_max, row_
 # algorithm 4; here a block has all its keys at once). Causal attention skips the keys after a block's last query.
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
+def attention(
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: Dropout | None = None
+) -> Any:
     """The output, and the logsumexp of each query's scores, which is inf if all keys are hidden."""
     if is_half(q):
         return NotImplemented
-    if takes_one_query(q, k, v, causal, offset):
+    if dropout is None and takes_one_query(q, k, v, causal, offset):
         return one_query(q, k, v, mask, causal, offset)
     heads = _AttentionOperands(q, k, v, mask, causal, offset)
     out = np.zeros_like(heads.q, shape=(*heads.q.shape[:-1], v.shape[-1]))  # with the memory layout of q
@@ -34,6 +39,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
         total = row_sums(weights)
         hidden = total == 0
         total += hidden
+        if dropout is not None:
+            weights *= heads.dropout_mask(queries, keys, dropout)
         np.matmul(weights, heads.v[keys], out=out[queries])
         out[queries] /= total
         log_sum[queries] = np.where(hidden, inf, np.log(total) + top)
@@ -53,6 +60,7 @@ def attention_backward(
     causal: bool,
     offset: int,
     needs: Sequence[bool],
+    dropout: Dropout | None = None,
 ) -> Any:
     """The gradients have all batch axes, including those along which an operand was broadcast."""
     if is_half(q) or prod(out.shape[:-1]) * k.shape[-2] <= _FEW_SCORES:
@@ -68,12 +76,16 @@ def attention_backward(
         weights = heads.scores(queries, keys)
         weights -= log_sum[queries]
         np.exp(weights, out=weights)
+        drop = None if dropout is None else heads.dropout_mask(queries, keys, dropout)
         if gv is not None:
-            gv[keys] += np.swapaxes(weights, -1, -2) @ g[queries]
+            gv[keys] += np.swapaxes(weights if drop is None else weights * drop, -1, -2) @ g[queries]
         if gq is None and gk is None:
             return
         g_scores = g[queries] @ np.swapaxes(heads.v[keys], -1, -2)
-        # Softmax's backward subtracts the sum of g_weights * weights over each row, which equals that of g * out.
+        if drop is not None:
+            g_scores *= drop
+        # Softmax's backward subtracts the sum of g_weights * weights over each row, which equals that of g * out, also
+        # with dropout: g_weights = (g v^T) * drop, and out = (weights * drop) v.
         g_scores -= row_sums(g[queries] * out[queries])
         weights *= heads.scale
         g_scores *= weights
@@ -204,6 +216,25 @@ class _AttentionOperands:
             skip = max(-first_hidden, 0)
             np.copyto(tail, -inf, where=self.later[: tail.shape[-2], skip : skip + tail.shape[-1]])
         return scores
+
+    def dropout_mask(self, queries: _BlockIndex, keys: _BlockIndex, dropout: Dropout) -> Array:
+        """A block of the mask of dropout of the weights (B, H, L, S): 0 with probability p, else 1 / (1 - p).
+
+        It draws all keys of the block's queries, which are consecutive numbers: within a head, or in all heads of the
+        block if that has all queries.
+        """
+        key, p, dtype = dropout
+        seed, low, high, first = map(int, key)
+        (_, n_heads, n_queries, _), n_keys = self.q.shape, self.k.shape[2]
+        b, h, i = (range(n)[axis] for axis, n in zip(queries, self.q.shape, strict=False))
+        mask = np.empty((len(b), len(h), len(i), keys[2].stop), dtype)
+        parts = [(b[0], h[0])] if len(i) == n_queries else [*product(b, h)]
+        for part, (batch, head) in zip(mask.reshape(len(parts), -1, *mask.shape[2:]), parts, strict=True):
+            start = first + ((batch * n_heads + head) * n_queries + i[0]) * n_keys
+            drawn = host.uniform((len(part), len(i), n_keys), seed, high << 64 | low, start)[..., keys[2]]
+            np.greater_equal(drawn.astype(dtype), p, out=part)
+        mask *= 1 / (1 - p)
+        return mask.astype(self.q.dtype, copy=False)
 
     def run_in_blocks(self, one: Callable[[_BlockIndex, _BlockIndex], None], products: int) -> None:
         """Call one(queries, keys) for all blocks. Blocks of one head run in sequence, heads in several threads.

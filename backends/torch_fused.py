@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from . import host, torch_arrays
+from .formulas import Dropout
 
 Array: TypeAlias = Any  # torch.Tensor
 Shape: TypeAlias = tuple[int, ...]
@@ -207,8 +208,10 @@ def _heads(a: Array) -> Array:
     return four if four.stride(-1) == 1 else four.contiguous()
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int) -> Any:
-    if not _flash(q, k, v, mask, causal, offset):
+def attention(
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: Dropout | None = None
+) -> Any:
+    if dropout is not None or not _flash(q, k, v, mask, causal, offset):
         return NotImplemented
     out, log_sum = _aten._scaled_dot_product_flash_attention_for_cpu(*map(_heads, (q, k, v)), 0.0, causal)
     return out.reshape(q.shape), log_sum.reshape(*q.shape[:-1], 1)
@@ -216,9 +219,9 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, causal: bool, of
 
 def attention_backward(
     g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool, offset: int,
-    needs: Sequence[bool],
+    needs: Sequence[bool], dropout: Dropout | None = None,
 ) -> Any:  # fmt: skip
-    if not _flash(q, k, v, mask, causal, offset):
+    if dropout is not None or not _flash(q, k, v, mask, causal, offset):
         return NotImplemented
     four = tuple(map(_heads, (g, q, k, v, out)))
     grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(

@@ -35,6 +35,7 @@ Shape: TypeAlias = tuple[int, ...]
 Padding: TypeAlias = tuple[tuple[int, int], ...]  # before and after, for each spatial axis
 Axis: TypeAlias = int | tuple[int, ...] | None
 Index: TypeAlias = Any  # the index in x[index]
+AttentionDropout: TypeAlias = tuple[Array, float, DType]  # key, p and dtype of `dropout_mask`
 
 
 # fmt: off
@@ -189,14 +190,17 @@ class Derived(Protocol):
         self, logits: Array, ids: Array, valid: Array | None, excluded_class: int | None,
     ) -> tuple[Array, Array]: ...
     def cross_entropy_backward(self, g: Array, probs: Array, ids: Array, valid: Array | None) -> Array: ...  # () -> (N, C)
-    # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), a value for backward; the formula's is the log sum exp of the scores (..., L, 1)
+    # (..., L, d) (..., S, d) (..., S, e) -> (..., L, e), a value for backward; the formula's is the log sum exp of the scores (..., L, 1).
+    # The weights are multiplied by `dropout_mask((..., L, S), *dropout)`, with the output's batch axes. Without dropout, this
+    # argument is not passed
     def attention(
         self, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int,
+        dropout: AttentionDropout | None = None,
     ) -> tuple[Array, Array]: ...
     # (..., L, e) -> gradients of q, k, v
     def attention_backward(
         self, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
-        offset: int, needs: Sequence[bool],
+        offset: int, needs: Sequence[bool], dropout: AttentionDropout | None = None,
     ) -> tuple[Array | None, ...]: ...
 
     # Convolution and pooling. stride, dilation and kernel have a number for each spatial axis, and padding a pair:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from . import rules
 from .autograd import is_grad_enabled
-from .backend import DERIVED, ELEMENTWISE, Backend, DType, Shape
+from .backend import DERIVED, ELEMENTWISE, AttentionDropout, Backend, DType, Shape
 from .dtype import is_float
 from .tensor import Tensor
 from .tensor_backend import TensorBackend, attention_weights, formulas
@@ -165,9 +165,14 @@ def _leaky_relu(xp: Backend, a: Any, alpha: float) -> tuple[Any, Push]:
 
 
 @cast(Callable[[F], F], formulas._in_float32())
-def _attention(xp: Any, q: Any, k: Any, v: Any, mask: Any, causal: bool, offset: int) -> Any:
+def _attention(
+    xp: Any, q: Any, k: Any, v: Any, mask: Any, causal: bool, offset: int, dropout: AttentionDropout | None
+) -> Any:
     scaled = xp.multiply(q, 1 / math.sqrt(q.shape[-1]))
-    return xp.matmul(attention_weights(xp, scaled, k, mask, causal, offset), v)
+    weights = attention_weights(xp, scaled, k, mask, causal, offset)
+    if dropout is not None:
+        weights = xp.multiply(weights, formulas.attention_dropout_mask(xp, weights.shape, v, dropout))
+    return xp.matmul(weights, v)
 
 
 class ForwardBackend(TensorBackend):
@@ -248,10 +253,12 @@ class ForwardBackend(TensorBackend):
 
         return self.with_tangents(xp.gelu_backward(primal(g), below, approximate), push, g, a)
 
-    def attention(self, q: Any, k: Any, v: Any, mask: Any, causal: bool, offset: int) -> tuple[Any, Any]:
+    def attention(
+        self, q: Any, k: Any, v: Any, mask: Any, causal: bool, offset: int, dropout: AttentionDropout | None = None
+    ) -> tuple[Any, Any]:
         if not any(isinstance(a, Dual) for a in (q, k, v)):
-            return super().attention(q, k, v, mask, causal, offset)
-        return _attention(self, q, k, v, mask, causal, offset), None
+            return super().attention(q, k, v, mask, causal, offset, dropout)
+        return _attention(self, q, k, v, mask, causal, offset, dropout), None
 
 
 _FORWARD: dict[str, Callable[..., tuple[Any, Push]]] = {

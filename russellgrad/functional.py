@@ -10,8 +10,9 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from . import rules
-from .backend import resolve_backend
+from .backend import Shape, resolve_backend
 from .dtype import python_number
+from .random import Generator, default_generator
 from .tensor import Mask, Operand, Tensor, apply
 
 P = ParamSpec("P")
@@ -102,7 +103,17 @@ def embedding(weight: Tensor, indices: Any) -> Tensor:
     return apply(rules.embedding, weight, ids=indices)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, causal: bool = False, offset: int = 0) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask = None,
+    causal: bool = False,
+    offset: int = 0,
+    *,
+    dropout_p: float = 0.0,
+    generator: Generator | None = None,
+) -> Tensor:
     """Scaled dot-product attention: softmax(q k^T / sqrt(d)) v (Vaswani et al., arXiv:1706.03762, equation 1).
 
     Shapes: q (..., L, d), k (..., S, d), v (..., S, e) -> (..., L, e).
@@ -113,13 +124,39 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, causal: bool =
         causal: query i sees the keys up to i + offset.
         offset: 0 aligns the first query with the first key; S - L aligns the last query with the last key, as a
             key-value cache needs.
+        dropout_p: the probability of dropout of the attention weights, in [0, 1): the softmax is multiplied by
+            `generator.dropout_mask((..., L, S), dropout_p, ...)`, with the batch axes of the output. (As in PyTorch,
+            a function has no training mode: pass 0 in evaluation.)
+        generator: the generator of the random numbers; by default `random.default_generator()`.
 
-    If all keys are hidden from a query, its output and gradients are 0. Raises ValueError for other shapes.
+    If all keys are hidden from a query, its output and gradients are 0. Raises ValueError for other shapes, or for a
+    dropout_p outside [0, 1).
     """
-    return apply(rules.attention, q, k, v, mask=mask, causal=causal, offset=offset)
+    dropout = _dropout("attention", dropout_p, generator, lambda: rules.attention_shape(q, k, v), (q, k, v))
+    return apply(rules.attention, q, k, v, mask=mask, causal=causal, offset=offset, **dropout)
 
 
-def attention_qkvpacked(qkv: Tensor, n_heads: int, mask: Mask = None, causal: bool = False) -> Tensor:
+def _dropout(
+    op: str, p: float, generator: Generator | None, shape: Callable[[], Shape], operands: tuple[Operand, ...]
+) -> dict[str, rules.Dropout]:
+    """The parameter `dropout` of an attention rule, whose weights have this shape. Without dropout there is none."""
+    if (number := python_number(p)) is None or not 0 <= number < 1:
+        raise ValueError(f"{op}: dropout_p must be in [0, 1), got {p!r}; pass 0 for no dropout")
+    if not number or not rules.min_ndim(*operands):  # `apply` or the rule refuses an operand without axes
+        return {}
+    xp = next((x.backend for x in operands if isinstance(x, Tensor)), resolve_backend(None))
+    return {"dropout": ((generator or default_generator())._key(shape(), xp), float(number))}
+
+
+def attention_qkvpacked(
+    qkv: Tensor,
+    n_heads: int,
+    mask: Mask = None,
+    causal: bool = False,
+    *,
+    dropout_p: float = 0.0,
+    generator: Generator | None = None,
+) -> Tensor:
     """Multi-head self-attention on packed queries, keys and values (named as in FlashAttention).
 
     Shapes: qkv (..., T, 3 C) -> (..., T, C). The last axis of qkv concatenates q, k and v; each of them concatenates
@@ -129,10 +166,13 @@ def attention_qkvpacked(qkv: Tensor, n_heads: int, mask: Mask = None, causal: bo
         n_heads: the number of heads; must divide C.
         mask: bool, broadcast to (..., n_heads, T, T). True hides a key from a query.
         causal: query i sees the keys up to i.
+        dropout_p, generator: as in `attention`; the weights are (..., n_heads, T, T).
 
-    Raises ValueError for shapes that do not match.
+    Raises ValueError for shapes that do not match, or for a dropout_p outside [0, 1).
     """
-    return apply(rules.attention_qkvpacked, qkv, n_heads=n_heads, mask=mask, causal=causal)
+    op = "attention_qkvpacked"
+    dropout = _dropout(op, dropout_p, generator, lambda: rules.packed_shape(qkv, n_heads), (qkv,))
+    return apply(rules.attention_qkvpacked, qkv, n_heads=n_heads, mask=mask, causal=causal, **dropout)
 
 
 # --- The methods of Tensor, as functions

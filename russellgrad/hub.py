@@ -135,7 +135,8 @@ def _write_gpt2(model: Any) -> dict[str, Any]:
         "n_inner": model.blocks[0].feed_forward.w_in.shape[1],
         "n_positions": tokenizer.max_seq_len, "n_ctx": tokenizer.max_seq_len,
         "layer_norm_epsilon": model.final_norm.eps,
-        "resid_pdrop": options["dropout"], "embd_pdrop": options["dropout"], "attn_pdrop": 0.0,
+        "resid_pdrop": options["dropout"], "embd_pdrop": options["dropout"],
+        "attn_pdrop": options["attention_dropout"],
         "tie_word_embeddings": options["tied"],
     }  # fmt: skip
 
@@ -215,7 +216,7 @@ def _write_llama(model: Any) -> dict[str, Any]:
         "rope_parameters": {"rope_theta": options["rope_base"], "rope_type": "default"},
         "rope_theta": options["rope_base"],  # before transformers 5
         "tie_word_embeddings": options["tied"], "attention_bias": options["attention_bias"], "mlp_bias": False,
-        "attention_dropout": 0.0,
+        "attention_dropout": options["attention_dropout"],
     }  # fmt: skip
 
 
@@ -251,7 +252,7 @@ _LLAMA_FIXED: dict[str, tuple[Any, ...]] = {
     "final_norm": (True,),
 }  # fmt: skip
 _LLAMA_FREE = ("n_layers", "n_attn_heads", "n_kv_heads", "ff_scale_factor", "ff_dim", "activation", "norm_eps",
-               "rope_base", "tied", "dropout")  # fmt: skip
+               "rope_base", "tied", "dropout", "attention_dropout")  # fmt: skip
 
 ARCHITECTURES = {
     "gpt2": _Architecture(
@@ -259,7 +260,7 @@ ARCHITECTURES = {
         {"output_projection": (True,), "final_norm": (True,), "norm": ("layer_norm",), "feed_forward": ("mlp",),
          "positions": ("learned",), "n_kv_heads": (None,), "window": (None,)},
         ("n_layers", "n_attn_heads", "ff_scale_factor", "ff_dim", "activation", "attention_bias", "norm_eps", "tied",
-         "rope_base", "dropout"),
+         "rope_base", "dropout", "attention_dropout"),
         _gpt2_weights,
     ),
     "llama": _Architecture(
@@ -282,6 +283,7 @@ def from_pretrained(
     backend: str | ModuleType | Backend | None,
     dtype: DType | None,
     dropout: float,
+    attention_dropout: float,
     seed: int | None,
 ) -> M:
     """Implements `Transformer.from_pretrained`; `build` is the class."""
@@ -301,7 +303,7 @@ def from_pretrained(
     of_tokenizer = {name: options.pop(name) for name in _OF_TOKENIZER if name in options}
     with use_backend("numpy"), init.skip_draws():
         tokenizer = Tokenizer(size, pad_token_id=size, encoding=encoding, **of_tokenizer)
-        model = build(tokenizer, dropout=dropout, seed=seed, **options)
+        model = build(tokenizer, dropout=dropout, attention_dropout=attention_dropout, seed=seed, **options)
     weights = architecture.weights(model)
     _check_fit(path, weights, stored)
     model._set_arrays(target, dict.fromkeys(weights, target.zeros((), "float32")))

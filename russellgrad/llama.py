@@ -20,6 +20,7 @@ from . import init, rules
 from .functional import attention, linear, rms_norm, swiglu
 from .generation import LayerCache
 from .layers.check import check_input, check_width, checked_eps, positive
+from .layers.dropout import Dropout
 from .module import Module
 from .random import Generator
 from .tensor import Tensor, apply
@@ -144,7 +145,7 @@ class GroupedQueryAttention(Module):
             positions.
         window: sliding-window attention (Mistral, Jiang et al., arXiv:2310.06825, section 2): a token sees the last
             `window` tokens, of which it is one. None: all tokens before it.
-        output_projection, bias, output_std, generator: as in `AttentionLayer`.
+        output_projection, bias, dropout, output_std, generator: as in `AttentionLayer`.
 
     Raises:
         ValueError: n_heads does not divide hidden_size, n_kv_heads does not divide n_heads, a number is not positive,
@@ -161,6 +162,7 @@ class GroupedQueryAttention(Module):
         window: int | None = None,
         output_projection: bool = True,
         bias: bool = False,
+        dropout: Dropout | None = None,
         output_std: float = init.GPT2_STD,
         generator: Generator | None = None,
     ) -> None:
@@ -184,6 +186,7 @@ class GroupedQueryAttention(Module):
             init.normal(square, std=output_std, generator=generator, label="w_out") if output_projection else None
         )
         self.b_out = init.zeros((hidden_size,), label="b_out") if bias and output_projection else None
+        self.dropout = Dropout(0.0) if dropout is None else dropout
 
     def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C).
@@ -209,7 +212,10 @@ class GroupedQueryAttention(Module):
             hidden = padding.expand_dims((1, 2, 3))  # (B, 1, 1, 1, S + T)
             mask = hidden if mask is None else mask | hidden
         groups = self._groups(q)  # (B, K, G, T, D): keys and values are broadcast over the G queries of a group
-        out = attention(groups, k.expand_dims(2), v.expand_dims(2), mask=mask, causal=True, offset=n_cached)
+        out = attention(
+            groups, k.expand_dims(2), v.expand_dims(2), mask=mask, causal=True, offset=n_cached,
+            dropout_p=self.dropout.p if self.training else 0.0, generator=self.dropout.generator,
+        )  # fmt: skip
         out = out.reshape(q.shape).swapaxes(1, 2).reshape(x.shape)  # (B, T, C)
         return out if self.w_out is None else linear(out, self.w_out, self.b_out)
 

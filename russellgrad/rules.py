@@ -24,13 +24,14 @@ from numbers import Integral
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 from .autograd import Joint
-from .backend import Array, Axis, Backend, DType, Index, Padding, Shape
+from .backend import Array, AttentionDropout, Axis, Backend, DType, Index, Padding, Shape
 from .dtype import is_float, real_array
 
 Rule: TypeAlias = Callable[..., tuple[Any, ...]]
 Result: TypeAlias = tuple[Any, ...]  # (output, pullback, ...)
 View = Annotated[Result, "the output may share memory with the first operand"]
 Float = Annotated[Array, "the result is a float"]
+Dropout: TypeAlias = tuple[Array, float]  # key and p of `dropout_mask`
 _R = TypeVar("_R", bound=Rule)
 
 
@@ -860,47 +861,75 @@ def check_targets_shape(op: str, logits: Shape, targets: Shape) -> None:
         )
 
 
-def attention(xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: bool, offset: int) -> Result:
+def attention(
+    xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: bool, offset: int,
+    dropout: Dropout | None = None,
+) -> Result:  # fmt: skip
     check_bool("attention: causal", causal)
     check_int("attention: offset", offset)
+    _check_attention(q, k, v)
+    scores = (*broadcast_shape(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
+    masked = None if mask is None else _mask_for_shape(xp, scores, mask, "attention")
+    drop = _drop(xp, q, dropout)
+    out, log_sum = xp.attention(q, k, v, masked, causal, offset, *drop)
+    args = masked, causal, offset
+    return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, *args, needs, *drop))
+
+
+def _check_attention(q: Array, k: Array, v: Array) -> None:
     fits = min_ndim(q, k, v) >= 2 and q.shape[-1] == k.shape[-1] > 0 and k.shape[-2] == v.shape[-2]
     if not fits:
         raise ValueError(
             f"attention: q {shape_of(q)}, k {shape_of(k)} and v {shape_of(v)} do not fit; "
             "they must be (..., L, d), (..., S, d) and (..., S, dv)"
         )
-    scores = (*broadcast_shape(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
-    masked = None if mask is None else _mask_for_shape(xp, scores, mask, "attention")
-    out, log_sum = xp.attention(q, k, v, masked, causal, offset)
-    return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, masked, causal, offset, needs))
 
 
-def attention_qkvpacked(xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool) -> Result:
+def attention_shape(q: Array, k: Array, v: Array) -> Shape:
+    """The shape (..., L, S) of the mask of dropout. Raises ValueError if the operands do not fit."""
+    _check_attention(q, k, v)
+    batch = broadcast_shape(broadcast_shape(q.shape[:-2], k.shape[:-2]), v.shape[:-2])
+    return (*batch, q.shape[-2], k.shape[-2])
+
+
+def _drop(xp: Backend, q: Array, dropout: Dropout | None) -> tuple[AttentionDropout, ...]:
+    """The last argument of a backend's attention; without dropout there is none, for backends that do not take it."""
+    return () if dropout is None else ((*dropout, xp.dtype(q)),)
+
+
+def attention_qkvpacked(
+    xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool, dropout: Dropout | None = None
+) -> Result:
     """`attention` of each head, for concatenated queries, keys and values: (..., T, 3 C) -> (..., T, C)."""
     check_bool("attention_qkvpacked: causal", causal)
-    check_int("attention_qkvpacked: n_heads", n_heads)
-    if qkv.ndim < 2 or n_heads < 1 or qkv.shape[-1] % (3 * n_heads) or not qkv.shape[-1]:
-        raise ValueError(
-            f"attention_qkvpacked: qkv {shape_of(qkv)} does not hold q, k and v of {n_heads} heads; "
-            "it must be (..., T, 3 * n_heads * d)"
-        )
+    shape = packed_shape(qkv, n_heads)
     *batch, length, width = qkv.shape
     n, d = len(batch), width // (3 * n_heads)
-    masked = (
-        None if mask is None else _mask_for_shape(xp, (*batch, n_heads, length, length), mask, "attention_qkvpacked")
-    )
+    masked = None if mask is None else _mask_for_shape(xp, shape, mask, "attention_qkvpacked")
     to_heads = (*range(n), n + 1, n, n + 2)  # (..., T, H, d) -> (..., H, T, d), and back
     separate = xp.reshape(qkv, (*batch, length, 3, n_heads, d))
     q, k, v = (xp.transpose(xp.getitem(separate, (..., i, slice(None), slice(None))), to_heads) for i in range(3))
-    out, log_sum = xp.attention(q, k, v, masked, causal, 0)
+    drop = _drop(xp, q, dropout)
+    out, log_sum = xp.attention(q, k, v, masked, causal, 0, *drop)
 
     def pull(g: Array) -> Array:
         g = xp.transpose(xp.reshape(g, (*batch, length, n_heads, d)), to_heads)
-        grads = xp.attention_backward(g, q, k, v, out, log_sum, masked, causal, 0, (True, True, True))
+        grads = xp.attention_backward(g, q, k, v, out, log_sum, masked, causal, 0, (True, True, True), *drop)
         rows = [xp.reshape(xp.transpose(grad, to_heads), (*batch, length, n_heads * d)) for grad in grads]
         return xp.concatenate(rows, n + 1)
 
     return xp.reshape(xp.transpose(out, to_heads), (*batch, length, n_heads * d)), pull
+
+
+def packed_shape(qkv: Array, n_heads: int) -> Shape:
+    """The shape (..., n_heads, T, T) of the scores. Raises ValueError if qkv does not hold q, k and v of the heads."""
+    check_int("attention_qkvpacked: n_heads", n_heads)
+    if len(shape_of(qkv)) < 2 or n_heads < 1 or qkv.shape[-1] % (3 * n_heads) or not qkv.shape[-1]:
+        raise ValueError(
+            f"attention_qkvpacked: qkv {shape_of(qkv)} does not hold q, k and v of {n_heads} heads; "
+            "it must be (..., T, 3 * n_heads * d)"
+        )
+    return (*qkv.shape[:-2], n_heads, qkv.shape[-2], qkv.shape[-2])
 
 
 def check_bool(what: str, value: Any) -> None:

@@ -121,6 +121,7 @@ class AttentionLayer(Module):
         hidden_size: C, the length of the last axis of the input.
         output_projection: whether to multiply the output by a learned matrix (C, C), which mixes the heads.
         bias: whether both products add a learned bias, `b_qkv` (3 C) and `b_out` (C), initially 0, as in GPT-2.
+        dropout: applied to the attention weights in training mode; by default without dropout.
         output_std: the standard deviation of the output projection's initial values.
         generator: the generator of the initial weights; by default `random.default_generator()`.
 
@@ -135,6 +136,7 @@ class AttentionLayer(Module):
         *,
         output_projection: bool = False,
         bias: bool = False,
+        dropout: Dropout | None = None,
         output_std: float = _STD,
         generator: Generator | None = None,
     ) -> None:
@@ -149,6 +151,7 @@ class AttentionLayer(Module):
         self.b_qkv = init.zeros((3 * hidden_size,), label="b_qkv") if bias else None
         self.w_out = _normal(square, output_std, generator, "w_out") if output_projection else None
         self.b_out = init.zeros((hidden_size,), label="b_out") if bias and output_projection else None
+        self.dropout = Dropout(0.0) if dropout is None else dropout
 
     def forward(self, x: Tensor, padding: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C).
@@ -165,12 +168,14 @@ class AttentionLayer(Module):
         check_width(self, x, self.w_qkv)
         mask = None if padding is None else padding.expand_dims((-3, -2))  # (B, 1, 1, S + T)
         qkv = linear(x, self.w_qkv, self.b_qkv)  # (B, T, 3 C)
+        p, generator = self.dropout.p if self.training else 0.0, self.dropout.generator
         if cache is None:
-            out = attention_qkvpacked(qkv, self.n_heads, mask=mask, causal=True)  # (B, T, C)
+            out = attention_qkvpacked(qkv, self.n_heads, mask, True, dropout_p=p, generator=generator)  # (B, T, C)
         else:
             q, k, v = self._heads(qkv)  # (B, H, T, D)
             k, v = cache.extend(k, v)  # (B, H, S + T, D)
-            heads = attention(q, k, v, mask=mask, causal=True, offset=k.shape[-2] - q.shape[-2])  # (B, H, T, D)
+            offset = k.shape[-2] - q.shape[-2]
+            heads = attention(q, k, v, mask, True, offset, dropout_p=p, generator=generator)  # (B, H, T, D)
             out = heads.swapaxes(-3, -2).reshape(x.shape)  # (B, T, C)
         return out if self.w_out is None else linear(out, self.w_out, self.b_out)
 
@@ -303,11 +308,12 @@ class Transformer(Module):
         tied: whether the logits use the token embedding (Press & Wolf), or a matrix of their own, `output`
             (C, vocab_size + 1).
         dropout: the dropout probability, after the embedding and after each layer in a block.
+        attention_dropout: the dropout probability of the attention weights, as `attn_pdrop` in GPT-2.
         seed: the seed of the initial weights and of dropout; by default both use `random.default_generator()`.
 
     Raises:
         ValueError: n_attn_heads does not divide C, n_kv_heads does not divide n_attn_heads, a number is not positive,
-            norm_eps is negative, nan or infinite, dropout is outside [0, 1), a name is unknown, "swiglu" is given an
+            norm_eps is negative, nan or infinite, a dropout is outside [0, 1), a name is unknown, "swiglu" is given an
             activation, or the tokenizer has a positional encoding with "rotary", or none with "learned".
     """
 
@@ -332,6 +338,7 @@ class Transformer(Module):
         window: int | None = None,
         tied: bool = True,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         seed: int | None = None,
     ) -> None:
         if n_layers < 1:
@@ -342,7 +349,7 @@ class Transformer(Module):
             "activation": activation, "output_projection": output_projection, "final_norm": final_norm,
             "dropout": dropout, "attention_bias": attention_bias, "norm": norm, "norm_eps": norm_eps,
             "feed_forward": feed_forward, "ff_dim": ff_dim, "positions": positions, "rope_base": rope_base,
-            "n_kv_heads": n_kv_heads, "window": window, "tied": tied,
+            "n_kv_heads": n_kv_heads, "window": window, "tied": tied, "attention_dropout": attention_dropout,
         }  # fmt: skip
         checked_eps("Transformer", norm_eps, "norm_eps")
         _check_names(norm=norm, feed_forward=feed_forward, positions=positions)
@@ -359,9 +366,16 @@ class Transformer(Module):
         # Each block adds to the residual stream twice. Smaller output matrices keep its variance constant (GPT-2).
         output_std = _STD / math.sqrt(2 * n_layers)
         shared: dict[str, Any] = {"output_std": output_std, "generator": generator}
+        self.tokenizer = tokenizer
+        # One generator for all dropout, so that `start_batch` of one of these starts the batch of both.
+        self.dropout = Dropout(dropout, generator=None if seed is None else Generator(seed, DROPOUT))
+        self.attention_dropout = Dropout(attention_dropout, generator=self.dropout.generator)
 
         def attention() -> Attention:
-            options = {"output_projection": output_projection, "bias": attention_bias, **shared}
+            options = {
+                "output_projection": output_projection, "bias": attention_bias, "dropout": self.attention_dropout,
+                **shared,
+            }  # fmt: skip
             if positions == "learned" and n_kv_heads is None and window is None:
                 return AttentionLayer(n_attn_heads, hidden_size, **options)
             base = rope_base if positions == "rotary" else None
@@ -375,8 +389,6 @@ class Transformer(Module):
             return SwiGLU(-(-2 * width // 24) * 8 if ff_dim is None else ff_dim, hidden_size, **shared)
 
         make_norm = partial(_NORMS[norm], eps=norm_eps)
-        self.tokenizer = tokenizer
-        self.dropout = Dropout(dropout, generator=None if seed is None else Generator(seed, DROPOUT))
         self.blocks = [Block(attention(), mlp(), hidden_size, self.dropout, make_norm) for _ in range(n_layers)]
         self.final_norm = make_norm(hidden_size) if final_norm else None
         self.output = None if tied else _normal((hidden_size, tokenizer.vocab_size + 1), _STD, generator, "output")
@@ -397,6 +409,7 @@ class Transformer(Module):
         tied: bool = False,
         attention_bias: bool = False,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         seed: int | None = None,
     ) -> Self:
         """A model with the blocks of Llama: RMS norms, rotary positions, SwiGLU, and logits with a matrix of their own.
@@ -410,7 +423,7 @@ class Transformer(Module):
         Args:
             tokenizer: a tokenizer with positional_encoding=False.
             n_layers, n_attn_heads, ff_scale_factor, n_kv_heads, ff_dim, norm_eps, rope_base, window, tied,
-                attention_bias, dropout, seed: as in `Transformer`.
+                attention_bias, dropout, attention_dropout, seed: as in `Transformer`.
 
         Raises:
             ValueError: as `Transformer`; also if C / n_attn_heads is odd.
@@ -419,14 +432,14 @@ class Transformer(Module):
             tokenizer, n_layers, n_attn_heads, ff_scale_factor, output_projection=True, final_norm=True,
             norm="rms_norm", norm_eps=norm_eps, feed_forward="swiglu", ff_dim=ff_dim, positions="rotary",
             rope_base=rope_base, n_kv_heads=n_kv_heads, window=window, tied=tied, attention_bias=attention_bias,
-            dropout=dropout, seed=seed,
+            dropout=dropout, attention_dropout=attention_dropout, seed=seed,
         )  # fmt: skip
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments without tokenizer and seed: `Transformer(tokenizer, **model.config())`.
 
-        Of attention_bias, norm, norm_eps, feed_forward, ff_dim, positions, rope_base, n_kv_heads, window and tied, it
-        has those that are not the default.
+        Of attention_bias, norm, norm_eps, feed_forward, ff_dim, positions, rope_base, n_kv_heads, window, tied and
+        attention_dropout, it has those that are not the default.
         """
         defaults = signature(Transformer).parameters
         return {
@@ -442,6 +455,7 @@ class Transformer(Module):
         n_attn_heads: int,
         activation: str,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         padding_row: bool = True,
     ) -> Self:
         """Build a model from the parameters of the equivalent PyTorch model (docs/torch_twin.py).
@@ -456,7 +470,7 @@ class Transformer(Module):
                 0 then. What torch.compile and DistributedDataParallel add to names is removed. Causal masks among the
                 buffers are left out.
             tokenizer: a tokenizer with the sizes of the parameters. Its embeddings are overwritten.
-            n_attn_heads, activation, dropout: as in `Transformer`.
+            n_attn_heads, activation, dropout, attention_dropout: as in `Transformer`.
             padding_row: whether the last row of the token embedding is that of padding. Set it to False for models
                 without one, such as nanoGPT's: a row of zeros is added, which does not change the other logits.
 
@@ -468,7 +482,10 @@ class Transformer(Module):
         """
         state = interchange.read_state(source)
         options = interchange.options_of(state, tokenizer, padding_row)
-        model = cls(tokenizer, n_attn_heads=n_attn_heads, activation=activation, dropout=dropout, seed=0, **options)
+        model = cls(
+            tokenizer, n_attn_heads=n_attn_heads, activation=activation, dropout=dropout,
+            attention_dropout=attention_dropout, seed=0, **options,
+        )  # fmt: skip
         interchange.fill(model, state, padding_row)
         return model.eval()
 
@@ -499,6 +516,7 @@ class Transformer(Module):
         backend: str | ModuleType | Backend | None = None,
         dtype: DType | None = None,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         seed: int | None = None,
     ) -> Self:
         """Load a model from a folder of the Hugging Face hub: GPT-2 or Llama, in evaluation mode.
@@ -513,7 +531,7 @@ class Transformer(Module):
                 and merges.txt.
             backend: the backend of the parameters, by default the current one.
             dtype: the dtype of the parameters, by default that of the file; bfloat16 and float16 become float32.
-            dropout, seed: as in `Transformer`. The dropout of the folder's settings is not used.
+            dropout, attention_dropout, seed: as in `Transformer`. The dropout of the folder's settings is not used.
 
         Raises:
             ImportError: `safetensors` is not installed, or `tokenizers`, for a tokenizer that needs it.
@@ -522,7 +540,7 @@ class Transformer(Module):
                 that are missing or unexpected or have another shape, which are all listed; a tokenizer with more tokens
                 than the model.
         """
-        return hub.from_pretrained(cls, folder, backend, dtype, dropout, seed)
+        return hub.from_pretrained(cls, folder, backend, dtype, dropout, attention_dropout, seed)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model to a folder that `transformers` loads as a GPT-2 or Llama, and return the folder's path.
@@ -681,7 +699,9 @@ def _check_names(**given: str) -> None:
 # The decoder bypasses `forward`, so every module must be exactly this library's own. The attributes that the decoder
 # reads of each class, and their classes; those of _MAY_BE_NONE may be None.
 _NORM = (LayerNorm, RMSNorm)
-_ATTENTION: dict[str, tuple[type, ...]] = dict.fromkeys(("w_qkv", "b_qkv", "w_out", "b_out"), (Tensor,))
+_ATTENTION: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("w_qkv", "b_qkv", "w_out", "b_out"), (Tensor,)), "dropout": (Dropout,),
+}  # fmt: skip
 _READ: dict[type[Module], dict[str, tuple[type, ...]]] = {
     Transformer: {"tokenizer": (Tokenizer,), "dropout": (Dropout,), "final_norm": _NORM, "output": (Tensor,)},
     Tokenizer: {"token_embedding": (Tensor,), "positional_encoding": (Tensor,)},

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from . import rules
 from .autograd import is_grad_enabled
-from .backend import DERIVED, ELEMENTWISE, Array, Backend, DType, Index, LoadedBackend, Shape
+from .backend import DERIVED, ELEMENTWISE, Array, AttentionDropout, Backend, DType, Index, LoadedBackend, Shape
 from .tensor import Tensor, apply
 
 formulas: Any = importlib.import_module(f"{__package__}.backends.formulas")
@@ -117,17 +117,22 @@ def attention_weights(xp: Any, q: Any, k: Any, mask: Any, causal: bool, offset: 
 @cast(Callable[[F], F], formulas._in_float32())
 def _attention_backward(
     xp: Any, g: Any, q: Any, k: Any, v: Any, out: Any, log_sum: Any, mask: Any, causal: bool, offset: int,
-    needs: Sequence[bool],
+    needs: Sequence[bool], dropout: AttentionDropout | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     """As the formula, but the weights are a softmax, which is one op, instead of e^(scores - log_sum)."""
     scale = 1 / math.sqrt(q.shape[-1])
     scaled = xp.multiply(q, scale)
     weights = attention_weights(xp, scaled, k, mask, causal, offset)
-    gv = xp.matmul(formulas._swap(xp, weights), g) if needs[2] else None
+    drop = None if dropout is None else formulas.attention_dropout_mask(xp, weights.shape, v, dropout)
+    dropped = weights if drop is None else xp.multiply(weights, drop)
+    gv = xp.matmul(formulas._swap(xp, dropped), g) if needs[2] else None
     if not (needs[0] or needs[1]):
         return None, None, gv
     along = xp.sum(xp.multiply(g, out), axis=-1, keepdims=True)
-    g_scores = xp.multiply(xp.subtract(xp.matmul(g, formulas._swap(xp, v)), along), weights)
+    g_weights = xp.matmul(g, formulas._swap(xp, v))
+    if drop is not None:
+        g_weights = xp.multiply(g_weights, drop)
+    g_scores = xp.multiply(xp.subtract(g_weights, along), weights)
     gq = xp.multiply(xp.matmul(g_scores, k), scale) if needs[0] else None
     gk = xp.matmul(formulas._swap(xp, g_scores), scaled) if needs[1] else None
     return gq, gk, gv
@@ -283,18 +288,22 @@ class TensorBackend(LoadedBackend):
         return loss, rules.widened(self, logits).softmax(1)
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, offset: int
-    ) -> tuple[Tensor, Tensor | None]:
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, offset: int,
+        dropout: AttentionDropout | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         if constants((q, k, v)) is not None:
-            out, log_sum = _for_constants("attention")(self, q, k, v, mask, causal, offset)
+            drop = () if dropout is None else (dropout,)
+            out, log_sum = _for_constants("attention")(self, q, k, v, mask, causal, offset, *drop)
             return out, log_sum
-        return apply(rules.attention, q, k, v, mask=mask, causal=causal, offset=offset), None
+        given = {} if dropout is None else {"dropout": dropout[:2]}
+        return apply(rules.attention, q, k, v, mask=mask, causal=causal, offset=offset, **given), None
 
     def attention_backward(
         self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor | None, mask: Tensor | None,
-        causal: bool, offset: int, needs: Sequence[bool],
+        causal: bool, offset: int, needs: Sequence[bool], dropout: AttentionDropout | None = None,
     ) -> Any:  # fmt: skip
-        args = g, q, k, v, out, log_sum, mask, causal, offset, needs
+        drop = () if dropout is None else (dropout,)
+        args = g, q, k, v, out, log_sum, mask, causal, offset, needs, *drop
         is_constant = log_sum is not None and constants((g, q, k, v)) is not None
         return (_for_constants("attention_backward") if is_constant else _attention_backward)(self, *args)
 

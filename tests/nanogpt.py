@@ -25,6 +25,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=bias)
         self.c_proj = nn.Linear(n_embd, n_embd, bias=bias)
+        self.attn_dropout, self.resid_dropout = nn.Dropout(0.0), nn.Dropout(0.0)
         self.n_head, self.n_embd = n_head, n_embd
         if not flash:
             mask = torch.tril(torch.ones(block_size, block_size)).view(1, 1, block_size, block_size)
@@ -36,8 +37,8 @@ class CausalSelfAttention(nn.Module):
         )
         scores = q @ k.transpose(-2, -1) / math.sqrt(k.shape[-1])
         hidden = torch.ones(x.shape[1], x.shape[1]).triu(1) == 1
-        y = scores.masked_fill(hidden, -math.inf).softmax(-1) @ v
-        return self.c_proj(y.transpose(1, 2).reshape(x.shape))
+        y = self.attn_dropout(scores.masked_fill(hidden, -math.inf).softmax(-1)) @ v
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(x.shape)))
 
 
 class MLP(nn.Module):
@@ -45,9 +46,10 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=bias)
         self.c_proj = nn.Linear(4 * n_embd, n_embd, bias=bias)
+        self.dropout = nn.Dropout(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x)))
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
 
 
 class Block(nn.Module):
@@ -82,6 +84,7 @@ class NanoGPT(nn.Module):
             {
                 "wte": nn.Embedding(vocab_size, n_embd),
                 "wpe": nn.Embedding(block_size, n_embd),
+                "drop": nn.Dropout(0.0),
                 "h": nn.ModuleList([Block(n_embd, n_head, block_size, bias, flash) for _ in range(n_layer)]),
                 "ln_f": LayerNorm(n_embd, bias),
             }
@@ -96,7 +99,7 @@ class NanoGPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         t = self.transformer
-        x = t["wte"](tokens) + t["wpe"](torch.arange(tokens.shape[1]))
+        x = t["drop"](t["wte"](tokens) + t["wpe"](torch.arange(tokens.shape[1])))
         for block in t["h"].children():
             x = block(x)
         return self.lm_head(t["ln_f"](x))

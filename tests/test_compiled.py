@@ -52,6 +52,16 @@ def model_and_optimizer(
     return model, AdamWOptimizer(groups, cosine_with_warmup(1e-2, 3, 20, 1e-3), flat=flat)
 
 
+@pytest.mark.parametrize("wrap", [lambda step: step, compile_step], ids=["plain", "compiled"])
+def test_each_step_drops_other_attention_weights(backend: Backend, wrap: Callable[[Step], Step]) -> None:
+    """The loss of the same batch and the same parameters differs from step to step, also in replays."""
+    model, _ = model_and_optimizer(attention_dropout=0.5)
+    ids, targets = batch(1)
+    step = wrap(lambda ids: cross_entropy_loss(model(ids), targets, model.tokenizer.pad_token_id))
+    losses = [float(step(model.tokenizer.ids(ids)).item()) for _ in range(6)]
+    assert len(set(losses)) == 6
+
+
 def batch(seed: int, shape: tuple[int, int] = (3, 8), padded: bool = False) -> tuple[Any, Any]:
     ids = rng(seed).integers(0, 6, (shape[0], shape[1] + 1))
     if padded:
@@ -64,7 +74,7 @@ def take(model: Transformer, step: Step, inputs: Any, targets: Any) -> float:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"flat": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"attention_dropout": 0.3}, {"flat": False}], ids=str)
 def test_a_compiled_step_equals_the_plain_step(backend: Backend, dtype: str, options: dict[str, Any]) -> None:
     """Losses, parameters, optimizer state and a later plain step are bitwise equal, with a schedule and dropout."""
     runs = []
@@ -151,15 +161,15 @@ def test_a_compiled_sgd_step_with_momentum_equals_the_plain_step(
         assert all(np.array_equal(own[name], other[name]) for name in own)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", [{}, {"dropout": 0.3}, {"attention_dropout": 0.3}], ids=str)
 @pytest.mark.parametrize("transform", ["grad", "hvp", "jvp"])
 def test_a_compiled_step_with_a_transform_equals_the_plain_step(
-    backend: Backend, transform: str, dropout: float
+    backend: Backend, transform: str, dropout: dict[str, Any]
 ) -> None:
     """A loss that contains derivatives; captures and replays draw new dropout masks."""
     runs = []
     for wrap in (lambda step: step, compile_step):
-        model, optimizer = model_and_optimizer(dropout=dropout)
+        model, optimizer = model_and_optimizer(**dropout)
         parameters = dict(model.named_parameters())
         directions = {
             name: Tensor(rng(i).normal(size=p.shape), requires_grad=False)

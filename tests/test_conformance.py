@@ -389,6 +389,8 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "cross_entropy_backward ignores valid": given("cross_entropy_backward", valid=None),
     "attention ignores the mask": given("attention", mask=None),
     "the causal mask is off by one": given("attention", offset=lambda offset: offset + 1),
+    "attention has no dropout": given("attention", dropout=None),
+    "attention_backward has no dropout": given("attention_backward", dropout=None),
     "attention returns nan for fully masked queries": ("attention", attention_with_nan_for_masked_queries),
     "attention_backward negates the gradient of k": gives("attention_backward", negated, 1),
     "attention_backward ignores the mask": given("attention_backward", mask=None),

@@ -37,7 +37,8 @@ with_mpi = pytest.mark.skipif(
     MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
     reason="no mpiexec or no mpi4py here; pip install mpi4py mpich",
 )
-RUN: dict[str, Any] = {**SMALL, "batch": 8, "steps": 20, "eval_interval": 10, "dropout": 0.2, "dtype": "float64"}
+RUN: dict[str, Any] = {**SMALL, "batch": 8, "steps": 20, "eval_interval": 10, "dropout": 0.2, "attention_dropout": 0.2,
+                       "dtype": "float64"}  # fmt: skip
 
 
 def start(ranks: int, *arguments: str, **environment: str) -> "AbstractContextManager[subprocess.Popen[str]]":

@@ -361,7 +361,7 @@ def random_weights(model: Transformer) -> Transformer:
 @pytest.mark.parametrize(
     "options",
     [{}, {"attention_bias": True, "norm_eps": 1e-3}, {"activation": "leaky_relu", "ff_dim": 20, "dropout": 0.2},
-     {"activation": "gelu", "ff_scale_factor": 2, "tied": False}, {"activation": "relu"}],
+     {"attention_dropout": 0.1}, {"activation": "gelu", "ff_scale_factor": 2, "tied": False}, {"activation": "relu"}],
 )  # fmt: skip
 def test_transformers_loads_what_is_saved(backend: Backend, hf: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     model = small(**options)
@@ -373,18 +373,20 @@ def test_transformers_loads_what_is_saved(backend: Backend, hf: Any, tmp_path: P
     check_logits(model, theirs, ids, "float32")
     assert model.generate(text, 8, temperature=0) == greedy(theirs, model, text, 8)
     assert theirs.config.resid_pdrop == options.get("dropout", 0.0)
+    assert theirs.config.attn_pdrop == options.get("attention_dropout", 0.0)
 
 
 @pytest.mark.parametrize(
     "options",
     [{}, {"n_kv_heads": 2, "ff_dim": 12, "norm_eps": 1e-3, "rope_base": 100.0, "tied": True},
-     {"attention_bias": True, "n_kv_heads": 2}, {"window": 4, "n_kv_heads": 1}],
+     {"attention_bias": True, "n_kv_heads": 2}, {"window": 4, "n_kv_heads": 1}, {"attention_dropout": 0.1}],
 )  # fmt: skip
 def test_transformers_loads_a_llama(backend: Backend, hf: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     model = small_llama(**options)
     path = model.save_pretrained(tmp_path / "ours")
     theirs = hf.AutoModelForCausalLM.from_pretrained(path).eval()
     assert type(theirs).__name__ == ("MistralForCausalLM" if "window" in options else "LlamaForCausalLM")
+    assert theirs.config.attention_dropout == options.get("attention_dropout", 0.0)
     text = "ab\n c é😀.d"
     ids = hf.AutoTokenizer.from_pretrained(path)([text])["input_ids"]
     check_logits(model, theirs, ids, "float32")
@@ -680,7 +682,8 @@ def test_generate_takes_a_folder_of_the_hub(folder: Path) -> None:
 
 
 SETTINGS: dict[str, Any] = {"steps": 4, "batch": 2, "block": 12, "eval_interval": 2, "eval_blocks": 2, "warmup": 1,
-                            "sample_tokens": 3, "dropout": 0.1, "learning_rate": 1e-3}  # fmt: skip
+                            "sample_tokens": 3, "dropout": 0.1, "attention_dropout": 0.1,
+                            "learning_rate": 1e-3}  # fmt: skip
 
 
 @once
@@ -709,7 +712,8 @@ def test_a_run_starts_from_a_folder_and_resumes_without_it(
 @once
 def test_the_first_loss_of_a_run_is_that_of_transformers(hf: Any, bpe: Any, folder: Path, text: str) -> None:
     out = folder.parent / "run"
-    settings = {**SETTINGS, "dropout": 0.0, "steps": 1, "warmup": 0, "learning_rate": 1e-9, "eval_blocks": 0}
+    settings = {**SETTINGS, "dropout": 0.0, "attention_dropout": 0.0, "steps": 1, "warmup": 0, "learning_rate": 1e-9,
+                "eval_blocks": 0}  # fmt: skip
     result = train(init_from=folder, dataset=text, out=out, dtype="float64", **settings)
     ids = bpe.encode(TEXT).ids
     ids = ids[len(ids) * 9 // 10 :]

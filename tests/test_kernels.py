@@ -492,8 +492,9 @@ def attention_in(name: str, kernels: Any) -> Attention:
 
 
 def rounding_of_factors(
-    attention: Attention, arrays: Sequence[Array], log_sum: Array, mask: Array | None, causal: bool, offset: int
-) -> list[Array | None]:
+    attention: Attention, arrays: Sequence[Array], log_sum: Array, drop: Array | float, mask: Array | None,
+    causal: bool, offset: int,
+) -> list[Array | None]:  # fmt: skip
     """Bounds on the errors of out, log_sum and the gradients of q, k and v; `arrays` are g, q, k, v and out.
 
     Tensor cores round the factors of products: by at most 2^-8 of their size to bfloat16, 2^-11 to TF32. The weights
@@ -506,12 +507,13 @@ def rounding_of_factors(
     hidden = np.arange(k.shape[-2]) > np.arange(q.shape[-2])[:, None] + (offset if causal else k.shape[-2])
     hidden = hidden if mask is None else hidden | mask
     weights = np.exp(np.where(hidden, -np.inf, q @ np.swapaxes(k, -1, -2) * scale - log_sum))
-    slopes = weights * np.abs(g @ np.swapaxes(v, -1, -2) - np.sum(g * out, -1, keepdims=True))
+    slopes = weights * np.abs(g @ np.swapaxes(v, -1, -2) * drop - np.sum(g * out, -1, keepdims=True))
     g, q, k, v = np.abs(g), np.abs(q), np.abs(k), np.abs(v)
     relative = 2 * given * scale * (q @ np.swapaxes(k, -1, -2))  # the error of a weight, if its row has one sum
     of_sum = np.sum(weights * relative, -1, keepdims=True)
-    of_weights, of_out = weights * (relative + unit + given), weights * (relative + of_sum + unit + given)
-    of_slopes = slopes * (relative + unit + given) + weights * 2 * given * (g @ np.swapaxes(v, -1, -2))
+    dropped = weights * drop
+    of_weights, of_out = dropped * (relative + unit + given), dropped * (relative + of_sum + unit + given)
+    of_slopes = slopes * (relative + unit + given) + dropped * 2 * given * (g @ np.swapaxes(v, -1, -2))
     of_q, of_k, of_v = (
         scale * of_slopes @ k,
         scale * np.swapaxes(of_slopes, -1, -2) @ q,
@@ -527,28 +529,39 @@ def check_attention(
     causal: bool = False,
     offset: int = 0,
     move: Callable[[Array], Array] | None = None,
+    dropout: tuple[Array, float, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Compare forward and backward with the reference. `move` copies q, k, v, g and out to the device."""
     to = move or (lambda a: cupy.asarray(a))
     (q, k, v), where, dtype = qkv, (mask, causal, offset), attention.dtype
-    out, log_sum = numpy_backend.attention(*to_float64(q, k, v), *where)
+    out, log_sum = numpy_backend.attention(*to_float64(q, k, v), *where, dropout)
+    drop = 1.0 if dropout is None else mask_of_dropout((*out.shape[:-1], k.shape[-2]), *dropout)
+    on_device = None if dropout is None else (cupy.asarray(dropout[0]), *dropout[1:])
     dq, dk, dv, dmask = to(q), to(k), to(v), device(mask)[0]
     g, rounded = random_array(out.shape, dtype, 9), out.astype(dtype)
     slack: list[Array | None] = [None] * 5
     if not attention.is_exact:
-        slack = rounding_of_factors(attention, to_float64(g, q, k, v, rounded), log_sum, *where)
-    actual, actual_sum = twice(lambda: attention.forward(dq, dk, dv, dmask, causal, offset))
+        slack = rounding_of_factors(attention, to_float64(g, q, k, v, rounded), log_sum, drop, *where)
+    actual, actual_sum = twice(lambda: attention.forward(dq, dk, dv, dmask, causal, offset, on_device))
     assert_near(actual, out, dtype, what="out", slack=slack[0])
     assert_near(actual_sum, log_sum, FLOAT32, what="log_sum", slack=slack[1])
     out, log_sum = rounded, log_sum.astype(np.float32)
-    expected = numpy_backend.attention_backward(*to_float64(g, q, k, v, out, log_sum), *where, (True, True, True))
+    needs = True, True, True
+    expected = numpy_backend.attention_backward(*to_float64(g, q, k, v, out, log_sum), *where, needs, dropout)
     dg, dout, dlog_sum = to(g), to(out), cupy.asarray(log_sum)
     expected = [gradient.astype(np.float64) for gradient in expected]
     for needs in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
         wanted = [gradient if need else None for gradient, need in zip(expected, needs, strict=True)]
-        args = (dg, dq, dk, dv, dout, dlog_sum, dmask, causal, offset, needs)
+        args = (dg, dq, dk, dv, dout, dlog_sum, dmask, causal, offset, needs, on_device)
         check(partial(attention.backward, *args), wanted, dtype, atol=4e-5, slack=slack[2:])
-    return dq, attention.forward(dq, dk, dv, dmask, causal, offset)[0]
+    return dq, attention.forward(dq, dk, dv, dmask, causal, offset, on_device)[0]
+
+
+def mask_of_dropout(shape: Sequence[int], key: Array, p: float, dtype: Any) -> Array:
+    """The mask of dropout, in float64."""
+    seed, low, high, start = map(int, key)
+    drawn = host.uniform(tuple(shape), seed, high << 64 | low, start).astype(dtype)
+    return np.where(drawn >= p, np.asarray(1 / (1 - p)).astype(dtype), 0).astype(np.float64)
 
 
 def operands(batch: Sequence[int], n_queries: int, n_keys: int, d: int, e: int, dtype: Any) -> list[Array]:
@@ -594,6 +607,48 @@ def test_attention_with_a_mask_matches_reference(
 ) -> None:
     mask = rng(5).random(shape) < 0.4
     check_attention(attention, operands((2, 3), 37, 41, *widths, attention.dtype), np.asarray(mask), causal)
+
+
+@pytest.mark.parametrize(
+    ("batch", "lengths", "widths", "causal", "offset", "start", "p"),
+    [
+        ((2, 3), (70, 70), (20, 20), True, 0, 0, 0.2),
+        ((2,), (65, 100), (64, 40), True, 20, 4 * 10**10 + 3, 0.5),
+        ((2, 3), (33, 37), (100, 70), False, 0, 1, 0.2),
+        ((1, 2, 2), (100, 64), (8, 8), True, -40, 6, 0.9),
+        ((3,), (1, 31), (16, 16), False, 0, 2, 0.2),
+    ],
+    ids=str,
+)
+def test_attention_with_dropout_matches_reference(
+    attention: Attention, batch: Sequence[int], lengths: tuple[int, int], widths: tuple[int, int], causal: bool,
+    offset: int, start: int, p: float,
+) -> None:  # fmt: skip
+    """The weights that `dropout_mask` drops: from any position of the sequence, in rows that are no multiple of 32."""
+    key = np.array([3, 5, 7, start], np.uint64)
+    mask = rng(5).random(lengths) < 0.2
+    qkv = operands(batch, *lengths, *widths, attention.dtype)
+    check_attention(attention, qkv, mask, causal, offset, dropout=(key, p, attention.dtype))
+
+
+@pytest.mark.parametrize("drawn", ["float32", "float64"])
+def test_attention_takes_a_mask_of_dropout_in_another_dtype(attention: Attention, drawn: str) -> None:
+    dropout = (np.array([3, 5, 7, 9], np.uint64), 0.3, np.dtype(drawn))
+    check_attention(attention, operands((2,), 40, 40, 8, 8, attention.dtype), dropout=dropout)
+
+
+def test_attention_with_dropout_without_queries_or_keys_is_zero(attention: Attention) -> None:
+    key = np.zeros(4, np.uint64)
+    for lengths in ((0, 5), (5, 0)):
+        qkv = operands((2,), *lengths, 8, 8, attention.dtype)
+        check_attention(attention, qkv, dropout=(key, 0.5, attention.dtype))
+
+
+def test_attention_with_dropout_in_float16_is_left_to_the_formula(kernels: Any, dtype: Any) -> None:
+    q, k, v = device(*operands((), 2, 2, 4, 4, dtype))
+    key = cupy.zeros((4,), "uint64")
+    assert kernels.attention_takes(q, k, v, (key, 0.5, dtype))
+    assert not kernels.attention_takes(q, k, v, (key, 0.5, np.dtype("float16")))
 
 
 def test_attention_of_fully_masked_rows_is_zero(attention: Attention) -> None:
@@ -876,8 +931,8 @@ def test_attention_in_tf32_is_that_of_float32_without_tensor_cores(
     monkeypatch.setattr(kernels, "_has_tensor_cores", lambda: False)
 
     def results(tf32: bool) -> list[Array]:
-        out, log_sum = kernels.attention(q, k, v, None, True, 0, tf32)
-        gradients = kernels.attention_backward(g, q, k, v, out, log_sum, None, True, 0, (True,) * 3, tf32)
+        out, log_sum = kernels.attention(q, k, v, None, True, 0, tf32=tf32)
+        gradients = kernels.attention_backward(g, q, k, v, out, log_sum, None, True, 0, (True,) * 3, tf32=tf32)
         return [a.get() for a in (out, log_sum, *gradients)]
 
     for actual, expected in zip(results(True), results(False), strict=True):

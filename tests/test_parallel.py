@@ -34,9 +34,10 @@ def runs_in_threads(backend: Backend, threads: int) -> bool:
     return threads > 1 and hasattr(backend, "run_tasks")
 
 
-def build_model(dropout: float = 0.0) -> Transformer:
+def build_model(dropout: float = 0.0, attention_dropout: float = 0.0) -> Transformer:
     tokenizer = Tokenizer.from_text("abcdefgh", 6, 8, seed=0)
-    return Transformer(tokenizer, 2, 2, activation="gelu", final_norm=True, dropout=dropout, seed=0)
+    options: dict[str, Any] = {"dropout": dropout, "attention_dropout": attention_dropout}
+    return Transformer(tokenizer, 2, 2, activation="gelu", final_norm=True, seed=0, **options)
 
 
 def batch() -> tuple[Any, Any]:
@@ -60,11 +61,11 @@ def gradients(model: Transformer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("bounds", [[0, 12], [0, 6, 12], [0, 4, 8, 12], [0, 1, 5, 6, 10, 12]])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("dropout", [(0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.4)], ids=str)
 def test_the_gradients_are_those_of_the_whole_batch(
-    backend: Backend, threads: int, bounds: list[int], dropout: float
+    backend: Backend, threads: int, bounds: list[int], dropout: tuple[float, float]
 ) -> None:
-    whole, model = build_model(dropout), build_model(dropout)
+    whole, model = build_model(*dropout), build_model(*dropout)
     for _ in range(2):  # the second time, gradients and random numbers continue
         whole.dropout.start_batch()
         expected = loss_of_rows(whole, 0, N)

@@ -61,6 +61,7 @@ def parameters(path: Path) -> dict[str, bytes]:
     "options",
     [
         {}, {"dtype": "float64"}, {"schedule": "constant"}, {"accumulate": 2}, {"dropout": 0.0, "grad_clip": 0.0},
+        {"attention_dropout": 0.2}, {"dropout": 0.0, "attention_dropout": 0.2},
         {"dtype": "bfloat16"}, {"optimizer": "sgd"}, {"optimizer": "lion"}, {"optimizer": "muon"},
         {"optimizer": "muon", "dtype": "bfloat16"},
     ],
@@ -177,14 +178,14 @@ def test_micro_batches_run_one_after_another(
 # --- Gradient accumulation
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", [{}, {"dropout": 0.3}, {"dropout": 0.3, "attention_dropout": 0.2}], ids=str)
 def test_gradient_accumulation_matches_the_whole_batch(
     backend: Backend,
     text: str,
     tmp_path: Path,
-    dropout: float,
+    dropout: dict[str, float],
 ) -> None:
-    options = {"dtype": "float64", "dropout": dropout, "batch": 6}
+    options = {"dtype": "float64", "batch": 6, "dropout": 0.0, **dropout}
     whole = run(text, tmp_path, **options)
     for parts in (2, 3, 6):
         result = run(text, tmp_path, accumulate=parts, **options)
@@ -203,7 +204,8 @@ def test_gradient_accumulation_of_a_padded_batch_matches_the_whole_batch(
     ids[0, 4:], ids[3, 2:], ids[5, 7:] = 5, 5, 5
     gradients, losses = [], []
     for divided in (False, True):
-        model = Transformer(Tokenizer.from_text("abcde", 8, 8, seed=1), 1, 2, dropout=0.3, seed=2)
+        tokenizer = Tokenizer.from_text("abcde", 8, 8, seed=1)
+        model = Transformer(tokenizer, 1, 2, dropout=0.3, attention_dropout=0.2, seed=2)
         optimizer = SGDOptimizer(model.parameters(), lr=0.0, flat=True)
         ranks = range(size) if divided else range(1)
         total, loss = 0.0, 0.0

@@ -81,6 +81,7 @@ class Config:
     output_projection: bool = _option(True, "apply a learned matrix to the concatenated heads")
     final_norm: bool = _option(True, "apply a layer norm before the logits")
     dropout: float = _option(0.0, "probability that an element is set to 0")
+    attention_dropout: float = _option(0.0, "probability that an attention weight is set to 0")
     dtype: str = _option("float32", "dtype of parameters and activations; bfloat16 needs the backend cupy or torch "
                          "and ml_dtypes, and keeps float32 copies of the parameters", DTYPES)
     matmul_precision: str | None = _option(None, "precision of float32 matrix products on a GPU: float32, TF32 or "
@@ -161,7 +162,7 @@ class Config:
                     f"{option('blocks')} llama rotates pairs of channels, so {option('width')} / {option('heads')} "
                     f"must be even, got {self.width} / {self.heads}"
                 )
-        for name in ("dropout", "momentum", "beta1", "beta2"):
+        for name in ("dropout", "attention_dropout", "momentum", "beta1", "beta2"):
             if (getattr(self, name) or 0) >= 1:
                 raise ValueError(f"{option(name)} must be in [0, 1), got {getattr(self, name)}")
         for name in ("momentum", "beta1", "beta2"):
@@ -250,14 +251,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "shakespeare-gpu": {
         "dataset": "tinyshakespeare", "layers": 6, "heads": 6, "width": 384, "block": 256, "batch": 64, "dropout": 0.2,
-        "steps": 5000, "learning_rate": 1e-3, "warmup": 100, "eval_interval": 250, "matmul_precision": "high",
+        "attention_dropout": 0.2, "steps": 5000, "learning_rate": 1e-3, "warmup": 100, "eval_interval": 250,
+        "matmul_precision": "high",
     },
 }  # fmt: skip
 
 # Fields that a resumed run cannot change. (It cannot change the text either: its checksum is compared.)
 FIXED_ON_RESUME = (
     "tokenizer", "vocab", "init_from", "layers", "heads", "width", "ff_scale", "blocks", "kv_heads", "block",
-    "activation", "output_projection", "final_norm", "dropout", "dtype", "optimizer", "batch", "seed",
+    "activation", "output_projection", "final_norm", "dropout", "attention_dropout", "dtype", "optimizer", "batch",
+    "seed",
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ PAGE = "explore.html"
 DTYPES = ("float32", "float16")
 _OPTIONS = {  # of Transformer that model.js knows, and dropout
     "n_layers", "n_attn_heads", "ff_scale_factor", "activation", "output_projection", "final_norm", "attention_bias",
-    "dropout", "norm_eps", "ff_dim",
+    "dropout", "attention_dropout", "norm_eps", "ff_dim",
 }  # fmt: skip
 MAX_BYTES = 2**28  # of the weights: browsers cannot hold base64 of much more in one string
 

@@ -417,30 +417,31 @@ def build_model(config: Config, encoding: Encoding | str) -> Transformer:
             positional_encoding=not llama,
             seed=config.seed,
         )
-        sizes = (config.layers, config.heads, config.ff_scale)
+        sizes, dropout = (config.layers, config.heads, config.ff_scale), _dropout(config)
         if llama:
-            return Transformer.llama(
-                tokenizer, *sizes, n_kv_heads=config.kv_heads, dropout=config.dropout, seed=config.seed
-            )
+            return Transformer.llama(tokenizer, *sizes, n_kv_heads=config.kv_heads, **dropout)
         return Transformer(
             tokenizer,
             *sizes,
             activation=config.activation,
             output_projection=config.output_projection,
             final_norm=config.final_norm,
-            dropout=config.dropout,
-            seed=config.seed,
+            **dropout,
         )
     finally:
         set_default_dtype(default)
 
 
+def _dropout(config: Config) -> dict[str, Any]:
+    return {"dropout": config.dropout, "attention_dropout": config.attention_dropout, "seed": config.seed}
+
+
 def _pretrained(config: Config, folder: str) -> Transformer:
     if config.resume is None:
-        model = Transformer.from_pretrained(folder, dtype=config.dtype, dropout=config.dropout, seed=config.seed)
+        model = Transformer.from_pretrained(folder, dtype=config.dtype, **_dropout(config))
     else:  # the folder is not needed any more
         model = load_model(checkpoints.find(config.resume).path / checkpoints.MODEL).astype(config.dtype)
-        model.dropout.generator = Generator(config.seed, DROPOUT)
+        model.dropout.generator = model.attention_dropout.generator = Generator(config.seed, DROPOUT)
     options = model.config()
     own = {"layers": options["n_layers"], "heads": options["n_attn_heads"], "width": model.tokenizer.embed_dim}
     if other := [f"{option(name)} {value}" for name, value in own.items() if getattr(config, name) != value]:

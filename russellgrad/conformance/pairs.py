@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..backend import Array, Backend, Shape
+from ..backend import Array, AttentionDropout, Backend, Shape
 from .primitives import INDICES, cube, picked, ties
 from .trial import Case, Trial, expected
 from .values import dtypes_of, inf, nan, normal, titled, values
@@ -447,11 +447,21 @@ def embedding_backward_is_deterministic(t: Trial) -> None:
 # --- Attention
 
 
+def _attention(
+    xp: Backend, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, key: Array | None = None
+) -> Arrays:
+    return xp.attention(q, k, v, mask, causal, offset, *_dropout(key))
+
+
 def _attention_backward(
     xp: Backend, g: Array, results: tuple[Array, Array], needs: Sequence[bool],
-    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int,
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, key: Array | None = None,
 ) -> Arrays:  # fmt: skip
-    return xp.attention_backward(g, q, k, v, *results, mask, causal, offset, needs)
+    return xp.attention_backward(g, q, k, v, *results, mask, causal, offset, needs, *_dropout(key))
+
+
+def _dropout(key: Array | None) -> tuple[AttentionDropout, ...]:
+    return () if key is None else ((key, 0.3, "float32"),)  # of one dtype, for the same mask in every dtype
 
 
 def _operands(q: Shape, k: Shape, v: Shape) -> tuple[HostArray, ...]:
@@ -473,10 +483,11 @@ def _mask(*shape: int) -> HostArray:
 
 
 OPEN = (None, False, 0)
+KEY = np.array([7, 3, 2, 6], np.uint64)  # selects the numbers of dropout
 attention = Pair(
     "attention",
     "attention_backward",
-    lambda xp, *args: xp.attention(*args),
+    _attention,
     _attention_backward,
     [
         SampleInput("random", plain, OPEN),
@@ -505,6 +516,12 @@ attention = Pair(
         SampleInput("long", long_rows, OPEN, differences=False),
         SampleInput("long, causal", long_rows, (None, True, 0), differences=False),
         SampleInput("long, causal, a mask, offset 20", long_rows, (_mask(130, 150), True, 20), differences=False),
+        SampleInput("dropout", heads, (*OPEN, KEY)),
+        SampleInput("dropout, causal, a mask", plain, (_mask(4, 5), True, 1, KEY)),
+        SampleInput("dropout, batches that broadcast", _operands((2, 3, 4, 2), (1, 3, 5, 2), (5, 2)), (*OPEN, KEY)),
+        SampleInput("dropout, weights shared", _operands((4, 3), (5, 3), (2, 5, 2)), (*OPEN, KEY)),
+        SampleInput("dropout, one query", one_query, (None, True, 3, KEY)),
+        SampleInput("dropout, long, causal, offset 20", long_rows, (None, True, 20, KEY), differences=False),
         SampleInput("large scores", far, OPEN, backward=False),
         SampleInput("no keys", _operands((2, 3, 4), (2, 0, 4), (2, 0, 5)), OPEN),
         SampleInput("no queries", _operands((2, 0, 4), (2, 3, 4), (2, 3, 5)), (None, True, 0)),

@@ -97,11 +97,14 @@ class MultiHeadAttention(Module):
         q, k, v = (self._heads(x, is_batch) for x in self._project(query, key, value))  # (N, H, L, D), (N, H, S, D)
         hidden = self._hidden((*q.shape[:-1], k.shape[-2]), is_batch, key_padding_mask, attn_mask, q)
         weights = None
-        if need_weights or self.training and self.dropout.p:
+        if need_weights:
             weights = self.dropout(_weights(q, k, hidden, is_causal))  # (N, H, L, S)
             out = weights @ v
         else:
-            out = attention(q, k, v, hidden, is_causal)
+            out = attention(
+                q, k, v, hidden, is_causal,
+                dropout_p=self.dropout.p if self.training else 0.0, generator=self.dropout.generator,
+            )  # fmt: skip
         out = self.out_proj(out.swapaxes(1, 2).flatten(2))  # (N, L, H, D) -> (N, L, E)
         found = weights if need_weights else None
         if found is not None and average_attn_weights:
