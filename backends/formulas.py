@@ -505,7 +505,7 @@ def attention(
     total = xp.where(hidden, 1, total)
     weights = xp.divide(weights, total)
     if dropout is not None:
-        weights = xp.multiply(weights, attention_dropout_mask(xp, scores.shape, v, dropout))
+        weights = xp.multiply(weights, _attention_dropout_mask(xp, scores.shape, v, dropout))
     return xp.matmul(weights, v), xp.where(hidden, inf, xp.add(xp.log(total), top))
 
 
@@ -521,7 +521,7 @@ def attention_backward(
     (g v^T) * drop, so the two sums are equal, too.
     """
     weights = xp.exp(xp.subtract(_scores(xp, q, k, mask, causal, offset), log_sum))
-    drop = None if dropout is None else attention_dropout_mask(xp, weights.shape, v, dropout)
+    drop = None if dropout is None else _attention_dropout_mask(xp, weights.shape, v, dropout)
     dropped = weights if drop is None else xp.multiply(weights, drop)
     gv = xp.matmul(_swap(xp, dropped), g) if needs[2] else None
     if not (needs[0] or needs[1]):
@@ -536,7 +536,7 @@ def attention_backward(
     return gq, gk, gv
 
 
-def attention_dropout_mask(xp: Xp, scores: Shape, v: Array, dropout: Dropout) -> Array:
+def _attention_dropout_mask(xp: Xp, scores: Shape, v: Array, dropout: Dropout) -> Array:
     """The mask of dropout of the weights, in the dtype of v: (..., L, S), with the output's batch axes."""
     shape = (*np.broadcast_shapes(scores[:-2], v.shape[:-2]), *scores[-2:])
     return _cast(xp, xp.dropout_mask(shape, *dropout), xp.dtype(v))

@@ -171,7 +171,7 @@ def _attention(
     scaled = xp.multiply(q, 1 / math.sqrt(q.shape[-1]))
     weights = attention_weights(xp, scaled, k, mask, causal, offset)
     if dropout is not None:
-        weights = xp.multiply(weights, formulas.attention_dropout_mask(xp, weights.shape, v, dropout))
+        weights = xp.multiply(weights, formulas._attention_dropout_mask(xp, weights.shape, v, dropout))
     return xp.matmul(weights, v)
 
 

@@ -123,7 +123,7 @@ def _attention_backward(
     scale = 1 / math.sqrt(q.shape[-1])
     scaled = xp.multiply(q, scale)
     weights = attention_weights(xp, scaled, k, mask, causal, offset)
-    drop = None if dropout is None else formulas.attention_dropout_mask(xp, weights.shape, v, dropout)
+    drop = None if dropout is None else formulas._attention_dropout_mask(xp, weights.shape, v, dropout)
     dropped = weights if drop is None else xp.multiply(weights, drop)
     gv = xp.matmul(formulas._swap(xp, dropped), g) if needs[2] else None
     if not (needs[0] or needs[1]):
