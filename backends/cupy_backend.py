@@ -38,7 +38,7 @@ except ImportError as error:
     ) from error
 
 Array: TypeAlias = Any  # cupy.ndarray; CuPy ships no type hints
-Dropout = formulas.Dropout
+AttentionDropout = formulas.AttentionDropout
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -500,7 +500,7 @@ def cross_entropy_backward(g: Array, probs: Array, ids: Array, valid: Array | No
 
 
 def attention(
-    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: Dropout | None = None
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: AttentionDropout | None = None
 ) -> Any:
     if not cupy_kernels.attention_takes(q, k, v, dropout):
         return NotImplemented
@@ -518,7 +518,7 @@ def attention_backward(
     causal: bool,
     offset: int,
     needs: Sequence[bool],
-    dropout: Dropout | None = None,
+    dropout: AttentionDropout | None = None,
 ) -> Any:
     if not cupy_kernels.attention_takes(q, k, v, dropout):
         return NotImplemented

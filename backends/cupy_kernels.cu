@@ -880,7 +880,7 @@ struct Tiles {  // in dynamic shared memory, whose size cupy_kernels.py has to k
     // Resident blocks per multiprocessor: as many as registers allow without spills.
     static constexpr int BLOCKS = D <= 64 ? 4 : 3;
     static constexpr int BACK_Q_BLOCKS = D <= 64 ? 4 : 2, BACK_KV_BLOCKS = D <= 64 ? 3 : 2;
-    static constexpr int FEWER_WITH_DROPOUT = D == 64 && sizeof(T) == 4;
+    static constexpr int FEWER_WITH_DROPOUT = D == 64 && sizeof(T) == 4;  // blocks, or registers would spill
 };
 
 __device__ inline bf16 to_factor(bf16 x) { return x; }
@@ -1334,7 +1334,7 @@ __global__ void __launch_bounds__(Tiles<T, D>::THREADS,
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 s[j][i] = exp2f(s[j][i] * unit - of_query[8 * j + lane % 4 * 2 + i % 2]);
-                if (DROP) gp[j][i] = s[j][i] * drop.factor(kept_keys[j][i % 2], i / 2 * 8);  // until gp is computed
+                if (DROP) gp[j][i] = s[j][i] * drop.factor(kept_keys[j][i % 2], i / 2 * 8);  // gp is free until its product below
             }
         }
         if (gv) add_product<QUERIES>(ov, DROP ? gp : s, gs);

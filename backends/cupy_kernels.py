@@ -28,7 +28,7 @@ import numpy as np
 Array: TypeAlias = Any  # cupy.ndarray; CuPy ships no type hints
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
-Dropout: TypeAlias = tuple[Array, float, DType]  # key, p and dtype of `dropout_mask`
+AttentionDropout: TypeAlias = tuple[Array, float, DType]  # key, p and dtype of `dropout_mask`
 
 # --- The module of kernels
 
@@ -393,7 +393,7 @@ def _has_tensor_cores() -> bool:
     return int(cupy.cuda.Device().compute_capability) >= 80
 
 
-def attention_takes(q: Array, k: Array, v: Array, dropout: Dropout | None = None) -> bool:
+def attention_takes(q: Array, k: Array, v: Array, dropout: AttentionDropout | None = None) -> bool:
     """Whether q and v have widths up to 128, all have one dtype of the kernels, and the device has its tensor cores.
 
     The numbers of dropout may be in any dtype but float16.
@@ -411,7 +411,7 @@ def attention(
     mask: Array | None,
     causal: bool,
     offset: int,
-    dropout: Dropout | None = None,
+    dropout: AttentionDropout | None = None,
     *,
     tf32: bool = False,
 ) -> tuple[Array, Array]:
@@ -442,7 +442,7 @@ def attention_backward(
     causal: bool,
     offset: int,
     needs: Sequence[bool],
-    dropout: Dropout | None = None,
+    dropout: AttentionDropout | None = None,
     *,
     tf32: bool = False,
 ) -> tuple[Array | None, ...]:
@@ -476,7 +476,7 @@ class _Heads:
         mask: Array | None,
         causal: bool,
         offset: int,
-        dropout: Dropout | None,
+        dropout: AttentionDropout | None,
         tf32: bool,
         *others: Array,
     ) -> None:

@@ -23,7 +23,7 @@ Array: TypeAlias = Any  # an array of the backend
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Padding: TypeAlias = tuple[tuple[int, int], ...]  # before and after, for each spatial axis
-Dropout: TypeAlias = tuple[Array, float, DType]  # key, p and dtype of `dropout_mask`
+AttentionDropout: TypeAlias = tuple[Array, float, DType]  # key, p and dtype of `dropout_mask`
 _Formula = TypeVar("_Formula", bound=Callable[..., Any])
 
 
@@ -485,7 +485,7 @@ def _count(xp: Xp, valid: Array, like: Array) -> Array:
 @_in_float32(saved=1)
 def attention(
     xp: Xp, q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int,
-    dropout: Dropout | None = None,
+    dropout: AttentionDropout | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """softmax(q k^T / sqrt(d)) v: (..., L, d) (..., S, d) (..., S, e) -> (..., L, e).
 
@@ -512,7 +512,7 @@ def attention(
 @_in_float32()
 def attention_backward(
     xp: Xp, g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool,
-    offset: int, needs: Sequence[bool], dropout: Dropout | None = None,
+    offset: int, needs: Sequence[bool], dropout: AttentionDropout | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
     """The gradients of q, k and v, with all batch axes.
 
@@ -536,7 +536,7 @@ def attention_backward(
     return gq, gk, gv
 
 
-def _attention_dropout_mask(xp: Xp, scores: Shape, v: Array, dropout: Dropout) -> Array:
+def _attention_dropout_mask(xp: Xp, scores: Shape, v: Array, dropout: AttentionDropout) -> Array:
     """The mask of dropout of the weights, in the dtype of v: (..., L, S), with the output's batch axes."""
     shape = (*np.broadcast_shapes(scores[:-2], v.shape[:-2]), *scores[-2:])
     return _cast(xp, xp.dropout_mask(shape, *dropout), xp.dtype(v))

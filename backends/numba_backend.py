@@ -23,7 +23,7 @@ from . import (
     numpy_token,
 )
 from .cpu import MIN_PART_TIME, run_parallel
-from .formulas import Dropout
+from .formulas import AttentionDropout
 from .numba_compile import compiled, is_float32
 from .numpy_attention import _AttentionOperands, _BlockIndex
 from .numpy_backend import *  # noqa: F403 - all primitives that are not redefined below
@@ -418,7 +418,7 @@ def cross_entropy(logits: Array, ids: Array, valid: Array | None, excluded_class
 
 
 def attention(
-    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: Dropout | None = None
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: AttentionDropout | None = None
 ) -> Any:
     """As in numpy_attention.py, with everything between the two products in one pass."""
     if not is_float32(q, k, v):

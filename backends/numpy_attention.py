@@ -10,7 +10,7 @@ import numpy as np
 
 from . import host
 from .cpu import MIN_PART_TIME, run_parallel
-from .formulas import Dropout
+from .formulas import AttentionDropout
 from .numpy_blocks import FLOP_TIME, Array, block_length, is_half, row_max, row_sums
 
 # Attention (Vaswani et al., "Attention is all you need", arXiv:1706.03762, equation 1), in blocks of queries. Weights
@@ -19,7 +19,7 @@ from .numpy_blocks import FLOP_TIME, Array, block_length, is_half, row_max, row_
 
 
 def attention(
-    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: Dropout | None = None
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: AttentionDropout | None = None
 ) -> Any:
     """The output, and the logsumexp of each query's scores, which is inf if all keys are hidden."""
     if is_half(q):
@@ -60,7 +60,7 @@ def attention_backward(
     causal: bool,
     offset: int,
     needs: Sequence[bool],
-    dropout: Dropout | None = None,
+    dropout: AttentionDropout | None = None,
 ) -> Any:
     """The gradients have all batch axes, including those along which an operand was broadcast."""
     if is_half(q) or prod(out.shape[:-1]) * k.shape[-2] <= _FEW_SCORES:
@@ -104,7 +104,7 @@ _FEW_SCORES = 4096  # for which preparing the blocks takes longer than all of th
 def takes_one_query(q: Array, k: Array, v: Array, causal: bool, offset: int) -> bool:
     """Whether `one_query` takes the operands: one query for each head, as in generation, that sees a key.
 
-    Or several that see all keys, as in generation with grouped queries.
+    Also a few queries that see all keys, as in generation with grouped queries.
     """
     if causal and (offset < 0 or q.shape[-2] > 1):
         return False
@@ -116,7 +116,7 @@ def takes_one_query(q: Array, k: Array, v: Array, causal: bool, offset: int) -> 
     )
 
 
-_FEW_QUERIES = 8
+_FEW_QUERIES = 8  # for more, blocks are faster
 _READ_TIME = 2e-4  # approximate time of both products for one element of the keys, in microseconds
 _LIMITS = {np.dtype(dtype): np.finfo(dtype) for dtype in (np.float32, np.float64)}
 
@@ -217,7 +217,7 @@ class _AttentionOperands:
             np.copyto(tail, -inf, where=self.later[: tail.shape[-2], skip : skip + tail.shape[-1]])
         return scores
 
-    def dropout_mask(self, queries: _BlockIndex, keys: _BlockIndex, dropout: Dropout) -> Array:
+    def dropout_mask(self, queries: _BlockIndex, keys: _BlockIndex, dropout: AttentionDropout) -> Array:
         """A block of the mask of dropout of the weights (B, H, L, S): 0 with probability p, else 1 / (1 - p).
 
         It draws all keys of the block's queries, which are consecutive numbers: within a head, or in all heads of the

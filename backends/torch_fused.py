@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from . import host, torch_arrays
-from .formulas import Dropout
+from .formulas import AttentionDropout
 
 Array: TypeAlias = Any  # torch.Tensor
 Shape: TypeAlias = tuple[int, ...]
@@ -209,7 +209,7 @@ def _heads(a: Array) -> Array:
 
 
 def attention(
-    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: Dropout | None = None
+    q: Array, k: Array, v: Array, mask: Array | None, causal: bool, offset: int, dropout: AttentionDropout | None = None
 ) -> Any:
     if dropout is not None or not _flash(q, k, v, mask, causal, offset):
         return NotImplemented
@@ -219,7 +219,7 @@ def attention(
 
 def attention_backward(
     g: Array, q: Array, k: Array, v: Array, out: Array, log_sum: Array, mask: Array | None, causal: bool, offset: int,
-    needs: Sequence[bool], dropout: Dropout | None = None,
+    needs: Sequence[bool], dropout: AttentionDropout | None = None,
 ) -> Any:  # fmt: skip
     if dropout is not None or not _flash(q, k, v, mask, causal, offset):
         return NotImplemented

@@ -20,8 +20,14 @@ OF_LLAMA = "train_step", "memory", "generate"
 def main() -> None:
     parser = Options("Measure everything against PyTorch on the CPU.", "cpu", before=True)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run (default: all)")
-    parser.add_argument("--blocks", choices=("llama",), help=f"of Llama instead of GPT-2: {', '.join(OF_LLAMA)}")
+    parser.add_argument(
+        "--blocks",
+        choices=("llama",),
+        help="blocks of the model (default: GPT-2's); llama measures train_step, memory and generate",
+    )
     given = parser.given()
+    if given.blocks and (others := set(given.only or ()) - set(OF_LLAMA)):
+        parser.error(f"--blocks llama measures {', '.join(OF_LLAMA)}, not {', '.join(sorted(others))}")
     require_cpu()
     facts = circumstances("benchmarks")
     only, blocks = given.only or (OF_LLAMA if given.blocks else PARTS), {"blocks": LLAMA} if given.blocks else {}

@@ -27,9 +27,10 @@ ACTIVATIONS: Mapping[str, nn.Module] = {
 class Attention(nn.Module):
     """Causal self-attention with n_heads heads: (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, width: int, n_heads: int, output_projection: bool, bias: bool) -> None:
+    def __init__(self, width: int, n_heads: int, output_projection: bool, bias: bool, dropout: float) -> None:
         super().__init__()
         self.n_heads = n_heads
+        self.dropout = dropout  # of the attention weights
         self.c_attn = nn.Linear(width, 3 * width, bias=bias)  # rows: queries, keys, values
         self.c_proj = nn.Linear(width, width, bias=bias) if output_projection else nn.Identity()
 
@@ -37,7 +38,8 @@ class Attention(nn.Module):
         """`seen` (B, 1, T, T) is True where a query (axis 2) attends to a key (axis 3); None is the causal mask."""
         joint = self.c_attn(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, D)
         q, k, v = joint.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, D)
-        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
+        p = self.dropout if self.training else 0.0
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=p, is_causal=seen is None)
         return self.c_proj(heads.transpose(1, 2).flatten(-2))
 
 
@@ -109,12 +111,13 @@ class Twin(nn.Module):
         final_norm: bool = False,
         attention_bias: bool = False,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.pad_token_id = vocab_size
         blocks = [
             Block(
-                Attention(embed_dim, n_attn_heads, output_projection, attention_bias),
+                Attention(embed_dim, n_attn_heads, output_projection, attention_bias, attention_dropout),
                 FeedForward(embed_dim, ff_scale_factor * embed_dim, activation),
                 embed_dim,
                 dropout,

@@ -102,10 +102,10 @@ class Optimizer:
         self.state: dict[int, dict[str, Any]] = {}
         self._lr = 0.0  # the learning rate of the current step
         # The backend and dtype of each parameter in the first step, or when they were made part of a flat array.
-        self._kinds = self._kinds_now() if flat else []
+        self._placement = self._current_placement() if flat else []
         self._master_versions: dict[int, Versions] = {}  # the parameters' versions when the master copies were updated
 
-    def _kinds_now(self) -> list[tuple[Backend, Any]]:
+    def _current_placement(self) -> list[tuple[Backend, Any]]:
         return [(p.backend, p.dtype) for p in self.params]
 
     def _check_params(self) -> None:
@@ -187,8 +187,8 @@ class Optimizer:
             RuntimeError: a parameter was given a new array, and the step is being recorded; or a parameter was moved to
                 another backend or cast.
         """
-        self._kinds = self._kinds or self._kinds_now()
-        for place, (p, (xp, dtype)) in enumerate(zip(self.params, self._kinds, strict=True)):
+        self._placement = self._placement or self._current_placement()
+        for place, (p, (xp, dtype)) in enumerate(zip(self.params, self._placement, strict=True)):
             if p.backend is not xp or p.dtype != dtype:
                 raise RuntimeError(
                     f"{type(self).__name__}: parameter {place} is {p.dtype} on backend {p.backend.name!r}, and was "

@@ -121,7 +121,10 @@ class HubEncoding:
         self.vocab_size = max(vocab.values(), default=-1) + 1 if vocab_size is None else vocab_size
         if too_large := [token for token, i in vocab.items() if i >= self.vocab_size]:
             raise ValueError(f"HubEncoding: vocab_size {vocab_size} is too small: {too_large[0]!r} has a larger id")
-        decoders, added = _flat(json.loads(self._json).get("decoder")), self.tokenizer.get_added_tokens_decoder()
+        decoders, added = (
+            _flatten_decoders(json.loads(self._json).get("decoder")),
+            self.tokenizer.get_added_tokens_decoder(),
+        )
         if unknown := [d["type"] for d in decoders if d["type"] not in _DECODERS or "Regex" in d.get("pattern", ())]:
             raise ValueError(
                 f"HubEncoding: the tokenizer's decoder {', '.join(unknown)} is not supported: the bytes of a token may "
@@ -181,11 +184,15 @@ def _byte_level(model: Any) -> Any:
     return tokenizer
 
 
-def _flat(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _flatten_decoders(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The decoders of a tokenizer's JSON, in order. Without a decoder, the package joins the tokens with spaces."""
     if decoder is None:
         return [{"type": "None"}]
-    return [part for inner in decoder["decoders"] for part in _flat(inner)] if "decoders" in decoder else [decoder]
+    return (
+        [part for inner in decoder["decoders"] for part in _flatten_decoders(inner)]
+        if "decoders" in decoder
+        else [decoder]
+    )
 
 
 def _bytes_of(token: str, decoders: list[dict[str, Any]]) -> bytes:

@@ -125,8 +125,8 @@ def attention(
         offset: 0 aligns the first query with the first key; S - L aligns the last query with the last key, as a
             key-value cache needs.
         dropout_p: the probability of dropout of the attention weights, in [0, 1): the softmax is multiplied by
-            `generator.dropout_mask((..., L, S), dropout_p, ...)`, with the batch axes of the output. (As in PyTorch,
-            a function has no training mode: pass 0 in evaluation.)
+            `generator.dropout_mask((..., L, S), dropout_p, dtype, backend)`, with the batch axes of the output. As
+            PyTorch's `scaled_dot_product_attention`, it applies dropout whenever dropout_p > 0: pass 0 in evaluation.
         generator: the generator of the random numbers; by default `random.default_generator()`.
 
     If all keys are hidden from a query, its output and gradients are 0. Raises ValueError for other shapes, or for a
@@ -138,7 +138,7 @@ def attention(
 
 def _dropout(
     op: str, p: float, generator: Generator | None, shape: Callable[[], Shape], operands: tuple[Operand, ...]
-) -> dict[str, rules.Dropout]:
+) -> dict[str, rules.DropoutKey]:
     """The parameter `dropout` of an attention rule, whose weights have this shape. Without dropout there is none."""
     if (number := python_number(p)) is None or not 0 <= number < 1:
         raise ValueError(f"{op}: dropout_p must be in [0, 1), got {p!r}; pass 0 for no dropout")

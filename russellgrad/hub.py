@@ -448,7 +448,7 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
     _check_no_other_model(path, same_tokenizer)
     if same_tokenizer and (path / SETTINGS).is_file():
         files = {}
-        if (path / CONFIG).is_file():  # what ends a text is not always to be seen from the tokens
+        if (path / CONFIG).is_file():  # the tokenizer does not always define the end token
             before = read_json(path / CONFIG, _WRITE)
             ids = {key: before.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
             config |= {key: i for key, i in ids.items() if i is not None}
@@ -480,8 +480,8 @@ def _check_no_other_model(folder: Path, same_tokenizer: bool) -> None:
     names = (INDEX,) if same_tokenizer else (INDEX, *WITH_TOKENIZER)
     if found := [name for name in names if (folder / name).exists()]:
         raise FileExistsError(
-            f"{_WRITE}: {folder} has {', '.join(found)}, perhaps of another model, which other programs would read "
-            f"with this one; write to a new folder, or remove {'it' if len(found) == 1 else 'them'}"
+            f"{_WRITE}: {folder} has {', '.join(found)}, which may belong to another model; transformers would "
+            "read them with this one; write to a new folder, or remove these files"
         )
 
 

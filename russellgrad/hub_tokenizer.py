@@ -52,7 +52,7 @@ def load_encoding(path: str | os.PathLike[str], vocab_size: int | None = None, w
     Args:
         path: a file or a folder.
         vocab_size: the number of tokens of the model, by default that of the tokenizer. The model may have more.
-        who: begins the messages of errors.
+        who: the name at the start of error messages.
 
     Raises:
         FileNotFoundError: there is no such file, or the folder has no tokenizer.

@@ -106,7 +106,7 @@ class Module:
     def state_dict(self) -> dict[str, Any]:
         """A dict from the name of each parameter and buffer to a copy of it as a NumPy array on the host.
 
-        What is held in several places, such as a tied weight, is one array with several names.
+        A Tensor with several names, such as a tied weight, has one entry for each, all with the same array.
         """
         arrays = {id(tensor): tensor.numpy() for _, tensor in self._named_tensors()}
         return {name: arrays[id(tensor)] for name, tensor in self._named_tensors(all_names=True)}
@@ -114,7 +114,7 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set every parameter and buffer from the arrays of a `state_dict`. Each keeps its dtype and backend.
 
-        Of what has several names, one is enough.
+        One entry for a Tensor with several names is enough.
 
         Raises:
             ValueError: lists all names that are missing from `state` or unexpected in it, all shapes that differ, and

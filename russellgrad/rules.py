@@ -31,7 +31,7 @@ Rule: TypeAlias = Callable[..., tuple[Any, ...]]
 Result: TypeAlias = tuple[Any, ...]  # (output, pullback, ...)
 View = Annotated[Result, "the output may share memory with the first operand"]
 Float = Annotated[Array, "the result is a float"]
-Dropout: TypeAlias = tuple[Array, float]  # key and p of `dropout_mask`
+DropoutKey: TypeAlias = tuple[Array, float]  # key and p of `dropout_mask`
 _R = TypeVar("_R", bound=Rule)
 
 
@@ -863,14 +863,14 @@ def check_targets_shape(op: str, logits: Shape, targets: Shape) -> None:
 
 def attention(
     xp: Backend, q: Float, k: Float, v: Float, *, mask: Any, causal: bool, offset: int,
-    dropout: Dropout | None = None,
+    dropout: DropoutKey | None = None,
 ) -> Result:  # fmt: skip
     check_bool("attention: causal", causal)
     check_int("attention: offset", offset)
     _check_attention(q, k, v)
     scores = (*broadcast_shape(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
     masked = None if mask is None else _mask_for_shape(xp, scores, mask, "attention")
-    drop = _drop(xp, q, dropout)
+    drop = _dropout_args(xp, q, dropout)
     out, log_sum = xp.attention(q, k, v, masked, causal, offset, *drop)
     args = masked, causal, offset
     return out, Joint(lambda g, needs: xp.attention_backward(g, q, k, v, out, log_sum, *args, needs, *drop))
@@ -892,13 +892,13 @@ def attention_shape(q: Array, k: Array, v: Array) -> Shape:
     return (*batch, q.shape[-2], k.shape[-2])
 
 
-def _drop(xp: Backend, q: Array, dropout: Dropout | None) -> tuple[AttentionDropout, ...]:
+def _dropout_args(xp: Backend, q: Array, dropout: DropoutKey | None) -> tuple[AttentionDropout, ...]:
     """The last argument of a backend's attention; without dropout there is none, for backends that do not take it."""
     return () if dropout is None else ((*dropout, xp.dtype(q)),)
 
 
 def attention_qkvpacked(
-    xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool, dropout: Dropout | None = None
+    xp: Backend, qkv: Float, *, n_heads: int, mask: Any, causal: bool, dropout: DropoutKey | None = None
 ) -> Result:
     """`attention` of each head, for concatenated queries, keys and values: (..., T, 3 C) -> (..., T, C)."""
     check_bool("attention_qkvpacked: causal", causal)
@@ -909,7 +909,7 @@ def attention_qkvpacked(
     to_heads = (*range(n), n + 1, n, n + 2)  # (..., T, H, d) -> (..., H, T, d), and back
     separate = xp.reshape(qkv, (*batch, length, 3, n_heads, d))
     q, k, v = (xp.transpose(xp.getitem(separate, (..., i, slice(None), slice(None))), to_heads) for i in range(3))
-    drop = _drop(xp, q, dropout)
+    drop = _dropout_args(xp, q, dropout)
     out, log_sum = xp.attention(q, k, v, masked, causal, 0, *drop)
 
     def pull(g: Array) -> Array:

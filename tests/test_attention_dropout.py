@@ -364,5 +364,5 @@ def test_it_is_active_in_training_mode_only(backend: Backend, options: dict[str,
 
 @pytest.mark.parametrize("p", [1.0, -0.1, "0.5"])
 def test_the_models_probability_is_in_range(p: Any) -> None:
-    with pytest.raises(ValueError, match=r"^Dropout: p must be in \[0, 1\), got "):
+    with pytest.raises(ValueError, match=r"^Transformer: attention_dropout must be in \[0, 1\), got "):
         model_of(attention_dropout=p)

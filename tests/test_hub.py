@@ -484,7 +484,8 @@ def test_files_of_another_model_are_not_mixed_with_the_new_one(tmp_path: Path, n
     (path / name).write_text("mine")
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     with pytest.raises(
-        FileExistsError, match=rf"save_pretrained: .* has {name}, perhaps of another model, .* or remove it$"
+        FileExistsError,
+        match=rf"save_pretrained: .* has {name}, which may belong to another model; .* or remove these files$",
     ):
         other.save_pretrained(path)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before

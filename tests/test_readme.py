@@ -40,6 +40,7 @@ DOCUMENTS = [
     "docs/generation.md",
     "docs/torch.md",
     "docs/hub.md",
+    "docs/llama.md",
     "docs/trace.md",
     "docs/training.md",
     "docs/notebooks.md",

@@ -23,7 +23,7 @@ from russellgrad.russelltransformer import Transformer
 from russellgrad.serialization import replace_file, require_safetensors
 
 from . import checkpoints
-from .config import FIXED_ON_RESUME, Config, explicit
+from .config import FIXED_ON_RESUME, Config, with_defaults
 from .datasets import DATASETS
 from .distributed import ProcessGroup
 from .metrics import FILE, read_metrics, versions
@@ -109,7 +109,7 @@ class Checkpointer:
         checkpoint = checkpoints.find(path)
         # Earlier versions had fewer settings: those that they lacked had what is the default now.
         saved = {name: getattr(Config, name) for name in FIXED_ON_RESUME} | checkpoint.state["config"]
-        saved, own = explicit(saved), explicit(vars(self.config))
+        saved, own = with_defaults(saved), with_defaults(vars(self.config))
         if changed := [name for name in FIXED_ON_RESUME if own[name] != saved[name]]:
             raise ValueError(
                 f"resume: {checkpoint.path} belongs to a run with "

@@ -80,8 +80,8 @@ class Config:
     activation: str = _option("gelu", "activation function of the feed-forward layers", _ACTIVATIONS)
     output_projection: bool = _option(True, "apply a learned matrix to the concatenated heads")
     final_norm: bool = _option(True, "apply a layer norm before the logits")
-    dropout: float = _option(0.0, "probability that an element is set to 0")
-    attention_dropout: float = _option(0.0, "probability that an attention weight is set to 0")
+    dropout: float = _option(0.0, "dropout probability of the embedding and of each layer's output")
+    attention_dropout: float = _option(0.0, "dropout probability of the attention weights")
     dtype: str = _option("float32", "dtype of parameters and activations; bfloat16 needs the backend cupy or torch "
                          "and ml_dtypes, and keeps float32 copies of the parameters", DTYPES)
     matmul_precision: str | None = _option(None, "precision of float32 matrix products on a GPU: float32, TF32 or "
@@ -264,8 +264,8 @@ FIXED_ON_RESUME = (
 )  # fmt: skip
 
 
-def explicit(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings, with the numbers that None stands for in those that a resumed run cannot change."""
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace None by the value that it stands for, in the settings that are fixed on resume."""
     return {
         **settings, "vocab": settings["vocab"] or VOCAB, "kv_heads": settings["kv_heads"] or settings["heads"]
     }  # fmt: skip

@@ -109,8 +109,8 @@ def _encoding(config: Config, texts: Iterable[str], characters: str) -> Encoding
         more = " ..." if len(unknown) > 10 else ""
         raise ValueError(
             f"{option('dataset')} {config.dataset} has characters that the tokenizer of {option(source)} "
-            f"{config.tokenizer} does not have: {', '.join(map(repr, unknown[:10]))}{more}; use a text without them, "
-            "or a tokenizer of byte pairs"
+            f"{config.tokenizer} does not have: {', '.join(map(repr, unknown[:10]))}{more}; use a text without "
+            "them" + ("" if config.init_from else f", or {option('tokenizer')} bpe")
         )
     return encoding
 

@@ -1,10 +1,9 @@
 """Dropout layer."""
 
-from ..dtype import python_number
 from ..module import Module
 from ..random import Generator, default_generator
 from ..tensor import Tensor
-from .check import check_input
+from .check import check_input, probability
 
 
 class Dropout(Module):
@@ -21,10 +20,8 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, generator: Generator | None = None) -> None:
-        number = python_number(p)
-        if number is None or not 0 <= number < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), got {p!r}")
-        self.p = float(number)
+        probability("Dropout", p=p)
+        self.p = float(p)
         self.generator = generator
 
     def start_batch(self, first_row: int = 0) -> None:
