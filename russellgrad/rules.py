@@ -31,7 +31,7 @@ Rule: TypeAlias = Callable[..., tuple[Any, ...]]
 Result: TypeAlias = tuple[Any, ...]  # (output, pullback, ...)
 View = Annotated[Result, "the output may share memory with the first operand"]
 Float = Annotated[Array, "the result is a float"]
-DropoutKey: TypeAlias = tuple[Array, float]  # key and p of `dropout_mask`
+DropoutKey: TypeAlias = tuple[Array, float] | AttentionDropout  # without a dtype: that of the operands
 _R = TypeVar("_R", bound=Rule)
 
 
@@ -894,7 +894,10 @@ def attention_shape(q: Array, k: Array, v: Array) -> Shape:
 
 def _dropout_args(xp: Backend, q: Array, dropout: DropoutKey | None) -> tuple[AttentionDropout, ...]:
     """The last argument of a backend's attention; without dropout there is none, for backends that do not take it."""
-    return () if dropout is None else ((*dropout, xp.dtype(q)),)
+    if dropout is None:
+        return ()
+    key, p, dtype = (*dropout, xp.dtype(q))[:3]
+    return ((key, p, dtype),)
 
 
 def attention_qkvpacked(

@@ -39,6 +39,11 @@ def _bare_index(index: Index) -> Index:
     return tuple(map(bare, index)) if isinstance(index, tuple) else bare(index)
 
 
+def _bare_dropout(dropout: AttentionDropout | None) -> tuple[AttentionDropout, ...]:
+    """The last argument of attention, if there is dropout."""
+    return () if dropout is None else ((bare(dropout[0]), *dropout[1:]),)
+
+
 def constants(args: Sequence[Any]) -> list[Any] | None:
     """The arguments with the root's arrays in place of Tensors; None if a Tensor is not a constant.
 
@@ -291,19 +296,18 @@ class TensorBackend(LoadedBackend):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, offset: int,
         dropout: AttentionDropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        drop = _bare_dropout(dropout)
         if constants((q, k, v)) is not None:
-            drop = () if dropout is None else (dropout,)
             out, log_sum = _for_constants("attention")(self, q, k, v, mask, causal, offset, *drop)
             return out, log_sum
-        given = {} if dropout is None else {"dropout": dropout[:2]}
+        given = {"dropout": drop[0]} if drop else {}
         return apply(rules.attention, q, k, v, mask=mask, causal=causal, offset=offset, **given), None
 
     def attention_backward(
         self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor | None, mask: Tensor | None,
         causal: bool, offset: int, needs: Sequence[bool], dropout: AttentionDropout | None = None,
     ) -> Any:  # fmt: skip
-        drop = () if dropout is None else (dropout,)
-        args = g, q, k, v, out, log_sum, mask, causal, offset, needs, *drop
+        args = g, q, k, v, out, log_sum, mask, causal, offset, needs, *_bare_dropout(dropout)
         is_constant = log_sum is not None and constants((g, q, k, v)) is not None
         return (_for_constants("attention_backward") if is_constant else _attention_backward)(self, *args)
 
