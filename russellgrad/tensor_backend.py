@@ -307,7 +307,7 @@ class TensorBackend(LoadedBackend):
         self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor | None, mask: Tensor | None,
         causal: bool, offset: int, needs: Sequence[bool], dropout: AttentionDropout | None = None,
     ) -> Any:  # fmt: skip
-        args = g, q, k, v, out, log_sum, mask, causal, offset, needs, *_bare_dropout(dropout)
+        args: tuple[Any, ...] = (g, q, k, v, out, log_sum, mask, causal, offset, needs, *_bare_dropout(dropout))
         is_constant = log_sum is not None and constants((g, q, k, v)) is not None
         return (_for_constants("attention_backward") if is_constant else _attention_backward)(self, *args)
 
