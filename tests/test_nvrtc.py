@@ -111,10 +111,11 @@ def test_missing_names_the_session_that_installs_cupy() -> None:
 
 
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)  # one test each, so that they can run in parallel
-def test_backend_kernels_use_no_spills_and_no_local_memory(architecture: int) -> None:
+@pytest.mark.parametrize("matching", ["true>$", "^(?!.*true>$)"], ids=["dropout", "others"])
+def test_backend_kernels_use_no_spills_and_no_local_memory(architecture: int, matching: str) -> None:
     if not KERNELS.exists():
         pytest.skip("there is no backends/cupy_kernels.py")
-    found = compiled("russellgrad.backends.cupy_kernels", "--architectures", str(architecture))
+    found = compiled("russellgrad.backends.cupy_kernels", "--architectures", str(architecture), "--matching", matching)
     assert found
     for r in found:
         assert r["architecture"] == architecture

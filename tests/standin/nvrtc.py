@@ -136,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.standin.nvrtc", description=__doc__)
     parser.add_argument("what", nargs="+", help="a module, or a .cu file and its kernels")
     parser.add_argument("--architectures", nargs="+", type=int, default=ARCHITECTURES, help="such as 90; default: all")
+    parser.add_argument("--matching", default="", help="a regular expression of the kernels; default: all")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     lacking = missing()
@@ -144,7 +145,9 @@ def main() -> None:
         return
     if lacking:
         parser.error(lacking)
-    found = resources(*_asked(args.what), args.architectures)
+    source, names, options = _asked(args.what)
+    names = [name for name in names if re.search(args.matching, name)]
+    found = resources(source, names, options, args.architectures)
     if args.json:
         print(json.dumps({"kernels": [asdict(one) for one in found]}))
         return
