@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import formulas, host
+from .formulas import AttentionDropout
 
 try:
     import cupy
@@ -38,7 +39,6 @@ except ImportError as error:
     ) from error
 
 Array: TypeAlias = Any  # cupy.ndarray; CuPy ships no type hints
-AttentionDropout = formulas.AttentionDropout
 DType: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 Axis: TypeAlias = int | tuple[int, ...] | None

@@ -219,17 +219,17 @@ def options() -> Options:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
     parser.add_argument("--no-tests", action="store_true", help="do not run the test suite")
     parser.add_argument(
-        "--budget", type=_seconds, default=BUDGET,
+        "--budget", type=seconds, default=BUDGET,
         help=f"seconds for all parts (default: {BUDGET:.0f}); a small budget shortens bursts and skips cases",
     )  # fmt: skip
     return parser
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)  # argparse reports its ValueError
-    if not 0 < seconds < math.inf:
+def seconds(text: str) -> float:
+    number = float(text)  # argparse reports its ValueError
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
-    return seconds
+    return number
 
 
 def _backend_name(text: str) -> str:

@@ -107,7 +107,7 @@ class HubEncoding:
         ValueError: the JSON is not that of a tokenizer, its decoder is not supported, or vocab_size is too small.
     """
 
-    def __init__(self, tokenizer: Any, vocab_size: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, vocab_size: int | None = None, *, check_decoder: bool = True) -> None:
         self._json, package = tokenizer if isinstance(tokenizer, str) else tokenizer.to_str(), _tokenizers()
         try:
             self.tokenizer = package.Tokenizer.from_str(self._json)
@@ -125,7 +125,8 @@ class HubEncoding:
             _flatten_decoders(json.loads(self._json).get("decoder")),
             self.tokenizer.get_added_tokens_decoder(),
         )
-        if unknown := [d["type"] for d in decoders if d["type"] not in _DECODERS or "Regex" in d.get("pattern", ())]:
+        unknown = [d["type"] for d in decoders if d["type"] not in _DECODERS or "Regex" in d.get("pattern", ())]
+        if unknown and check_decoder:
             raise ValueError(
                 f"HubEncoding: the tokenizer's decoder {', '.join(unknown)} is not supported: the bytes of a token may "
                 "depend on its neighbors; use a byte-level or a SentencePiece tokenizer"
@@ -202,7 +203,7 @@ def _bytes_of(token: str, decoders: list[dict[str, Any]]) -> bytes:
             return to_bytes(token)
         if decoder["type"] == "ByteFallback" and re.fullmatch("<0x[0-9A-F]{2}>", token):
             return bytes([int(token[3:5], 16)])
-        if decoder["type"] == "Replace":
+        if decoder["type"] == "Replace" and "String" in decoder["pattern"]:
             token = token.replace(decoder["pattern"]["String"], decoder["content"])
         if decoder["type"] == "Metaspace":
             token = token.replace(decoder["replacement"], " ")
@@ -223,5 +224,5 @@ def encoding_from_config(config: Mapping[str, Any]) -> Encoding:
     if kind == "bpe":
         return BPE(**options)
     if kind == "tokenizers":
-        return HubEncoding(**options)
+        return HubEncoding(**options, check_decoder=False)  # earlier versions took any
     raise ValueError(f"unknown kind of encoding {kind!r}; use the release that wrote it")

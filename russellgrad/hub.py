@@ -14,6 +14,7 @@ zeros is added when a model is read, and left out when it is written. No file co
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -444,7 +445,7 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
         "vocab_size": model.tokenizer.vocab_size, **architecture.write(model),
         **{f"{key}_token_id": special[key][1] if key in special else None for key in ("bos", "eos", "pad")},
     }  # fmt: skip
-    same_tokenizer = has_tokenizer(path, files)
+    same_tokenizer = has_tokenizer(path, model.tokenizer.encoding)
     _check_no_other_model(path, same_tokenizer)
     if same_tokenizer and (path / SETTINGS).is_file():
         files = {}
@@ -459,12 +460,28 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
         write_safetensors(new / WEIGHTS, shapes, _exported(weights, own), {"format": "pt"})
         for file, content in {**files, CONFIG: config}.items():
             write_synced(new / file, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-        (path / CONFIG).unlink(missing_ok=True)  # until it is there again, the folder is no model
-        sync_folder(path)
-        for file in (WEIGHTS, *files, CONFIG):
-            os.replace(new / file, path / file)
+        earlier = new / "before.json"
+        with suppress(FileNotFoundError):
+            os.replace(path / CONFIG, earlier)  # until there is another, the folder is no model
             sync_folder(path)
+        try:
+            _replace(new, path, WEIGHTS)
+        except BaseException:
+            if earlier.exists() and (new / WEIGHTS).exists():  # the model in the folder is complete
+                os.replace(earlier, path / CONFIG)
+            raise
+        for file in (*files, CONFIG):
+            _replace(new, path, file)
     return path
+
+
+def _replace(new: Path, folder: Path, name: str) -> None:
+    """Move a file to a folder, where it gets the permissions of the one that it replaces."""
+    earlier = new / "before.json" if name == CONFIG else folder / name
+    with suppress(FileNotFoundError):
+        shutil.copymode(earlier, new / name)
+    os.replace(new / name, folder / name)
+    sync_folder(folder)
 
 
 def _check_no_other_model(folder: Path, same_tokenizer: bool) -> None:

@@ -75,8 +75,15 @@ def load_encoding(path: str | os.PathLike[str], vocab_size: int | None = None, w
         raise FileNotFoundError(f"{who}: {folder} has neither {TOKENIZER} nor {_VOCABULARY} and {_MERGES}; {remedy}")
     try:
         encoding = _own_encoding(content) or HubEncoding(json.dumps(content, ensure_ascii=False))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{who}: {file} is not a tokenizer: {error}") from error
+    if file.name == _VOCABULARY and isinstance(encoding, HubEncoding):  # the package numbers added tokens itself
+        for token in content["added_tokens"]:
+            if (i := encoding.tokenizer.token_to_id(token["content"])) != token["id"]:
+                raise ValueError(
+                    f"{who}: {folder / _ADDED}: {token['content']!r} has id {token['id']}, but the next free id is "
+                    f"{i}; save the tokenizer as tokenizer.json with transformers"
+                )
     if vocab_size is None or encoding.vocab_size == vocab_size:
         return encoding
     if encoding.vocab_size > vocab_size:
@@ -93,7 +100,7 @@ def _from_gpt2_files(folder: Path, who: str) -> dict[str, Any]:
     try:
         vocabulary, merges = read_files(folder)
         special = {token: i for token, i in vocabulary.items() if token == _END[0]}
-        return _byte_level_bpe(vocabulary, merges, special | added)
+        return _byte_level_bpe(vocabulary, merges, special | dict(sorted(added.items(), key=lambda item: int(item[1]))))
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{who}: {folder}: {_VOCABULARY} and {_MERGES} are not GPT-2's files: {error}") from error
 
@@ -140,14 +147,14 @@ def tokenizer_files(tokenizer: Tokenizer, who: str) -> dict[str, dict[str, Any]]
     return {SETTINGS: settings, TOKENIZER: content}  # in this order, for `has_tokenizer`
 
 
-def has_tokenizer(folder: Path, files: Mapping[str, dict[str, Any]]) -> bool:
+def has_tokenizer(folder: Path, encoding: Encoding) -> bool:
     """Whether the folder has this tokenizer already: its settings, such as a chat template, are then to be kept.
 
     If writing was interrupted before, they are that tokenizer's, because tokenizer.json is written after them.
     """
     try:
-        return bool(json.loads((folder / TOKENIZER).read_bytes()) == files[TOKENIZER])
-    except (OSError, ValueError):
+        return _content(load_encoding(folder, encoding.vocab_size)) == _content(encoding)
+    except (ImportError, OSError, ValueError):
         return False
 
 

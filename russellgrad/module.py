@@ -1,8 +1,8 @@
 """Module: the base class of layers and models. It finds parameters, saves and loads them, and moves them."""
 
 from collections import UserList, deque
-from collections.abc import Iterator, Mapping, ValuesView
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, ValuesView
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any, Self
 
@@ -17,8 +17,8 @@ class Module:
 
     A subclass defines `forward`; calling the module calls it. No registration is needed: a module finds the Tensors and
     modules among its attributes, and in lists, tuples and dicts there, which may be nested. Each is found once, under
-    the first of its names; `state_dict` has all of its names, as in PyTorch. In other objects, such as a dataclass, it
-    finds none.
+    the first of its names; `state_dict` has all of its names, as in PyTorch, unless modules hold each other in a
+    cycle. In other objects, such as a dataclass, it finds none.
 
     A Tensor that tracks gradients is a parameter, which optimizers train. Any other is a buffer, such as a running mean
     or a frozen parameter: it is saved, loaded and moved with the parameters, and not trained. For a cache that is not
@@ -66,8 +66,12 @@ class Module:
         yield from (member for _, member in self._members() if isinstance(member, Module))
 
     def _named_tensors(self, all_names: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter and buffer with its dotted name, or with each of its names."""
-        yield from ((name, member) for name, member in self._members(all_names) if isinstance(member, Tensor))
+        """Yield each parameter and buffer with its dotted name, or with each of its names, if there is no cycle."""
+        members: Iterable[tuple[str, Tensor | Module]] = self._members()
+        if all_names:
+            with suppress(_CycleError):
+                members = list(self._members(all_names=True))
+        yield from ((name, member) for name, member in members if isinstance(member, Tensor))
 
     def _members(self, all_names: bool = False) -> Iterator[tuple[str, "Tensor | Module"]]:
         """Yield this module, and every Tensor and module inside it, once, with its dotted name.
@@ -76,6 +80,7 @@ class Module:
 
         Raises:
             TypeError: a set holds a Tensor or a module: its order is not fixed. ValueError: two have the same name.
+            _CycleError: with `all_names`, for a module that holds itself, perhaps inside others: names have no end.
         """
         pending: list[tuple[Any, Any]] = [("", self)]
         seen: dict[int, Any] = {}  # by id; also stops at cycles, such as a module that knows its parent
@@ -86,10 +91,12 @@ class Module:
                 del seen[name]
                 continue
             if id(value) in seen:
+                if all_names:
+                    raise _CycleError
                 continue
             seen[id(value)] = value
             if all_names:
-                pending.append((id(value), _END))  # comes after what is inside: only a cycle is stopped
+                pending.append((id(value), _END))  # comes after what is inside, so `seen` has what the value is in
             if isinstance(value, (Tensor, Module)):
                 if names.setdefault(name, value) is not value:
                     raise ValueError(f"{type(self).__name__}: two members have the name {name}; rename one of them")
@@ -264,7 +271,7 @@ def replaced_tensors(module: Module, tensors: Mapping[str, Tensor]) -> Iterator[
             f"functional_call: needs one dict from names to Tensors, got a {type(tensors).__name__}; make it with "
             "dict(module.named_parameters()), or merge two: {**parameters, **buffers}"
         )
-    own = dict(module._named_tensors())
+    own = dict(module._named_tensors(all_names=True))
     unknown = [name for name in tensors if name not in own]
     if unknown:
         known = ", ".join([*list(own)[:10], *["..."] * (len(own) > 10)])
@@ -272,11 +279,15 @@ def replaced_tensors(module: Module, tensors: Mapping[str, Tensor]) -> Iterator[
             f"functional_call: {type(module).__name__} has no parameter or buffer {', '.join(map(repr, unknown))}; its "
             f"names are {known}"
         )
+    given: dict[int, str] = {}  # the first name of each of the module's Tensors, by id
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"functional_call: {name} must be a Tensor, got a {type(tensor).__name__}")
         if tensor.shape != own[name].shape:
             raise ValueError(f"functional_call: {name} has shape {tensor.shape}, expected {own[name].shape}")
+        first = given.setdefault(id(own[name]), name)
+        if tensors[first] is not tensor:
+            raise ValueError(f"functional_call: {first} and {name} are one Tensor; give one of them, or the same twice")
     places: list[tuple[Any, Any, Any]] = []  # (container, key, what was there)
     try:
         _replace(module, {id(own[name]): tensor for name, tensor in tensors.items()}, {}, places)
@@ -313,6 +324,10 @@ def _replace(value: Any, new: Mapping[int, Tensor], seen: dict[int, Any], places
                     ) from error
                 places.append((container, key, part))
     return value
+
+
+class _CycleError(Exception):
+    """A module holds itself."""
 
 
 _END = object()  # in the traversal of a module: the end of what is inside a value

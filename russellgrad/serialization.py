@@ -30,10 +30,10 @@ _DTYPES = {
 def save(module: Module, path: str | os.PathLike[str]) -> Path:
     """Write a module's parameters and buffers, frozen ones too, to a safetensors file and return the file's path.
 
-    Each array keeps its name in `module.state_dict()`, its shape and its dtype, so `load` gives back the same bits.
-    bfloat16 and float16 are not converted. The same arrays give the same bytes on every backend. An existing file is
-    replaced atomically: after a crash, `path` holds the complete old file or the complete new one. It keeps its
-    permissions. If `path` is a symbolic link, the file it points to is replaced.
+    Each array keeps its name in `module.state_dict()`, the first if it has several, its shape and its dtype, so `load`
+    gives back the same bits. bfloat16 and float16 are not converted. The same arrays give the same bytes on every
+    backend. An existing file is replaced atomically: after a crash, `path` holds the complete old file or the complete
+    new one. It keeps its permissions. If `path` is a symbolic link, the file it points to is replaced.
 
         rg.save(model, "model.safetensors")
         rg.load("model.safetensors", model)
@@ -55,7 +55,7 @@ def save(module: Module, path: str | os.PathLike[str]) -> Path:
     if not isinstance(module, Module):
         hint = "; the module comes first, save(module, path)" if isinstance(path, Module) else ""
         raise TypeError(f"save: needs a Module, got a {type(module).__name__}{hint}")
-    state = module.state_dict()
+    state = {name: tensor.numpy() for name, tensor in module._named_tensors()}
     if "__metadata__" in state:
         raise ValueError("save: an array is called '__metadata__', which safetensors files do not allow; rename it")
     for name, array in state.items():

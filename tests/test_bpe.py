@@ -374,6 +374,8 @@ def test_bytes_are_those_of_the_decoders(tmp_path: Path) -> None:
         tokenizer.decoder = decoder
         with pytest.raises(ValueError, match=f"the tokenizer's decoder {name} is not supported: the bytes of a token"):
             HubEncoding(tokenizer)
+        config = {"kind": "tokenizers", "tokenizer": tokenizer.to_str(), "vocab_size": 3}
+        assert encoding_from_config(config).token_bytes(2) == b"ByteLevel"  # a model file of an earlier version
 
 
 def test_files_that_are_no_tokenizers_raise(tmp_path: Path) -> None:

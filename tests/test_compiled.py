@@ -56,9 +56,9 @@ def model_and_optimizer(
 def test_each_step_drops_other_attention_weights(backend: Backend, wrap: Callable[[Step], Step]) -> None:
     """The loss of the same batch and the same parameters differs from step to step, also in replays."""
     model, _ = model_and_optimizer(attention_dropout=0.5)
-    ids, targets = batch(1)
-    step = wrap(lambda ids: cross_entropy_loss(model(ids), targets, model.tokenizer.pad_token_id))
-    losses = [float(step(model.tokenizer.ids(ids)).item()) for _ in range(6)]
+    inputs, targets = map(model.tokenizer.ids, batch(1))
+    step = wrap(lambda ids, targets: cross_entropy_loss(model(ids), targets, model.tokenizer.pad_token_id))
+    losses = [float(step(inputs, targets).item()) for _ in range(6)]
     assert len(set(losses)) == 6
 
 

@@ -655,10 +655,52 @@ def test_vocab_and_merges_of_gpt2_are_read(hf: Any, bpe: Any, folder: Path) -> N
     model.save_pretrained(folder.parent / "again")
     assert Transformer.from_pretrained(folder.parent / "again").tokenizer.encode(text) == bpe.encode(text).ids
     assert load_encoding(folder).encode(text) == bpe.encode(text).ids
-    (folder / "added_tokens.json").write_text('{"<|user|>": 300}')
-    text += "<|user|> a"
+    (folder / "added_tokens.json").write_text('{"<|a|>": 302, "<|b|>": 300, "<|c|>": 301}')
+    text += "<|a|> a<|b|><|c|>"
     ids = load_encoding(folder).encode(text)
-    assert ids == hf.GPT2Tokenizer.from_pretrained(folder)(text)["input_ids"] and 300 in ids
+    assert ids == hf.GPT2Tokenizer.from_pretrained(folder)(text)["input_ids"] and {300, 301, 302} <= set(ids)
+    for i in (5, 301):
+        (folder / "added_tokens.json").write_text(f'{{"<|a|>": {i}}}')
+        with pytest.raises(ValueError, match=rf"added_tokens.json: '<|a|>' has id {i}, but the next free id is 300;"):
+            load_encoding(folder)
+
+
+@once
+def test_a_model_is_saved_into_its_own_folder(hf: Any, bpe: Any, folder: Path, tmp_path: Path) -> None:
+    """Also if `transformers` wrote the tokenizer in another way, or if it is GPT-2's files."""
+    hf.AutoTokenizer.from_pretrained(small().save_pretrained(tmp_path / "own")).save_pretrained(tmp_path / "own")
+    (folder / "tokenizer.json").unlink()
+    bpe.model.save(str(folder))
+    for path in (tmp_path / "own", folder):
+        (path / "generation_config.json").write_text("{}")
+        model = Transformer.from_pretrained(path)
+        assert Transformer.from_pretrained(model.save_pretrained(path)).tokenizer.encode(
+            "ab"
+        ) == model.tokenizer.encode("ab")
+
+
+@once
+def test_a_file_that_cannot_be_replaced_leaves_the_earlier_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, replace = small(attention_bias=True), os.replace
+    path = earlier.save_pretrained(tmp_path)
+    (path / "config.json").chmod(0o600)
+
+    def refused(source: Any, target: Any) -> None:
+        if Path(target) == path / "model.safetensors":
+            raise PermissionError("in use")
+        replace(source, target)
+
+    other = small(activation="relu", attention_bias=True)
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError, match="in use"):
+        other.save_pretrained(path)
+    monkeypatch.setattr(os, "replace", replace)
+    assert Transformer.from_pretrained(path).config() == earlier.config()
+    assert Transformer.from_pretrained(other.save_pretrained(path)).config() == other.config()
+    assert (path / "config.json").stat().st_mode & 0o777 == 0o600
+    assert len(list(path.iterdir())) == 4
 
 
 @once

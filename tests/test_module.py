@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from russellgrad import Tensor, grad, layers, use_backend
+from russellgrad import Tensor, functional_call, grad, layers, use_backend
 from russellgrad.backend import Backend
 from russellgrad.layers import BatchNorm, Dropout, Linear, ReLU, Sequential
 from russellgrad.module import Module, replaced_tensors
@@ -193,6 +193,25 @@ def test_one_name_of_a_shared_member_is_enough(backend: Backend) -> None:
     with pytest.raises(ValueError, match=r"does not fit: w differs from a\.weight, which is the same Tensor$"):
         ours.load_state_dict({**state, "w": state["w"] + 1})
     assert_close(ours.w, before["w"])
+
+
+def test_members_of_a_cycle_have_one_name_in_the_state(backend: Backend) -> None:
+    """Their names have no end. Layers that hold each other would have a number of names that grows as a factorial."""
+    layers = [Linear(1, 1, bias=False) for _ in range(20)]
+    for layer in layers:
+        layer.peers = [other for other in layers if other is not layer]  # type: ignore[attr-defined]
+    model = Sequential(*layers)
+    assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]
+    assert len(model.state_dict()) == 20
+
+
+def test_functional_call_takes_each_name_of_a_shared_member(backend: Backend) -> None:
+    model, x = Sequential(*[Linear(2, 2)] * 2), Tensor([[1.0, 2.0]])
+    state = {name: Tensor(array) for name, array in model.state_dict().items()}
+    zeros = {name: Tensor(np.zeros(tensor.shape)) for name, tensor in state.items() if name.startswith("1.")}
+    assert functional_call(model, zeros, x).tolist() == [[0.0, 0.0]]
+    with pytest.raises(ValueError, match=r"functional_call: 0\.weight and 1\.weight are one Tensor; give one of them"):
+        functional_call(model, state, x)
 
 
 class ListModule(Module, list[Any]):

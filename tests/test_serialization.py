@@ -13,6 +13,7 @@ import russellgrad as rg
 from russellgrad import Module, Tensor
 from russellgrad.backend import Backend
 from russellgrad.checkpoint import load_model
+from russellgrad.layers import Linear, Sequential
 from russellgrad.russelltransformer import Transformer
 from russellgrad.tokenizer import Tokenizer
 from tests.helpers import hide_package, once, rng
@@ -137,6 +138,13 @@ def test_errors_list_every_name_and_name_the_file(backend: Backend, tmp_path: Pa
     rg.save(floats, path)
     with pytest.raises(ValueError, match="num_batches_tracked is float64, expected int64"):
         rg.load(path, Model())
+
+
+@once
+def test_a_shared_array_is_saved_once(tmp_path: Path) -> None:
+    model = Sequential(*[Linear(2, 2)] * 2)
+    assert set(safetensors_torch.load_file(rg.save(model, tmp_path / "model.safetensors"))) == {"0.weight", "0.bias"}
+    assert rg.load(tmp_path / "model.safetensors", Sequential(*[Linear(2, 2)] * 2)).state_dict().keys() > {"1.bias"}
 
 
 @once
