@@ -135,7 +135,7 @@ def swiglu(gate: Array, up: Array) -> Any:
     return out.reshape(gate.shape)
 
 
-@compiled("contract", "reassoc")
+@compiled("contract")  # reordered, gate * up could overflow
 def _swiglu(gate: Array, up: Array, out: Array) -> None:
     for i in range(gate.size):
         out[i] = gate[i] / (_ONE + _exp(-gate[i])) * up[i]

@@ -58,6 +58,13 @@ def row_sums(a: Array) -> Array:
     return np.asarray(a @ np.ones((a.shape[-1], 1), a.dtype))
 
 
+def row_means(a: Array, weight: Array) -> Array:
+    """The mean of each row of a * weight: (n, C), (C,) -> (n, 1)."""
+    if len(weight) > 1024:
+        return row_sums(a * weight) / a.dtype.type(len(weight))
+    return np.asarray(a @ (weight[:, None] / max(len(weight), 1)))
+
+
 def row_max(a: Array) -> Array:
     """(..., C) -> (..., 1), of an array in C order with C > 0. np.max takes up to five times as long for short rows."""
     rows = rows_of(a)

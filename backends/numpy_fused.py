@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .cpu import run_parallel
-from .numpy_blocks import FLOP_TIME, Array, block_length, is_half, row_max, row_sums, rows_of, run_in_blocks
+from .numpy_blocks import FLOP_TIME, Array, block_length, is_half, row_max, row_means, row_sums, rows_of, run_in_blocks
 from .numpy_sums import _ONE_THREAD, sum
 
 _SMALL_PRODUCT = 1 << 18  # multiplications; OpenBLAS uses one thread for a product of no more
@@ -272,7 +272,6 @@ def layer_norm_backward(
     n, width = xs.shape
     gx = np.empty(xs.shape, g.dtype) if need_x else None
     scale = np.ones(width, g.dtype) if gamma is None else gamma
-    average = scale[:, None] / max(width, 1)  # g @ average: the mean of each row of g gamma
     length = block_length(n, width) or 1
     # The gradients of gamma and beta, summed in each block: the result does not depend on the number of threads.
     sums = np.empty((2, -(-n // length), width), g.dtype)
@@ -286,8 +285,8 @@ def layer_norm_backward(
         if gx is not None:
             # rstd (h - mean(h) - normed mean(h normed)), with h = g gamma.
             h = np.multiply(gs[block], scale, out=gx[block])
-            h -= gs[block] @ average
-            normed *= g_normed @ average
+            h -= row_means(gs[block], scale)
+            normed *= row_means(g_normed, scale)
             h -= normed
             h *= rstds[block]
 

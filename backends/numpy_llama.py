@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .numpy_activations import one_plus_exp
-from .numpy_blocks import Array, block_length, is_half, row_sums, rows_of, run_in_blocks
+from .numpy_blocks import Array, block_length, is_half, row_means, row_sums, rows_of, run_in_blocks
 from .numpy_sums import sum
 
 # Zhang & Sennrich, "Root mean square layer normalization", arXiv:1910.07467, equation 4.
@@ -16,7 +16,7 @@ from .numpy_sums import sum
 def rms_norm(x: Array, gamma: Array | None, eps: float) -> Any:
     if is_half(x):
         return NotImplemented
-    if 0 < x.size == x.shape[-1]:  # one row, whose scale is a scalar: NumPy computes faster with these
+    if 0 < x.size == x.shape[-1] <= 1024:  # one row, whose scale is a scalar: NumPy computes faster with these
         row = x.reshape(-1)
         scale = 1.0 / np.sqrt(row.dot(row) / row.size + eps)
         y = row * scale
@@ -50,7 +50,6 @@ def rms_norm_backward(g: Array, x: Array, gamma: Array | None, r: Array, needs: 
     n, width = xs.shape
     gx = np.empty(xs.shape, g.dtype) if need_x else None
     weight = np.ones(width, g.dtype) if gamma is None else gamma
-    average = weight[:, None] / max(width, 1)  # g normed @ average: the mean of each row of g gamma normed
     length = block_length(n, width) or 1
     sums = np.empty((-(-n // length), width), g.dtype)  # of each block, so that threads do not change the result
 
@@ -60,7 +59,7 @@ def rms_norm_backward(g: Array, x: Array, gamma: Array | None, r: Array, needs: 
         if need_gamma:
             sums[block.start // length] = sum(g_normed, axis=0)
         if gx is not None:
-            normed *= g_normed @ average
+            normed *= row_means(g_normed, weight)
             h = np.multiply(gs[block], weight, out=gx[block])
             h -= normed
             h *= scales[block]

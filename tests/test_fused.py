@@ -216,6 +216,10 @@ def test_swiglu_edge_cases(backend: Backend) -> None:
         normal(6, 4),
     )
     check_against_torch(rg.swiglu, lambda a, b: F.silu(a) * b, np.array([0.0, 1000.0, -1000.0]), normal(3))
+    gate, up = np.array([-50.0, -100.0, -1e30], np.float32), np.array([1e37, 4e36, 1e10], np.float32)
+    found = rg.swiglu(Tensor(np.tile(gate, 20)), Tensor(np.tile(up, 20))).numpy()
+    expected = (F.silu(torch.tensor(gate)) * torch.tensor(up)).numpy()
+    np.testing.assert_allclose(found.reshape(20, 3), np.tile(expected, (20, 1)), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"^swiglu: gate \(3,\) and up \(2, 3\) must have the same shape"):
         rg.swiglu(Tensor(normal(3)), Tensor(normal(2, 3)))
 
@@ -630,3 +634,18 @@ def test_attention_errors(backend: Backend) -> None:
             rg.attention(q, k, v, mask=np.zeros(shape, bool))
     with pytest.raises(ValueError, match=r"^attention: "):
         rg.attention(Tensor(normal(2, 4, 3)), Tensor(normal(3, 5, 3)), Tensor(normal(3, 5, 3)))
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_norms_sum_long_rows_accurately(backend: Backend, name: str) -> None:
+    """Sums of equal numbers: an error in each addition would be one in the same direction."""
+    values = np.tile(np.repeat([0.1, 0.3], 2048), (3, 1))
+    values[:, ::7] *= -1
+    reference = reference_rms_norm if name == "rms_norm" else lambda x, w: F.layer_norm(x, x.shape[-1:], w)
+    x, gamma = (
+        torch.tensor(a, requires_grad=True) for a in (values.astype("float32").astype("float64"), np.full(4096, 0.3))
+    )
+    reference(x, gamma).backward(torch.full((3, 4096), 0.3, dtype=torch.float64))
+    ours, weight = Tensor(values.astype("float32")), Tensor(np.full(4096, 0.3, "float32"))
+    getattr(rg, name)(ours, weight).backward(Tensor(np.full((3, 4096), 0.3, "float32")))
+    assert_close(Tensor(ours.grad, requires_grad=False).astype("float64"), x.grad, atol=3e-6)  # the terms are up to 0.4
