@@ -61,7 +61,7 @@ def row_sums(a: Array) -> Array:
 def row_means(a: Array, weight: Array) -> Array:
     """The mean of each row of a * weight: (n, C), (C,) -> (n, 1)."""
     if len(weight) > 1024:
-        return row_sums(a * weight) / a.dtype.type(len(weight))
+        return np.asarray(row_sums(a * weight) / a.dtype.type(len(weight)))
     return np.asarray(a @ (weight[:, None] / max(len(weight), 1)))
 
 
