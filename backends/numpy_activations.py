@@ -170,6 +170,7 @@ def sigmoid(a: Array) -> Any:
     flat = a.reshape(-1)
     out = np.empty(flat.shape, a.dtype)
 
+    @np.errstate(over="ignore")
     def formula(block: slice) -> None:
         divisor = one_plus_exp(flat[block], out[block])
         np.divide(1.0, divisor, out=divisor)
@@ -179,10 +180,9 @@ def sigmoid(a: Array) -> Any:
 
 
 def one_plus_exp(a: Array, out: Array) -> Array:
-    """1 + e^-a, written to `out`. It is inf where e^-a overflows."""
+    """1 + e^-a, written to `out`. It is inf where e^-a overflows; the caller ignores that error."""
     np.negative(a, out=out)
-    with np.errstate(over="ignore"):
-        np.exp(out, out=out)
+    np.exp(out, out=out)
     out += 1.0
     return out
 

@@ -121,16 +121,14 @@ class HubEncoding:
         self.vocab_size = max(vocab.values(), default=-1) + 1 if vocab_size is None else vocab_size
         if too_large := [token for token, i in vocab.items() if i >= self.vocab_size]:
             raise ValueError(f"HubEncoding: vocab_size {vocab_size} is too small: {too_large[0]!r} has a larger id")
-        decoders, added = (
-            _flatten_decoders(json.loads(self._json).get("decoder")),
-            self.tokenizer.get_added_tokens_decoder(),
-        )
+        decoders = _flatten_decoders(json.loads(self._json).get("decoder"))
         unknown = [d["type"] for d in decoders if d["type"] not in _DECODERS or "Regex" in d.get("pattern", ())]
         if unknown and check_decoder:
             raise ValueError(
                 f"HubEncoding: the tokenizer's decoder {', '.join(unknown)} is not supported: the bytes of a token may "
                 "depend on its neighbors; use a byte-level or a SentencePiece tokenizer"
             )
+        added = self.tokenizer.get_added_tokens_decoder()
         self._bytes = [b""] * self.vocab_size  # models may have ids that are no token's
         for token, i in vocab.items():
             self._bytes[i] = utf8(token) if i in added else _bytes_of(token, decoders)

@@ -140,12 +140,11 @@ def _dropout(
     op: str, p: float, generator: Generator | None, shape: Callable[[], Shape], operands: tuple[Operand, ...]
 ) -> dict[str, rules.DropoutKey]:
     """The parameter `dropout` of an attention rule, whose weights have this shape. Without dropout there is none."""
-    if (number := python_number(p)) is None or not 0 <= number < 1:
-        raise ValueError(f"{op}: dropout_p must be in [0, 1), got {p!r}; pass 0 for no dropout")
-    if not number or not rules.min_ndim(*operands):  # `apply` or the rule refuses an operand without axes
+    rules.check_probability(f"{op}: dropout_p", p, "; pass 0 for no dropout")
+    if not p or not rules.min_ndim(*operands):  # `apply` or the rule refuses an operand without axes
         return {}
     xp = next((x.backend for x in operands if isinstance(x, Tensor)), resolve_backend(None))
-    return {"dropout": ((generator or default_generator())._key(shape(), xp), float(number))}
+    return {"dropout": ((generator or default_generator())._key(shape(), xp), float(p))}
 
 
 def attention_qkvpacked(

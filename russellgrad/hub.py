@@ -460,26 +460,25 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> Path:
         write_safetensors(new / WEIGHTS, shapes, _exported(weights, own), {"format": "pt"})
         for file, content in {**files, CONFIG: config}.items():
             write_synced(new / file, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        for file in (WEIGHTS, *files, CONFIG):
+            with suppress(FileNotFoundError):
+                shutil.copymode(path / file, new / file)
         earlier = new / "before.json"
         with suppress(FileNotFoundError):
             os.replace(path / CONFIG, earlier)  # until there is another, the folder is no model
             sync_folder(path)
         try:
-            _replace(new, path, WEIGHTS)
+            _move(new, path, WEIGHTS)
         except BaseException:
             if earlier.exists() and (new / WEIGHTS).exists():  # the model in the folder is complete
                 os.replace(earlier, path / CONFIG)
             raise
         for file in (*files, CONFIG):
-            _replace(new, path, file)
+            _move(new, path, file)
     return path
 
 
-def _replace(new: Path, folder: Path, name: str) -> None:
-    """Move a file to a folder, where it gets the permissions of the one that it replaces."""
-    earlier = new / "before.json" if name == CONFIG else folder / name
-    with suppress(FileNotFoundError):
-        shutil.copymode(earlier, new / name)
+def _move(new: Path, folder: Path, name: str) -> None:
     os.replace(new / name, folder / name)
     sync_folder(folder)
 

@@ -25,7 +25,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 from .autograd import Joint
 from .backend import Array, AttentionDropout, Axis, Backend, DType, Index, Padding, Shape
-from .dtype import is_float, real_array
+from .dtype import is_float, python_number, real_array
 
 Rule: TypeAlias = Callable[..., tuple[Any, ...]]
 Result: TypeAlias = tuple[Any, ...]  # (output, pullback, ...)
@@ -945,6 +945,12 @@ def check_int(what: str, value: Any) -> None:
     """Raise TypeError for anything but an integer, and for a bool."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{what} must be an int, got {value!r}")
+
+
+def check_probability(what: str, value: Any, remedy: str = "") -> None:
+    """Raise ValueError for anything but a number in [0, 1); `remedy` ends the message."""
+    if (number := python_number(value)) is None or not 0 <= number < 1:
+        raise ValueError(f"{what} must be in [0, 1), got {value!r}{remedy}")
 
 
 def shape_of(operand: Array | float) -> Shape:

@@ -22,10 +22,11 @@ from .decoder import ACTIVATIONS, Decoder
 from .functional import attention, attention_qkvpacked, layer_norm, linear
 from .generation import KVCache, LayerCache, Sampling
 from .layers import Dropout
-from .layers.check import check_width, checked_eps, positive, probability
+from .layers.check import check_width, checked_eps, positive
 from .llama import GroupedQueryAttention, RMSNorm, Rotary, SwiGLU
 from .module import Module
 from .random import DROPOUT, Generator
+from .rules import check_probability
 from .tensor import Tensor
 from .tokenizer import Tokenizer
 
@@ -352,7 +353,8 @@ class Transformer(Module):
             "n_kv_heads": n_kv_heads, "window": window, "tied": tied, "attention_dropout": attention_dropout,
         }  # fmt: skip
         checked_eps("Transformer", norm_eps, "norm_eps")
-        probability("Transformer", dropout=dropout, attention_dropout=attention_dropout)
+        check_probability("Transformer: dropout", dropout)
+        check_probability("Transformer: attention_dropout", attention_dropout)
         _check_names(norm=norm, feed_forward=feed_forward, positions=positions)
         if (positions == "rotary") != (tokenizer.positional_encoding is None):
             raise ValueError(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Shape
-from ..dtype import python_number
 from ..module import Module
 from ..rules import check_bool, check_int
 from ..schedules import to_float
@@ -23,13 +22,6 @@ def flags(layer: str, **values: Any) -> None:
     """Check the switches of a layer. Raises TypeError for one that is not True or False."""
     for name, value in values.items():
         check_bool(f"{layer}: {name}", value)
-
-
-def probability(layer: str, **values: Any) -> None:
-    """Raises ValueError for a value that is not a number in [0, 1)."""
-    for name, value in values.items():
-        if (number := python_number(value)) is None or not 0 <= number < 1:
-            raise ValueError(f"{layer}: {name} must be in [0, 1), got {value!r}")
 
 
 def checked_eps(layer: str, eps: Any, name: str = "eps") -> float:

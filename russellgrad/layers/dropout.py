@@ -2,8 +2,9 @@
 
 from ..module import Module
 from ..random import Generator, default_generator
+from ..rules import check_probability
 from ..tensor import Tensor
-from .check import check_input, probability
+from .check import check_input
 
 
 class Dropout(Module):
@@ -20,7 +21,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, generator: Generator | None = None) -> None:
-        probability("Dropout", p=p)
+        check_probability("Dropout: p", p)
         self.p = float(p)
         self.generator = generator
 

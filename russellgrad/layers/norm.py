@@ -1,6 +1,6 @@
 """Normalization layers. They reshape their input to rows and call `layer_norm` or `rms_norm`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 from .. import init
@@ -48,10 +48,7 @@ class LayerNorm(Module):
         """(..., *normalized_shape) -> the same. Raises ValueError for another shape."""
         _check_last(self, x, self.normalized_shape)
         weight, bias = (p if p is None else p.flatten() for p in (self.weight, self.bias))
-        if len(self.normalized_shape) == 1:
-            return layer_norm(x, weight, bias, self.eps)
-        rows = x.reshape(*x.shape[: x.ndim - len(self.normalized_shape)], prod(self.normalized_shape))
-        return layer_norm(rows, weight, bias, self.eps).reshape(x.shape)
+        return _over_last(x, self.normalized_shape, lambda rows: layer_norm(rows, weight, bias, self.eps))
 
 
 class RMSNorm(Module):
@@ -84,10 +81,14 @@ class RMSNorm(Module):
         _check_last(self, x, self.normalized_shape)
         eps = (2.0**-52 if x.dtype.itemsize == 8 else 2.0**-23) if self.eps is None else self.eps
         weight = None if self.weight is None else self.weight.flatten()
-        if len(self.normalized_shape) == 1:
-            return rms_norm(x, weight, eps)
-        rows = x.reshape(*x.shape[: x.ndim - len(self.normalized_shape)], prod(self.normalized_shape))
-        return rms_norm(rows, weight, eps).reshape(x.shape)
+        return _over_last(x, self.normalized_shape, lambda rows: rms_norm(rows, weight, eps))
+
+
+def _over_last(x: Tensor, shape: tuple[int, ...], norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """The norm of x over its last axes, which have this shape: (..., *shape) -> the same."""
+    if len(shape) == 1:
+        return norm(x)
+    return norm(x.reshape(*x.shape[: x.ndim - len(shape)], prod(shape))).reshape(x.shape)
 
 
 class GroupNorm(Module):
